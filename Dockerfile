@@ -1,0 +1,37 @@
+# Builds with BuildKit (docker buildx) or buildah. With buildah add `--format docker`, or the health check is dropped.
+
+FROM rust:1.95-bookworm AS build
+WORKDIR /build
+COPY Cargo.toml Cargo.lock ./
+COPY config config
+COPY docs/openapi.json docs/openapi.json
+COPY src src
+# Dependencies are compiled once and kept in the two caches. `touch` makes cargo look at our own sources again, whatever
+# the times of the files in a cache filled from another checkout say.
+RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
+    --mount=type=cache,target=/build/target,sharing=locked \
+    touch src/lib.rs src/main.rs \
+    && cargo build --release --locked --bin unpod-gateway \
+    && cp target/release/unpod-gateway /usr/local/bin/unpod-gateway
+
+
+FROM debian:bookworm-slim
+LABEL org.opencontainers.image.title="unpod-gateway" \
+      org.opencontainers.image.description="A caching gateway in front of Unpod's tasks endpoint" \
+      org.opencontainers.image.licenses="Apache-2.0"
+# The certificate authorities by which the upstream is verified; `upstream.ca_file` adds one of your own.
+COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
+COPY --from=build /usr/local/bin/unpod-gateway /usr/local/bin/unpod-gateway
+COPY LICENSE /usr/share/doc/unpod-gateway/LICENSE
+RUN groupadd --gid 10001 gateway \
+    && useradd --uid 10001 --gid gateway --no-log-init --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin gateway
+USER 10001:10001
+
+# Stronger than `server.listen` in the configuration file: inside a container loopback reaches nobody.
+ENV UNPOD_GATEWAY__SERVER__LISTEN=0.0.0.0:8080
+EXPOSE 8080
+HEALTHCHECK --interval=10s --timeout=3s --start-period=5s --retries=3 CMD ["unpod-gateway", "healthcheck"]
+# SIGTERM drains: allow `server.drain_delay` and `server.drain_timeout`, 25 s together, before the kill.
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["unpod-gateway"]
+CMD ["serve", "--config", "/etc/unpod-gateway/config.toml"]

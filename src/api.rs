@@ -1,0 +1,16 @@
+//! The two listeners as routers: what a request passes on its way in, and what every answer looks like on its way out.
+
+pub mod admin;
+pub mod clients;
+pub mod error;
+pub mod layers;
+pub mod peer;
+pub mod query;
+pub mod router;
+pub mod routes;
+
+pub use self::{
+    clients::{Client, Clients},
+    error::ApiError,
+    router::{Data, data_service},
+};

@@ -1,0 +1,193 @@
+//! The operators' listener: probes, metrics, and dropping pages from the cache.
+
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::{Path, Request, State},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{delete, get},
+};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use serde_json::json;
+use tracing::info;
+
+use super::Clients;
+use crate::{domain::SpaceToken, service::Tasks, telemetry::metrics::Metrics};
+
+/// Whether the gateway takes requests: not while it drains.
+#[derive(Clone, Debug, Default)]
+pub struct Draining(Arc<AtomicBool>);
+
+impl Draining {
+    pub fn begin(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// What the operators' handlers share.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    pub tasks: Arc<Tasks>,
+    pub clients: Arc<Clients>,
+    pub metrics: Arc<Metrics>,
+    pub draining: Draining,
+    /// The configuration in force, secrets hidden.
+    pub effective_config: Arc<str>,
+}
+
+/// Builds the operators' router.
+pub fn router(admin: Admin) -> Router {
+    Router::new()
+        .route("/livez", get(|| async { "ok" }))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .route("/config", get(config))
+        .route("/cache", delete(purge))
+        .route("/cache/spaces/{space_token}", delete(purge_space))
+        .with_state(admin)
+        .layer(middleware::from_fn(refuse_foreign))
+}
+
+/// Keeps web pages out: a name that resolves to loopback, and a form posted from elsewhere, are no operator.
+async fn refuse_foreign(request: Request, next: Next) -> Response {
+    let headers = request.headers();
+    let host = headers
+        .get(header::HOST)
+        .and_then(|host| host.to_str().ok())
+        .or_else(|| request.uri().host())
+        .unwrap_or_default()
+        .to_owned();
+    if !is_local_name(&host) {
+        return refusal("this Host is not served: use an IP address or localhost");
+    }
+    let changes = matches!(*request.method(), Method::POST | Method::DELETE);
+    if changes && is_foreign_origin(headers, &host) {
+        return refusal("this Origin may not change anything");
+    }
+    next.run(request).await
+}
+
+fn refusal(text: &'static str) -> Response {
+    (StatusCode::FORBIDDEN, text).into_response()
+}
+
+fn is_local_name(host: &str) -> bool {
+    let name = host_name(host);
+    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok()
+}
+
+fn host_name(host: &str) -> &str {
+    match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
+    }
+}
+
+fn is_foreign_origin(headers: &HeaderMap, host: &str) -> bool {
+    headers.get(header::ORIGIN).is_some_and(|origin| {
+        origin
+            .to_str()
+            .ok()
+            .and_then(|origin| origin.split_once("://"))
+            .is_none_or(|(_, origin)| !origin.eq_ignore_ascii_case(host))
+    })
+}
+
+/// Each part and why. A refused credential degrades: pages are still served, and other credentials work.
+async fn readyz(State(admin): State<Admin>) -> Response {
+    let draining = admin.draining.has_begun();
+    let refused: Vec<&str> = admin
+        .clients
+        .credentials()
+        .all()
+        .filter(|credential| credential.is_refused())
+        .map(|credential| credential.name.as_str())
+        .collect();
+    let status = match (draining, refused.is_empty()) {
+        (true, _) => "draining",
+        (false, true) => "ready",
+        (false, false) => "degraded",
+    };
+    let body = json!({
+        "status": status,
+        "parts": {
+            "listener": { "status": if draining { "draining" } else { "ready" } },
+            "credentials": {
+                "status": if refused.is_empty() { "ready" } else { "degraded" },
+                "refused_by_upstream": refused,
+            },
+        },
+    });
+    let code = if draining {
+        StatusCode::SERVICE_UNAVAILABLE
+    } else {
+        StatusCode::OK
+    };
+    (code, Json(body)).into_response()
+}
+
+async fn metrics(State(admin): State<Admin>) -> Response {
+    let text = admin.metrics.encode(admin.tasks.store().size());
+    let mut response = Response::new(Body::from(text));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8"),
+    );
+    response
+}
+
+async fn config(State(admin): State<Admin>) -> String {
+    admin.effective_config.to_string()
+}
+
+async fn purge(State(admin): State<Admin>) -> StatusCode {
+    admin.tasks.store().purge();
+    info!("operator dropped the whole cache");
+    StatusCode::NO_CONTENT
+}
+
+async fn purge_space(State(admin): State<Admin>, Path(token): Path<String>) -> Response {
+    match SpaceToken::new(&token) {
+        Ok(space) => {
+            admin.tasks.store().purge_space(&space);
+            info!(%space, "operator dropped a space from the cache");
+            StatusCode::NO_CONTENT.into_response()
+        }
+        Err(error) => (StatusCode::BAD_REQUEST, error.to_string()).into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_addresses_and_localhost_are_local_names() {
+        for (host, expected) in [
+            ("127.0.0.1:9090", true),
+            ("localhost:9090", true),
+            ("LOCALHOST", true),
+            ("[::1]:9090", true),
+            ("10.1.2.3", true),
+            ("evil.example:9090", false),
+            ("localhost.evil.example", false),
+            ("", false),
+        ] {
+            assert_eq!(is_local_name(host), expected, "{host}");
+        }
+    }
+}

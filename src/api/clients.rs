@@ -1,0 +1,184 @@
+//! Who may call: the configured clients, found by the digest of their key.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::SystemTime,
+};
+
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+use crate::{
+    config::ClientConfig,
+    domain::SpaceToken,
+    telemetry::metrics::AuthFailure,
+    upstream::{Credential, Credentials},
+};
+
+/// A caller with an identity of its own.
+#[derive(Debug)]
+pub struct Client {
+    pub name: Arc<str>,
+    spaces: AllowedSpaces,
+    /// For all of its spaces, where one is named.
+    credential: Option<Arc<Credential>>,
+    /// Whether it may cause upstream calls beyond those that an ordinary miss costs.
+    pub may_refresh: bool,
+    expires: Option<SystemTime>,
+}
+
+#[derive(Debug)]
+enum AllowedSpaces {
+    All,
+    Named(HashSet<SpaceToken>),
+}
+
+impl Client {
+    /// Whether it may read `space`.
+    #[must_use]
+    pub fn may_read(&self, space: &SpaceToken) -> bool {
+        match &self.spaces {
+            AllowedSpaces::All => true,
+            AllowedSpaces::Named(named) => named.contains(space),
+        }
+    }
+
+    fn is_expired(&self, now: SystemTime) -> bool {
+        self.expires.is_some_and(|expires| expires <= now)
+    }
+}
+
+/// All clients, and the credentials their spaces are read with.
+#[derive(Debug)]
+pub struct Clients {
+    by_digest: HashMap<[u8; 32], Arc<Client>>,
+    credentials: Credentials,
+}
+
+impl Clients {
+    #[must_use]
+    pub fn new(configured: &[ClientConfig], credentials: Credentials) -> Self {
+        let mut by_digest = HashMap::new();
+        for section in configured {
+            let client = Arc::new(client(section, &credentials));
+            for digest in &section.key_sha256 {
+                by_digest.insert(digest.0, client.clone());
+            }
+        }
+        Self {
+            by_digest,
+            credentials,
+        }
+    }
+
+    /// The client that `authorization`, a field value, proves to be there.
+    ///
+    /// Every refusal costs the same: one digest, one look-up, one comparison.
+    ///
+    /// # Errors
+    ///
+    /// Returns the reason, for metrics alone.
+    pub fn authenticate(
+        &self,
+        authorization: Option<&[u8]>,
+        now: SystemTime,
+    ) -> Result<&Arc<Client>, AuthFailure> {
+        let presented = match authorization {
+            None => Err(AuthFailure::Missing),
+            Some(value) => key(value).ok_or(AuthFailure::Malformed),
+        };
+        let digest: [u8; 32] = Sha256::digest(presented.unwrap_or_default()).into();
+        let known = self.by_digest.get_key_value(&digest);
+        // The look-up ends early on a digest that differs, and tells nothing by it: who could choose digests would have
+        // broken SHA-256. The comparison that admits is constant in time all the same.
+        let (stored, client) = match known {
+            Some((stored, client)) => (*stored, Some(client)),
+            None => ([0; 32], None),
+        };
+        let same: bool = stored.ct_eq(&digest).into();
+        presented?;
+        let client = client.filter(|_| same).ok_or(AuthFailure::Unknown)?;
+        if client.is_expired(now) {
+            return Err(AuthFailure::Expired);
+        }
+        Ok(client)
+    }
+
+    /// The credential `client`'s reading of `space` is done with.
+    #[must_use]
+    pub fn credential<'a>(
+        &'a self,
+        client: &'a Client,
+        space: &SpaceToken,
+    ) -> Option<&'a Arc<Credential>> {
+        client
+            .credential
+            .as_ref()
+            .or_else(|| self.credentials.serving(space))
+    }
+
+    #[must_use]
+    pub fn credentials(&self) -> &Credentials {
+        &self.credentials
+    }
+}
+
+fn client(section: &ClientConfig, credentials: &Credentials) -> Client {
+    let spaces = if section.spaces.iter().any(|space| space == "*") {
+        AllowedSpaces::All
+    } else {
+        let named = section.spaces.iter();
+        AllowedSpaces::Named(
+            named
+                .filter_map(|space| SpaceToken::new(space).ok())
+                .collect(),
+        )
+    };
+    Client {
+        name: section.name.as_str().into(),
+        spaces,
+        credential: section
+            .credential
+            .as_deref()
+            .and_then(|name| credentials.named(name))
+            .cloned(),
+        may_refresh: section.may_refresh,
+        expires: section.expires.map(|expires| expires.0),
+    }
+}
+
+/// The key within `Token <key>` or `Bearer <key>`, the scheme in any case (RFC 9110 section 11.1).
+fn key(value: &[u8]) -> Option<&[u8]> {
+    let space = value.iter().position(|byte| *byte == b' ')?;
+    let (scheme, rest) = value.split_at(space);
+    let known = scheme.eq_ignore_ascii_case(b"token") || scheme.eq_ignore_ascii_case(b"bearer");
+    let key = rest.trim_ascii();
+    (known && !key.is_empty() && !key.contains(&b' ')).then_some(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_read_from_two_schemes_and_nowhere_else() {
+        for (value, expected) in [
+            ("Token abc", Some("abc")),
+            ("bearer abc", Some("abc")),
+            ("TOKEN   abc ", Some("abc")),
+            ("Basic abc", None),
+            ("Token", None),
+            ("Token ", None),
+            ("abc", None),
+            ("Token a b", None),
+            ("Tokenabc", None),
+        ] {
+            assert_eq!(
+                key(value.as_bytes()),
+                expected.map(str::as_bytes),
+                "{value}"
+            );
+        }
+    }
+}

@@ -1,0 +1,408 @@
+//! Every error answer: one shape, whose statuses and words live in one table.
+//!
+//! The shape is RFC 9457's problem and an Unpod error envelope at once, so that both kinds of client read it. The cause
+//! stays inside, for the access log.
+
+use std::{borrow::Cow, time::Duration};
+
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use http::{HeaderValue, Method, StatusCode, header};
+use serde::Serialize;
+
+use crate::{
+    cache::CacheStatus,
+    service::{TasksError, TasksErrorKind},
+    upstream::UpstreamError,
+};
+
+/// Why a request is not answered with what it asked for.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ApiError {
+    #[error("space token is not valid")]
+    InvalidSpaceToken,
+    #[error("parameter {name} is not valid")]
+    InvalidParameter { name: &'static str, most: u32 },
+    #[error("parameter is not known")]
+    UnknownParameter { name: String },
+    #[error("not authenticated")]
+    Unauthenticated,
+    #[error("client may not read this space")]
+    SpaceNotAllowed,
+    #[error("no such route")]
+    RouteNotFound,
+    #[error("method is not allowed")]
+    MethodNotAllowed,
+    #[error("limit is spent")]
+    RateLimited(RateLimit),
+    #[error("too many requests are under way")]
+    Overloaded,
+    #[error("request ended in a bug")]
+    Internal,
+    #[error("no page")]
+    Tasks(#[from] TasksError),
+}
+
+/// A limit that is spent, for the fields of draft-ietf-httpapi-ratelimit-headers.
+#[derive(Clone, Copy, Debug)]
+pub struct RateLimit {
+    pub policy: &'static str,
+    pub quota: u32,
+    pub window: Duration,
+    pub reset_after: Duration,
+}
+
+/// What an error looks like from outside.
+struct Problem {
+    status: StatusCode,
+    code: &'static str,
+    title: &'static str,
+    detail: Cow<'static, str>,
+}
+
+/// The code of every error there is.
+pub const CODES: [&str; 20] = [
+    "invalid_space_token",
+    "invalid_parameter",
+    "unknown_parameter",
+    "unauthenticated",
+    "space_not_allowed",
+    "space_access_denied",
+    "space_not_found",
+    "route_not_found",
+    "method_not_allowed",
+    "upstream_rejected",
+    "rate_limited",
+    "upstream_auth_failed",
+    "upstream_failed",
+    "upstream_invalid_response",
+    "upstream_unreachable",
+    "upstream_timeout",
+    "not_cached",
+    "upstream_quota_exhausted",
+    "overloaded",
+    "internal",
+];
+
+/// What a client is told to wait where nobody knows better.
+const RETRY_LATER: Duration = Duration::from_secs(1);
+/// The same where the upstream's minute is spent.
+const RETRY_NEXT_MINUTE: Duration = Duration::from_secs(60);
+
+impl ApiError {
+    /// What the client sees; no upstream's text but what is spelled out here.
+    fn problem(&self) -> Problem {
+        let problem = |status, code, title, detail: &'static str| Problem {
+            status,
+            code,
+            title,
+            detail: Cow::Borrowed(detail),
+        };
+        match self {
+            Self::InvalidSpaceToken => problem(
+                StatusCode::BAD_REQUEST,
+                "invalid_space_token",
+                "Invalid space token",
+                "A space token is 1 to 128 of A-Z a-z 0-9 _ -.",
+            ),
+            Self::InvalidParameter { name, most } => Problem {
+                status: StatusCode::BAD_REQUEST,
+                code: "invalid_parameter",
+                title: "Invalid parameter",
+                detail: Cow::Owned(format!(
+                    "Parameter `{name}` must be given at most once, as a decimal number from 1 to {most}."
+                )),
+            },
+            Self::UnknownParameter { name } => Problem {
+                status: StatusCode::BAD_REQUEST,
+                code: "unknown_parameter",
+                title: "Unknown parameter",
+                detail: Cow::Owned(format!(
+                    "Parameter `{name}` is not known here; `page` and `page_size` are."
+                )),
+            },
+            Self::Unauthenticated => problem(
+                StatusCode::UNAUTHORIZED,
+                "unauthenticated",
+                "Not authenticated",
+                "Send a valid client key as `Authorization: Token <key>` or `Authorization: Bearer <key>`.",
+            ),
+            Self::SpaceNotAllowed => problem(
+                StatusCode::FORBIDDEN,
+                "space_not_allowed",
+                "Space not allowed",
+                "This client may not read this space.",
+            ),
+            Self::RouteNotFound => problem(
+                StatusCode::NOT_FOUND,
+                "route_not_found",
+                "No such route",
+                "Nothing is served at this path.",
+            ),
+            Self::MethodNotAllowed => problem(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "method_not_allowed",
+                "Method not allowed",
+                "This path takes the methods named in `Allow`.",
+            ),
+            Self::RateLimited(_) => problem(
+                StatusCode::TOO_MANY_REQUESTS,
+                "rate_limited",
+                "Rate limited",
+                "Too many requests; try again after the time in `Retry-After`.",
+            ),
+            Self::Overloaded => overloaded(),
+            Self::Internal => internal(),
+            Self::Tasks(error) => match &error.kind {
+                TasksErrorKind::NotCached => problem(
+                    StatusCode::GATEWAY_TIMEOUT,
+                    "not_cached",
+                    "Not cached",
+                    "The request says only-if-cached, and nothing stored may be used.",
+                ),
+                TasksErrorKind::Lost => internal(),
+                TasksErrorKind::Upstream(error) => upstream_problem(error),
+            },
+        }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::RateLimited(limit) => Some(limit.reset_after),
+            Self::Overloaded => Some(RETRY_LATER),
+            Self::Tasks(TasksError {
+                kind: TasksErrorKind::Upstream(error),
+                ..
+            }) => match error {
+                UpstreamError::QuotaExhausted { retry_after } => {
+                    Some(retry_after.unwrap_or(RETRY_NEXT_MINUTE))
+                }
+                UpstreamError::Overloaded => Some(RETRY_LATER),
+                UpstreamError::SpaceNotFound { .. }
+                | UpstreamError::SpaceAccessDenied
+                | UpstreamError::Rejected
+                | UpstreamError::AuthFailed
+                | UpstreamError::Failed(_)
+                | UpstreamError::InvalidResponse(_)
+                | UpstreamError::Unreachable(_)
+                | UpstreamError::Timeout(_) => None,
+            },
+            Self::Tasks(_)
+            | Self::InvalidSpaceToken
+            | Self::InvalidParameter { .. }
+            | Self::UnknownParameter { .. }
+            | Self::Unauthenticated
+            | Self::SpaceNotAllowed
+            | Self::RouteNotFound
+            | Self::MethodNotAllowed
+            | Self::Internal => None,
+        }
+    }
+
+    /// The stable code, as the answer and the log name it.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        self.problem().code
+    }
+
+    /// What the cache did, where it was asked.
+    #[must_use]
+    pub fn cache_status(&self) -> Option<CacheStatus> {
+        match self {
+            Self::Tasks(error) => Some(error.status),
+            _ => None,
+        }
+    }
+
+    /// The body, naming the request.
+    #[must_use]
+    pub fn body(&self, request_id: &str) -> Bytes {
+        #[derive(Serialize)]
+        struct Body<'a> {
+            r#type: String,
+            title: &'a str,
+            status: u16,
+            detail: &'a str,
+            code: &'a str,
+            status_code: u16,
+            message: &'a str,
+            data: serde_json::Map<String, serde_json::Value>,
+            request_id: &'a str,
+        }
+        let problem = self.problem();
+        let body = Body {
+            r#type: format!("/problems/{}", problem.code),
+            title: problem.title,
+            status: problem.status.as_u16(),
+            detail: &problem.detail,
+            code: problem.code,
+            status_code: problem.status.as_u16(),
+            message: &problem.detail,
+            data: serde_json::Map::new(),
+            request_id,
+        };
+        serde_json::to_vec(&body)
+            .expect("strings and numbers serialize")
+            .into()
+    }
+}
+
+/// What an upstream error looks like. Without `_`: a new one must choose.
+fn upstream_problem(error: &UpstreamError) -> Problem {
+    let (status, code, title, detail) = match error {
+        UpstreamError::SpaceNotFound { .. } => (
+            StatusCode::NOT_FOUND,
+            "space_not_found",
+            "Space not found",
+            "Invalid Space Token",
+        ),
+        UpstreamError::SpaceAccessDenied => (
+            StatusCode::FORBIDDEN,
+            "space_access_denied",
+            "Space access denied",
+            "You Don't have Access to this Space",
+        ),
+        UpstreamError::Rejected => (
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "upstream_rejected",
+            "Rejected upstream",
+            "The upstream refused this request.",
+        ),
+        UpstreamError::AuthFailed => (
+            StatusCode::BAD_GATEWAY,
+            "upstream_auth_failed",
+            "Gateway not authenticated upstream",
+            "The upstream refused the gateway's own credential; its operator must act.",
+        ),
+        UpstreamError::Failed(_) => (
+            StatusCode::BAD_GATEWAY,
+            "upstream_failed",
+            "Upstream failed",
+            "The upstream could not answer this request.",
+        ),
+        UpstreamError::InvalidResponse(_) => (
+            StatusCode::BAD_GATEWAY,
+            "upstream_invalid_response",
+            "Invalid answer from upstream",
+            "The upstream's answer is not a page of tasks.",
+        ),
+        UpstreamError::Unreachable(_) => (
+            StatusCode::BAD_GATEWAY,
+            "upstream_unreachable",
+            "Upstream unreachable",
+            "The upstream cannot be reached.",
+        ),
+        UpstreamError::Timeout(_) => (
+            StatusCode::GATEWAY_TIMEOUT,
+            "upstream_timeout",
+            "Upstream timed out",
+            "The upstream did not answer in time.",
+        ),
+        UpstreamError::QuotaExhausted { .. } => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "upstream_quota_exhausted",
+            "Upstream quota exhausted",
+            "The upstream's call quota is spent; try again after the time in `Retry-After`.",
+        ),
+        UpstreamError::Overloaded => return overloaded(),
+    };
+    Problem {
+        status,
+        code,
+        title,
+        detail: Cow::Borrowed(detail),
+    }
+}
+
+fn overloaded() -> Problem {
+    Problem {
+        status: StatusCode::SERVICE_UNAVAILABLE,
+        code: "overloaded",
+        title: "Overloaded",
+        detail: Cow::Borrowed("Too many requests are under way; try again shortly."),
+    }
+}
+
+fn internal() -> Problem {
+    Problem {
+        status: StatusCode::INTERNAL_SERVER_ERROR,
+        code: "internal",
+        title: "Internal error",
+        detail: Cow::Borrowed("The gateway failed to handle this request."),
+    }
+}
+
+/// Without its body: [`super::layers::observe`] writes it, since it knows the request's id.
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = Response::new(axum::body::Body::empty());
+        *response.status_mut() = self.problem().status;
+        let headers = response.headers_mut();
+        if matches!(self, Self::Unauthenticated) {
+            headers.insert(
+                header::WWW_AUTHENTICATE,
+                HeaderValue::from_static("Token, Bearer"),
+            );
+        }
+        if let Some(wait) = self.retry_after() {
+            headers.insert(header::RETRY_AFTER, whole_seconds(wait).into());
+        }
+        if let Self::RateLimited(limit) = &self {
+            limit.write(headers);
+        }
+        if let Some(status) = self.cache_status() {
+            headers.insert("cache-status", status.header_value());
+        }
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+impl RateLimit {
+    fn write(&self, headers: &mut http::HeaderMap) {
+        let Self {
+            policy,
+            quota,
+            window,
+            reset_after,
+        } = self;
+        let fields = [
+            (
+                "ratelimit-policy",
+                format!("\"{policy}\";q={quota};w={}", window.as_secs()),
+            ),
+            (
+                "ratelimit",
+                format!("\"{policy}\";r=0;t={}", whole_seconds(*reset_after)),
+            ),
+        ];
+        for (name, value) in fields {
+            headers.insert(
+                name,
+                value
+                    .parse()
+                    .expect("numbers and a fixed name are visible ASCII"),
+            );
+        }
+    }
+}
+
+/// Rounded up: who waits this long finds it passed.
+fn whole_seconds(time: Duration) -> u64 {
+    time.as_secs() + u64::from(time.subsec_nanos() > 0)
+}
+
+/// The 405 of a path that takes `methods`.
+#[must_use]
+pub fn method_not_allowed(methods: &'static [Method]) -> Response {
+    let mut response = ApiError::MethodNotAllowed.into_response();
+    let allow: Vec<&str> = methods.iter().map(Method::as_str).collect();
+    response.headers_mut().insert(
+        header::ALLOW,
+        allow
+            .join(", ")
+            .parse()
+            .expect("method names are visible ASCII"),
+    );
+    response
+}

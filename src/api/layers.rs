@@ -1,0 +1,5 @@
+//! What wraps every request of the data listener.
+
+pub mod internal_auth;
+pub mod observe;
+pub mod shed;

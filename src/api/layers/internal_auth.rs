@@ -1,0 +1,254 @@
+//! Who asks: known before anything else is told.
+
+use std::{
+    collections::HashMap,
+    future::{Ready, ready},
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
+    time::{Duration, SystemTime},
+};
+
+use axum::response::{IntoResponse, Response};
+use futures_util::future::Either;
+use http::{Request, header::AUTHORIZATION};
+use tokio::time::Instant;
+use tower::{Layer, Service};
+
+use crate::{
+    api::{
+        ApiError, Clients,
+        error::RateLimit,
+        peer::{Peer, TrustedProxies},
+    },
+    telemetry::metrics::{AuthFailure, Metrics},
+};
+
+const WINDOW: Duration = Duration::from_secs(60);
+/// Addresses whose failures are counted at once.
+const MAX_ADDRESSES: usize = 10_000;
+
+/// Lets through who is known, and a few paths that ask for nobody.
+#[derive(Clone, Debug)]
+pub struct InternalAuthLayer {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    clients: Arc<Clients>,
+    public: &'static [&'static str],
+    proxies: TrustedProxies,
+    failures: Failures,
+    metrics: Arc<Metrics>,
+}
+
+impl InternalAuthLayer {
+    /// `public` are the paths served to anybody; `max_failures` a minute and address, 0 being no limit.
+    #[must_use]
+    pub fn new(
+        clients: Arc<Clients>,
+        public: &'static [&'static str],
+        proxies: TrustedProxies,
+        max_failures: u32,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                clients,
+                public,
+                proxies,
+                failures: Failures::new(max_failures),
+                metrics,
+            }),
+        }
+    }
+}
+
+impl<S> Layer<S> for InternalAuthLayer {
+    type Service = InternalAuth<S>;
+
+    fn layer(&self, inner: S) -> InternalAuth<S> {
+        InternalAuth {
+            inner,
+            shared: self.shared.clone(),
+        }
+    }
+}
+
+/// Puts the caller's [`crate::api::Client`] into the request, or answers 401.
+#[derive(Clone, Debug)]
+pub struct InternalAuth<S> {
+    inner: S,
+    shared: Arc<Shared>,
+}
+
+impl<S, B> Service<Request<B>> for InternalAuth<S>
+where
+    S: Service<Request<B>, Response = Response>,
+{
+    type Response = Response;
+    type Error = S::Error;
+    type Future = Either<S::Future, Ready<Result<Response, S::Error>>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        if self.shared.public.contains(&request.uri().path()) {
+            return Either::Left(self.inner.call(request));
+        }
+        let authorization = sole_authorization(&request);
+        match self
+            .shared
+            .clients
+            .authenticate(authorization, SystemTime::now())
+        {
+            Ok(client) => {
+                let client = client.clone();
+                request.extensions_mut().insert(client);
+                Either::Left(self.inner.call(request))
+            }
+            Err(reason) => {
+                let error = self.shared.refuse(&request, reason);
+                Either::Right(ready(Ok(error.into_response())))
+            }
+        }
+    }
+}
+
+/// The one `Authorization`; two could be read differently by whoever stands before us.
+fn sole_authorization<B>(request: &Request<B>) -> Option<&[u8]> {
+    let mut values = request.headers().get_all(AUTHORIZATION).into_iter();
+    let first = values.next()?;
+    values.next().is_none().then(|| first.as_bytes())
+}
+
+impl Shared {
+    fn refuse<B>(&self, request: &Request<B>, reason: AuthFailure) -> ApiError {
+        let peer = request.extensions().get().copied().unwrap_or(Peer(None));
+        let address = self.proxies.client_address(peer, request.headers());
+        match self.failures.count(address, Instant::now()) {
+            None => {
+                self.metrics.auth_failed(reason);
+                ApiError::Unauthenticated
+            }
+            Some(reset_after) => {
+                self.metrics.auth_failed(AuthFailure::RateLimited);
+                ApiError::RateLimited(RateLimit {
+                    policy: "auth-failures",
+                    quota: self.failures.most,
+                    window: WINDOW,
+                    reset_after,
+                })
+            }
+        }
+    }
+}
+
+/// How often each address failed within its minute.
+#[derive(Debug)]
+struct Failures {
+    most: u32,
+    by_address: Mutex<HashMap<Option<IpAddr>, Window>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Window {
+    began: Instant,
+    count: u32,
+}
+
+impl Failures {
+    fn new(most: u32) -> Self {
+        Self {
+            most,
+            by_address: Mutex::default(),
+        }
+    }
+
+    /// Counts a failure; once there are too many, says how long until they are forgotten.
+    fn count(&self, address: Option<IpAddr>, now: Instant) -> Option<Duration> {
+        if self.most == 0 {
+            return None;
+        }
+        let address = address.map(network);
+        let mut known = self
+            .by_address
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= MAX_ADDRESSES && !known.contains_key(&address) {
+            known.retain(|_, window| now - window.began < WINDOW);
+            // Still too many: an attack from everywhere, which a limit by address does not stop anyway.
+            if known.len() >= MAX_ADDRESSES {
+                known.clear();
+            }
+        }
+        let window = known.entry(address).or_insert(Window {
+            began: now,
+            count: 0,
+        });
+        if now - window.began >= WINDOW {
+            *window = Window {
+                began: now,
+                count: 0,
+            };
+        }
+        window.count = window.count.saturating_add(1);
+        (window.count > self.most).then(|| WINDOW - (now - window.began))
+    }
+}
+
+/// An IPv6 host has a /64 of addresses to choose from.
+fn network(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() & !u128::from(u64::MAX)).into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(text: &str) -> Option<IpAddr> {
+        Some(text.parse().unwrap())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn failures_beyond_the_limit_wait_for_the_minute_to_end() {
+        let failures = Failures::new(2);
+        let now = Instant::now();
+        let from = address("192.0.2.1");
+        assert_eq!(failures.count(from, now), None);
+        assert_eq!(failures.count(from, now), None);
+        assert_eq!(
+            failures.count(from, now + Duration::from_secs(20)),
+            Some(Duration::from_secs(40))
+        );
+        assert_eq!(failures.count(address("192.0.2.2"), now), None);
+        assert_eq!(failures.count(from, now + WINDOW), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_ipv6_network_is_one_address_and_zero_is_no_limit() {
+        let failures = Failures::new(1);
+        let now = Instant::now();
+        assert_eq!(failures.count(address("2001:db8::1"), now), None);
+        assert!(failures.count(address("2001:db8::2"), now).is_some());
+        assert_eq!(failures.count(address("2001:db8:0:1::1"), now), None);
+        let unlimited = Failures::new(0);
+        assert!((0..100).all(|_| unlimited.count(None, now).is_none()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_map_of_addresses_is_bounded() {
+        let failures = Failures::new(1);
+        let now = Instant::now();
+        for number in 0..2 * MAX_ADDRESSES as u32 {
+            failures.count(Some(IpAddr::V4(number.into())), now);
+        }
+        assert!(failures.by_address.lock().unwrap().len() <= MAX_ADDRESSES);
+    }
+}

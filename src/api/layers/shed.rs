@@ -1,0 +1,98 @@
+//! How many requests may be under way; one more is refused at once.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use axum::response::{IntoResponse, Response};
+use http::Request;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tower::{Layer, Service};
+
+use crate::api::ApiError;
+
+/// Lets `most` requests run at once.
+#[derive(Clone, Debug)]
+pub struct ShedLayer {
+    places: Arc<Semaphore>,
+}
+
+impl ShedLayer {
+    #[must_use]
+    pub fn new(most: usize) -> Self {
+        Self {
+            places: Arc::new(Semaphore::new(most)),
+        }
+    }
+}
+
+impl<S> Layer<S> for ShedLayer {
+    type Service = Shed<S>;
+
+    fn layer(&self, inner: S) -> Shed<S> {
+        Shed {
+            inner,
+            places: self.places.clone(),
+        }
+    }
+}
+
+/// Answers `overloaded` where no place is free. Refuses in `call`: an error of `poll_ready` would end the connection.
+#[derive(Clone, Debug)]
+pub struct Shed<S> {
+    inner: S,
+    places: Arc<Semaphore>,
+}
+
+impl<S, B> Service<Request<B>> for Shed<S>
+where
+    S: Service<Request<B>, Response = Response>,
+{
+    type Response = Response;
+    type Error = S::Error;
+    type Future = ShedFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        match self.places.clone().try_acquire_owned() {
+            Ok(place) => ShedFuture {
+                inner: Some(self.inner.call(request)),
+                _place: Some(place),
+            },
+            Err(_) => ShedFuture {
+                inner: None,
+                _place: None,
+            },
+        }
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// Holds a place while the inner call runs.
+    #[derive(Debug)]
+    pub struct ShedFuture<F> {
+        #[pin]
+        inner: Option<F>,
+        _place: Option<OwnedSemaphorePermit>,
+    }
+}
+
+impl<F, E> Future for ShedFuture<F>
+where
+    F: Future<Output = Result<Response, E>>,
+{
+    type Output = Result<Response, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project().inner.as_pin_mut() {
+            Some(inner) => Poll::Ready(ready!(inner.poll(cx))),
+            None => Poll::Ready(Ok(ApiError::Overloaded.into_response())),
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! The data listener's handlers.
+
+pub mod tasks;

@@ -1,0 +1,296 @@
+//! `GET /spaces/{space_token}/tasks`: a page of tasks.
+
+use std::{fmt::Write as _, sync::Arc, time::Duration};
+
+use axum::{
+    body::Body,
+    extract::{Extension, Path, RawQuery, State, rejection::PathRejection},
+    response::{IntoResponse, Response},
+};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+
+use crate::{
+    api::{
+        ApiError, Client, Data,
+        layers::observe::{Facts, RequestId, VARY},
+        query,
+    },
+    cache::{
+        CacheStatus, StoredPage,
+        freshness::permitted,
+        http_semantics::{Coding, RequestDirectives, negotiate, not_modified},
+    },
+    domain::{PageQuery, SpaceToken},
+    service::{Ask, Served},
+};
+
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+const LIST_GENERATION: HeaderName = HeaderName::from_static("x-list-generation");
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const ASK_EACH_TIME: HeaderValue = HeaderValue::from_static("private, no-cache");
+/// What a variant can be made in, best first.
+const CODINGS: [Coding; 3] = [Coding::Brotli, Coding::Zstd, Coding::Gzip];
+
+/// Answers with the page that path and query name.
+///
+/// Checked in the order in which things may be told: path and query, then whether the client may read the space, then the cache.
+pub async fn page(
+    State(data): State<Data>,
+    Extension(client): Extension<Arc<Client>>,
+    Extension(RequestId(request_id)): Extension<RequestId>,
+    path: Result<Path<String>, PathRejection>,
+    RawQuery(raw_query): RawQuery,
+    headers: HeaderMap,
+) -> Response {
+    let read = read_request(&data, path, raw_query.as_deref());
+    let (space, query) = match read {
+        Ok(read) => read,
+        Err(error) => return error.into_response(),
+    };
+    let facts = Facts {
+        client: client.name.clone(),
+        space: space.clone(),
+        cache: None,
+        age_s: None,
+    };
+    let answered = answer(&data, &client, space, query, request_id, &headers).await;
+    let (mut response, facts) = match answered {
+        Ok((response, served)) => (
+            response,
+            Facts {
+                cache: Some(served.status.outcome()),
+                age_s: Some(served.page.freshness.age(served.at).as_secs()),
+                ..facts
+            },
+        ),
+        Err(error) => {
+            let cache = error.cache_status().map(|status| status.outcome());
+            (error.into_response(), Facts { cache, ..facts })
+        }
+    };
+    response.extensions_mut().insert(facts);
+    response
+}
+
+fn read_request(
+    data: &Data,
+    path: Result<Path<String>, PathRejection>,
+    raw_query: Option<&str>,
+) -> Result<(SpaceToken, PageQuery), ApiError> {
+    let Path(token) = path.map_err(|_| ApiError::InvalidSpaceToken)?;
+    let space = SpaceToken::new(&token).map_err(|_| ApiError::InvalidSpaceToken)?;
+    let query = query::parse(raw_query.unwrap_or_default(), &data.route)?;
+    Ok((space, query))
+}
+
+async fn answer(
+    data: &Data,
+    client: &Client,
+    space: SpaceToken,
+    query: PageQuery,
+    request_id: HeaderValue,
+    headers: &HeaderMap,
+) -> Result<(Response, Served), ApiError> {
+    if !client.may_read(&space) {
+        return Err(ApiError::SpaceNotAllowed);
+    }
+    // The configuration admits no client whose spaces have no credential.
+    let credential = data
+        .clients
+        .credential(client, &space)
+        .ok_or(ApiError::SpaceNotAllowed)?;
+    let ask = Ask {
+        credential: credential.clone(),
+        space,
+        query,
+        directives: permitted(RequestDirectives::parse(headers), client.may_refresh),
+        client: client.name.clone(),
+        request_id,
+    };
+    let served = data.tasks.page(&ask).await?;
+    let response = respond(data, &ask, &served, headers).await;
+    Ok((response, served))
+}
+
+/// The answer for a page that was found: 304 where the client has it already.
+async fn respond(data: &Data, ask: &Ask, served: &Served, request: &HeaderMap) -> Response {
+    let page = &served.page;
+    let mut response = Response::new(Body::empty());
+    describe(data, ask, served, response.headers_mut());
+    let etag = page.content.etag.to_str().unwrap_or_default();
+    let now_unix = unix_now();
+    if not_modified(request, etag, page.last_modified_unix, now_unix) {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        return response;
+    }
+    let coding = negotiate(request, &CODINGS);
+    let body = variant(data, ask, served, coding).await;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, JSON);
+    headers.insert(header::CONTENT_LENGTH, body.len().into());
+    if body.is_coded {
+        headers.insert(
+            header::CONTENT_ENCODING,
+            HeaderValue::from_static(coding.as_str()),
+        );
+    }
+    *response.body_mut() = Body::from(body.bytes);
+    response
+}
+
+struct CodedBody {
+    bytes: bytes::Bytes,
+    is_coded: bool,
+}
+
+impl CodedBody {
+    fn len(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+/// The body in `coding`. Who waited for the fill gets the identity rather than wait for the coder too.
+async fn variant(data: &Data, ask: &Ask, served: &Served, coding: Coding) -> CodedBody {
+    let content = &served.page.content;
+    let identity = || CodedBody {
+        bytes: content.page.body.clone(),
+        is_coded: false,
+    };
+    let from_store = matches!(served.status, CacheStatus::Hit { .. });
+    let is_new = !content.variants.is_made(coding);
+    if is_new && !from_store {
+        return identity();
+    }
+    let Some(bytes) = content.variants.get(coding, &content.page.body).await else {
+        return identity();
+    };
+    if is_new {
+        data.tasks.reweigh(ask, &served.page);
+    }
+    CodedBody {
+        bytes,
+        is_coded: true,
+    }
+}
+
+/// Every field that 200 and 304 share.
+fn describe(data: &Data, ask: &Ask, served: &Served, headers: &mut HeaderMap) {
+    let page = &served.page;
+    headers.insert(CACHE_STATUS, served.status.header_value());
+    headers.insert(header::ETAG, page.content.etag.clone());
+    headers.insert(header::DATE, page.date.clone());
+    headers.insert(header::VARY, VARY);
+    headers.insert(
+        header::CACHE_CONTROL,
+        cache_control(data.client_max_age, served.status),
+    );
+    if let Some(last_modified) = &page.last_modified {
+        headers.insert(header::LAST_MODIFIED, last_modified.clone());
+    }
+    if let Some(age) = shown_age(served) {
+        headers.insert(header::AGE, age.as_secs().into());
+    }
+    if let Some(link) = link(ask.query, page.content.page.count) {
+        headers.insert(header::LINK, link);
+    }
+    if data.tasks.store().is_coherent() {
+        headers.insert(LIST_GENERATION, generation(page));
+    }
+}
+
+/// A stored answer tells its age; one that was just filled tells what the upstream told, if anything.
+fn shown_age(served: &Served) -> Option<Duration> {
+    match served.status {
+        CacheStatus::Hit { .. } => Some(served.page.freshness.age(served.at)),
+        CacheStatus::Forward { .. } | CacheStatus::NotCached => served.page.upstream_age,
+    }
+}
+
+fn cache_control(client_max_age: Duration, status: CacheStatus) -> HeaderValue {
+    let rest = match status {
+        CacheStatus::Hit { ttl, .. } => u64::try_from(ttl).unwrap_or(0),
+        CacheStatus::Forward { .. } | CacheStatus::NotCached => u64::MAX,
+    };
+    match client_max_age.as_secs().min(rest) {
+        0 => ASK_EACH_TIME,
+        seconds => HeaderValue::try_from(format!("private, max-age={seconds}"))
+            .expect("digits are visible ASCII"),
+    }
+}
+
+/// RFC 8288 links to the pages around this one, as the list's length allows.
+fn link(query: PageQuery, count: u64) -> Option<HeaderValue> {
+    let last = query.last_page(count);
+    let page = u64::from(query.page);
+    let mut text = String::new();
+    let targets = [
+        ("first", Some(1)),
+        // Past the end, the page before is the last there is.
+        ("prev", (page > 1).then(|| (page - 1).min(last))),
+        ("next", (page < last).then_some(page + 1)),
+        ("last", Some(last)),
+    ];
+    for (relation, target) in targets {
+        // A page that could not be asked for is not linked to.
+        let Some(target) = target.filter(|target| *target <= u64::from(PageQuery::MAX_PAGE)) else {
+            continue;
+        };
+        let separator = if text.is_empty() { "" } else { ", " };
+        let size = query.page_size;
+        write!(
+            text,
+            "{separator}<?page={target}&page_size={size}>; rel=\"{relation}\""
+        )
+        .ok()?;
+    }
+    HeaderValue::try_from(text).ok()
+}
+
+fn generation(page: &StoredPage) -> HeaderValue {
+    HeaderValue::try_from(format!("{:016x}", page.generation()))
+        .expect("hex digits are visible ASCII")
+}
+
+fn unix_now() -> i64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| {
+            i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_lead_to_the_pages_that_there_are() {
+        let links = |page, count| {
+            let query = PageQuery {
+                page,
+                page_size: 20,
+            };
+            let value = link(query, count).unwrap();
+            let text = value.to_str().unwrap().to_owned();
+            text.replace("<?page=", "")
+                .replace("&page_size=20>; rel=", " ")
+                .replace('"', "")
+        };
+        assert_eq!(links(1, 57), "1 first, 2 next, 3 last");
+        assert_eq!(links(2, 57), "1 first, 1 prev, 3 next, 3 last");
+        assert_eq!(links(3, 57), "1 first, 2 prev, 3 last");
+        assert_eq!(links(9, 57), "1 first, 3 prev, 3 last");
+        assert_eq!(links(1, 0), "1 first, 1 last");
+        assert_eq!(links(1, u64::MAX), "1 first, 2 next");
+    }
+
+    #[test]
+    fn clients_may_keep_an_answer_for_what_is_left_of_it_at_most() {
+        let hit = |ttl| CacheStatus::Hit { ttl, detail: None };
+        let shown = |most, status| cache_control(Duration::from_secs(most), status);
+        assert_eq!(shown(0, hit(29)), "private, no-cache");
+        assert_eq!(shown(10, hit(29)), "private, max-age=10");
+        assert_eq!(shown(60, hit(29)), "private, max-age=29");
+        assert_eq!(shown(60, hit(-5)), "private, no-cache");
+    }
+}

@@ -1,0 +1,21 @@
+//! Keeps pages, judges their age, and lets one fetch serve many waiters.
+//!
+//! It knows nothing of the upstream: it is handed headers and bytes, and a future to run. Decisions are pure functions in
+//! [`freshness`]; [`store`] keeps, [`flight`] joins.
+
+pub mod coding;
+pub mod entry;
+pub mod flight;
+pub mod freshness;
+pub mod http_semantics;
+pub mod space;
+pub mod status;
+pub mod store;
+
+pub use self::{
+    entry::{Received, StoredPage},
+    flight::{Flights, Role},
+    freshness::{Verdict, judge},
+    status::CacheStatus,
+    store::PageStore,
+};

@@ -1,0 +1,298 @@
+//! How old a page is and what may be done with it: RFC 9111 section 4, RFC 5861, and the lifetimes of `[cache]`.
+//!
+//! [`judge`] is the one place that decides; the answer, `Cache-Status` and the metrics all follow its [`Verdict`].
+
+use std::time::Duration;
+
+use http::HeaderMap;
+use tokio::time::Instant;
+
+use super::{
+    entry::Received,
+    http_semantics::{
+        MaxStale, RequestDirectives, ResponseDirectives, Vary, corrected_initial_age,
+        explicit_lifetime, vary,
+    },
+};
+use crate::config::CacheConfig;
+
+/// The lifetimes that apply where the upstream states none.
+#[derive(Clone, Copy, Debug)]
+pub struct Lifetimes {
+    pub ttl: Duration,
+    pub stale_while_revalidate: Duration,
+    pub stale_if_error: Duration,
+    /// Whether what the upstream states rules over them.
+    pub obey_upstream: bool,
+}
+
+impl Lifetimes {
+    #[must_use]
+    pub fn new(config: &CacheConfig) -> Self {
+        Self {
+            ttl: config.ttl,
+            stale_while_revalidate: config.stale_while_revalidate,
+            stale_if_error: config.stale_if_error,
+            obey_upstream: config.obey_upstream,
+        }
+    }
+}
+
+/// What is known of a stored page's age and of what its upstream allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Freshness {
+    received: Instant,
+    /// Corrected initial age (RFC 9111 section 4.2.3).
+    initial_age: Duration,
+    lifetime: Duration,
+    /// `no-cache`, or a `Vary` that nothing matches: validated on each use.
+    always_validate: bool,
+    /// `must-revalidate` and its kin: never served stale, whatever happens (RFC 9111 section 5.2.2.2).
+    never_stale: bool,
+    stale_while_revalidate: Duration,
+    stale_if_error: Duration,
+}
+
+impl Freshness {
+    /// Reads what `answer` says of itself. `jitter` is the factor on a configured lifetime.
+    #[must_use]
+    pub fn new(answer: &Received<'_>, lifetimes: &Lifetimes, jitter: f64) -> Self {
+        let nothing = HeaderMap::new();
+        let headers = if lifetimes.obey_upstream {
+            answer.headers
+        } else {
+            &nothing
+        };
+        let said = ResponseDirectives::parse(headers);
+        let stated = explicit_lifetime(&said, headers, answer.received_unix);
+        let must_validate = said.must_revalidate || said.proxy_revalidate;
+        Self {
+            received: answer.received,
+            initial_age: corrected_initial_age(
+                headers,
+                answer.received_unix,
+                answer.response_delay,
+            ),
+            lifetime: stated.unwrap_or_else(|| lifetimes.ttl.mul_f64(jitter)),
+            always_validate: said.no_cache || vary(answer.headers) == Vary::Star,
+            never_stale: must_validate || said.no_cache || said.s_maxage.is_some(),
+            // A lifetime that the upstream states is no invitation to go beyond it: it has words for that too.
+            stale_while_revalidate: match said.stale_while_revalidate {
+                Some(seconds) => seconds.into(),
+                None if stated.is_some() => Duration::ZERO,
+                None => lifetimes.stale_while_revalidate,
+            },
+            stale_if_error: said
+                .stale_if_error
+                .map_or(lifetimes.stale_if_error, Into::into),
+        }
+    }
+
+    /// Its age now (RFC 9111 section 4.2.3).
+    #[must_use]
+    pub fn age(&self, now: Instant) -> Duration {
+        self.initial_age + now.saturating_duration_since(self.received)
+    }
+
+    /// How long it is still fresh, or has not been.
+    fn remaining(&self, moved_at: Option<Instant>, now: Instant) -> Remaining {
+        let age = self.age(now);
+        let stale_for = moved_at.map(|moved| now.saturating_duration_since(moved));
+        // Fresh only while the lifetime is greater than the age (RFC 9111 section 4.2).
+        match (self.lifetime.checked_sub(age), stale_for) {
+            (Some(left), None) if !left.is_zero() => Remaining::Fresh(left),
+            (Some(_), None) => Remaining::Stale(Duration::ZERO),
+            (Some(_), Some(moved)) => Remaining::Stale(moved),
+            (None, moved) => Remaining::Stale((age - self.lifetime).max(moved.unwrap_or_default())),
+        }
+    }
+
+    /// Whether the page may stand in for a failed fill, and its `ttl` if so (RFC 5861 section 4).
+    #[must_use]
+    pub fn stand_in(&self, moved_at: Option<Instant>, now: Instant) -> Option<i64> {
+        match self.remaining(moved_at, now) {
+            Remaining::Fresh(left) if !self.always_validate => Some(whole(left)),
+            Remaining::Fresh(_) => None,
+            Remaining::Stale(for_) if !self.never_stale && for_ <= self.stale_if_error => {
+                Some(-whole(for_))
+            }
+            Remaining::Stale(_) => None,
+        }
+    }
+
+    /// Whether keeping the page could ever be of use.
+    #[must_use]
+    pub fn is_worth_keeping(&self, has_validator: bool) -> bool {
+        has_validator || !self.always_validate
+    }
+}
+
+/// Whether the upstream lets a shared cache keep `answer` (RFC 9111 section 3).
+#[must_use]
+pub fn may_store(headers: &HeaderMap, lifetimes: &Lifetimes) -> bool {
+    let said = ResponseDirectives::parse(headers);
+    !lifetimes.obey_upstream || !(said.no_store || said.private)
+}
+
+/// How long a refusal is remembered: as its own answer states, else `configured`. `None`: not at all.
+#[must_use]
+pub fn refusal_lifetime(
+    answer: Option<&Received<'_>>,
+    lifetimes: &Lifetimes,
+    configured: Duration,
+) -> Option<Duration> {
+    let lifetime = match answer.filter(|_| lifetimes.obey_upstream) {
+        None => configured,
+        Some(answer) => {
+            let said = ResponseDirectives::parse(answer.headers);
+            if said.no_store || said.private || said.no_cache {
+                return None;
+            }
+            match explicit_lifetime(&said, answer.headers, answer.received_unix) {
+                None => configured,
+                Some(stated) => stated.saturating_sub(corrected_initial_age(
+                    answer.headers,
+                    answer.received_unix,
+                    answer.response_delay,
+                )),
+            }
+        }
+    };
+    (!lifetime.is_zero()).then_some(lifetime)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Remaining {
+    Fresh(Duration),
+    Stale(Duration),
+}
+
+/// What to do about a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Serve what is stored. `ttl` is in seconds, negative where the client takes it stale.
+    Hit { ttl: i64 },
+    /// Serve what is stored and refresh it meanwhile.
+    HitWhileRevalidate { ttl: i64 },
+    /// Ask the upstream and wait.
+    Fill(FillReason),
+    /// Nothing usable is stored, and the client wants nothing else.
+    NotCached,
+}
+
+/// Why the upstream must be asked, in the words of RFC 9211 section 2.2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FillReason {
+    UriMiss,
+    Stale,
+    Request,
+    /// A miss whose client asks that nothing be stored.
+    Bypass,
+}
+
+impl FillReason {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::UriMiss => "uri-miss",
+            Self::Stale => "stale",
+            Self::Request => "request",
+            Self::Bypass => "bypass",
+        }
+    }
+}
+
+/// What is stored under a key, as far as judging goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Candidate<'a> {
+    pub freshness: &'a Freshness,
+    /// When its list moved on, if it did since: stale from then, and no `stale-while-revalidate`, which would show the old list.
+    pub moved_at: Option<Instant>,
+    /// Whether only a fresh page may be shown: its credential is refused at the moment.
+    pub only_fresh: bool,
+}
+
+/// Decides what to do about a request for `stored`.
+///
+/// `request` holds what the client may ask for: see [`permitted`].
+#[must_use]
+pub fn judge(stored: Option<Candidate<'_>>, request: &RequestDirectives, now: Instant) -> Verdict {
+    let verdict = match stored {
+        None if request.no_store => Verdict::Fill(FillReason::Bypass),
+        None => Verdict::Fill(FillReason::UriMiss),
+        Some(candidate) => judge_stored(candidate, request, now),
+    };
+    match verdict {
+        Verdict::Fill(_) if request.only_if_cached => Verdict::NotCached,
+        // No upstream request on this client's account, not even behind its back.
+        Verdict::HitWhileRevalidate { ttl } if request.only_if_cached => Verdict::Hit { ttl },
+        other => other,
+    }
+}
+
+fn judge_stored(candidate: Candidate<'_>, request: &RequestDirectives, now: Instant) -> Verdict {
+    let Candidate {
+        freshness,
+        moved_at,
+        only_fresh,
+    } = candidate;
+    let remaining = freshness.remaining(moved_at, now);
+    if freshness.always_validate {
+        return Verdict::Fill(FillReason::Stale);
+    }
+    if request.no_cache || too_old(freshness.age(now), request.max_age) {
+        return Verdict::Fill(FillReason::Request);
+    }
+    match remaining {
+        Remaining::Fresh(left) => match request.min_fresh {
+            Some(wanted) if left < wanted => Verdict::Fill(FillReason::Request),
+            _ => Verdict::Hit { ttl: whole(left) },
+        },
+        Remaining::Stale(_) if freshness.never_stale || only_fresh || moved_at.is_some() => {
+            Verdict::Fill(FillReason::Stale)
+        }
+        // RFC 9111 section 5.2.1.3: it wants freshness to spare, so it takes nothing stale.
+        Remaining::Stale(_) if request.min_fresh.is_some() => Verdict::Fill(FillReason::Request),
+        Remaining::Stale(for_) if takes_stale(for_, request.max_stale) => {
+            Verdict::Hit { ttl: -whole(for_) }
+        }
+        Remaining::Stale(for_) if for_ < freshness.stale_while_revalidate => {
+            Verdict::HitWhileRevalidate { ttl: -whole(for_) }
+        }
+        Remaining::Stale(_) => Verdict::Fill(FillReason::Stale),
+    }
+}
+
+/// `max-age=0` asks for validation even of what came this very instant.
+fn too_old(age: Duration, max_age: Option<Duration>) -> bool {
+    max_age.is_some_and(|max_age| max_age.is_zero() || age > max_age)
+}
+
+fn takes_stale(stale_for: Duration, max_stale: Option<MaxStale>) -> bool {
+    match max_stale {
+        None => false,
+        Some(MaxStale::Any) => true,
+        Some(MaxStale::Within(limit)) => stale_for <= limit,
+    }
+}
+
+/// What a client may ask of the cache: without `may_refresh`, nothing that would cost an upstream call.
+#[must_use]
+pub fn permitted(asked: RequestDirectives, may_refresh: bool) -> RequestDirectives {
+    if may_refresh {
+        asked
+    } else {
+        RequestDirectives {
+            only_if_cached: asked.only_if_cached,
+            max_stale: asked.max_stale,
+            ..RequestDirectives::default()
+        }
+    }
+}
+
+fn whole(time: Duration) -> i64 {
+    i64::try_from(time.as_secs()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,217 @@
+//! What is known of a space beyond its pages: the state of its list, and what the upstream refuses.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use compact_str::CompactString;
+use tokio::time::Instant;
+
+use crate::domain::{PageQuery, Refusal, TaskPage};
+
+/// Most pages of one space whose refusals are remembered at once.
+const MAX_REFUSED_PAGES: usize = 256;
+
+/// One space as one credential sees it.
+#[derive(Debug)]
+pub struct Space {
+    /// Raised when the space's pages are dropped: a page of an earlier epoch is gone.
+    epoch: AtomicU64,
+    /// Raised when the list moves: a page of an earlier generation is stale.
+    generation: AtomicU64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    count: Option<u64>,
+    first_task: Option<CompactString>,
+    moved_at: Option<Instant>,
+    /// The pages that are stored.
+    pages: BTreeSet<PageQuery>,
+    refused: Option<Remembered>,
+    refused_pages: HashMap<PageQuery, Remembered>,
+}
+
+/// A refusal and until when it is remembered.
+#[derive(Clone, Copy, Debug)]
+pub struct Remembered {
+    pub refusal: Refusal,
+    pub until: Instant,
+}
+
+/// The state of a space when a page was cut from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Version {
+    pub(super) epoch: u64,
+    pub(super) generation: u64,
+}
+
+impl Space {
+    /// A space of which nothing is known yet. `generation` must not be one that another space of this process had.
+    #[must_use]
+    pub fn new(generation: u64) -> Self {
+        Self {
+            epoch: AtomicU64::new(0),
+            generation: AtomicU64::new(generation),
+            state: Mutex::default(),
+        }
+    }
+
+    /// The state in force: what a fill that begins now is measured against.
+    #[must_use]
+    pub fn version(&self) -> Version {
+        Version {
+            epoch: self.epoch.load(Ordering::Acquire),
+            generation: self.generation.load(Ordering::Acquire),
+        }
+    }
+
+    /// Whether pages of `version` were dropped since.
+    #[must_use]
+    pub fn dropped_since(&self, version: Version) -> bool {
+        self.epoch.load(Ordering::Acquire) != version.epoch
+    }
+
+    /// When the list moved on from `version`, if it did.
+    #[must_use]
+    pub fn moved_since(&self, version: Version) -> Option<Instant> {
+        if self.generation.load(Ordering::Acquire) == version.generation {
+            None
+        } else {
+            self.lock().moved_at
+        }
+    }
+
+    /// Takes note of a page that a fill begun at `began` brought, and says which state of the list it shows.
+    ///
+    /// The list has moved if its count changed, or the first task of its first page. A fill that began before the last move
+    /// cannot tell and moves nothing.
+    pub fn observe(
+        &self,
+        began: Version,
+        query: PageQuery,
+        page: &TaskPage,
+        next_generation: impl FnOnce() -> u64,
+        now: Instant,
+    ) -> Version {
+        let mut state = self.lock();
+        if self.version() != began {
+            return began;
+        }
+        let first = (query.page == 1)
+            .then(|| page.tasks.first().and_then(|task| task.id.clone()))
+            .flatten();
+        let other_count = state.count.is_some_and(|count| count != page.count);
+        let other_first = match (&state.first_task, &first) {
+            (Some(known), Some(seen)) => known != seen,
+            (None, _) | (_, None) => false,
+        };
+        if other_count || other_first {
+            state.moved_at = Some(now);
+            state.first_task = None;
+            self.generation.store(next_generation(), Ordering::Release);
+        }
+        state.count = Some(page.count);
+        if first.is_some() {
+            state.first_task = first;
+        }
+        self.version()
+    }
+
+    /// Drops what is stored and remembered; pages of fills under way will not be stored. Returns what was stored.
+    pub fn drop_pages(&self) -> BTreeSet<PageQuery> {
+        let mut state = self.lock();
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+        state.count = None;
+        state.first_task = None;
+        state.refused = None;
+        state.refused_pages.clear();
+        std::mem::take(&mut state.pages)
+    }
+
+    /// Remembers that the whole space is refused.
+    pub fn refuse(&self, refusal: Refusal, lifetime: Duration, now: Instant) {
+        self.lock().refused = Some(Remembered {
+            refusal,
+            until: now + lifetime,
+        });
+    }
+
+    /// Remembers that one page is refused.
+    pub fn refuse_page(
+        &self,
+        query: PageQuery,
+        refusal: Refusal,
+        lifetime: Duration,
+        now: Instant,
+    ) {
+        let mut state = self.lock();
+        if state.refused_pages.len() >= MAX_REFUSED_PAGES {
+            state.refused_pages.retain(|_, known| known.until > now);
+        }
+        if state.refused_pages.len() < MAX_REFUSED_PAGES {
+            state.refused_pages.insert(
+                query,
+                Remembered {
+                    refusal,
+                    until: now + lifetime,
+                },
+            );
+        }
+    }
+
+    /// What the upstream refuses about `query`: the space first, then the page.
+    #[must_use]
+    pub fn refusal(&self, query: PageQuery, now: Instant) -> Option<Remembered> {
+        let state = self.lock();
+        state
+            .refused
+            .into_iter()
+            .chain(state.refused_pages.get(&query).copied())
+            .find(|known| known.until > now)
+    }
+
+    /// Forgets what was refused about `query`: a fill proved otherwise.
+    pub fn allow(&self, query: PageQuery) {
+        let mut state = self.lock();
+        state.refused = None;
+        state.refused_pages.remove(&query);
+    }
+
+    /// Whether nothing would be lost by forgetting the space.
+    #[must_use]
+    pub fn is_idle(&self, now: Instant) -> bool {
+        let state = self.lock();
+        let live = |known: &Remembered| known.until > now;
+        state.pages.is_empty()
+            && !state.refused.as_ref().is_some_and(live)
+            && !state.refused_pages.values().any(live)
+    }
+
+    /// Whether no page of it is stored.
+    #[must_use]
+    pub fn has_no_pages(&self) -> bool {
+        self.lock().pages.is_empty()
+    }
+
+    pub(super) fn add_page(&self, query: PageQuery) {
+        self.lock().pages.insert(query);
+    }
+
+    pub(super) fn remove_page(&self, query: PageQuery) {
+        self.lock().pages.remove(&query);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,345 @@
+//! Where pages are kept: bounded in bytes, least valuable out first.
+//!
+//! moka bounds how much; [`super::freshness`] judges how old, by tokio's clock, which tests can turn.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use moka::{notification::RemovalCause, sync::Cache};
+use tokio::time::Instant;
+
+use super::{
+    entry::{Content, Received, StoredPage},
+    freshness::{Lifetimes, may_store, refusal_lifetime},
+    space::{Remembered, Space, Version},
+};
+use crate::{
+    config::CacheConfig,
+    domain::{PageKey, Refusal, SpaceKey, TaskPage},
+};
+
+/// Spaces of which no page is stored, but a refusal is remembered; beyond it the refusals go.
+const MAX_PAGELESS_SPACES: usize = 16_384;
+const FIRST_SWEEP_AT: usize = 1024;
+/// A page heavier than this share of the whole store would push out too much else: it is answered, not stored.
+const LARGEST_SHARE: usize = 4;
+
+/// Every stored page, and what is known of each space.
+#[derive(Debug)]
+pub struct PageStore {
+    pages: Cache<PageKey, Arc<StoredPage>>,
+    spaces: Mutex<Spaces>,
+    /// One insertion at a time: moka's inserts run ahead of its evictions by 64 entries whatever their size, so each is
+    /// followed by its evictions (measured: a cap of 10 MB held 75 MB of 1 MB entries without, 10 MB with).
+    inserting: Mutex<()>,
+    lifetimes: Lifetimes,
+    negative_ttl: Duration,
+    rejected_ttl: Duration,
+    jitter: f64,
+    coherent: bool,
+    max_bytes: usize,
+    next_generation: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Spaces {
+    known: HashMap<SpaceKey, Arc<Space>>,
+    sweep_at: usize,
+}
+
+/// A fill that has begun: the state of the space it is measured against when it ends.
+#[derive(Clone, Debug)]
+pub struct Began {
+    pub key: PageKey,
+    space: Arc<Space>,
+    version: Version,
+}
+
+/// What became of a page that a fill brought.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    pub page: Arc<StoredPage>,
+    pub stored: bool,
+}
+
+/// Whether anybody wants a page kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    Yes,
+    No,
+}
+
+impl PageStore {
+    #[must_use]
+    pub fn new(config: &CacheConfig) -> Self {
+        let pages = Cache::builder()
+            .max_capacity(config.max_bytes as u64)
+            .weigher(|_: &PageKey, page: &Arc<StoredPage>| {
+                u32::try_from(page.weight()).unwrap_or(u32::MAX)
+            })
+            .eviction_listener(|key: Arc<PageKey>, page: Arc<StoredPage>, cause| {
+                if cause != RemovalCause::Replaced {
+                    page.space.remove_page(key.query);
+                }
+            })
+            .build();
+        Self {
+            pages,
+            spaces: Mutex::new(Spaces {
+                known: HashMap::new(),
+                sweep_at: FIRST_SWEEP_AT,
+            }),
+            inserting: Mutex::new(()),
+            lifetimes: Lifetimes::new(config),
+            negative_ttl: config.negative_ttl,
+            rejected_ttl: config.rejected_ttl,
+            jitter: config.jitter,
+            coherent: config.coherent_pages,
+            max_bytes: config.max_bytes,
+            next_generation: AtomicU64::new(random()),
+        }
+    }
+
+    /// The page under `key`, whatever its age.
+    #[must_use]
+    pub fn get(&self, key: &PageKey) -> Option<Arc<StoredPage>> {
+        self.pages
+            .get(key)
+            .filter(|page| !page.space.dropped_since(page.version))
+    }
+
+    /// What the upstream refuses about `key`, as far as it is remembered.
+    #[must_use]
+    pub fn refusal(&self, key: &PageKey, now: Instant) -> Option<Remembered> {
+        let space = self.spaces().known.get(&key.space).cloned()?;
+        space.refusal(key.query, now)
+    }
+
+    /// Notes that a fill of `key` begins.
+    #[must_use]
+    pub fn begin(&self, key: PageKey, now: Instant) -> Began {
+        let space = self.space(&key.space, now);
+        let version = space.version();
+        Began {
+            key,
+            space,
+            version,
+        }
+    }
+
+    /// Takes in the page that a fill brought.
+    pub fn put(&self, began: &Began, page: TaskPage, answer: &Received<'_>, keep: Keep) -> Kept {
+        let content = Arc::new(Content::new(page));
+        let version = self.observe(began, &content.page, answer.received);
+        let page = StoredPage::new(
+            content,
+            answer,
+            &self.lifetimes,
+            self.jitter_factor(),
+            began.space.clone(),
+            version,
+        );
+        self.keep(began, page, answer, keep)
+    }
+
+    /// Renews `page` as a 304 told.
+    pub fn renew(
+        &self,
+        began: &Began,
+        page: &StoredPage,
+        answer: &Received<'_>,
+        keep: Keep,
+    ) -> Kept {
+        let version = self.observe(began, &page.content.page, answer.received);
+        let page = page.renewed(answer, &self.lifetimes, self.jitter_factor(), version);
+        self.keep(began, page, answer, keep)
+    }
+
+    /// Takes in that the upstream refused. What holds for the space drops its pages: a revoked right is never hidden.
+    pub fn refuse(
+        &self,
+        began: &Began,
+        refusal: Refusal,
+        answer: Option<&Received<'_>>,
+        now: Instant,
+    ) {
+        let (space, query) = (&began.space, began.key.query);
+        let lifetime = |configured| refusal_lifetime(answer, &self.lifetimes, configured);
+        match refusal {
+            Refusal::SpaceNotFound | Refusal::SpaceAccessDenied => {
+                self.drop_pages(&began.key.space, space);
+                if let Some(lifetime) = lifetime(self.negative_ttl) {
+                    space.refuse(refusal, lifetime, now);
+                }
+            }
+            Refusal::Rejected | Refusal::Failed => {
+                if let Some(lifetime) = lifetime(self.rejected_ttl) {
+                    space.refuse_page(query, refusal, lifetime, now);
+                }
+            }
+        }
+    }
+
+    /// Weighs a page anew, after a variant was made.
+    pub fn reweigh(&self, key: &PageKey, page: &Arc<StoredPage>) {
+        let _one_at_a_time = self.inserting();
+        if self
+            .pages
+            .get(key)
+            .is_some_and(|stored| Arc::ptr_eq(&stored, page))
+        {
+            self.insert(key, page.clone());
+        }
+    }
+
+    /// Drops all pages of `space`, of every credential. Fills under way will not be stored.
+    pub fn purge_space(&self, space: &crate::domain::SpaceToken) {
+        let known: Vec<_> = self
+            .spaces()
+            .known
+            .iter()
+            .filter(|(key, _)| key.space == *space)
+            .map(|(key, space)| (key.clone(), space.clone()))
+            .collect();
+        for (key, space) in known {
+            self.drop_pages(&key, &space);
+        }
+    }
+
+    /// Drops everything.
+    pub fn purge(&self) {
+        let known: Vec<_> = self.spaces().known.clone().into_iter().collect();
+        for (key, space) in known {
+            self.drop_pages(&key, &space);
+        }
+    }
+
+    /// Bytes and pages stored.
+    #[must_use]
+    pub fn size(&self) -> (u64, u64) {
+        self.pages.run_pending_tasks();
+        (self.pages.weighted_size(), self.pages.entry_count())
+    }
+
+    /// Whether answers tell which state of the list they show.
+    #[must_use]
+    pub fn is_coherent(&self) -> bool {
+        self.coherent
+    }
+
+    fn observe(&self, began: &Began, page: &TaskPage, now: Instant) -> Version {
+        if self.coherent {
+            let next = || self.generation();
+            began
+                .space
+                .observe(began.version, began.key.query, page, next, now)
+        } else {
+            began.version
+        }
+    }
+
+    fn keep(&self, began: &Began, page: StoredPage, answer: &Received<'_>, keep: Keep) -> Kept {
+        let storable = keep == Keep::Yes
+            && may_store(answer.headers, &self.lifetimes)
+            && page.freshness.is_worth_keeping(page.has_validator())
+            && page.weight() <= self.max_bytes / LARGEST_SHARE;
+        let page = Arc::new(page);
+        let stored = {
+            let _one_at_a_time = self.inserting();
+            let storable = storable && !began.space.dropped_since(began.version);
+            if storable {
+                began.space.allow(began.key.query);
+                began.space.add_page(began.key.query);
+                self.insert(&began.key, page.clone());
+            } else if !began.space.dropped_since(began.version) {
+                // What the upstream forbids to keep takes the place of what it allowed before.
+                self.pages.invalidate(&began.key);
+            }
+            storable
+        };
+        Kept { page, stored }
+    }
+
+    /// Only under `inserting`.
+    fn insert(&self, key: &PageKey, page: Arc<StoredPage>) {
+        self.pages.insert(key.clone(), page);
+        self.pages.run_pending_tasks();
+    }
+
+    fn drop_pages(&self, key: &SpaceKey, space: &Space) {
+        let _one_at_a_time = self.inserting();
+        for query in space.drop_pages() {
+            self.pages.invalidate(&PageKey {
+                space: key.clone(),
+                query,
+            });
+        }
+    }
+
+    fn space(&self, key: &SpaceKey, now: Instant) -> Arc<Space> {
+        let mut spaces = self.spaces();
+        if let Some(space) = spaces.known.get(key) {
+            return space.clone();
+        }
+        spaces.sweep(now);
+        let space = Arc::new(Space::new(self.generation()));
+        spaces.known.insert(key.clone(), space.clone());
+        space
+    }
+
+    fn generation(&self) -> u64 {
+        self.next_generation.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn jitter_factor(&self) -> f64 {
+        // 53 bits are what a float holds.
+        let unit = (random() >> 11) as f64 / (1_u64 << 53) as f64;
+        1.0 + self.jitter * (2.0 * unit - 1.0)
+    }
+
+    fn spaces(&self) -> MutexGuard<'_, Spaces> {
+        self.spaces.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn inserting(&self) -> MutexGuard<'_, ()> {
+        self.inserting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Spaces {
+    /// Forgets spaces of which nothing is left, each time their number has doubled since.
+    fn sweep(&mut self, now: Instant) {
+        if self.known.len() < self.sweep_at {
+            return;
+        }
+        let in_use = |space: &Arc<Space>| Arc::strong_count(space) > 1;
+        self.known
+            .retain(|_, space| in_use(space) || !space.is_idle(now));
+        let pageless = self
+            .known
+            .values()
+            .filter(|space| !in_use(space) && space.has_no_pages())
+            .count();
+        if pageless > MAX_PAGELESS_SPACES {
+            self.known
+                .retain(|_, space| in_use(space) || !space.has_no_pages());
+        }
+        self.sweep_at = (2 * self.known.len()).max(FIRST_SWEEP_AT);
+    }
+}
+
+fn random() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,160 @@
+//! The command line: what each command prints, and the exit code it ends with.
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "what a command has to say goes to its terminal"
+)]
+
+use std::{
+    error::Error,
+    future::Future,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::{Parser, Subcommand};
+
+use crate::{config::Config, simulator::SimulateArgs, telemetry};
+
+mod demo;
+mod healthcheck;
+mod key;
+mod signals;
+
+/// EX_CONFIG of sysexits.h.
+const EXIT_CONFIG: u8 = 78;
+const EXIT_FAILURE: u8 = 1;
+
+/// A caching gateway in front of Unpod's tasks endpoint.
+#[derive(Debug, Parser)]
+#[command(name = "unpod-gateway", version)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the gateway
+    Serve(ConfigArgs),
+    /// Run a simulated upstream, a gateway and a ready client key on loopback
+    Demo,
+    /// Run a simulated upstream alone
+    SimulateUpstream(SimulateArgs),
+    /// Report every problem of a configuration, then print what is in force, secrets hidden
+    Check(ConfigArgs),
+    /// Make client keys
+    Key {
+        #[command(subcommand)]
+        command: KeyCommand,
+    },
+    /// Ask the gateway of this configuration whether it serves; for containers
+    Healthcheck(ConfigArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum KeyCommand {
+    /// Print a new key once, and the TOML to paste
+    New {
+        /// The client's name in the configuration
+        #[arg(long)]
+        client: String,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct ConfigArgs {
+    /// A TOML file; without it, the defaults and UNPOD_GATEWAY__SECTION__KEY
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl Cli {
+    /// Runs the command to its end.
+    #[must_use]
+    pub fn run(self) -> ExitCode {
+        match self.command {
+            Command::Serve(args) => with_config(args.config.as_deref(), |config| serve(config)),
+            Command::Demo => demo::run(),
+            Command::SimulateUpstream(args) => simulate(args),
+            Command::Check(args) => with_config(args.config.as_deref(), |config| {
+                print!("{}", config.effective());
+                ExitCode::SUCCESS
+            }),
+            Command::Key {
+                command: KeyCommand::New { client },
+            } => key::new(&client),
+            Command::Healthcheck(args) => healthcheck::run(args.config.as_deref()),
+        }
+    }
+}
+
+fn with_config(file: Option<&Path>, then: impl FnOnce(Config) -> ExitCode) -> ExitCode {
+    match Config::load(file) {
+        Ok(config) => then(config),
+        Err(problems) => {
+            eprintln!("{problems}");
+            ExitCode::from(EXIT_CONFIG)
+        }
+    }
+}
+
+fn serve(config: Config) -> ExitCode {
+    telemetry::init(&config.telemetry);
+    let workers = config.server.workers;
+    run(workers, async {
+        let gateway = match crate::app::Gateway::start(config).await {
+            Ok(gateway) => gateway,
+            Err(error) => return failed(&error),
+        };
+        signals::next().await;
+        tokio::select! {
+            complete = gateway.drain() => if complete { ExitCode::SUCCESS } else { EXIT_FAILURE.into() },
+            () = signals::next() => EXIT_FAILURE.into(),
+        }
+    })
+}
+
+fn simulate(args: SimulateArgs) -> ExitCode {
+    run(0, async {
+        match crate::simulator::Simulator::start(args.options()).await {
+            Ok(simulator) => {
+                println!("simulated upstream: {}", simulator.base_url());
+                println!("what it was asked:  {}/__stats", simulator.base_url());
+                signals::next().await;
+                simulator.stop().await;
+                ExitCode::SUCCESS
+            }
+            Err(error) => failed(&error),
+        }
+    })
+}
+
+/// Runs `command` on a runtime of `workers` threads; 0 is one per core.
+fn run(workers: usize, command: impl Future<Output = ExitCode>) -> ExitCode {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if workers > 0 {
+        builder.worker_threads(workers);
+    }
+    match builder.enable_all().build() {
+        Ok(runtime) => {
+            let code = runtime.block_on(command);
+            // A blocked thread must not hold the end up.
+            runtime.shutdown_background();
+            code
+        }
+        Err(error) => failed(&error),
+    }
+}
+
+/// Prints an error with all its causes.
+fn failed(error: &dyn Error) -> ExitCode {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    eprintln!("unpod-gateway: {text}");
+    EXIT_FAILURE.into()
+}

@@ -1,0 +1,132 @@
+//! `demo`: a simulated upstream, a gateway before it and a ready client key, all on loopback.
+
+use std::{process::ExitCode, time::Duration};
+
+use sha2::{Digest, Sha256};
+
+use super::{failed, signals};
+use crate::{
+    app::{Gateway, StartError},
+    config::{Config, value::ListenAddress},
+    simulator::{Options, Simulator, world},
+    telemetry,
+};
+
+/// Good for nothing but the demo: it is printed, documented, and reaches loopback alone.
+const DEMO_KEY: &str = "ugw_demo_key_for_loopback_only";
+const DATA_PORT: u16 = 8080;
+const ADMIN_PORT: u16 = 9090;
+/// How many ports after the usual one are tried.
+const PORTS_TRIED: u16 = 20;
+const NEW_TASK_EVERY: Duration = Duration::from_secs(10);
+
+pub(super) fn run() -> ExitCode {
+    super::run(0, async {
+        let options = Options {
+            new_task_every: Some(NEW_TASK_EVERY),
+            latency: Duration::from_millis(80),
+            ..Options::default()
+        };
+        let simulator = match Simulator::start(options).await {
+            Ok(simulator) => simulator,
+            Err(error) => return failed(&error),
+        };
+        let gateway = match start_gateway(&simulator.base_url()).await {
+            Ok(gateway) => gateway,
+            Err(error) => return failed(&error),
+        };
+        describe(&simulator, &gateway);
+        signals::next().await;
+        println!("\nending");
+        gateway.drain().await;
+        simulator.stop().await;
+        ExitCode::SUCCESS
+    })
+}
+
+/// Starts on the usual ports, or the next free ones.
+async fn start_gateway(upstream: &str) -> Result<Gateway, StartError> {
+    let mut refused = None;
+    for offset in 0..PORTS_TRIED {
+        let config = demo_config(upstream, DATA_PORT + offset, ADMIN_PORT + offset)?;
+        if offset == 0 {
+            telemetry::init(&config.telemetry);
+        }
+        match Gateway::start(config).await {
+            Err(StartError::Listen { address, source })
+                if source.kind() == std::io::ErrorKind::AddrInUse =>
+            {
+                refused = Some(StartError::Listen { address, source });
+            }
+            other => return other,
+        }
+    }
+    Err(refused.expect("each try that did not return was refused an address"))
+}
+
+fn demo_config(upstream: &str, data: u16, admin: u16) -> Result<Config, StartError> {
+    let digest: String = Sha256::digest(DEMO_KEY)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let text = format!(
+        r#"
+        [server]
+        listen = "127.0.0.1:{data}"
+        drain_delay = "0s"
+        drain_timeout = "2s"
+        [admin]
+        listen = "127.0.0.1:{admin}"
+        [telemetry]
+        format = "pretty"
+        filter = "warn"
+        [upstream]
+        base_url = "{upstream}"
+        [upstream.credentials.default]
+        token = "{token}"
+        org_handle = "{organization}"
+        [[clients]]
+        name = "demo"
+        key_sha256 = ["{digest}"]
+        spaces = ["*"]
+        may_refresh = true
+        "#,
+        token = world::ACME_TOKEN,
+        organization = world::ACME,
+    );
+    Ok(Config::from_toml(&text)?)
+}
+
+fn describe(simulator: &Simulator, gateway: &Gateway) {
+    let ListenAddress::Tcp(data) = gateway.data_address() else {
+        return;
+    };
+    let spaces = [
+        (world::SUPPORT, "57 tasks"),
+        (world::TRANSCRIPTS, "big pages"),
+        (world::ARCHIVE, "every task settled"),
+        (world::UNICODE, "text and numbers that break careless code"),
+        (world::LIVE, "a new task every ten seconds"),
+        (world::EMPTY, "no task at all"),
+        (world::POISON, "its first page fails"),
+        (world::GLOBEX_SPACE, "somebody else's"),
+        (world::UNKNOWN_SPACE, "does not exist"),
+    ];
+    println!("gateway:    http://{data}");
+    println!("operators:  http://{}/metrics", gateway.admin_address());
+    println!(
+        "upstream:   {} (simulated; /__stats counts its calls)",
+        simulator.base_url()
+    );
+    println!("client key: {DEMO_KEY}");
+    println!("\nspaces to try:");
+    for (space, what) in spaces {
+        println!("  {space}  {what}");
+    }
+    println!("\ntry, twice:");
+    println!(
+        "  curl -i -H 'Authorization: Token {DEMO_KEY}' 'http://{data}/spaces/{}/tasks?page=1&page_size=2'",
+        world::SUPPORT
+    );
+    println!("\nCtrl-C ends it.");
+}

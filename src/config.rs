@@ -1,0 +1,292 @@
+//! Where settings come from: the compiled-in `config/default.toml`, then the operator's file, then `UNPOD_GATEWAY__SECTION__KEY`.
+//!
+//! Types carry no defaults and do most of the checking; what one key says against another is each section's `check`. Every
+//! problem is collected and named by its key, never by its value, since a misplaced value may be a secret.
+
+use std::{collections::BTreeMap, path::Path};
+
+use figment::value::{Dict, Value};
+use serde::Deserialize;
+
+pub mod admin;
+pub mod auth;
+pub mod cache;
+pub mod normalize;
+mod problem;
+pub mod routes;
+pub mod server;
+mod sources;
+pub mod telemetry;
+pub mod upstream;
+pub mod value;
+
+pub use self::{
+    admin::AdminConfig,
+    auth::{AuthConfig, ClientConfig, CorsConfig},
+    cache::CacheConfig,
+    normalize::NormalizeConfig,
+    problem::{Problem, Problems},
+    routes::RoutesConfig,
+    server::ServerConfig,
+    telemetry::TelemetryConfig,
+    upstream::UpstreamConfig,
+};
+
+/// What runs when nothing is configured, and what every key means.
+pub const DEFAULTS: &str = include_str!("../config/default.toml");
+
+/// The whole configuration, checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub server: ServerConfig,
+    pub admin: AdminConfig,
+    pub auth: AuthConfig,
+    pub cors: CorsConfig,
+    pub routes: RoutesConfig,
+    pub upstream: UpstreamConfig,
+    pub cache: CacheConfig,
+    pub telemetry: TelemetryConfig,
+    pub clients: Vec<ClientConfig>,
+    pub normalize: NormalizeConfig,
+    /// The merged values as given, for [`Config::effective`].
+    merged: Dict,
+}
+
+const SECTIONS: [&str; 11] = [
+    "server",
+    "admin",
+    "auth",
+    "cors",
+    "routes",
+    "upstream",
+    "cache",
+    "telemetry",
+    "clients",
+    "normalize",
+    "views",
+];
+
+impl Config {
+    /// Reads the defaults, then `file` if one is given, then the process's environment.
+    ///
+    /// # Errors
+    ///
+    /// Returns every problem found, each with the key it belongs to.
+    pub fn load(file: Option<&Path>) -> Result<Self, Problems> {
+        let text = file.map(sources::read_file).transpose()?;
+        Self::from_sources(text.as_deref(), sources::environment())
+    }
+
+    /// Reads `[server]` alone, whatever the rest holds: what a health check needs to know.
+    ///
+    /// # Errors
+    ///
+    /// As [`Config::load`].
+    pub fn load_server(file: Option<&Path>) -> Result<ServerConfig, Problems> {
+        let text = file.map(sources::read_file).transpose()?;
+        let merged = sources::merge(text.as_deref(), sources::environment())?;
+        let mut reader = Reader {
+            defaults: sources::defaults(),
+            merged: &merged,
+            problems: Problems::default(),
+        };
+        reader.section("server").ok_or(reader.problems)
+    }
+
+    /// Reads the defaults and `text` (TOML), without an environment.
+    ///
+    /// # Errors
+    ///
+    /// As [`Config::load`].
+    pub fn from_toml(text: &str) -> Result<Self, Problems> {
+        Self::from_sources(Some(text), Vec::new())
+    }
+
+    /// Merges the given sources and checks the outcome.
+    ///
+    /// # Errors
+    ///
+    /// As [`Config::load`].
+    pub fn from_sources(
+        text: Option<&str>,
+        environment: Vec<(String, String)>,
+    ) -> Result<Self, Problems> {
+        let merged = sources::merge(text, environment)?;
+        let mut reader = Reader {
+            defaults: sources::defaults(),
+            merged: &merged,
+            problems: Problems::default(),
+        };
+        reader.unknown_sections();
+        let config = reader.read();
+        let mut problems = reader.problems;
+        if let Some(config) = &config {
+            config.check(&mut problems);
+        }
+        match config {
+            Some(config) if problems.is_empty() => Ok(Self { merged, ..config }),
+            _ => Err(problems),
+        }
+    }
+
+    fn check(&self, problems: &mut Problems) {
+        self.server.check(problems);
+        self.admin.check(problems);
+        self.cors.check(problems);
+        self.routes.check(problems);
+        self.upstream.check(problems);
+        self.cache.check(problems);
+        self.telemetry.check(problems);
+        auth::check_clients(&self.clients, &self.upstream, problems);
+    }
+
+    /// The configuration in force as TOML, with every secret hidden.
+    #[must_use]
+    pub fn effective(&self) -> String {
+        let mut shown = self.merged.clone();
+        sources::hide_secrets(&mut shown);
+        toml::to_string(&shown).unwrap_or_else(|error| format!("# cannot be shown: {error}\n"))
+    }
+}
+
+/// Reads section after section, so that a fault in one does not hide those in the next.
+struct Reader<'a> {
+    defaults: Dict,
+    merged: &'a Dict,
+    problems: Problems,
+}
+
+impl Reader<'_> {
+    fn unknown_sections(&mut self) {
+        for name in self.merged.keys() {
+            if !SECTIONS.contains(&name.as_str()) {
+                self.problems.add(name, "unknown section");
+            }
+        }
+    }
+
+    fn read(&mut self) -> Option<Config> {
+        // Each is read before any `?`: all problems at once.
+        let server = self.section("server");
+        let admin = self.section("admin");
+        let auth = self.section("auth");
+        let cors = self.section("cors");
+        let routes = self.section("routes");
+        let upstream = self.upstream();
+        let cache = self.section("cache");
+        let telemetry = self.section("telemetry");
+        let clients = self.list("clients", self.merged.get("clients").cloned());
+        let normalize = self.normalize();
+        if self.merged.contains_key("views") {
+            self.problems.add("views", value::NOT_SUPPORTED);
+        }
+        Some(Config {
+            server: server?,
+            admin: admin?,
+            auth: auth?,
+            cors: cors?,
+            routes: routes?,
+            upstream: upstream?,
+            cache: cache?,
+            telemetry: telemetry?,
+            clients,
+            normalize,
+            merged: Dict::new(),
+        })
+    }
+
+    fn section<T: for<'de> Deserialize<'de>>(&mut self, name: &str) -> Option<T> {
+        let value = self.merged.get(name).cloned()?;
+        let defaults = self.defaults.get(name).cloned();
+        problem::extract(name, value, defaults.as_ref(), &mut self.problems)
+    }
+
+    /// `[upstream]`, whose credentials are read one by one.
+    fn upstream(&mut self) -> Option<UpstreamConfig> {
+        let mut section = self.merged.get("upstream")?.as_dict().cloned()?;
+        let credentials = section.remove("credentials");
+        let defaults = self.defaults.get("upstream").cloned();
+        let upstream: Option<UpstreamConfig> = problem::extract(
+            "upstream",
+            Value::from(section),
+            defaults.as_ref(),
+            &mut self.problems,
+        );
+        let mut named = BTreeMap::new();
+        match credentials.as_ref().map(|value| (value, value.as_dict())) {
+            None => {}
+            Some((_, Some(dict))) => {
+                for (name, value) in dict {
+                    let key = format!("upstream.credentials.{name}");
+                    if let Some(credential) =
+                        problem::extract(&key, value.clone(), None, &mut self.problems)
+                    {
+                        named.insert(name.clone(), credential);
+                    }
+                }
+            }
+            Some((_, None)) => self.problems.add(
+                "upstream.credentials",
+                "expected tables such as [upstream.credentials.default]",
+            ),
+        }
+        let credentials_read = named.len();
+        let credentials_given = credentials
+            .as_ref()
+            .and_then(Value::as_dict)
+            .map_or(0, Dict::len);
+        if credentials_given == 0 {
+            self.problems.add(
+                "upstream.credentials.default",
+                "required: at least one credential with `token` or `token_file`",
+            );
+        }
+        let mut upstream = upstream?;
+        upstream.credentials = named;
+        (credentials_read == credentials_given).then_some(upstream)
+    }
+
+    fn normalize(&mut self) -> NormalizeConfig {
+        let Some(section) = self.merged.get("normalize") else {
+            return NormalizeConfig::default();
+        };
+        let Some(dict) = section.as_dict() else {
+            self.problems.add("normalize", "expected a table");
+            return NormalizeConfig::default();
+        };
+        for name in dict.keys().filter(|name| *name != "rules") {
+            self.problems
+                .add(format!("normalize.{name}"), "unknown key");
+        }
+        let rules = dict.get("rules").cloned();
+        NormalizeConfig {
+            rules: self.list("normalize.rules", rules),
+        }
+    }
+
+    /// A list of tables, each read on its own and named by its place, counted from 0.
+    fn list<T: for<'de> Deserialize<'de>>(&mut self, key: &str, value: Option<Value>) -> Vec<T> {
+        let Some(value) = value else {
+            return Vec::new();
+        };
+        let Some(items) = value.as_array() else {
+            self.problems
+                .add(key, format!("expected a list of tables: [[{key}]]"));
+            return Vec::new();
+        };
+        let mut read = Vec::with_capacity(items.len());
+        for (place, item) in items.iter().enumerate() {
+            let key = format!("{key}[{place}]");
+            read.extend(problem::extract(
+                &key,
+                item.clone(),
+                None,
+                &mut self.problems,
+            ));
+        }
+        read
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,52 @@
+//! `[cache]`: how long a page lives and how much is kept.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::{
+    Problems,
+    value::{self, NotYet},
+};
+
+/// `[cache]`: how long a page lives, what may stand in for it, and how many bytes are kept.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CacheConfig {
+    #[serde(deserialize_with = "value::bytes")]
+    pub max_bytes: usize,
+    /// How long a page is fresh where the upstream states no lifetime.
+    #[serde(deserialize_with = "value::duration")]
+    pub ttl: Duration,
+    #[serde(deserialize_with = "value::ratio")]
+    pub jitter: f64,
+    #[serde(deserialize_with = "value::duration")]
+    pub negative_ttl: Duration,
+    #[serde(deserialize_with = "value::duration")]
+    pub rejected_ttl: Duration,
+    #[serde(deserialize_with = "value::duration")]
+    pub stale_while_revalidate: Duration,
+    #[serde(deserialize_with = "value::duration")]
+    pub stale_if_error: Duration,
+    #[serde(deserialize_with = "value::duration")]
+    pub client_max_age: Duration,
+    pub coherent_pages: bool,
+    #[serde(deserialize_with = "value::duration")]
+    pub settled_ttl: Duration,
+    pub final_states: Vec<String>,
+    pub assemble_pages: bool,
+    pub stretch_to_quota: bool,
+    #[serde(deserialize_with = "value::duration")]
+    pub stretch_max: Duration,
+    pub obey_upstream: bool,
+    pub snapshot_file: Option<NotYet>,
+    pub redis: Option<NotYet>,
+}
+
+impl CacheConfig {
+    pub(super) fn check(&self, problems: &mut Problems) {
+        if self.max_bytes < 64 * 1024 {
+            problems.add("cache.max_bytes", "expected 64KiB or more");
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! `[routes]`: what each route accepts.
+
+use serde::Deserialize;
+
+use super::Problems;
+
+/// `[routes]`, a table a route.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RoutesConfig {
+    pub tasks: TasksRouteConfig,
+}
+
+/// `[routes.tasks]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TasksRouteConfig {
+    pub max_page_size: u32,
+    pub unknown_parameters: UnknownParameters,
+}
+
+/// What becomes of a query parameter that is not ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UnknownParameters {
+    Reject,
+    Ignore,
+}
+
+impl RoutesConfig {
+    pub(super) fn check(&self, problems: &mut Problems) {
+        if self.tasks.max_page_size == 0 {
+            problems.add("routes.tasks.max_page_size", "expected 1 or more");
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! `[server]`: the data listener and its limits.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::{
+    Problems,
+    value::{self, ListenAddress, Network, NotYet},
+};
+
+/// `[server]`: where clients connect, how long they may take, and how many at once.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServerConfig {
+    pub listen: ListenAddress,
+    /// Threads that serve requests; 0 is one per core.
+    pub workers: usize,
+    #[serde(deserialize_with = "value::duration")]
+    pub header_read_timeout: Duration,
+    #[serde(deserialize_with = "value::duration")]
+    pub idle_timeout: Duration,
+    #[serde(deserialize_with = "value::duration")]
+    pub request_timeout: Duration,
+    pub max_connections: usize,
+    pub max_in_flight: usize,
+    #[serde(deserialize_with = "value::bytes")]
+    pub max_header_bytes: usize,
+    #[serde(deserialize_with = "value::duration")]
+    pub drain_delay: Duration,
+    #[serde(deserialize_with = "value::duration")]
+    pub drain_timeout: Duration,
+    pub proxy_protocol: bool,
+    pub trusted_proxies: Vec<Network>,
+    pub tls: Option<NotYet>,
+}
+
+impl ServerConfig {
+    pub(super) fn check(&self, problems: &mut Problems) {
+        for (key, timeout) in [
+            ("server.header_read_timeout", self.header_read_timeout),
+            ("server.idle_timeout", self.idle_timeout),
+            ("server.request_timeout", self.request_timeout),
+        ] {
+            if timeout.is_zero() {
+                problems.add(key, "must be longer than 0s");
+            }
+        }
+        for (key, count) in [
+            ("server.max_connections", self.max_connections),
+            ("server.max_in_flight", self.max_in_flight),
+        ] {
+            if count == 0 || count > tokio::sync::Semaphore::MAX_PERMITS {
+                problems.add(key, "expected 1 or more");
+            }
+        }
+        // hyper's own floor.
+        if self.max_header_bytes < 8192 {
+            problems.add("server.max_header_bytes", "expected 8KiB or more");
+        }
+        if self.workers > 1024 {
+            problems.add("server.workers", "expected 1024 or fewer");
+        }
+        if self.proxy_protocol {
+            problems.add("server.proxy_protocol", value::NOT_SUPPORTED);
+        }
+    }
+}

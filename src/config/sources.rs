@@ -1,0 +1,110 @@
+//! The three sources of settings and how they merge.
+
+use std::path::Path;
+
+use figment::{
+    Figment,
+    providers::{Format, Serialized, Toml},
+    value::{Dict, Value},
+};
+
+use super::{DEFAULTS, Problems};
+
+const PREFIX: &str = "UNPOD_GATEWAY__";
+const SECRET_KEYS: [&str; 3] = ["token", "next_token", "proxy"];
+
+pub(super) fn defaults() -> Dict {
+    Figment::from(Toml::string(DEFAULTS))
+        .extract()
+        .expect("the compiled-in defaults are TOML: a test reads them")
+}
+
+pub(super) fn read_file(path: &Path) -> Result<String, Problems> {
+    std::fs::read_to_string(path)
+        .map_err(|error| Problems::one("--config", format!("{}: {error}", path.display())))
+}
+
+/// The process's variables that are ours.
+pub(super) fn environment() -> Vec<(String, String)> {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the one place that reads the environment"
+    )]
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .filter(|(name, _)| name.starts_with(PREFIX))
+        .collect()
+}
+
+pub(super) fn merge(
+    text: Option<&str>,
+    environment: Vec<(String, String)>,
+) -> Result<Dict, Problems> {
+    let defaults = defaults();
+    let mut figment = Figment::from(Serialized::defaults(&defaults));
+    if let Some(text) = text {
+        let table: Dict = toml::from_str(text).map_err(|error| not_toml(text, &error))?;
+        figment = figment.merge(Serialized::defaults(table));
+    }
+    for (name, value) in environment {
+        let key = name[PREFIX.len()..].to_ascii_lowercase().replace("__", ".");
+        if key.is_empty() || key.split('.').any(str::is_empty) {
+            return Err(Problems::one(name, "expected UNPOD_GATEWAY__SECTION__KEY"));
+        }
+        let known = Value::from(defaults.clone()).find(&key);
+        let value = typed(&value, known.as_ref())
+            .ok_or_else(|| Problems::one(&key, "the variable's value is not of the key's type"))?;
+        figment = figment.merge(Serialized::default(&key, value));
+    }
+    figment
+        .extract()
+        .map_err(|_| Problems::one("configuration", "expected a table"))
+}
+
+/// Says where the TOML breaks, without quoting the line: it may hold a token.
+fn not_toml(text: &str, error: &toml::de::Error) -> Problems {
+    let place = error.span().map_or(0, |span| span.start).min(text.len());
+    let line = text.as_bytes()[..place]
+        .iter()
+        .filter(|byte| **byte == b'\n')
+        .count()
+        + 1;
+    Problems::one("--config", format!("line {line}: not valid TOML"))
+}
+
+/// A variable's text as the type of the key's default. Text stays text where there is none: a token of digits is no number.
+fn typed(text: &str, known: Option<&Value>) -> Option<Value> {
+    match known {
+        Some(Value::Bool(..)) => text.parse::<bool>().ok().map(Value::from),
+        Some(Value::Num(_, number)) if number.to_f64().is_some() && number.to_u128().is_none() => {
+            text.parse::<f64>().ok().map(Value::from)
+        }
+        Some(Value::Num(..)) => text.parse::<i64>().ok().map(Value::from),
+        Some(Value::Array(..)) => list(text),
+        _ if text.starts_with('[') => list(text),
+        _ => Some(Value::from(text)),
+    }
+}
+
+fn list(text: &str) -> Option<Value> {
+    let mut table: Dict = toml::from_str(&format!("value = {text}")).ok()?;
+    table.remove("value")
+}
+
+/// Replaces what opens a door by a mark, wherever it stands.
+pub(super) fn hide_secrets(dict: &mut Dict) {
+    for (key, value) in dict.iter_mut() {
+        match value {
+            Value::Dict(_, inner) => hide_secrets(inner),
+            Value::Array(_, items) => {
+                for item in items {
+                    if let Value::Dict(_, inner) = item {
+                        hide_secrets(inner);
+                    }
+                }
+            }
+            other if SECRET_KEYS.contains(&key.as_str()) => *other = Value::from("<hidden>"),
+            _ => {}
+        }
+    }
+}

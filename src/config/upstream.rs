@@ -1,0 +1,215 @@
+//! `[upstream]`: where Unpod is, how patiently it is asked, and with which tokens.
+
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+use url::{Host, Url};
+
+use super::{
+    Problems,
+    value::{self, Address, NotYet},
+};
+use crate::domain::SpaceToken;
+
+/// `[upstream]`: the one origin that is asked, and the limits towards it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UpstreamConfig {
+    /// Checked to be there: use [`UpstreamConfig::base_url`].
+    base_url: Option<Address>,
+    #[serde(deserialize_with = "value::duration")]
+    pub connect_timeout: Duration,
+    /// The deadline of a fill, waiting and all tries included.
+    #[serde(deserialize_with = "value::duration")]
+    pub timeout: Duration,
+    pub max_concurrency: usize,
+    /// Fills that may wait for a slot.
+    pub max_queue: usize,
+    /// Largest answer, decoded.
+    #[serde(deserialize_with = "value::bytes")]
+    pub max_body: usize,
+    pub retries: u32,
+    #[serde(deserialize_with = "value::ratio")]
+    pub retry_budget: f64,
+    pub proxy: Option<Address>,
+    pub ca_file: Option<PathBuf>,
+    pub allow_plain_http: bool,
+    /// Calls a minute per credential; 0: unlimited.
+    pub quota_per_minute: u32,
+    pub circuit: CircuitConfig,
+    #[serde(skip)]
+    pub credentials: BTreeMap<String, CredentialConfig>,
+}
+
+/// `[upstream.circuit]`: when to stop asking.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CircuitConfig {
+    pub enabled: bool,
+    #[serde(deserialize_with = "value::ratio")]
+    pub failure_ratio: f64,
+    pub min_calls: u32,
+    #[serde(deserialize_with = "value::duration")]
+    pub window: Duration,
+    #[serde(deserialize_with = "value::duration")]
+    pub open_for: Duration,
+}
+
+/// `[upstream.credentials.NAME]`: one API token with its organization.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CredentialConfig {
+    pub token: Option<SecretString>,
+    pub token_file: Option<PathBuf>,
+    pub next_token: Option<NotYet>,
+    pub next_token_file: Option<NotYet>,
+    pub org_handle: Option<String>,
+    /// The spaces it serves, for clients without a `credential`.
+    #[serde(default)]
+    pub spaces: Vec<String>,
+}
+
+impl CredentialConfig {
+    /// The token, read from its file where one is named.
+    ///
+    /// # Errors
+    ///
+    /// Says what is wrong with the token or its file.
+    pub fn read_token(&self) -> Result<SecretString, String> {
+        let token = match (&self.token, &self.token_file) {
+            (Some(_), Some(_)) => return Err("give `token` or `token_file`, not both".to_owned()),
+            (None, None) => return Err("required: `token` or `token_file`".to_owned()),
+            (Some(token), None) => token.expose_secret().to_owned(),
+            (None, Some(file)) => std::fs::read_to_string(file)
+                .map_err(|error| format!("token_file cannot be read: {error}"))?,
+        };
+        let token = token.trim();
+        if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err("the token must be visible ASCII without spaces".to_owned());
+        }
+        Ok(token.into())
+    }
+}
+
+impl UpstreamConfig {
+    /// The upstream's origin and path prefix, without a trailing slash.
+    ///
+    /// # Panics
+    ///
+    /// Never after [`super::Config::load`], which refuses a configuration without it.
+    #[must_use]
+    pub fn base_url(&self) -> &Url {
+        &self
+            .base_url
+            .as_ref()
+            .expect("a loaded configuration has a base URL")
+            .0
+    }
+
+    pub(super) fn check(&self, problems: &mut Problems) {
+        match &self.base_url {
+            None => problems.add(
+                "upstream.base_url",
+                "required, such as \"https://unpod.dev\"",
+            ),
+            Some(Address(url)) => {
+                if let Err(text) = check_base_url(url, self.allow_plain_http) {
+                    problems.add("upstream.base_url", text);
+                }
+            }
+        }
+        self.check_limits(problems);
+        if let Some(file) = &self.ca_file
+            && let Err(error) = std::fs::read(file)
+        {
+            problems.add("upstream.ca_file", format!("cannot be read: {error}"));
+        }
+        for (name, credential) in &self.credentials {
+            check_credential(name, credential, problems);
+        }
+        self.check_shared_spaces(problems);
+    }
+
+    fn check_limits(&self, problems: &mut Problems) {
+        for (key, time) in [
+            ("upstream.connect_timeout", self.connect_timeout),
+            ("upstream.timeout", self.timeout),
+            ("upstream.circuit.window", self.circuit.window),
+            ("upstream.circuit.open_for", self.circuit.open_for),
+        ] {
+            if time.is_zero() {
+                problems.add(key, "must be longer than 0s");
+            }
+        }
+        if !(1..=1024).contains(&self.max_concurrency) {
+            problems.add("upstream.max_concurrency", "expected 1 to 1024");
+        }
+        if self.max_body == 0 {
+            problems.add("upstream.max_body", "must be larger than 0B");
+        }
+        if self.retries > 10 {
+            problems.add("upstream.retries", "expected 10 or fewer");
+        }
+    }
+
+    /// A space two credentials claim would be fetched with either, by chance.
+    fn check_shared_spaces(&self, problems: &mut Problems) {
+        let mut served = BTreeMap::new();
+        for (name, credential) in &self.credentials {
+            for space in &credential.spaces {
+                if let Some(other) = served.insert(space, name) {
+                    problems.add(
+                        format!("upstream.credentials.{name}.spaces"),
+                        format!("a space that upstream.credentials.{other} serves already"),
+                    );
+                }
+            }
+        }
+    }
+}
+
+fn check_base_url(url: &Url, allow_plain_http: bool) -> Result<(), &'static str> {
+    let bare = url.username().is_empty()
+        && url.password().is_none()
+        && url.query().is_none()
+        && url.fragment().is_none()
+        && url.has_host();
+    match url.scheme() {
+        _ if !bare => Err("expected scheme, host, and at most a port and a path"),
+        "https" => Ok(()),
+        "http" if allow_plain_http || is_loopback(url) => Ok(()),
+        "http" => Err(
+            "plain http would show the token to everybody on the way: use https, or set upstream.allow_plain_http",
+        ),
+        _ => Err("expected http or https"),
+    }
+}
+
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        Some(Host::Domain(name)) => name == "localhost",
+        None => false,
+    }
+}
+
+fn check_credential(name: &str, credential: &CredentialConfig, problems: &mut Problems) {
+    let key = |part: &str| format!("upstream.credentials.{name}{part}");
+    if let Err(text) = credential.read_token() {
+        problems.add(key(".token"), text);
+    }
+    if let Some(handle) = &credential.org_handle
+        && (handle.is_empty() || !handle.bytes().all(|byte| byte.is_ascii_graphic()))
+    {
+        problems.add(key(".org_handle"), "expected visible ASCII without spaces");
+    }
+    if !credential
+        .spaces
+        .iter()
+        .all(|space| SpaceToken::new(space).is_ok())
+    {
+        problems.add(key(".spaces"), "expected space tokens");
+    }
+}

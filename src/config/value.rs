@@ -1,0 +1,192 @@
+//! Types of single values, whose errors say what is expected and never repeat what was given.
+
+use std::{fmt, marker::PhantomData, str::FromStr, time::Duration};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, Visitor},
+};
+
+/// What a key gets that a later version will know.
+pub const NOT_SUPPORTED: &str = "not supported yet";
+
+/// Stands for a key that is named but not built yet: giving it is an error, never a silent nothing.
+#[derive(Clone, Debug)]
+pub struct NotYet;
+
+impl<'de> Deserialize<'de> for NotYet {
+    fn deserialize<D: Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+        Err(de::Error::custom(NOT_SUPPORTED))
+    }
+}
+
+/// Text that is parsed by `FromStr`, with `EXPECTED` in place of the parser's own words.
+struct Parsed<T> {
+    expected: &'static str,
+    of: PhantomData<T>,
+}
+
+impl<T: FromStr> Visitor<'_> for Parsed<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.expected)
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+        text.parse()
+            .map_err(|_| E::custom(format_args!("expected {}", self.expected)))
+    }
+}
+
+fn parsed<'de, D: Deserializer<'de>, T: FromStr>(
+    deserializer: D,
+    expected: &'static str,
+) -> Result<T, D::Error> {
+    deserializer.deserialize_str(Parsed {
+        expected,
+        of: PhantomData,
+    })
+}
+
+/// A newtype around text of a fixed form.
+macro_rules! text_value {
+    ($(#[$doc:meta])* $name:ident($inner:ty), $expected:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub struct $name(pub $inner);
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                parsed(deserializer, $expected).map($name)
+            }
+        }
+    };
+}
+
+text_value!(
+    /// An absolute URL.
+    Address(url::Url),
+    "a URL such as \"https://unpod.dev\""
+);
+text_value!(
+    /// A network.
+    Network(ipnet::IpNet),
+    "a network such as \"10.0.0.0/8\""
+);
+
+/// A length of time.
+pub fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let parsed: humantime::Duration = parsed(
+        deserializer,
+        "a duration such as \"250ms\", \"30s\" or \"1h\"",
+    )?;
+    Ok(parsed.into())
+}
+
+/// A number of bytes.
+pub fn bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    let parsed: bytesize::ByteSize =
+        parsed(deserializer, "a size such as \"256MiB\" or \"1048576B\"")?;
+    usize::try_from(parsed.as_u64()).map_err(|_| de::Error::custom("too large"))
+}
+
+/// A share from 0 to 1.
+pub fn ratio<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    let ratio = f64::deserialize(deserializer)?;
+    if (0.0..=1.0).contains(&ratio) {
+        Ok(ratio)
+    } else {
+        Err(de::Error::custom("expected a number from 0 to 1"))
+    }
+}
+
+/// A SHA-256 digest as 64 hex digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Sha256Digest(pub [u8; 32]);
+
+impl FromStr for Sha256Digest {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let mut digest = [0; 32];
+        if text.len() != 64 || !text.is_ascii() {
+            return Err(());
+        }
+        for (place, byte) in digest.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&text[2 * place..2 * place + 2], 16).map_err(|_| ())?;
+        }
+        // `from_str_radix` takes a sign.
+        if text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            Ok(Self(digest))
+        } else {
+            Err(())
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Sha256Digest {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        parsed(deserializer, "a SHA-256 digest of 64 hex digits")
+    }
+}
+
+/// A point in time, as RFC 3339.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Timestamp(pub std::time::SystemTime);
+
+impl<'de> Deserialize<'de> for Timestamp {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let parsed: humantime::Timestamp =
+            parsed(deserializer, "a time such as \"2027-01-01T00:00:00Z\"")?;
+        Ok(Self(parsed.into()))
+    }
+}
+
+/// Where a listener binds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListenAddress {
+    Tcp(std::net::SocketAddr),
+    Unix(std::path::PathBuf),
+}
+
+impl ListenAddress {
+    /// Whether only this machine can reach it.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        match self {
+            Self::Tcp(address) => address.ip().is_loopback(),
+            Self::Unix(_) => true,
+        }
+    }
+}
+
+impl FromStr for ListenAddress {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text.strip_prefix("unix:") {
+            Some(path) if path.starts_with('/') => Ok(Self::Unix(path.into())),
+            Some(_) => Err(()),
+            None => text.parse().map(Self::Tcp).map_err(|_| ()),
+        }
+    }
+}
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for ListenAddress {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        parsed(
+            deserializer,
+            "an address such as \"127.0.0.1:8080\" or \"unix:/path\"",
+        )
+    }
+}

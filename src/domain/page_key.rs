@@ -1,0 +1,19 @@
+use super::{PageQuery, SpaceToken};
+
+/// Which upstream credential a page was read with: its place in the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CredentialId(pub u16);
+
+/// A space as one credential sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct SpaceKey {
+    pub credential: CredentialId,
+    pub space: SpaceToken,
+}
+
+/// What a page is kept under. Nothing of a client's is part of it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PageKey {
+    pub space: SpaceKey,
+    pub query: PageQuery,
+}

@@ -1,0 +1,56 @@
+use std::{fmt, ops::Range};
+
+/// Which page of a list, and how long its pages are. Both count from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PageQuery {
+    pub page: u32,
+    pub page_size: u32,
+}
+
+/// Places in a list, counted from 0.
+pub type Span = Range<u64>;
+
+impl PageQuery {
+    pub const MAX_PAGE: u32 = 1_000_000;
+    pub const DEFAULT_PAGE: u32 = 1;
+    pub const DEFAULT_PAGE_SIZE: u32 = 20;
+
+    /// The places this page covers, whether or not the list is that long.
+    #[must_use]
+    pub fn span(&self) -> Span {
+        let size = u64::from(self.page_size);
+        let start = u64::from(self.page - 1) * size;
+        start..start + size
+    }
+
+    /// How many pages of this size a list of `count` has; an empty list has one, which is empty.
+    #[must_use]
+    pub fn last_page(&self, count: u64) -> u64 {
+        count.div_ceil(u64::from(self.page_size)).max(1)
+    }
+}
+
+/// The canonical query string, both members always there.
+impl fmt::Display for PageQuery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "page={}&page_size={}", self.page, self.page_size)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_cover_the_list_without_gap_or_overlap() {
+        let page = |page| PageQuery {
+            page,
+            page_size: 20,
+        };
+        assert_eq!(page(1).span(), 0..20);
+        assert_eq!(page(2).span(), 20..40);
+        for (count, last) in [(0, 1), (1, 1), (20, 1), (21, 2), (57, 3)] {
+            assert_eq!(page(1).last_page(count), last, "{count}");
+        }
+    }
+}

@@ -1,0 +1,10 @@
+/// What the upstream said no to for good, as far as it can be remembered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    SpaceNotFound,
+    SpaceAccessDenied,
+    /// This page was refused.
+    Rejected,
+    /// An inner service fails on this page: one bad task does it until it is mended.
+    Failed,
+}

@@ -1,0 +1,24 @@
+//! A caching gateway in front of Unpod's "Get Tasks by Space Token": one API token behind it, many callers before it.
+//!
+//! A request passes, in order: [`server`] (connection, limits), [`api`] (request id, log, identity, route, query, space),
+//! [`service`] (is there a page that may be served?), [`cache`] (judge its age, join or begin a fill), [`upstream`]
+//! (deadline, retries, slots, and what the answer means).
+//!
+//! ```text
+//! main → cli → app → everything        api → service → cache | upstream → domain
+//! ```
+//!
+//! `config` and `telemetry` may be used by all but `domain`, which uses nothing of ours. `cache` and `upstream` do not know
+//! each other: `service` joins them. `simulator` stands outside: it plays the upstream for `demo` and the tests.
+
+pub mod api;
+pub mod app;
+pub mod cache;
+pub mod cli;
+pub mod config;
+pub mod domain;
+pub mod server;
+pub mod service;
+pub mod simulator;
+pub mod telemetry;
+pub mod upstream;

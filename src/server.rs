@@ -1,0 +1,269 @@
+//! Serves a service on a bound listener until told to stop, then drains.
+
+use std::{convert::Infallible, io, path::PathBuf, pin::pin, sync::Arc, time::Duration};
+
+use axum::response::Response;
+use http::{HeaderValue, Request, header};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, UnixListener},
+    sync::Semaphore,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::Service;
+use tracing::{debug, warn};
+
+use crate::{
+    api::peer::Peer,
+    config::{ServerConfig, value::ListenAddress},
+    telemetry::metrics::Metrics,
+};
+
+mod activity;
+
+use self::activity::{Activity, Watched};
+
+/// How long to wait after `accept` failed for want of descriptors or memory: at once it would fail again.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// A bound listener.
+#[derive(Debug)]
+pub enum Listener {
+    Tcp(TcpListener),
+    /// The socket's file goes when the listener does.
+    Unix(UnixListener, SocketFile),
+}
+
+/// Removes a Unix socket's file.
+#[derive(Debug)]
+pub struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // Somebody else may have taken it away.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+impl Listener {
+    /// Binds `address`. A socket file that nobody listens on any more is replaced.
+    ///
+    /// # Errors
+    ///
+    /// Returns the system's error, as for an address in use.
+    pub async fn bind(address: &ListenAddress) -> io::Result<Self> {
+        match address {
+            ListenAddress::Tcp(address) => TcpListener::bind(address).await.map(Self::Tcp),
+            ListenAddress::Unix(path) => {
+                if tokio::net::UnixStream::connect(path)
+                    .await
+                    .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+                {
+                    std::fs::remove_file(path)?;
+                }
+                let listener = UnixListener::bind(path)?;
+                Ok(Self::Unix(listener, SocketFile(path.clone())))
+            }
+        }
+    }
+
+    /// Where it listens; a port of 0 shows as the one it got.
+    ///
+    /// # Errors
+    ///
+    /// Returns the system's error.
+    pub fn address(&self) -> io::Result<ListenAddress> {
+        match self {
+            Self::Tcp(listener) => listener.local_addr().map(ListenAddress::Tcp),
+            Self::Unix(_, file) => Ok(ListenAddress::Unix(file.0.clone())),
+        }
+    }
+
+    async fn accept(&self) -> io::Result<(Box<dyn Connection>, Peer)> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, address) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                Ok((Box::new(stream), Peer(Some(address.ip()))))
+            }
+            Self::Unix(listener, _) => {
+                let (stream, _) = listener.accept().await?;
+                Ok((Box::new(stream), Peer(None)))
+            }
+        }
+    }
+}
+
+trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
+
+/// How connections are treated.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub header_read_timeout: Duration,
+    pub idle_timeout: Duration,
+    pub max_connections: usize,
+    pub max_header_bytes: usize,
+    /// How long requests in flight get once the listener is closed.
+    pub drain_timeout: Duration,
+}
+
+impl Limits {
+    #[must_use]
+    pub fn new(config: &ServerConfig) -> Self {
+        Self {
+            header_read_timeout: config.header_read_timeout,
+            idle_timeout: config.idle_timeout,
+            max_connections: config.max_connections,
+            max_header_bytes: config.max_header_bytes,
+            drain_timeout: config.drain_timeout,
+        }
+    }
+}
+
+/// The two steps of an end: answers say `Connection: close`, then nothing more is accepted.
+#[derive(Clone, Debug, Default)]
+pub struct Shutdown {
+    pub closing: CancellationToken,
+    pub closed: CancellationToken,
+}
+
+/// Serves `service` on `listener` until `shutdown.closed`, then gives requests in flight `limits.drain_timeout`.
+///
+/// Returns whether every request got its answer.
+pub async fn serve<S>(
+    listener: Listener,
+    service: S,
+    limits: Limits,
+    metrics: Option<Arc<Metrics>>,
+    shutdown: Shutdown,
+) -> bool
+where
+    S: Service<Request<Incoming>, Response = Response, Error = Infallible, Future: Send>
+        + Clone
+        + Send
+        + 'static,
+{
+    let connections = TaskTracker::new();
+    let places = Arc::new(Semaphore::new(limits.max_connections));
+    let server = Server {
+        builder: builder(&limits),
+        service,
+        limits,
+        metrics,
+        shutdown: shutdown.clone(),
+    };
+    loop {
+        // A place first: a connection that finds none waits in the kernel's backlog, not in our memory.
+        let accepted = async {
+            let place = places.clone().acquire_owned().await;
+            let place = place.expect("the semaphore is never closed");
+            (listener.accept().await, place)
+        };
+        let (accepted, place) = tokio::select! {
+            biased;
+            () = shutdown.closed.cancelled() => break,
+            accepted = accepted => accepted,
+        };
+        match accepted {
+            Ok((io, peer)) => {
+                let server = server.clone();
+                connections.spawn(async move {
+                    let _place = place;
+                    server.connection(io, peer).await;
+                });
+            }
+            Err(error) => {
+                warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    connections.close();
+    tokio::time::timeout(limits.drain_timeout, connections.wait())
+        .await
+        .is_ok()
+}
+
+fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        // Ours, in `activity`: hyper's also ends connections that merely keep alive.
+        .header_read_timeout(None)
+        .max_buf_size(limits.max_header_bytes);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX));
+    builder
+}
+
+#[derive(Clone)]
+struct Server<S> {
+    builder: auto::Builder<TokioExecutor>,
+    service: S,
+    limits: Limits,
+    metrics: Option<Arc<Metrics>>,
+    shutdown: Shutdown,
+}
+
+impl<S> Server<S>
+where
+    S: Service<Request<Incoming>, Response = Response, Error = Infallible, Future: Send>
+        + Clone
+        + Send
+        + 'static,
+{
+    async fn connection(self, io: Box<dyn Connection>, peer: Peer) {
+        let _counted = self.metrics.as_ref().map(|metrics| metrics.connection());
+        let activity = Arc::new(Activity::new());
+        let io = TokioIo::new(Watched::new(io, activity.clone()));
+        let requests = activity.clone();
+        let closing = self.shutdown.closing.clone();
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(peer);
+            let in_flight = requests.request();
+            // The router is always ready; a clone of it is what hyper would make too.
+            let answer = self.service.clone().call(request);
+            let closing = closing.clone();
+            async move {
+                let mut answer = answer.await?;
+                if closing.is_cancelled() && answer.version() <= http::Version::HTTP_11 {
+                    answer
+                        .headers_mut()
+                        .insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                drop(in_flight);
+                Ok::<_, Infallible>(answer)
+            }
+        });
+        let mut connection = pin!(self.builder.serve_connection(io, service));
+        let mut watch =
+            pin!(activity.overstayed(self.limits.header_read_timeout, self.limits.idle_timeout));
+        let mut closed = pin!(self.shutdown.closed.cancelled());
+        let mut asked_to_end = false;
+        loop {
+            tokio::select! {
+                ended = connection.as_mut() => {
+                    if let Err(error) = ended {
+                        debug!(error, "a connection ended early");
+                    }
+                    return;
+                }
+                () = watch.as_mut() => return,
+                () = closed.as_mut(), if !asked_to_end => {
+                    asked_to_end = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+            }
+        }
+    }
+}

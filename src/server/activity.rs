@@ -1,0 +1,217 @@
+//! Ends connections that say nothing, and those that never finish a request's header.
+//!
+//! hyper has one timer for both, which would end a kept-alive connection after the time that a header may take.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::Instant,
+};
+
+/// What a connection is doing, in milliseconds since it began.
+#[derive(Debug)]
+pub(super) struct Activity {
+    began: Instant,
+    in_flight: AtomicUsize,
+    /// When the connection fell silent.
+    idle_since: AtomicU64,
+    /// When the first byte of a request came that has no complete header yet; 0 where there is none.
+    reading_since: AtomicU64,
+}
+
+impl Activity {
+    pub(super) fn new() -> Self {
+        Self {
+            began: Instant::now(),
+            in_flight: AtomicUsize::new(0),
+            idle_since: AtomicU64::new(0),
+            reading_since: AtomicU64::new(0),
+        }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// A request's header is complete; the request lasts until the guard is dropped.
+    pub(super) fn request(self: &Arc<Self>) -> InFlight {
+        self.in_flight.fetch_add(1, Ordering::AcqRel);
+        self.reading_since.store(0, Ordering::Release);
+        InFlight(self.clone())
+    }
+
+    fn received(&self) {
+        if self.in_flight.load(Ordering::Acquire) == 0
+            && self.reading_since.load(Ordering::Acquire) == 0
+        {
+            self.reading_since
+                .store(self.now().max(1), Ordering::Release);
+        }
+    }
+
+    /// Resolves once the connection has outstayed either timeout.
+    pub(super) async fn overstayed(&self, header_read_timeout: Duration, idle_timeout: Duration) {
+        loop {
+            let Some(left) = self.left(header_read_timeout, idle_timeout) else {
+                return;
+            };
+            tokio::time::sleep(left).await;
+        }
+    }
+
+    /// How long until a timeout could be outstayed; `None`: it is.
+    fn left(&self, header_read_timeout: Duration, idle_timeout: Duration) -> Option<Duration> {
+        let now = self.now();
+        let remaining = |since: u64, limit: Duration| {
+            limit
+                .checked_sub(Duration::from_millis(now.saturating_sub(since)))
+                .filter(|left| !left.is_zero())
+        };
+        if self.in_flight.load(Ordering::Acquire) > 0 {
+            return Some(header_read_timeout.min(idle_timeout));
+        }
+        match self.reading_since.load(Ordering::Acquire) {
+            0 => remaining(self.idle_since.load(Ordering::Acquire), idle_timeout)
+                .map(|left| left.min(header_read_timeout)),
+            since => remaining(since, header_read_timeout),
+        }
+    }
+}
+
+/// A request under way.
+#[derive(Debug)]
+pub(super) struct InFlight(Arc<Activity>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        let activity = &self.0;
+        activity.idle_since.store(activity.now(), Ordering::Release);
+        activity.in_flight.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// A connection that notes when bytes come in.
+#[derive(Debug)]
+pub(super) struct Watched<I> {
+    io: I,
+    activity: Arc<Activity>,
+}
+
+impl<I> Watched<I> {
+    pub(super) fn new(io: I, activity: Arc<Activity>) -> Self {
+        Self { io, activity }
+    }
+
+    /// A client that takes an answer slowly is not silent.
+    fn sent(&self, written: &Poll<io::Result<usize>>) {
+        if matches!(written, Poll::Ready(Ok(1..))) {
+            let activity = &self.activity;
+            activity.idle_since.store(activity.now(), Ordering::Release);
+        }
+    }
+}
+
+impl<I: AsyncRead + Unpin> AsyncRead for Watched<I> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.io).poll_read(cx, buffer);
+        if buffer.filled().len() > before {
+            self.activity.received();
+        }
+        read
+    }
+}
+
+impl<I: AsyncWrite + Unpin> AsyncWrite for Watched<I> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.io).poll_write(cx, bytes);
+        self.sent(&written);
+        written
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.io).poll_write_vectored(cx, slices);
+        self.sent(&written);
+        written
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEADER: Duration = Duration::from_secs(10);
+    const IDLE: Duration = Duration::from_secs(75);
+
+    async fn ends_after(activity: &Activity) -> Duration {
+        let from = Instant::now();
+        activity.overstayed(HEADER, IDLE).await;
+        from.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_connection_lives_for_the_idle_timeout() {
+        assert_eq!(ends_after(&Activity::new()).await, IDLE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_header_that_never_ends_is_cut_off() {
+        let activity = Activity::new();
+        activity.received();
+        activity.received();
+        assert!(ends_after(&activity).await <= HEADER);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn idling_begins_when_a_request_ends() {
+        let activity = Arc::new(Activity::new());
+        activity.received();
+        let request = activity.request();
+        tokio::time::advance(Duration::from_secs(100)).await;
+        drop(request);
+        assert_eq!(ends_after(&activity).await, IDLE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_long_request_is_no_silence() {
+        let activity = Arc::new(Activity::new());
+        let _request = activity.request();
+        let watched =
+            tokio::time::timeout(Duration::from_secs(1000), activity.overstayed(HEADER, IDLE));
+        assert!(watched.await.is_err());
+    }
+}

@@ -1,0 +1,480 @@
+//! Reading a page of tasks: from the store if it may be served, else from the upstream.
+
+use std::{error::Error, sync::Arc, time::Duration};
+
+use http::HeaderValue;
+use tokio::time::Instant;
+use tower::ServiceExt;
+use tracing::{debug, error, info, warn};
+
+use crate::{
+    cache::{
+        CacheStatus, Flights, PageStore, Received, Role, StoredPage, Verdict,
+        flight::{Waiting, Wanted},
+        freshness::FillReason,
+        http_semantics::RequestDirectives,
+        judge,
+        space::Remembered,
+        status::Detail,
+        store::{Began, Keep, Kept},
+    },
+    domain::{PageKey, PageQuery, Refusal, SpaceKey, SpaceToken},
+    telemetry::metrics::{BACKGROUND, Metrics},
+    upstream::{
+        Answer, Content, Credential, FailureSource, Head, PageRequest, Upstream, UpstreamError,
+        Validators,
+    },
+};
+
+/// What is asked, and on whose account.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    pub credential: Arc<Credential>,
+    pub space: SpaceToken,
+    pub query: PageQuery,
+    /// As far as the client may ask for it: see [`crate::cache::freshness::permitted`].
+    pub directives: RequestDirectives,
+    pub client: Arc<str>,
+    pub request_id: HeaderValue,
+}
+
+impl Ask {
+    fn key(&self) -> PageKey {
+        PageKey {
+            space: SpaceKey {
+                credential: self.credential.id,
+                space: self.space.clone(),
+            },
+            query: self.query,
+        }
+    }
+
+    /// Whether the client wants what is stored checked, refusals included.
+    fn is_forced(&self) -> bool {
+        self.directives.no_cache || self.directives.max_age == Some(Duration::ZERO)
+    }
+}
+
+/// A page to answer with.
+#[derive(Clone, Debug)]
+pub struct Served {
+    pub page: Arc<StoredPage>,
+    pub status: CacheStatus,
+    /// When it was judged.
+    pub at: Instant,
+}
+
+/// Why there is no page, and what the cache did about it.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{kind}")]
+pub struct TasksError {
+    #[source]
+    pub kind: TasksErrorKind,
+    pub status: CacheStatus,
+}
+
+/// Why there is no page.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum TasksErrorKind {
+    #[error("the upstream gave no page")]
+    Upstream(#[from] UpstreamError),
+    #[error("nothing usable is stored, and the client wants nothing else")]
+    NotCached,
+    #[error("the fill ended in a bug")]
+    Lost,
+}
+
+/// What a fill brought: every waiter gets the same.
+type Filled = Result<Fill, UpstreamError>;
+
+#[derive(Clone, Debug)]
+struct Fill {
+    kept: Kept,
+    /// The upstream's status: 200, or 304 where the stored page still held.
+    status: u16,
+}
+
+/// What to do about an [`Ask`], by what is stored now.
+enum Decision {
+    Serve(Served),
+    ServeAndRefresh(Served, Arc<StoredPage>),
+    Refuse(TasksError),
+    Fill {
+        reason: FillReason,
+        stored: Option<Arc<StoredPage>>,
+    },
+}
+
+/// The use case: one page of tasks.
+#[derive(Debug)]
+pub struct Tasks {
+    store: PageStore,
+    flights: Flights<PageKey, Filled>,
+    upstream: Upstream,
+    metrics: Arc<Metrics>,
+    /// How long a waiter waits at most.
+    patience: Duration,
+}
+
+impl Tasks {
+    #[must_use]
+    pub fn new(
+        store: PageStore,
+        upstream: Upstream,
+        metrics: Arc<Metrics>,
+        patience: Duration,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            store,
+            flights: Flights::default(),
+            upstream,
+            metrics,
+            patience,
+        })
+    }
+
+    #[must_use]
+    pub fn store(&self) -> &PageStore {
+        &self.store
+    }
+
+    /// Weighs the page of `ask` anew, after a variant of it was made.
+    pub fn reweigh(&self, ask: &Ask, page: &Arc<StoredPage>) {
+        self.store.reweigh(&ask.key(), page);
+    }
+
+    /// Fills under way.
+    #[must_use]
+    pub fn fills_under_way(&self) -> usize {
+        self.flights.len()
+    }
+
+    /// Returns the page that `ask` names, from the store if it may be served.
+    ///
+    /// A fetch runs in a task of its own: a caller that goes away neither cancels it for the others nor loses it.
+    ///
+    /// # Errors
+    ///
+    /// Returns the upstream's error where it failed and no stored page may stand in.
+    pub async fn page(self: &Arc<Self>, ask: &Ask) -> Result<Served, TasksError> {
+        let outcome = self.page_uncounted(ask).await;
+        let status = match &outcome {
+            Ok(served) => served.status,
+            Err(error) => error.status,
+        };
+        self.metrics.lookup(status.outcome(), &ask.client);
+        outcome
+    }
+
+    async fn page_uncounted(self: &Arc<Self>, ask: &Ask) -> Result<Served, TasksError> {
+        let key = ask.key();
+        loop {
+            match self.decide(&key, ask, Instant::now()) {
+                Decision::Serve(served) => return Ok(served),
+                Decision::Refuse(error) => return Err(error),
+                Decision::ServeAndRefresh(served, stored) => {
+                    self.refresh(&key, ask, stored);
+                    return Ok(served);
+                }
+                Decision::Fill { reason, stored } => {
+                    // `None`: another fill ended since the decision, so there is a new one to make.
+                    if let Some(waiting) = self.begin_fill(&key, ask) {
+                        return self.wait(waiting, ask, reason, stored).await;
+                    }
+                }
+            }
+        }
+    }
+
+    fn decide(&self, key: &PageKey, ask: &Ask, now: Instant) -> Decision {
+        let stored = self.store.get(key);
+        let only_fresh = ask.credential.is_refused();
+        let candidate = stored.as_ref().map(|page| page.candidate(only_fresh));
+        let serve = |page: Arc<StoredPage>, ttl, detail| Served {
+            page,
+            status: CacheStatus::Hit { ttl, detail },
+            at: now,
+        };
+        let refusal = || self.store.refusal(key, now).filter(|_| !ask.is_forced());
+        match (judge(candidate, &ask.directives, now), stored) {
+            (Verdict::Hit { ttl }, Some(page)) => Decision::Serve(serve(page, ttl, None)),
+            (Verdict::HitWhileRevalidate { ttl }, Some(page)) => {
+                let detail = Some(Detail::StaleWhileRevalidate);
+                let served = serve(page.clone(), ttl, detail);
+                match refusal() {
+                    None => Decision::ServeAndRefresh(served, page),
+                    // The refresh failed a moment ago, and would again.
+                    Some(_) => Decision::Serve(served),
+                }
+            }
+            (Verdict::Fill(reason), stored) => match refusal() {
+                Some(known) => self.refused(&known, stored.as_ref(), ask, now),
+                None => Decision::Fill { reason, stored },
+            },
+            (
+                Verdict::NotCached | Verdict::Hit { .. } | Verdict::HitWhileRevalidate { .. },
+                stored,
+            ) => match refusal() {
+                Some(known) => self.refused(&known, stored.as_ref(), ask, now),
+                None => Decision::Refuse(TasksError {
+                    kind: TasksErrorKind::NotCached,
+                    status: CacheStatus::NotCached,
+                }),
+            },
+        }
+    }
+
+    /// Answers from what is remembered of a refusal: the old page where one may stand in, else the error again.
+    fn refused(
+        &self,
+        known: &Remembered,
+        stored: Option<&Arc<StoredPage>>,
+        ask: &Ask,
+        now: Instant,
+    ) -> Decision {
+        let error = remembered(known.refusal);
+        match stand_in(&error, stored, ask, now) {
+            Some(served) => Decision::Serve(served),
+            None => Decision::Refuse(TasksError {
+                kind: error.into(),
+                status: CacheStatus::Hit {
+                    ttl: i64::try_from((known.until - now).as_secs()).unwrap_or(i64::MAX),
+                    detail: None,
+                },
+            }),
+        }
+    }
+
+    /// Joins the fill of `key` or begins one; `None` where a fill that ended meanwhile left something to serve.
+    fn begin_fill(self: &Arc<Self>, key: &PageKey, ask: &Ask) -> Option<Waiting<Filled>> {
+        let keep = !ask.directives.no_store;
+        self.flights.join(key, keep, |wanted| {
+            match self.decide(key, ask, Instant::now()) {
+                Decision::Fill { stored, .. } => {
+                    let cause = ask.client.clone();
+                    Some(self.clone().fill(ask.clone(), cause, stored, wanted))
+                }
+                Decision::Serve(_) | Decision::ServeAndRefresh(..) | Decision::Refuse(_) => None,
+            }
+        })
+    }
+
+    /// Fetches a page anew that nobody waits for.
+    fn refresh(self: &Arc<Self>, key: &PageKey, ask: &Ask, stored: Arc<StoredPage>) {
+        let begun = self.flights.join(key, true, |wanted| {
+            Some(
+                self.clone()
+                    .fill(ask.clone(), BACKGROUND.into(), Some(stored), wanted),
+            )
+        });
+        drop(begun);
+    }
+
+    async fn wait(
+        &self,
+        waiting: Waiting<Filled>,
+        ask: &Ask,
+        reason: FillReason,
+        stored: Option<Arc<StoredPage>>,
+    ) -> Result<Served, TasksError> {
+        let joined = waiting.role == Role::Joined;
+        let forward = |fill: Option<&Fill>| CacheStatus::Forward {
+            reason,
+            status: fill.filter(|_| !joined).map(|fill| fill.status),
+            stored: !joined && fill.is_some_and(|fill| fill.kept.stored),
+            collapsed: joined,
+        };
+        let outcome = tokio::time::timeout(self.patience, waiting.outcome())
+            .await
+            .unwrap_or(Some(Err(UpstreamError::Timeout(self.patience))));
+        let at = Instant::now();
+        match outcome {
+            Some(Ok(fill)) => Ok(Served {
+                status: forward(Some(&fill)),
+                page: fill.kept.page,
+                at,
+            }),
+            Some(Err(error)) => {
+                stand_in(&error, stored.as_ref(), ask, at).ok_or_else(|| TasksError {
+                    kind: error.into(),
+                    status: forward(None),
+                })
+            }
+            None => Err(TasksError {
+                kind: TasksErrorKind::Lost,
+                status: forward(None),
+            }),
+        }
+    }
+
+    async fn fill(
+        self: Arc<Self>,
+        ask: Ask,
+        cause: Arc<str>,
+        stored: Option<Arc<StoredPage>>,
+        wanted: Wanted,
+    ) -> Filled {
+        let started = Instant::now();
+        let began = self.store.begin(ask.key(), started);
+        let request = PageRequest {
+            credential: ask.credential.clone(),
+            space: ask.space.clone(),
+            query: ask.query,
+            validators: stored.as_deref().map(validators).unwrap_or_default(),
+            request_id: ask.request_id.clone(),
+            cause,
+        };
+        let answer = self.upstream.clone().oneshot(request).await;
+        let filled = match answer {
+            Ok(answer) => self.take(&began, answer, stored.as_deref(), &wanted),
+            Err(error) => Err(error),
+        };
+        self.note(&ask, &began, &filled, started);
+        filled
+    }
+
+    /// Puts an answer into the store.
+    fn take(
+        &self,
+        began: &Began,
+        answer: Answer,
+        stored: Option<&StoredPage>,
+        wanted: &Wanted,
+    ) -> Filled {
+        let keep = if wanted.is_set() { Keep::Yes } else { Keep::No };
+        let head = received(&answer.head);
+        match (answer.content, stored) {
+            (Content::Page(page), _) => Ok(Fill {
+                kept: self.store.put(began, page, &head, keep),
+                status: 200,
+            }),
+            (Content::NotModified, Some(stored)) => Ok(Fill {
+                kept: self.store.renew(began, stored, &head, keep),
+                status: 304,
+            }),
+            // Normalize lets no 304 through that was not asked for.
+            (Content::NotModified, None) => Err(UpstreamError::Failed(FailureSource::Status(
+                http::StatusCode::NOT_MODIFIED,
+            ))),
+        }
+    }
+
+    /// Draws the consequences of a fill's end, once for all its waiters.
+    fn note(&self, ask: &Ask, began: &Began, filled: &Filled, started: Instant) {
+        let now = Instant::now();
+        let outcome = match filled {
+            Ok(Fill { status: 304, .. }) => "not_modified",
+            Ok(fill) if fill.kept.stored => "stored",
+            Ok(_) => "not_stored",
+            Err(error) => error.as_str(),
+        };
+        self.metrics.filled(outcome, now - started);
+        match filled {
+            Ok(_) => {
+                if ask.credential.set_refused(false) {
+                    info!(
+                        credential.name = ask.credential.name,
+                        "upstream takes the credential again"
+                    );
+                }
+            }
+            Err(error) => self.note_failure(ask, began, error, now),
+        }
+    }
+
+    fn note_failure(&self, ask: &Ask, began: &Began, error: &UpstreamError, now: Instant) {
+        let head = match error {
+            UpstreamError::SpaceNotFound { head } => head.as_deref().map(received),
+            _ => None,
+        };
+        if let Some(refusal) = refusal(error) {
+            self.store.refuse(began, refusal, head.as_ref(), now);
+        }
+        let reason = error.source().map(ToString::to_string);
+        if matches!(error, UpstreamError::AuthFailed) {
+            ask.credential.set_refused(true);
+            error!(
+                credential.name = ask.credential.name,
+                "upstream refused the credential: its token is wrong, expired or withdrawn; put a good one in its place"
+            );
+        } else if refusal(error).is_some() {
+            debug!(space = %ask.space, upstream.error = %error, "upstream refused a page");
+        } else {
+            warn!(space = %ask.space, upstream.error = %error, upstream.reason = reason, "upstream gave no page");
+        }
+    }
+}
+
+/// A stored page in place of `error`, where both allow it.
+fn stand_in(
+    error: &UpstreamError,
+    stored: Option<&Arc<StoredPage>>,
+    ask: &Ask,
+    now: Instant,
+) -> Option<Served> {
+    if !error.allows_stale() || ask.credential.is_refused() {
+        return None;
+    }
+    let page = stored?;
+    let ttl = page.freshness.stand_in(page.moved_at(), now)?;
+    let detail = match error {
+        UpstreamError::QuotaExhausted { .. } => Detail::Quota,
+        _ => Detail::StaleIfError,
+    };
+    Some(Served {
+        page: page.clone(),
+        status: CacheStatus::Hit {
+            ttl,
+            detail: Some(detail),
+        },
+        at: now,
+    })
+}
+
+fn validators(page: &StoredPage) -> Validators {
+    Validators {
+        etag: page.upstream_etag().cloned(),
+        last_modified: page.last_modified.clone(),
+    }
+}
+
+fn received(head: &Head) -> Received<'_> {
+    Received {
+        headers: &head.headers,
+        received: head.received,
+        received_unix: head.received_unix,
+        response_delay: head.response_delay,
+    }
+}
+
+/// What of an error is remembered.
+fn refusal(error: &UpstreamError) -> Option<Refusal> {
+    match error {
+        UpstreamError::SpaceNotFound { .. } => Some(Refusal::SpaceNotFound),
+        UpstreamError::SpaceAccessDenied => Some(Refusal::SpaceAccessDenied),
+        UpstreamError::Rejected => Some(Refusal::Rejected),
+        UpstreamError::Failed(source) => match source {
+            FailureSource::Inner | FailureSource::InnerSlowDown => Some(Refusal::Failed),
+            FailureSource::Status(_) | FailureSource::Html => None,
+        },
+        UpstreamError::AuthFailed
+        | UpstreamError::InvalidResponse(_)
+        | UpstreamError::Unreachable(_)
+        | UpstreamError::Timeout(_)
+        | UpstreamError::QuotaExhausted { .. }
+        | UpstreamError::Overloaded => None,
+    }
+}
+
+/// The error that a remembered refusal stands for.
+fn remembered(refusal: Refusal) -> UpstreamError {
+    match refusal {
+        Refusal::SpaceNotFound => UpstreamError::SpaceNotFound { head: None },
+        Refusal::SpaceAccessDenied => UpstreamError::SpaceAccessDenied,
+        Refusal::Rejected => UpstreamError::Rejected,
+        Refusal::Failed => UpstreamError::Failed(FailureSource::Inner),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,139 @@
+//! What a test holds: it reads what the simulator has seen and changes what it will say.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{
+    Fault, RecordedRequest, Scripted, Shared, answer::refusal_body, lock, paging::TaskQuery,
+    quota::Quota,
+};
+
+/// A handle on a running simulator; clones are handles on the same one.
+///
+/// Spaces and tasks that do not exist are ignored.
+#[derive(Clone)]
+pub struct Control(pub(super) Arc<Shared>);
+
+impl Control {
+    /// Returns how many tasks requests have arrived, POSTs apart.
+    pub fn requests(&self) -> u64 {
+        lock(&self.0.ledger).requests
+    }
+
+    pub fn requests_to(&self, space: &str) -> u64 {
+        lock(&self.0.ledger)
+            .by_space
+            .get(space)
+            .copied()
+            .unwrap_or_default()
+    }
+
+    /// Returns how many POSTs, each of which would have created a task, have arrived at the tasks routes.
+    pub fn posts(&self) -> u64 {
+        lock(&self.0.ledger).posts
+    }
+
+    /// Returns how many tasks requests await their answer, those that wait for a slot included.
+    pub fn in_flight(&self) -> usize {
+        lock(&self.0.ledger).in_flight
+    }
+
+    pub fn max_in_flight(&self) -> usize {
+        lock(&self.0.ledger).max_in_flight
+    }
+
+    /// Returns the last 10,000 requests to any path but `/__stats`, oldest first.
+    pub fn recorded(&self) -> Vec<RecordedRequest> {
+        lock(&self.0.ledger).recorded.iter().cloned().collect()
+    }
+
+    /// Waits until at least `count` tasks requests have arrived since the start.
+    pub async fn wait_for_requests(&self, count: u64) {
+        let mut arrivals = self.0.arrivals.subscribe();
+        // The sender lives in `self.0`: it cannot be gone.
+        let _ = arrivals.wait_for(|arrived| *arrived >= count).await;
+    }
+
+    /// Keeps every tasks request waiting, once it has been counted, until the guard is dropped.
+    pub fn hold(&self) -> Hold {
+        self.0.holds.send_modify(|holds| *holds += 1);
+        Hold(Arc::clone(&self.0))
+    }
+
+    pub fn set_faults(&self, faults: Vec<Fault>) {
+        lock(&self.0.settings).faults = faults;
+    }
+
+    pub fn set_latency(&self, latency: Duration) {
+        lock(&self.0.settings).latency = latency;
+    }
+
+    /// Sets the calls a minute for each token and forgets those already made.
+    pub fn set_quota(&self, per_minute: Option<u32>) {
+        *lock(&self.0.quota) = Quota::new(per_minute);
+    }
+
+    /// Has the next tasks requests for `space` answered by `answers` in turn; the last repeats, none ends it.
+    ///
+    /// Scripted answers go before faults, tokens and roles; a quota and a hold still apply.
+    pub fn script(&self, space: &str, answers: Vec<Scripted>) {
+        lock(&self.0.scripts).set(space, answers);
+    }
+
+    /// Returns the body, byte for byte, that the space's own organization would be answered now.
+    pub fn expect_page(&self, space: &str, page: u64, size: u64) -> Vec<u8> {
+        let answer = lock(&self.0.world).own_page(space, &TaskQuery::page(page, size));
+        answer.unwrap_or_else(|refusal| refusal_body(refusal).into_bytes())
+    }
+
+    /// Returns the ids of the space's tasks, newest first.
+    pub fn task_ids(&self, space: &str) -> Vec<String> {
+        lock(&self.0.world).task_ids(space)
+    }
+
+    /// Adds a pending task, which moves every later page by one.
+    pub fn add_task(&self, space: &str) {
+        lock(&self.0.world).add_task(space);
+    }
+
+    pub fn set_status(&self, space: &str, task_id: &str, status: &str) {
+        lock(&self.0.world).set_status(space, task_id, status);
+    }
+
+    pub fn remove_task(&self, space: &str, task_id: &str) {
+        lock(&self.0.world).remove_task(space, task_id);
+    }
+
+    /// Takes everybody's role in the space away.
+    pub fn revoke_space(&self, space: &str) {
+        lock(&self.0.world).revoke_space(space);
+    }
+
+    /// Undoes [`Self::revoke_space`].
+    pub fn grant_space(&self, space: &str) {
+        lock(&self.0.world).grant_space(space);
+    }
+
+    pub fn revoke_token(&self, token: &str) {
+        lock(&self.0.world).revoke_token(token);
+    }
+
+    /// Makes a token valid: a revoked one as before, an expired or unknown one as a full token of acme.
+    pub fn allow_token(&self, token: &str) {
+        lock(&self.0.world).allow_token(token);
+    }
+}
+
+/// While it lives, tasks requests wait.
+#[must_use = "requests wait only while the guard lives"]
+pub struct Hold(Arc<Shared>);
+
+impl Hold {
+    /// Lets the requests go on, unless another guard still holds them.
+    pub fn release(self) {}
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.holds.send_modify(|holds| *holds -= 1);
+    }
+}

@@ -1,0 +1,409 @@
+//! Every metric by name, type and labels. Handed to its part; there is no global recorder.
+
+use std::{
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
+
+use http::StatusCode;
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text},
+    metrics::{
+        counter::Counter,
+        family::{Family, MetricConstructor},
+        gauge::Gauge,
+        histogram::Histogram,
+    },
+    registry::Registry,
+};
+
+use crate::cache::CacheStatus;
+
+/// What stands for a client where there is none.
+pub const NO_CLIENT: &str = "none";
+/// What stands for the client of an upstream call that nobody waits for.
+pub const BACKGROUND: &str = "background";
+
+/// Bounds in seconds: hits lie in the first four, fills in the rest, the deadline near the end.
+const DURATION_BOUNDS: [f64; 13] = [
+    0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+];
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    route: &'static str,
+    status: u16,
+    client: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RouteLabels {
+    route: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LookupLabels {
+    outcome: &'static str,
+    client: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct UpstreamLabels {
+    status: String,
+    client: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabels {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CredentialLabels {
+    credential: String,
+}
+
+#[derive(Clone, Debug)]
+struct Durations;
+
+impl MetricConstructor<Histogram> for Durations {
+    fn new_metric(&self) -> Histogram {
+        Histogram::new(DURATION_BOUNDS)
+    }
+}
+
+/// A route as it is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    Tasks,
+    OpenApi,
+    Health,
+    Other,
+}
+
+impl Route {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tasks => "tasks",
+            Self::OpenApi => "openapi",
+            Self::Health => "healthz",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// Why an authentication failed, as it is counted; the client is told none of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AuthFailure {
+    Missing,
+    Malformed,
+    Unknown,
+    Expired,
+    RateLimited,
+}
+
+impl AuthFailure {
+    const ALL: [Self; 5] = [
+        Self::Missing,
+        Self::Malformed,
+        Self::Unknown,
+        Self::Expired,
+        Self::RateLimited,
+    ];
+
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::Malformed => "malformed",
+            Self::Unknown => "unknown",
+            Self::Expired => "expired",
+            Self::RateLimited => "rate_limited",
+        }
+    }
+}
+
+/// Every metric of one gateway.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    http_requests: Family<RequestLabels, Counter>,
+    http_request_duration: Family<RouteLabels, Histogram, Durations>,
+    http_in_flight: Gauge,
+    connections: Gauge,
+    cache_lookups: Family<LookupLabels, Counter>,
+    cache_bytes: Gauge,
+    cache_entries: Gauge,
+    fills: Family<OutcomeLabels, Counter>,
+    fill_duration: Histogram,
+    upstream_requests: Family<UpstreamLabels, Counter>,
+    unknown_messages: Counter,
+    upstream_quota_remaining: Family<CredentialLabels, Gauge<f64, AtomicU64>>,
+    circuit_state: Family<CredentialLabels, Gauge>,
+    auth_failures: Family<ReasonLabels, Counter>,
+    config_reloads: Family<OutcomeLabels, Counter>,
+    panics: Counter,
+}
+
+impl Metrics {
+    /// Registers every metric, each with a sample at 0.
+    #[must_use]
+    pub fn new<'a>(credentials: impl IntoIterator<Item = &'a str>) -> Arc<Self> {
+        let mut metrics = Self {
+            registry: Registry::with_prefix("gateway"),
+            http_requests: Family::default(),
+            http_request_duration: Family::new_with_constructor(Durations),
+            http_in_flight: Gauge::default(),
+            connections: Gauge::default(),
+            cache_lookups: Family::default(),
+            cache_bytes: Gauge::default(),
+            cache_entries: Gauge::default(),
+            fills: Family::default(),
+            fill_duration: Durations.new_metric(),
+            upstream_requests: Family::default(),
+            unknown_messages: Counter::default(),
+            upstream_quota_remaining: Family::default(),
+            circuit_state: Family::default(),
+            auth_failures: Family::default(),
+            config_reloads: Family::default(),
+            panics: Counter::default(),
+        };
+        metrics.register();
+        metrics.start_at_zero(credentials);
+        Arc::new(metrics)
+    }
+
+    fn register(&mut self) {
+        let all = &mut self.registry;
+        all.register(
+            "http_requests",
+            "Requests answered, by route, status and client",
+            self.http_requests.clone(),
+        );
+        all.register(
+            "http_request_duration_seconds",
+            "Time from a request's header to its answer's",
+            self.http_request_duration.clone(),
+        );
+        all.register(
+            "http_requests_in_flight",
+            "Requests under way",
+            self.http_in_flight.clone(),
+        );
+        all.register(
+            "connections",
+            "Open client connections",
+            self.connections.clone(),
+        );
+        all.register(
+            "cache_lookups",
+            "What the cache did for a request",
+            self.cache_lookups.clone(),
+        );
+        all.register(
+            "cache_bytes",
+            "Bytes of stored pages, variants and keys",
+            self.cache_bytes.clone(),
+        );
+        all.register("cache_entries", "Pages stored", self.cache_entries.clone());
+        all.register(
+            "fills",
+            "Pages fetched from the upstream, by outcome",
+            self.fills.clone(),
+        );
+        all.register(
+            "fill_duration_seconds",
+            "Time of a fill, waiting and all tries included",
+            self.fill_duration.clone(),
+        );
+        all.register(
+            "upstream_requests",
+            "Calls to the upstream, by its status and the client that caused them",
+            self.upstream_requests.clone(),
+        );
+        all.register(
+            "upstream_unknown_messages",
+            "206 answers whose message no rule knows",
+            self.unknown_messages.clone(),
+        );
+        all.register(
+            "upstream_quota_remaining",
+            "Calls left in this minute; -1 where no quota is known",
+            self.upstream_quota_remaining.clone(),
+        );
+        all.register(
+            "circuit_state",
+            "0 closed, 1 half open, 2 open",
+            self.circuit_state.clone(),
+        );
+        all.register(
+            "auth_failures",
+            "Failed authentications, by reason",
+            self.auth_failures.clone(),
+        );
+        all.register(
+            "config_reloads",
+            "Configuration reloads, by outcome",
+            self.config_reloads.clone(),
+        );
+        all.register(
+            "panics",
+            "Requests that ended in a bug",
+            self.panics.clone(),
+        );
+    }
+
+    fn start_at_zero<'a>(&self, credentials: impl IntoIterator<Item = &'a str>) {
+        for route in [Route::Tasks, Route::OpenApi, Route::Health, Route::Other] {
+            let route = route.as_str();
+            let _ = self.http_requests.get_or_create(&RequestLabels {
+                route,
+                status: 200,
+                client: NO_CLIENT.to_owned(),
+            });
+            let _ = self
+                .http_request_duration
+                .get_or_create(&RouteLabels { route });
+        }
+        for outcome in CacheStatus::OUTCOMES {
+            let client = NO_CLIENT.to_owned();
+            let _ = self
+                .cache_lookups
+                .get_or_create(&LookupLabels { outcome, client });
+        }
+        for outcome in ["stored", "not_stored", "not_modified", "upstream_failed"] {
+            let _ = self.fills.get_or_create(&OutcomeLabels { outcome });
+        }
+        let _ = self.upstream_requests.get_or_create(&UpstreamLabels {
+            status: "200".to_owned(),
+            client: BACKGROUND.to_owned(),
+        });
+        for credential in credentials {
+            let labels = CredentialLabels {
+                credential: credential.to_owned(),
+            };
+            self.upstream_quota_remaining
+                .get_or_create(&labels)
+                .set(-1.0);
+            let _ = self.circuit_state.get_or_create(&labels);
+        }
+        for reason in AuthFailure::ALL {
+            let reason = reason.as_str();
+            let _ = self.auth_failures.get_or_create(&ReasonLabels { reason });
+        }
+        for outcome in ["applied", "refused"] {
+            let _ = self
+                .config_reloads
+                .get_or_create(&OutcomeLabels { outcome });
+        }
+    }
+
+    /// A request was answered.
+    pub fn answered(&self, route: Route, status: StatusCode, client: &str, took: Duration) {
+        let route = route.as_str();
+        self.http_requests
+            .get_or_create(&RequestLabels {
+                route,
+                status: status.as_u16(),
+                client: client.to_owned(),
+            })
+            .inc();
+        self.http_request_duration
+            .get_or_create(&RouteLabels { route })
+            .observe(took.as_secs_f64());
+    }
+
+    /// The cache did `outcome` for a request of `client`.
+    pub fn lookup(&self, outcome: &'static str, client: &str) {
+        self.cache_lookups
+            .get_or_create(&LookupLabels {
+                outcome,
+                client: client.to_owned(),
+            })
+            .inc();
+    }
+
+    /// A fill ended.
+    pub fn filled(&self, outcome: &'static str, took: Duration) {
+        self.fills.get_or_create(&OutcomeLabels { outcome }).inc();
+        self.fill_duration.observe(took.as_secs_f64());
+    }
+
+    /// The upstream answered a call that `client` caused; `None`: it did not.
+    pub fn upstream_answered(&self, status: Option<StatusCode>, client: &str) {
+        let status = status.map_or_else(|| "none".to_owned(), |status| status.as_u16().to_string());
+        let client = client.to_owned();
+        self.upstream_requests
+            .get_or_create(&UpstreamLabels { status, client })
+            .inc();
+    }
+
+    pub fn unknown_message(&self) {
+        self.unknown_messages.inc();
+    }
+
+    pub fn auth_failed(&self, reason: AuthFailure) {
+        let reason = reason.as_str();
+        self.auth_failures
+            .get_or_create(&ReasonLabels { reason })
+            .inc();
+    }
+
+    pub fn panicked(&self) {
+        self.panics.inc();
+    }
+
+    /// Counts up while the guard lives.
+    #[must_use]
+    pub fn connection(&self) -> GaugeGuard {
+        GaugeGuard::new(&self.connections)
+    }
+
+    /// Counts up while the guard lives.
+    #[must_use]
+    pub fn request_in_flight(&self) -> GaugeGuard {
+        GaugeGuard::new(&self.http_in_flight)
+    }
+
+    /// Requests under way.
+    #[must_use]
+    pub fn in_flight(&self) -> i64 {
+        self.http_in_flight.get()
+    }
+
+    /// Everything in Prometheus's text form. `cache` is the bytes and entries stored now.
+    #[must_use]
+    pub fn encode(&self, cache: (u64, u64)) -> String {
+        let set = |gauge: &Gauge, value: u64| {
+            gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        };
+        set(&self.cache_bytes, cache.0);
+        set(&self.cache_entries, cache.1);
+        let mut out = String::new();
+        text::encode(&mut out, &self.registry).expect("writing to a string cannot fail");
+        out
+    }
+}
+
+/// Counts one up, and down again when dropped: an end is counted where it surely ends.
+#[derive(Debug)]
+pub struct GaugeGuard(Gauge);
+
+impl GaugeGuard {
+    fn new(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for GaugeGuard {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}

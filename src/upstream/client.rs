@@ -1,0 +1,281 @@
+//! The innermost service: one HTTP request to the upstream, one raw answer.
+//!
+//! What it sends is fixed here and holds nothing of a client's but the request id. It follows no redirect and knows one origin.
+
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::future::BoxFuture;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, StatusCode,
+    header::{ACCEPT, ACCEPT_LANGUAGE, AUTHORIZATION, IF_MODIFIED_SINCE, IF_NONE_MATCH},
+};
+use tokio::time::Instant;
+use tower::Service;
+use url::Url;
+
+use super::{Credential, Head};
+use crate::{
+    config::UpstreamConfig,
+    domain::{PageQuery, SpaceToken},
+};
+
+const ORG_HANDLE: HeaderName = HeaderName::from_static("org-handle");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Below the two to five seconds after which common servers close an idle connection, so that few requests meet a closing one.
+const POOL_IDLE: Duration = Duration::from_millis(1900);
+
+/// What is asked of the upstream.
+#[derive(Clone, Debug)]
+pub struct PageRequest {
+    pub credential: Arc<Credential>,
+    pub space: SpaceToken,
+    pub query: PageQuery,
+    pub validators: Validators,
+    pub request_id: HeaderValue,
+    /// The client on whose account the call goes.
+    pub cause: Arc<str>,
+}
+
+/// What the upstream gave to ask by whether a stored page still holds, verbatim (RFC 9110 section 13.1).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Validators {
+    pub etag: Option<HeaderValue>,
+    pub last_modified: Option<HeaderValue>,
+}
+
+impl Validators {
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.etag.is_none() && self.last_modified.is_none()
+    }
+}
+
+/// What came back, whatever it is; the body is decoded and within `upstream.max_body`.
+#[derive(Debug)]
+pub struct RawAnswer {
+    pub status: StatusCode,
+    pub head: Head,
+    pub body: Bytes,
+}
+
+/// Why there is no [`RawAnswer`].
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    // Without the URL, which holds the space token.
+    #[error("request failed")]
+    Request(#[source] reqwest::Error),
+    #[error("connection broke within the body")]
+    Broken(#[source] reqwest::Error),
+    #[error("body ended early or does not decode")]
+    Truncated(#[source] reqwest::Error),
+    #[error("body is larger than {0} bytes")]
+    TooLarge(usize),
+}
+
+/// Why no client could be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    #[error("upstream.ca_file: {0}")]
+    CaFile(String),
+    #[error("the TLS set-up failed")]
+    Tls(#[from] rustls::Error),
+    #[error("the HTTP client cannot be set up")]
+    Client(#[from] reqwest::Error),
+}
+
+/// Asks the upstream over HTTP.
+#[derive(Clone, Debug)]
+pub struct Client {
+    http: reqwest::Client,
+    base_url: Arc<str>,
+    max_body: usize,
+}
+
+impl Client {
+    /// Sets up the connection pool; connects to nothing.
+    ///
+    /// # Errors
+    ///
+    /// Returns what is wrong with the TLS roots or the proxy.
+    pub fn new(config: &UpstreamConfig) -> Result<Self, BuildError> {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the one place that builds a client"
+        )]
+        let mut builder = reqwest::Client::builder()
+            .tls_backend_preconfigured(tls_config(config)?)
+            .redirect(reqwest::redirect::Policy::none())
+            // Retries are a layer of ours, which counts them.
+            .retry(reqwest::retry::never())
+            .no_proxy()
+            .referer(false)
+            .connect_timeout(config.connect_timeout)
+            .pool_idle_timeout(POOL_IDLE)
+            .tcp_nodelay(true)
+            .user_agent(concat!("unpod-gateway/", env!("CARGO_PKG_VERSION")))
+            .default_headers(fixed_headers());
+        if let Some(proxy) = &config.proxy {
+            builder = builder.proxy(reqwest::Proxy::all(proxy.0.clone())?);
+        }
+        Ok(Self {
+            http: builder.build()?,
+            base_url: prefix(config.base_url()).into(),
+            max_body: config.max_body,
+        })
+    }
+
+    async fn ask(self, request: PageRequest) -> Result<RawAnswer, ClientError> {
+        let url = format!(
+            "{}/api/v2/platform/spaces/{}/tasks/?{}",
+            self.base_url,
+            request.space.as_str(),
+            request.query
+        );
+        let sent = Instant::now();
+        let response = self
+            .http
+            .get(url)
+            .headers(request_headers(request))
+            .send()
+            .await
+            .map_err(|error| ClientError::Request(error.without_url()))?;
+        let received = Instant::now();
+        let status = response.status();
+        let head = Head {
+            headers: response.headers().clone(),
+            received,
+            received_unix: unix_now(),
+            response_delay: received - sent,
+        };
+        let body = read_body(response, self.max_body).await?;
+        Ok(RawAnswer { status, head, body })
+    }
+}
+
+impl Service<PageRequest> for Client {
+    type Response = RawAnswer;
+    type Error = ClientError;
+    type Future = BoxFuture<'static, Result<RawAnswer, ClientError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ClientError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: PageRequest) -> Self::Future {
+        Box::pin(self.clone().ask(request))
+    }
+}
+
+fn prefix(base_url: &Url) -> String {
+    base_url.as_str().trim_end_matches('/').to_owned()
+}
+
+fn unix_now() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs().try_into().unwrap_or(i64::MAX))
+}
+
+fn fixed_headers() -> HeaderMap {
+    HeaderMap::from_iter([
+        (ACCEPT, HeaderValue::from_static("application/json")),
+        (ACCEPT_LANGUAGE, HeaderValue::from_static("en")),
+    ])
+}
+
+fn request_headers(request: PageRequest) -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(5);
+    headers.insert(AUTHORIZATION, request.credential.authorization.clone());
+    headers.insert(REQUEST_ID, request.request_id);
+    let optional = [
+        (ORG_HANDLE, request.credential.org_handle.clone()),
+        (IF_NONE_MATCH, request.validators.etag),
+        (IF_MODIFIED_SINCE, request.validators.last_modified),
+    ];
+    for (name, value) in optional {
+        if let Some(value) = value {
+            headers.insert(name, value);
+        }
+    }
+    headers
+}
+
+/// Reads the decoded body chunk by chunk, so that neither a huge nor a cleverly compressed one fills the memory.
+async fn read_body(mut response: reqwest::Response, max_body: usize) -> Result<Bytes, ClientError> {
+    let expected = response
+        .content_length()
+        .and_then(|length| usize::try_from(length).ok())
+        .unwrap_or(0);
+    if expected > max_body {
+        return Err(ClientError::TooLarge(max_body));
+    }
+    let mut body = BytesMut::with_capacity(expected);
+    while let Some(chunk) = response.chunk().await.map_err(body_error)? {
+        if body.len() + chunk.len() > max_body {
+            return Err(ClientError::TooLarge(max_body));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body.freeze())
+}
+
+/// A reset is the connection's fault, everything else the answer's.
+fn body_error(error: reqwest::Error) -> ClientError {
+    let error = error.without_url();
+    let mut source = std::error::Error::source(&error);
+    while let Some(cause) = source {
+        if let Some(io) = cause.downcast_ref::<std::io::Error>()
+            && matches!(
+                io.kind(),
+                std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::ConnectionAborted
+            )
+        {
+            return ClientError::Broken(error);
+        }
+        source = cause.source();
+    }
+    ClientError::Truncated(error)
+}
+
+fn tls_config(config: &UpstreamConfig) -> Result<rustls::ClientConfig, BuildError> {
+    let mut roots = rustls::RootCertStore::empty();
+    // Reading the system's roots takes longer than all else at start-up.
+    if config.base_url().scheme() == "https" || config.proxy.is_some() {
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    }
+    if let Some(file) = &config.ca_file {
+        add_ca_file(&mut roots, file)?;
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    Ok(rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth())
+}
+
+fn add_ca_file(
+    roots: &mut rustls::RootCertStore,
+    file: &std::path::Path,
+) -> Result<(), BuildError> {
+    use rustls::pki_types::{CertificateDer, pem::PemObject};
+    let unusable = |text: String| BuildError::CaFile(text);
+    let certificates =
+        CertificateDer::pem_file_iter(file).map_err(|error| unusable(error.to_string()))?;
+    let mut added = 0;
+    for certificate in certificates {
+        let certificate = certificate.map_err(|error| unusable(error.to_string()))?;
+        roots
+            .add(certificate)
+            .map_err(|error| unusable(error.to_string()))?;
+        added += 1;
+    }
+    if added == 0 {
+        return Err(unusable("holds no certificate".to_owned()));
+    }
+    Ok(())
+}

@@ -1,0 +1,199 @@
+//! The wire form of a page of tasks: where `count`, `status_code`, `message` and the tasks lie in the upstream's bytes.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use compact_str::CompactString;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::InvalidAnswer;
+use crate::domain::{Task, TaskPage};
+
+/// What an answer says of itself, page or not. Values of a wrong type count as absent.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Envelope {
+    pub status_code: Option<u64>,
+    pub message: Option<String>,
+    /// The raw JSON of `errors`: what an inner service answered. For rules only; never shown or logged.
+    pub errors: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct RawEnvelope<'a> {
+    #[serde(borrow)]
+    status_code: Option<&'a RawValue>,
+    #[serde(borrow)]
+    message: Option<&'a RawValue>,
+    #[serde(borrow)]
+    errors: Option<&'a RawValue>,
+    #[serde(borrow)]
+    count: Option<&'a RawValue>,
+    #[serde(borrow)]
+    data: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct TaskHead<'a> {
+    #[serde(borrow)]
+    task_id: Option<&'a RawValue>,
+    #[serde(borrow)]
+    status: Option<&'a RawValue>,
+}
+
+/// What `body` says of itself; `None` where it is no JSON object.
+pub(super) fn read_envelope(body: &[u8]) -> Option<Envelope> {
+    let raw: RawEnvelope<'_> = serde_json::from_slice(body).ok()?;
+    Some(Envelope {
+        status_code: raw.status_code.and_then(value),
+        message: raw.message.and_then(value),
+        errors: raw.errors.map(|errors| errors.get().to_owned()),
+    })
+}
+
+/// Finds the tasks of a page in its bytes, without copying or rebuilding them.
+///
+/// # Errors
+///
+/// Returns in which way the bytes are no page.
+pub fn read_page(body: Bytes) -> Result<TaskPage, InvalidAnswer> {
+    let raw: RawEnvelope<'_> = serde_json::from_slice(&body).map_err(|error| not_json(&error))?;
+    let data = raw.data.ok_or(InvalidAnswer::NoData)?;
+    let elements: Vec<&RawValue> = value(data).ok_or(InvalidAnswer::NoData)?;
+    let count = raw
+        .count
+        .and_then(value::<u64>)
+        .ok_or(InvalidAnswer::NoCount)?;
+    let tasks = elements
+        .into_iter()
+        .map(|element| read_task(&body, element))
+        .collect::<Option<_>>()
+        .ok_or(InvalidAnswer::TooLarge(u32::MAX as usize))?;
+    Ok(TaskPage { body, count, tasks })
+}
+
+fn read_task(body: &[u8], element: &RawValue) -> Option<Task> {
+    let head = value::<TaskHead<'_>>(element);
+    let text = |raw: Option<&RawValue>| raw.and_then(value::<String>).map(CompactString::from);
+    Some(Task {
+        span: place(body, element.get().as_bytes())?,
+        id: text(head.as_ref().and_then(|head| head.task_id)),
+        status: text(head.as_ref().and_then(|head| head.status)),
+    })
+}
+
+/// Where `part`, a slice of `body`, begins and ends in it.
+fn place(body: &[u8], part: &[u8]) -> Option<Range<u32>> {
+    let start = part.as_ptr().addr() - body.as_ptr().addr();
+    let start = u32::try_from(start).ok()?;
+    let length = u32::try_from(part.len()).ok()?;
+    Some(start..start.checked_add(length)?)
+}
+
+fn value<'a, T: Deserialize<'a>>(raw: &'a RawValue) -> Option<T> {
+    serde_json::from_str(raw.get()).ok()
+}
+
+fn not_json(error: &serde_json::Error) -> InvalidAnswer {
+    InvalidAnswer::Json {
+        line: error.line(),
+        column: error.column(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page(body: &'static str) -> Result<TaskPage, InvalidAnswer> {
+        read_page(Bytes::from_static(body.as_bytes()))
+    }
+
+    #[test]
+    fn each_task_is_found_in_the_bytes_as_it_stands() {
+        let body = r#"{"count":9007199254740993,"status_code":200,"message":"ok","data":[ {"task_id":"a","n":1e+22,"":-0.0} ,{"status":"failed","task_id":7,"dotted.key":null},null]}"#;
+        let page = page(body).unwrap();
+        let texts: Vec<&str> = page
+            .tasks
+            .iter()
+            .map(|task| &body[task.span.start as usize..task.span.end as usize])
+            .collect();
+        assert_eq!(
+            texts,
+            [
+                r#"{"task_id":"a","n":1e+22,"":-0.0}"#,
+                r#"{"status":"failed","task_id":7,"dotted.key":null}"#,
+                "null"
+            ]
+        );
+        assert_eq!(page.count, 9_007_199_254_740_993);
+        assert_eq!(page.tasks[0].id.as_deref(), Some("a"));
+        assert_eq!(page.tasks[1].id, None);
+        assert_eq!(page.tasks[1].status.as_deref(), Some("failed"));
+    }
+
+    #[test]
+    fn what_is_no_page_is_told_apart() {
+        let json = |body| matches!(page(body), Err(InvalidAnswer::Json { .. }));
+        for body in [
+            "",
+            "{",
+            r#"{"count":1,"data":[{}]"#,
+            r#"{"count":1,"data":[]} trailing"#,
+            "[]",
+            "null",
+            "<html>",
+            "\u{feff}{\"count\":0,\"data\":[]}",
+            r#"{"count":1,"count":2,"data":[]}"#,
+        ] {
+            assert!(json(body), "{body}");
+        }
+        for body in [
+            r#"{"count":1}"#,
+            r#"{"count":1,"data":null}"#,
+            r#"{"count":1,"data":{}}"#,
+            r#"{"count":1,"data":"[]"}"#,
+        ] {
+            assert!(matches!(page(body), Err(InvalidAnswer::NoData)), "{body}");
+        }
+        for body in [
+            r#"{"data":[]}"#,
+            r#"{"count":null,"data":[]}"#,
+            r#"{"count":"1","data":[]}"#,
+            r#"{"count":1.5,"data":[]}"#,
+            r#"{"count":-1,"data":[]}"#,
+            r#"{"count":[[1]],"data":[]}"#,
+        ] {
+            assert!(matches!(page(body), Err(InvalidAnswer::NoCount)), "{body}");
+        }
+    }
+
+    #[test]
+    fn an_envelope_of_wrong_types_is_read_as_far_as_it_goes() {
+        let read = |body: &str| read_envelope(body.as_bytes());
+        assert_eq!(read("[1]"), None);
+        assert_eq!(
+            read(r#"{"status_code":"404","message":["x"],"data":1}"#),
+            Some(Envelope::default())
+        );
+        assert_eq!(
+            read(r#"{"status_code":206,"message":"m","errors":{"a":1}}"#),
+            Some(Envelope {
+                status_code: Some(206),
+                message: Some("m".to_owned()),
+                errors: Some(r#"{"a":1}"#.to_owned()),
+            })
+        );
+    }
+
+    #[test]
+    fn deep_nesting_is_no_stack_overflow() {
+        let deep = format!(
+            r#"{{"count":0,"data":[{}{}]}}"#,
+            "[".repeat(100_000),
+            "]".repeat(100_000)
+        );
+        // Whether it is taken or refused, the process lives.
+        let _ = read_page(Bytes::from(deep)).is_ok();
+    }
+}
