@@ -74,7 +74,7 @@ impl Cli {
     #[must_use]
     pub fn run(self) -> ExitCode {
         match self.command {
-            Command::Serve(args) => with_config(args.config.as_deref(), |config| serve(config)),
+            Command::Serve(args) => with_config(args.config.as_deref(), serve),
             Command::Demo => demo::run(),
             Command::SimulateUpstream(args) => simulate(args),
             Command::Check(args) => with_config(args.config.as_deref(), |config| {

@@ -155,7 +155,7 @@ fn normalize(rules: &Rules, raw: RawAnswer) -> Verdict {
             None => Verdict::UnknownMessage(envelope.message),
         };
     }
-    Verdict::Known(by_status(status, envelope, raw))
+    Verdict::Known(by_status(status, envelope.as_ref(), raw))
 }
 
 /// A failure told in the body under a 200 counts as the status it names.
@@ -175,7 +175,7 @@ fn effective_status(status: StatusCode, said: Option<u64>) -> StatusCode {
 
 fn by_status(
     status: StatusCode,
-    envelope: Option<Envelope>,
+    envelope: Option<&Envelope>,
     raw: RawAnswer,
 ) -> Result<Answer, UpstreamError> {
     let is_json = envelope.is_some();
@@ -196,7 +196,7 @@ fn by_status(
         400 | 422 => Err(UpstreamError::Rejected),
         401 => Err(UpstreamError::AuthFailed),
         403 if is_html(&raw) => failed(FailureSource::Html),
-        403 if tells_expired_token(envelope.as_ref()) => Err(UpstreamError::AuthFailed),
+        403 if tells_expired_token(envelope) => Err(UpstreamError::AuthFailed),
         403 => Err(UpstreamError::SpaceAccessDenied),
         404 if !is_json => failed(FailureSource::Status(status)),
         404 | 410 => Err(UpstreamError::SpaceNotFound {
