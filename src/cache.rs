@@ -3,6 +3,7 @@
 //! It knows nothing of the upstream: it is handed headers and bytes, and a future to run. Decisions are pure functions in
 //! [`freshness`]; [`store`] keeps, [`flight`] joins.
 
+pub mod assemble;
 pub mod coding;
 pub mod entry;
 pub mod flight;

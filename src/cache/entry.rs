@@ -42,6 +42,8 @@ pub struct StoredPage {
     pub last_modified_unix: Option<i64>,
     /// The upstream's own `Age`, for the answer that filled the page.
     pub upstream_age: Option<Duration>,
+    /// Whether it was put together from other pages.
+    pub is_assembled: bool,
     kept: HeaderMap,
     pub(super) space: Arc<Space>,
     pub(super) version: Version,
@@ -102,10 +104,38 @@ impl StoredPage {
             last_modified_unix: last_modified.as_ref().and_then(unix),
             last_modified,
             upstream_age: parse_age(answer.headers),
+            is_assembled: false,
             kept,
             space,
             version,
         }
+    }
+
+    /// A page put together from `parts`, with the date of the oldest.
+    #[must_use]
+    pub fn assembled(page: TaskPage, parts: &[Arc<Self>], now: Instant) -> Option<Self> {
+        let oldest = parts.iter().max_by_key(|part| part.freshness.age(now))?;
+        Some(Self {
+            content: Arc::new(Content::new(page)),
+            freshness: Freshness::of_parts(parts.iter().map(|part| &part.freshness), now)?,
+            date: oldest.date.clone(),
+            last_modified: None,
+            last_modified_unix: None,
+            upstream_age: None,
+            is_assembled: true,
+            kept: HeaderMap::new(),
+            space: oldest.space.clone(),
+            version: oldest.version,
+        })
+    }
+
+    /// Whether its tasks may be shown as part of another page: fetched as it is, still fresh, of the list's present state.
+    #[must_use]
+    pub fn can_be_cut(&self, now: Instant) -> bool {
+        !self.is_assembled
+            && self.freshness.fresh_for(now).is_some()
+            && self.moved_at().is_none()
+            && !self.space.dropped_since(self.version)
     }
 
     /// This page as a 304 renews it: its bytes, with the fields that `answer` brings (RFC 9111 section 4.3.4).

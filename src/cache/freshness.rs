@@ -36,6 +36,12 @@ impl Lifetimes {
             obey_upstream: config.obey_upstream,
         }
     }
+
+    /// The same with another lifetime.
+    #[must_use]
+    pub fn lasting(self, ttl: Duration) -> Self {
+        Self { ttl, ..self }
+    }
 }
 
 /// What is known of a stored page's age and of what its upstream allows.
@@ -86,6 +92,47 @@ impl Freshness {
                 .stale_if_error
                 .map_or(lifetimes.stale_if_error, Into::into),
         }
+    }
+
+    /// The freshness of a page put together from others: as old as the oldest, fresh as long as the first to end.
+    ///
+    /// `None` where a part may not be shown as it is, or is no longer fresh.
+    #[must_use]
+    pub fn of_parts<'a>(
+        parts: impl Iterator<Item = &'a Self> + Clone,
+        now: Instant,
+    ) -> Option<Self> {
+        let initial_age = parts.clone().map(|part| part.age(now)).max()?;
+        let left = parts
+            .clone()
+            .map(|part| part.fresh_for(now))
+            .min()
+            .flatten()?;
+        Some(Self {
+            received: now,
+            initial_age,
+            lifetime: initial_age + left,
+            always_validate: false,
+            never_stale: parts.clone().any(|part| part.never_stale),
+            // Nobody could refresh it: its parts are what is fetched.
+            stale_while_revalidate: Duration::ZERO,
+            stale_if_error: parts.map(|part| part.stale_if_error).min()?,
+        })
+    }
+
+    /// How long it may still be served without asking; `None`: not at all.
+    #[must_use]
+    pub fn fresh_for(&self, now: Instant) -> Option<Duration> {
+        match self.remaining(None, now) {
+            Remaining::Fresh(left) if !self.always_validate => Some(left),
+            Remaining::Fresh(_) | Remaining::Stale(_) => None,
+        }
+    }
+
+    /// When the upstream's answer came.
+    #[must_use]
+    pub fn received(&self) -> Instant {
+        self.received
     }
 
     /// Its age now (RFC 9111 section 4.2.3).

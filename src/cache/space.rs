@@ -200,6 +200,12 @@ impl Space {
         self.lock().pages.is_empty()
     }
 
+    /// The pages that are stored.
+    #[must_use]
+    pub fn pages(&self) -> Vec<PageQuery> {
+        self.lock().pages.iter().copied().collect()
+    }
+
     pub(super) fn add_page(&self, query: PageQuery) {
         self.lock().pages.insert(query);
     }

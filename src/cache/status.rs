@@ -23,12 +23,14 @@ pub enum CacheStatus {
     NotCached,
 }
 
-/// Why a stale page was served.
+/// Where a page came from that was not simply stored and fresh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Detail {
     StaleWhileRevalidate,
     StaleIfError,
     Quota,
+    /// Cut from other pages of the same list; not stale at all.
+    Assembled,
 }
 
 impl Detail {
@@ -37,17 +39,19 @@ impl Detail {
             Self::StaleWhileRevalidate => token_ref("stale-while-revalidate"),
             Self::StaleIfError => token_ref("stale-if-error"),
             Self::Quota => token_ref("quota"),
+            Self::Assembled => token_ref("assembled"),
         }
     }
 }
 
 impl CacheStatus {
     /// Every outcome that is counted.
-    pub const OUTCOMES: [&'static str; 8] = [
+    pub const OUTCOMES: [&'static str; 9] = [
         "hit",
         "stale_while_revalidate",
         "stale_if_error",
         "quota",
+        "assembled",
         "miss",
         "stale",
         "joined",
@@ -63,6 +67,7 @@ impl CacheStatus {
                 Some(Detail::StaleWhileRevalidate) => "stale_while_revalidate",
                 Some(Detail::StaleIfError) => "stale_if_error",
                 Some(Detail::Quota) => "quota",
+                Some(Detail::Assembled) => "assembled",
             },
             Self::Forward {
                 collapsed: true, ..

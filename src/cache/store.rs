@@ -15,13 +15,14 @@ use moka::{notification::RemovalCause, sync::Cache};
 use tokio::time::Instant;
 
 use super::{
+    assemble::{Part, assemble},
     entry::{Content, Received, StoredPage},
     freshness::{Lifetimes, may_store, refusal_lifetime},
     space::{Remembered, Space, Version},
 };
 use crate::{
     config::CacheConfig,
-    domain::{PageKey, Refusal, SpaceKey, TaskPage},
+    domain::{PageKey, PageQuery, Refusal, SpaceKey, Task, TaskPage},
 };
 
 /// Spaces of which no page is stored, but a refusal is remembered; beyond it the refusals go.
@@ -43,6 +44,8 @@ pub struct PageStore {
     rejected_ttl: Duration,
     jitter: f64,
     coherent: bool,
+    settled: Option<Settled>,
+    assembles: bool,
     max_bytes: usize,
     next_generation: AtomicU64,
 }
@@ -51,6 +54,24 @@ pub struct PageStore {
 struct Spaces {
     known: HashMap<SpaceKey, Arc<Space>>,
     sweep_at: usize,
+}
+
+/// How long a page lives whose tasks will not change.
+#[derive(Debug)]
+struct Settled {
+    ttl: Duration,
+    final_states: Vec<String>,
+}
+
+impl Settled {
+    /// Whether `page` is one: after the first, where new tasks appear, with every task in a final state.
+    fn covers(&self, query: PageQuery, page: &TaskPage) -> bool {
+        let is_final = |task: &Task| {
+            let status = task.status.as_deref();
+            status.is_some_and(|status| self.final_states.iter().any(|known| known == status))
+        };
+        query.page > 1 && !page.tasks.is_empty() && page.tasks.iter().all(is_final)
+    }
 }
 
 /// A fill that has begun: the state of the space it is measured against when it ends.
@@ -101,6 +122,11 @@ impl PageStore {
             rejected_ttl: config.rejected_ttl,
             jitter: config.jitter,
             coherent: config.coherent_pages,
+            settled: (config.coherent_pages && !config.settled_ttl.is_zero()).then(|| Settled {
+                ttl: config.settled_ttl,
+                final_states: config.final_states.clone(),
+            }),
+            assembles: config.coherent_pages && config.assemble_pages,
             max_bytes: config.max_bytes,
             next_generation: AtomicU64::new(random()),
         }
@@ -138,9 +164,9 @@ impl PageStore {
         let content = Arc::new(Content::new(page));
         let version = self.observe(began, &content.page, answer.received);
         let page = StoredPage::new(
-            content,
+            content.clone(),
             answer,
-            &self.lifetimes,
+            &self.lifetimes_of(began.key.query, &content.page),
             self.jitter_factor(),
             began.space.clone(),
             version,
@@ -157,8 +183,64 @@ impl PageStore {
         keep: Keep,
     ) -> Kept {
         let version = self.observe(began, &page.content.page, answer.received);
-        let page = page.renewed(answer, &self.lifetimes, self.jitter_factor(), version);
+        let lifetimes = self.lifetimes_of(began.key.query, &page.content.page);
+        let page = page.renewed(answer, &lifetimes, self.jitter_factor(), version);
         self.keep(began, page, answer, keep)
+    }
+
+    /// The page under `key`, cut from stored pages of other sizes where they hold all of it.
+    ///
+    /// It is kept like any other, so that it is cut once.
+    #[must_use]
+    pub fn assemble(&self, key: &PageKey, now: Instant) -> Option<Arc<StoredPage>> {
+        if !self.assembles {
+            return None;
+        }
+        let space = self.spaces().known.get(&key.space).cloned()?;
+        let parts = self.parts(key, &space);
+        let assembled = assemble(key.query, &parts, self.lifetimes.ttl, now)?;
+        let page = StoredPage::assembled(assembled.page, &assembled.parts, now)?;
+        let page = Arc::new(page);
+        if page.weight() <= self.max_bytes / LARGEST_SHARE {
+            let _one_at_a_time = self.inserting();
+            if !space.dropped_since(page.version) {
+                space.add_page(key.query);
+                self.insert(key, page.clone());
+            }
+        }
+        Some(page)
+    }
+
+    /// The stored pages of `key`'s space that touch its range.
+    fn parts(&self, key: &PageKey, space: &Space) -> Vec<Part> {
+        let wanted = key.query.span();
+        let touches = |query: &PageQuery| {
+            let span = query.span();
+            span.start < wanted.end && wanted.start < span.end
+        };
+        space
+            .pages()
+            .into_iter()
+            .filter(touches)
+            .filter_map(|query| {
+                let key = PageKey {
+                    space: key.space.clone(),
+                    query,
+                };
+                let page = self.get(&key)?;
+                Some(Part { query, page })
+            })
+            .collect()
+    }
+
+    /// The lifetimes that apply to `page` where the upstream states none.
+    fn lifetimes_of(&self, query: PageQuery, page: &TaskPage) -> Lifetimes {
+        match &self.settled {
+            Some(settled) if settled.covers(query, page) => {
+                self.lifetimes.lasting(settled.ttl.max(self.lifetimes.ttl))
+            }
+            _ => self.lifetimes,
+        }
     }
 
     /// Takes in that the upstream refused. What holds for the space drops its pages: a revoked right is never hidden.

@@ -171,12 +171,20 @@ impl Tasks {
         loop {
             match self.decide(&key, ask, Instant::now()) {
                 Decision::Serve(served) => return Ok(served),
-                Decision::Refuse(error) => return Err(error),
+                Decision::Refuse(error) => {
+                    let whatever_is_stored = matches!(error.kind, TasksErrorKind::NotCached)
+                        .then(|| self.assemble(&key, ask, FillReason::UriMiss))
+                        .flatten();
+                    return whatever_is_stored.ok_or(error);
+                }
                 Decision::ServeAndRefresh(served, stored) => {
                     self.refresh(&key, ask, stored);
                     return Ok(served);
                 }
                 Decision::Fill { reason, stored } => {
+                    if let Some(served) = self.assemble(&key, ask, reason) {
+                        return Ok(served);
+                    }
                     // `None`: another fill ended since the decision, so there is a new one to make.
                     if let Some(waiting) = self.begin_fill(&key, ask) {
                         return self.wait(waiting, ask, reason, stored).await;
@@ -186,21 +194,36 @@ impl Tasks {
         }
     }
 
+    /// The page cut from others, where the client takes what is stored at all.
+    fn assemble(&self, key: &PageKey, ask: &Ask, reason: FillReason) -> Option<Served> {
+        match reason {
+            FillReason::UriMiss | FillReason::Stale => {}
+            FillReason::Request | FillReason::Bypass => return None,
+        }
+        let now = Instant::now();
+        let page = self.store.assemble(key, now)?;
+        match judge(Some(page.candidate(false)), &ask.directives, now) {
+            Verdict::Hit { ttl } => Some(hit(page, ttl, now)),
+            Verdict::HitWhileRevalidate { .. } | Verdict::Fill(_) | Verdict::NotCached => None,
+        }
+    }
+
     fn decide(&self, key: &PageKey, ask: &Ask, now: Instant) -> Decision {
         let stored = self.store.get(key);
         let only_fresh = ask.credential.is_refused();
         let candidate = stored.as_ref().map(|page| page.candidate(only_fresh));
-        let serve = |page: Arc<StoredPage>, ttl, detail| Served {
-            page,
-            status: CacheStatus::Hit { ttl, detail },
-            at: now,
-        };
         let refusal = || self.store.refusal(key, now).filter(|_| !ask.is_forced());
         match (judge(candidate, &ask.directives, now), stored) {
-            (Verdict::Hit { ttl }, Some(page)) => Decision::Serve(serve(page, ttl, None)),
+            (Verdict::Hit { ttl }, Some(page)) => Decision::Serve(hit(page, ttl, now)),
             (Verdict::HitWhileRevalidate { ttl }, Some(page)) => {
-                let detail = Some(Detail::StaleWhileRevalidate);
-                let served = serve(page.clone(), ttl, detail);
+                let served = Served {
+                    page: page.clone(),
+                    status: CacheStatus::Hit {
+                        ttl,
+                        detail: Some(Detail::StaleWhileRevalidate),
+                    },
+                    at: now,
+                };
                 match refusal() {
                     None => Decision::ServeAndRefresh(served, page),
                     // The refresh failed a moment ago, and would again.
@@ -402,6 +425,16 @@ impl Tasks {
         } else {
             warn!(space = %ask.space, upstream.error = %error, upstream.reason = reason, "upstream gave no page");
         }
+    }
+}
+
+/// A page as it is stored.
+fn hit(page: Arc<StoredPage>, ttl: i64, at: Instant) -> Served {
+    let detail = page.is_assembled.then_some(Detail::Assembled);
+    Served {
+        page,
+        status: CacheStatus::Hit { ttl, detail },
+        at,
     }
 }
 

@@ -1,0 +1,183 @@
+//! One list, any page size: a page cut from stored pages of other sizes, byte for byte what the upstream would have sent.
+//!
+//! Never by guessing: the parts must show one state of one list, leave no gap, hold no task twice, and share one envelope.
+
+use std::{collections::HashSet, ops::Range, sync::Arc, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use tokio::time::Instant;
+
+use super::StoredPage;
+use crate::domain::{PageQuery, Span, Task, TaskPage};
+
+/// A stored page and the query it answers.
+#[derive(Clone, Debug)]
+pub struct Part {
+    pub query: PageQuery,
+    pub page: Arc<StoredPage>,
+}
+
+/// A page put together, and the parts it is made of.
+#[derive(Debug)]
+pub struct Assembled {
+    pub page: TaskPage,
+    pub parts: Vec<Arc<StoredPage>>,
+}
+
+/// Cuts the page that `query` names from `parts`, if they hold all of it.
+///
+/// `within` is how far apart the parts may have been filled.
+#[must_use]
+pub fn assemble(
+    query: PageQuery,
+    parts: &[Part],
+    within: Duration,
+    now: Instant,
+) -> Option<Assembled> {
+    let usable: Vec<&Part> = parts
+        .iter()
+        .filter(|part| part.page.can_be_cut(now) && is_whole(part))
+        .collect();
+    // The newest state of the list; parts of another show another list.
+    let generation = usable.iter().map(|part| part.page.generation()).max()?;
+    let usable: Vec<&Part> = usable
+        .into_iter()
+        .filter(|part| part.page.generation() == generation)
+        .collect();
+    let count = usable.first()?.page.content.page.count;
+    let wanted = query.span();
+    if wanted.start >= count
+        || usable
+            .iter()
+            .any(|part| part.page.content.page.count != count)
+    {
+        return None;
+    }
+    let cuts = cover(&usable, wanted.start..wanted.end.min(count))?;
+    if !filled_within(&cuts, within) {
+        return None;
+    }
+    let page = join(&cuts, count)?;
+    Some(Assembled {
+        page,
+        parts: cuts.into_iter().map(|cut| cut.part.page.clone()).collect(),
+    })
+}
+
+/// Whether the page holds as many tasks as its place in the list says.
+fn is_whole(part: &Part) -> bool {
+    let page = &part.page.content.page;
+    let span = part.query.span();
+    let expected = page.count.min(span.end).saturating_sub(span.start);
+    page.tasks.len() as u64 == expected && expected > 0
+}
+
+/// Some neighbouring tasks of one part.
+struct Cut<'a> {
+    part: &'a Part,
+    tasks: &'a [Task],
+}
+
+/// Parts that cover `wanted` without a gap, each taken as far as it goes.
+fn cover<'a>(parts: &[&'a Part], wanted: Span) -> Option<Vec<Cut<'a>>> {
+    let mut cuts = Vec::new();
+    let mut at = wanted.start;
+    while at < wanted.end {
+        let (part, end) = parts
+            .iter()
+            .map(|part| {
+                let start = part.query.span().start;
+                (
+                    part,
+                    start,
+                    start + part.page.content.page.tasks.len() as u64,
+                )
+            })
+            .filter(|(_, start, end)| (*start..*end).contains(&at))
+            .map(|(part, _, end)| (part, end))
+            .max_by_key(|(_, end)| *end)?;
+        let end = end.min(wanted.end);
+        let start = part.query.span().start;
+        let place = |position: u64| usize::try_from(position - start).ok();
+        let tasks = part.page.content.page.tasks.get(place(at)?..place(end)?)?;
+        cuts.push(Cut { part, tasks });
+        at = end;
+    }
+    Some(cuts)
+}
+
+fn filled_within(cuts: &[Cut<'_>], within: Duration) -> bool {
+    let filled = || cuts.iter().map(|cut| cut.part.page.freshness.received());
+    match (filled().min(), filled().max()) {
+        (Some(first), Some(last)) => last - first <= within,
+        _ => false,
+    }
+}
+
+/// The envelope around a page's tasks.
+#[derive(PartialEq, Eq)]
+struct Envelope<'a> {
+    head: &'a [u8],
+    tail: &'a [u8],
+}
+
+/// A page's envelope; `None` where anything but a comma stands between two tasks, which another cut would have to guess.
+fn envelope(page: &TaskPage) -> Option<Envelope<'_>> {
+    let (first, last) = (page.tasks.first()?, page.tasks.last()?);
+    let tight = page
+        .tasks
+        .windows(2)
+        .all(|pair| bytes(page, pair[0].span.end..pair[1].span.start) == b",");
+    tight.then(|| Envelope {
+        head: bytes(page, 0..first.span.start),
+        tail: &page.body[last.span.end as usize..],
+    })
+}
+
+fn join(cuts: &[Cut<'_>], count: u64) -> Option<TaskPage> {
+    let frame = envelope(&cuts.first()?.part.page.content.page)?;
+    let mut seen = HashSet::new();
+    let mut body = BytesMut::with_capacity(size(cuts, &frame));
+    let mut tasks = Vec::new();
+    body.extend_from_slice(frame.head);
+    for cut in cuts {
+        let page = &cut.part.page.content.page;
+        if envelope(page)? != frame {
+            return None;
+        }
+        for task in cut.tasks {
+            // A task without an id cannot be told from its double.
+            if !seen.insert(task.id.as_ref()?) {
+                return None;
+            }
+            if !tasks.is_empty() {
+                body.extend_from_slice(b",");
+            }
+            let start = u32::try_from(body.len()).ok()?;
+            body.extend_from_slice(bytes(page, task.span.clone()));
+            tasks.push(Task {
+                span: start..u32::try_from(body.len()).ok()?,
+                ..task.clone()
+            });
+        }
+    }
+    body.extend_from_slice(frame.tail);
+    Some(TaskPage {
+        body: Bytes::from(body),
+        count,
+        tasks: tasks.into(),
+    })
+}
+
+fn size(cuts: &[Cut<'_>], frame: &Envelope<'_>) -> usize {
+    let tasks = cuts.iter().flat_map(|cut| cut.tasks);
+    let bytes: usize = tasks.map(|task| task.span.len() + 1).sum();
+    frame.head.len() + bytes + frame.tail.len()
+}
+
+fn bytes(page: &TaskPage, span: Range<u32>) -> &[u8] {
+    &page.body[span.start as usize..span.end as usize]
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,199 @@
+use std::time::Duration;
+
+use http::HeaderMap;
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    cache::{PageStore, Received, store::Keep},
+    config::Config,
+    domain::{CredentialId, PageKey, SpaceKey, SpaceToken},
+    upstream::read_page,
+};
+
+const TTL: Duration = Duration::from_secs(30);
+
+fn query(page: u32, page_size: u32) -> PageQuery {
+    PageQuery { page, page_size }
+}
+
+/// A list whose tasks are told apart by their bytes.
+struct List {
+    tasks: Vec<String>,
+}
+
+impl List {
+    fn of(length: usize) -> Self {
+        let task = |place: usize| {
+            let filler = "x".repeat(place % 7);
+            format!(r#"{{"task_id":"T{place}","n":1e+22,"text":"{filler}"}}"#)
+        };
+        Self {
+            tasks: (0..length).map(task).collect(),
+        }
+    }
+
+    /// What the upstream would send.
+    fn body(&self, query: PageQuery) -> String {
+        let span = query.span();
+        let length = self.tasks.len() as u64;
+        let place = |at: u64| usize::try_from(at.min(length)).unwrap();
+        let tasks = self.tasks[place(span.start)..place(span.end)].join(",");
+        format!(
+            r#"{{"count":{length},"status_code":200,"message":"Tasks Fetched Successfully","data":[{tasks}]}}"#
+        )
+    }
+}
+
+struct Kept(PageStore);
+
+impl Kept {
+    fn new() -> Self {
+        let config = Config::from_toml(
+            "[upstream]\nbase_url = 'https://upstream.test'\n[upstream.credentials.default]\ntoken = 't'\n[cache]\njitter = 0.0",
+        )
+        .unwrap();
+        Self(PageStore::new(&config.cache))
+    }
+
+    fn key(query: PageQuery) -> PageKey {
+        PageKey {
+            space: SpaceKey {
+                credential: CredentialId(0),
+                space: SpaceToken::new("SPACE").unwrap(),
+            },
+            query,
+        }
+    }
+
+    fn fill(&self, query: PageQuery, body: String) {
+        let now = Instant::now();
+        let headers = HeaderMap::new();
+        let answer = Received {
+            headers: &headers,
+            received: now,
+            received_unix: 0,
+            response_delay: Duration::ZERO,
+        };
+        let page = read_page(body.into()).unwrap();
+        let began = self.0.begin(Self::key(query), now);
+        assert!(self.0.put(&began, page, &answer, Keep::Yes).stored);
+    }
+
+    fn cut(&self, query: PageQuery) -> Option<String> {
+        let page = self.0.assemble(&Self::key(query), Instant::now())?;
+        Some(String::from_utf8(page.content.page.body.to_vec()).unwrap())
+    }
+}
+
+fn filled_with(list: &List, queries: &[PageQuery]) -> Kept {
+    let kept = Kept::new();
+    for query in queries {
+        kept.fill(*query, list.body(*query));
+    }
+    kept
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_page_is_cut_from_larger_and_smaller_ones() {
+    let list = List::of(57);
+    let kept = filled_with(&list, &[query(1, 20), query(2, 20), query(3, 20)]);
+    for wanted in [
+        query(1, 10),
+        query(4, 10),
+        query(6, 10),
+        query(1, 57),
+        query(1, 100),
+        query(2, 50),
+    ] {
+        assert_eq!(kept.cut(wanted), Some(list.body(wanted)), "{wanted}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gap_or_a_page_past_the_end_is_asked_for() {
+    let list = List::of(57);
+    let kept = filled_with(&list, &[query(1, 20), query(3, 20)]);
+    assert_eq!(kept.cut(query(1, 30)), None);
+    assert_eq!(kept.cut(query(2, 57)), None);
+    assert_eq!(kept.cut(query(1, 10)), Some(list.body(query(1, 10))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn pages_of_two_states_of_the_list_are_never_mixed() {
+    let kept = filled_with(&List::of(57), &[query(1, 20), query(2, 20)]);
+    let longer = List::of(58);
+    kept.fill(query(2, 20), longer.body(query(2, 20)));
+    assert_eq!(kept.cut(query(1, 40)), None);
+    kept.fill(query(1, 20), longer.body(query(1, 20)));
+    assert_eq!(kept.cut(query(1, 40)), Some(longer.body(query(1, 40))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_that_stands_twice_gives_the_seam_away() {
+    let mut list = List::of(40);
+    let kept = filled_with(&list, &[query(1, 20)]);
+    // A task was added and another removed: the count is the same, the second page has moved.
+    let last = list.tasks[19].clone();
+    list.tasks.insert(20, last);
+    list.tasks.truncate(40);
+    kept.fill(query(2, 20), list.body(query(2, 20)));
+    assert_eq!(kept.cut(query(1, 40)), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn stale_parts_and_parts_filled_long_apart_are_not_joined() {
+    let list = List::of(40);
+    let kept = filled_with(&list, &[query(1, 20)]);
+    tokio::time::advance(TTL).await;
+    kept.fill(query(2, 20), list.body(query(2, 20)));
+    assert_eq!(kept.cut(query(1, 40)), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn its_age_is_the_oldest_parts_and_its_end_the_first() {
+    let list = List::of(40);
+    let kept = filled_with(&list, &[query(1, 20)]);
+    tokio::time::advance(Duration::from_secs(10)).await;
+    kept.fill(query(2, 20), list.body(query(2, 20)));
+    tokio::time::advance(Duration::from_secs(5)).await;
+    let now = Instant::now();
+
+    let page = kept.0.assemble(&Kept::key(query(1, 40)), now).unwrap();
+
+    assert_eq!(page.freshness.age(now), Duration::from_secs(15));
+    assert_eq!(page.freshness.fresh_for(now), Some(Duration::from_secs(15)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn tasks_without_an_id_and_loose_commas_are_not_cut() {
+    let envelope =
+        |tasks: &str| format!(r#"{{"count":2,"status_code":200,"message":"m","data":[{tasks}]}}"#);
+    for tasks in [
+        r#"{"a":1},{"task_id":"T"}"#,
+        r#"{"task_id":"S"} ,{"task_id":"T"}"#,
+    ] {
+        let kept = Kept::new();
+        kept.fill(query(1, 20), envelope(tasks));
+        assert_eq!(kept.cut(query(1, 10)), None, "{tasks}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn what_is_cut_is_what_the_upstream_would_send(
+        length in 1_usize..80,
+        stored in prop::collection::vec((1_u32..8, 1_u32..40), 1..6),
+        wanted in (1_u32..10, 1_u32..100),
+    ) {
+        let list = List::of(length);
+        let stored: Vec<_> = stored.into_iter().map(|(page, size)| query(page, size)).collect();
+        let kept = filled_with(&list, &stored);
+        let wanted = query(wanted.0, wanted.1);
+        if let Some(cut) = kept.cut(wanted) {
+            prop_assert_eq!(cut, list.body(wanted));
+        }
+    }
+}
