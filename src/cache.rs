@@ -12,6 +12,7 @@ pub mod http_semantics;
 pub mod space;
 pub mod status;
 pub mod store;
+pub mod stretch;
 
 pub use self::{
     entry::{Received, StoredPage},

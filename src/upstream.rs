@@ -1,10 +1,10 @@
 //! The upstream stack: a tower `Service` from [`PageRequest`] to [`Answer`], above which no 206 exists.
 //!
-//! From the outside in: deadline, retry, limit, normalize, client. It knows nothing of the cache; the service above joins them.
+//! From the outside in: deadline, retry, quota, limit, normalize, learn, client. It knows nothing of the cache; the service above joins them.
 
 use std::{sync::Arc, time::Duration};
 
-use http::HeaderMap;
+use http::{HeaderMap, header};
 use tokio::time::Instant;
 use tower::{ServiceBuilder, util::BoxCloneSyncService};
 
@@ -14,6 +14,7 @@ mod deadline;
 mod error;
 mod limit;
 mod normalize;
+mod quota;
 mod retry;
 mod tasks;
 
@@ -24,6 +25,7 @@ pub use self::{
     error::{FailureSource, InvalidAnswer, UpstreamError},
     limit::LimitLayer,
     normalize::{NormalizeLayer, Rules},
+    quota::{LearnLayer, Purse, QuotaLayer, Urgency},
     tasks::read_page,
 };
 use crate::{
@@ -64,7 +66,8 @@ pub struct Head {
 /// Builds the stack over `client`.
 ///
 /// The order: the deadline is outermost, since it covers waiting and every try; each try takes a slot of its own, so that
-/// a backoff holds none; normalize stands right above the client, so that retry sees kinds and not statuses.
+/// a backoff holds none, and pays for itself; who stands in line for the quota holds no slot that another credential could use;
+/// normalize stands above the client, so that retry sees kinds and not statuses; learn reads every header there is.
 #[must_use]
 pub fn stack(
     client: Client,
@@ -75,8 +78,24 @@ pub fn stack(
     let service = ServiceBuilder::new()
         .layer(DeadlineLayer::new(config.timeout))
         .layer(retry::layer(config))
+        .layer(QuotaLayer::new(config.timeout))
         .layer(LimitLayer::new(config.max_concurrency, config.max_queue))
         .layer(NormalizeLayer::new(Rules::new(rules), metrics.clone()))
+        .layer(LearnLayer)
         .service(client);
     BoxCloneSyncService::new(service)
+}
+
+/// `Retry-After` in seconds or as a date (RFC 9110 section 10.2.3).
+fn retry_after(headers: &HeaderMap, now_unix: i64) -> Option<Duration> {
+    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse::<u32>() {
+        return Some(Duration::from_secs(seconds.into()));
+    }
+    let until = httpdate::parse_http_date(text)
+        .ok()?
+        .duration_since(std::time::UNIX_EPOCH)
+        .ok()?;
+    let now = Duration::from_secs(u64::try_from(now_unix).ok()?);
+    Some(until.saturating_sub(now))
 }

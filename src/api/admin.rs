@@ -18,6 +18,7 @@ use axum::{
 };
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use serde_json::json;
+use tokio::time::Instant;
 use tracing::info;
 
 use super::Clients;
@@ -141,6 +142,10 @@ async fn readyz(State(admin): State<Admin>) -> Response {
 }
 
 async fn metrics(State(admin): State<Admin>) -> Response {
+    for credential in admin.clients.credentials().all() {
+        let remaining = credential.purse().remaining(Instant::now());
+        admin.metrics.quota_remaining(&credential.name, remaining);
+    }
     let text = admin.metrics.encode(admin.tasks.store().size());
     let mut response = Response::new(Body::from(text));
     response.headers_mut().insert(

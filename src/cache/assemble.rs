@@ -107,7 +107,7 @@ fn cover<'a>(parts: &[&'a Part], wanted: Span) -> Option<Vec<Cut<'a>>> {
 }
 
 fn filled_within(cuts: &[Cut<'_>], within: Duration) -> bool {
-    let filled = || cuts.iter().map(|cut| cut.part.page.freshness.received());
+    let filled = || cuts.iter().map(|cut| cut.part.page.received());
     match (filled().min(), filled().max()) {
         (Some(first), Some(last)) => last - first <= within,
         _ => false,

@@ -13,6 +13,7 @@ use super::{
     freshness::{Candidate, Freshness, Lifetimes},
     http_semantics::{fmt_http_date, parse_age, parse_http_date},
     space::{Space, Version},
+    stretch::Popularity,
 };
 use crate::domain::TaskPage;
 
@@ -30,11 +31,15 @@ pub struct Received<'a> {
 /// The upstream's fields that outlive an answer: freshness and validation need them, and a 304 updates them.
 const KEPT: [HeaderName; 6] = [CACHE_CONTROL, EXPIRES, DATE, ETAG, LAST_MODIFIED, VARY];
 
+/// A page asked for this lately is in use, however short it lives.
+const ACTIVE_FOR: Duration = Duration::from_secs(60);
+
 /// A page as it is kept and served.
 #[derive(Debug)]
 pub struct StoredPage {
     pub content: Arc<Content>,
-    pub freshness: Freshness,
+    freshness: Freshness,
+    pub(super) popularity: Popularity,
     /// When it was generated: the upstream's own word, or the time of receipt.
     pub date: HeaderValue,
     pub last_modified: Option<HeaderValue>,
@@ -85,6 +90,7 @@ impl StoredPage {
         jitter: f64,
         space: Arc<Space>,
         version: Version,
+        popularity: Popularity,
     ) -> Self {
         let kept = keep(answer.headers);
         let last_modified = kept.get(LAST_MODIFIED).cloned();
@@ -100,6 +106,7 @@ impl StoredPage {
         Self {
             content,
             freshness: Freshness::new(answer, lifetimes, jitter),
+            popularity,
             date,
             last_modified_unix: last_modified.as_ref().and_then(unix),
             last_modified,
@@ -114,10 +121,14 @@ impl StoredPage {
     /// A page put together from `parts`, with the date of the oldest.
     #[must_use]
     pub fn assembled(page: TaskPage, parts: &[Arc<Self>], now: Instant) -> Option<Self> {
-        let oldest = parts.iter().max_by_key(|part| part.freshness.age(now))?;
+        let oldest = parts.iter().max_by_key(|part| part.age(now))?;
         Some(Self {
             content: Arc::new(Content::new(page)),
-            freshness: Freshness::of_parts(parts.iter().map(|part| &part.freshness), now)?,
+            freshness: {
+                let parts: Vec<_> = parts.iter().map(|part| part.freshness(now)).collect();
+                Freshness::of_parts(parts.iter(), now)?
+            },
+            popularity: Popularity::new(now),
             date: oldest.date.clone(),
             last_modified: None,
             last_modified_unix: None,
@@ -133,7 +144,7 @@ impl StoredPage {
     #[must_use]
     pub fn can_be_cut(&self, now: Instant) -> bool {
         !self.is_assembled
-            && self.freshness.fresh_for(now).is_some()
+            && self.freshness(now).fresh_for(now).is_some()
             && self.moved_at().is_none()
             && !self.space.dropped_since(self.version)
     }
@@ -174,6 +185,7 @@ impl StoredPage {
             jitter,
             self.space.clone(),
             version,
+            self.popularity.aged(answer.received),
         )
     }
 
@@ -183,14 +195,51 @@ impl StoredPage {
         self.kept.get(ETAG)
     }
 
+    /// Its freshness, stretched to what the quota allows.
+    #[must_use]
+    pub fn freshness(&self, now: Instant) -> Freshness {
+        let demand = self.space.demand();
+        if !demand.is_bounded() {
+            return self.freshness;
+        }
+        let lifetime = demand.lifetime(self.popularity.weight(now));
+        self.freshness
+            .stretched(lifetime.min(self.space.stretch_max()))
+    }
+
+    /// Notes that it was asked for, where that bears on how long it lives.
+    pub fn note_asked(&self, now: Instant) {
+        if self.space.demand().is_bounded() {
+            self.popularity.note(now);
+        }
+    }
+
+    /// Whether anybody has asked for it within its lifetime, so that it will have to be fetched again.
+    pub(super) fn is_active(&self, now: Instant) -> bool {
+        let unasked = now.saturating_duration_since(self.popularity.last_asked());
+        !self.is_assembled && unasked <= self.freshness(now).lifetime().max(ACTIVE_FOR)
+    }
+
     /// What [`super::judge`] needs to know of it.
     #[must_use]
-    pub fn candidate(&self, only_fresh: bool) -> Candidate<'_> {
+    pub fn candidate<'a>(&self, freshness: &'a Freshness, only_fresh: bool) -> Candidate<'a> {
         Candidate {
-            freshness: &self.freshness,
+            freshness,
             moved_at: self.moved_at(),
             only_fresh,
         }
+    }
+
+    /// Its age (RFC 9111 section 4.2.3).
+    #[must_use]
+    pub fn age(&self, now: Instant) -> Duration {
+        self.freshness.age(now)
+    }
+
+    /// When the upstream's answer came.
+    #[must_use]
+    pub fn received(&self) -> Instant {
+        self.freshness.received()
     }
 
     /// When its list moved on, if it did since the page was filled.
@@ -213,9 +262,11 @@ impl StoredPage {
         OVERHEAD + self.content.page.heap_bytes() + self.content.variants.len()
     }
 
+    /// Whether keeping it could ever be of use.
     #[must_use]
-    pub fn has_validator(&self) -> bool {
-        self.upstream_etag().is_some() || self.last_modified.is_some()
+    pub fn is_worth_keeping(&self) -> bool {
+        let has_validator = self.upstream_etag().is_some() || self.last_modified.is_some();
+        self.freshness.is_worth_keeping(has_validator)
     }
 }
 

@@ -45,12 +45,14 @@ impl Lifetimes {
 }
 
 /// What is known of a stored page's age and of what its upstream allows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Freshness {
     received: Instant,
     /// Corrected initial age (RFC 9111 section 4.2.3).
     initial_age: Duration,
     lifetime: Duration,
+    /// The factor that a configured lifetime varies by; `None` where the upstream states its own.
+    jitter: Option<f64>,
     /// `no-cache`, or a `Vary` that nothing matches: validated on each use.
     always_validate: bool,
     /// `must-revalidate` and its kin: never served stale, whatever happens (RFC 9111 section 5.2.2.2).
@@ -80,6 +82,7 @@ impl Freshness {
                 answer.response_delay,
             ),
             lifetime: stated.unwrap_or_else(|| lifetimes.ttl.mul_f64(jitter)),
+            jitter: stated.is_none().then_some(jitter),
             always_validate: said.no_cache || vary(answer.headers) == Vary::Star,
             never_stale: must_validate || said.no_cache || said.s_maxage.is_some(),
             // A lifetime that the upstream states is no invitation to go beyond it: it has words for that too.
@@ -112,12 +115,31 @@ impl Freshness {
             received: now,
             initial_age,
             lifetime: initial_age + left,
+            jitter: None,
             always_validate: false,
             never_stale: parts.clone().any(|part| part.never_stale),
             // Nobody could refresh it: its parts are what is fetched.
             stale_while_revalidate: Duration::ZERO,
             stale_if_error: parts.map(|part| part.stale_if_error).min()?,
         })
+    }
+
+    /// The same, lasting at least `lifetime`: what the quota asks for. Never beyond what the upstream states.
+    #[must_use]
+    pub fn stretched(self, lifetime: Duration) -> Self {
+        match self.jitter {
+            Some(jitter) => Self {
+                lifetime: self.lifetime.max(lifetime.mul_f64(jitter)),
+                ..self
+            },
+            None => self,
+        }
+    }
+
+    /// How long it is fresh from its birth.
+    #[must_use]
+    pub fn lifetime(&self) -> Duration {
+        self.lifetime
     }
 
     /// How long it may still be served without asking; `None`: not at all.

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -12,6 +12,7 @@ use std::{
 use compact_str::CompactString;
 use tokio::time::Instant;
 
+use super::stretch::Demand;
 use crate::domain::{PageQuery, Refusal, TaskPage};
 
 /// Most pages of one space whose refusals are remembered at once.
@@ -20,6 +21,8 @@ const MAX_REFUSED_PAGES: usize = 256;
 /// One space as one credential sees it.
 #[derive(Debug)]
 pub struct Space {
+    demand: Arc<Demand>,
+    stretch_max: Duration,
     /// Raised when the space's pages are dropped: a page of an earlier epoch is gone.
     epoch: AtomicU64,
     /// Raised when the list moves: a page of an earlier generation is stale.
@@ -55,12 +58,26 @@ pub struct Version {
 impl Space {
     /// A space of which nothing is known yet. `generation` must not be one that another space of this process had.
     #[must_use]
-    pub fn new(generation: u64) -> Self {
+    pub fn new(generation: u64, demand: Arc<Demand>, stretch_max: Duration) -> Self {
         Self {
+            demand,
+            stretch_max,
             epoch: AtomicU64::new(0),
             generation: AtomicU64::new(generation),
             state: Mutex::default(),
         }
+    }
+
+    /// What all pages of the credential need.
+    #[must_use]
+    pub fn demand(&self) -> &Demand {
+        &self.demand
+    }
+
+    /// How far a lifetime may be stretched.
+    #[must_use]
+    pub fn stretch_max(&self) -> Duration {
+        self.stretch_max
     }
 
     /// The state in force: what a fill that begins now is measured against.

@@ -19,10 +19,11 @@ use super::{
     entry::{Content, Received, StoredPage},
     freshness::{Lifetimes, may_store, refusal_lifetime},
     space::{Remembered, Space, Version},
+    stretch::{Demand, Popularity},
 };
 use crate::{
     config::CacheConfig,
-    domain::{PageKey, PageQuery, Refusal, SpaceKey, Task, TaskPage},
+    domain::{CredentialId, PageKey, PageQuery, Refusal, SpaceKey, Task, TaskPage},
 };
 
 /// Spaces of which no page is stored, but a refusal is remembered; beyond it the refusals go.
@@ -46,6 +47,9 @@ pub struct PageStore {
     coherent: bool,
     settled: Option<Settled>,
     assembles: bool,
+    /// How far lifetimes may be stretched to fit a quota; `None`: not at all.
+    stretch_max: Option<Duration>,
+    demands: Mutex<HashMap<CredentialId, Arc<Demand>>>,
     max_bytes: usize,
     next_generation: AtomicU64,
 }
@@ -127,6 +131,8 @@ impl PageStore {
                 final_states: config.final_states.clone(),
             }),
             assembles: config.coherent_pages && config.assemble_pages,
+            stretch_max: config.stretch_to_quota.then_some(config.stretch_max),
+            demands: Mutex::default(),
             max_bytes: config.max_bytes,
             next_generation: AtomicU64::new(random()),
         }
@@ -170,6 +176,7 @@ impl PageStore {
             self.jitter_factor(),
             began.space.clone(),
             version,
+            self.popularity(&began.key, answer.received),
         );
         self.keep(began, page, answer, keep)
     }
@@ -329,7 +336,7 @@ impl PageStore {
     fn keep(&self, began: &Began, page: StoredPage, answer: &Received<'_>, keep: Keep) -> Kept {
         let storable = keep == Keep::Yes
             && may_store(answer.headers, &self.lifetimes)
-            && page.freshness.is_worth_keeping(page.has_validator())
+            && page.is_worth_keeping()
             && page.weight() <= self.max_bytes / LARGEST_SHARE;
         let page = Arc::new(page);
         let stored = {
@@ -370,9 +377,47 @@ impl PageStore {
             return space.clone();
         }
         spaces.sweep(now);
-        let space = Arc::new(Space::new(self.generation()));
+        let demand = self.demand(key.credential);
+        let stretch_max = self.stretch_max.unwrap_or_default();
+        let space = Arc::new(Space::new(self.generation(), demand, stretch_max));
         spaces.known.insert(key.clone(), space.clone());
         space
+    }
+
+    /// Shares the calls that `credential` may make a minute out among the pages that are asked for.
+    pub fn share_out(&self, credential: CredentialId, calls_per_minute: Option<u32>, now: Instant) {
+        if self.stretch_max.is_none() {
+            return;
+        }
+        let demand = self.demand(credential);
+        if calls_per_minute.is_none() {
+            demand.share_out(std::iter::empty(), None);
+            return;
+        }
+        let weights: Vec<f64> = self
+            .pages
+            .iter()
+            .filter(|(key, page)| key.space.credential == credential && page.is_active(now))
+            .map(|(_, page)| page.popularity.weight(now))
+            .collect();
+        demand.share_out(weights.into_iter(), calls_per_minute);
+    }
+
+    /// How often the page is asked for, as far as its predecessor knows.
+    fn popularity(&self, key: &PageKey, now: Instant) -> Popularity {
+        match self.pages.get(key) {
+            Some(before) => before.popularity.aged(now),
+            None => Popularity::new(now),
+        }
+    }
+
+    fn demand(&self, credential: CredentialId) -> Arc<Demand> {
+        self.demands
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(credential)
+            .or_default()
+            .clone()
     }
 
     fn generation(&self) -> u64 {

@@ -22,7 +22,7 @@ use crate::{
     telemetry::metrics::{BACKGROUND, Metrics},
     upstream::{
         Answer, Content, Credential, FailureSource, Head, PageRequest, Upstream, UpstreamError,
-        Validators,
+        Urgency, Validators,
     },
 };
 
@@ -46,6 +46,15 @@ impl Ask {
                 space: self.space.clone(),
             },
             query: self.query,
+        }
+    }
+
+    /// How much the call matters: by whether anybody waits, and with what in hand.
+    fn urgency(&self, stored: Option<&Arc<StoredPage>>) -> Urgency {
+        let spent = UpstreamError::QuotaExhausted { retry_after: None };
+        match stand_in(&spent, stored, self, Instant::now()) {
+            Some(_) => Urgency::CanStandIn,
+            None => Urgency::Waiting,
         }
     }
 
@@ -92,6 +101,12 @@ struct Fill {
     kept: Kept,
     /// The upstream's status: 200, or 304 where the stored page still held.
     status: u16,
+}
+
+/// On whose account a fill goes, and how much it matters.
+struct Errand {
+    cause: Arc<str>,
+    urgency: Urgency,
 }
 
 /// What to do about an [`Ask`], by what is stored now.
@@ -170,7 +185,10 @@ impl Tasks {
         let key = ask.key();
         loop {
             match self.decide(&key, ask, Instant::now()) {
-                Decision::Serve(served) => return Ok(served),
+                Decision::Serve(served) => {
+                    served.page.note_asked(served.at);
+                    return Ok(served);
+                }
                 Decision::Refuse(error) => {
                     let whatever_is_stored = matches!(error.kind, TasksErrorKind::NotCached)
                         .then(|| self.assemble(&key, ask, FillReason::UriMiss))
@@ -178,6 +196,7 @@ impl Tasks {
                     return whatever_is_stored.ok_or(error);
                 }
                 Decision::ServeAndRefresh(served, stored) => {
+                    served.page.note_asked(served.at);
                     self.refresh(&key, ask, stored);
                     return Ok(served);
                 }
@@ -202,7 +221,12 @@ impl Tasks {
         }
         let now = Instant::now();
         let page = self.store.assemble(key, now)?;
-        match judge(Some(page.candidate(false)), &ask.directives, now) {
+        let freshness = page.freshness(now);
+        match judge(
+            Some(page.candidate(&freshness, false)),
+            &ask.directives,
+            now,
+        ) {
             Verdict::Hit { ttl } => Some(hit(page, ttl, now)),
             Verdict::HitWhileRevalidate { .. } | Verdict::Fill(_) | Verdict::NotCached => None,
         }
@@ -211,7 +235,11 @@ impl Tasks {
     fn decide(&self, key: &PageKey, ask: &Ask, now: Instant) -> Decision {
         let stored = self.store.get(key);
         let only_fresh = ask.credential.is_refused();
-        let candidate = stored.as_ref().map(|page| page.candidate(only_fresh));
+        let freshness = stored.as_ref().map(|page| page.freshness(now));
+        let candidate = stored
+            .as_ref()
+            .zip(freshness.as_ref())
+            .map(|(page, freshness)| page.candidate(freshness, only_fresh));
         let refusal = || self.store.refusal(key, now).filter(|_| !ask.is_forced());
         match (judge(candidate, &ask.directives, now), stored) {
             (Verdict::Hit { ttl }, Some(page)) => Decision::Serve(hit(page, ttl, now)),
@@ -275,7 +303,9 @@ impl Tasks {
             match self.decide(key, ask, Instant::now()) {
                 Decision::Fill { stored, .. } => {
                     let cause = ask.client.clone();
-                    Some(self.clone().fill(ask.clone(), cause, stored, wanted))
+                    let urgency = ask.urgency(stored.as_ref());
+                    let errand = Errand { cause, urgency };
+                    Some(self.clone().fill(ask.clone(), errand, stored, wanted))
                 }
                 Decision::Serve(_) | Decision::ServeAndRefresh(..) | Decision::Refuse(_) => None,
             }
@@ -285,10 +315,11 @@ impl Tasks {
     /// Fetches a page anew that nobody waits for.
     fn refresh(self: &Arc<Self>, key: &PageKey, ask: &Ask, stored: Arc<StoredPage>) {
         let begun = self.flights.join(key, true, |wanted| {
-            Some(
-                self.clone()
-                    .fill(ask.clone(), BACKGROUND.into(), Some(stored), wanted),
-            )
+            let errand = Errand {
+                cause: BACKGROUND.into(),
+                urgency: Urgency::Background,
+            };
+            Some(self.clone().fill(ask.clone(), errand, Some(stored), wanted))
         });
         drop(begun);
     }
@@ -333,7 +364,7 @@ impl Tasks {
     async fn fill(
         self: Arc<Self>,
         ask: Ask,
-        cause: Arc<str>,
+        errand: Errand,
         stored: Option<Arc<StoredPage>>,
         wanted: Wanted,
     ) -> Filled {
@@ -345,13 +376,17 @@ impl Tasks {
             query: ask.query,
             validators: stored.as_deref().map(validators).unwrap_or_default(),
             request_id: ask.request_id.clone(),
-            cause,
+            cause: errand.cause,
+            urgency: errand.urgency,
         };
         let answer = self.upstream.clone().oneshot(request).await;
         let filled = match answer {
             Ok(answer) => self.take(&began, answer, stored.as_deref(), &wanted),
             Err(error) => Err(error),
         };
+        let calls_per_minute = ask.credential.purse().per_minute();
+        self.store
+            .share_out(ask.credential.id, calls_per_minute, Instant::now());
         self.note(&ask, &began, &filled, started);
         filled
     }
@@ -449,7 +484,7 @@ fn stand_in(
         return None;
     }
     let page = stored?;
-    let ttl = page.freshness.stand_in(page.moved_at(), now)?;
+    let ttl = page.freshness(now).stand_in(page.moved_at(), now)?;
     let detail = match error {
         UpstreamError::QuotaExhausted { .. } => Detail::Quota,
         _ => Detail::StaleIfError,

@@ -377,6 +377,16 @@ impl Metrics {
         self.http_in_flight.get()
     }
 
+    /// Calls that `credential` may still make in this minute; `None`: no limit is known.
+    pub fn quota_remaining(&self, credential: &str, remaining: Option<u32>) {
+        let labels = CredentialLabels {
+            credential: credential.to_owned(),
+        };
+        self.upstream_quota_remaining
+            .get_or_create(&labels)
+            .set(remaining.map_or(-1.0, f64::from));
+    }
+
     /// Everything in Prometheus's text form. `cache` is the bytes and entries stored now.
     #[must_use]
     pub fn encode(&self, cache: (u64, u64)) -> String {

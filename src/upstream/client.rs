@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use tower::Service;
 use url::Url;
 
-use super::{Credential, Head};
+use super::{Credential, Head, Urgency};
 use crate::{
     config::UpstreamConfig,
     domain::{PageQuery, SpaceToken},
@@ -39,6 +39,8 @@ pub struct PageRequest {
     pub request_id: HeaderValue,
     /// The client on whose account the call goes.
     pub cause: Arc<str>,
+    /// How much it matters when few calls are left.
+    pub urgency: Urgency,
 }
 
 /// What the upstream gave to ask by whether a stored page still holds, verbatim (RFC 9110 section 13.1).

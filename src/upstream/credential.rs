@@ -12,6 +12,7 @@ use std::{
 use http::HeaderValue;
 use secrecy::ExposeSecret;
 
+use super::Purse;
 use crate::{
     config::{Problems, UpstreamConfig},
     domain::{CredentialId, SpaceToken},
@@ -24,9 +25,16 @@ pub struct Credential {
     pub authorization: HeaderValue,
     pub org_handle: Option<HeaderValue>,
     refused: AtomicBool,
+    purse: Arc<Purse>,
 }
 
 impl Credential {
+    /// The calls it may make.
+    #[must_use]
+    pub fn purse(&self) -> &Arc<Purse> {
+        &self.purse
+    }
+
     /// Whether the upstream refused it, and has taken it for no page since.
     #[must_use]
     pub fn is_refused(&self) -> bool {
@@ -92,6 +100,7 @@ impl Credentials {
                 authorization,
                 org_handle,
                 refused: AtomicBool::new(false),
+                purse: Arc::new(Purse::new(config.quota_per_minute)),
             });
             by_space.extend(
                 section

@@ -5,7 +5,6 @@
 use std::{
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
 };
 
 use futures_util::future::BoxFuture;
@@ -15,7 +14,7 @@ use tracing::warn;
 
 use super::{
     Answer, ClientError, Content, FailureSource, InvalidAnswer, PageRequest, RawAnswer,
-    UpstreamError,
+    UpstreamError, retry_after,
     tasks::{Envelope, read_envelope, read_page},
 };
 use crate::{
@@ -223,20 +222,6 @@ fn is_html(raw: &RawAnswer) -> bool {
         .and_then(|value| value.to_str().ok())
         .is_some_and(|value| value.to_ascii_lowercase().contains("html"));
     declared || raw.body.trim_ascii_start().starts_with(b"<")
-}
-
-/// `Retry-After` in seconds or as a date (RFC 9110 section 10.2.3).
-fn retry_after(headers: &HeaderMap, now_unix: i64) -> Option<Duration> {
-    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = text.parse::<u32>() {
-        return Some(Duration::from_secs(seconds.into()));
-    }
-    let until = httpdate::parse_http_date(text)
-        .ok()?
-        .duration_since(std::time::UNIX_EPOCH)
-        .ok()?;
-    let now = Duration::from_secs(u64::try_from(now_unix).ok()?);
-    Some(until.saturating_sub(now))
 }
 
 /// Gives every answer its meaning.

@@ -59,7 +59,7 @@ pub async fn page(
             response,
             Facts {
                 cache: Some(served.status.outcome()),
-                age_s: Some(served.page.freshness.age(served.at).as_secs()),
+                age_s: Some(served.page.age(served.at).as_secs()),
                 ..facts
             },
         ),
@@ -201,7 +201,7 @@ fn describe(data: &Data, ask: &Ask, served: &Served, headers: &mut HeaderMap) {
 /// A stored answer tells its age; one that was just filled tells what the upstream told, if anything.
 fn shown_age(served: &Served) -> Option<Duration> {
     match served.status {
-        CacheStatus::Hit { .. } => Some(served.page.freshness.age(served.at)),
+        CacheStatus::Hit { .. } => Some(served.page.age(served.at)),
         CacheStatus::Forward { .. } | CacheStatus::NotCached => served.page.upstream_age,
     }
 }

@@ -161,8 +161,11 @@ async fn its_age_is_the_oldest_parts_and_its_end_the_first() {
 
     let page = kept.0.assemble(&Kept::key(query(1, 40)), now).unwrap();
 
-    assert_eq!(page.freshness.age(now), Duration::from_secs(15));
-    assert_eq!(page.freshness.fresh_for(now), Some(Duration::from_secs(15)));
+    assert_eq!(page.age(now), Duration::from_secs(15));
+    assert_eq!(
+        page.freshness(now).fresh_for(now),
+        Some(Duration::from_secs(15))
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,0 +1,168 @@
+//! Lifetimes that fit the upstream's call quota: few calls a minute, shared out among the pages that are asked for.
+//!
+//! A page asked for at rate *r* gets a lifetime in proportion to 1/√*r*: of all ways to spend a number of refreshes on pages that
+//! change alike, this one shows readers the least age. Pages asked for alike get alike: pages × 60 s / calls a minute.
+
+use std::{
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+const MINUTE: Duration = Duration::from_secs(60);
+/// What is assumed of a page before its requests tell: so many of them in so long a time. A young page's first few requests say
+/// little about their rate.
+const PRIOR_REQUESTS: f64 = 10.0;
+const PRIOR_TIME: Duration = Duration::from_secs(600);
+
+/// What the pages of one credential need, against what it may spend.
+#[derive(Debug, Default)]
+pub struct Demand {
+    /// The lifetime of a page of weight 1, in milliseconds; 0: no quota, nothing is stretched.
+    unit_ms: AtomicU64,
+}
+
+impl Demand {
+    /// Shares `calls_per_minute` out among the pages whose weights are given.
+    pub fn share_out(&self, weights: impl Iterator<Item = f64>, calls_per_minute: Option<u32>) {
+        let unit = calls_per_minute
+            .filter(|calls| *calls > 0)
+            .map_or(Duration::ZERO, |calls| {
+                MINUTE.mul_f64(weights.sum::<f64>() / f64::from(calls))
+            });
+        let ms = u64::try_from(unit.as_millis()).unwrap_or(u64::MAX);
+        self.unit_ms.store(ms, Ordering::Relaxed);
+    }
+
+    /// Whether a quota bounds the calls at all.
+    #[must_use]
+    pub fn is_bounded(&self) -> bool {
+        self.unit_ms.load(Ordering::Relaxed) > 0
+    }
+
+    /// The lifetime that fits the quota for a page of `weight`.
+    #[must_use]
+    pub fn lifetime(&self, weight: f64) -> Duration {
+        let unit = Duration::from_millis(self.unit_ms.load(Ordering::Relaxed));
+        unit.div_f64(weight)
+    }
+}
+
+/// How often a page is asked for; carried on from one fill to the next.
+#[derive(Debug)]
+pub struct Popularity {
+    since: Instant,
+    asked: AtomicU32,
+    /// Milliseconds from `since` to the last request.
+    last_ms: AtomicU64,
+}
+
+impl Popularity {
+    /// A page that is asked for the first time.
+    #[must_use]
+    pub fn new(now: Instant) -> Self {
+        Self {
+            since: now,
+            asked: AtomicU32::new(1),
+            last_ms: AtomicU64::new(0),
+        }
+    }
+
+    /// What is carried on when the page is fetched anew: the past counts half.
+    #[must_use]
+    pub fn aged(&self, now: Instant) -> Self {
+        let past = now.saturating_duration_since(self.since) / 2;
+        let since = now.checked_sub(past).unwrap_or(self.since);
+        let last = self.last_asked().saturating_duration_since(since);
+        Self {
+            since,
+            asked: AtomicU32::new(self.asked.load(Ordering::Relaxed).div_ceil(2)),
+            last_ms: AtomicU64::new(u64::try_from(last.as_millis()).unwrap_or(u64::MAX)),
+        }
+    }
+
+    /// Notes a request.
+    pub fn note(&self, now: Instant) {
+        let ms = now.saturating_duration_since(self.since).as_millis();
+        self.last_ms
+            .fetch_max(u64::try_from(ms).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.asked.fetch_add(1, Ordering::Relaxed);
+    }
+
+    #[must_use]
+    pub fn last_asked(&self) -> Instant {
+        self.since + Duration::from_millis(self.last_ms.load(Ordering::Relaxed))
+    }
+
+    /// √ of its requests a minute. Only ratios between pages matter.
+    #[must_use]
+    pub fn weight(&self, now: Instant) -> f64 {
+        let over = now.saturating_duration_since(self.since) + PRIOR_TIME;
+        let asked = f64::from(self.asked.load(Ordering::Relaxed)) + PRIOR_REQUESTS;
+        let a_minute = asked * MINUTE.as_secs_f64() / over.as_secs_f64();
+        a_minute.sqrt().max(f64::MIN_POSITIVE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn pages_asked_for_alike_share_the_quota_evenly() {
+        let now = Instant::now();
+        for (pages, calls, lifetime) in [(2, 5, 24), (20, 5, 240), (20, 60, 20)] {
+            let demand = Demand::default();
+            let page = Popularity::new(now);
+            demand.share_out((0..pages).map(|_| page.weight(now)), Some(calls));
+            let got = demand.lifetime(page.weight(now));
+            assert!(
+                got.abs_diff(Duration::from_secs(lifetime)) < Duration::from_millis(10),
+                "{pages} pages at {calls}: {got:?}"
+            );
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_asked_for_more_lives_shorter_and_the_sum_fits() {
+        let begun = Instant::now();
+        let pages: Vec<_> = (0..50).map(|_| Popularity::new(begun)).collect();
+        tokio::time::advance(Duration::from_secs(600)).await;
+        let now = Instant::now();
+        for (place, page) in pages.iter().enumerate() {
+            (0..1000 / (place + 1)).for_each(|_| page.note(now));
+        }
+        let demand = Demand::default();
+        demand.share_out(pages.iter().map(|page| page.weight(now)), Some(60));
+        let lifetimes: Vec<_> = pages
+            .iter()
+            .map(|page| demand.lifetime(page.weight(now)))
+            .collect();
+        assert!(lifetimes.is_sorted() && lifetimes[0] < lifetimes[49] / 5);
+        let calls_a_minute: f64 = lifetimes.iter().map(|l| 60.0 / l.as_secs_f64()).sum();
+        assert!((calls_a_minute - 60.0).abs() < 0.1, "{calls_a_minute}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_quota_nothing_is_stretched() {
+        let now = Instant::now();
+        let demand = Demand::default();
+        demand.share_out([1.0].into_iter(), None);
+        assert!(!demand.is_bounded());
+        assert_eq!(
+            demand.lifetime(Popularity::new(now).weight(now)),
+            Duration::ZERO
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_past_counts_half_after_a_fill() {
+        let page = Popularity::new(Instant::now());
+        tokio::time::advance(Duration::from_secs(100)).await;
+        page.note(Instant::now());
+        let aged = page.aged(Instant::now());
+        assert_eq!(aged.last_asked(), Instant::now());
+        assert_eq!(aged.asked.load(Ordering::Relaxed), 1);
+    }
+}

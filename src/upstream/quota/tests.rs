@@ -1,0 +1,206 @@
+use http::HeaderValue;
+
+use super::*;
+
+fn purse(quota: u32) -> Arc<Purse> {
+    Arc::new(Purse::new(quota))
+}
+
+/// A purse whose first, cautious minute is over.
+async fn settled_purse(quota: u32) -> Arc<Purse> {
+    let purse = purse(quota);
+    tokio::time::advance(MINUTE).await;
+    purse
+}
+
+fn head(fields: &[(&'static str, &str)]) -> Head {
+    let mut headers = HeaderMap::new();
+    for (name, value) in fields {
+        headers.insert(*name, HeaderValue::from_str(value).unwrap());
+    }
+    Head {
+        headers,
+        received: Instant::now(),
+        received_unix: 1_800_000_000,
+        response_delay: Duration::ZERO,
+    }
+}
+
+/// Spends as fast as the purse allows and returns when each call was made.
+async fn calls_within(purse: &Arc<Purse>, time: Duration) -> Vec<Instant> {
+    let end = Instant::now() + time;
+    let mut made = Vec::new();
+    while let Ok(call) = purse
+        .spend(
+            Urgency::Waiting,
+            end.saturating_duration_since(Instant::now()),
+        )
+        .await
+    {
+        made.push(Instant::now());
+        drop(call);
+    }
+    made
+}
+
+fn most_in_a_minute(made: &[Instant]) -> usize {
+    made.iter()
+        .enumerate()
+        .map(|(first, from)| {
+            made[first..]
+                .iter()
+                .take_while(|at| **at - *from < MINUTE)
+                .count()
+        })
+        .max()
+        .unwrap_or(0)
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_minute_sees_more_calls_than_the_quota_and_little_is_wasted() {
+    for quota in [1, 2, 5, 60] {
+        let purse = purse(quota);
+        let made = calls_within(&purse, 20 * MINUTE).await;
+        assert!(most_in_a_minute(&made) <= quota as usize, "quota {quota}");
+        assert!(
+            made.len() >= 17 * quota as usize,
+            "quota {quota}: {}",
+            made.len()
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_minute_gets_half() {
+    let purse = purse(60);
+    let made = calls_within(&purse, MINUTE - Duration::from_millis(1)).await;
+    assert_eq!(made.len(), 30);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_counts_from_its_end() {
+    let purse = settled_purse(1).await;
+    let call = purse.spend(Urgency::Waiting, Duration::ZERO).await.unwrap();
+    tokio::time::advance(MINUTE).await;
+    assert!(purse.spend(Urgency::CanStandIn, MINUTE).await.is_err());
+    drop(call);
+    tokio::time::advance(MINUTE - Duration::from_millis(1)).await;
+    assert_eq!(
+        purse.spend(Urgency::CanStandIn, MINUTE).await.unwrap_err(),
+        Duration::from_millis(1)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_calls_are_kept_for_those_who_wait() {
+    let purse = settled_purse(5).await;
+    for _ in 0..2 {
+        drop(purse.spend(Urgency::Waiting, Duration::ZERO).await.unwrap());
+        tokio::time::advance(Duration::from_secs(12)).await;
+    }
+    drop(purse.spend(Urgency::Waiting, Duration::ZERO).await.unwrap());
+    tokio::time::advance(Duration::from_secs(12)).await;
+    drop(
+        purse
+            .spend(Urgency::Background, Duration::ZERO)
+            .await
+            .unwrap(),
+    );
+    tokio::time::advance(Duration::from_secs(12)).await;
+    assert!(
+        purse
+            .spend(Urgency::Background, Duration::ZERO)
+            .await
+            .is_err()
+    );
+    assert!(
+        purse
+            .spend(Urgency::CanStandIn, Duration::ZERO)
+            .await
+            .is_ok()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_quota_nothing_is_held_back() {
+    let purse = purse(0);
+    for _ in 0..1000 {
+        drop(
+            purse
+                .spend(Urgency::Background, Duration::ZERO)
+                .await
+                .unwrap(),
+        );
+    }
+    assert_eq!(purse.remaining(Instant::now()), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_upstream_says_is_learned_whatever_the_clocks() {
+    for skew in [-60, 0, 60] {
+        let purse = purse(0);
+        let upstream_now = 1_800_000_000 + skew;
+        let date = httpdate::fmt_http_date(
+            std::time::UNIX_EPOCH + Duration::from_secs(upstream_now.try_into().unwrap()),
+        );
+        let reset = (upstream_now + 20).to_string();
+        purse.learn(
+            StatusCode::OK,
+            &head(&[
+                ("date", &date),
+                ("x-ratelimit-limit", "5"),
+                ("x-ratelimit-remaining", "0"),
+                ("x-ratelimit-reset", &reset),
+            ]),
+        );
+        assert_eq!(purse.per_minute(), Some(5));
+        assert_eq!(
+            purse.spend(Urgency::CanStandIn, MINUTE).await.unwrap_err(),
+            Duration::from_secs(20),
+            "skew {skew}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_of_others_count_until_the_reset() {
+    let purse = settled_purse(10).await;
+    purse.learn(
+        StatusCode::OK,
+        &head(&[
+            ("x-ratelimit-limit", "10"),
+            ("x-ratelimit-remaining", "3"),
+            ("x-ratelimit-reset", "1800000030"),
+        ]),
+    );
+    assert_eq!(purse.remaining(Instant::now()), Some(3));
+    tokio::time::advance(Duration::from_secs(30)).await;
+    assert_eq!(purse.remaining(Instant::now()), Some(10));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_429_holds_everything_for_as_long_as_it_says() {
+    let purse = purse(0);
+    purse.learn(
+        StatusCode::TOO_MANY_REQUESTS,
+        &head(&[("retry-after", "7")]),
+    );
+    let wait = purse.spend(Urgency::Waiting, Duration::from_secs(1)).await;
+    assert_eq!(wait.unwrap_err(), Duration::from_secs(7));
+    assert!(
+        purse
+            .spend(Urgency::Waiting, Duration::from_secs(10))
+            .await
+            .is_ok()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_in_vain_is_told_at_once() {
+    let purse = settled_purse(1).await;
+    drop(purse.spend(Urgency::Waiting, Duration::ZERO).await.unwrap());
+    let asked = Instant::now();
+    let refused = purse.spend(Urgency::Waiting, Duration::from_secs(10)).await;
+    assert_eq!(refused.unwrap_err(), MINUTE);
+    assert_eq!(Instant::now(), asked);
+}
