@@ -3,6 +3,7 @@
 use std::{io, sync::Arc};
 
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
@@ -11,10 +12,10 @@ use crate::{
         admin::{Admin, Draining},
         layers::observe::AccessLog,
     },
-    cache::PageStore,
+    cache::{PageStore, snapshot::Owners},
     config::{Config, Problems, value::ListenAddress},
     server::{self, Limits, Listener, Shutdown},
-    service::Tasks,
+    service::{Snapshot, Tasks},
     telemetry::metrics::Metrics,
     upstream::{self, BuildError, Client, Credentials},
 };
@@ -45,6 +46,14 @@ pub struct Gateway {
     config: Arc<Config>,
     data: Serving,
     admin: Serving,
+    snapshot: Option<Snapshotting>,
+}
+
+/// The task that keeps the snapshot up to date.
+#[derive(Debug)]
+struct Snapshotting {
+    task: JoinHandle<()>,
+    end: CancellationToken,
 }
 
 #[derive(Debug)]
@@ -76,6 +85,7 @@ impl Gateway {
             metrics.clone(),
             config.server.request_timeout,
         );
+        let snapshot = start_snapshot(&config, &tasks, clients.credentials());
         let draining = Draining::default();
         let data = Listener::bind(&config.server.listen)
             .await
@@ -118,6 +128,7 @@ impl Gateway {
             config,
             data,
             admin,
+            snapshot,
         })
     }
 
@@ -152,6 +163,11 @@ impl Gateway {
         self.data.shutdown.closing.cancel();
         tokio::time::sleep(self.config.server.drain_delay).await;
         let complete = self.data.end().await;
+        if let Some(Snapshotting { task, end }) = self.snapshot {
+            end.cancel();
+            // It reports its own failures.
+            let _ = task.await;
+        }
         // Last, so that probes and metrics are answered to the end. Its idle connections are nobody's loss.
         self.admin.end().await;
         info!(drain.complete = complete, "gateway has ended");
@@ -165,6 +181,32 @@ impl Serving {
         self.shutdown.closed.cancel();
         self.task.await.unwrap_or(false)
     }
+}
+
+/// Restores what the last process left, then keeps the file up to date.
+fn start_snapshot(
+    config: &Config,
+    tasks: &Arc<Tasks>,
+    credentials: &Credentials,
+) -> Option<Snapshotting> {
+    let path = config.cache.snapshot_file.clone()?;
+    let origin = config.upstream.base_url().as_str().as_bytes();
+    let mut owners = Owners::default();
+    for credential in credentials.all() {
+        let [token, organization] = credential.secret();
+        owners.add(
+            credential.id,
+            &credential.name,
+            &[origin, token, organization],
+        );
+    }
+    let snapshot = Snapshot::new(path, owners, tasks.clone());
+    snapshot.restore();
+    let end = CancellationToken::new();
+    Some(Snapshotting {
+        task: tokio::spawn(snapshot.keep_writing(end.clone())),
+        end,
+    })
 }
 
 fn serve_data(

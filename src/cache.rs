@@ -9,6 +9,7 @@ pub mod entry;
 pub mod flight;
 pub mod freshness;
 pub mod http_semantics;
+pub mod snapshot;
 pub mod space;
 pub mod status;
 pub mod store;

@@ -49,6 +49,8 @@ pub struct StoredPage {
     pub upstream_age: Option<Duration>,
     /// Whether it was put together from other pages.
     pub is_assembled: bool,
+    /// When it was read from a snapshot: until it is filled anew it may only stand in.
+    restored_at: Option<Instant>,
     kept: HeaderMap,
     pub(super) space: Arc<Space>,
     pub(super) version: Version,
@@ -112,6 +114,7 @@ impl StoredPage {
             last_modified,
             upstream_age: parse_age(answer.headers),
             is_assembled: false,
+            restored_at: None,
             kept,
             space,
             version,
@@ -134,10 +137,27 @@ impl StoredPage {
             last_modified_unix: None,
             upstream_age: None,
             is_assembled: true,
+            restored_at: None,
             kept: HeaderMap::new(),
             space: oldest.space.clone(),
             version: oldest.version,
         })
+    }
+
+    /// This page as read from a snapshot: `age` old, and no longer fresh whatever its lifetime says.
+    #[must_use]
+    pub fn restored(self, age: Duration, lifetime: Duration) -> Self {
+        Self {
+            freshness: self.freshness.aged(age, lifetime),
+            restored_at: Some(self.freshness.received()),
+            ..self
+        }
+    }
+
+    /// The upstream's fields that outlive an answer.
+    #[must_use]
+    pub fn kept(&self) -> &HeaderMap {
+        &self.kept
     }
 
     /// Whether its tasks may be shown as part of another page: fetched as it is, still fresh, of the list's present state.
@@ -245,7 +265,9 @@ impl StoredPage {
     /// When its list moved on, if it did since the page was filled.
     #[must_use]
     pub fn moved_at(&self) -> Option<Instant> {
-        self.space.moved_since(self.version)
+        // A right may have been revoked since, or the list moved: as if it had, the page is old.
+        self.restored_at
+            .or_else(|| self.space.moved_since(self.version))
     }
 
     /// The state of the list it was cut from.

@@ -136,6 +136,16 @@ impl Freshness {
         }
     }
 
+    /// The same, at least `age` old now: what a snapshot knows better than the answer's header.
+    #[must_use]
+    pub fn aged(self, age: Duration, lifetime: Duration) -> Self {
+        Self {
+            initial_age: self.initial_age.max(age),
+            lifetime,
+            ..self
+        }
+    }
+
     /// How long it is fresh from its birth.
     #[must_use]
     pub fn lifetime(&self) -> Duration {

@@ -12,12 +12,13 @@ use std::{
 };
 
 use moka::{notification::RemovalCause, sync::Cache};
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 
 use super::{
     assemble::{Part, assemble},
     entry::{Content, Received, StoredPage},
     freshness::{Lifetimes, may_store, refusal_lifetime},
+    snapshot::SavedPage,
     space::{Remembered, Space, Version},
     stretch::{Demand, Popularity},
 };
@@ -51,6 +52,7 @@ pub struct PageStore {
     stretch_max: Option<Duration>,
     demands: Mutex<HashMap<CredentialId, Arc<Demand>>>,
     max_bytes: usize,
+    dropped: Notify,
     next_generation: AtomicU64,
 }
 
@@ -134,6 +136,7 @@ impl PageStore {
             stretch_max: config.stretch_to_quota.then_some(config.stretch_max),
             demands: Mutex::default(),
             max_bytes: config.max_bytes,
+            dropped: Notify::new(),
             next_generation: AtomicU64::new(random()),
         }
     }
@@ -309,6 +312,49 @@ impl PageStore {
         }
     }
 
+    /// Resolves when pages were dropped: a copy of them elsewhere is out of date.
+    pub async fn dropped(&self) {
+        self.dropped.notified().await;
+    }
+
+    /// Every page that was fetched as it is, for a snapshot.
+    pub fn saved(&self, now: Instant, now_unix_ms: u64) -> impl Iterator<Item = SavedPage> {
+        self.pages.iter().filter_map(move |(key, page)| {
+            let current = !page.is_assembled && !page.space.dropped_since(page.version);
+            let age = u64::try_from(page.age(now).as_millis()).unwrap_or(u64::MAX);
+            current.then(|| SavedPage {
+                key: (*key).clone(),
+                born_unix_ms: now_unix_ms.saturating_sub(age),
+                lifetime: page.freshness(now).lifetime(),
+                headers: page.kept().clone(),
+                body: page.content.page.body.clone(),
+            })
+        })
+    }
+
+    /// Takes in a page of a snapshot, which `page` was read from.
+    pub fn restore(&self, saved: &SavedPage, page: TaskPage, now: Instant, now_unix_ms: u64) {
+        let began = self.begin(saved.key.clone(), now);
+        let answer = Received {
+            headers: &saved.headers,
+            received: now,
+            received_unix: i64::try_from(now_unix_ms / 1000).unwrap_or(i64::MAX),
+            response_delay: Duration::ZERO,
+        };
+        let age = Duration::from_millis(now_unix_ms.saturating_sub(saved.born_unix_ms));
+        let page = StoredPage::new(
+            Arc::new(Content::new(page)),
+            &answer,
+            &self.lifetimes,
+            1.0,
+            began.space.clone(),
+            began.version,
+            Popularity::new(now),
+        )
+        .restored(age, saved.lifetime);
+        self.keep(&began, page, &answer, Keep::Yes);
+    }
+
     /// Bytes and pages stored.
     #[must_use]
     pub fn size(&self) -> (u64, u64) {
@@ -363,6 +409,7 @@ impl PageStore {
 
     fn drop_pages(&self, key: &SpaceKey, space: &Space) {
         let _one_at_a_time = self.inserting();
+        self.dropped.notify_one();
         for query in space.drop_pages() {
             self.pages.invalidate(&PageKey {
                 space: key.clone(),

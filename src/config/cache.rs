@@ -1,6 +1,6 @@
 //! `[cache]`: how long a page lives and how much is kept.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use serde::Deserialize;
 
@@ -39,7 +39,8 @@ pub struct CacheConfig {
     #[serde(deserialize_with = "value::duration")]
     pub stretch_max: Duration,
     pub obey_upstream: bool,
-    pub snapshot_file: Option<NotYet>,
+    /// Where pages are kept over a restart.
+    pub snapshot_file: Option<PathBuf>,
     pub redis: Option<NotYet>,
 }
 
@@ -47,6 +48,13 @@ impl CacheConfig {
     pub(super) fn check(&self, problems: &mut Problems) {
         if self.max_bytes < 64 * 1024 {
             problems.add("cache.max_bytes", "expected 64KiB or more");
+        }
+        let folder = self.snapshot_file.as_deref().map(std::path::Path::parent);
+        if folder.is_some_and(|folder| folder.is_none_or(|folder| !folder.is_dir())) {
+            problems.add(
+                "cache.snapshot_file",
+                "expected the path of a file in a folder that exists",
+            );
         }
     }
 }

@@ -29,6 +29,16 @@ pub struct Credential {
 }
 
 impl Credential {
+    /// What decides what it sees: its token and organization.
+    #[must_use]
+    pub fn secret(&self) -> [&[u8]; 2] {
+        let organization = self.org_handle.as_ref();
+        [
+            self.authorization.as_bytes(),
+            organization.map_or(&[], HeaderValue::as_bytes),
+        ]
+    }
+
     /// The calls it may make.
     #[must_use]
     pub fn purse(&self) -> &Arc<Purse> {

@@ -1,0 +1,112 @@
+//! Carries pages over a restart: reads the snapshot at start, writes it now and then, after pages were dropped, and at the end.
+
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::Tasks;
+use crate::{
+    cache::snapshot::{self, Owners, Restored},
+    upstream::read_page,
+};
+
+/// How old the file may grow.
+const EVERY: Duration = Duration::from_secs(180);
+/// After pages were dropped: long enough that a walk of revocations is one write, short enough that a crash shows few of them.
+const SOON: Duration = Duration::from_secs(1);
+
+/// The snapshot file of one gateway.
+#[derive(Debug)]
+pub struct Snapshot {
+    path: PathBuf,
+    owners: Owners,
+    tasks: Arc<Tasks>,
+}
+
+impl Snapshot {
+    #[must_use]
+    pub fn new(path: PathBuf, owners: Owners, tasks: Arc<Tasks>) -> Arc<Self> {
+        Arc::new(Self {
+            path,
+            owners,
+            tasks,
+        })
+    }
+
+    /// Takes in what the file holds. A file that is not to be trusted is left out with one warning.
+    pub fn restore(&self) {
+        let file = self.path.display();
+        match snapshot::read(&self.path, &self.owners) {
+            Ok(None) => {}
+            Ok(Some(Restored { pages, foreign })) => {
+                let (now, now_unix_ms) = (Instant::now(), unix_ms());
+                let mut restored = 0;
+                for saved in &pages {
+                    if let Ok(page) = read_page(saved.body.clone()) {
+                        let store = self.tasks.store();
+                        store.restore(saved, page, now, now_unix_ms);
+                        restored += 1;
+                    }
+                }
+                info!(snapshot.file = %file, snapshot.pages = restored, "restored pages from the snapshot");
+                if foreign > 0 {
+                    warn!(
+                        snapshot.file = %file,
+                        snapshot.pages = foreign,
+                        "left out pages of another base URL, organization or token"
+                    );
+                }
+            }
+            Err(error) => {
+                warn!(snapshot.file = %file, %error, "snapshot is not used");
+            }
+        }
+    }
+
+    /// Keeps the file up to date until `end`, and writes it once more then.
+    pub async fn keep_writing(self: Arc<Self>, end: CancellationToken) {
+        loop {
+            let ended = tokio::select! {
+                () = end.cancelled() => true,
+                () = tokio::time::sleep(EVERY) => false,
+                () = self.tasks.store().dropped() => {
+                    tokio::select! {
+                        () = end.cancelled() => true,
+                        () = tokio::time::sleep(SOON) => false,
+                    }
+                }
+            };
+            let snapshot = self.clone();
+            if tokio::task::spawn_blocking(move || snapshot.write())
+                .await
+                .is_err()
+            {
+                warn!("writing the snapshot ended in a bug");
+            }
+            if ended {
+                return;
+            }
+        }
+    }
+
+    fn write(&self) {
+        let pages = self.tasks.store().saved(Instant::now(), unix_ms());
+        if let Err(error) = snapshot::write(&self.path, &self.owners, pages) {
+            warn!(snapshot.file = %self.path.display(), %error, "snapshot is not written");
+        }
+    }
+}
+
+fn unix_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| {
+            u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+        })
+}
