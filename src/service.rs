@@ -1,5 +1,6 @@
 //! The use cases, where cache and upstream meet.
 
+pub mod inspect;
 pub mod snapshot;
 pub mod tasks;
 

@@ -11,18 +11,23 @@ use std::{
 use axum::{
     Json, Router,
     body::Body,
-    extract::{Path, Request, State},
+    extract::{Path, RawQuery, Request, State},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{delete, get},
 };
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use serde::Deserialize;
 use serde_json::json;
 use tokio::time::Instant;
 use tracing::info;
 
 use super::Clients;
-use crate::{domain::SpaceToken, service::Tasks, telemetry::metrics::Metrics};
+use crate::{
+    domain::{PageKey, PageQuery, SpaceKey, SpaceToken},
+    service::Tasks,
+    telemetry::metrics::Metrics,
+};
 
 /// Whether the gateway takes requests: not while it drains.
 #[derive(Clone, Debug, Default)]
@@ -58,7 +63,11 @@ pub fn router(admin: Admin) -> Router {
         .route("/metrics", get(metrics))
         .route("/config", get(config))
         .route("/cache", delete(purge))
-        .route("/cache/spaces/{space_token}", delete(purge_space))
+        .route(
+            "/cache/spaces/{space_token}",
+            get(inspect_space).delete(purge_space),
+        )
+        .route("/cache/explain", get(explain))
         .with_state(admin)
         .layer(middleware::from_fn(refuse_foreign))
 }
@@ -165,6 +174,77 @@ async fn purge(State(admin): State<Admin>) -> StatusCode {
     StatusCode::NO_CONTENT
 }
 
+/// The pages of a space, for each credential that reads it.
+async fn inspect_space(State(admin): State<Admin>, Path(token): Path<String>) -> Response {
+    let Ok(space) = SpaceToken::new(&token) else {
+        return bad_request("expected a space token");
+    };
+    let now = Instant::now();
+    let credentials: serde_json::Map<_, _> = admin
+        .clients
+        .credentials()
+        .all()
+        .map(|credential| {
+            let key = SpaceKey {
+                credential: credential.id,
+                space: space.clone(),
+            };
+            let pages = admin.tasks.stored_pages(&key, now);
+            (credential.name.clone(), json!(pages))
+        })
+        .collect();
+    Json(json!({ "space": space.to_string(), "pages": credentials })).into_response()
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ExplainQuery {
+    space: String,
+    #[serde(default = "first_page")]
+    page: u32,
+    #[serde(default = "usual_size")]
+    page_size: u32,
+}
+
+fn first_page() -> u32 {
+    PageQuery::DEFAULT_PAGE
+}
+
+fn usual_size() -> u32 {
+    PageQuery::DEFAULT_PAGE_SIZE
+}
+
+/// What a plain request would get now, and why.
+async fn explain(State(admin): State<Admin>, RawQuery(query): RawQuery) -> Response {
+    let Ok(asked) = serde_urlencoded::from_str::<ExplainQuery>(&query.unwrap_or_default()) else {
+        return bad_request("expected ?space=TOKEN&page=N&page_size=N");
+    };
+    let Ok(space) = SpaceToken::new(&asked.space) else {
+        return bad_request("expected a space token");
+    };
+    if asked.page == 0 || asked.page_size == 0 {
+        return bad_request("page and page_size count from 1");
+    }
+    let Some(credential) = admin.clients.credentials().serving(&space) else {
+        return bad_request("no credential serves this space");
+    };
+    let key = PageKey {
+        space: SpaceKey {
+            credential: credential.id,
+            space,
+        },
+        query: PageQuery {
+            page: asked.page,
+            page_size: asked.page_size,
+        },
+    };
+    Json(admin.tasks.explain(&key, credential, Instant::now())).into_response()
+}
+
+fn bad_request(text: &'static str) -> Response {
+    (StatusCode::BAD_REQUEST, text).into_response()
+}
+
 async fn purge_space(State(admin): State<Admin>, Path(token): Path<String>) -> Response {
     match SpaceToken::new(&token) {
         Ok(space) => {
@@ -172,7 +252,7 @@ async fn purge_space(State(admin): State<Admin>, Path(token): Path<String>) -> R
             info!(%space, "operator dropped a space from the cache");
             StatusCode::NO_CONTENT.into_response()
         }
-        Err(error) => (StatusCode::BAD_REQUEST, error.to_string()).into_response(),
+        Err(_) => bad_request("expected a space token"),
     }
 }
 

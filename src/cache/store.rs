@@ -228,19 +228,32 @@ impl PageStore {
             let span = query.span();
             span.start < wanted.end && wanted.start < span.end
         };
-        space
-            .pages()
-            .into_iter()
-            .filter(touches)
-            .filter_map(|query| {
-                let key = PageKey {
-                    space: key.space.clone(),
-                    query,
-                };
-                let page = self.get(&key)?;
-                Some(Part { query, page })
-            })
-            .collect()
+        self.stored_of(&key.space, space, touches)
+    }
+
+    /// Every stored page of a space.
+    #[must_use]
+    pub fn pages_of(&self, key: &SpaceKey) -> Vec<Part> {
+        let space = self.spaces().known.get(key).cloned();
+        space.map_or_else(Vec::new, |space| self.stored_of(key, &space, |_| true))
+    }
+
+    fn stored_of(
+        &self,
+        key: &SpaceKey,
+        space: &Space,
+        which: impl Fn(&PageQuery) -> bool,
+    ) -> Vec<Part> {
+        let stored = |query| {
+            let key = PageKey {
+                space: key.clone(),
+                query,
+            };
+            let page = self.get(&key)?;
+            Some(Part { query, page })
+        };
+        let pages = space.pages().into_iter();
+        pages.filter(which).filter_map(stored).collect()
     }
 
     /// The lifetimes that apply to `page` where the upstream states none.

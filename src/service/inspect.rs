@@ -1,0 +1,131 @@
+//! What is stored and what a request would get now: for operators, without changing anything.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::time::Instant;
+
+use super::Tasks;
+use crate::{
+    cache::{
+        StoredPage, Verdict,
+        freshness::{Candidate, FillReason, judge},
+        http_semantics::RequestDirectives,
+    },
+    domain::{PageKey, PageQuery, Refusal, SpaceKey},
+    upstream::Credential,
+};
+
+/// A stored page as an operator sees it. Times in seconds.
+#[derive(Debug, Serialize)]
+pub struct PageReport {
+    pub page: u32,
+    pub page_size: u32,
+    pub age: u64,
+    /// Negative where it is stale.
+    pub ttl: i64,
+    pub bytes: usize,
+    /// The state of the list it was cut from.
+    pub generation: String,
+    /// Whether its list has moved on, or it comes from a snapshot.
+    pub overtaken: bool,
+    pub assembled: bool,
+}
+
+/// What a plain request would get now, and why.
+#[derive(Debug, Serialize)]
+pub struct Explanation {
+    pub verdict: &'static str,
+    pub why: &'static str,
+    pub credential: String,
+    /// Whether the upstream refused the credential lately: then nothing stale is shown.
+    pub credential_refused: bool,
+    /// What the upstream refuses about this page, and for how many seconds that is still remembered.
+    pub refusal: Option<(&'static str, u64)>,
+    pub stored: Option<PageReport>,
+}
+
+impl Tasks {
+    /// Every stored page of a space.
+    #[must_use]
+    pub fn stored_pages(&self, space: &SpaceKey, now: Instant) -> Vec<PageReport> {
+        let stored = self.store().pages_of(space);
+        stored
+            .iter()
+            .map(|part| report(part.query, &part.page, now))
+            .collect()
+    }
+
+    /// What a request without directives would get for `key` now.
+    #[must_use]
+    pub fn explain(&self, key: &PageKey, credential: &Credential, now: Instant) -> Explanation {
+        let stored = self.store().get(key);
+        let freshness = stored.as_ref().map(|page| page.freshness(now));
+        let only_fresh = credential.is_refused();
+        let candidate = stored
+            .as_ref()
+            .zip(freshness.as_ref())
+            .map(|(page, freshness)| page.candidate(freshness, only_fresh));
+        let verdict = judge(candidate, &RequestDirectives::default(), now);
+        let (verdict, why) = words(verdict, candidate);
+        let refusal = self.store().refusal(key, now);
+        Explanation {
+            verdict,
+            why,
+            credential: credential.name.clone(),
+            credential_refused: only_fresh,
+            refusal: refusal.map(|known| (refused(known.refusal), (known.until - now).as_secs())),
+            stored: stored.map(|page| report(key.query, &page, now)),
+        }
+    }
+}
+
+fn report(query: PageQuery, page: &StoredPage, now: Instant) -> PageReport {
+    let age = page.age(now);
+    let lifetime = page.freshness(now).lifetime();
+    PageReport {
+        page: query.page,
+        page_size: query.page_size,
+        age: age.as_secs(),
+        ttl: seconds(lifetime) - seconds(age),
+        bytes: page.weight(),
+        generation: format!("{:016x}", page.generation()),
+        overtaken: page.moved_at().is_some(),
+        assembled: page.is_assembled,
+    }
+}
+
+fn seconds(time: Duration) -> i64 {
+    i64::try_from(time.as_secs()).unwrap_or(i64::MAX)
+}
+
+fn words(verdict: Verdict, candidate: Option<Candidate<'_>>) -> (&'static str, &'static str) {
+    let overtaken = candidate.is_some_and(|candidate| candidate.moved_at.is_some());
+    match verdict {
+        Verdict::Hit { .. } => ("hit", "stored and fresh"),
+        Verdict::HitWhileRevalidate { .. } => (
+            "stale-while-revalidate",
+            "stale for a short while: served at once, fetched anew in the background",
+        ),
+        Verdict::Fill(FillReason::UriMiss | FillReason::Bypass) => (
+            "fill",
+            "not stored: cut from other pages if they hold all of it, else fetched",
+        ),
+        Verdict::Fill(FillReason::Stale) if overtaken => (
+            "fill",
+            "its list has moved on, or it comes from a snapshot: fetched before it is shown",
+        ),
+        Verdict::Fill(FillReason::Stale) => ("fill", "stale: fetched before it is shown"),
+        Verdict::Fill(FillReason::Request) => ("fill", "the request asks for it"),
+        Verdict::NotCached => ("not-cached", "the request wants nothing but what is stored"),
+    }
+}
+
+fn refused(refusal: Refusal) -> &'static str {
+    match refusal {
+        Refusal::SpaceNotFound => "space_not_found",
+        Refusal::SpaceAccessDenied => "space_access_denied",
+        Refusal::Rejected => "upstream_rejected",
+        Refusal::Failed => "upstream_failed",
+    }
+}
