@@ -32,7 +32,8 @@ use crate::{
 };
 
 /// Paths served to anybody.
-const PUBLIC: &[&str] = &["/healthz", "/openapi.json"];
+const PUBLIC: &[&str] = &[HEALTH, "/openapi.json"];
+const HEALTH: &str = "/healthz";
 const OPENAPI: &str = include_str!("../../docs/openapi.json");
 
 /// What the handlers share.
@@ -82,7 +83,7 @@ pub fn data_service(
             ApiError::Internal.into_response()
         }))
         // Before any work: refusing must stay cheap when there is too much of it.
-        .layer(ShedLayer::new(server.max_in_flight))
+        .layer(ShedLayer::new(server.max_in_flight, HEALTH))
         // Before routing: a stranger learns of no route, no space and no parameter.
         .layer(authenticate)
         .service(routes(data).into_service::<Incoming>())
@@ -101,7 +102,7 @@ fn routes(data: Data) -> Router {
         .route("/api/v2/platform/spaces//tasks/", empty_token())
         .with_state(data)
         .route("/openapi.json", reading(get(openapi)))
-        .route("/healthz", reading(get(healthz)))
+        .route(HEALTH, reading(get(healthz)))
         .fallback(|| async { ApiError::RouteNotFound })
 }
 

@@ -18,13 +18,16 @@ use crate::api::ApiError;
 #[derive(Clone, Debug)]
 pub struct ShedLayer {
     places: Arc<Semaphore>,
+    exempt: &'static str,
 }
 
 impl ShedLayer {
+    /// `exempt` is the path that is never refused: a busy process is a live one, and must not be restarted for it.
     #[must_use]
-    pub fn new(most: usize) -> Self {
+    pub fn new(most: usize, exempt: &'static str) -> Self {
         Self {
             places: Arc::new(Semaphore::new(most)),
+            exempt,
         }
     }
 }
@@ -35,7 +38,7 @@ impl<S> Layer<S> for ShedLayer {
     fn layer(&self, inner: S) -> Shed<S> {
         Shed {
             inner,
-            places: self.places.clone(),
+            layer: self.clone(),
         }
     }
 }
@@ -44,7 +47,7 @@ impl<S> Layer<S> for ShedLayer {
 #[derive(Clone, Debug)]
 pub struct Shed<S> {
     inner: S,
-    places: Arc<Semaphore>,
+    layer: ShedLayer,
 }
 
 impl<S, B> Service<Request<B>> for Shed<S>
@@ -60,7 +63,13 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        match self.places.clone().try_acquire_owned() {
+        if request.uri().path() == self.layer.exempt {
+            return ShedFuture {
+                inner: Some(self.inner.call(request)),
+                _place: None,
+            };
+        }
+        match self.layer.places.clone().try_acquire_owned() {
             Ok(place) => ShedFuture {
                 inner: Some(self.inner.call(request)),
                 _place: Some(place),
