@@ -1,3 +1,21 @@
-//! The gateway as its users meet it, in one binary.
+//! A real gateway over real sockets, before a simulated or scripted upstream: what a client, an operator and a shell see.
+//!
+//! Every answer passes the checks of [`answer::check`], whatever a test is about.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by its panic")]
+
+mod answer;
+mod gateway;
+mod raw;
+
+mod auth;
+mod cache;
+mod captures;
+mod errors;
+mod layering;
+mod listeners;
+mod operators;
+mod paths;
+mod process;
 mod quota;
+mod secrets;

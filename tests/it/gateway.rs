@@ -1,0 +1,228 @@
+//! Starts a gateway and the upstream behind it, both on ports of their own.
+
+use sha2::{Digest, Sha256};
+use unpod_gateway::{
+    app,
+    config::{Config, value::ListenAddress},
+    simulator::{Control, Options, Simulator, world},
+};
+
+use crate::answer::{Ask, http_client};
+
+/// Reads every space.
+pub(crate) const READER: &str = "ugw_reader_key";
+/// Reads every space, and its `no-cache` reaches the upstream.
+pub(crate) const REFRESHER: &str = "ugw_refresher_key";
+
+/// What differs from test to test.
+pub(crate) struct Setup {
+    config: toml::Table,
+}
+
+/// The defaults of the gateway, but for what would add calls or waits that the test did not ask for.
+pub(crate) fn setup() -> Setup {
+    let text = format!(
+        r#"
+        [server]
+        listen = "127.0.0.1:0"
+        drain_delay = "0s"
+        drain_timeout = "5s"
+        [admin]
+        listen = "127.0.0.1:0"
+        [auth]
+        max_failures = 0
+        [telemetry]
+        filter = "off"
+        [upstream]
+        retries = 0
+        [upstream.circuit]
+        enabled = false
+        [upstream.credentials.default]
+        token = "{token}"
+        org_handle = "{organization}"
+        [cache]
+        jitter = 0.0
+        assemble_pages = false
+        settled_ttl = "0s"
+        [[clients]]
+        name = "reader"
+        key_sha256 = ["{reader}"]
+        spaces = ["*"]
+        [[clients]]
+        name = "refresher"
+        key_sha256 = ["{refresher}"]
+        spaces = ["*"]
+        may_refresh = true
+        "#,
+        token = world::ACME_TOKEN,
+        organization = world::ACME,
+        reader = digest(READER),
+        refresher = digest(REFRESHER),
+    );
+    Setup {
+        config: toml::from_str(&text).unwrap(),
+    }
+}
+
+/// The gateway of [`setup`] before the simulator.
+pub(crate) async fn start() -> Gateway {
+    setup().start().await
+}
+
+/// The digest of a client's key, as the configuration holds it.
+pub(crate) fn digest(key: &str) -> String {
+    Sha256::digest(key)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+/// A `[[clients]]` table.
+pub(crate) fn client(name: &str, key: &str, rest: &str) -> String {
+    format!(
+        "[[clients]]\nname = \"{name}\"\nkey_sha256 = [\"{}\"]\n{rest}\n",
+        digest(key)
+    )
+}
+
+impl Setup {
+    /// Lays `toml` over the configuration: a list is added to, any other value replaced.
+    pub(crate) fn with(mut self, toml: &str) -> Self {
+        merge(&mut self.config, toml::from_str(toml).unwrap());
+        self
+    }
+
+    /// The configuration's text, before an upstream at `base_url`.
+    pub(crate) fn toml(self, base_url: &str) -> String {
+        let whole = self.with(&format!("[upstream]\nbase_url = \"{base_url}\""));
+        whole.config.to_string()
+    }
+
+    /// Starts a simulator and a gateway before it.
+    pub(crate) async fn start(self) -> Gateway {
+        let simulator = Simulator::start(Options::default()).await.unwrap();
+        let control = simulator.control();
+        let gateway = self.start_before(&simulator.base_url()).await;
+        Gateway {
+            upstream: Some(control),
+            simulator: Some(simulator),
+            ..gateway
+        }
+    }
+
+    /// Starts a gateway before an upstream that the test brings.
+    pub(crate) async fn start_before(self, base_url: &str) -> Gateway {
+        let config = Config::from_toml(&self.toml(base_url)).unwrap();
+        let app = app::Gateway::start(config).await.unwrap();
+        Gateway {
+            app,
+            http: http_client(),
+            upstream: None,
+            simulator: None,
+        }
+    }
+}
+
+fn merge(base: &mut toml::Table, over: toml::Table) {
+    for (key, value) in over {
+        match (base.get_mut(&key), value) {
+            (Some(toml::Value::Table(base)), toml::Value::Table(over)) => merge(base, over),
+            (Some(toml::Value::Array(base)), toml::Value::Array(over)) => base.extend(over),
+            (_, value) => {
+                base.insert(key, value);
+            }
+        }
+    }
+}
+
+/// A running gateway and what it runs before.
+pub(crate) struct Gateway {
+    pub(crate) app: app::Gateway,
+    http: reqwest::Client,
+    upstream: Option<Control>,
+    simulator: Option<Simulator>,
+}
+
+impl Gateway {
+    /// The simulator's controls.
+    pub(crate) fn upstream(&self) -> &Control {
+        self.upstream
+            .as_ref()
+            .expect("the test started a simulator")
+    }
+
+    /// Stops the upstream: its port refuses from then on.
+    pub(crate) async fn stop_upstream(&mut self) {
+        let simulator = self.simulator.take();
+        simulator.expect("the simulator runs").stop().await;
+    }
+
+    pub(crate) fn address(&self) -> std::net::SocketAddr {
+        tcp(self.app.data_address())
+    }
+
+    pub(crate) fn admin_url(&self) -> String {
+        format!("http://{}", tcp(self.app.admin_address()))
+    }
+
+    pub(crate) fn http(&self) -> &reqwest::Client {
+        &self.http
+    }
+
+    /// A `GET` of the data listener with the reader's key.
+    pub(crate) fn get(&self, path: &str) -> Ask {
+        self.ask("GET", path)
+    }
+
+    /// A request of any method, with the reader's key.
+    pub(crate) fn ask(&self, method: &str, path: &str) -> Ask {
+        Ask::new(
+            self.http.clone(),
+            method,
+            format!("http://{}", self.address()),
+            path,
+        )
+        .key(READER)
+    }
+
+    /// The tasks of `space`, with the reader's key.
+    pub(crate) fn tasks(&self, space: &str, query: &str) -> Ask {
+        self.get(&format!("/spaces/{space}/tasks{query}"))
+    }
+
+    /// Waits until `count` requests are under way at the data listener.
+    pub(crate) async fn wait_until_in_flight(&self, count: i64) {
+        until(|| self.app.metrics().in_flight() == count).await;
+    }
+
+    /// Waits until no page is being fetched.
+    pub(crate) async fn wait_until_filled(&self) {
+        until(|| self.app.tasks().fills_under_way() == 0).await;
+    }
+}
+
+fn tcp(address: &ListenAddress) -> std::net::SocketAddr {
+    match address {
+        ListenAddress::Tcp(address) => *address,
+        ListenAddress::Unix(path) => panic!("listens on {}", path.display()),
+    }
+}
+
+/// Lets the other tasks run until `condition` holds.
+pub(crate) async fn until(condition: impl Fn() -> bool) {
+    let holds = async {
+        while !condition() {
+            tokio::task::yield_now().await;
+        }
+    };
+    patiently("a condition", holds).await;
+}
+
+/// Waits for what must happen; ends a test that hangs, and names what did not come.
+pub(crate) async fn patiently<F: Future>(what: &str, future: F) -> F::Output {
+    let patience = std::time::Duration::from_secs(30);
+    match tokio::time::timeout(patience, future).await {
+        Ok(output) => output,
+        Err(_) => panic!("{what} did not come"),
+    }
+}

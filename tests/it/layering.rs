@@ -1,0 +1,131 @@
+//! Holds the arrows of `src/lib.rs`: which floor may name which.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+/// What each floor may name besides itself. `config` and `telemetry` serve all of them and name what they describe.
+const MAY_NAME: [(&str, &[&str]); 11] = [
+    ("domain", &[]),
+    ("config", &["domain"]),
+    // The outcomes it counts are the cache's.
+    ("telemetry", &["config", "cache"]),
+    ("cache", &["domain", "config", "telemetry"]),
+    ("upstream", &["domain", "config", "telemetry"]),
+    (
+        "service",
+        &["cache", "upstream", "domain", "config", "telemetry"],
+    ),
+    (
+        "api",
+        &[
+            "service",
+            "cache",
+            "upstream",
+            "domain",
+            "config",
+            "telemetry",
+        ],
+    ),
+    // It is told the peer's address, which is a word of `api`.
+    ("server", &["api", "config", "telemetry"]),
+    ("simulator", &[]),
+    ("cli", &["app", "config", "simulator", "telemetry"]),
+    (
+        "app",
+        &[
+            "api",
+            "cache",
+            "config",
+            "server",
+            "service",
+            "telemetry",
+            "upstream",
+        ],
+    ),
+];
+
+#[test]
+fn no_floor_names_another_against_the_arrows() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut seen = BTreeSet::new();
+    for file in sources(&src) {
+        let inner = file.strip_prefix(&src).unwrap().with_extension("");
+        let floor = inner.iter().next().unwrap().to_str().unwrap();
+        if ["lib", "main"].contains(&floor) {
+            continue;
+        }
+        let rule = MAY_NAME.iter().find(|(name, _)| *name == floor);
+        let (_, allowed) = rule.unwrap_or_else(|| panic!("no rule for {floor}"));
+        seen.insert(floor.to_owned());
+        for named in named_floors(&fs::read_to_string(&file).unwrap()) {
+            assert!(
+                named == floor || allowed.contains(&named.as_str()),
+                "{} names {named}",
+                inner.display()
+            );
+        }
+    }
+    assert_eq!(seen, MAY_NAME.map(|(name, _)| name.to_owned()).into());
+}
+
+fn sources(directory: &Path) -> Vec<std::path::PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.extend(sources(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+    files
+}
+
+/// The first segments after `crate::`, those of a braced list included; comments do not count.
+fn named_floors(source: &str) -> BTreeSet<String> {
+    let code: Vec<&str> = source
+        .lines()
+        .map(|line| line.split("//").next().unwrap_or_default())
+        .collect();
+    let code = code.join("\n");
+    let mut named = BTreeSet::new();
+    for rest in code.split("crate::").skip(1) {
+        match rest.strip_prefix('{') {
+            Some(list) => named.extend(heads(list)),
+            None => named.extend(head(rest)),
+        }
+    }
+    named
+}
+
+/// The first segment of each member of a list, whose opening brace has been read.
+fn heads(list: &str) -> Vec<String> {
+    let (mut depth, mut members, mut begins) = (0, Vec::new(), true);
+    for (place, character) in list.char_indices() {
+        match character {
+            '{' => depth += 1,
+            '}' if depth == 0 => break,
+            '}' => depth -= 1,
+            ',' if depth == 0 => begins = true,
+            _ if begins && !character.is_whitespace() => {
+                members.extend(head(&list[place..]));
+                begins = false;
+            }
+            _ => {}
+        }
+    }
+    members
+}
+
+fn head(path: &str) -> Option<String> {
+    let end = path.find(|character: char| !character.is_ascii_lowercase() && character != '_');
+    let head = &path[..end.unwrap_or(path.len())];
+    (!head.is_empty()).then(|| head.to_owned())
+}
+
+#[test]
+fn what_a_file_names_is_found_in_every_form() {
+    let source = "use crate::{\n    api::{Client, peer::Peer},\n    cache,\n};\n\
+                  // crate::upstream\nfn f() { crate::domain::g(); }\nuse crate::config;";
+    let expected = ["api", "cache", "config", "domain"];
+    assert_eq!(named_floors(source), expected.map(str::to_owned).into());
+}

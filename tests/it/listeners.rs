@@ -1,0 +1,202 @@
+//! How a client may connect, and what the HTTP parser itself refuses.
+
+use http::Request;
+use http_body_util::{BodyExt, Empty};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpStream, UnixStream},
+};
+use unpod_gateway::{
+    app,
+    config::Config,
+    simulator::{Options, Simulator, world},
+};
+
+use crate::{
+    answer::{Answer, check},
+    gateway::{READER, patiently, setup, start},
+    raw,
+};
+
+#[tokio::test]
+async fn http_2_is_spoken_by_prior_knowledge() {
+    let gateway = start().await;
+    let stream = TcpStream::connect(gateway.address()).await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .unwrap();
+    let connection = tokio::spawn(connection);
+    for code in ["", "unauthenticated"] {
+        let path = format!("/spaces/{}/tasks", world::SUPPORT);
+        let mut request = Request::get(format!("http://gateway{path}"));
+        if code.is_empty() {
+            request = request.header("authorization", format!("Token {READER}"));
+        }
+        let request = request.body(Empty::<bytes::Bytes>::new()).unwrap();
+
+        let response = sender.send_request(request).await.unwrap();
+
+        let (parts, body) = response.into_parts();
+        assert_eq!(parts.version, http::Version::HTTP_2);
+        let answer = Answer {
+            status: parts.status.as_u16(),
+            headers: parts.headers,
+            body: body.collect().await.unwrap().to_bytes(),
+        };
+        check(&http::Method::GET, &path, &answer);
+        assert_eq!(answer.code(), code);
+    }
+    connection.abort();
+}
+
+#[tokio::test]
+async fn a_unix_socket_is_served_and_its_file_goes_with_the_gateway() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("gateway.sock");
+    let listen = format!("[server]\nlisten = \"unix:{}\"", socket.display());
+    let simulator = Simulator::start(Options::default()).await.unwrap();
+    let config = setup().with(&listen).toml(&simulator.base_url());
+    let gateway = app::Gateway::start(Config::from_toml(&config).unwrap())
+        .await
+        .unwrap();
+
+    let stream = UnixStream::connect(&socket).await.unwrap();
+    let target = format!("/spaces/{}/tasks", world::SUPPORT);
+    let lines = format!("Authorization: Token {READER}\r\n");
+    let answer = raw::send_over(stream, "GET", &target, &lines).await;
+
+    assert_eq!(answer.status, 200);
+    assert!(gateway.drain().await);
+    assert!(!socket.exists());
+}
+
+#[tokio::test]
+async fn a_socket_file_that_nobody_listens_on_is_replaced() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("gateway.sock");
+    drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+    let listen = format!("[server]\nlisten = \"unix:{}\"", socket.display());
+    let config = setup().with(&listen).toml("http://127.0.0.1:9");
+
+    let gateway = app::Gateway::start(Config::from_toml(&config).unwrap()).await;
+
+    assert!(gateway.unwrap().drain().await);
+}
+
+#[tokio::test]
+async fn what_is_no_http_is_refused_bare_and_the_connection_closed() {
+    let gateway = start().await;
+    let long_header = format!(
+        "GET / HTTP/1.1\r\nHost: a\r\nX-Long: {}\r\n\r\n",
+        "a".repeat(64 * 1024)
+    );
+    for request in [
+        "hello\r\n\r\n",
+        "GET /\u{0} HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\nBad Name: x\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\n folded\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nxx",
+        long_header.as_str(),
+    ] {
+        let mut stream = TcpStream::connect(gateway.address()).await.unwrap();
+        // The peer may hang up before it has read all of it.
+        let _ = stream.write_all(request.as_bytes()).await;
+        let mut bytes = Vec::new();
+        let _ = patiently("the end", stream.read_to_end(&mut bytes)).await;
+
+        let text = String::from_utf8_lossy(&bytes).to_ascii_lowercase();
+        let shown: String = request.chars().take(60).collect();
+        assert!(
+            text.is_empty() || text.starts_with("http/1.1 4"),
+            "{shown}: {text}"
+        );
+        assert!(!text.contains("content-type"), "{shown}: {text}");
+    }
+    let still_serves = raw::get(gateway.address(), "/healthz").await;
+    assert_eq!(still_serves.status, 200);
+}
+
+#[tokio::test]
+async fn one_connection_carries_many_requests_in_order() {
+    let gateway = start().await;
+    let mut stream = TcpStream::connect(gateway.address()).await.unwrap();
+    let one = |path: &str, last: bool| {
+        let close = if last { "Connection: close\r\n" } else { "" };
+        format!("GET {path} HTTP/1.1\r\nHost: a\r\n{close}\r\n")
+    };
+    let pipelined = one("/healthz", false) + &one("/nowhere", false) + &one("/healthz", true);
+
+    let bytes = raw::exchange(&mut stream, pipelined.as_bytes()).await;
+
+    let text = String::from_utf8(bytes).unwrap();
+    let statuses: Vec<&str> = text
+        .match_indices("HTTP/1.1 ")
+        .map(|(place, _)| &text[place + 9..place + 12])
+        .collect();
+    assert_eq!(statuses, ["200", "401", "200"]);
+}
+
+#[tokio::test]
+async fn a_request_body_is_never_taken_for_the_next_request() {
+    let gateway = start().await;
+    let mut stream = TcpStream::connect(gateway.address()).await.unwrap();
+    let smuggled = "GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n";
+    let request = format!(
+        "GET /nowhere HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{smuggled}",
+        smuggled.len()
+    );
+
+    let bytes = raw::exchange(&mut stream, request.as_bytes()).await;
+
+    let text = String::from_utf8(bytes).unwrap();
+    assert_eq!(text.matches("HTTP/1.1 ").count(), 1, "{text}");
+    assert!(text.starts_with("HTTP/1.1 401 "), "{text}");
+}
+
+#[tokio::test]
+async fn a_drain_lets_a_request_in_flight_end() {
+    let simulator = Simulator::start(Options::default()).await.unwrap();
+    let control = simulator.control();
+    let gateway = setup().start_before(&simulator.base_url()).await;
+    let hold = control.hold();
+    let in_flight = gateway.tasks(world::SUPPORT, "").spawn();
+    control.wait_for_requests(1).await;
+    let address = gateway.address();
+
+    let drained = tokio::spawn(gateway.app.drain());
+    // The listener is closed at once: `drain_delay` is 0.
+    let closed = async { while TcpStream::connect(address).await.is_ok() {} };
+    patiently("the listener's end", closed).await;
+    hold.release();
+
+    assert_eq!(in_flight.await.unwrap().status, 200);
+    assert!(drained.await.unwrap());
+}
+
+#[tokio::test]
+async fn a_drain_cuts_off_who_outstays_it_and_says_so() {
+    let simulator = Simulator::start(Options::default()).await.unwrap();
+    let control = simulator.control();
+    let impatient = "[server]\ndrain_timeout = \"50ms\"";
+    let gateway = setup()
+        .with(impatient)
+        .start_before(&simulator.base_url())
+        .await;
+    let _hold = control.hold();
+    let asked = gateway.http().get(format!(
+        "http://{}/spaces/{}/tasks",
+        gateway.address(),
+        world::SUPPORT
+    ));
+    let in_flight = tokio::spawn(
+        asked
+            .header("authorization", format!("Token {READER}"))
+            .send(),
+    );
+    control.wait_for_requests(1).await;
+
+    assert!(!gateway.app.drain().await);
+    in_flight.abort();
+}

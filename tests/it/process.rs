@@ -1,0 +1,528 @@
+//! The binary as a shell and a service manager see it.
+
+use std::{
+    path::Path,
+    process::{Output, Stdio},
+};
+
+use tokio::{
+    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader, Lines},
+    net::TcpStream,
+    process::{Child, Command},
+    task::JoinHandle,
+};
+use unpod_gateway::simulator::{Options, Simulator, world};
+
+use crate::{
+    answer::{Ask, http_client},
+    gateway::{READER, Setup, digest, patiently, setup},
+    raw,
+};
+
+/// EX_CONFIG of sysexits.h.
+const EX_CONFIG: Option<i32> = Some(78);
+
+pub(crate) fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_unpod-gateway"));
+    command.args(arguments).kill_on_drop(true).env_clear();
+    command.stdin(Stdio::null());
+    command
+}
+
+async fn run(arguments: &[&str]) -> Output {
+    let output = command(arguments).output();
+    patiently("the end of a command", output).await.unwrap()
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+/// A configuration file that lives as long as its directory.
+pub(crate) struct ConfigFile {
+    directory: tempfile::TempDir,
+}
+
+impl ConfigFile {
+    pub(crate) fn new(text: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("gateway.toml"), text).unwrap();
+        Self { directory }
+    }
+
+    pub(crate) fn path(&self) -> String {
+        let path = self.directory.path().join("gateway.toml");
+        path.to_str().unwrap().to_owned()
+    }
+}
+
+/// `serve` in a process of its own, with everything it logs.
+pub(crate) struct Served {
+    child: Child,
+    pub(crate) data: String,
+    pub(crate) admin: String,
+    log: JoinHandle<Vec<String>>,
+    _file: ConfigFile,
+}
+
+impl Served {
+    pub(crate) async fn start(setup: Setup, base_url: &str) -> Self {
+        let json = "[telemetry]\nformat = \"json\"";
+        let file = ConfigFile::new(&setup.with(json).toml(base_url));
+        let mut child = command(&["serve", "--config", &file.path()])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut log = Vec::new();
+        let ready = loop {
+            let line = patiently("a ready line", lines.next_line()).await.unwrap();
+            let line = line.unwrap_or_else(|| panic!("ended early: {log:?}"));
+            log.push(line.clone());
+            if line.contains("gateway is ready") {
+                break serde_json::from_str::<serde_json::Value>(&line).unwrap();
+            }
+        };
+        let log = tokio::spawn(async move {
+            while let Ok(Some(line)) = lines.next_line().await {
+                log.push(line);
+            }
+            log
+        });
+        let address = |name: &str| ready[name].as_str().unwrap().to_owned();
+        Self {
+            child,
+            data: address("server.listen"),
+            admin: address("admin.listen"),
+            log,
+            _file: file,
+        }
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Ask {
+        Ask::new(http_client(), "GET", format!("http://{}", self.data), path).key(READER)
+    }
+
+    pub(crate) async fn signal(&self, name: &str) {
+        signal(&self.child, name).await;
+    }
+
+    /// Waits for the end: its exit code and its log.
+    pub(crate) async fn end(mut self) -> (Option<i32>, Vec<String>) {
+        let status = patiently("the process's end", self.child.wait()).await;
+        (status.unwrap().code(), self.log.await.unwrap())
+    }
+}
+
+async fn signal(child: &Child, name: &str) {
+    let id = child.id().expect("the process runs").to_string();
+    let sent = std::process::Command::new("kill")
+        .args([name, &id])
+        .status();
+    assert!(sent.unwrap().success());
+}
+
+/// The next line that contains `part`.
+async fn line_with<R: AsyncRead + Unpin>(lines: &mut Lines<BufReader<R>>, part: &str) -> String {
+    loop {
+        let line = patiently(part, lines.next_line()).await.unwrap();
+        let line = line.unwrap_or_else(|| panic!("ended without {part}"));
+        if line.contains(part) {
+            return line;
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_version_is_printed() {
+    let output = run(&["--version"]).await;
+    assert!(output.status.success());
+    let expected = concat!("unpod-gateway ", env!("CARGO_PKG_VERSION"), "\n");
+    assert_eq!(text(&output.stdout), expected);
+}
+
+#[tokio::test]
+async fn check_tells_all_problems_at_once_by_key_and_never_a_value() {
+    let file = ConfigFile::new(
+        r#"
+        canarysection = "canary-a"
+        [server]
+        listen = "canary-b"
+        max_in_flight = 0
+        canarykey = "canary-c"
+        [cache]
+        ttl = "canary-d"
+        jitter = 7.0
+        [upstream]
+        base_url = "http://canary-e.example"
+        [upstream.credentials.default]
+        token = "canary f"
+        [[clients]]
+        name = "canary g"
+        key_sha256 = ["canary-h"]
+        spaces = []
+        "#,
+    );
+
+    let output = run(&["check", "--config", &file.path()]).await;
+
+    assert_eq!(output.status.code(), EX_CONFIG);
+    assert_eq!(text(&output.stdout), "");
+    let problems = text(&output.stderr);
+    for key in [
+        "canarysection",
+        "server.listen",
+        "server.canarykey",
+        "cache.ttl",
+        "cache.jitter",
+        "clients[0].key_sha256",
+    ] {
+        assert!(problems.contains(key), "{key} is missing in\n{problems}");
+    }
+    for value in ["canary-", "canary f", "canary g"] {
+        assert!(!problems.contains(value), "{value} is told in\n{problems}");
+    }
+}
+
+#[tokio::test]
+async fn check_tells_what_one_key_says_against_another() {
+    let file = ConfigFile::new(
+        r#"
+        [server]
+        max_in_flight = 0
+        [admin]
+        listen = "0.0.0.0:9090"
+        [upstream]
+        base_url = "http://canary-e.example"
+        timeout = "0s"
+        [upstream.credentials.default]
+        token = "canary f"
+        [[clients]]
+        name = "canary g"
+        key_sha256 = []
+        spaces = []
+        credential = "canary-i"
+        "#,
+    );
+
+    let output = run(&["check", "--config", &file.path()]).await;
+
+    assert_eq!(output.status.code(), EX_CONFIG);
+    let problems = text(&output.stderr);
+    for key in [
+        "server.max_in_flight",
+        "admin",
+        "upstream.base_url",
+        "upstream.timeout",
+        "upstream.credentials.default",
+        "clients[0].name",
+        "clients[0].key_sha256",
+        "clients[0].spaces",
+        "clients[0].credential",
+    ] {
+        assert!(problems.contains(key), "{key} is missing in\n{problems}");
+    }
+    for value in ["canary-", "canary f", "canary g"] {
+        assert!(!problems.contains(value), "{value} is told in\n{problems}");
+    }
+}
+
+#[tokio::test]
+async fn broken_toml_is_told_by_its_line_alone() {
+    let file = ConfigFile::new("[upstream.credentials.default]\ntoken = canary-token\n");
+
+    let output = run(&["check", "--config", &file.path()]).await;
+
+    assert_eq!(output.status.code(), EX_CONFIG);
+    let problems = text(&output.stderr);
+    assert!(problems.contains("line 2"), "{problems}");
+    assert!(!problems.contains("canary"), "{problems}");
+}
+
+#[tokio::test]
+async fn check_prints_a_good_configuration_without_its_secrets() {
+    let file = ConfigFile::new(&setup().toml("https://unpod.example"));
+
+    let output = run(&["check", "--config", &file.path()]).await;
+
+    assert!(output.status.success());
+    let shown = text(&output.stdout);
+    assert!(shown.contains("https://unpod.example") && shown.contains("<hidden>"));
+    assert!(!shown.contains(world::ACME_TOKEN), "{shown}");
+}
+
+#[tokio::test]
+async fn serve_refuses_a_bad_configuration_before_it_binds() {
+    // A port that is taken would be the error of a gateway that binds first.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let listen = format!(
+        "[server]\nlisten = \"{}\"\nmax_in_flight = 0",
+        taken.local_addr().unwrap()
+    );
+    let file = ConfigFile::new(&setup().with(&listen).toml("http://127.0.0.1:9"));
+
+    let output = run(&["serve", "--config", &file.path()]).await;
+
+    assert_eq!(output.status.code(), EX_CONFIG);
+    assert!(text(&output.stderr).contains("server.max_in_flight"));
+}
+
+#[tokio::test]
+async fn serve_refuses_a_file_that_is_not_there() {
+    let output = run(&["serve", "--config", "/nonexistent/gateway.toml"]).await;
+    assert_eq!(output.status.code(), EX_CONFIG);
+}
+
+#[tokio::test]
+async fn serve_refuses_a_token_file_that_is_not_there() {
+    let missing = r#"
+        [upstream]
+        base_url = "http://127.0.0.1:9"
+        [upstream.credentials.default]
+        token_file = "/nonexistent/token"
+        "#;
+    let file = ConfigFile::new(missing);
+    for command in ["serve", "check"] {
+        let output = run(&[command, "--config", &file.path()]).await;
+        assert_eq!(output.status.code(), EX_CONFIG, "{command}");
+        let told = text(&output.stderr);
+        assert!(told.contains("upstream.credentials.default"), "{told}");
+    }
+}
+
+#[tokio::test]
+async fn serve_says_so_when_an_address_is_taken() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let listen = format!("[server]\nlisten = \"{}\"", taken.local_addr().unwrap());
+    let file = ConfigFile::new(&setup().with(&listen).toml("http://127.0.0.1:9"));
+
+    let output = run(&["serve", "--config", &file.path()]).await;
+
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("cannot listen on"));
+}
+
+#[tokio::test]
+async fn a_new_key_authenticates_with_the_table_that_came_with_it() {
+    let output = run(&["key", "new", "--client", "crm"]).await;
+    assert!(output.status.success());
+    let printed = text(&output.stdout);
+    let key = printed
+        .lines()
+        .find(|line| line.starts_with("ugw_"))
+        .unwrap();
+    let (_, table) = printed.split_once("\n\n").unwrap();
+    assert!(table.contains(&digest(key)), "{printed}");
+
+    let gateway = setup().with(table).start().await;
+    let answer = gateway.tasks(world::SUPPORT, "").key(key).await;
+
+    assert_eq!(answer.status, 200);
+    let again = run(&["key", "new", "--client", "crm"]).await;
+    assert_ne!(output.stdout, again.stdout);
+}
+
+#[tokio::test]
+async fn healthcheck_tells_a_gateway_that_serves_from_one_that_does_not() {
+    let served = Served::start(setup().with(LOGGING), "http://127.0.0.1:9").await;
+    let listen = format!("[server]\nlisten = \"{}\"", served.data);
+    let file = ConfigFile::new(&setup().with(&listen).toml("http://127.0.0.1:9"));
+
+    let healthy = run(&["healthcheck", "--config", &file.path()]).await;
+    assert_eq!(healthy.status.code(), Some(0));
+
+    served.signal("-TERM").await;
+    served.end().await;
+    let gone = run(&["healthcheck", "--config", &file.path()]).await;
+    assert_eq!(gone.status.code(), Some(1));
+
+    let broken = ConfigFile::new("[server]\nlisten = 7");
+    let refused = run(&["healthcheck", "--config", &broken.path()]).await;
+    assert_eq!(refused.status.code(), EX_CONFIG);
+}
+
+/// `serve` needs a line to be found by.
+const LOGGING: &str = "[telemetry]\nfilter = \"info\"";
+
+#[tokio::test]
+async fn settings_come_from_the_environment_too() {
+    let file = ConfigFile::new(&setup().toml("http://127.0.0.1:9"));
+    let check = |name: &'static str, value: &'static str| {
+        let mut command = command(&["check", "--config", &file.path()]);
+        command.env(name, value);
+        async move { command.output().await.unwrap() }
+    };
+
+    let good = check("UNPOD_GATEWAY__CACHE__TTL", "77s").await;
+    assert!(good.status.success());
+    assert!(text(&good.stdout).contains("ttl = \"77s\""));
+
+    let bad = check("UNPOD_GATEWAY__CACHE__TTL", "canary").await;
+    assert_eq!(bad.status.code(), EX_CONFIG);
+    let problems = text(&bad.stderr);
+    assert!(problems.contains("cache.ttl") && !problems.contains("canary"));
+
+    let foreign = check("UNPOD_GATEWAY_PORT", "tcp://10.0.0.1:80").await;
+    assert!(foreign.status.success());
+}
+
+#[tokio::test]
+async fn the_demo_prints_a_curl_line_that_works_and_ends_on_sigint() {
+    let mut child = command(&["demo"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let line = line_with(&mut lines, "curl -i").await;
+    let quoted: Vec<&str> = line.split('\'').collect();
+    let [curl, header, between, url, ""] = quoted[..] else {
+        panic!("{line}");
+    };
+    assert_eq!((curl.trim(), between.trim()), ("curl -i -H", ""));
+    let (name, value) = header.split_once(": ").unwrap();
+    let rest = url.strip_prefix("http://").unwrap();
+    let (address, path) = rest.split_once('/').unwrap();
+    let origin = format!("http://{address}");
+
+    for status in ["fwd=uri-miss; fwd-status=200; stored", "hit"] {
+        let asked = Ask::new(http_client(), "GET", origin.clone(), &format!("/{path}"));
+        let answer = asked.header(name, value).await;
+        assert_eq!(answer.status, 200);
+        assert_eq!(answer.cache_status(), status);
+    }
+
+    signal(&child, "-INT").await;
+    let status = patiently("the demo's end", child.wait()).await.unwrap();
+    assert_eq!(status.code(), Some(0));
+    let mut said = String::new();
+    let mut stderr = child.stderr.take().unwrap();
+    stderr.read_to_string(&mut said).await.unwrap();
+    assert_eq!(said, "");
+}
+
+#[tokio::test]
+async fn a_simulated_upstream_serves_and_ends_on_sigterm() {
+    let mut child = command(&["simulate-upstream", "--listen", "127.0.0.1:0"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let line = line_with(&mut lines, "simulated upstream").await;
+    let url = line.split_whitespace().last().unwrap();
+    let gateway = setup().start_before(url).await;
+    assert_eq!(gateway.tasks(world::SUPPORT, "").await.status, 200);
+
+    signal(&child, "-TERM").await;
+    let status = patiently("its end", child.wait()).await.unwrap();
+    assert_eq!(status.code(), Some(0));
+}
+
+/// Asks again and again over one connection, as long as the gateway keeps it open. Returns how often it was answered.
+async fn ask_until_told_to_go(address: String) -> u32 {
+    let path = format!("/spaces/{}/tasks", world::SUPPORT);
+    let origin = format!("http://{address}");
+    let asked = Ask::new(http_client(), "GET", origin, &path).key(READER);
+    let mut answered = 0;
+    loop {
+        let answer = asked.clone().await;
+        assert_eq!(answer.status, 200);
+        answered += 1;
+        if answer.header("connection") == Some("close") {
+            return answered;
+        }
+    }
+}
+
+#[tokio::test]
+async fn sigterm_under_load_refuses_nobody() {
+    let simulator = Simulator::start(Options::default()).await.unwrap();
+    let control = simulator.control();
+    let slow_end = "[server]\ndrain_delay = \"300ms\"";
+    let served = Served::start(setup().with(LOGGING).with(slow_end), &simulator.base_url()).await;
+    let busy: Vec<_> = (0..8)
+        .map(|_| tokio::spawn(ask_until_told_to_go(served.data.clone())))
+        .collect();
+    control.wait_for_requests(1).await;
+    let hold = control.hold();
+    let waiting: Vec<_> = (2..6)
+        .map(|page| {
+            let path = format!("/spaces/{}/tasks?page={page}", world::SUPPORT);
+            served.get(&path).spawn()
+        })
+        .collect();
+    control.wait_for_requests(5).await;
+
+    served.signal("-TERM").await;
+    for answered in busy {
+        assert!(answered.await.unwrap() > 0);
+    }
+    // While the listener is still open, readiness says what is coming.
+    let ready = raw::exchange(
+        &mut TcpStream::connect(&served.admin).await.unwrap(),
+        b"GET /readyz HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n",
+    )
+    .await;
+    assert!(ready.starts_with(b"HTTP/1.1 503 "));
+    hold.release();
+    for answer in waiting {
+        assert_eq!(answer.await.unwrap().status, 200);
+    }
+
+    let (code, log) = served.end().await;
+    assert_eq!(code, Some(0), "{log:?}");
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_at_once() {
+    let long_end = "[server]\ndrain_delay = \"1h\"";
+    let served = Served::start(setup().with(LOGGING).with(long_end), "http://127.0.0.1:9").await;
+    served.signal("-TERM").await;
+    let draining =
+        async { while served.get("/healthz").await.header("connection") != Some("close") {} };
+    patiently("the drain", draining).await;
+
+    served.signal("-TERM").await;
+
+    let (code, _) = served.end().await;
+    assert_eq!(code, Some(1));
+}
+
+#[tokio::test]
+async fn the_access_log_has_one_line_a_request() {
+    let logging = "[telemetry]\nfilter = \"info\"\naccess_log = true";
+    let simulator = Simulator::start(Options::default()).await.unwrap();
+    let served = Served::start(setup().with(logging), &simulator.base_url()).await;
+    let path = format!("/spaces/{}/tasks", world::SUPPORT);
+    for id in ["first", "second"] {
+        served.get(&path).header("x-request-id", id).await;
+    }
+    served
+        .get("/nowhere")
+        .without_key()
+        .header("x-request-id", "third")
+        .await;
+    served.get("/healthz").await;
+
+    served.signal("-TERM").await;
+    let (_, log) = served.end().await;
+
+    let lines: Vec<serde_json::Value> = log
+        .iter()
+        .map(|line| serde_json::from_str(line).expect(line))
+        .filter(|line: &serde_json::Value| line["message"] == "request")
+        .collect();
+    let told = |name: &str| -> Vec<String> {
+        lines
+            .iter()
+            .map(|line| line[name].as_str().unwrap_or("-").to_owned())
+            .collect()
+    };
+    assert_eq!(told("request.id"), ["first", "second", "third"]);
+    assert_eq!(told("client.name"), ["reader", "reader", "none"]);
+    assert_eq!(told("cache.outcome"), ["miss", "hit", "-"]);
+    assert_eq!(told("response.code"), ["-", "-", "unauthenticated"]);
+    assert!(!Path::new(&told("space")[0]).has_root());
+    assert!(log.iter().all(|line| !line.contains(world::SUPPORT)));
+}

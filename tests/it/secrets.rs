@@ -1,0 +1,163 @@
+//! Canaries in every secret place: none is found in an answer, a metric or a log line, whatever goes wrong.
+
+use tokio::net::TcpStream;
+use unpod_gateway::simulator::{Fault, FaultKind, Options, Scripted, Simulator};
+
+use crate::{
+    gateway::{client, setup},
+    process::Served,
+    raw,
+};
+
+const UPSTREAM_TOKEN: &str = "canary-upstream-token";
+const CLIENT_KEY: &str = "canary-client-key";
+const WRONG_KEY: &str = "canary-wrong-key";
+const SPACE: &str = "canary-space-token";
+const INNER_HOST: &str = "canary-inner-host.internal";
+const INNER_TEXT: &str = "canary inner text";
+
+fn json(status: u16) -> Scripted {
+    Scripted::json(
+        status,
+        format!(
+            r#"{{"status_code":{status},"message":"Tasks Fetch Failed","errors":"{INNER_TEXT} at {INNER_HOST}","data":{{"errors":"{INNER_TEXT}"}}}}"#
+        ),
+    )
+    .header("server", INNER_HOST)
+    .header("location", &format!("http://{INNER_HOST}/{SPACE}"))
+    .header("set-cookie", INNER_HOST)
+}
+
+fn html(status: u16) -> Scripted {
+    let page = format!("<html>{INNER_TEXT} at {INNER_HOST}</html>");
+    Scripted::new(status, page).header("content-type", "text/html")
+}
+
+/// What an upstream may answer, each with an inner text where it should not get out.
+fn answers() -> Vec<Scripted> {
+    let statuses = [
+        206, 301, 307, 400, 401, 403, 404, 410, 422, 429, 500, 502, 503,
+    ];
+    let mut answers: Vec<_> = statuses.map(json).to_vec();
+    answers.extend([200, 206, 404, 500, 503].map(html));
+    answers.extend([
+        Scripted::json(
+            200,
+            format!(r#"{{"status_code":500,"message":"{INNER_TEXT}"}}"#),
+        ),
+        Scripted::json(
+            200,
+            format!(r#"{{"count":"{INNER_TEXT}","data":[{{"{INNER_HOST}":1}}]}}"#),
+        ),
+        Scripted::json(200, format!(r#"{{"count":1,"data":["{INNER_TEXT}"#)),
+        Scripted::json(200, format!("{INNER_TEXT} {INNER_HOST}")),
+        Scripted::json(200, INNER_TEXT).header("content-length", "999"),
+        Scripted::json(200, INNER_TEXT).header("content-encoding", "gzip"),
+        Scripted::json(200, r#"{"count":0,"data":[]}"#)
+            .header("server", INNER_HOST)
+            .header("etag", &format!("\"{INNER_HOST}\""))
+            .header("link", &format!("<http://{INNER_HOST}/>; rel=next"))
+            .header("x-request-id", INNER_HOST),
+    ]);
+    answers
+}
+
+#[track_caller]
+fn assert_clean(what: &str, text: &str) {
+    let found = text.to_ascii_lowercase().find("canary");
+    if let Some(place) = found {
+        let from = place.saturating_sub(200);
+        let to = (place + 100).min(text.len());
+        panic!(
+            "{what}: …{}…",
+            String::from_utf8_lossy(&text.as_bytes()[from..to])
+        );
+    }
+}
+
+#[tokio::test]
+async fn no_secret_is_answered_or_logged_even_at_trace() {
+    let simulator = Simulator::start(Options::default()).await.unwrap();
+    let control = simulator.control();
+    let overrides = format!(
+        "{}\n[telemetry]\nfilter = \"trace\"\naccess_log = true\n\
+         [upstream]\ntimeout = \"300ms\"\nretries = 1\n\
+         [upstream.credentials.default]\ntoken = \"{UPSTREAM_TOKEN}\"\n\
+         [cache]\nttl = \"0s\"",
+        client(
+            "canaries",
+            CLIENT_KEY,
+            "spaces = [\"*\"]\nmay_refresh = true"
+        )
+    );
+    let served = Served::start(setup().with(&overrides), &simulator.base_url()).await;
+    let path = format!("/spaces/{SPACE}/tasks");
+    let mut seen = Vec::new();
+
+    for (place, answer) in answers().into_iter().enumerate() {
+        control.script(SPACE, vec![answer]);
+        // Another page each: what is remembered of one does not answer for the next.
+        let asked = served
+            .get(&format!("{path}?page={}", place + 1))
+            .key(CLIENT_KEY);
+        seen.push(asked.cache_control("no-cache").await);
+    }
+    assert!(control.requests_to(SPACE) > 20);
+    for fault in FaultKind::ALL.map(|(_, kind)| kind) {
+        control.set_faults(vec![Fault::always(fault)]);
+        let asked = served.get(&format!("/spaces/{SPACE}{fault:?}/tasks"));
+        seen.push(asked.key(CLIENT_KEY).await);
+    }
+    for lines in [
+        format!("Authorization: Token {WRONG_KEY}\r\n"),
+        format!("Authorization: Basic {WRONG_KEY}\r\n"),
+        format!("Authorization: {WRONG_KEY}\r\n"),
+        format!("Cookie: key={WRONG_KEY}\r\nX-Api-Key: {WRONG_KEY}\r\n"),
+    ] {
+        let address = served.data.parse().unwrap();
+        seen.push(raw::send(address, "GET", &path, &lines).await);
+    }
+    for query in [
+        "?page=canary",
+        "?page_size=canary",
+        "?format=canary",
+        "?page=1&page=canary",
+    ] {
+        let asked = served.get(&format!("{path}{query}"));
+        seen.push(asked.key(CLIENT_KEY).await);
+    }
+    for path in [
+        "/canary",
+        "/spaces/canary%20/tasks",
+        "/spaces/canary%00/tasks?key=canary",
+    ] {
+        seen.push(served.get(path).key(CLIENT_KEY).await);
+    }
+    // What HTTP itself refuses is logged nowhere either.
+    let mut stream = TcpStream::connect(&served.data).await.unwrap();
+    let broken =
+        format!("GET {path} HTTP/1.1\r\nAuthorization: {CLIENT_KEY}\r\nBad Name: canary\r\n\r\n");
+    let refused = raw::exchange(&mut stream, broken.as_bytes()).await;
+    assert_clean("a refusal", &String::from_utf8_lossy(&refused));
+    for path in ["/metrics", "/config", "/readyz"] {
+        let mut stream = TcpStream::connect(&served.admin).await.unwrap();
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n");
+        let answer =
+            String::from_utf8(raw::exchange(&mut stream, request.as_bytes()).await).unwrap();
+        // A client's name is no secret, and this one's is not far from its key.
+        assert_clean(path, &answer.replace("canaries", ""));
+    }
+
+    for answer in &seen {
+        assert_clean("a header", &format!("{:?}", answer.headers));
+        assert_clean("a body", &String::from_utf8_lossy(&answer.body));
+    }
+    served.signal("-TERM").await;
+    let (code, log) = served.end().await;
+    assert_eq!(code, Some(0));
+    assert!(log.iter().any(|line| line.contains("\"TRACE\"")));
+    for line in log {
+        assert_clean("a log line", &line.replace("canaries", ""));
+    }
+}
