@@ -14,6 +14,7 @@ use std::{
 
 use clap::{Parser, Subcommand};
 
+use self::signals::Signals;
 use crate::{config::Config, simulator::SimulateArgs, telemetry};
 
 mod demo;
@@ -103,25 +104,33 @@ fn serve(config: Config) -> ExitCode {
     telemetry::init(&config.telemetry);
     let workers = config.server.workers;
     run(workers, async {
+        let mut signals = match Signals::catch() {
+            Ok(signals) => signals,
+            Err(error) => return failed(&error),
+        };
         let gateway = match crate::app::Gateway::start(config).await {
             Ok(gateway) => gateway,
             Err(error) => return failed(&error),
         };
-        signals::next().await;
+        signals.next().await;
         tokio::select! {
             complete = gateway.drain() => if complete { ExitCode::SUCCESS } else { EXIT_FAILURE.into() },
-            () = signals::next() => EXIT_FAILURE.into(),
+            () = signals.next() => EXIT_FAILURE.into(),
         }
     })
 }
 
 fn simulate(args: SimulateArgs) -> ExitCode {
     run(0, async {
+        let mut signals = match Signals::catch() {
+            Ok(signals) => signals,
+            Err(error) => return failed(&error),
+        };
         match crate::simulator::Simulator::start(args.options()).await {
             Ok(simulator) => {
                 println!("simulated upstream: {}", simulator.base_url());
                 println!("what it was asked:  {}/__stats", simulator.base_url());
-                signals::next().await;
+                signals.next().await;
                 simulator.stop().await;
                 ExitCode::SUCCESS
             }

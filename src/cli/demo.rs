@@ -4,7 +4,7 @@ use std::{process::ExitCode, time::Duration};
 
 use sha2::{Digest, Sha256};
 
-use super::{failed, signals};
+use super::{failed, signals::Signals};
 use crate::{
     app::{Gateway, StartError},
     config::{Config, value::ListenAddress},
@@ -22,6 +22,10 @@ const NEW_TASK_EVERY: Duration = Duration::from_secs(10);
 
 pub(super) fn run() -> ExitCode {
     super::run(0, async {
+        let mut signals = match Signals::catch() {
+            Ok(signals) => signals,
+            Err(error) => return failed(&error),
+        };
         let options = Options {
             new_task_every: Some(NEW_TASK_EVERY),
             latency: Duration::from_millis(80),
@@ -36,7 +40,7 @@ pub(super) fn run() -> ExitCode {
             Err(error) => return failed(&error),
         };
         describe(&simulator, &gateway);
-        signals::next().await;
+        signals.next().await;
         println!("\nending");
         gateway.drain().await;
         simulator.stop().await;
