@@ -15,6 +15,7 @@ pub(crate) const READER: &str = "ugw_reader_key";
 pub(crate) const REFRESHER: &str = "ugw_refresher_key";
 
 /// What differs from test to test.
+#[derive(Clone)]
 pub(crate) struct Setup {
     config: toml::Table,
 }
