@@ -47,7 +47,8 @@ pub struct Freshness {
     lifetime: Duration,
     /// `no-cache`, or a `Vary` that nothing matches: validated on each use.
     always_validate: bool,
-    /// `must-revalidate` and its kin: never served stale, whatever happens (RFC 9111 section 5.2.2.2).
+    /// `must-revalidate` and its kin, and what is validated on each use: never served stale, whatever happens (RFC 9111
+    /// section 5.2.2.2).
     never_stale: bool,
     stale_while_revalidate: Duration,
     stale_if_error: Duration,
@@ -66,6 +67,7 @@ impl Freshness {
         let said = ResponseDirectives::parse(headers);
         let stated = explicit_lifetime(&said, headers, answer.received_unix);
         let must_validate = said.must_revalidate || said.proxy_revalidate;
+        let always_validate = said.no_cache || vary(answer.headers) == Vary::Star;
         Self {
             received: answer.received,
             initial_age: corrected_initial_age(
@@ -74,8 +76,9 @@ impl Freshness {
                 answer.response_delay,
             ),
             lifetime: stated.unwrap_or_else(|| lifetimes.ttl.mul_f64(jitter)),
-            always_validate: said.no_cache || vary(answer.headers) == Vary::Star,
-            never_stale: must_validate || said.no_cache || said.s_maxage.is_some(),
+            always_validate,
+            // RFC 9111 section 4.1: what matches no request stands in for no failed one either.
+            never_stale: must_validate || always_validate || said.s_maxage.is_some(),
             // A lifetime that the upstream states is no invitation to go beyond it: it has words for that too.
             stale_while_revalidate: match said.stale_while_revalidate {
                 Some(seconds) => seconds.into(),
@@ -145,7 +148,8 @@ pub fn refusal_lifetime(
         None => configured,
         Some(answer) => {
             let said = ResponseDirectives::parse(answer.headers);
-            if said.no_store || said.private || said.no_cache {
+            let always_validate = said.no_cache || vary(answer.headers) == Vary::Star;
+            if said.no_store || said.private || always_validate {
                 return None;
             }
             match explicit_lifetime(&said, answer.headers, answer.received_unix) {
