@@ -260,7 +260,10 @@ fn judge_stored(candidate: Candidate<'_>, request: &RequestDirectives, now: Inst
         Remaining::Stale(for_) if takes_stale(for_, request.max_stale) => {
             Verdict::Hit { ttl: -whole(for_) }
         }
-        Remaining::Stale(for_) if for_ < freshness.stale_while_revalidate => {
+        // RFC 9111 section 5.2.1.1: who names a `max-age` takes something stale by its own `max-stale` only.
+        Remaining::Stale(for_)
+            if for_ < freshness.stale_while_revalidate && request.max_age.is_none() =>
+        {
             Verdict::HitWhileRevalidate { ttl: -whole(for_) }
         }
         Remaining::Stale(_) => Verdict::Fill(FillReason::Stale),
