@@ -38,8 +38,8 @@ pub struct StoredPage {
     /// When it was generated: the upstream's own word, or the time of receipt.
     pub date: HeaderValue,
     pub last_modified: Option<HeaderValue>,
-    /// The same in Unix seconds, for `If-Modified-Since`.
-    pub last_modified_unix: Option<i64>,
+    /// What `If-Modified-Since` is judged by, in Unix seconds: `Last-Modified`, or without one `Date` (RFC 9111 section 4.3.2).
+    pub modified_unix: Option<i64>,
     /// The upstream's own `Age`, for the answer that filled the page.
     pub upstream_age: Option<Duration>,
     kept: HeaderMap,
@@ -98,9 +98,10 @@ impl StoredPage {
         Self {
             content,
             freshness: Freshness::new(answer, lifetimes, jitter),
-            date,
-            last_modified_unix: last_modified.as_ref().and_then(unix),
+            // A `Last-Modified` that is no date leaves the condition out of account (RFC 9110 section 13.1.3).
+            modified_unix: unix(last_modified.as_ref().unwrap_or(&date)),
             last_modified,
+            date,
             upstream_age: parse_age(answer.headers),
             kept,
             space,

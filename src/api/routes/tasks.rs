@@ -119,7 +119,7 @@ async fn respond(data: &Data, ask: &Ask, served: &Served, request: &HeaderMap) -
     describe(data, ask, served, response.headers_mut());
     let etag = page.content.etag.to_str().unwrap_or_default();
     let now_unix = unix_now();
-    if not_modified(request, etag, page.last_modified_unix, now_unix) {
+    if not_modified(request, etag, page.modified_unix, now_unix) {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         return response;
     }

@@ -48,21 +48,21 @@ pub fn if_none_match_matches(headers: &HeaderMap, own_etag: &str) -> Option<bool
 
 /// Tells whether the answer to a GET is 304.
 ///
-/// Where the page has no `Last-Modified`, its `Date` may stand in for it (RFC 9111 4.3.2).
+/// `modified_unix` is the page's `Last-Modified`, or its `Date` where it has none (RFC 9111 4.3.2).
 pub fn not_modified(
     request: &HeaderMap,
     etag: &str,
-    last_modified_unix: Option<i64>,
+    modified_unix: Option<i64>,
     now_unix: i64,
 ) -> bool {
     // RFC 9110 13.1.3: If-Modified-Since is ignored where there is an If-None-Match.
     if_none_match_matches(request, etag)
-        .unwrap_or_else(|| unmodified_since(request, last_modified_unix, now_unix).unwrap_or(false))
+        .unwrap_or_else(|| unmodified_since(request, modified_unix, now_unix).unwrap_or(false))
 }
 
 fn unmodified_since(
     request: &HeaderMap,
-    last_modified_unix: Option<i64>,
+    modified_unix: Option<i64>,
     now_unix: i64,
 ) -> Option<bool> {
     let mut lines = request.get_all(IF_MODIFIED_SINCE).iter();
@@ -70,7 +70,7 @@ fn unmodified_since(
         return None;
     };
     let since = parse_http_date(line.as_bytes().trim_ascii(), now_unix)?;
-    Some(last_modified_unix? <= since)
+    Some(modified_unix? <= since)
 }
 
 /// Returns the entity tags of one line. It is no plain comma list: a tag may hold commas.
