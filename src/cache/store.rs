@@ -167,10 +167,15 @@ impl PageStore {
         began: &Began,
         refusal: Refusal,
         answer: Option<&Received<'_>>,
+        keep: Keep,
         now: Instant,
     ) {
         let (space, query) = (&began.space, began.key.query);
-        let lifetime = |configured| refusal_lifetime(answer, &self.lifetimes, configured);
+        let lifetime = |configured| match keep {
+            Keep::Yes => refusal_lifetime(answer, &self.lifetimes, configured),
+            // Old pages go all the same: that they no longer hold is no part of the answer.
+            Keep::No => None,
+        };
         match refusal {
             Refusal::SpaceNotFound | Refusal::SpaceAccessDenied => {
                 self.drop_pages(&began.key.space, space);

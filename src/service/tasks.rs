@@ -326,10 +326,10 @@ impl Tasks {
         };
         let answer = self.upstream.clone().oneshot(request).await;
         let filled = match answer {
-            Ok(answer) => self.take(&began, answer, stored.as_deref(), &wanted),
+            Ok(answer) => self.take(&began, answer, stored.as_deref(), keep(&wanted)),
             Err(error) => Err(error),
         };
-        self.note(&ask, &began, &filled, started);
+        self.note(&ask, &began, &filled, keep(&wanted), started);
         filled
     }
 
@@ -339,9 +339,8 @@ impl Tasks {
         began: &Began,
         answer: Answer,
         stored: Option<&StoredPage>,
-        wanted: &Wanted,
+        keep: Keep,
     ) -> Filled {
-        let keep = if wanted.is_set() { Keep::Yes } else { Keep::No };
         let head = received(&answer.head);
         match (answer.content, stored) {
             (Content::Page(page), _) => Ok(Fill {
@@ -360,7 +359,7 @@ impl Tasks {
     }
 
     /// Draws the consequences of a fill's end, once for all its waiters.
-    fn note(&self, ask: &Ask, began: &Began, filled: &Filled, started: Instant) {
+    fn note(&self, ask: &Ask, began: &Began, filled: &Filled, keep: Keep, started: Instant) {
         let now = Instant::now();
         let outcome = match filled {
             Ok(Fill { status: 304, .. }) => "not_modified",
@@ -378,17 +377,24 @@ impl Tasks {
                     );
                 }
             }
-            Err(error) => self.note_failure(ask, began, error, now),
+            Err(error) => self.note_failure(ask, began, error, keep, now),
         }
     }
 
-    fn note_failure(&self, ask: &Ask, began: &Began, error: &UpstreamError, now: Instant) {
+    fn note_failure(
+        &self,
+        ask: &Ask,
+        began: &Began,
+        error: &UpstreamError,
+        keep: Keep,
+        now: Instant,
+    ) {
         let head = match error {
             UpstreamError::SpaceNotFound { head } => head.as_deref().map(received),
             _ => None,
         };
         if let Some(refusal) = refusal(error) {
-            self.store.refuse(began, refusal, head.as_ref(), now);
+            self.store.refuse(began, refusal, head.as_ref(), keep, now);
         }
         let reason = error.source().map(ToString::to_string);
         if matches!(error, UpstreamError::AuthFailed) {
@@ -429,6 +435,11 @@ fn stand_in(
         },
         at: now,
     })
+}
+
+/// What those who wait for a fill want: asked when it has ended, since one may still join.
+fn keep(wanted: &Wanted) -> Keep {
+    if wanted.is_set() { Keep::Yes } else { Keep::No }
 }
 
 fn validators(page: &StoredPage) -> Validators {
