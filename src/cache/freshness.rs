@@ -70,11 +70,7 @@ impl Freshness {
         let always_validate = said.no_cache || vary(answer.headers) == Vary::Star;
         Self {
             received: answer.received,
-            initial_age: corrected_initial_age(
-                headers,
-                answer.received_unix,
-                answer.response_delay,
-            ),
+            initial_age: initial_age(answer, lifetimes),
             lifetime: stated.unwrap_or_else(|| lifetimes.ttl.mul_f64(jitter)),
             always_validate,
             // RFC 9111 section 4.1: what matches no request stands in for no failed one either.
@@ -137,6 +133,18 @@ pub fn may_store(headers: &HeaderMap, lifetimes: &Lifetimes) -> bool {
     !lifetimes.obey_upstream || !(said.no_store || said.private)
 }
 
+/// How old `answer` was when it came (RFC 9111 section 4.2.3).
+#[must_use]
+pub fn initial_age(answer: &Received<'_>, lifetimes: &Lifetimes) -> Duration {
+    let nothing = HeaderMap::new();
+    let headers = if lifetimes.obey_upstream {
+        answer.headers
+    } else {
+        &nothing
+    };
+    corrected_initial_age(headers, answer.received_unix, answer.response_delay)
+}
+
 /// How long a refusal is remembered: as its own answer states, else `configured`. `None`: not at all.
 #[must_use]
 pub fn refusal_lifetime(
@@ -154,11 +162,7 @@ pub fn refusal_lifetime(
             }
             match explicit_lifetime(&said, answer.headers, answer.received_unix) {
                 None => configured,
-                Some(stated) => stated.saturating_sub(corrected_initial_age(
-                    answer.headers,
-                    answer.received_unix,
-                    answer.response_delay,
-                )),
+                Some(stated) => stated.saturating_sub(initial_age(answer, lifetimes)),
             }
         }
     };
@@ -268,6 +272,14 @@ fn judge_stored(candidate: Candidate<'_>, request: &RequestDirectives, now: Inst
         }
         Remaining::Stale(_) => Verdict::Fill(FillReason::Stale),
     }
+}
+
+/// Whether a refusal of this `age`, still remembered for `left`, answers `request`.
+#[must_use]
+pub fn refusal_answers(age: Duration, left: Duration, request: &RequestDirectives) -> bool {
+    !request.no_cache
+        && !too_old(age, request.max_age)
+        && request.min_fresh.is_none_or(|wanted| left >= wanted)
 }
 
 /// `max-age=0` asks for validation even of what came this very instant.

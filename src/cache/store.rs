@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::{
     entry::{Content, Received, StoredPage},
-    freshness::{Lifetimes, may_store, refusal_lifetime},
+    freshness::{Lifetimes, initial_age, may_store, refusal_lifetime},
     space::{Remembered, Space, Version},
 };
 use crate::{
@@ -171,21 +171,31 @@ impl PageStore {
         now: Instant,
     ) {
         let (space, query) = (&began.space, began.key.query);
-        let lifetime = |configured| match keep {
-            Keep::Yes => refusal_lifetime(answer, &self.lifetimes, configured),
-            // Old pages go all the same: that they no longer hold is no part of the answer.
-            Keep::No => None,
+        let remembered = |configured| {
+            let lifetime = match keep {
+                Keep::Yes => refusal_lifetime(answer, &self.lifetimes, configured),
+                // Old pages go all the same: that they no longer hold is no part of the answer.
+                Keep::No => None,
+            };
+            lifetime.map(|lifetime| Remembered {
+                refusal,
+                until: now + lifetime,
+                since: now,
+                initial_age: answer.map_or(Duration::ZERO, |answer| {
+                    initial_age(answer, &self.lifetimes)
+                }),
+            })
         };
         match refusal {
             Refusal::SpaceNotFound | Refusal::SpaceAccessDenied => {
                 self.drop_pages(&began.key.space, space);
-                if let Some(lifetime) = lifetime(self.negative_ttl) {
-                    space.refuse(refusal, lifetime, now);
+                if let Some(refusal) = remembered(self.negative_ttl) {
+                    space.refuse(refusal);
                 }
             }
             Refusal::Rejected | Refusal::Failed => {
-                if let Some(lifetime) = lifetime(self.rejected_ttl) {
-                    space.refuse_page(query, refusal, lifetime, now);
+                if let Some(refusal) = remembered(self.rejected_ttl) {
+                    space.refuse_page(query, refusal);
                 }
             }
         }

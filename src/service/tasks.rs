@@ -11,7 +11,7 @@ use crate::{
     cache::{
         CacheStatus, Flights, PageStore, Received, Role, StoredPage, Verdict,
         flight::{Waiting, Wanted},
-        freshness::FillReason,
+        freshness::{FillReason, refusal_answers},
         http_semantics::RequestDirectives,
         judge,
         space::Remembered,
@@ -48,11 +48,6 @@ impl Ask {
             query: self.query,
         }
     }
-
-    /// Whether the client wants what is stored checked, refusals included.
-    fn is_forced(&self) -> bool {
-        self.directives.no_cache || self.directives.max_age == Some(Duration::ZERO)
-    }
 }
 
 /// A page to answer with.
@@ -71,6 +66,8 @@ pub struct TasksError {
     #[source]
     pub kind: TasksErrorKind,
     pub status: CacheStatus,
+    /// How old the upstream's answer is where it was remembered, not asked for.
+    pub age: Option<Duration>,
 }
 
 /// Why there is no page.
@@ -195,7 +192,11 @@ impl Tasks {
             status: CacheStatus::Hit { ttl, detail },
             at: now,
         };
-        let refusal = || self.store.refusal(key, now).filter(|_| !ask.is_forced());
+        let refusal = || {
+            self.store
+                .refusal(key, now)
+                .filter(|known| refusal_answers(known.age(now), known.until - now, &ask.directives))
+        };
         match (judge(candidate, &ask.directives, now), stored) {
             (Verdict::Hit { ttl }, Some(page)) => Decision::Serve(serve(page, ttl, None)),
             (Verdict::HitWhileRevalidate { ttl }, Some(page)) => {
@@ -219,6 +220,7 @@ impl Tasks {
                 None => Decision::Refuse(TasksError {
                     kind: TasksErrorKind::NotCached,
                     status: CacheStatus::NotCached,
+                    age: None,
                 }),
             },
         }
@@ -241,6 +243,7 @@ impl Tasks {
                     ttl: i64::try_from((known.until - now).as_secs()).unwrap_or(i64::MAX),
                     detail: None,
                 },
+                age: Some(known.age(now)),
             }),
         }
     }
@@ -298,11 +301,13 @@ impl Tasks {
                 stand_in(&error, stored.as_ref(), ask, at).ok_or_else(|| TasksError {
                     kind: error.into(),
                     status: forward(None),
+                    age: None,
                 })
             }
             None => Err(TasksError {
                 kind: TasksErrorKind::Lost,
                 status: forward(None),
+                age: None,
             }),
         }
     }
