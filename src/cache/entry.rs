@@ -199,3 +199,57 @@ fn keep(headers: &HeaderMap) -> HeaderMap {
     }
     kept
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    // RFC 9110 13.1.3, RFC 9111 4.3.2.
+    #[test]
+    fn a_page_without_last_modified_was_modified_by_its_date() {
+        const NOW: i64 = 1_767_225_600;
+        let older = ("last-modified", "Wed, 31 Dec 2025 23:59:00 GMT");
+        let date = ("date", "Wed, 31 Dec 2025 23:59:30 GMT");
+        let table: &[(&[(&'static str, &'static str)], Option<i64>)] = &[
+            (&[older, date], Some(NOW - 60)),
+            (&[date], Some(NOW - 30)),
+            (&[("date", "yesterday")], Some(NOW)),
+            (&[], Some(NOW)),
+            (&[("last-modified", "yesterday"), date], None),
+        ];
+        let lifetimes = Lifetimes {
+            ttl: Duration::ZERO,
+            stale_while_revalidate: Duration::ZERO,
+            stale_if_error: Duration::ZERO,
+            obey_upstream: true,
+        };
+        for (lines, expected) in table {
+            let headers = lines
+                .iter()
+                .map(|&(name, value)| {
+                    (
+                        HeaderName::from_static(name),
+                        HeaderValue::from_static(value),
+                    )
+                })
+                .collect();
+            let answer = Received {
+                headers: &headers,
+                received: Instant::now(),
+                received_unix: NOW,
+                response_delay: Duration::ZERO,
+            };
+            let content = Arc::new(Content::new(TaskPage {
+                body: Bytes::new(),
+                count: 0,
+                tasks: Box::default(),
+            }));
+            let space = Arc::new(Space::new(1));
+            let version = space.version();
+            let page = StoredPage::new(content, &answer, &lifetimes, 1.0, space, version);
+            assert_eq!(page.modified_unix, *expected, "{lines:?}");
+        }
+    }
+}
