@@ -214,6 +214,15 @@ impl ApiError {
         }
     }
 
+    /// How old what it says is, where the cache remembered it.
+    #[must_use]
+    pub fn age(&self) -> Option<Duration> {
+        match self {
+            Self::Tasks(error) => error.age,
+            _ => None,
+        }
+    }
+
     /// The body, naming the request.
     #[must_use]
     pub fn body(&self, request_id: &str) -> Bytes {
@@ -352,6 +361,9 @@ impl IntoResponse for ApiError {
         }
         if let Some(status) = self.cache_status() {
             headers.insert("cache-status", status.header_value());
+        }
+        if let Some(age) = self.age() {
+            headers.insert(header::AGE, age.as_secs().into());
         }
         response.extensions_mut().insert(self);
         response

@@ -43,7 +43,8 @@ pub struct StoredPage {
     /// When it was generated: the upstream's own word, or the time of receipt.
     pub date: HeaderValue,
     pub last_modified: Option<HeaderValue>,
-    /// The same in Unix seconds, for `If-Modified-Since`.
+    /// The same in Unix seconds, for `If-Modified-Since`. Without it the condition is no condition: `Date` would stand in for it
+    /// (RFC 9111 section 4.3.2), and be wrong for a page that changed twice within its second.
     pub last_modified_unix: Option<i64>,
     /// The upstream's own `Age`, for the answer that filled the page.
     pub upstream_age: Option<Duration>,
@@ -109,9 +110,9 @@ impl StoredPage {
             content,
             freshness: Freshness::new(answer, lifetimes, jitter),
             popularity,
-            date,
             last_modified_unix: last_modified.as_ref().and_then(unix),
             last_modified,
+            date,
             upstream_age: parse_age(answer.headers),
             is_assembled: false,
             restored_at: None,

@@ -55,7 +55,8 @@ pub struct Freshness {
     jitter: Option<f64>,
     /// `no-cache`, or a `Vary` that nothing matches: validated on each use.
     always_validate: bool,
-    /// `must-revalidate` and its kin: never served stale, whatever happens (RFC 9111 section 5.2.2.2).
+    /// `must-revalidate` and its kin, and what is validated on each use: never served stale, whatever happens (RFC 9111
+    /// section 5.2.2.2).
     never_stale: bool,
     stale_while_revalidate: Duration,
     stale_if_error: Duration,
@@ -74,17 +75,15 @@ impl Freshness {
         let said = ResponseDirectives::parse(headers);
         let stated = explicit_lifetime(&said, headers, answer.received_unix);
         let must_validate = said.must_revalidate || said.proxy_revalidate;
+        let always_validate = said.no_cache || vary(answer.headers) == Vary::Star;
         Self {
             received: answer.received,
-            initial_age: corrected_initial_age(
-                headers,
-                answer.received_unix,
-                answer.response_delay,
-            ),
+            initial_age: initial_age(answer, lifetimes),
             lifetime: stated.unwrap_or_else(|| lifetimes.ttl.mul_f64(jitter)),
             jitter: stated.is_none().then_some(jitter),
-            always_validate: said.no_cache || vary(answer.headers) == Vary::Star,
-            never_stale: must_validate || said.no_cache || said.s_maxage.is_some(),
+            always_validate,
+            // RFC 9111 section 4.1: what matches no request stands in for no failed one either.
+            never_stale: must_validate || always_validate || said.s_maxage.is_some(),
             // A lifetime that the upstream states is no invitation to go beyond it: it has words for that too.
             stale_while_revalidate: match said.stale_while_revalidate {
                 Some(seconds) => seconds.into(),
@@ -213,6 +212,18 @@ pub fn may_store(headers: &HeaderMap, lifetimes: &Lifetimes) -> bool {
     !lifetimes.obey_upstream || !(said.no_store || said.private)
 }
 
+/// How old `answer` was when it came (RFC 9111 section 4.2.3).
+#[must_use]
+pub fn initial_age(answer: &Received<'_>, lifetimes: &Lifetimes) -> Duration {
+    let nothing = HeaderMap::new();
+    let headers = if lifetimes.obey_upstream {
+        answer.headers
+    } else {
+        &nothing
+    };
+    corrected_initial_age(headers, answer.received_unix, answer.response_delay)
+}
+
 /// How long a refusal is remembered: as its own answer states, else `configured`. `None`: not at all.
 #[must_use]
 pub fn refusal_lifetime(
@@ -224,16 +235,13 @@ pub fn refusal_lifetime(
         None => configured,
         Some(answer) => {
             let said = ResponseDirectives::parse(answer.headers);
-            if said.no_store || said.private || said.no_cache {
+            let always_validate = said.no_cache || vary(answer.headers) == Vary::Star;
+            if said.no_store || said.private || always_validate {
                 return None;
             }
             match explicit_lifetime(&said, answer.headers, answer.received_unix) {
                 None => configured,
-                Some(stated) => stated.saturating_sub(corrected_initial_age(
-                    answer.headers,
-                    answer.received_unix,
-                    answer.response_delay,
-                )),
+                Some(stated) => stated.saturating_sub(initial_age(answer, lifetimes)),
             }
         }
     };
@@ -335,11 +343,22 @@ fn judge_stored(candidate: Candidate<'_>, request: &RequestDirectives, now: Inst
         Remaining::Stale(for_) if takes_stale(for_, request.max_stale) => {
             Verdict::Hit { ttl: -whole(for_) }
         }
-        Remaining::Stale(for_) if for_ < freshness.stale_while_revalidate => {
+        // RFC 9111 section 5.2.1.1: who names a `max-age` takes something stale by its own `max-stale` only.
+        Remaining::Stale(for_)
+            if for_ < freshness.stale_while_revalidate && request.max_age.is_none() =>
+        {
             Verdict::HitWhileRevalidate { ttl: -whole(for_) }
         }
         Remaining::Stale(_) => Verdict::Fill(FillReason::Stale),
     }
+}
+
+/// Whether a refusal of this `age`, still remembered for `left`, answers `request`.
+#[must_use]
+pub fn refusal_answers(age: Duration, left: Duration, request: &RequestDirectives) -> bool {
+    !request.no_cache
+        && !too_old(age, request.max_age)
+        && request.min_fresh.is_none_or(|wanted| left >= wanted)
 }
 
 /// `max-age=0` asks for validation even of what came this very instant.

@@ -46,6 +46,17 @@ struct State {
 pub struct Remembered {
     pub refusal: Refusal,
     pub until: Instant,
+    pub since: Instant,
+    /// How old its answer was by then.
+    pub initial_age: Duration,
+}
+
+impl Remembered {
+    /// The age of the answer that told it (RFC 9111 section 4.2.3).
+    #[must_use]
+    pub fn age(&self, now: Instant) -> Duration {
+        self.initial_age + now.saturating_duration_since(self.since)
+    }
 }
 
 /// The state of a space when a page was cut from it.
@@ -153,33 +164,19 @@ impl Space {
     }
 
     /// Remembers that the whole space is refused.
-    pub fn refuse(&self, refusal: Refusal, lifetime: Duration, now: Instant) {
-        self.lock().refused = Some(Remembered {
-            refusal,
-            until: now + lifetime,
-        });
+    pub fn refuse(&self, refusal: Remembered) {
+        self.lock().refused = Some(refusal);
     }
 
     /// Remembers that one page is refused.
-    pub fn refuse_page(
-        &self,
-        query: PageQuery,
-        refusal: Refusal,
-        lifetime: Duration,
-        now: Instant,
-    ) {
+    pub fn refuse_page(&self, query: PageQuery, refusal: Remembered) {
         let mut state = self.lock();
         if state.refused_pages.len() >= MAX_REFUSED_PAGES {
+            let now = refusal.since;
             state.refused_pages.retain(|_, known| known.until > now);
         }
         if state.refused_pages.len() < MAX_REFUSED_PAGES {
-            state.refused_pages.insert(
-                query,
-                Remembered {
-                    refusal,
-                    until: now + lifetime,
-                },
-            );
+            state.refused_pages.insert(query, refusal);
         }
     }
 

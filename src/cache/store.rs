@@ -17,7 +17,7 @@ use tokio::{sync::Notify, time::Instant};
 use super::{
     assemble::{Part, assemble},
     entry::{Content, Received, StoredPage},
-    freshness::{Lifetimes, may_store, refusal_lifetime},
+    freshness::{Lifetimes, initial_age, may_store, refusal_lifetime},
     snapshot::SavedPage,
     space::{Remembered, Space, Version},
     stretch::{Demand, Popularity},
@@ -272,20 +272,35 @@ impl PageStore {
         began: &Began,
         refusal: Refusal,
         answer: Option<&Received<'_>>,
+        keep: Keep,
         now: Instant,
     ) {
         let (space, query) = (&began.space, began.key.query);
-        let lifetime = |configured| refusal_lifetime(answer, &self.lifetimes, configured);
+        let remembered = |configured| {
+            let lifetime = match keep {
+                Keep::Yes => refusal_lifetime(answer, &self.lifetimes, configured),
+                // Old pages go all the same: that they no longer hold is no part of the answer.
+                Keep::No => None,
+            };
+            lifetime.map(|lifetime| Remembered {
+                refusal,
+                until: now + lifetime,
+                since: now,
+                initial_age: answer.map_or(Duration::ZERO, |answer| {
+                    initial_age(answer, &self.lifetimes)
+                }),
+            })
+        };
         match refusal {
             Refusal::SpaceNotFound | Refusal::SpaceAccessDenied => {
                 self.drop_pages(&began.key.space, space);
-                if let Some(lifetime) = lifetime(self.negative_ttl) {
-                    space.refuse(refusal, lifetime, now);
+                if let Some(refusal) = remembered(self.negative_ttl) {
+                    space.refuse(refusal);
                 }
             }
             Refusal::Rejected | Refusal::Failed => {
-                if let Some(lifetime) = lifetime(self.rejected_ttl) {
-                    space.refuse_page(query, refusal, lifetime, now);
+                if let Some(refusal) = remembered(self.rejected_ttl) {
+                    space.refuse_page(query, refusal);
                 }
             }
         }

@@ -11,7 +11,7 @@ use crate::{
     cache::{
         CacheStatus, Flights, PageStore, Received, Role, StoredPage, Verdict,
         flight::{Waiting, Wanted},
-        freshness::FillReason,
+        freshness::{FillReason, refusal_answers},
         http_semantics::RequestDirectives,
         judge,
         space::Remembered,
@@ -57,11 +57,6 @@ impl Ask {
             None => Urgency::Waiting,
         }
     }
-
-    /// Whether the client wants what is stored checked, refusals included.
-    fn is_forced(&self) -> bool {
-        self.directives.no_cache || self.directives.max_age == Some(Duration::ZERO)
-    }
 }
 
 /// A page to answer with.
@@ -80,6 +75,8 @@ pub struct TasksError {
     #[source]
     pub kind: TasksErrorKind,
     pub status: CacheStatus,
+    /// How old the upstream's answer is where it was remembered, not asked for.
+    pub age: Option<Duration>,
 }
 
 /// Why there is no page.
@@ -240,7 +237,11 @@ impl Tasks {
             .as_ref()
             .zip(freshness.as_ref())
             .map(|(page, freshness)| page.candidate(freshness, only_fresh));
-        let refusal = || self.store.refusal(key, now).filter(|_| !ask.is_forced());
+        let refusal = || {
+            self.store
+                .refusal(key, now)
+                .filter(|known| refusal_answers(known.age(now), known.until - now, &ask.directives))
+        };
         match (judge(candidate, &ask.directives, now), stored) {
             (Verdict::Hit { ttl }, Some(page)) => Decision::Serve(hit(page, ttl, now)),
             (Verdict::HitWhileRevalidate { ttl }, Some(page)) => {
@@ -270,6 +271,7 @@ impl Tasks {
                 None => Decision::Refuse(TasksError {
                     kind: TasksErrorKind::NotCached,
                     status: CacheStatus::NotCached,
+                    age: None,
                 }),
             },
         }
@@ -292,6 +294,7 @@ impl Tasks {
                     ttl: i64::try_from((known.until - now).as_secs()).unwrap_or(i64::MAX),
                     detail: None,
                 },
+                age: Some(known.age(now)),
             }),
         }
     }
@@ -352,11 +355,13 @@ impl Tasks {
                 stand_in(&error, stored.as_ref(), ask, at).ok_or_else(|| TasksError {
                     kind: error.into(),
                     status: forward(None),
+                    age: None,
                 })
             }
             None => Err(TasksError {
                 kind: TasksErrorKind::Lost,
                 status: forward(None),
+                age: None,
             }),
         }
     }
@@ -381,13 +386,13 @@ impl Tasks {
         };
         let answer = self.upstream.clone().oneshot(request).await;
         let filled = match answer {
-            Ok(answer) => self.take(&began, answer, stored.as_deref(), &wanted),
+            Ok(answer) => self.take(&began, answer, stored.as_deref(), keep(&wanted)),
             Err(error) => Err(error),
         };
         let calls_per_minute = ask.credential.purse().per_minute();
         self.store
             .share_out(ask.credential.id, calls_per_minute, Instant::now());
-        self.note(&ask, &began, &filled, started);
+        self.note(&ask, &began, &filled, keep(&wanted), started);
         filled
     }
 
@@ -397,9 +402,8 @@ impl Tasks {
         began: &Began,
         answer: Answer,
         stored: Option<&StoredPage>,
-        wanted: &Wanted,
+        keep: Keep,
     ) -> Filled {
-        let keep = if wanted.is_set() { Keep::Yes } else { Keep::No };
         let head = received(&answer.head);
         match (answer.content, stored) {
             (Content::Page(page), _) => Ok(Fill {
@@ -418,7 +422,7 @@ impl Tasks {
     }
 
     /// Draws the consequences of a fill's end, once for all its waiters.
-    fn note(&self, ask: &Ask, began: &Began, filled: &Filled, started: Instant) {
+    fn note(&self, ask: &Ask, began: &Began, filled: &Filled, keep: Keep, started: Instant) {
         let now = Instant::now();
         let outcome = match filled {
             Ok(Fill { status: 304, .. }) => "not_modified",
@@ -436,17 +440,24 @@ impl Tasks {
                     );
                 }
             }
-            Err(error) => self.note_failure(ask, began, error, now),
+            Err(error) => self.note_failure(ask, began, error, keep, now),
         }
     }
 
-    fn note_failure(&self, ask: &Ask, began: &Began, error: &UpstreamError, now: Instant) {
+    fn note_failure(
+        &self,
+        ask: &Ask,
+        began: &Began,
+        error: &UpstreamError,
+        keep: Keep,
+        now: Instant,
+    ) {
         let head = match error {
             UpstreamError::SpaceNotFound { head } => head.as_deref().map(received),
             _ => None,
         };
         if let Some(refusal) = refusal(error) {
-            self.store.refuse(began, refusal, head.as_ref(), now);
+            self.store.refuse(began, refusal, head.as_ref(), keep, now);
         }
         let reason = error.source().map(ToString::to_string);
         if matches!(error, UpstreamError::AuthFailed) {
@@ -497,6 +508,11 @@ fn stand_in(
         },
         at: now,
     })
+}
+
+/// What those who wait for a fill want: asked when it has ended, since one may still join.
+fn keep(wanted: &Wanted) -> Keep {
+    if wanted.is_set() { Keep::Yes } else { Keep::No }
 }
 
 fn validators(page: &StoredPage) -> Validators {

@@ -48,7 +48,7 @@ pub fn if_none_match_matches(headers: &HeaderMap, own_etag: &str) -> Option<bool
 
 /// Tells whether the answer to a GET is 304.
 ///
-/// Where the page has no `Last-Modified`, its `Date` may stand in for it (RFC 9111 4.3.2).
+/// Without a `Last-Modified` that is a date, `If-Modified-Since` is no condition.
 pub fn not_modified(
     request: &HeaderMap,
     etag: &str,
