@@ -222,6 +222,8 @@ fn every_rule_refuses_under_its_key() {
         ("clients", "'crm'", ""),
         ("clients", "['crm']", "clients[0]"),
         ("clients.0.name", "''", client),
+        ("clients.0.name", "5", client),
+        ("clients.0.spaces", "'*'", client),
         ("clients.0.name", "'a b'", client),
         ("clients.0.name", long_name.as_str(), client),
         ("clients.0.key_sha256", "[]", client),
