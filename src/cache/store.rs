@@ -170,7 +170,11 @@ impl PageStore {
         now: Instant,
     ) {
         let (space, query) = (&began.space, began.key.query);
-        let lifetime = |configured| refusal_lifetime(answer, &self.lifetimes, configured);
+        // A purge forgets refusals too: one told before it is not remembered after it.
+        let overtaken = space.dropped_since(began.version);
+        let lifetime = |configured| {
+            refusal_lifetime(answer, &self.lifetimes, configured).filter(|_| !overtaken)
+        };
         match refusal {
             Refusal::SpaceNotFound | Refusal::SpaceAccessDenied => {
                 self.drop_pages(&began.key.space, space);
