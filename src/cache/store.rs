@@ -249,23 +249,27 @@ impl PageStore {
     }
 
     fn keep(&self, began: &Began, page: StoredPage, answer: &Received<'_>, keep: Keep) -> Kept {
-        let storable = keep == Keep::Yes
-            && may_store(answer.headers, &self.lifetimes)
+        let allowed = may_store(answer.headers, &self.lifetimes)
             && page.freshness.is_worth_keeping(page.has_validator())
             && page.weight() <= self.max_bytes / LARGEST_SHARE;
         let page = Arc::new(page);
         let stored = {
             let _one_at_a_time = self.inserting();
-            let storable = storable && !began.space.dropped_since(began.version);
-            if storable {
+            if began.space.dropped_since(began.version) {
+                false
+            } else if !allowed {
+                // What the upstream forbids to keep takes the place of what it allowed before.
+                self.pages.invalidate(&began.key);
+                false
+            } else if keep == Keep::No {
+                false
+            } else {
                 began.space.allow(began.key.query);
                 began.space.add_page(began.key.query);
                 self.insert(&began.key, page.clone());
-            } else if !began.space.dropped_since(began.version) {
-                // What the upstream forbids to keep takes the place of what it allowed before.
-                self.pages.invalidate(&began.key);
+                // A full store may turn a page away that is asked for less than those it holds.
+                self.pages.contains_key(&began.key)
             }
-            storable
         };
         Kept { page, stored }
     }
