@@ -109,9 +109,7 @@ impl PageStore {
     /// The page under `key`, whatever its age.
     #[must_use]
     pub fn get(&self, key: &PageKey) -> Option<Arc<StoredPage>> {
-        self.pages
-            .get(key)
-            .filter(|page| !page.space.dropped_since(page.version))
+        self.pages.get(key).filter(|page| !page.is_dropped())
     }
 
     /// What the upstream refuses about `key`, as far as it is remembered.
