@@ -119,25 +119,10 @@ impl Config {
         };
         reader.unknown_sections();
         let config = reader.read();
-        let mut problems = reader.problems;
-        if let Some(config) = &config {
-            config.check(&mut problems);
-        }
         match config {
-            Some(config) if problems.is_empty() => Ok(Self { merged, ..config }),
-            _ => Err(problems),
+            Some(config) if reader.problems.is_empty() => Ok(Self { merged, ..config }),
+            _ => Err(reader.problems),
         }
-    }
-
-    fn check(&self, problems: &mut Problems) {
-        self.server.check(problems);
-        self.admin.check(problems);
-        self.cors.check(problems);
-        self.routes.check(problems);
-        self.upstream.check(problems);
-        self.cache.check(problems);
-        self.telemetry.check(problems);
-        auth::check_clients(&self.clients, &self.upstream, problems);
     }
 
     /// The configuration in force as TOML, with every secret hidden.
@@ -166,16 +151,16 @@ impl Reader<'_> {
     }
 
     fn read(&mut self) -> Option<Config> {
-        // Each is read before any `?`: all problems at once.
-        let server = self.section("server");
-        let admin = self.section("admin");
+        // Each is read and checked before any `?`: all problems at once.
+        let server = self.checked("server", ServerConfig::check);
+        let admin = self.checked("admin", AdminConfig::check);
         let auth = self.section("auth");
-        let cors = self.section("cors");
-        let routes = self.section("routes");
+        let cors = self.checked("cors", CorsConfig::check);
+        let routes = self.checked("routes", RoutesConfig::check);
         let upstream = self.upstream();
-        let cache = self.section("cache");
-        let telemetry = self.section("telemetry");
-        let clients = self.list("clients", self.merged.get("clients").cloned());
+        let cache = self.checked("cache", CacheConfig::check);
+        let telemetry = self.checked("telemetry", TelemetryConfig::check);
+        let clients = self.clients(upstream.as_ref());
         let normalize = self.normalize();
         if self.merged.contains_key("views") {
             self.problems.add("views", value::NOT_SUPPORTED);
@@ -201,9 +186,32 @@ impl Reader<'_> {
         problem::extract(name, value, defaults.as_ref(), &mut self.problems)
     }
 
+    fn checked<T: for<'de> Deserialize<'de>>(
+        &mut self,
+        name: &str,
+        check: impl FnOnce(&T, &mut Problems),
+    ) -> Option<T> {
+        let read = self.section(name)?;
+        check(&read, &mut self.problems);
+        Some(read)
+    }
+
+    /// `[[clients]]`, checked where all are read: a problem names a client by its place.
+    fn clients(&mut self, upstream: Option<&UpstreamConfig>) -> Vec<ClientConfig> {
+        let before = self.problems.iter().count();
+        let clients = self.list("clients", self.merged.get("clients").cloned());
+        if self.problems.iter().count() == before {
+            auth::check_clients(&clients, upstream, &mut self.problems);
+        }
+        clients
+    }
+
     /// `[upstream]`, whose credentials are read one by one.
     fn upstream(&mut self) -> Option<UpstreamConfig> {
-        let mut section = self.merged.get("upstream")?.as_dict().cloned()?;
+        let Some(mut section) = self.merged.get("upstream")?.as_dict().cloned() else {
+            self.problems.add("upstream", "expected a table");
+            return None;
+        };
         let credentials = section.remove("credentials");
         let defaults = self.defaults.get("upstream").cloned();
         let upstream: Option<UpstreamConfig> = problem::extract(
@@ -243,7 +251,8 @@ impl Reader<'_> {
         }
         let mut upstream = upstream?;
         upstream.credentials = named;
-        (credentials_read == credentials_given).then_some(upstream)
+        upstream.check(&mut self.problems);
+        (credentials_read == credentials_given && credentials_read > 0).then_some(upstream)
     }
 
     fn normalize(&mut self) -> NormalizeConfig {

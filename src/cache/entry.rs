@@ -271,6 +271,12 @@ impl StoredPage {
             .or_else(|| self.space.moved_since(self.version))
     }
 
+    /// Whether it was dropped from the store, refused or purged, since it was filled.
+    #[must_use]
+    pub fn is_dropped(&self) -> bool {
+        self.space.dropped_since(self.version)
+    }
+
     /// The state of the list it was cut from.
     #[must_use]
     pub fn generation(&self) -> u64 {

@@ -188,9 +188,12 @@ impl Freshness {
     /// Whether the page may stand in for a failed fill, and its `ttl` if so (RFC 5861 section 4).
     #[must_use]
     pub fn stand_in(&self, moved_at: Option<Instant>, now: Instant) -> Option<i64> {
+        // A `Vary` that nothing matches forbids it fresh and stale alike (RFC 9111 section 4.1).
+        if self.always_validate {
+            return None;
+        }
         match self.remaining(moved_at, now) {
-            Remaining::Fresh(left) if !self.always_validate => Some(whole(left)),
-            Remaining::Fresh(_) => None,
+            Remaining::Fresh(left) => Some(whole(left)),
             Remaining::Stale(for_) if !self.never_stale && for_ <= self.stale_if_error => {
                 Some(-whole(for_))
             }

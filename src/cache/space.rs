@@ -175,7 +175,8 @@ impl Space {
             let now = refusal.since;
             state.refused_pages.retain(|_, known| known.until > now);
         }
-        if state.refused_pages.len() < MAX_REFUSED_PAGES {
+        let known = state.refused_pages.contains_key(&query);
+        if known || state.refused_pages.len() < MAX_REFUSED_PAGES {
             state.refused_pages.insert(query, refusal);
         }
     }

@@ -144,9 +144,7 @@ impl PageStore {
     /// The page under `key`, whatever its age.
     #[must_use]
     pub fn get(&self, key: &PageKey) -> Option<Arc<StoredPage>> {
-        self.pages
-            .get(key)
-            .filter(|page| !page.space.dropped_since(page.version))
+        self.pages.get(key).filter(|page| !page.is_dropped())
     }
 
     /// What the upstream refuses about `key`, as far as it is remembered.
@@ -276,13 +274,15 @@ impl PageStore {
         now: Instant,
     ) {
         let (space, query) = (&began.space, began.key.query);
+        // A purge forgets refusals too: one told before it is not remembered after it.
+        let overtaken = space.dropped_since(began.version);
         let remembered = |configured| {
             let lifetime = match keep {
                 Keep::Yes => refusal_lifetime(answer, &self.lifetimes, configured),
                 // Old pages go all the same: that they no longer hold is no part of the answer.
                 Keep::No => None,
             };
-            lifetime.map(|lifetime| Remembered {
+            lifetime.filter(|_| !overtaken).map(|lifetime| Remembered {
                 refusal,
                 until: now + lifetime,
                 since: now,
@@ -408,23 +408,27 @@ impl PageStore {
     }
 
     fn keep(&self, began: &Began, page: StoredPage, answer: &Received<'_>, keep: Keep) -> Kept {
-        let storable = keep == Keep::Yes
-            && may_store(answer.headers, &self.lifetimes)
+        let allowed = may_store(answer.headers, &self.lifetimes)
             && page.is_worth_keeping()
             && page.weight() <= self.max_bytes / LARGEST_SHARE;
         let page = Arc::new(page);
         let stored = {
             let _one_at_a_time = self.inserting();
-            let storable = storable && !began.space.dropped_since(began.version);
-            if storable {
+            if began.space.dropped_since(began.version) {
+                false
+            } else if !allowed {
+                // What the upstream forbids to keep takes the place of what it allowed before.
+                self.pages.invalidate(&began.key);
+                false
+            } else if keep == Keep::No {
+                false
+            } else {
                 began.space.allow(began.key.query);
                 began.space.add_page(began.key.query);
                 self.insert(&began.key, page.clone());
-            } else if !began.space.dropped_since(began.version) {
-                // What the upstream forbids to keep takes the place of what it allowed before.
-                self.pages.invalidate(&began.key);
+                // A full store may turn a page away that is asked for less than those it holds.
+                self.pages.contains_key(&began.key)
             }
-            storable
         };
         Kept { page, stored }
     }

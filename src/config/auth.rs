@@ -55,9 +55,10 @@ pub struct ClientConfig {
     pub certificate_subject: Option<NotYet>,
 }
 
+/// Checks all clients; against the credentials only where `upstream` could be read.
 pub(super) fn check_clients(
     clients: &[ClientConfig],
-    upstream: &UpstreamConfig,
+    upstream: Option<&UpstreamConfig>,
     problems: &mut Problems,
 ) {
     let mut names = HashMap::new();
@@ -81,7 +82,7 @@ pub(super) fn check_clients(
 
 fn check_client(
     client: &ClientConfig,
-    upstream: &UpstreamConfig,
+    upstream: Option<&UpstreamConfig>,
     key: &dyn Fn(&str) -> String,
     problems: &mut Problems,
 ) {
@@ -97,6 +98,9 @@ fn check_client(
         problems.add(key("key_sha256"), "expected one or two digests");
     }
     check_spaces(&client.spaces, &key("spaces"), problems);
+    let Some(upstream) = upstream else {
+        return;
+    };
     if let Some(credential) = &client.credential {
         if !upstream.credentials.contains_key(credential) {
             problems.add(key("credential"), "no such [upstream.credentials.…]");

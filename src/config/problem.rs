@@ -89,10 +89,13 @@ pub(super) fn extract<T: for<'de> Deserialize<'de>>(
         if let Some(name) = named.filter(|name| path.last().map(String::as_str) != Some(*name)) {
             path.push(name.to_owned());
         }
-        problems.add(
-            format!("{prefix}{}", shown_path(&path)),
-            describe(&error.kind),
-        );
+        let key = format!("{prefix}{}", shown_path(&path));
+        let taken_out = problems.0[before..].iter().any(|known| known.key == key);
+        if taken_out && matches!(error.kind, Kind::MissingField(_)) {
+            // It is missing because its value was wrong, which is told already.
+            return None;
+        }
+        problems.add(key, describe(&error.kind));
         if !restore(&mut value, &path, defaults) {
             return None;
         }

@@ -46,15 +46,21 @@ pub(super) fn merge(
         let table: Dict = toml::from_str(text).map_err(|error| not_toml(text, &error))?;
         figment = figment.merge(Serialized::defaults(table));
     }
+    let mut problems = Problems::default();
     for (name, value) in environment {
         let key = name[PREFIX.len()..].to_ascii_lowercase().replace("__", ".");
         if key.is_empty() || key.split('.').any(str::is_empty) {
-            return Err(Problems::one(name, "expected UNPOD_GATEWAY__SECTION__KEY"));
+            problems.add(name, "expected UNPOD_GATEWAY__SECTION__KEY");
+            continue;
         }
         let known = Value::from(defaults.clone()).find(&key);
-        let value = typed(&value, known.as_ref())
-            .ok_or_else(|| Problems::one(&key, "the variable's value is not of the key's type"))?;
-        figment = figment.merge(Serialized::default(&key, value));
+        match typed(&value, known.as_ref()) {
+            Some(value) => figment = figment.merge(Serialized::default(&key, value)),
+            None => problems.add(key, "the variable's value is not of the key's type"),
+        }
+    }
+    if !problems.is_empty() {
+        return Err(problems);
     }
     figment
         .extract()

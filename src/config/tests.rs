@@ -1,1 +1,780 @@
+use std::{collections::BTreeSet, io::Write, time::Duration};
 
+use secrecy::ExposeSecret;
+use toml::{Table, Value as Toml};
+
+use super::{auth::ClientConfig, normalize::RuleCode, routes::UnknownParameters, *};
+
+/// What every later version must take too.
+const KEYS: &str = include_str!("../../tests/data/config-keys.toml");
+
+const MINIMAL: &str = r#"
+    [upstream]
+    base_url = "https://unpod.example"
+
+    [upstream.credentials.default]
+    token = "0123456789abcdef"
+
+    [[clients]]
+    name = "crm"
+    key_sha256 = ["0000000000000000000000000000000000000000000000000000000000000001"]
+    spaces = ["*"]
+"#;
+
+/// The minimal file with the value at each dotted path set; a number in a path is a place in a list.
+fn with(changes: &[(&str, &str)]) -> String {
+    let mut table: Toml = Toml::Table(toml::from_str(MINIMAL).unwrap());
+    for (path, value) in changes {
+        let mut value: Table = toml::from_str(&format!("value = {value}")).unwrap();
+        set(&mut table, path, value.remove("value").unwrap());
+    }
+    toml::to_string(&table).unwrap()
+}
+
+fn set(root: &mut Toml, path: &str, value: Toml) {
+    let mut at = root;
+    for part in path.split('.') {
+        at = match part.parse::<usize>() {
+            Ok(place) => {
+                if !at.is_array() {
+                    *at = Toml::Array(Vec::new());
+                }
+                let list = at.as_array_mut().unwrap();
+                if list.len() <= place {
+                    list.resize(place + 1, Toml::Table(Table::new()));
+                }
+                &mut list[place]
+            }
+            Err(_) => {
+                if !at.is_table() {
+                    *at = Toml::Table(Table::new());
+                }
+                at.as_table_mut()
+                    .unwrap()
+                    .entry(part)
+                    .or_insert_with(|| Toml::Table(Table::new()))
+            }
+        };
+    }
+    *at = value;
+}
+
+fn refused(text: &str) -> Vec<Problem> {
+    match Config::from_toml(text) {
+        Ok(_) => panic!("taken: {text}"),
+        Err(problems) => problems.iter().cloned().collect(),
+    }
+}
+
+fn keys_of(problems: &[Problem]) -> Vec<&str> {
+    problems
+        .iter()
+        .map(|problem| problem.key.as_str())
+        .collect()
+}
+
+fn from_environment(variables: &[(&str, &str)]) -> Result<Config, Problems> {
+    let variables = variables
+        .iter()
+        .map(|(name, value)| (format!("UNPOD_GATEWAY__{name}"), (*value).to_owned()))
+        .collect();
+    Config::from_sources(Some(MINIMAL), variables)
+}
+
+/// Every value of a table that is none itself, by its dotted path.
+fn leaves(table: &Table) -> Vec<(String, Toml)> {
+    let mut found = Vec::new();
+    for (key, value) in table {
+        match value {
+            Toml::Table(inner) => found.extend(
+                leaves(inner)
+                    .into_iter()
+                    .map(|(path, value)| (format!("{key}.{path}"), value)),
+            ),
+            other => found.push((key.clone(), other.clone())),
+        }
+    }
+    found
+}
+
+#[test]
+fn a_minimal_file_is_enough() {
+    let config = Config::from_toml(MINIMAL).unwrap();
+    assert_eq!(
+        config.upstream.base_url().as_str(),
+        "https://unpod.example/"
+    );
+    assert_eq!(config.cache.ttl, Duration::from_secs(30));
+    assert_eq!(config.cache.max_bytes, 256 << 20);
+    assert_eq!(config.server.listen.to_string(), "127.0.0.1:8080");
+    let ClientConfig {
+        name, may_refresh, ..
+    } = &config.clients[0];
+    assert_eq!((name.as_str(), *may_refresh), ("crm", false));
+    assert!(config.normalize.rules.is_empty());
+}
+
+#[test]
+fn the_shipped_defaults_are_the_published_keys() {
+    let parse = |text: &str| -> Vec<_> { leaves(&toml::from_str(text).unwrap()) };
+    assert_eq!(parse(DEFAULTS), parse(KEYS));
+}
+
+#[test]
+fn defaults_alone_lack_only_what_must_be_given() {
+    let problems = refused("");
+    assert_eq!(
+        keys_of(&problems),
+        ["upstream.credentials.default", "upstream.base_url"]
+    );
+}
+
+#[test]
+fn every_rule_refuses_under_its_key() {
+    let client = "clients[0].";
+    let digest = |last: char| format!("{}{last}", "0".repeat(63));
+    let three = format!("['{}', '{}', '{}']", digest('1'), digest('2'), digest('3'));
+    let long_name = format!("'{}'", "n".repeat(65));
+    let same_twice = format!("['{0}', '{0}']", digest('1'));
+    let table: &[(&str, &str, &str)] = &[
+        ("server.header_read_timeout", "'0s'", ""),
+        ("server.idle_timeout", "'0s'", ""),
+        ("server.request_timeout", "'0s'", ""),
+        ("server.request_timeout", "'15'", ""),
+        ("server.request_timeout", "15", ""),
+        ("server.max_connections", "0", ""),
+        ("server.max_connections", "-1", ""),
+        ("server.max_connections", "9223372036854775807", ""),
+        ("server.max_in_flight", "0", ""),
+        ("server.max_header_bytes", "'8191B'", ""),
+        ("server.max_header_bytes", "16384", ""),
+        ("server.workers", "1025", ""),
+        ("server.listen", "'localhost'", ""),
+        ("server.listen", "'unix:relative'", ""),
+        (
+            "server.trusted_proxies",
+            "['10.0.0.0/33']",
+            "server.trusted_proxies[0]",
+        ),
+        (
+            "server.trusted_proxies",
+            "['10.0.0.0/8', 'x']",
+            "server.trusted_proxies[1]",
+        ),
+        ("admin.listen", "'0.0.0.0:9090'", ""),
+        ("admin.listen", "'[::]:9090'", ""),
+        ("auth.max_failures", "-1", ""),
+        ("routes.tasks.max_page_size", "0", ""),
+        ("routes.tasks.unknown_parameters", "'drop'", ""),
+        ("upstream.base_url", "'unpod.example'", ""),
+        ("upstream.base_url", "'http://unpod.example'", ""),
+        ("upstream.base_url", "'http://127.0.0.1.example'", ""),
+        ("upstream.base_url", "'ftp://unpod.example'", ""),
+        ("upstream.base_url", "'https://user@unpod.example'", ""),
+        ("upstream.base_url", "'https://:word@unpod.example'", ""),
+        ("upstream.base_url", "'https://unpod.example/?a=b'", ""),
+        ("upstream.base_url", "'https://unpod.example/#a'", ""),
+        ("upstream.base_url", "'file:///etc'", ""),
+        ("upstream.connect_timeout", "'0ms'", ""),
+        ("upstream.timeout", "'0s'", ""),
+        ("upstream.max_concurrency", "0", ""),
+        ("upstream.max_concurrency", "1025", ""),
+        ("upstream.max_body", "'0B'", ""),
+        ("upstream.retries", "11", ""),
+        ("upstream.retry_budget", "1.01", ""),
+        ("upstream.retry_budget", "-0.01", ""),
+        ("upstream.retry_budget", "nan", ""),
+        ("upstream.quota_per_minute", "4294967296", ""),
+        ("upstream.ca_file", "'/nowhere/ca.pem'", ""),
+        ("upstream.proxy", "'nowhere'", ""),
+        ("upstream.circuit.failure_ratio", "inf", ""),
+        ("upstream.circuit.window", "'0s'", ""),
+        ("upstream.circuit.open_for", "'0s'", ""),
+        ("upstream.credentials.default.token", "''", ""),
+        ("upstream.credentials.default.token", "'two words'", ""),
+        ("upstream.credentials.default.token", "'tokén'", ""),
+        ("upstream.credentials.default.token", "5", ""),
+        (
+            "upstream.credentials.default.token_file",
+            "'/nowhere/token'",
+            "upstream.credentials.default.token",
+        ),
+        (
+            "upstream.credentials.default",
+            "{}",
+            "upstream.credentials.default.token",
+        ),
+        ("upstream.credentials.default.org_handle", "''", ""),
+        ("upstream.credentials.default.org_handle", "'a b'", ""),
+        ("upstream.credentials.default.spaces", "['a/b']", ""),
+        ("upstream.credentials.default.spaces", "['*']", ""),
+        ("upstream.credentials", "{}", "upstream.credentials.default"),
+        ("upstream", "'x'", ""),
+        ("cache", "5", ""),
+        ("cache.max_bytes", "'63KiB'", ""),
+        ("cache.jitter", "1.1", ""),
+        ("cache.ttl", "'30 bananas'", ""),
+        ("cache.ttl", "'-30s'", ""),
+        ("cache.obey_upstream", "'yes'", ""),
+        ("cache.final_states", "[1]", "cache.final_states[0]"),
+        ("telemetry.format", "'xml'", ""),
+        ("telemetry.filter", "'a=b=c'", ""),
+        ("clients", "'crm'", ""),
+        ("clients", "['crm']", "clients[0]"),
+        ("clients.0.name", "''", client),
+        ("clients.0.name", "5", client),
+        ("clients.0.spaces", "'*'", client),
+        ("clients.0.name", "'a b'", client),
+        ("clients.0.name", long_name.as_str(), client),
+        ("clients.0.key_sha256", "[]", client),
+        ("clients.0.key_sha256", three.as_str(), client),
+        ("clients.0.key_sha256", same_twice.as_str(), client),
+        (
+            "clients.0.key_sha256",
+            "['abc']",
+            "clients[0].key_sha256[0]",
+        ),
+        ("clients.0.spaces", "[]", client),
+        ("clients.0.spaces", "['*', 'SPACE']", client),
+        ("clients.0.spaces", "['a/b']", client),
+        ("clients.0.credential", "'other'", client),
+        ("clients.0.expires", "'tomorrow'", client),
+        ("clients.0.expires", "2027-01-01T00:00:00Z", client),
+        ("clients.0.may_refresh", "1", client),
+        ("normalize", "[]", "normalize"),
+        ("normalize.rules", "{}", "normalize.rules"),
+        (
+            "normalize.rules",
+            "[{contains = 'a', code = 'not_a_code'}]",
+            "normalize.rules[0].code",
+        ),
+        (
+            "normalize.rules",
+            "[{code = 'upstream_failed'}]",
+            "normalize.rules[0].contains",
+        ),
+    ];
+    for &(path, value, key) in table {
+        let expected = match key {
+            "" => path.to_owned(),
+            _ if key == client => path.replace("clients.0.", client),
+            other => other.to_owned(),
+        };
+        let problems = refused(&with(&[(path, value)]));
+        assert_eq!(
+            keys_of(&problems),
+            [expected],
+            "{path} = {value}: {problems:?}"
+        );
+    }
+}
+
+#[test]
+fn what_must_be_given_is_missed_by_its_key() {
+    for (text, key) in [
+        (
+            MINIMAL.replace("base_url", "# base_url"),
+            "upstream.base_url",
+        ),
+        (
+            MINIMAL.replace("token =", "# token ="),
+            "upstream.credentials.default.token",
+        ),
+        (MINIMAL.replace("name =", "# name ="), "clients[0].name"),
+        (
+            MINIMAL.replace("spaces =", "# spaces ="),
+            "clients[0].spaces",
+        ),
+        (
+            MINIMAL.replace("key_sha256 =", "# key_sha256 ="),
+            "clients[0].key_sha256",
+        ),
+    ] {
+        assert_eq!(keys_of(&refused(&text)), [key]);
+    }
+}
+
+#[test]
+fn what_lies_within_the_rules_is_taken() {
+    for (path, value) in [
+        ("upstream.base_url", "'http://127.0.0.1:1/prefix'"),
+        ("upstream.base_url", "'http://[::1]'"),
+        ("upstream.base_url", "'http://localhost'"),
+        ("admin.listen", "'[::1]:1'"),
+        ("admin.listen", "'unix:/run/admin.sock'"),
+        ("server.listen", "'unix:/run/gateway.sock'"),
+        ("server.trusted_proxies", "['10.0.0.0/8', 'fd00::/8']"),
+        ("server.drain_delay", "'0s'"),
+        ("cache.ttl", "'0s'"),
+        ("cache.jitter", "0"),
+        ("cache.jitter", "0.0"),
+        ("cache.negative_ttl", "'0s'"),
+        ("cache.stale_if_error", "'0s'"),
+        ("cache.max_bytes", "'64KiB'"),
+        ("upstream.retries", "0"),
+        ("upstream.max_queue", "0"),
+        ("clients.0.expires", "'2027-01-01T00:00:00Z'"),
+        ("clients.0.credential", "'default'"),
+        ("clients", "[]"),
+        (
+            "normalize.rules",
+            "[{contains = 'Quota exceeded', code = 'upstream_quota_exhausted'}]",
+        ),
+    ] {
+        let loaded = Config::from_toml(&with(&[(path, value)]));
+        assert!(loaded.is_ok(), "{path} = {value}: {:?}", loaded.err());
+    }
+    let plain = [
+        ("upstream.base_url", "'http://unpod.example'"),
+        ("upstream.allow_plain_http", "true"),
+    ];
+    assert!(Config::from_toml(&with(&plain)).is_ok());
+}
+
+#[test]
+fn no_two_clients_share_a_name_or_a_digest() {
+    let digest = "0".repeat(63) + "1";
+    let second = format!("{{name = 'crm', key_sha256 = ['{digest}'], spaces = ['*']}}");
+    let problems = refused(&with(&[("clients.1", &second)]));
+    assert_eq!(
+        keys_of(&problems),
+        ["clients[1].name", "clients[1].key_sha256"]
+    );
+}
+
+#[test]
+fn a_space_has_one_credential() {
+    let problems = refused(&with(&[
+        ("upstream.credentials.default.spaces", "['SPACE']"),
+        (
+            "upstream.credentials.other",
+            "{token = 'abc', spaces = ['SPACE']}",
+        ),
+    ]));
+    assert_eq!(keys_of(&problems), ["upstream.credentials.other.spaces"]);
+}
+
+#[test]
+fn a_client_needs_a_credential_for_each_of_its_spaces() {
+    let only = |spaces| {
+        with(&[
+            (
+                "upstream.credentials",
+                "{main = {token = 'abc', spaces = ['A', 'B']}}",
+            ),
+            ("clients.0.spaces", spaces),
+        ])
+    };
+    assert!(Config::from_toml(&only("['A', 'B']")).is_ok());
+    for unserved in ["['A', 'C']", "['*']"] {
+        assert_eq!(
+            keys_of(&refused(&only(unserved))),
+            ["clients[0].credential"]
+        );
+    }
+}
+
+#[test]
+fn all_problems_come_at_once() {
+    let text = with(&[
+        // Wrong types, two in one section, and rules, in the same and in other sections.
+        ("cache.ttl", "30"),
+        ("cache.jitter", "'much'"),
+        ("server.workers", "2000"),
+        ("upstream.retries", "11"),
+        ("upstream.credentials.default.tokens", "'abc'"),
+        ("clients.0.spaces", "[]"),
+        ("no_such_section.key", "1"),
+        ("telemetry.format", "'xml'"),
+        ("normalize.other", "1"),
+    ]);
+    let problems = refused(&text);
+    let keys: BTreeSet<_> = keys_of(&problems).into_iter().collect();
+    let expected = BTreeSet::from([
+        "cache.ttl",
+        "cache.jitter",
+        "server.workers",
+        "upstream.retries",
+        "upstream.credentials.default.tokens",
+        "clients[0].spaces",
+        "no_such_section",
+        "telemetry.format",
+        "normalize.other",
+    ]);
+    assert_eq!(keys, expected);
+    assert_eq!(keys.len(), problems.len(), "none is told twice");
+}
+
+#[test]
+fn a_problem_is_told_as_key_and_text() {
+    let problems = Config::from_toml(&with(&[("cache.ttl", "30"), ("telemetry.format", "'xml'")]))
+        .unwrap_err();
+    assert_eq!(
+        problems.to_string(),
+        "cache.ttl: expected a duration such as \"250ms\", \"30s\" or \"1h\"\n\
+         telemetry.format: expected one of: json, pretty"
+    );
+}
+
+/// Paths that no default names.
+const OPTIONAL: [&str; 32] = [
+    "server.tls",
+    "admin.key_sha256",
+    "auth.jwt",
+    "auth.browser_tokens",
+    "upstream.base_url",
+    "upstream.proxy",
+    "upstream.ca_file",
+    "upstream.circuit",
+    "upstream.credentials",
+    "upstream.credentials.default",
+    "upstream.credentials.default.token",
+    "upstream.credentials.default.token_file",
+    "upstream.credentials.default.next_token",
+    "upstream.credentials.default.next_token_file",
+    "upstream.credentials.default.org_handle",
+    "upstream.credentials.default.spaces",
+    "cache.snapshot_file",
+    "cache.redis",
+    "telemetry.otlp_endpoint",
+    "clients",
+    "clients.0",
+    "clients.0.name",
+    "clients.0.key_sha256",
+    "clients.0.spaces",
+    "clients.0.credential",
+    "clients.0.expires",
+    "clients.0.rate_limit",
+    "clients.0.view",
+    "normalize",
+    "normalize.rules",
+    "normalize.rules.0.contains",
+    "normalize.rules.0.code",
+];
+
+fn every_path() -> Vec<String> {
+    let table: Table = toml::from_str(DEFAULTS).unwrap();
+    let sections = SECTIONS.map(str::to_owned);
+    leaves(&table)
+        .into_iter()
+        .map(|(path, _)| path)
+        .chain(OPTIONAL.map(str::to_owned))
+        .chain(sections)
+        .collect()
+}
+
+#[test]
+fn no_value_is_ever_told() {
+    const WORD: &str = "c4n4ry";
+    const NUMBER: &str = "86753";
+    let values = [
+        "'c4n4ry'",
+        "'c4n4ry c4n4ry'",
+        "'unix:c4n4ry'",
+        "'http://u:c4n4ry@c4n4ry.example/?c4n4ry'",
+        "86753",
+        "-86753",
+        "86753.5",
+        "['c4n4ry']",
+        "['c4n4ry', 86753]",
+        "[['c4n4ry']]",
+        "{x = 'c4n4ry'}",
+        "{x = {y = ['c4n4ry', 86753]}}",
+        "[{x = 'c4n4ry'}]",
+        "true",
+    ];
+    for path in every_path() {
+        for value in values {
+            let text = with(&[(&path, value)]);
+            let Err(problems) = Config::from_toml(&text) else {
+                continue;
+            };
+            let told = format!("{problems} {problems:?}");
+            assert!(!problems.is_empty(), "{path} = {value}");
+            assert!(!told.contains(WORD), "{path} = {value}: {told}");
+            assert!(!told.contains(NUMBER), "{path} = {value}: {told}");
+            let top = path.split('.').next().unwrap();
+            assert!(
+                problems.iter().any(|problem| problem.key.starts_with(top)),
+                "{path} = {value}: {told}"
+            );
+        }
+        let variable = path.to_uppercase().replace('.', "__");
+        for value in [
+            "c4n4ry",
+            "86753",
+            "[\"c4n4ry\"]",
+            "[c4n4ry",
+            "{x = \"c4n4ry\"}",
+        ] {
+            if let Err(problems) = from_environment(&[(&variable, value)]) {
+                let told = format!("{problems} {problems:?}");
+                assert!(!problems.is_empty(), "{variable}={value}");
+                assert!(!told.contains(WORD), "{variable}={value}: {told}");
+                assert!(!told.contains(NUMBER), "{variable}={value}: {told}");
+            }
+        }
+    }
+}
+
+#[test]
+fn keys_of_later_features_are_refused_and_not_passed_over() {
+    for (path, value) in [
+        ("server.tls", "{cert_file = '/c', key_file = '/k'}"),
+        ("server.proxy_protocol", "true"),
+        ("admin.key_sha256", "['00']"),
+        ("auth.jwt", "{issuer = 'https://id.example'}"),
+        ("auth.browser_tokens", "{signing_key_file = '/k'}"),
+        ("cors.origins", "['https://app.example']"),
+        ("upstream.credentials.default.next_token", "'abc'"),
+        ("upstream.credentials.default.next_token_file", "'/t'"),
+        ("cache.redis", "{url = 'redis://r'}"),
+        ("telemetry.otlp_endpoint", "'http://o:4317'"),
+        ("clients.0.rate_limit", "{per_second = 1, burst = 1}"),
+        ("clients.0.view", "'public'"),
+        ("clients.0.certificate_subject", "'spiffe://x'"),
+        ("views", "{public = {fields = ['task_id']}}"),
+    ] {
+        let problems = refused(&with(&[(path, value)]));
+        let key = path.replace("clients.0", "clients[0]");
+        let told = Problem {
+            key,
+            text: "not supported yet".to_owned(),
+        };
+        assert_eq!(problems, [told]);
+    }
+}
+
+#[test]
+fn an_unknown_key_names_the_known_ones() {
+    for (path, key, one_known) in [
+        ("cache.tll", "cache.tll", "negative_ttl"),
+        ("upstream.circuit.x", "upstream.circuit.x", "open_for"),
+        (
+            "upstream.credentials.default.tokens",
+            "upstream.credentials.default.tokens",
+            "token_file",
+        ),
+        ("clients.0.space", "clients[0].space", "spaces"),
+        ("routes.jobs", "routes.jobs", "tasks"),
+    ] {
+        let problems = refused(&with(&[(path, "1")]));
+        assert_eq!(keys_of(&problems), [key]);
+        let text = &problems[0].text;
+        assert!(text.starts_with("unknown key; known here: "), "{text}");
+        assert!(text.contains(one_known), "{text}");
+    }
+}
+
+#[test]
+fn a_variable_takes_the_type_of_its_keys_default() {
+    let config = from_environment(&[
+        ("SERVER__MAX_IN_FLIGHT", "7"),
+        ("SERVER__LISTEN", "0.0.0.0:80"),
+        ("SERVER__TRUSTED_PROXIES", "[\"10.0.0.0/8\", \"fd00::/8\"]"),
+        ("UPSTREAM__RETRY_BUDGET", "1"),
+        ("UPSTREAM__CIRCUIT__ENABLED", "false"),
+        ("CACHE__JITTER", "0.25"),
+        ("CACHE__TTL", "1m"),
+        ("CACHE__MAX_BYTES", "1MiB"),
+        ("CACHE__FINAL_STATES", "[]"),
+        ("ROUTES__TASKS__UNKNOWN_PARAMETERS", "ignore"),
+        ("ROUTES__TASKS__MAX_PAGE_SIZE", "50"),
+    ])
+    .unwrap();
+    assert_eq!(config.server.max_in_flight, 7);
+    assert_eq!(config.server.listen.to_string(), "0.0.0.0:80");
+    assert_eq!(config.server.trusted_proxies.len(), 2);
+    assert!(!config.upstream.circuit.enabled);
+    assert!((config.upstream.retry_budget - 1.0).abs() < f64::EPSILON);
+    assert!((config.cache.jitter - 0.25).abs() < f64::EPSILON);
+    assert_eq!(config.cache.ttl, Duration::from_secs(60));
+    assert_eq!(config.cache.max_bytes, 1 << 20);
+    assert!(config.cache.final_states.is_empty());
+    let route = &config.routes.tasks;
+    assert_eq!(route.unknown_parameters, UnknownParameters::Ignore);
+    assert_eq!(route.max_page_size, 50);
+}
+
+#[test]
+fn a_variable_wins_over_the_file() {
+    let environment = vec![("UNPOD_GATEWAY__CACHE__TTL".to_owned(), "7s".to_owned())];
+    let text = with(&[("cache.ttl", "'5s'"), ("cache.jitter", "0.5")]);
+    let config = Config::from_sources(Some(&text), environment).unwrap();
+    assert_eq!(config.cache.ttl, Duration::from_secs(7));
+    assert!((config.cache.jitter - 0.5).abs() < f64::EPSILON);
+}
+
+#[test]
+fn a_credential_can_come_from_variables_alone() {
+    let variables = [
+        ("UPSTREAM__BASE_URL", "https://unpod.example"),
+        ("UPSTREAM__CREDENTIALS__CRM__TOKEN", "abc"),
+        ("UPSTREAM__CREDENTIALS__CRM__SPACES", "[\"A\", \"B\"]"),
+        ("CLIENTS", "[{name = \"crm\", key_sha256 = [\"0000000000000000000000000000000000000000000000000000000000000001\"], spaces = [\"A\"]}]"),
+    ]
+    .map(|(name, value)| (format!("UNPOD_GATEWAY__{name}"), value.to_owned()));
+    let config = Config::from_sources(None, variables.into()).unwrap();
+    assert_eq!(config.upstream.credentials["crm"].spaces, ["A", "B"]);
+    assert_eq!(config.clients[0].name, "crm");
+}
+
+#[test]
+fn a_token_in_a_variable_stays_text() {
+    for token in [
+        "1234567890123456789012345678901234567890",
+        "1234e56780123456789012345678901234567890",
+        "0x12",
+        "007",
+        "true",
+        "1e9",
+        "nan",
+    ] {
+        let config = from_environment(&[("UPSTREAM__CREDENTIALS__DEFAULT__TOKEN", token)]).unwrap();
+        let read = config.upstream.credentials["default"].read_token().unwrap();
+        assert_eq!(read.expose_secret(), token);
+    }
+}
+
+#[test]
+fn a_variable_without_a_key_is_an_error() {
+    for (name, key) in [
+        ("CACHE__TLL", "cache.tll"),
+        ("NOWHERE__KEY", "nowhere"),
+        ("CACHE", "cache"),
+        ("", "UNPOD_GATEWAY__"),
+        ("CACHE__", "UNPOD_GATEWAY__CACHE__"),
+        ("CACHE____TTL", "UNPOD_GATEWAY__CACHE____TTL"),
+    ] {
+        let problems = from_environment(&[(name, "1s")]).unwrap_err();
+        let keys: Vec<_> = problems
+            .iter()
+            .map(|problem| problem.key.as_str())
+            .collect();
+        assert_eq!(keys, [key], "{name}");
+    }
+}
+
+#[test]
+fn every_variable_of_a_wrong_type_is_told() {
+    let problems = from_environment(&[
+        ("SERVER__WORKERS", "many"),
+        ("CACHE__OBEY_UPSTREAM", "yes"),
+        ("CACHE__JITTER", "much"),
+        ("CACHE__FINAL_STATES", "completed"),
+    ])
+    .unwrap_err();
+    let keys: BTreeSet<_> = problems
+        .iter()
+        .map(|problem| problem.key.as_str())
+        .collect();
+    let expected = [
+        "server.workers",
+        "cache.obey_upstream",
+        "cache.jitter",
+        "cache.final_states",
+    ];
+    assert_eq!(keys, BTreeSet::from(expected));
+}
+
+fn token_of(content: &[u8]) -> Result<String, Vec<Problem>> {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(content).unwrap();
+    let credential = format!("{{token_file = '{}'}}", file.path().display());
+    let text = with(&[("upstream.credentials.default", &credential)]);
+    match Config::from_toml(&text) {
+        Ok(config) => {
+            let token = config.upstream.credentials["default"].read_token().unwrap();
+            Ok(token.expose_secret().to_owned())
+        }
+        Err(problems) => Err(problems.iter().cloned().collect()),
+    }
+}
+
+#[test]
+fn a_token_file_is_read_without_the_space_around_the_token() {
+    for content in ["abc", "abc\n", "abc\r\n", "  abc\n\n"] {
+        assert_eq!(token_of(content.as_bytes()).unwrap(), "abc", "{content:?}");
+    }
+    for content in [&b""[..], b"\n", b"a b\n", b"a\nb\n", b"a\0b", b"\xff\xfe"] {
+        let problems = token_of(content).unwrap_err();
+        assert_eq!(
+            keys_of(&problems),
+            ["upstream.credentials.default.token"],
+            "{content:?}"
+        );
+    }
+}
+
+#[test]
+fn the_effective_configuration_shows_every_key_and_no_secret() {
+    let config = Config::from_toml(&with(&[
+        ("upstream.credentials.default.token", "'c4n4ry'"),
+        ("upstream.credentials.other", "{token = 'c4n4ry2'}"),
+        ("upstream.proxy", "'http://user:c4n4ry3@proxy.example:3128'"),
+    ]))
+    .unwrap();
+    let shown = config.effective();
+    assert!(!shown.contains("c4n4ry"), "{shown}");
+    let read: Table = toml::from_str(&shown).unwrap();
+    let shown_keys: BTreeSet<_> = leaves(&read).into_iter().map(|(path, _)| path).collect();
+    let defaults: Table = toml::from_str(DEFAULTS).unwrap();
+    for (path, _) in leaves(&defaults) {
+        assert!(shown_keys.contains(&path), "{path}");
+    }
+    assert_eq!(
+        read["upstream"]["credentials"]["default"]["token"].as_str(),
+        Some("<hidden>")
+    );
+    assert_eq!(
+        read["upstream"]["base_url"].as_str(),
+        Some("https://unpod.example")
+    );
+    assert!(!format!("{:?}", config.upstream).contains("c4n4ry\""));
+}
+
+#[test]
+fn broken_toml_is_told_by_its_line_alone() {
+    for (text, line) in [
+        ("[upstream]\ntoken = c4n4ry\n", 2),
+        ("[cache]\nttl = '1s'\n\nttl = 'c4n4ry'\n", 4),
+        ("[cache]\nttl = 'c4n4ry\n", 2),
+        ("c4n4ry", 1),
+    ] {
+        let problems = refused(text);
+        let told = Problem {
+            key: "--config".to_owned(),
+            text: format!("line {line}: not valid TOML"),
+        };
+        assert_eq!(problems, [told]);
+    }
+}
+
+#[test]
+fn a_missing_file_is_an_error() {
+    let problems = Config::load(Some(Path::new("/nowhere/gateway.toml"))).unwrap_err();
+    let keys: Vec<_> = problems
+        .iter()
+        .map(|problem| problem.key.as_str())
+        .collect();
+    assert_eq!(keys, ["--config"]);
+}
+
+#[test]
+fn own_rules_are_kept_in_their_order() {
+    let rules = "[{contains = 'a', code = 'space_not_found'}, {contains = 'b', code = 'upstream_rejected'}]";
+    let config = Config::from_toml(&with(&[("normalize.rules", rules)])).unwrap();
+    let read: Vec<_> = config
+        .normalize
+        .rules
+        .iter()
+        .map(|rule| (rule.contains.as_str(), rule.code))
+        .collect();
+    assert_eq!(
+        read,
+        [
+            ("a", RuleCode::SpaceNotFound),
+            ("b", RuleCode::UpstreamRejected)
+        ]
+    );
+}

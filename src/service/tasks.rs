@@ -494,7 +494,8 @@ fn stand_in(
     if !error.allows_stale() || ask.credential.is_refused() {
         return None;
     }
-    let page = stored?;
+    // It was looked up before the fill: a right revoked meanwhile must not show.
+    let page = stored.filter(|page| !page.is_dropped())?;
     let ttl = page.freshness(now).stand_in(page.moved_at(), now)?;
     let detail = match error {
         UpstreamError::QuotaExhausted { .. } => Detail::Quota,

@@ -1,142 +1,678 @@
+use std::time::Duration;
+
 use http::{HeaderName, HeaderValue};
+use proptest::prelude::*;
 
 use super::*;
 
-/// 2026-01-01T00:00:00Z.
-const NOW: i64 = 1_767_225_600;
-const CONFIGURED: Lifetimes = Lifetimes {
-    ttl: Duration::ZERO,
-    stale_while_revalidate: Duration::ZERO,
+mod reuse;
+
+/// Fri, 01 Jan 2027 00:00:00 GMT, when every answer here is received.
+const NOW: i64 = 1_798_761_600;
+
+const LIFETIMES: Lifetimes = Lifetimes {
+    ttl: Duration::from_secs(30),
+    stale_while_revalidate: Duration::from_secs(60),
     stale_if_error: Duration::from_secs(3600),
     obey_upstream: true,
 };
 
-fn fields(lines: &[(&'static str, &'static str)]) -> HeaderMap {
-    lines
-        .iter()
-        .map(|&(name, value)| {
-            (
-                HeaderName::from_static(name),
-                HeaderValue::from_static(value),
-            )
-        })
-        .collect()
+fn fields(lines: &[(&'static str, &str)]) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    for (name, value) in lines {
+        let value = HeaderValue::from_str(value).unwrap();
+        headers.append(HeaderName::from_static(name), value);
+    }
+    headers
 }
 
-fn received(headers: &HeaderMap, received: Instant) -> Received<'_> {
+fn cache_control(line: &str) -> HeaderMap {
+    match line {
+        "" => HeaderMap::new(),
+        line => fields(&[("cache-control", line)]),
+    }
+}
+
+fn asks(line: &str) -> RequestDirectives {
+    RequestDirectives::parse(&cache_control(line))
+}
+
+fn received(headers: &HeaderMap, at: Instant) -> Received<'_> {
     Received {
         headers,
-        received,
+        received: at,
         received_unix: NOW,
         response_delay: Duration::ZERO,
     }
 }
 
-fn request(line: &'static str) -> RequestDirectives {
-    RequestDirectives::parse(&fields(&[("cache-control", line)]))
+/// A page as received now, and a clock that starts then.
+struct Page {
+    freshness: Freshness,
+    filled: Instant,
 }
 
-const fn seconds(seconds: u64) -> Duration {
-    Duration::from_secs(seconds)
+impl Page {
+    fn with(lines: &[(&'static str, &str)], lifetimes: &Lifetimes) -> Self {
+        let filled = Instant::now();
+        let headers = fields(lines);
+        let freshness = Freshness::new(&received(&headers, filled), lifetimes, 1.0);
+        Self { freshness, filled }
+    }
+
+    fn saying(line: &str) -> Self {
+        match line {
+            "" => Self::with(&[], &LIFETIMES),
+            line => Self::with(&[("cache-control", line)], &LIFETIMES),
+        }
+    }
+
+    fn after(&self, seconds: u64) -> Instant {
+        self.filled + Duration::from_secs(seconds)
+    }
+
+    fn judged(&self, request: &str, seconds: u64) -> Verdict {
+        judge(
+            Some(Candidate {
+                freshness: &self.freshness,
+                moved_at: None,
+                only_fresh: false,
+            }),
+            &asks(request),
+            self.after(seconds),
+        )
+    }
+
+    /// The first second at which a plain request is not answered fresh, looked for up to `limit`.
+    fn fresh_for(&self, limit: u64) -> u64 {
+        (0..limit)
+            .find(|second| !matches!(self.judged("", *second), Verdict::Hit { .. }))
+            .unwrap_or(limit)
+    }
+
+    fn stand_in(&self, seconds: u64) -> Option<i64> {
+        self.freshness.stand_in(None, self.after(seconds))
+    }
 }
 
-// RFC 9111 4.1 and 4.2.4.
+const fn hit(ttl: i64) -> Verdict {
+    Verdict::Hit { ttl }
+}
+
+const fn refresh(ttl: i64) -> Verdict {
+    Verdict::HitWhileRevalidate { ttl }
+}
+
+const MISS: Verdict = Verdict::Fill(FillReason::UriMiss);
+const STALE: Verdict = Verdict::Fill(FillReason::Stale);
+const REQUEST: Verdict = Verdict::Fill(FillReason::Request);
+const BYPASS: Verdict = Verdict::Fill(FillReason::Bypass);
+const NOT_CACHED: Verdict = Verdict::NotCached;
+
+/// What happened to a page since it was filled.
+#[derive(Clone, Copy, Debug)]
+enum Since {
+    /// Nothing is stored at all.
+    Absent,
+    /// Nothing.
+    Kept,
+    /// Its list moved in this second of its life.
+    Moved(u64),
+    /// Its credential is refused.
+    Refused,
+}
+use Since::{Absent, Kept, Moved, Refused};
+
+/// The cache's whole conduct. A configured lifetime is 30 s, then 60 s of `stale-while-revalidate`, then errors only.
 #[test]
-fn what_is_validated_on_each_use_stands_in_for_no_error() {
-    let table = [
-        ("max-age=1", "accept", Some(-9)),
-        ("max-age=1", "*", None),
-        ("max-age=1", "accept, *", None),
-        ("max-age=60", "*", None),
-        ("max-age=1, no-cache", "accept", None),
-        ("max-age=1, must-revalidate", "accept", None),
-        ("s-maxage=1", "accept", None),
+fn a_request_is_judged_by_the_pages_age_and_both_sides_words() {
+    // (what the upstream said, what became of the page, its age in seconds, what the client asks, the verdict)
+    let table: &[(&str, Since, u64, &str, Verdict)] = &[
+        // Nothing stored: ask, unless the client wants nothing asked.
+        ("", Absent, 0, "", MISS),
+        ("", Absent, 0, "max-stale", MISS),
+        ("", Absent, 0, "no-cache", MISS),
+        ("", Absent, 0, "no-store", BYPASS),
+        ("", Absent, 0, "only-if-cached", NOT_CACHED),
+        ("", Absent, 0, "only-if-cached, no-store", NOT_CACHED),
+        // The life of a page without a word of the upstream's: fresh, refreshed behind its back, gone but for errors.
+        ("", Kept, 0, "", hit(30)),
+        ("", Kept, 29, "", hit(1)),
+        ("", Kept, 30, "", refresh(0)),
+        ("", Kept, 31, "", refresh(-1)),
+        ("", Kept, 89, "", refresh(-59)),
+        ("", Kept, 90, "", STALE),
+        ("", Kept, 100_000, "", STALE),
+        // A stated lifetime rules, shorter or longer, and brings no stale-while-revalidate it does not state.
+        ("max-age=10", Kept, 9, "", hit(1)),
+        ("max-age=10", Kept, 10, "", STALE),
+        ("max-age=100", Kept, 99, "", hit(1)),
+        ("s-maxage=100, max-age=1", Kept, 99, "", hit(1)),
+        ("max-age=0", Kept, 0, "", STALE),
+        (
+            "max-age=10, stale-while-revalidate=5",
+            Kept,
+            10,
+            "",
+            refresh(0),
+        ),
+        (
+            "max-age=10, stale-while-revalidate=5",
+            Kept,
+            14,
+            "",
+            refresh(-4),
+        ),
+        ("max-age=10, stale-while-revalidate=5", Kept, 15, "", STALE),
+        ("stale-while-revalidate=0", Kept, 30, "", STALE),
+        // no-cache: asked each time. must-revalidate and its kin: never stale.
+        ("no-cache", Kept, 0, "", STALE),
+        ("no-cache, max-age=100", Kept, 0, "max-stale", STALE),
+        ("must-revalidate", Kept, 29, "", hit(1)),
+        ("must-revalidate", Kept, 30, "", STALE),
+        ("must-revalidate", Kept, 30, "max-stale", STALE),
+        ("max-age=10, proxy-revalidate", Kept, 10, "max-stale", STALE),
+        (
+            "s-maxage=10, stale-while-revalidate=60",
+            Kept,
+            11,
+            "",
+            STALE,
+        ),
+        // The client wants it younger.
+        ("", Kept, 0, "no-cache", REQUEST),
+        ("", Kept, 0, "max-age=0", REQUEST),
+        ("", Kept, 10, "max-age=10", hit(20)),
+        ("", Kept, 11, "max-age=10", REQUEST),
+        ("", Kept, 40, "max-age=35", REQUEST),
+        ("", Kept, 40, "max-age=50", STALE),
+        ("", Kept, 20, "min-fresh=10", hit(10)),
+        ("", Kept, 21, "min-fresh=10", REQUEST),
+        ("", Kept, 40, "min-fresh=1", REQUEST),
+        ("", Kept, 40, "min-fresh=1, max-stale", REQUEST),
+        // The client takes it older: no call at all.
+        ("", Kept, 40, "max-stale", hit(-10)),
+        ("", Kept, 100_000, "max-stale", hit(-99_970)),
+        ("", Kept, 40, "max-stale=10", hit(-10)),
+        ("", Kept, 41, "max-stale=10", refresh(-11)),
+        ("", Kept, 100, "max-stale=10", STALE),
+        ("", Kept, 40, "max-stale, max-age=35", REQUEST),
+        // The client wants no call on its account, not even behind its back.
+        ("", Kept, 10, "only-if-cached", hit(20)),
+        ("", Kept, 40, "only-if-cached", hit(-10)),
+        ("", Kept, 90, "only-if-cached", NOT_CACHED),
+        ("", Kept, 90, "only-if-cached, max-stale", hit(-60)),
+        ("", Kept, 10, "only-if-cached, no-cache", NOT_CACHED),
+        ("no-cache", Kept, 0, "only-if-cached", NOT_CACHED),
+        // no-store speaks of storing, not of reuse.
+        ("", Kept, 10, "no-store", hit(20)),
+        ("", Kept, 100, "no-store", STALE),
+        // The list moved: stale at once, whatever is left, and waited for.
+        ("", Moved(10), 10, "", STALE),
+        ("", Moved(10), 29, "", STALE),
+        ("", Moved(10), 29, "max-stale", STALE),
+        (
+            "max-age=1000, stale-while-revalidate=1000",
+            Moved(10),
+            11,
+            "",
+            STALE,
+        ),
+        ("", Moved(10), 11, "only-if-cached", NOT_CACHED),
+        ("", Moved(10), 11, "no-cache", REQUEST),
+        // The credential is refused: fresh pages only.
+        ("", Refused, 29, "", hit(1)),
+        ("", Refused, 30, "", STALE),
+        ("", Refused, 30, "max-stale", STALE),
+        ("", Refused, 30, "only-if-cached", NOT_CACHED),
     ];
-    for (cache_control, vary, expected) in table {
-        let headers = fields(&[("cache-control", cache_control), ("vary", vary)]);
-        let start = Instant::now();
-        let freshness = Freshness::new(&received(&headers, start), &CONFIGURED, 1.0);
+    for &(said, since, age, asked, expected) in table {
+        let page = Page::saying(said);
+        let (moved_at, only_fresh) = match since {
+            Absent | Kept => (None, false),
+            Moved(second) => (Some(page.after(second)), false),
+            Refused => (None, true),
+        };
+        let candidate = Candidate {
+            freshness: &page.freshness,
+            moved_at,
+            only_fresh,
+        };
+        let stored = (!matches!(since, Absent)).then_some(candidate);
+        let verdict = judge(stored, &asks(asked), page.after(age));
         assert_eq!(
-            freshness.stand_in(None, start + seconds(10)),
-            expected,
-            "{cache_control}; {vary}"
+            verdict, expected,
+            "upstream {said:?}, {since:?}, {age} s, client {asked:?}"
         );
     }
 }
 
-// RFC 9111 3, 4.1 and 4.2.
+// RFC 9111 section 5.2.2: names in any case, unknown ones ignored, lines combined.
 #[test]
-fn a_refusal_is_remembered_as_long_as_its_answer_allows() {
-    let table: &[(&[(&str, &str)], Option<u64>)] = &[
-        (&[], Some(5)),
-        (&[("cache-control", "max-age=60")], Some(60)),
-        (&[("cache-control", "max-age=60"), ("age", "20")], Some(40)),
-        (&[("cache-control", "max-age=60"), ("age", "60")], None),
+fn directives_over_several_lines_combine() {
+    let lines = [
+        ("cache-control", "PUBLIC, X-Other=\"no-store\""),
+        ("cache-control", "Max-Age=0010"),
+    ];
+    assert_eq!(Page::with(&lines, &LIFETIMES).fresh_for(100), 10);
+}
+
+// RFC 9111 sections 1.2.2 and 4.2.1.
+#[test]
+fn a_number_that_is_none_means_stale_and_a_huge_one_long() {
+    for said in [
+        "max-age=-1",
+        "max-age='60'",
+        "max-age=1.5",
+        "max-age=x",
+        "max-age",
+        "s-maxage=x, max-age=60",
+    ] {
+        assert_eq!(Page::saying(said).judged("", 0), STALE, "{said}");
+    }
+    for said in ["max-age=4294967296", "max-age=99999999999999999999999999"] {
+        let page = Page::saying(said);
+        assert!(
+            matches!(page.judged("", (1 << 31) - 1), Verdict::Hit { .. }),
+            "{said}"
+        );
+    }
+}
+
+// RFC 9111 section 4.2.1: the order of what states a lifetime. No heuristic from Last-Modified (4.2.2).
+#[test]
+fn the_lifetime_is_the_first_that_is_stated() {
+    const DATE: (&str, &str) = ("date", "Fri, 01 Jan 2027 00:00:00 GMT");
+    const IN_20: (&str, &str) = ("expires", "Fri, 01 Jan 2027 00:00:20 GMT");
+    const PAST: (&str, &str) = ("expires", "Thu, 31 Dec 2026 23:00:00 GMT");
+    const INVALID: (&str, &str) = ("expires", "0");
+    let table: &[(&[(&str, &str)], u64)] = &[
+        (
+            &[("cache-control", "s-maxage=5, max-age=10"), IN_20, DATE],
+            5,
+        ),
+        (&[("cache-control", "max-age=10"), IN_20, DATE], 10),
+        (&[("cache-control", "max-age=10"), PAST, DATE], 10),
+        (&[("cache-control", "max-age=10"), INVALID, DATE], 10),
+        (&[IN_20, DATE], 20),
+        (&[IN_20], 20),
+        (&[IN_20, ("date", "now")], 20),
+        (&[PAST, DATE], 0),
+        (&[INVALID], 0),
+        (
+            &[("last-modified", "Fri, 01 Jan 2016 00:00:00 GMT"), DATE],
+            90,
+        ),
+    ];
+    for (lines, expected) in table {
+        let lines: Vec<_> = lines.iter().map(|(name, value)| (*name, *value)).collect();
+        let page = Page::with(&lines, &LIFETIMES);
+        // Without a stated lifetime: 30 s fresh, 60 s refreshed meanwhile.
+        let served = (0..200).find(|second| matches!(page.judged("", *second), Verdict::Fill(_)));
+        assert_eq!(served, Some(*expected), "{lines:?}");
+    }
+}
+
+// RFC 9111 section 4.2.3.
+#[test]
+fn the_age_counts_what_passed_before_it_came() {
+    let table: &[(&[(&'static str, &str)], u64)] = &[
+        (&[], 0),
+        (&[("age", "7")], 7),
+        (&[("age", "x")], 0),
+        (&[("date", "Thu, 31 Dec 2026 23:59:50 GMT")], 10),
+        (
+            &[("date", "Thu, 31 Dec 2026 23:59:50 GMT"), ("age", "12")],
+            12,
+        ),
+        // A clock ahead of ours.
+        (&[("date", "Fri, 01 Jan 2027 01:00:00 GMT")], 0),
+    ];
+    for (lines, expected) in table {
+        let page = Page::with(lines, &LIFETIMES);
+        assert_eq!(
+            page.freshness.age(page.after(0)).as_secs(),
+            *expected,
+            "{lines:?}"
+        );
+        assert_eq!(
+            page.freshness.age(page.after(5)).as_secs(),
+            expected + 5,
+            "{lines:?}"
+        );
+        assert_eq!(page.fresh_for(100), 30 - expected, "{lines:?}");
+    }
+}
+
+// RFC 9111 section 4.2.3: what the response was under way counts with `Age`.
+#[test]
+fn the_age_counts_the_response_delay() {
+    let headers = fields(&[("age", "3")]);
+    let answer = Received {
+        response_delay: Duration::from_secs(4),
+        ..received(&headers, Instant::now())
+    };
+    let freshness = Freshness::new(&answer, &LIFETIMES, 1.0);
+    assert_eq!(freshness.age(answer.received), Duration::from_secs(7));
+}
+
+// RFC 9110 section 12.5.5: `*` as any member of any line.
+#[test]
+fn what_varies_by_anything_is_never_reused_unasked() {
+    for lines in [&["*"][..], &["accept, *"], &["accept", "*"]] {
+        let lines: Vec<_> = lines.iter().map(|line| ("vary", *line)).collect();
+        let page = Page::with(&lines, &LIFETIMES);
+        for age in [0, 29, 30, 60] {
+            assert_eq!(page.judged("", age), STALE, "{lines:?}");
+            assert_eq!(page.judged("max-stale", age), STALE, "{lines:?}");
+            assert_eq!(page.stand_in(age), None, "{lines:?}");
+        }
+    }
+    let named = Page::with(&[("vary", "Accept-Language, origin")], &LIFETIMES);
+    assert_eq!(named.fresh_for(100), 30);
+}
+
+// RFC 5861 section 4: both windows count from the end of freshness.
+#[test]
+fn a_stale_page_stands_in_within_its_window() {
+    let table = [
+        // (what the upstream said, the last second in which it stands in, the first in which it does not)
+        ("", 30 + 3600, 30 + 3601),
+        ("max-age=10", 10 + 3600, 10 + 3601),
+        ("max-age=10, stale-if-error=5", 15, 16),
+        ("stale-if-error=5", 35, 36),
+        ("max-age=10, stale-if-error=0", 10, 11),
+        ("max-age=10, stale-if-error=x", 10, 11),
+    ];
+    for (said, last, gone) in table {
+        let page = Page::saying(said);
+        assert!(page.stand_in(last).is_some(), "{said}");
+        assert_eq!(page.stand_in(gone), None, "{said}");
+    }
+    assert_eq!(Page::saying("").stand_in(45), Some(-15));
+    assert_eq!(Page::saying("").stand_in(10), Some(20));
+}
+
+// RFC 9111 sections 5.2.2.2, 5.2.2.4, 5.2.2.8 and 5.2.2.10.
+#[test]
+fn what_must_be_revalidated_never_stands_in() {
+    for said in [
+        "must-revalidate",
+        "proxy-revalidate",
+        "s-maxage=30",
+        "must-revalidate, stale-if-error=1000",
+    ] {
+        let page = Page::saying(said);
+        assert_eq!(page.stand_in(29), Some(1), "fresh: {said}");
+        assert_eq!(page.stand_in(30), None, "{said}");
+        assert_eq!(page.stand_in(31), None, "{said}");
+    }
+    for age in [0, 31] {
+        assert_eq!(Page::saying("no-cache").stand_in(age), None);
+    }
+}
+
+#[test]
+fn a_page_whose_list_moved_stands_in_counting_from_the_move() {
+    let page = Page::saying("");
+    let moved = Some(page.after(10));
+    let stand_in = |seconds| page.freshness.stand_in(moved, page.after(seconds));
+    assert_eq!(stand_in(15), Some(-5));
+    assert_eq!(stand_in(10 + 3600), Some(-3600));
+    assert_eq!(stand_in(10 + 3601), None);
+    // Stale already when it moved: the earlier end counts.
+    let late = page
+        .freshness
+        .stand_in(Some(page.after(40)), page.after(45));
+    assert_eq!(late, Some(-15));
+}
+
+#[test]
+fn every_configured_window_may_be_zero() {
+    let none = Lifetimes {
+        ttl: Duration::ZERO,
+        stale_while_revalidate: Duration::ZERO,
+        stale_if_error: Duration::ZERO,
+        obey_upstream: true,
+    };
+    let page = Page::with(&[], &none);
+    assert_eq!(page.judged("", 0), STALE);
+    assert_eq!(page.stand_in(1), None);
+    assert_eq!(
+        Page::with(&[("cache-control", "max-age=5")], &none).fresh_for(100),
+        5
+    );
+}
+
+#[test]
+fn an_upstream_that_is_not_obeyed_states_nothing() {
+    let deaf = Lifetimes {
+        obey_upstream: false,
+        ..LIFETIMES
+    };
+    for line in [
+        ("cache-control", "max-age=1"),
+        ("cache-control", "no-cache, must-revalidate"),
+        ("cache-control", "no-store, private"),
+        ("expires", "0"),
+        ("age", "29"),
+        ("date", "Thu, 31 Dec 2026 23:59:50 GMT"),
+    ] {
+        let page = Page::with(&[line], &deaf);
+        assert_eq!(page.fresh_for(100), 30, "{line:?}");
+        assert_eq!(page.judged("", 31), refresh(-1), "{line:?}");
+        assert!(may_store(&fields(&[line]), &deaf), "{line:?}");
+    }
+}
+
+#[test]
+fn jitter_is_for_the_configured_lifetime_alone() {
+    let filled = Instant::now();
+    let lasts = |line: &str, jitter| {
+        let headers = cache_control(line);
+        Freshness::new(&received(&headers, filled), &LIFETIMES, jitter).lifetime
+    };
+    assert_eq!(lasts("", 1.1), Duration::from_secs(33));
+    assert_eq!(lasts("", 0.9), Duration::from_secs(27));
+    assert_eq!(lasts("max-age=30", 1.1), Duration::from_secs(30));
+}
+
+// RFC 9111 section 3 and sections 5.2.2.5, 5.2.2.7.
+#[test]
+fn what_forbids_storing_is_never_stored() {
+    for said in [
+        "no-store",
+        "No-Store",
+        "PRIVATE",
+        "private=\"set-cookie\"",
+        "public, max-age=60, no-store",
+        "s-maxage=60, private",
+    ] {
+        assert!(!may_store(&cache_control(said), &LIFETIMES), "{said}");
+    }
+    // A cookie is no part of the key and no bar (RFC 9111 section 7.3).
+    for lines in [
+        &[][..],
+        &[("cache-control", "max-age=0")],
+        &[("cache-control", "no-cache")],
+        &[("cache-control", "x=\"no-store\"")],
+        &[("set-cookie", "a=b")],
+        &[("vary", "*")],
+    ] {
+        assert!(may_store(&fields(lines), &LIFETIMES), "{lines:?}");
+    }
+}
+
+// RFC 9111 section 3: stale from the start is of use with a validator, or to a client that takes it stale.
+#[test]
+fn a_page_is_kept_that_could_be_of_use() {
+    for (said, without_validator) in [
+        ("", true),
+        ("max-age=0", true),
+        ("must-revalidate, max-age=0", true),
+        ("no-cache", false),
+    ] {
+        let freshness = Page::saying(said).freshness;
+        assert!(freshness.is_worth_keeping(true), "{said}");
+        assert_eq!(
+            freshness.is_worth_keeping(false),
+            without_validator,
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn a_refusal_is_remembered_as_its_answer_states() {
+    let configured = Duration::from_secs(10);
+    let table: &[(&[(&'static str, &str)], Option<u64>)] = &[
+        (&[], Some(10)),
+        (&[("cache-control", "max-age=90")], Some(90)),
+        (&[("cache-control", "s-maxage=5, max-age=90")], Some(5)),
+        (&[("cache-control", "max-age=90"), ("age", "30")], Some(60)),
+        (&[("cache-control", "max-age=90"), ("age", "90")], None),
+        (&[("expires", "Fri, 01 Jan 2027 00:00:20 GMT")], Some(20)),
         (&[("cache-control", "max-age=0")], None),
-        (&[("cache-control", "max-age=60, no-store")], None),
-        (&[("cache-control", "max-age=60, private")], None),
-        (&[("cache-control", "max-age=60, no-cache")], None),
-        (&[("cache-control", "max-age=60"), ("vary", "*")], None),
-        (&[("vary", "*")], None),
-        (&[("vary", "accept-language")], Some(5)),
+        (&[("cache-control", "no-store")], None),
+        (&[("cache-control", "private, max-age=90")], None),
+        (&[("cache-control", "no-cache, max-age=90")], None),
+        // Without a stated lifetime an age says nothing.
+        (&[("age", "30")], Some(10)),
     ];
     for (lines, expected) in table {
         let headers = fields(lines);
         let answer = received(&headers, Instant::now());
-        assert_eq!(
-            refusal_lifetime(Some(&answer), &CONFIGURED, seconds(5)),
-            expected.map(seconds),
-            "{lines:?}"
-        );
+        let lifetime = refusal_lifetime(Some(&answer), &LIFETIMES, configured);
+        assert_eq!(lifetime, expected.map(Duration::from_secs), "{lines:?}");
     }
-}
-
-// RFC 9111 5.2.1.1, 5.2.1.3 and 5.2.1.4.
-#[test]
-fn a_request_bounds_which_remembered_refusal_answers_it() {
-    let table = [
-        ("x", true),
-        ("no-cache", false),
-        ("max-age=0", false),
-        ("max-age=9", false),
-        ("max-age=10", true),
-        ("min-fresh=30", true),
-        ("min-fresh=31", false),
-        ("no-store", true),
-        ("only-if-cached", true),
-    ];
-    for (line, expected) in table {
-        assert_eq!(
-            refusal_answers(seconds(10), seconds(30), &request(line)),
-            expected,
-            "{line}"
-        );
-    }
-}
-
-// RFC 9111 5.2.1.1, RFC 5861 3.
-#[test]
-fn a_request_with_max_age_takes_stale_by_its_max_stale_only() {
-    let headers = fields(&[("cache-control", "max-age=1, stale-while-revalidate=60")]);
-    let start = Instant::now();
-    let freshness = Freshness::new(&received(&headers, start), &CONFIGURED, 1.0);
-    let candidate = Candidate {
-        freshness: &freshness,
-        moved_at: None,
-        only_fresh: false,
+    assert_eq!(
+        refusal_lifetime(None, &LIFETIMES, configured),
+        Some(configured)
+    );
+    assert_eq!(refusal_lifetime(None, &LIFETIMES, Duration::ZERO), None);
+    let deaf = Lifetimes {
+        obey_upstream: false,
+        ..LIFETIMES
     };
-    let table = [
-        ("x", Verdict::HitWhileRevalidate { ttl: -9 }),
-        ("max-age=100", Verdict::Fill(FillReason::Stale)),
-        ("max-age=5", Verdict::Fill(FillReason::Request)),
-        ("max-age=100, max-stale=60", Verdict::Hit { ttl: -9 }),
-        ("max-age=100, only-if-cached", Verdict::NotCached),
-    ];
-    for (line, expected) in table {
-        assert_eq!(
-            judge(Some(candidate), &request(line), start + seconds(10)),
-            expected,
-            "{line}"
-        );
+    let headers = fields(&[("cache-control", "no-store")]);
+    let answer = received(&headers, Instant::now());
+    assert_eq!(
+        refusal_lifetime(Some(&answer), &deaf, configured),
+        Some(configured)
+    );
+}
+
+#[test]
+fn only_who_may_refresh_can_cause_a_call() {
+    let asked = asks("no-cache, no-store, only-if-cached, max-age=0, min-fresh=9, max-stale=5");
+    assert_eq!(permitted(asked, true), asked);
+    assert_eq!(permitted(asked, false), asks("only-if-cached, max-stale=5"));
+}
+
+#[test]
+fn each_reason_has_the_word_of_rfc_9211() {
+    for (reason, word) in [
+        (FillReason::UriMiss, "uri-miss"),
+        (FillReason::Stale, "stale"),
+        (FillReason::Request, "request"),
+        (FillReason::Bypass, "bypass"),
+    ] {
+        assert_eq!(reason.as_str(), word);
+    }
+}
+
+fn any_upstream() -> impl Strategy<Value = Vec<&'static str>> {
+    let directive = prop::sample::select(
+        &[
+            "max-age=10",
+            "max-age=100",
+            "s-maxage=20",
+            "no-cache",
+            "must-revalidate",
+            "proxy-revalidate",
+            "public",
+            "stale-while-revalidate=50",
+            "stale-if-error=50",
+            "x=\"no-cache\"",
+        ][..],
+    );
+    prop::collection::vec(directive, 0..5)
+}
+
+fn any_request() -> impl Strategy<Value = Vec<&'static str>> {
+    let directive = prop::sample::select(
+        &[
+            "no-cache",
+            "no-store",
+            "only-if-cached",
+            "max-age=0",
+            "max-age=15",
+            "min-fresh=5",
+            "max-stale",
+            "max-stale=20",
+        ][..],
+    );
+    prop::collection::vec(directive, 0..5)
+}
+
+proptest! {
+    // RFC 9111 section 4.2.4.
+    #[test]
+    fn what_must_be_revalidated_is_never_served_stale(
+        mut said in any_upstream(),
+        strict in prop::sample::select(&["must-revalidate", "proxy-revalidate", "no-cache", "s-maxage=20"][..]),
+        request in any_request(),
+        age in 0..5000_u64,
+    ) {
+        said.insert(0, strict);
+        let page = Page::saying(&said.join(", "));
+        let stale = page.freshness.age(page.after(age)) >= page.freshness.lifetime;
+        let verdict = page.judged(&request.join(", "), age);
+        if stale {
+            prop_assert!(matches!(verdict, Verdict::Fill(_) | Verdict::NotCached), "{verdict:?}");
+            prop_assert_eq!(page.stand_in(age), None);
+        }
+    }
+
+    #[test]
+    fn only_if_cached_never_asks(said in any_upstream(), mut request in any_request(), age in 0..5000_u64) {
+        request.push("only-if-cached");
+        let verdict = Page::saying(&said.join(", ")).judged(&request.join(", "), age);
+        prop_assert!(matches!(verdict, Verdict::Hit { .. } | Verdict::NotCached), "{verdict:?}");
+    }
+
+    // RFC 9110 sections 5.3 and 5.6.1.
+    #[test]
+    fn equivalent_spellings_get_the_same_verdict(
+        said in any_upstream(), request in any_request(), age in 0..200_u64, moved in prop::option::of(0..100_u64),
+    ) {
+        let plain = Page::saying(&said.join(", "));
+        let spelt = said.join(" ,,\t").to_uppercase();
+        let filled = plain.filled;
+        let mut headers = HeaderMap::new();
+        for directive in &said {
+            headers.append("cache-control", HeaderValue::from_static(directive));
+        }
+        let split = Freshness::new(&received(&headers, filled), &LIFETIMES, 1.0);
+        let headers = cache_control(&spelt);
+        let spelt = Freshness::new(&received(&headers, filled), &LIFETIMES, 1.0);
+        let verdict = |freshness: &Freshness, request: &str| {
+            let candidate = Candidate { freshness, moved_at: moved.map(|second| plain.after(second)), only_fresh: false };
+            judge(Some(candidate), &asks(request), plain.after(age))
+        };
+        let expected = verdict(&plain.freshness, &request.join(", "));
+        prop_assert_eq!(verdict(&split, &request.join(",")), expected);
+        prop_assert_eq!(verdict(&spelt, &request.join(" ,, ").to_uppercase()), expected);
+    }
+
+    #[test]
+    fn a_page_only_ever_grows_worse(said in any_upstream(), age in 0..500_u64) {
+        let page = Page::saying(&said.join(", "));
+        let rank = |verdict| match verdict {
+            Verdict::Hit { .. } => 0,
+            Verdict::HitWhileRevalidate { .. } => 1,
+            Verdict::Fill(_) | Verdict::NotCached => 2,
+        };
+        prop_assert!(rank(page.judged("", age)) <= rank(page.judged("", age + 1)));
     }
 }

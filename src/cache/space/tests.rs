@@ -1,1 +1,259 @@
+use std::cell::Cell;
 
+use bytes::Bytes;
+
+use super::*;
+use crate::domain::Task;
+
+fn query(page: u32) -> PageQuery {
+    PageQuery {
+        page,
+        page_size: 20,
+    }
+}
+
+fn page(count: u64, tasks: &[&str]) -> TaskPage {
+    TaskPage {
+        body: Bytes::from_static(b"{}"),
+        count,
+        tasks: tasks
+            .iter()
+            .map(|id| Task {
+                span: 0..0,
+                id: (!id.is_empty()).then(|| CompactString::from(*id)),
+                status: None,
+            })
+            .collect(),
+    }
+}
+
+fn space() -> Space {
+    Space::new(1, Arc::default(), Duration::ZERO)
+}
+
+fn remembered(refusal: Refusal, lifetime: Duration, now: Instant) -> Remembered {
+    Remembered {
+        refusal,
+        until: now + lifetime,
+        since: now,
+        initial_age: Duration::ZERO,
+    }
+}
+
+/// A space whose generations count from 1.
+struct Watched {
+    space: Space,
+    last_generation: Cell<u64>,
+    now: Instant,
+}
+
+impl Watched {
+    fn new() -> Self {
+        Self {
+            space: space(),
+            last_generation: Cell::new(1),
+            now: Instant::now(),
+        }
+    }
+
+    fn observe(&self, began: Version, number: u32, page: &TaskPage) -> Version {
+        let next = || {
+            self.last_generation.set(self.last_generation.get() + 1);
+            self.last_generation.get()
+        };
+        self.space
+            .observe(began, query(number), page, next, self.now)
+    }
+
+    /// Observes a page whose fill nothing overtook.
+    fn see(&self, number: u32, page: &TaskPage) -> Version {
+        self.observe(self.space.version(), number, page)
+    }
+
+    fn generation(&self) -> u64 {
+        self.space.version().generation
+    }
+}
+
+#[test]
+fn a_list_moves_when_its_count_or_its_first_task_does() {
+    let first = |count, tasks: &[&str]| (1, page(count, tasks));
+    let second = |count, tasks: &[&str]| (2, page(count, tasks));
+    // (what was seen before, what is seen now, whether the list moved)
+    let table = [
+        (first(5, &["a", "b"]), first(5, &["a", "b"]), false),
+        (first(5, &["a", "b"]), first(6, &["a", "b"]), true),
+        (first(5, &["a", "b"]), first(4, &["a", "b"]), true),
+        (first(5, &["a", "b"]), first(5, &["n", "a"]), true),
+        (first(5, &["a", "b"]), second(6, &["c"]), true),
+        // A task that merely changed, or one further down.
+        (first(5, &["a", "b"]), first(5, &["a", "c"]), false),
+        // Only page 1 tells the first task.
+        (first(5, &["a", "b"]), second(5, &["c"]), false),
+        (second(5, &["c"]), second(5, &["d"]), false),
+        (second(5, &["c"]), first(5, &["a"]), false),
+        // Tasks without an id tell nothing.
+        (first(5, &["a"]), first(5, &[""]), false),
+        (first(5, &[""]), first(5, &["a"]), false),
+        (first(0, &[]), first(0, &[]), false),
+        (first(0, &[]), first(1, &["a"]), true),
+        (first(1, &["a"]), first(0, &[]), true),
+    ];
+    for ((number, before), (then, now), moved) in table {
+        let watched = Watched::new();
+        let old = watched.see(number, &before);
+        let new = watched.see(then, &now);
+        let what = format!("{number}: {before:?}, {then}: {now:?}");
+        assert_eq!(watched.generation(), 1 + u64::from(moved), "{what}");
+        assert_eq!(watched.space.moved_since(old).is_some(), moved, "{what}");
+        assert_eq!(watched.space.moved_since(new), None, "{what}");
+    }
+}
+
+#[test]
+fn a_first_task_that_vanished_for_a_while_still_counts() {
+    let watched = Watched::new();
+    watched.see(1, &page(5, &["a"]));
+    watched.see(1, &page(5, &[""]));
+    watched.see(1, &page(5, &["b"]));
+    assert_eq!(watched.generation(), 2);
+}
+
+#[test]
+fn after_a_move_the_first_page_of_the_new_list_moves_nothing_more() {
+    let watched = Watched::new();
+    watched.see(1, &page(5, &["a"]));
+    watched.see(2, &page(6, &["c"]));
+    watched.see(1, &page(6, &["n"]));
+    assert_eq!(watched.generation(), 2);
+}
+
+#[test]
+fn a_fill_begun_before_the_move_moves_nothing_and_is_of_the_old_list() {
+    let watched = Watched::new();
+    watched.see(1, &page(5, &["a"]));
+    let slow = watched.space.version();
+    watched.see(1, &page(6, &["n"]));
+
+    let version = watched.observe(slow, 2, &page(5, &["z"]));
+
+    assert_eq!(watched.generation(), 2);
+    assert_eq!(version, slow);
+    assert_eq!(watched.space.moved_since(version), Some(watched.now));
+    // Nor did what it saw become the list's state.
+    watched.see(1, &page(6, &["n"]));
+    assert_eq!(watched.generation(), 2);
+}
+
+#[test]
+fn a_fill_begun_before_a_drop_tells_nothing_of_the_list() {
+    let watched = Watched::new();
+    let slow = watched.space.version();
+    watched.space.drop_pages();
+
+    let version = watched.observe(slow, 1, &page(5, &["a"]));
+
+    assert!(watched.space.dropped_since(version));
+    watched.see(1, &page(6, &["n"]));
+    assert_eq!(watched.generation(), 1);
+}
+
+#[test]
+fn dropping_forgets_everything_and_returns_what_was_stored() {
+    let watched = Watched::new();
+    let space = &watched.space;
+    let now = watched.now;
+    let second = Duration::from_secs(1);
+    watched.see(1, &page(5, &["a"]));
+    space.add_page(query(2));
+    space.add_page(query(1));
+    space.add_page(query(2));
+    space.refuse(remembered(Refusal::SpaceNotFound, second, now));
+    space.refuse_page(query(3), remembered(Refusal::Rejected, second, now));
+    let before = space.version();
+
+    assert_eq!(space.drop_pages(), BTreeSet::from([query(1), query(2)]));
+
+    assert!(space.dropped_since(before));
+    assert!(!space.dropped_since(space.version()));
+    assert!(space.has_no_pages() && space.is_idle(now));
+    assert!(space.refusal(query(3), now).is_none());
+    // Another list is no move: nothing is known to compare it with.
+    watched.see(1, &page(9, &["z"]));
+    assert_eq!(watched.generation(), 1);
+}
+
+#[test]
+fn a_refusal_ends_with_its_time() {
+    let (space, now) = (space(), Instant::now());
+    let second = Duration::from_secs(1);
+    space.refuse_page(query(1), remembered(Refusal::Rejected, 2 * second, now));
+    space.refuse(remembered(Refusal::SpaceAccessDenied, second, now));
+
+    let refusal = |number, at| space.refusal(query(number), at).map(|known| known.refusal);
+    // The space's comes first.
+    assert_eq!(refusal(1, now), Some(Refusal::SpaceAccessDenied));
+    assert_eq!(refusal(2, now), Some(Refusal::SpaceAccessDenied));
+    assert_eq!(refusal(1, now + second), Some(Refusal::Rejected));
+    assert_eq!(refusal(2, now + second), None);
+    assert_eq!(refusal(1, now + 2 * second), None);
+    assert!(!space.is_idle(now + second));
+    assert!(space.is_idle(now + 2 * second));
+}
+
+#[test]
+fn a_good_fill_ends_the_refusals_that_it_disproves() {
+    let (space, now) = (space(), Instant::now());
+    let second = Duration::from_secs(1);
+    space.refuse(remembered(Refusal::SpaceNotFound, second, now));
+    space.refuse_page(query(1), remembered(Refusal::Failed, second, now));
+    space.refuse_page(query(2), remembered(Refusal::Failed, second, now));
+
+    space.allow(query(1));
+
+    assert!(space.refusal(query(1), now).is_none());
+    assert!(space.refusal(query(2), now).is_some());
+}
+
+#[test]
+fn refused_pages_are_bounded_and_make_room_when_they_end() {
+    let (space, now) = (space(), Instant::now());
+    let second = Duration::from_secs(1);
+    for number in 0..10 * MAX_REFUSED_PAGES as u32 {
+        space.refuse_page(query(number), remembered(Refusal::Rejected, second, now));
+    }
+    assert_eq!(space.lock().refused_pages.len(), MAX_REFUSED_PAGES);
+
+    let later = now + second;
+    space.refuse_page(
+        query(1_000_000),
+        remembered(Refusal::Rejected, second, later),
+    );
+
+    assert!(space.refusal(query(1_000_000), later).is_some());
+    assert_eq!(space.lock().refused_pages.len(), 1);
+}
+
+#[test]
+fn a_page_that_is_refused_again_is_remembered_anew_even_when_full() {
+    let (space, now) = (space(), Instant::now());
+    let second = Duration::from_secs(1);
+    for number in 0..MAX_REFUSED_PAGES as u32 {
+        space.refuse_page(query(number), remembered(Refusal::Rejected, second, now));
+    }
+    space.refuse_page(query(0), remembered(Refusal::Failed, 2 * second, now));
+    let known = space.refusal(query(0), now).unwrap();
+    assert_eq!(
+        (known.refusal, known.until),
+        (Refusal::Failed, now + 2 * second)
+    );
+}
+
+#[test]
+fn a_space_with_a_page_is_not_idle() {
+    let space = space();
+    space.add_page(query(1));
+    assert!(!space.is_idle(Instant::now()) && !space.has_no_pages());
+    space.remove_page(query(1));
+    assert!(space.is_idle(Instant::now()) && space.has_no_pages());
+}

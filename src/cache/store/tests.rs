@@ -1,1 +1,572 @@
+use std::sync::Barrier;
 
+use bytes::Bytes;
+use compact_str::CompactString;
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use super::*;
+use crate::{
+    cache::http_semantics::Coding,
+    config::Config,
+    domain::{CredentialId, PageQuery, SpaceToken, Task},
+};
+
+/// A store with `[cache]` as `lines` change it.
+fn store(lines: &str) -> PageStore {
+    let text = format!(
+        "[upstream]\nbase_url = 'https://unpod.example'\n\
+         [upstream.credentials.default]\ntoken = 'abc'\n[cache]\n{lines}"
+    );
+    PageStore::new(&Config::from_toml(&text).unwrap().cache)
+}
+
+fn key_of(credential: u16, space: &str, page: u32) -> PageKey {
+    PageKey {
+        space: SpaceKey {
+            credential: CredentialId(credential),
+            space: SpaceToken::new(space).unwrap(),
+        },
+        query: PageQuery {
+            page,
+            page_size: 20,
+        },
+    }
+}
+
+fn key(page: u32) -> PageKey {
+    key_of(0, "SPACE", page)
+}
+
+fn sized(bytes: usize) -> TaskPage {
+    TaskPage {
+        body: vec![b'x'; bytes].into(),
+        count: 5,
+        tasks: Box::default(),
+    }
+}
+
+fn page(count: u64, first: &'static str) -> TaskPage {
+    TaskPage {
+        body: Bytes::from_static(first.as_bytes()),
+        count,
+        tasks: [Task {
+            span: 0..0,
+            id: Some(CompactString::from(first)),
+            status: None,
+        }]
+        .into(),
+    }
+}
+
+fn headers(lines: &[(&'static str, &'static str)]) -> HeaderMap {
+    lines
+        .iter()
+        .map(|(name, value)| {
+            (
+                HeaderName::from_static(name),
+                HeaderValue::from_static(value),
+            )
+        })
+        .collect()
+}
+
+fn received(headers: &HeaderMap) -> Received<'_> {
+    Received {
+        headers,
+        received: Instant::now(),
+        received_unix: 1_798_761_600,
+        response_delay: Duration::ZERO,
+    }
+}
+
+fn begin(store: &PageStore, key: PageKey) -> Began {
+    store.begin(key, Instant::now())
+}
+
+/// Puts `page` under `key`, as a fill that nothing overtook.
+fn put(store: &PageStore, key: PageKey, page: TaskPage) -> Kept {
+    store.put(
+        &begin(store, key),
+        page,
+        &received(&HeaderMap::new()),
+        Keep::Yes,
+    )
+}
+
+fn put_saying(store: &PageStore, lines: &[(&'static str, &'static str)]) -> Kept {
+    let headers = headers(lines);
+    store.put(
+        &begin(store, key(1)),
+        page(5, "a"),
+        &received(&headers),
+        Keep::Yes,
+    )
+}
+
+#[test]
+fn a_page_is_kept_under_its_key_and_no_other() {
+    let store = store("");
+    assert!(put(&store, key(1), page(5, "a")).stored);
+    assert_eq!(store.get(&key(1)).unwrap().content.page.body, "a");
+    for other in [key(2), key_of(1, "SPACE", 1), key_of(0, "OTHER", 1)] {
+        assert!(store.get(&other).is_none(), "{other:?}");
+    }
+    assert_eq!(store.size().1, 1);
+}
+
+// RFC 9111 section 3.
+#[test]
+fn what_the_upstream_forbids_to_keep_takes_the_place_of_what_it_allowed() {
+    for forbidding in ["no-store", "private", "no-cache"] {
+        let store = store("");
+        assert!(put_saying(&store, &[]).stored);
+        let kept = put_saying(&store, &[("cache-control", forbidding)]);
+        assert!(!kept.stored, "{forbidding}");
+        assert_eq!(kept.page.content.page.body, "a");
+        assert!(store.get(&key(1)).is_none(), "{forbidding}");
+        assert_eq!(store.size(), (0, 0), "{forbidding}");
+    }
+}
+
+// RFC 9111 section 3: with a validator even what must be asked for each time is worth keeping.
+#[test]
+fn a_validator_makes_no_cache_worth_keeping() {
+    for validator in [
+        ("etag", "\"v\""),
+        ("last-modified", "Fri, 01 Jan 2027 00:00:00 GMT"),
+    ] {
+        let kept = put_saying(&store(""), &[("cache-control", "no-cache"), validator]);
+        assert!(kept.stored, "{validator:?}");
+    }
+}
+
+#[test]
+fn what_nobody_wants_kept_is_answered_and_leaves_the_old_page_in_place() {
+    let store = store("");
+    put(&store, key(1), page(5, "old"));
+    let began = begin(&store, key(1));
+    let kept = store.put(
+        &began,
+        page(5, "new"),
+        &received(&HeaderMap::new()),
+        Keep::No,
+    );
+    assert!(!kept.stored);
+    assert_eq!(kept.page.content.page.body, "new");
+    assert_eq!(store.get(&key(1)).unwrap().content.page.body, "old");
+}
+
+#[test]
+fn a_moved_list_turns_the_spaces_other_pages_stale_and_no_others() {
+    let store = store("");
+    put(&store, key(1), page(5, "a"));
+    put(&store, key(2), page(5, "b"));
+    put(&store, key_of(1, "SPACE", 2), page(5, "b"));
+    put(&store, key_of(0, "OTHER", 2), page(5, "b"));
+
+    let moved = put(&store, key(1), page(6, "n")).page;
+
+    let generation = |key| store.get(&key).unwrap().generation();
+    assert!(store.get(&key(2)).unwrap().moved_at().is_some());
+    assert_ne!(generation(key(2)), moved.generation());
+    assert_eq!(generation(key(1)), moved.generation());
+    for untouched in [key(1), key_of(1, "SPACE", 2), key_of(0, "OTHER", 2)] {
+        let stored = store.get(&untouched).unwrap();
+        assert_eq!(stored.moved_at(), None, "{untouched:?}");
+    }
+}
+
+#[test]
+fn a_task_that_merely_changed_moves_nothing() {
+    let store = store("");
+    put(&store, key(2), page(5, "b"));
+    let before = put(&store, key(1), page(5, "a")).page;
+    let after = put(&store, key(1), page(5, "a")).page;
+    assert_eq!(before.generation(), after.generation());
+    assert_eq!(store.get(&key(2)).unwrap().moved_at(), None);
+}
+
+#[test]
+fn a_fill_begun_before_the_move_is_stored_stale() {
+    let store = store("");
+    put(&store, key(1), page(5, "a"));
+    let slow = begin(&store, key(2));
+    let moved = put(&store, key(1), page(6, "n")).page;
+
+    let kept = store.put(&slow, page(5, "b"), &received(&HeaderMap::new()), Keep::Yes);
+
+    assert!(kept.stored);
+    assert!(store.get(&key(2)).unwrap().moved_at().is_some());
+    assert_eq!(store.get(&key(1)).unwrap().generation(), moved.generation());
+    assert_eq!(moved.moved_at(), None);
+}
+
+#[test]
+fn without_coherent_pages_no_list_moves() {
+    let store = store("coherent_pages = false");
+    put(&store, key(2), page(5, "b"));
+    put(&store, key(1), page(6, "a"));
+    assert!(!store.is_coherent());
+    assert_eq!(store.get(&key(2)).unwrap().moved_at(), None);
+}
+
+#[test]
+fn no_two_spaces_share_a_generation() {
+    let store = store("");
+    let mut seen = std::collections::BTreeSet::new();
+    for space in ["A", "B", "C"] {
+        for count in 1..4 {
+            let kept = put(&store, key_of(0, space, 1), page(count, "a"));
+            assert!(seen.insert(kept.page.generation()), "{space} {count}");
+        }
+    }
+}
+
+// RFC 9111 sections 4.3.3 and 4.3.4.
+#[test]
+fn a_304_keeps_the_content_and_takes_the_new_fields() {
+    let store = store("");
+    let old = put_saying(
+        &store,
+        &[
+            ("etag", "\"v1\""),
+            ("cache-control", "max-age=1"),
+            ("date", "Thu, 31 Dec 2026 23:59:59 GMT"),
+        ],
+    );
+    let headers = headers(&[("cache-control", "max-age=100"), ("content-length", "0")]);
+    let kept = store.renew(
+        &begin(&store, key(1)),
+        &old.page,
+        &received(&headers),
+        Keep::Yes,
+    );
+
+    let stored = store.get(&key(1)).unwrap();
+    assert!(kept.stored && Arc::ptr_eq(&kept.page, &stored));
+    assert!(Arc::ptr_eq(&stored.content, &old.page.content));
+    assert_eq!(stored.upstream_etag().unwrap(), "\"v1\"");
+    assert_eq!(stored.date, "Fri, 01 Jan 2027 00:00:00 GMT");
+    let verdict = crate::cache::judge(
+        Some(stored.candidate(&stored.freshness(Instant::now()), false)),
+        &crate::cache::http_semantics::RequestDirectives::default(),
+        Instant::now(),
+    );
+    assert!(matches!(
+        verdict,
+        crate::cache::Verdict::Hit { ttl: 98..=100 }
+    ));
+}
+
+#[test]
+fn a_304_that_forbids_storing_ends_what_was_stored() {
+    let store = store("");
+    let old = put_saying(&store, &[("etag", "\"v1\"")]);
+    let headers = headers(&[("cache-control", "no-store")]);
+    let kept = store.renew(
+        &begin(&store, key(1)),
+        &old.page,
+        &received(&headers),
+        Keep::Yes,
+    );
+    assert!(!kept.stored);
+    assert!(store.get(&key(1)).is_none());
+}
+
+#[test]
+fn a_refused_space_drops_all_its_pages_at_once() {
+    for refusal in [Refusal::SpaceNotFound, Refusal::SpaceAccessDenied] {
+        let store = store("");
+        for key in [key(1), key(2), key_of(1, "SPACE", 1), key_of(0, "OTHER", 1)] {
+            put(&store, key, page(5, "a"));
+        }
+        let now = Instant::now();
+        let began = begin(&store, key(7));
+        store.refuse(&began, refusal, None, Keep::Yes, now);
+
+        assert!(store.get(&key(1)).is_none() && store.get(&key(2)).is_none());
+        assert_eq!(store.size().1, 2, "other credentials and spaces stay");
+        let known = store.refusal(&key(3), now).unwrap();
+        assert_eq!(
+            (known.refusal, known.until),
+            (refusal, now + Duration::from_secs(10))
+        );
+        assert!(store.refusal(&key_of(1, "SPACE", 3), now).is_none());
+    }
+}
+
+#[test]
+fn a_refused_page_leaves_every_page_in_place() {
+    for refusal in [Refusal::Rejected, Refusal::Failed] {
+        let store = store("");
+        put(&store, key(1), page(5, "a"));
+        let now = Instant::now();
+        let began = begin(&store, key(1));
+        store.refuse(&began, refusal, None, Keep::Yes, now);
+
+        assert!(store.get(&key(1)).is_some());
+        let known = store.refusal(&key(1), now).unwrap();
+        assert_eq!(
+            (known.refusal, known.until),
+            (refusal, now + Duration::from_secs(5))
+        );
+        assert!(store.refusal(&key(2), now).is_none());
+    }
+}
+
+#[test]
+fn a_refusal_is_not_remembered_where_its_time_is_zero() {
+    let store = store("negative_ttl = '0s'\nrejected_ttl = '0s'");
+    let now = Instant::now();
+    put(&store, key(1), page(5, "a"));
+    for refusal in [Refusal::Rejected, Refusal::SpaceNotFound] {
+        let began = begin(&store, key(1));
+        store.refuse(&began, refusal, None, Keep::Yes, now);
+        assert!(store.refusal(&key(1), now).is_none());
+    }
+    assert!(store.get(&key(1)).is_none(), "dropped all the same");
+}
+
+#[test]
+fn a_good_page_ends_a_refusal() {
+    let store = store("");
+    let now = Instant::now();
+    let began = begin(&store, key(1));
+    store.refuse(&began, Refusal::Failed, None, Keep::Yes, now);
+    put(&store, key(1), page(5, "a"));
+    assert!(store.refusal(&key(1), now).is_none());
+}
+
+/// What ends all fills under way of key 1's space.
+const DROPS: [fn(&PageStore); 3] = [
+    |store| store.purge(),
+    |store| store.purge_space(&key(1).space.space),
+    |store| {
+        let began = begin(store, key(9));
+        store.refuse(
+            &began,
+            Refusal::SpaceAccessDenied,
+            None,
+            Keep::Yes,
+            Instant::now(),
+        );
+    },
+];
+
+#[test]
+fn a_fill_begun_before_a_drop_is_answered_and_not_stored() {
+    for drop_all in DROPS {
+        let store = store("");
+        put(&store, key(2), page(5, "b"));
+        let began = begin(&store, key(1));
+        drop_all(&store);
+
+        let kept = store.put(
+            &began,
+            page(5, "a"),
+            &received(&HeaderMap::new()),
+            Keep::Yes,
+        );
+
+        assert!(!kept.stored);
+        assert_eq!(kept.page.content.page.body, "a");
+        assert_eq!(store.size(), (0, 0));
+        assert!(put(&store, key(1), page(5, "c")).stored, "the next fill is");
+    }
+}
+
+#[test]
+fn a_fill_begun_before_a_drop_does_not_end_the_refusal() {
+    let store = store("");
+    let now = Instant::now();
+    let slow = begin(&store, key(1));
+    let denied = begin(&store, key(2));
+    store.refuse(&denied, Refusal::SpaceAccessDenied, None, Keep::Yes, now);
+    store.put(&slow, page(5, "a"), &received(&HeaderMap::new()), Keep::Yes);
+    assert!(store.refusal(&key(1), now).is_some());
+}
+
+#[test]
+fn a_refusal_from_before_a_purge_is_not_remembered() {
+    for refusal in [Refusal::SpaceNotFound, Refusal::Rejected] {
+        let store = store("");
+        let now = Instant::now();
+        let slow = begin(&store, key(1));
+        store.purge();
+        store.refuse(&slow, refusal, None, Keep::Yes, now);
+        assert!(store.refusal(&key(1), now).is_none(), "{refusal:?}");
+    }
+}
+
+#[test]
+fn a_refusal_of_the_space_from_before_a_purge_drops_what_came_since() {
+    let store = store("");
+    let slow = begin(&store, key(1));
+    store.purge();
+    put(&store, key(2), page(5, "b"));
+    store.refuse(
+        &slow,
+        Refusal::SpaceAccessDenied,
+        None,
+        Keep::Yes,
+        Instant::now(),
+    );
+    assert!(store.get(&key(2)).is_none());
+}
+
+#[test]
+fn purging_a_space_reaches_every_credential_and_no_other_space() {
+    let store = store("");
+    for key in [key(1), key_of(1, "SPACE", 1), key_of(0, "OTHER", 1)] {
+        put(&store, key, page(5, "a"));
+    }
+    store.purge_space(&SpaceToken::new("SPACE").unwrap());
+    assert!(store.get(&key(1)).is_none());
+    assert!(store.get(&key_of(1, "SPACE", 1)).is_none());
+    assert!(store.get(&key_of(0, "OTHER", 1)).is_some());
+    store.purge();
+    assert_eq!(store.size(), (0, 0));
+}
+
+#[test]
+fn spaces_without_pages_are_bounded() {
+    let store = store("");
+    let now = Instant::now();
+    for number in 0..5 * MAX_PAGELESS_SPACES / 2 {
+        let began = store.begin(key_of(0, &format!("S{number}"), 1), now);
+        store.refuse(&began, Refusal::SpaceNotFound, None, Keep::Yes, now);
+    }
+    let known = store.spaces().known.len();
+    assert!(known <= 2 * MAX_PAGELESS_SPACES, "{known}");
+}
+
+#[test]
+fn spaces_of_which_nothing_is_left_are_forgotten() {
+    let store = store("");
+    let now = Instant::now();
+    put(&store, key_of(0, "KEPT", 1), page(5, "a"));
+    let under_way = store.begin(key_of(0, "UNDERWAY", 1), now);
+    for number in 0..4 * FIRST_SWEEP_AT {
+        drop(store.begin(key_of(0, &format!("S{number}"), 1), now));
+    }
+    let known = store.spaces().known.len();
+    assert!(known <= FIRST_SWEEP_AT, "{known}");
+    let space = |name| store.spaces().known.get(&key_of(0, name, 1).space).cloned();
+    assert!(space("KEPT").is_some());
+    assert!(Arc::ptr_eq(&space("UNDERWAY").unwrap(), &under_way.space));
+}
+
+#[test]
+fn the_stored_bytes_never_exceed_the_bound() {
+    const MAX: u64 = 8 << 20;
+    let store = store("max_bytes = '8MiB'");
+    let start = Barrier::new(4);
+    std::thread::scope(|scope| {
+        for thread in 0..4_u32 {
+            let (store, start) = (&store, &start);
+            scope.spawn(move || {
+                start.wait();
+                for turn in 0..60_u32 {
+                    let bytes = 1024 << ((turn + thread) % 11);
+                    let space = format!("S{}", turn % 7);
+                    put(store, key_of(0, &space, thread * 1000 + turn), sized(bytes));
+                    let held = store.pages.weighted_size();
+                    assert!(held <= MAX, "{held}");
+                }
+            });
+        }
+    });
+    let (bytes, entries) = store.size();
+    assert!(bytes <= MAX && entries > 0, "{bytes} {entries}");
+    let weighed: usize = store.pages.iter().map(|(_, page)| page.weight()).sum();
+    assert_eq!(weighed as u64, bytes);
+}
+
+#[test]
+fn a_page_too_large_for_the_store_is_answered_and_not_stored() {
+    let store = store("max_bytes = '1MiB'");
+    put(&store, key(1), page(5, "a"));
+    let kept = put(&store, key(1), sized((1 << 20) / LARGEST_SHARE));
+    assert!(!kept.stored);
+    assert_eq!(kept.page.content.page.body.len(), (1 << 20) / LARGEST_SHARE);
+    assert!(store.get(&key(1)).is_none(), "nor is the page it outdates");
+    assert!(put(&store, key(2), sized((1 << 20) / LARGEST_SHARE - 4096)).stored);
+}
+
+#[test]
+fn an_evicted_page_leaves_its_spaces_set() {
+    let store = store("max_bytes = '1MiB'");
+    for number in 1..=100 {
+        put(&store, key(number), sized(100 << 10));
+    }
+    let held = (1..=100).filter(|number| store.get(&key(*number)).is_some());
+    let held: Vec<_> = held.map(|number| key(number).query).collect();
+    assert!((1..=10).contains(&held.len()), "{}", held.len());
+    let space = store.space(&key(1).space, Instant::now());
+    let listed: Vec<_> = space.drop_pages().into_iter().collect();
+    assert_eq!(listed, held);
+}
+
+#[test]
+fn stored_is_said_only_of_what_is_in_the_store() {
+    let store = store("max_bytes = '1MiB'");
+    for number in 1..=100 {
+        let kept = put(&store, key(number), sized(100 << 10));
+        assert_eq!(kept.stored, store.get(&key(number)).is_some(), "{number}");
+    }
+}
+
+#[tokio::test]
+async fn a_variant_is_weighed_with_its_page() {
+    let store = store("");
+    let kept = put(&store, key(1), sized(100 << 10));
+    let before = store.size().0;
+    let content = &kept.page.content;
+    let made = content.variants.get(Coding::Gzip, &content.page.body).await;
+
+    store.reweigh(&key(1), &kept.page);
+
+    assert_eq!(store.size(), (before + made.unwrap().len() as u64, 1));
+    assert_eq!(store.size().0, kept.page.weight() as u64);
+}
+
+#[tokio::test]
+async fn a_page_that_was_replaced_is_not_brought_back_by_its_variant() {
+    let store = store("");
+    let old = put(&store, key(1), page(5, "old"));
+    put(&store, key(1), page(5, "new"));
+    store.reweigh(&key(1), &old.page);
+    assert_eq!(store.get(&key(1)).unwrap().content.page.body, "new");
+
+    store.purge();
+    store.reweigh(&key(1), &old.page);
+    assert!(store.get(&key(1)).is_none());
+}
+
+#[test]
+fn jitter_stays_within_its_share() {
+    let store = store("jitter = 0.1");
+    let factors: Vec<_> = (0..1000).map(|_| store.jitter_factor()).collect();
+    assert!(factors.iter().all(|factor| (0.9..=1.1).contains(factor)));
+    let spread = |low, high| factors.iter().any(|factor| (low..high).contains(factor));
+    assert!(spread(0.9, 0.95) && spread(1.05, 1.1), "it does vary");
+}
+
+#[test]
+fn no_jitter_is_none() {
+    let store = store("jitter = 0");
+    assert!((0..100).all(|_| (store.jitter_factor() - 1.0).abs() < f64::EPSILON));
+}
+
+#[test]
+fn the_etag_is_weak_our_own_and_of_the_bytes_alone() {
+    let store = store("");
+    let etag = |kept: Kept| kept.page.content.etag.to_str().unwrap().to_owned();
+    let first = etag(put_saying(&store, &[("etag", "\"theirs\"")]));
+    assert!(
+        first.starts_with("W/\"") && !first.contains("theirs"),
+        "{first}"
+    );
+    assert_eq!(first, etag(put_saying(&store, &[])));
+    assert_ne!(first, etag(put(&store, key(1), page(5, "b"))));
+}

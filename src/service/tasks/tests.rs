@@ -1,1 +1,867 @@
+use std::{
+    collections::VecDeque,
+    future::pending,
+    sync::{Mutex, MutexGuard},
+};
 
+use bytes::Bytes;
+use futures_util::future::{BoxFuture, join_all};
+use http::{HeaderMap, HeaderName};
+use tokio::sync::oneshot;
+use tower::{service_fn, util::BoxCloneSyncService};
+
+use super::*;
+use crate::{
+    cache::http_semantics::MaxStale,
+    config::Config,
+    domain::TaskPage,
+    upstream::{ClientError, Credentials, InvalidAnswer},
+};
+
+const FRESH_FOR: Duration = Duration::from_secs(30);
+const REFRESHED_FOR: Duration = Duration::from_secs(60);
+const STANDS_IN_FOR: Duration = Duration::from_secs(3600);
+const PATIENCE: Duration = Duration::from_secs(10);
+const SECOND: Duration = Duration::from_secs(1);
+
+type Outcome = Result<Answer, UpstreamError>;
+type Step = BoxFuture<'static, Outcome>;
+
+/// An upstream that answers as its script says, then with page after page; it keeps what it was asked.
+#[derive(Clone, Default)]
+struct FakeUpstream {
+    script: Arc<Mutex<VecDeque<Step>>>,
+    asked: Arc<Mutex<Vec<PageRequest>>>,
+}
+
+impl FakeUpstream {
+    fn service(&self) -> Upstream {
+        let fake = self.clone();
+        BoxCloneSyncService::new(service_fn(move |request: PageRequest| {
+            fake.asked().push(request);
+            let step = fake.script.lock().unwrap().pop_front();
+            step.unwrap_or_else(|| Box::pin(async { page(&[]) }))
+        }))
+    }
+
+    fn asked(&self) -> MutexGuard<'_, Vec<PageRequest>> {
+        self.asked.lock().unwrap()
+    }
+
+    fn calls(&self) -> usize {
+        self.asked().len()
+    }
+
+    fn then(&self, step: impl Future<Output = Outcome> + Send + 'static) {
+        self.script.lock().unwrap().push_back(Box::pin(step));
+    }
+
+    fn then_answer(&self, outcome: Outcome) {
+        self.then(async { outcome });
+    }
+
+    fn then_fail(&self, error: UpstreamError) {
+        self.then_answer(Err(error));
+    }
+
+    /// The next call waits for what is sent.
+    fn then_stall(&self) -> oneshot::Sender<Outcome> {
+        let (answer, stalled) = oneshot::channel();
+        self.then(async { stalled.await.expect("the test answers") });
+        answer
+    }
+}
+
+fn answer(content: Content, lines: &[(&'static str, &'static str)]) -> Outcome {
+    let headers: HeaderMap = lines
+        .iter()
+        .map(|(name, value)| {
+            (
+                HeaderName::from_static(name),
+                HeaderValue::from_static(value),
+            )
+        })
+        .collect();
+    Ok(Answer {
+        content,
+        head: Head {
+            headers,
+            received: Instant::now(),
+            received_unix: 1_798_761_600,
+            response_delay: Duration::ZERO,
+        },
+    })
+}
+
+fn page(lines: &[(&'static str, &'static str)]) -> Outcome {
+    page_of(5, lines)
+}
+
+fn page_of(count: u64, lines: &[(&'static str, &'static str)]) -> Outcome {
+    let page = TaskPage {
+        body: Bytes::from(format!(r#"{{"count":{count},"data":[]}}"#)),
+        count,
+        tasks: Box::default(),
+    };
+    answer(Content::Page(page), lines)
+}
+
+struct Bench {
+    upstream: FakeUpstream,
+    tasks: Arc<Tasks>,
+    metrics: Arc<Metrics>,
+    credential: Arc<Credential>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let config = Config::from_toml(
+            "[upstream]\nbase_url = 'https://unpod.example'\n\
+             [upstream.credentials.default]\ntoken = 'abc'\n[cache]\njitter = 0\n",
+        )
+        .unwrap();
+        let credentials = Credentials::load(&config.upstream).unwrap();
+        let upstream = FakeUpstream::default();
+        let metrics = Metrics::new(["default"]);
+        Self {
+            tasks: Tasks::new(
+                PageStore::new(&config.cache),
+                upstream.service(),
+                metrics.clone(),
+                PATIENCE,
+            ),
+            upstream,
+            metrics,
+            credential: credentials.named("default").unwrap().clone(),
+        }
+    }
+
+    fn ask_page(&self, page: u32, directives: RequestDirectives) -> Ask {
+        Ask {
+            credential: self.credential.clone(),
+            space: SpaceToken::new("SPACE").unwrap(),
+            query: PageQuery {
+                page,
+                page_size: 20,
+            },
+            directives,
+            client: "crm".into(),
+            request_id: HeaderValue::from_static("test"),
+        }
+    }
+
+    fn ask(&self, directives: RequestDirectives) -> Ask {
+        self.ask_page(1, directives)
+    }
+
+    async fn get(&self) -> Result<Served, TasksError> {
+        self.tasks.page(&self.ask(PLAIN)).await
+    }
+
+    async fn get_with(&self, directives: RequestDirectives) -> Result<Served, TasksError> {
+        self.tasks.page(&self.ask(directives)).await
+    }
+
+    async fn get_page(&self, page: u32) -> Result<Served, TasksError> {
+        self.tasks.page(&self.ask_page(page, PLAIN)).await
+    }
+
+    /// Asks in a task of its own, and lets it come as far as it can.
+    async fn get_meanwhile(&self, ask: Ask) -> tokio::task::JoinHandle<Result<Served, TasksError>> {
+        let tasks = self.tasks.clone();
+        let waiting = tokio::spawn(async move { tasks.page(&ask).await });
+        settle().await;
+        waiting
+    }
+}
+
+/// Lets every task run as far as it can without time going on.
+async fn settle() {
+    for _ in 0..32 {
+        tokio::task::yield_now().await;
+    }
+}
+
+async fn pass(time: Duration) {
+    tokio::time::advance(time).await;
+}
+
+const PLAIN: RequestDirectives = RequestDirectives {
+    no_cache: false,
+    no_store: false,
+    only_if_cached: false,
+    max_age: None,
+    min_fresh: None,
+    max_stale: None,
+};
+const NO_CACHE: RequestDirectives = RequestDirectives {
+    no_cache: true,
+    ..PLAIN
+};
+const NO_STORE: RequestDirectives = RequestDirectives {
+    no_store: true,
+    ..PLAIN
+};
+const ONLY_IF_CACHED: RequestDirectives = RequestDirectives {
+    only_if_cached: true,
+    ..PLAIN
+};
+
+fn hit(ttl: i64, detail: impl Into<Option<Detail>>) -> CacheStatus {
+    CacheStatus::Hit {
+        ttl,
+        detail: detail.into(),
+    }
+}
+
+fn filled(reason: FillReason, status: u16, stored: bool) -> CacheStatus {
+    CacheStatus::Forward {
+        reason,
+        status: Some(status),
+        stored,
+        collapsed: false,
+    }
+}
+
+fn failed(reason: FillReason) -> CacheStatus {
+    CacheStatus::Forward {
+        reason,
+        status: None,
+        stored: false,
+        collapsed: false,
+    }
+}
+
+fn joined(reason: FillReason) -> CacheStatus {
+    CacheStatus::Forward {
+        reason,
+        status: None,
+        stored: false,
+        collapsed: true,
+    }
+}
+
+fn code(error: &TasksError) -> &'static str {
+    match &error.kind {
+        TasksErrorKind::Upstream(error) => error.as_str(),
+        TasksErrorKind::NotCached => "not_cached",
+        TasksErrorKind::Lost => "lost",
+    }
+}
+
+/// One error of every kind, and whether a stored page stands in for it.
+fn every_error() -> Vec<(UpstreamError, bool)> {
+    let inner = FailureSource::Inner;
+    let status = FailureSource::Status(http::StatusCode::BAD_GATEWAY);
+    vec![
+        (UpstreamError::Failed(status), true),
+        (UpstreamError::Failed(FailureSource::Html), true),
+        (UpstreamError::Failed(inner), true),
+        (UpstreamError::Failed(FailureSource::InnerSlowDown), true),
+        (UpstreamError::InvalidResponse(InvalidAnswer::NoData), true),
+        (
+            UpstreamError::Unreachable(Arc::new(ClientError::TooLarge(1))),
+            true,
+        ),
+        (UpstreamError::Timeout(SECOND), true),
+        (UpstreamError::QuotaExhausted { retry_after: None }, true),
+        (UpstreamError::Overloaded, true),
+        (UpstreamError::SpaceNotFound { head: None }, false),
+        (UpstreamError::SpaceAccessDenied, false),
+        (UpstreamError::Rejected, false),
+        (UpstreamError::AuthFailed, false),
+    ]
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fresh_page_is_served_without_asking_again() {
+    let bench = Bench::new();
+    let first = bench.get().await.unwrap();
+    assert_eq!(first.status, filled(FillReason::UriMiss, 200, true));
+
+    pass(FRESH_FOR - SECOND).await;
+    let second = bench.get().await.unwrap();
+
+    assert_eq!(second.status, hit(1, None));
+    assert!(Arc::ptr_eq(&first.page, &second.page));
+    assert_eq!(bench.upstream.calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_askers_share_one_call_and_get_the_same_page() {
+    let bench = Bench::new();
+    let answer = bench.upstream.then_stall();
+    let leader = bench.get_meanwhile(bench.ask(PLAIN)).await;
+    let mut others = Vec::new();
+    for _ in 0..50 {
+        others.push(bench.get_meanwhile(bench.ask(PLAIN)).await);
+    }
+    assert_eq!(bench.tasks.fills_under_way(), 1);
+
+    assert!(answer.send(page(&[])).is_ok());
+
+    let first = leader.await.unwrap().unwrap();
+    assert_eq!(first.status, filled(FillReason::UriMiss, 200, true));
+    for other in join_all(others).await {
+        let other = other.unwrap().unwrap();
+        assert_eq!(other.status, joined(FillReason::UriMiss));
+        assert!(Arc::ptr_eq(&other.page, &first.page));
+    }
+    assert_eq!(bench.upstream.calls(), 1);
+    assert_eq!(bench.tasks.fills_under_way(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_waiter_gets_the_error() {
+    let bench = Bench::new();
+    let answer = bench.upstream.then_stall();
+    let leader = bench.get_meanwhile(bench.ask(PLAIN)).await;
+    let other = bench.get_meanwhile(bench.ask(PLAIN)).await;
+    assert!(answer.send(Err(UpstreamError::Overloaded)).is_ok());
+    for (waiting, status) in [
+        (leader, failed(FillReason::UriMiss)),
+        (other, joined(FillReason::UriMiss)),
+    ] {
+        let error = waiting.await.unwrap().unwrap_err();
+        assert_eq!((code(&error), error.status), ("overloaded", status));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn other_pages_have_fills_of_their_own() {
+    let bench = Bench::new();
+    let first = bench.upstream.then_stall();
+    let waiting = bench.get_meanwhile(bench.ask(PLAIN)).await;
+    bench.get_page(2).await.unwrap();
+    assert!(first.send(page(&[])).is_ok());
+    waiting.await.unwrap().unwrap();
+    assert_eq!(bench.upstream.calls(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_leaves_does_not_lose_the_fill() {
+    let bench = Bench::new();
+    let answer = bench.upstream.then_stall();
+    let leader = bench.get_meanwhile(bench.ask(PLAIN)).await;
+    leader.abort();
+    assert!(answer.send(page(&[])).is_ok());
+    settle().await;
+    assert_eq!(bench.get().await.unwrap().status, hit(30, None));
+    assert_eq!(bench.upstream.calls(), 1);
+}
+
+// RFC 5861 section 3.
+#[tokio::test(start_paused = true)]
+async fn a_stale_page_is_served_while_one_fill_refreshes_it() {
+    let bench = Bench::new();
+    bench.get().await.unwrap();
+    pass(FRESH_FOR + SECOND).await;
+    let answer = bench.upstream.then_stall();
+
+    for _ in 0..5 {
+        let served = bench.get().await.unwrap();
+        assert_eq!(served.status, hit(-1, Detail::StaleWhileRevalidate));
+        settle().await;
+    }
+    assert_eq!(bench.upstream.calls(), 2);
+    assert_eq!(&*bench.upstream.asked()[1].cause, BACKGROUND);
+    assert!(answer.send(page_of(6, &[])).is_ok());
+    settle().await;
+
+    let served = bench.get().await.unwrap();
+    assert_eq!(served.status, hit(30, None));
+    assert_eq!(served.page.content.page.count, 6);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_that_fails_leaves_the_old_page_in_place() {
+    let bench = Bench::new();
+    bench.get().await.unwrap();
+    pass(FRESH_FOR).await;
+    for _ in 0..3 {
+        bench.upstream.then_fail(UpstreamError::Timeout(SECOND));
+        let served = bench.get().await.unwrap();
+        assert_eq!(served.status, hit(0, Detail::StaleWhileRevalidate));
+        settle().await;
+    }
+    assert_eq!(bench.upstream.calls(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_that_was_refused_is_not_tried_again_while_remembered() {
+    let bench = Bench::new();
+    bench.get().await.unwrap();
+    pass(FRESH_FOR).await;
+    bench.upstream.then_fail(UpstreamError::Rejected);
+    for _ in 0..3 {
+        bench.get().await.unwrap();
+        settle().await;
+    }
+    assert_eq!(bench.upstream.calls(), 2);
+    pass(5 * SECOND).await;
+    bench.get().await.unwrap();
+    settle().await;
+    assert_eq!(bench.upstream.calls(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_page_past_its_window_is_waited_for() {
+    let bench = Bench::new();
+    bench.get().await.unwrap();
+    pass(FRESH_FOR + REFRESHED_FOR).await;
+    let served = bench.get().await.unwrap();
+    assert_eq!(served.status, filled(FillReason::Stale, 200, true));
+    assert_eq!(bench.upstream.calls(), 2);
+}
+
+// RFC 5861 section 4, and the errors that the contract names.
+#[tokio::test(start_paused = true)]
+async fn a_stale_page_stands_in_for_failures_and_for_no_verdict() {
+    for (error, stands_in) in every_error() {
+        let bench = Bench::new();
+        bench.get().await.unwrap();
+        pass(FRESH_FOR + STANDS_IN_FOR).await;
+        bench.upstream.then_fail(error.clone());
+        let detail = match error {
+            UpstreamError::QuotaExhausted { .. } => Detail::Quota,
+            _ => Detail::StaleIfError,
+        };
+        match bench.get().await {
+            Ok(served) => {
+                assert!(stands_in, "{error}");
+                assert_eq!(served.status, hit(-3600, detail), "{error}");
+            }
+            Err(told) => {
+                assert!(!stands_in, "{error}");
+                assert_eq!(code(&told), error.as_str());
+                assert_eq!(told.status, failed(FillReason::Stale), "{error}");
+            }
+        }
+        assert_eq!(bench.upstream.calls(), 2);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn beyond_its_window_nothing_stands_in() {
+    for (error, _) in every_error() {
+        let bench = Bench::new();
+        bench.get().await.unwrap();
+        pass(FRESH_FOR + STANDS_IN_FOR + SECOND).await;
+        bench.upstream.then_fail(error.clone());
+        assert_eq!(code(&bench.get().await.unwrap_err()), error.as_str());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_stored_page_every_error_is_told() {
+    for (error, _) in every_error() {
+        let bench = Bench::new();
+        bench.upstream.then_fail(error.clone());
+        let told = bench.get().await.unwrap_err();
+        assert_eq!(code(&told), error.as_str());
+        assert_eq!(told.status, failed(FillReason::UriMiss));
+    }
+}
+
+// RFC 9111 section 5.2.2.2.
+#[tokio::test(start_paused = true)]
+async fn what_must_be_revalidated_stands_in_for_nothing() {
+    let bench = Bench::new();
+    let strict = [("cache-control", "max-age=10, must-revalidate")];
+    bench.upstream.then_answer(page(&strict));
+    bench.get().await.unwrap();
+    pass(10 * SECOND).await;
+    bench.upstream.then_fail(UpstreamError::Timeout(SECOND));
+    assert_eq!(code(&bench.get().await.unwrap_err()), "upstream_timeout");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_upstream_refuses_for_a_space_is_remembered_for_the_space() {
+    for error in [
+        UpstreamError::SpaceNotFound { head: None },
+        UpstreamError::SpaceAccessDenied,
+    ] {
+        let bench = Bench::new();
+        bench.get_page(2).await.unwrap();
+        bench.upstream.then_fail(error.clone());
+        bench.get().await.unwrap_err();
+
+        // The page stored a moment ago is gone too, and nothing is asked.
+        for (number, ttl) in [(1, 10), (2, 10), (3, 10)] {
+            let told = bench.get_page(number).await.unwrap_err();
+            assert_eq!((code(&told), told.status), (error.as_str(), hit(ttl, None)));
+        }
+        assert_eq!(bench.upstream.calls(), 2);
+        pass(10 * SECOND).await;
+        bench.get_page(2).await.unwrap();
+        assert_eq!(bench.upstream.calls(), 3);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_206_told_of_a_page_is_remembered_for_the_page() {
+    for error in [
+        UpstreamError::Rejected,
+        UpstreamError::Failed(FailureSource::Inner),
+        UpstreamError::Failed(FailureSource::InnerSlowDown),
+    ] {
+        let bench = Bench::new();
+        bench.upstream.then_fail(error.clone());
+        for _ in 0..3 {
+            assert_eq!(code(&bench.get().await.unwrap_err()), error.as_str());
+        }
+        assert_eq!(bench.upstream.calls(), 1);
+        bench.get_page(2).await.unwrap();
+        pass(5 * SECOND).await;
+        bench.get().await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_may_pass_is_never_remembered() {
+    for (error, _) in every_error() {
+        if refusal(&error).is_some() {
+            continue;
+        }
+        let bench = Bench::new();
+        bench.upstream.then_fail(error.clone());
+        bench.get().await.unwrap_err();
+        bench
+            .get()
+            .await
+            .unwrap_or_else(|told| panic!("{error} is remembered: {told}"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_remembered_failure_lies_behind_the_old_page() {
+    let bench = Bench::new();
+    bench.get().await.unwrap();
+    pass(FRESH_FOR + REFRESHED_FOR).await;
+    let inner = FailureSource::Inner;
+    bench.upstream.then_fail(UpstreamError::Failed(inner));
+    for _ in 0..3 {
+        let served = bench.get().await.unwrap();
+        assert_eq!(served.status, hit(-60, Detail::StaleIfError));
+    }
+    assert_eq!(bench.upstream.calls(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_404_states_how_long_it_is_remembered() {
+    let bench = Bench::new();
+    let head = answer(Content::NotModified, &[("cache-control", "max-age=90")])
+        .unwrap()
+        .head;
+    let head = Some(Arc::new(head));
+    bench
+        .upstream
+        .then_fail(UpstreamError::SpaceNotFound { head });
+    bench.get().await.unwrap_err();
+    pass(89 * SECOND).await;
+    assert_eq!(bench.get().await.unwrap_err().status, hit(1, None));
+    pass(SECOND).await;
+    bench.get().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_forced_fill_asks_in_spite_of_a_remembered_refusal() {
+    let bench = Bench::new();
+    bench
+        .upstream
+        .then_fail(UpstreamError::SpaceNotFound { head: None });
+    bench.get().await.unwrap_err();
+    assert!(bench.get_with(NO_CACHE).await.is_ok());
+    assert_eq!(bench.get().await.unwrap().status, hit(30, None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_credential_serves_fresh_pages_only_until_a_good_fill() {
+    let bench = Bench::new();
+    bench.get().await.unwrap();
+    pass(10 * SECOND).await;
+    bench.upstream.then_fail(UpstreamError::AuthFailed);
+    let told = bench.get_page(2).await.unwrap_err();
+    assert_eq!(code(&told), "upstream_auth_failed");
+    assert!(bench.credential.is_refused());
+
+    assert_eq!(bench.get().await.unwrap().status, hit(20, None), "fresh");
+    pass(FRESH_FOR).await;
+    // Neither while it is refreshed, nor for an error, nor because the client takes it stale.
+    bench.upstream.then_fail(UpstreamError::AuthFailed);
+    assert_eq!(
+        code(&bench.get().await.unwrap_err()),
+        "upstream_auth_failed"
+    );
+    bench.upstream.then_fail(UpstreamError::Timeout(SECOND));
+    assert_eq!(code(&bench.get().await.unwrap_err()), "upstream_timeout");
+    bench.upstream.then_fail(UpstreamError::Overloaded);
+    let any_age = RequestDirectives {
+        max_stale: Some(MaxStale::Any),
+        ..PLAIN
+    };
+    assert_eq!(
+        code(&bench.get_with(any_age).await.unwrap_err()),
+        "overloaded"
+    );
+
+    // A good fill of any page ends it.
+    bench.get_page(3).await.unwrap();
+    assert!(!bench.credential.is_refused());
+    let served = bench.get().await.unwrap();
+    assert_eq!(served.status, hit(-10, Detail::StaleWhileRevalidate));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_forced_fill_asks_for_a_fresh_page_anew() {
+    let bench = Bench::new();
+    bench.get().await.unwrap();
+    let at_once = RequestDirectives {
+        max_age: Some(Duration::ZERO),
+        ..PLAIN
+    };
+    for forced in [NO_CACHE, at_once] {
+        let served = bench.get_with(forced).await.unwrap();
+        assert_eq!(served.status, filled(FillReason::Request, 200, true));
+    }
+    assert_eq!(bench.upstream.calls(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_forced_fill_joins_the_one_under_way() {
+    let bench = Bench::new();
+    let answer = bench.upstream.then_stall();
+    let leader = bench.get_meanwhile(bench.ask(PLAIN)).await;
+    let forced = bench.get_meanwhile(bench.ask(NO_CACHE)).await;
+    assert!(answer.send(page(&[])).is_ok());
+    leader.await.unwrap().unwrap();
+    let served = forced.await.unwrap().unwrap();
+    assert_eq!(served.status, joined(FillReason::UriMiss));
+    assert_eq!(bench.upstream.calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_forced_fill_that_fails_is_answered_as_any_failed_fill() {
+    let bench = Bench::new();
+    bench.get().await.unwrap();
+    bench.upstream.then_fail(UpstreamError::Timeout(SECOND));
+    let served = bench.get_with(NO_CACHE).await.unwrap();
+    assert_eq!(served.status, hit(30, Detail::StaleIfError));
+    bench.upstream.then_fail(UpstreamError::Rejected);
+    assert_eq!(
+        code(&bench.get_with(NO_CACHE).await.unwrap_err()),
+        "upstream_rejected"
+    );
+    // Behind the old page, which is as fresh as before.
+    assert_eq!(bench.get().await.unwrap().status, hit(30, None));
+}
+
+// RFC 9111 section 5.2.1.5.
+#[tokio::test(start_paused = true)]
+async fn a_miss_with_no_store_is_filled_and_not_kept() {
+    let bench = Bench::new();
+    let served = bench.get_with(NO_STORE).await.unwrap();
+    assert_eq!(served.status, filled(FillReason::Bypass, 200, false));
+    let served = bench.get().await.unwrap();
+    assert_eq!(served.status, filled(FillReason::UriMiss, 200, true));
+    assert_eq!(
+        bench.get_with(NO_STORE).await.unwrap().status,
+        hit(30, None)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fill_with_no_store_is_kept_if_another_caller_joined_it() {
+    let bench = Bench::new();
+    let answer = bench.upstream.then_stall();
+    let bypass = bench.get_meanwhile(bench.ask(NO_STORE)).await;
+    let other = bench.get_meanwhile(bench.ask(PLAIN)).await;
+    assert!(answer.send(page(&[])).is_ok());
+    bypass.await.unwrap().unwrap();
+    other.await.unwrap().unwrap();
+    assert_eq!(bench.get().await.unwrap().status, hit(30, None));
+}
+
+// RFC 9111 section 5.2.1.7.
+#[tokio::test(start_paused = true)]
+async fn only_if_cached_never_asks() {
+    let bench = Bench::new();
+    let told = bench.get_with(ONLY_IF_CACHED).await.unwrap_err();
+    assert_eq!(
+        (code(&told), told.status),
+        ("not_cached", CacheStatus::NotCached)
+    );
+    assert_eq!(bench.upstream.calls(), 0);
+
+    bench.get().await.unwrap();
+    pass(FRESH_FOR + SECOND).await;
+    assert_eq!(
+        bench.get_with(ONLY_IF_CACHED).await.unwrap().status,
+        hit(-1, None)
+    );
+    pass(REFRESHED_FOR).await;
+    assert_eq!(
+        code(&bench.get_with(ONLY_IF_CACHED).await.unwrap_err()),
+        "not_cached"
+    );
+    settle().await;
+    assert_eq!(bench.upstream.calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_if_cached_is_told_a_remembered_refusal() {
+    let bench = Bench::new();
+    bench.upstream.then_fail(UpstreamError::SpaceAccessDenied);
+    bench.get().await.unwrap_err();
+    let told = bench.get_with(ONLY_IF_CACHED).await.unwrap_err();
+    assert_eq!(
+        (code(&told), told.status),
+        ("space_access_denied", hit(10, None))
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiter_waits_no_longer_than_its_patience() {
+    let bench = Bench::new();
+    let late = bench.upstream.then_stall();
+    let began = Instant::now();
+    let told = bench.get().await.unwrap_err();
+    assert_eq!(code(&told), "upstream_timeout");
+    assert_eq!(Instant::now() - began, PATIENCE);
+    // The fill goes on without it.
+    assert_eq!(bench.tasks.fills_under_way(), 1);
+    assert!(late.send(page(&[("cache-control", "max-age=100")])).is_ok());
+    settle().await;
+    assert!(matches!(
+        bench.get().await.unwrap().status,
+        CacheStatus::Hit { .. }
+    ));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiter_out_of_patience_gets_the_stale_page() {
+    let bench = Bench::new();
+    bench.get().await.unwrap();
+    pass(FRESH_FOR + REFRESHED_FOR).await;
+    bench.upstream.then(pending());
+    let served = bench.get().await.unwrap();
+    assert_eq!(served.status, hit(-70, Detail::StaleIfError));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fill_that_panics_is_lost_for_its_waiters_and_for_no_one_after() {
+    let bench = Bench::new();
+    bench.upstream.then(async { panic!("the test wants it") });
+    let told = bench.get().await.unwrap_err();
+    assert_eq!(
+        (code(&told), told.status),
+        ("lost", failed(FillReason::UriMiss))
+    );
+    assert_eq!(bench.tasks.fills_under_way(), 0);
+    bench.get().await.unwrap();
+}
+
+// RFC 9111 section 4.3.
+#[tokio::test(start_paused = true)]
+async fn a_stale_page_is_asked_for_by_its_validators_and_renewed_by_a_304() {
+    let bench = Bench::new();
+    let validators = [
+        ("etag", "W/\"v1\""),
+        ("last-modified", "Fri, 01 Jan 2027 00:00:00 GMT"),
+    ];
+    bench.upstream.then_answer(page(&validators));
+    let first = bench.get().await.unwrap();
+    pass(FRESH_FOR + REFRESHED_FOR).await;
+    let answer = bench.upstream.then_stall();
+    let waiting = bench.get_meanwhile(bench.ask(PLAIN)).await;
+    assert!(answer.send(self::answer(Content::NotModified, &[])).is_ok());
+
+    let served = waiting.await.unwrap().unwrap();
+    assert_eq!(served.status, filled(FillReason::Stale, 304, true));
+    assert!(Arc::ptr_eq(&served.page.content, &first.page.content));
+    assert_eq!(bench.get().await.unwrap().status, hit(30, None));
+    let asked = bench.upstream.asked();
+    assert!(asked[0].validators.is_empty());
+    assert_eq!(asked[1].validators.etag.as_ref().unwrap(), "W/\"v1\"");
+    let since = asked[1].validators.last_modified.as_ref().unwrap();
+    assert_eq!(since, "Fri, 01 Jan 2027 00:00:00 GMT");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_upstream_forbids_to_store_is_asked_for_each_time() {
+    let bench = Bench::new();
+    for _ in 0..2 {
+        bench
+            .upstream
+            .then_answer(page(&[("cache-control", "no-store")]));
+        let served = bench.get().await.unwrap();
+        assert_eq!(served.status, filled(FillReason::UriMiss, 200, false));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_moved_list_makes_its_other_pages_waited_for() {
+    let bench = Bench::new();
+    bench.get_page(1).await.unwrap();
+    bench.get_page(2).await.unwrap();
+    bench.upstream.then_answer(page_of(6, &[]));
+    bench.get_with(NO_CACHE).await.unwrap();
+
+    bench.upstream.then_fail(UpstreamError::Timeout(SECOND));
+    let stand_in = bench.get_page(2).await.unwrap();
+    assert_eq!(stand_in.status, hit(0, Detail::StaleIfError));
+    bench.upstream.then_answer(page_of(6, &[]));
+    let served = bench.get_page(2).await.unwrap();
+    assert_eq!(served.status, filled(FillReason::Stale, 200, true));
+    assert_eq!(bench.get_page(1).await.unwrap().status, hit(30, None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_page_dropped_while_its_fill_failed_stands_in_for_nothing() {
+    let bench = Bench::new();
+    bench.get().await.unwrap();
+    pass(FRESH_FOR + REFRESHED_FOR).await;
+    let answer = bench.upstream.then_stall();
+    let waiting = bench.get_meanwhile(bench.ask(PLAIN)).await;
+    bench.upstream.then_fail(UpstreamError::SpaceAccessDenied);
+    bench.get_page(2).await.unwrap_err();
+
+    assert!(answer.send(Err(UpstreamError::Timeout(SECOND))).is_ok());
+
+    let told = waiting.await.unwrap().unwrap_err();
+    assert_eq!(code(&told), "upstream_timeout");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fill_overtaken_by_a_purge_is_answered_and_not_stored() {
+    let bench = Bench::new();
+    let answer = bench.upstream.then_stall();
+    let waiting = bench.get_meanwhile(bench.ask(PLAIN)).await;
+    bench.tasks.store().purge();
+    assert!(answer.send(page(&[])).is_ok());
+    let served = waiting.await.unwrap().unwrap();
+    assert_eq!(served.status, filled(FillReason::UriMiss, 200, false));
+    assert_eq!(bench.tasks.store().size(), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fill_is_counted_once_however_many_wait() {
+    let bench = Bench::new();
+    let answer = bench.upstream.then_stall();
+    let mut waiting = Vec::new();
+    for _ in 0..3 {
+        waiting.push(bench.get_meanwhile(bench.ask(PLAIN)).await);
+    }
+    assert!(answer.send(page(&[])).is_ok());
+    join_all(waiting).await;
+    bench.get().await.unwrap();
+    let text = bench.metrics.encode((0, 0));
+    for line in [
+        r#"gateway_fills_total{outcome="stored"} 1"#,
+        r#"gateway_cache_lookups_total{outcome="miss",client="crm"} 1"#,
+        r#"gateway_cache_lookups_total{outcome="joined",client="crm"} 2"#,
+        r#"gateway_cache_lookups_total{outcome="hit",client="crm"} 1"#,
+    ] {
+        assert!(text.contains(line), "{line}\n{text}");
+    }
+}
