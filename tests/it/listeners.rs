@@ -1,8 +1,5 @@
 //! How a client may connect, and what the HTTP parser itself refuses.
 
-use http::Request;
-use http_body_util::{BodyExt, Empty};
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpStream, UnixStream},
@@ -14,41 +11,23 @@ use unpod_gateway::{
 };
 
 use crate::{
-    answer::{Answer, check},
     gateway::{READER, patiently, setup, start},
+    http2::Http2,
     raw,
 };
 
 #[tokio::test]
 async fn http_2_is_spoken_by_prior_knowledge() {
     let gateway = start().await;
-    let stream = TcpStream::connect(gateway.address()).await.unwrap();
-    let (mut sender, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
-            .await
-            .unwrap();
-    let connection = tokio::spawn(connection);
-    for code in ["", "unauthenticated"] {
-        let path = format!("/spaces/{}/tasks", world::SUPPORT);
-        let mut request = Request::get(format!("http://gateway{path}"));
-        if code.is_empty() {
-            request = request.header("authorization", format!("Token {READER}"));
-        }
-        let request = request.body(Empty::<bytes::Bytes>::new()).unwrap();
+    let connection = Http2::connect(gateway.address()).await;
+    let path = format!("/spaces/{}/tasks", world::SUPPORT);
 
-        let response = sender.send_request(request).await.unwrap();
+    let page = connection.get(&path, Some(READER)).await.unwrap();
+    let refused = connection.get(&path, None).await.unwrap();
 
-        let (parts, body) = response.into_parts();
-        assert_eq!(parts.version, http::Version::HTTP_2);
-        let answer = Answer {
-            status: parts.status.as_u16(),
-            headers: parts.headers,
-            body: body.collect().await.unwrap().to_bytes(),
-        };
-        check(&http::Method::GET, &path, &answer);
-        assert_eq!(answer.code(), code);
-    }
-    connection.abort();
+    let expected = gateway.upstream().expect_page(world::SUPPORT, 1, 20);
+    page.assert_page(&expected);
+    refused.assert_error("unauthenticated");
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@
 
 mod answer;
 mod gateway;
+mod http2;
 mod raw;
 
 mod auth;

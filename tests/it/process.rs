@@ -332,9 +332,9 @@ async fn healthcheck_tells_a_gateway_that_serves_from_one_that_does_not() {
     let healthy = run(&["healthcheck", "--config", &file.path()]).await;
     assert_eq!(healthy.status.code(), Some(0));
 
-    served.signal("-TERM").await;
-    served.end().await;
-    let gone = run(&["healthcheck", "--config", &file.path()]).await;
+    let nobody = "[server]\nlisten = \"unix:/nonexistent/gateway.sock\"";
+    let nobody = ConfigFile::new(&setup().with(nobody).toml("http://127.0.0.1:9"));
+    let gone = run(&["healthcheck", "--config", &nobody.path()]).await;
     assert_eq!(gone.status.code(), Some(1));
 
     let broken = ConfigFile::new("[server]\nlisten = 7");

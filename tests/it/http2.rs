@@ -1,0 +1,57 @@
+//! HTTP/2 by prior knowledge: many requests over one connection.
+
+use bytes::Bytes;
+use http::{Method, Request, Version};
+use http_body_util::{BodyExt, Empty};
+use hyper::client::conn::http2::{SendRequest, handshake};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::{net::TcpStream, task::JoinHandle};
+
+use crate::{
+    answer::{Answer, check},
+    gateway::patiently,
+};
+
+/// A connection; dropping it closes it.
+pub(crate) struct Http2 {
+    sender: SendRequest<Empty<Bytes>>,
+    connection: JoinHandle<()>,
+}
+
+impl Http2 {
+    pub(crate) async fn connect(address: std::net::SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let shaken = handshake(TokioExecutor::new(), TokioIo::new(stream));
+        let (sender, connection) = shaken.await.unwrap();
+        let connection = tokio::spawn(async { connection.await.unwrap() });
+        Self { sender, connection }
+    }
+
+    /// Asks for `path`, with `key` if one is given; the answer is checked as any other.
+    pub(crate) fn get(&self, path: &str, key: Option<&str>) -> JoinHandle<Answer> {
+        let mut request = Request::get(format!("http://gateway{path}"));
+        if let Some(key) = key {
+            request = request.header("authorization", format!("Token {key}"));
+        }
+        let request = request.body(Empty::new()).unwrap();
+        let (mut sender, path) = (self.sender.clone(), path.to_owned());
+        tokio::spawn(async move {
+            let response = patiently("an answer", sender.send_request(request)).await;
+            let (parts, body) = response.unwrap().into_parts();
+            assert_eq!(parts.version, Version::HTTP_2);
+            let answer = Answer {
+                status: parts.status.as_u16(),
+                headers: parts.headers,
+                body: body.collect().await.unwrap().to_bytes(),
+            };
+            check(&Method::GET, &path, &answer);
+            answer
+        })
+    }
+}
+
+impl Drop for Http2 {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
