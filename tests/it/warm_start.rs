@@ -1,0 +1,113 @@
+//! Pages that outlive the process: stale, of true age, and only ever in place of an error.
+
+use unpod_gateway::simulator::{Options, Simulator, world::SUPPORT};
+
+use crate::gateway::{Gateway, Setup, setup};
+
+struct Restart {
+    folder: tempfile::TempDir,
+    simulator: Simulator,
+}
+
+impl Restart {
+    async fn new() -> Self {
+        Self {
+            folder: tempfile::tempdir().unwrap(),
+            simulator: Simulator::start(Options::default()).await.unwrap(),
+        }
+    }
+
+    fn file(&self) -> std::path::PathBuf {
+        self.folder.path().join("pages")
+    }
+
+    fn setup(&self) -> Setup {
+        setup().with(&format!(
+            "[cache]\nsnapshot_file = '{}'",
+            self.file().display()
+        ))
+    }
+
+    async fn start(&self) -> Gateway {
+        self.setup().start_before(&self.simulator.base_url()).await
+    }
+
+    /// Fills two pages and ends.
+    async fn leave_pages(&self) -> bytes::Bytes {
+        let gateway = self.start().await;
+        let page = gateway.tasks(SUPPORT, "?page=1").await;
+        gateway.tasks(SUPPORT, "?page=2").await;
+        assert!(gateway.app.drain().await);
+        page.body
+    }
+}
+
+#[tokio::test]
+async fn after_a_restart_pages_stand_in_for_an_upstream_that_is_gone() {
+    let restart = Restart::new().await;
+    let old = restart.leave_pages().await;
+    let base_url = restart.simulator.base_url();
+    let setup = restart.setup();
+    restart.simulator.stop().await;
+
+    let gateway = setup.start_before(&base_url).await;
+    let stale = gateway.tasks(SUPPORT, "?page=1").await;
+
+    stale.assert_page(&old);
+    assert!(
+        stale.cache_status().contains("detail=stale-if-error"),
+        "{}",
+        stale.cache_status()
+    );
+    assert!(stale.header("age").is_some());
+}
+
+#[tokio::test]
+async fn a_restored_page_is_never_shown_unasked() {
+    let restart = Restart::new().await;
+    restart.leave_pages().await;
+    let control = restart.simulator.control();
+    control.revoke_space(SUPPORT);
+
+    let gateway = restart.start().await;
+
+    gateway
+        .tasks(SUPPORT, "?page=1")
+        .await
+        .assert_error("space_access_denied");
+    gateway
+        .tasks(SUPPORT, "?page=2")
+        .await
+        .assert_error("space_access_denied");
+    assert_eq!(control.requests(), 3);
+}
+
+#[tokio::test]
+async fn a_damaged_file_is_left_out_and_replaced() {
+    let restart = Restart::new().await;
+    restart.leave_pages().await;
+    let mut bytes = std::fs::read(restart.file()).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(restart.file(), bytes).unwrap();
+
+    let gateway = restart.start().await;
+
+    assert_eq!(gateway.app.tasks().store().size().1, 0);
+    restart.leave_pages().await;
+    let gateway = restart.start().await;
+    assert_eq!(gateway.app.tasks().store().size().1, 2);
+}
+
+#[tokio::test]
+async fn pages_of_another_token_are_not_taken_over() {
+    let restart = Restart::new().await;
+    restart.leave_pages().await;
+    let other = restart
+        .setup()
+        .with("[upstream.credentials.default]\ntoken = 'another'");
+
+    let gateway = other.start_before(&restart.simulator.base_url()).await;
+
+    assert_eq!(gateway.app.tasks().store().size().1, 0);
+}
