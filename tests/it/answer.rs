@@ -48,6 +48,7 @@ const ON_PAGES: &[&str] = &[
     "x-list-generation",
 ];
 const ON_ERRORS: &[&str] = &[
+    "age",
     "allow",
     "cache-status",
     "ratelimit",
@@ -317,6 +318,12 @@ fn check_error(method: &Method, answer: &Answer, id: &str, context: &str) {
             "{context}"
         );
     }
+    // Only what is remembered has an age.
+    let remembered = answer.header("cache-status");
+    assert!(
+        answer.header("age").is_none() || remembered.is_some_and(|told| told.contains("hit")),
+        "{context}"
+    );
     let waits = matches!(answer.status, 429 | 503);
     assert_eq!(answer.header("retry-after").is_some(), waits, "{context}");
     let asks_who = answer.status == 401;
