@@ -10,7 +10,7 @@ use crate::{
     gateway::{Gateway, setup, start},
 };
 
-const PAGE_SIZE: u64 = 20;
+const PAGE_SIZE: u64 = 100;
 const WALKS: u64 = 1000;
 
 /// What a reader saw on one way through the pages.
@@ -65,17 +65,19 @@ async fn a_walk_within_one_generation_sees_every_task_once() {
         .start()
         .await;
     let upstream = gateway.upstream();
-    // The same moments each run, spread so that about half the walks are crossed by a new task.
+    // The same moments each run: half the walks are crossed by one new task, before one of their first few pages.
     let mut state = 1_u64;
     let mut whole = 0;
     for _ in 0..WALKS {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        let mut until_new_task = state >> 61;
         let walk = walk(&gateway, || {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1);
-            if state >> 61 == 0 {
+            if until_new_task == 1 {
                 upstream.add_task(SUPPORT);
             }
+            until_new_task = until_new_task.saturating_sub(1);
         })
         .await;
         if walk.is_of_one_generation() {
