@@ -559,7 +559,8 @@ async fn a_404_states_how_long_it_is_remembered() {
         .then_fail(UpstreamError::SpaceNotFound { head });
     bench.get().await.unwrap_err();
     pass(89 * SECOND).await;
-    assert_eq!(bench.get().await.unwrap_err().status, hit(1, None));
+    let told = bench.get().await.unwrap_err();
+    assert_eq!((told.status, told.age), (hit(1, None), Some(89 * SECOND)));
     pass(SECOND).await;
     bench.get().await.unwrap();
 }

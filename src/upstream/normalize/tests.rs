@@ -1,8 +1,7 @@
-use std::time::Duration;
-
 use std::{
     future::ready,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -16,7 +15,7 @@ use super::*;
 use crate::{
     config::{Config, normalize::RuleConfig},
     domain::{PageQuery, SpaceToken},
-    upstream::{Credentials, Head, Validators},
+    upstream::{Credentials, Head, Urgency, Validators},
 };
 
 /// Fri, 01 Jan 2027 00:00:00 GMT, when every answer here is received.
@@ -516,7 +515,7 @@ fn request(validators: Validators) -> PageRequest {
         validators,
         request_id: HeaderValue::from_static("test"),
         cause: "test".into(),
-        urgency: crate::upstream::Urgency::Waiting,
+        urgency: Urgency::Waiting,
     }
 }
 
