@@ -17,7 +17,9 @@ const LIFETIMES: Lifetimes = Lifetimes {
     obey_upstream: true,
 };
 
-fn fields(lines: &[(&'static str, &str)]) -> HeaderMap {
+type Lines<'a> = [(&'static str, &'a str)];
+
+fn fields(lines: &Lines<'_>) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, value) in lines {
         let value = HeaderValue::from_str(value).unwrap();
@@ -53,7 +55,7 @@ struct Page {
 }
 
 impl Page {
-    fn with(lines: &[(&'static str, &str)], lifetimes: &Lifetimes) -> Self {
+    fn with(lines: &Lines<'_>, lifetimes: &Lifetimes) -> Self {
         let filled = Instant::now();
         let headers = fields(lines);
         let freshness = Freshness::new(&received(&headers, filled), lifetimes, 1.0);
@@ -286,7 +288,7 @@ fn the_lifetime_is_the_first_that_is_stated() {
     const IN_20: (&str, &str) = ("expires", "Fri, 01 Jan 2027 00:00:20 GMT");
     const PAST: (&str, &str) = ("expires", "Thu, 31 Dec 2026 23:00:00 GMT");
     const INVALID: (&str, &str) = ("expires", "0");
-    let table: &[(&[(&str, &str)], u64)] = &[
+    let table: &[(&Lines<'_>, u64)] = &[
         (
             &[("cache-control", "s-maxage=5, max-age=10"), IN_20, DATE],
             5,
@@ -305,8 +307,7 @@ fn the_lifetime_is_the_first_that_is_stated() {
         ),
     ];
     for (lines, expected) in table {
-        let lines: Vec<_> = lines.iter().map(|(name, value)| (*name, *value)).collect();
-        let page = Page::with(&lines, &LIFETIMES);
+        let page = Page::with(lines, &LIFETIMES);
         // Without a stated lifetime: 30 s fresh, 60 s refreshed meanwhile.
         let served = (0..200).find(|second| matches!(page.judged("", *second), Verdict::Fill(_)));
         assert_eq!(served, Some(*expected), "{lines:?}");
@@ -316,7 +317,7 @@ fn the_lifetime_is_the_first_that_is_stated() {
 // RFC 9111 section 4.2.3.
 #[test]
 fn the_age_counts_what_passed_before_it_came() {
-    let table: &[(&[(&'static str, &str)], u64)] = &[
+    let table: &[(&Lines<'_>, u64)] = &[
         (&[], 0),
         (&[("age", "7")], 7),
         (&[("age", "x")], 0),
@@ -525,7 +526,7 @@ fn a_page_is_kept_that_could_be_of_use() {
 #[test]
 fn a_refusal_is_remembered_as_its_answer_states() {
     let configured = Duration::from_secs(10);
-    let table: &[(&[(&'static str, &str)], Option<u64>)] = &[
+    let table: &[(&Lines<'_>, Option<u64>)] = &[
         (&[], Some(10)),
         (&[("cache-control", "max-age=90")], Some(90)),
         (&[("cache-control", "s-maxage=5, max-age=90")], Some(5)),
