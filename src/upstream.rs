@@ -89,7 +89,8 @@ pub fn stack(
 /// `Retry-After` in seconds or as a date (RFC 9110 section 10.2.3).
 fn retry_after(headers: &HeaderMap, now_unix: i64) -> Option<Duration> {
     let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = text.parse::<u32>() {
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        let seconds = text.parse().unwrap_or(u32::MAX);
         return Some(Duration::from_secs(seconds.into()));
     }
     let until = httpdate::parse_http_date(text)

@@ -194,7 +194,7 @@ impl Freshness {
         }
         match self.remaining(moved_at, now) {
             Remaining::Fresh(left) => Some(whole(left)),
-            Remaining::Stale(for_) if !self.never_stale && for_ <= self.stale_if_error => {
+            Remaining::Stale(for_) if !self.never_stale && for_ < self.stale_if_error => {
                 Some(-whole(for_))
             }
             Remaining::Stale(_) => None,

@@ -46,6 +46,22 @@ pub struct CacheConfig {
 
 impl CacheConfig {
     pub(super) fn check(&self, problems: &mut Problems) {
+        // Sums of an instant and a few of these must not overflow.
+        const LONGEST: Duration = Duration::from_secs(10 * 31_557_600);
+        for (key, time) in [
+            ("cache.ttl", self.ttl),
+            ("cache.negative_ttl", self.negative_ttl),
+            ("cache.rejected_ttl", self.rejected_ttl),
+            ("cache.stale_while_revalidate", self.stale_while_revalidate),
+            ("cache.stale_if_error", self.stale_if_error),
+            ("cache.client_max_age", self.client_max_age),
+            ("cache.settled_ttl", self.settled_ttl),
+            ("cache.stretch_max", self.stretch_max),
+        ] {
+            if time > LONGEST {
+                problems.add(key, "expected 10years or less");
+            }
+        }
         if self.max_bytes < 64 * 1024 {
             problems.add("cache.max_bytes", "expected 64KiB or more");
         }

@@ -247,10 +247,11 @@ fn a_304_keeps_the_content_and_takes_the_new_fields() {
     assert!(Arc::ptr_eq(&stored.content, &old.page.content));
     assert_eq!(stored.upstream_etag().unwrap(), "\"v1\"");
     assert_eq!(stored.date, "Fri, 01 Jan 2027 00:00:00 GMT");
+    let now = Instant::now();
     let verdict = crate::cache::judge(
-        Some(stored.candidate(&stored.freshness(Instant::now()), false)),
+        Some(stored.candidate(&stored.freshness(now), false)),
         &crate::cache::http_semantics::RequestDirectives::default(),
-        Instant::now(),
+        now,
     );
     assert!(matches!(
         verdict,
@@ -324,6 +325,17 @@ fn a_refusal_is_not_remembered_where_its_time_is_zero() {
         store.refuse(&began, refusal, None, Keep::Yes, now);
         assert!(store.refusal(&key(1), now).is_none());
     }
+    assert!(store.get(&key(1)).is_none(), "dropped all the same");
+}
+
+#[test]
+fn what_nobody_wants_kept_is_refused_and_not_remembered() {
+    let store = store("");
+    let now = Instant::now();
+    put(&store, key(1), page(5, "a"));
+    let began = begin(&store, key(2));
+    store.refuse(&began, Refusal::SpaceAccessDenied, None, Keep::No, now);
+    assert!(store.refusal(&key(2), now).is_none());
     assert!(store.get(&key(1)).is_none(), "dropped all the same");
 }
 

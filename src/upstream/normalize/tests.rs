@@ -1,8 +1,7 @@
-use std::time::Duration;
-
 use std::{
     future::ready,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -16,7 +15,7 @@ use super::*;
 use crate::{
     config::{Config, normalize::RuleConfig},
     domain::{PageQuery, SpaceToken},
-    upstream::{Credentials, Head, Validators},
+    upstream::{Credentials, Head, Urgency, Validators},
 };
 
 /// Fri, 01 Jan 2027 00:00:00 GMT, when every answer here is received.
@@ -426,6 +425,9 @@ fn retry_after_is_seconds_or_a_date() {
         ("Thu, 31 Dec 2026 23:59:00 GMT", Some(0)),
         ("Friday, 01-Jan-27 00:01:00 GMT", Some(60)),
         ("", None),
+        ("00017", Some(17)),
+        ("99999999999", Some(u32::MAX.into())),
+        ("+17", None),
         ("-1", None),
         ("1.5", None),
         ("soon", None),
@@ -513,7 +515,7 @@ fn request(validators: Validators) -> PageRequest {
         validators,
         request_id: HeaderValue::from_static("test"),
         cause: "test".into(),
-        urgency: crate::upstream::Urgency::Waiting,
+        urgency: Urgency::Waiting,
     }
 }
 

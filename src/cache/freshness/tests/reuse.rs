@@ -11,7 +11,9 @@ const CONFIGURED: Lifetimes = Lifetimes {
     obey_upstream: true,
 };
 
-fn fields(lines: &[(&'static str, &'static str)]) -> HeaderMap {
+type Lines = [(&'static str, &'static str)];
+
+fn fields(lines: &Lines) -> HeaderMap {
     lines
         .iter()
         .map(|&(name, value)| {
@@ -67,7 +69,7 @@ fn what_is_validated_on_each_use_stands_in_for_no_error() {
 // RFC 9111 3, 4.1 and 4.2.
 #[test]
 fn a_refusal_is_remembered_as_long_as_its_answer_allows() {
-    let table: &[(&[(&str, &str)], Option<u64>)] = &[
+    let table: &[(&Lines, Option<u64>)] = &[
         (&[], Some(5)),
         (&[("cache-control", "max-age=60")], Some(60)),
         (&[("cache-control", "max-age=60"), ("age", "20")], Some(40)),
