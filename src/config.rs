@@ -268,9 +268,11 @@ impl Reader<'_> {
                 .add(format!("normalize.{name}"), "unknown key");
         }
         let rules = dict.get("rules").cloned();
-        NormalizeConfig {
+        let normalize = NormalizeConfig {
             rules: self.list("normalize.rules", rules),
-        }
+        };
+        normalize.check(&mut self.problems);
+        normalize
     }
 
     /// A list of tables, each read on its own and named by its place, counted from 0.

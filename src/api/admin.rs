@@ -154,6 +154,8 @@ async fn metrics(State(admin): State<Admin>) -> Response {
     for credential in admin.clients.credentials().all() {
         let remaining = credential.purse().remaining(Instant::now());
         admin.metrics.quota_remaining(&credential.name, remaining);
+        let lifetime = admin.tasks.store().lifetime(credential.id);
+        admin.metrics.cache_lifetime(&credential.name, lifetime);
     }
     let text = admin.metrics.encode(admin.tasks.store().size());
     let mut response = Response::new(Body::from(text));

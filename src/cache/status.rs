@@ -121,7 +121,9 @@ impl CacheStatus {
                 .parameter(key_ref("fwd"), token_ref(FillReason::UriMiss.as_str()))
                 .finish(),
         };
-        HeaderValue::try_from(text).expect("a structured field is visible ASCII")
+        // Spaced as RFC 9211 and our documentation write it, so that a person can search for it; parsers take both. No value of ours
+        // holds a semicolon.
+        HeaderValue::try_from(text.replace(';', "; ")).expect("a structured field is visible ASCII")
     }
 }
 
@@ -174,12 +176,7 @@ mod tests {
         ];
         for (status, expected) in table {
             let value = status.header_value();
-            let spaced = value
-                .to_str()
-                .unwrap()
-                .replace(';', "; ")
-                .replace(";  ", "; ");
-            assert_eq!(spaced, format!("unpod-gateway; {expected}"));
+            assert_eq!(value, format!("unpod-gateway; {expected}"));
         }
     }
 }

@@ -482,6 +482,15 @@ impl PageStore {
         demand.share_out(weights.into_iter(), calls_per_minute);
     }
 
+    /// How long a page of `credential` lives where the upstream states nothing, stretched to the quota, if it is asked for as
+    /// often as the average.
+    #[must_use]
+    pub fn lifetime(&self, credential: CredentialId) -> Duration {
+        let stretched = self.demand(credential).mean_lifetime();
+        let most = self.stretch_max.unwrap_or_default();
+        self.lifetimes.ttl.max(stretched.min(most))
+    }
+
     /// How often the page is asked for, as far as its predecessor knows.
     fn popularity(&self, key: &PageKey, now: Instant) -> Popularity {
         match self.pages.get(key) {

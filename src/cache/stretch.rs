@@ -21,18 +21,31 @@ const PRIOR_TIME: Duration = Duration::from_secs(600);
 pub struct Demand {
     /// The lifetime of a page of weight 1, in milliseconds; 0: no quota, nothing is stretched.
     unit_ms: AtomicU64,
+    /// The lifetime of a page asked for as often as the average.
+    mean_ms: AtomicU64,
 }
 
 impl Demand {
     /// Shares `calls_per_minute` out among the pages whose weights are given.
     pub fn share_out(&self, weights: impl Iterator<Item = f64>, calls_per_minute: Option<u32>) {
-        let unit = calls_per_minute
-            .filter(|calls| *calls > 0)
-            .map_or(Duration::ZERO, |calls| {
-                MINUTE.mul_f64(weights.sum::<f64>() / f64::from(calls))
+        let (pages, sum) = weights.fold((0_u32, 0.0), |(pages, sum), weight| {
+            (pages.saturating_add(1), sum + weight)
+        });
+        let each = |of: f64| {
+            let calls = calls_per_minute.filter(|calls| *calls > 0);
+            let lifetime = calls.map_or(Duration::ZERO, |calls| {
+                MINUTE.mul_f64(of / f64::from(calls))
             });
-        let ms = u64::try_from(unit.as_millis()).unwrap_or(u64::MAX);
-        self.unit_ms.store(ms, Ordering::Relaxed);
+            u64::try_from(lifetime.as_millis()).unwrap_or(u64::MAX)
+        };
+        self.unit_ms.store(each(sum), Ordering::Relaxed);
+        self.mean_ms.store(each(pages.into()), Ordering::Relaxed);
+    }
+
+    /// The lifetime that fits the quota for a page asked for as often as the average.
+    #[must_use]
+    pub fn mean_lifetime(&self) -> Duration {
+        Duration::from_millis(self.mean_ms.load(Ordering::Relaxed))
     }
 
     /// Whether a quota bounds the calls at all.

@@ -1,6 +1,9 @@
 //! `[cache]`: how long a page lives and how much is kept.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use serde::Deserialize;
 
@@ -65,8 +68,16 @@ impl CacheConfig {
         if self.max_bytes < 64 * 1024 {
             problems.add("cache.max_bytes", "expected 64KiB or more");
         }
-        let folder = self.snapshot_file.as_deref().map(std::path::Path::parent);
-        if folder.is_some_and(|folder| folder.is_none_or(|folder| !folder.is_dir())) {
+        // A bare name has an empty parent: the folder the process runs in.
+        let usable = |file: &Path| {
+            file.parent()
+                .is_some_and(|folder| folder.as_os_str().is_empty() || folder.is_dir())
+        };
+        if self
+            .snapshot_file
+            .as_deref()
+            .is_some_and(|file| !usable(file))
+        {
             problems.add(
                 "cache.snapshot_file",
                 "expected the path of a file in a folder that exists",

@@ -2,10 +2,25 @@
 
 use serde::Deserialize;
 
+use super::Problems;
+
 /// The operator's own rules, in the order they are asked.
 #[derive(Clone, Debug, Default)]
 pub struct NormalizeConfig {
     pub rules: Vec<RuleConfig>,
+}
+
+impl NormalizeConfig {
+    pub(super) fn check(&self, problems: &mut Problems) {
+        for (place, rule) in self.rules.iter().enumerate() {
+            if rule.contains.trim().is_empty() {
+                problems.add(
+                    format!("normalize.rules[{place}].contains"),
+                    "expected a text: an empty one is found in every message",
+                );
+            }
+        }
+    }
 }
 
 /// One rule: a text in the message, and the error it stands for.

@@ -261,6 +261,16 @@ fn every_rule_refuses_under_its_key() {
             "[{code = 'upstream_failed'}]",
             "normalize.rules[0].contains",
         ),
+        (
+            "normalize.rules",
+            "[{contains = ' ', code = 'upstream_failed'}]",
+            "normalize.rules[0].contains",
+        ),
+        (
+            "cache.snapshot_file",
+            "'/no/such/folder/pages'",
+            "cache.snapshot_file",
+        ),
     ];
     for &(path, value, key) in table {
         let expected = match key {
@@ -320,6 +330,7 @@ fn what_lies_within_the_rules_is_taken() {
         ("cache.negative_ttl", "'0s'"),
         ("cache.stale_if_error", "'0s'"),
         ("cache.max_bytes", "'64KiB'"),
+        ("cache.snapshot_file", "'pages'"),
         ("upstream.retries", "0"),
         ("upstream.max_queue", "0"),
         ("clients.0.expires", "'2027-01-01T00:00:00Z'"),

@@ -145,6 +145,7 @@ pub struct Metrics {
     upstream_requests: Family<UpstreamLabels, Counter>,
     unknown_messages: Counter,
     upstream_quota_remaining: Family<CredentialLabels, Gauge<f64, AtomicU64>>,
+    cache_lifetime: Family<CredentialLabels, Gauge<f64, AtomicU64>>,
     circuit_state: Family<CredentialLabels, Gauge>,
     auth_failures: Family<ReasonLabels, Counter>,
     config_reloads: Family<OutcomeLabels, Counter>,
@@ -169,6 +170,7 @@ impl Metrics {
             upstream_requests: Family::default(),
             unknown_messages: Counter::default(),
             upstream_quota_remaining: Family::default(),
+            cache_lifetime: Family::default(),
             circuit_state: Family::default(),
             auth_failures: Family::default(),
             config_reloads: Family::default(),
@@ -238,6 +240,11 @@ impl Metrics {
             self.upstream_quota_remaining.clone(),
         );
         all.register(
+            "cache_lifetime_seconds",
+            "How long an average page lives where the upstream states nothing, stretched to the quota",
+            self.cache_lifetime.clone(),
+        );
+        all.register(
             "circuit_state",
             "0 closed, 1 half open, 2 open",
             self.circuit_state.clone(),
@@ -291,6 +298,7 @@ impl Metrics {
             self.upstream_quota_remaining
                 .get_or_create(&labels)
                 .set(-1.0);
+            let _ = self.cache_lifetime.get_or_create(&labels);
             let _ = self.circuit_state.get_or_create(&labels);
         }
         for reason in AuthFailure::ALL {
@@ -385,6 +393,16 @@ impl Metrics {
         self.upstream_quota_remaining
             .get_or_create(&labels)
             .set(remaining.map_or(-1.0, f64::from));
+    }
+
+    /// How long an average page of `credential` lives where the upstream states nothing, stretched to its quota.
+    pub fn cache_lifetime(&self, credential: &str, lifetime: Duration) {
+        let labels = CredentialLabels {
+            credential: credential.to_owned(),
+        };
+        self.cache_lifetime
+            .get_or_create(&labels)
+            .set(lifetime.as_secs_f64());
     }
 
     /// Everything in Prometheus's text form. `cache` is the bytes and entries stored now.

@@ -146,6 +146,9 @@ fn normalize(rules: &Rules, raw: RawAnswer) -> Verdict {
     let said = envelope.as_ref().and_then(|envelope| envelope.status_code);
     let status = effective_status(raw.status, said);
     if status == StatusCode::PARTIAL_CONTENT {
+        if envelope.is_none() && is_html(&raw) {
+            return Verdict::Known(Err(UpstreamError::Failed(FailureSource::Html)));
+        }
         let envelope = envelope.unwrap_or_default();
         return match rules.meaning(&envelope) {
             Some(meaning) => {

@@ -174,7 +174,7 @@ fn every_known_answer_has_its_meaning() {
         ),
         (206, PAGE, "unknown_message"),
         (206, "", "unknown_message"),
-        (206, HTML, "unknown_message"),
+        (206, HTML, "upstream_failed"),
         // The credential.
         (
             401,
