@@ -21,4 +21,5 @@ mod paths;
 mod process;
 mod quota;
 mod secrets;
+mod upstream_tls;
 mod warm_start;
