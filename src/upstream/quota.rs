@@ -96,7 +96,7 @@ impl Purse {
         if state.hold_until.is_some_and(|until| until > now) {
             return Some(0);
         }
-        Some(limit.saturating_sub(state.used(now)))
+        Some(self.allowed(limit, now).saturating_sub(state.used(now)))
     }
 
     /// Waits until a call may be made, as long as `urgency` warrants and `patience` allows.
