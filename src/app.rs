@@ -85,7 +85,6 @@ impl Gateway {
             metrics.clone(),
             config.server.request_timeout,
         );
-        let snapshot = start_snapshot(&config, &tasks, clients.credentials());
         let draining = Draining::default();
         let data = Listener::bind(&config.server.listen)
             .await
@@ -99,6 +98,8 @@ impl Gateway {
         let admin_address = admin
             .address()
             .map_err(listen_error(&config.admin.listen))?;
+        // Not before the addresses are ours: another gateway may still be writing the file.
+        let snapshot = start_snapshot(&config, &tasks, clients.credentials());
         let limits = Limits::new(&config.server);
         let data = serve_data(data, &config, limits, &tasks, &clients, &metrics);
         let router = api::admin::router(Admin {

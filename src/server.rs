@@ -13,6 +13,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
     sync::Semaphore,
+    time::Instant,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::Service;
@@ -30,6 +31,9 @@ use self::activity::{Activity, Watched};
 
 /// How long to wait after `accept` failed for want of descriptors or memory: at once it would fail again.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long a connection that outstayed its welcome may take to say goodbye.
+const LAST_WORD: Duration = Duration::from_millis(100);
 
 /// A bound listener.
 #[derive(Debug)]
@@ -230,7 +234,7 @@ where
         let closing = self.shutdown.closing.clone();
         let service = service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(peer);
-            let in_flight = requests.request();
+            let in_flight = requests.request(request.version());
             // The router is always ready; a clone of it is what hyper would make too.
             let answer = self.service.clone().call(request);
             let closing = closing.clone();
@@ -250,6 +254,8 @@ where
             pin!(activity.overstayed(self.limits.header_read_timeout, self.limits.idle_timeout));
         let mut closed = pin!(self.shutdown.closed.cancelled());
         let mut asked_to_end = false;
+        let mut overstayed = false;
+        let mut last_word = pin!(tokio::time::sleep(LAST_WORD));
         loop {
             tokio::select! {
                 ended = connection.as_mut() => {
@@ -258,7 +264,13 @@ where
                     }
                     return;
                 }
-                () = watch.as_mut() => return,
+                () = watch.as_mut(), if !overstayed => {
+                    overstayed = true;
+                    // An idle HTTP/2 peer is told; one that dribbles a header is given no time to go on.
+                    connection.as_mut().graceful_shutdown();
+                    last_word.as_mut().reset(Instant::now() + LAST_WORD);
+                }
+                () = last_word.as_mut(), if overstayed => return,
                 () = closed.as_mut(), if !asked_to_end => {
                     asked_to_end = true;
                     connection.as_mut().graceful_shutdown();

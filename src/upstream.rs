@@ -78,7 +78,8 @@ pub fn stack(
     let service = ServiceBuilder::new()
         .layer(DeadlineLayer::new(config.timeout))
         .layer(retry::layer(config))
-        .layer(QuotaLayer::new(config.timeout))
+        // Not to the very end: a call that is paid for should have time to be answered.
+        .layer(QuotaLayer::new(config.timeout * 3 / 4))
         .layer(LimitLayer::new(config.max_concurrency, config.max_queue))
         .layer(NormalizeLayer::new(Rules::new(rules), metrics.clone()))
         .layer(LearnLayer)

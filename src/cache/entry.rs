@@ -228,6 +228,14 @@ impl StoredPage {
             .stretched(lifetime.min(self.space.stretch_max()))
     }
 
+    /// How long it may still be shown as it is.
+    #[must_use]
+    pub fn fresh_for(&self, now: Instant) -> Duration {
+        let current = self.moved_at().is_none() && !self.is_dropped();
+        let left = self.freshness(now).fresh_for(now).filter(|_| current);
+        left.unwrap_or_default()
+    }
+
     /// Notes that it was asked for, where that bears on how long it lives.
     pub fn note_asked(&self, now: Instant) {
         if self.space.demand().is_bounded() {

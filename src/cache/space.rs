@@ -181,6 +181,12 @@ impl Space {
         }
     }
 
+    /// What the upstream refuses about the whole space.
+    #[must_use]
+    pub fn refused(&self, now: Instant) -> Option<Remembered> {
+        self.lock().refused.filter(|known| known.until > now)
+    }
+
     /// What the upstream refuses about `query`: the space first, then the page.
     #[must_use]
     pub fn refusal(&self, query: PageQuery, now: Instant) -> Option<Remembered> {

@@ -29,6 +29,8 @@ use crate::{
 
 /// Spaces of which no page is stored, but a refusal is remembered; beyond it the refusals go.
 const MAX_PAGELESS_SPACES: usize = 16_384;
+/// Beyond so many, what looks at each is done now and then only.
+const MANY_PAGES: u64 = 1000;
 const FIRST_SWEEP_AT: usize = 1024;
 /// A page heavier than this share of the whole store would push out too much else: it is answered, not stored.
 const LARGEST_SHARE: usize = 4;
@@ -152,6 +154,13 @@ impl PageStore {
     pub fn refusal(&self, key: &PageKey, now: Instant) -> Option<Remembered> {
         let space = self.spaces().known.get(&key.space).cloned()?;
         space.refusal(key.query, now)
+    }
+
+    /// How often the pages of a space were dropped: fills that began before and after are not each other's.
+    #[must_use]
+    pub fn epoch(&self, key: &SpaceKey) -> u64 {
+        let space = self.spaces().known.get(key).cloned();
+        space.map_or(0, |space| space.version().epoch)
     }
 
     /// Notes that a fill of `key` begins.
@@ -293,8 +302,10 @@ impl PageStore {
         };
         match refusal {
             Refusal::SpaceNotFound | Refusal::SpaceAccessDenied => {
+                // Of several fills that are refused at once the first is remembered, and the others drop it with the pages.
+                let known = space.refused(now);
                 self.drop_pages(&began.key.space, space);
-                if let Some(refusal) = remembered(self.negative_ttl) {
+                if let Some(refusal) = remembered(self.negative_ttl).or(known) {
                     space.refuse(refusal);
                 }
             }
@@ -471,6 +482,10 @@ impl PageStore {
         let demand = self.demand(credential);
         if calls_per_minute.is_none() {
             demand.share_out(std::iter::empty(), None);
+            return;
+        }
+        // It looks at every page there is.
+        if self.pages.entry_count() > MANY_PAGES && !demand.is_due(now) {
             return;
         }
         let weights: Vec<f64> = self

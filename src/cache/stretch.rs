@@ -4,13 +4,17 @@
 //! change alike, this one shows readers the least age. Pages asked for alike get alike: pages × 60 s / calls a minute.
 
 use std::{
-    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use tokio::time::Instant;
 
 const MINUTE: Duration = Duration::from_secs(60);
+const SHARE_OUT_EVERY: Duration = Duration::from_secs(1);
 /// What is assumed of a page before its requests tell: so many of them in so long a time. A young page's first few requests say
 /// little about their rate.
 const PRIOR_REQUESTS: f64 = 10.0;
@@ -23,9 +27,23 @@ pub struct Demand {
     unit_ms: AtomicU64,
     /// The lifetime of a page asked for as often as the average.
     mean_ms: AtomicU64,
+    shared_out: Mutex<Option<Instant>>,
 }
 
 impl Demand {
+    /// Whether it is time to share out again: once in a while is enough, and each time looks at every page.
+    pub fn is_due(&self, now: Instant) -> bool {
+        let mut shared_out = self
+            .shared_out
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let due = shared_out.is_none_or(|last| now - last >= SHARE_OUT_EVERY);
+        if due {
+            *shared_out = Some(now);
+        }
+        due
+    }
+
     /// Shares `calls_per_minute` out among the pages whose weights are given.
     pub fn share_out(&self, weights: impl Iterator<Item = f64>, calls_per_minute: Option<u32>) {
         let (pages, sum) = weights.fold((0_u32, 0.0), |(pages, sum), weight| {

@@ -7,12 +7,13 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
 };
 
+use http::Version;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::Instant,
@@ -27,6 +28,8 @@ pub(super) struct Activity {
     idle_since: AtomicU64,
     /// When the first byte of a request came that has no complete header yet; 0 where there is none.
     reading_since: AtomicU64,
+    /// Whether it speaks HTTP/2, whose frames between requests are no beginning of one.
+    is_http2: AtomicBool,
 }
 
 impl Activity {
@@ -36,6 +39,7 @@ impl Activity {
             in_flight: AtomicUsize::new(0),
             idle_since: AtomicU64::new(0),
             reading_since: AtomicU64::new(0),
+            is_http2: AtomicBool::new(false),
         }
     }
 
@@ -44,13 +48,18 @@ impl Activity {
     }
 
     /// A request's header is complete; the request lasts until the guard is dropped.
-    pub(super) fn request(self: &Arc<Self>) -> InFlight {
+    pub(super) fn request(self: &Arc<Self>, version: Version) -> InFlight {
+        self.is_http2
+            .store(version == Version::HTTP_2, Ordering::Relaxed);
         self.in_flight.fetch_add(1, Ordering::AcqRel);
         self.reading_since.store(0, Ordering::Release);
         InFlight(self.clone())
     }
 
     fn received(&self) {
+        if self.is_http2.load(Ordering::Relaxed) {
+            return;
+        }
         if self.in_flight.load(Ordering::Acquire) == 0
             && self.reading_since.load(Ordering::Acquire) == 0
         {
@@ -202,16 +211,24 @@ mod tests {
     async fn idling_begins_when_a_request_ends() {
         let activity = Arc::new(Activity::new());
         activity.received();
-        let request = activity.request();
+        let request = activity.request(Version::HTTP_11);
         tokio::time::advance(Duration::from_secs(100)).await;
         drop(request);
         assert_eq!(ends_after(&activity).await, IDLE);
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_frame_between_http2_requests_begins_none() {
+        let activity = Arc::new(Activity::new());
+        drop(activity.request(Version::HTTP_2));
+        activity.received();
+        assert_eq!(ends_after(&activity).await, IDLE);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_long_request_is_no_silence() {
         let activity = Arc::new(Activity::new());
-        let _request = activity.request();
+        let _request = activity.request(Version::HTTP_11);
         let watched =
             tokio::time::timeout(Duration::from_secs(1000), activity.overstayed(HEADER, IDLE));
         assert!(watched.await.is_err());

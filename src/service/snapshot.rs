@@ -20,6 +20,8 @@ use crate::{
 const EVERY: Duration = Duration::from_secs(180);
 /// After pages were dropped: long enough that a walk of revocations is one write, short enough that a crash shows few of them.
 const SOON: Duration = Duration::from_secs(1);
+/// After a failed write: the old file may hold what was revoked since.
+const AGAIN: Duration = Duration::from_secs(10);
 
 /// The snapshot file of one gateway.
 #[derive(Debug)]
@@ -71,10 +73,11 @@ impl Snapshot {
 
     /// Keeps the file up to date until `end`, and writes it once more then.
     pub async fn keep_writing(self: Arc<Self>, end: CancellationToken) {
+        let mut pause = EVERY;
         loop {
             let ended = tokio::select! {
                 () = end.cancelled() => true,
-                () = tokio::time::sleep(EVERY) => false,
+                () = tokio::time::sleep(pause) => false,
                 () = self.tasks.store().dropped() => {
                     tokio::select! {
                         () = end.cancelled() => true,
@@ -83,23 +86,24 @@ impl Snapshot {
                 }
             };
             let snapshot = self.clone();
-            if tokio::task::spawn_blocking(move || snapshot.write())
+            let written = tokio::task::spawn_blocking(move || snapshot.write())
                 .await
-                .is_err()
-            {
-                warn!("writing the snapshot ended in a bug");
-            }
+                .unwrap_or(false);
             if ended {
                 return;
             }
+            pause = if written { EVERY } else { AGAIN };
         }
     }
 
-    fn write(&self) {
+    /// Whether it could be written.
+    fn write(&self) -> bool {
         let pages = self.tasks.store().saved(Instant::now(), unix_ms());
-        if let Err(error) = snapshot::write(&self.path, &self.owners, pages) {
+        let written = snapshot::write(&self.path, &self.owners, pages);
+        if let Err(error) = &written {
             warn!(snapshot.file = %self.path.display(), %error, "snapshot is not written");
         }
+        written.is_ok()
     }
 }
 

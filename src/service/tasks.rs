@@ -121,7 +121,8 @@ enum Decision {
 #[derive(Debug)]
 pub struct Tasks {
     store: PageStore,
-    flights: Flights<PageKey, Filled>,
+    /// By page, and how often its space was dropped: who asks after a purge is not given what was asked before it.
+    flights: Flights<(PageKey, u64), Filled>,
     upstream: Upstream,
     metrics: Arc<Metrics>,
     /// How long a waiter waits at most.
@@ -192,9 +193,9 @@ impl Tasks {
                         .flatten();
                     return whatever_is_stored.ok_or(error);
                 }
-                Decision::ServeAndRefresh(served, stored) => {
+                Decision::ServeAndRefresh(served, _) => {
                     served.page.note_asked(served.at);
-                    self.refresh(&key, ask, stored);
+                    self.refresh(&key, ask);
                     return Ok(served);
                 }
                 Decision::Fill { reason, stored } => {
@@ -302,7 +303,7 @@ impl Tasks {
     /// Joins the fill of `key` or begins one; `None` where a fill that ended meanwhile left something to serve.
     fn begin_fill(self: &Arc<Self>, key: &PageKey, ask: &Ask) -> Option<Waiting<Filled>> {
         let keep = !ask.directives.no_store;
-        self.flights.join(key, keep, |wanted| {
+        self.flights.join(&self.flight(key), keep, |wanted| {
             match self.decide(key, ask, Instant::now()) {
                 Decision::Fill { stored, .. } => {
                     let cause = ask.client.clone();
@@ -315,16 +316,31 @@ impl Tasks {
         })
     }
 
-    /// Fetches a page anew that nobody waits for.
-    fn refresh(self: &Arc<Self>, key: &PageKey, ask: &Ask, stored: Arc<StoredPage>) {
-        let begun = self.flights.join(key, true, |wanted| {
-            let errand = Errand {
-                cause: BACKGROUND.into(),
-                urgency: Urgency::Background,
-            };
-            Some(self.clone().fill(ask.clone(), errand, Some(stored), wanted))
+    /// Fetches a page anew that nobody waits for, if there is a call to spare for it.
+    fn refresh(self: &Arc<Self>, key: &PageKey, ask: &Ask) {
+        let now = Instant::now();
+        let purse = ask.credential.purse();
+        if purse.would_take(Urgency::Background, now).is_err() {
+            return;
+        }
+        let begun = self.flights.join(&self.flight(key), true, |wanted| {
+            match self.decide(key, ask, now) {
+                Decision::ServeAndRefresh(_, stored) => {
+                    let errand = Errand {
+                        cause: BACKGROUND.into(),
+                        urgency: Urgency::Background,
+                    };
+                    Some(self.clone().fill(ask.clone(), errand, Some(stored), wanted))
+                }
+                // It has just been refreshed.
+                Decision::Serve(_) | Decision::Refuse(_) | Decision::Fill { .. } => None,
+            }
         });
         drop(begun);
+    }
+
+    fn flight(&self, key: &PageKey) -> (PageKey, u64) {
+        (key.clone(), self.store.epoch(&key.space))
     }
 
     async fn wait(
@@ -375,6 +391,8 @@ impl Tasks {
     ) -> Filled {
         let started = Instant::now();
         let began = self.store.begin(ask.key(), started);
+        // A page dropped in between must not come back by a 304.
+        let stored = stored.filter(|page| !page.is_dropped());
         let request = PageRequest {
             credential: ask.credential.clone(),
             space: ask.space.clone(),
@@ -389,9 +407,11 @@ impl Tasks {
             Ok(answer) => self.take(&began, answer, stored.as_deref(), keep(&wanted)),
             Err(error) => Err(error),
         };
-        let calls_per_minute = ask.credential.purse().per_minute();
-        self.store
-            .share_out(ask.credential.id, calls_per_minute, Instant::now());
+        if !matches!(filled, Err(UpstreamError::QuotaExhausted { .. })) {
+            let calls_per_minute = ask.credential.purse().per_minute();
+            self.store
+                .share_out(ask.credential.id, calls_per_minute, Instant::now());
+        }
         self.note(&ask, &began, &filled, keep(&wanted), started);
         filled
     }
@@ -466,6 +486,9 @@ impl Tasks {
                 credential.name = ask.credential.name,
                 "upstream refused the credential: its token is wrong, expired or withdrawn; put a good one in its place"
             );
+        } else if matches!(error, UpstreamError::QuotaExhausted { .. }) {
+            // As often as there are requests; the metrics tell how many.
+            debug!(space = %ask.space, upstream.error = %error, "no upstream call is left");
         } else if refusal(error).is_some() {
             debug!(space = %ask.space, upstream.error = %error, "upstream refused a page");
         } else {

@@ -223,6 +223,10 @@ async fn read_body(mut response: reqwest::Response, max_body: usize) -> Result<B
         }
         body.extend_from_slice(&chunk);
     }
+    // A body of unknown length grew by doubling; what is kept for long should not hold the spare half.
+    if body.capacity() > body.len() + body.len() / 8 {
+        return Ok(Bytes::copy_from_slice(&body));
+    }
     Ok(body.freeze())
 }
 

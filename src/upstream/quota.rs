@@ -109,20 +109,47 @@ impl Purse {
         urgency: Urgency,
         patience: Duration,
     ) -> Result<Call, Duration> {
+        let now = Instant::now();
         match urgency {
-            Urgency::Background if self.waiting.load(Ordering::Acquire) > 0 => {
-                Err(self.wait_of_one())
+            // Where nothing is counted there is no line to stand in.
+            Urgency::Waiting if self.is_bounded(now) => self.stand_in_line(patience).await,
+            Urgency::Waiting => self.take(urgency, now),
+            Urgency::CanStandIn | Urgency::Background => {
+                self.yield_to_those_in_line(now)?;
+                self.take(urgency, now)
             }
-            Urgency::Background | Urgency::CanStandIn => self.take(urgency, Instant::now()),
-            Urgency::Waiting => self.stand_in_line(patience).await,
         }
+    }
+
+    /// Whether a call could be had now.
+    ///
+    /// # Errors
+    ///
+    /// Returns after what time one may be possible.
+    pub fn would_take(&self, urgency: Urgency, now: Instant) -> Result<(), Duration> {
+        self.yield_to_those_in_line(now)?;
+        self.check(&mut self.lock(), urgency, now)
+    }
+
+    /// Who has something to show, or nobody to show it to, takes no call before those who have nothing.
+    fn yield_to_those_in_line(&self, now: Instant) -> Result<(), Duration> {
+        if self.waiting.load(Ordering::Acquire) > 0 && self.is_bounded(now) {
+            return Err(self.wait_of_one());
+        }
+        Ok(())
+    }
+
+    fn is_bounded(&self, now: Instant) -> bool {
+        let state = self.lock();
+        self.limit(&state).is_some() || state.hold_until.is_some_and(|until| until > now)
     }
 
     async fn stand_in_line(self: &Arc<Self>, patience: Duration) -> Result<Call, Duration> {
         let given_up = Instant::now() + patience;
         let place = InLine::new(self);
-        // Those ahead each need a call too.
+        // Those ahead each need a call too, beyond what is there already.
         let ahead = u32::try_from(place.ahead).unwrap_or(u32::MAX);
+        let ahead = ahead.saturating_sub(self.remaining(Instant::now()).unwrap_or(u32::MAX));
         let at_best = self.wait_of_one().saturating_mul(ahead);
         if ahead > 0 && at_best > patience {
             return Err(at_best);
@@ -151,10 +178,17 @@ impl Purse {
     /// Takes a call if one may be made now.
     fn take(self: &Arc<Self>, urgency: Urgency, now: Instant) -> Result<Call, Duration> {
         let mut state = self.lock();
+        self.check(&mut state, urgency, now)?;
+        state.in_flight += 1;
+        Ok(Call(self.clone()))
+    }
+
+    /// Whether one more call is allowed now; if not, how long until it may be.
+    fn check(&self, state: &mut State, urgency: Urgency, now: Instant) -> Result<(), Duration> {
         if let Some(until) = state.hold_until.filter(|until| *until > now) {
             return Err(until - now);
         }
-        if let Some(limit) = self.limit(&state) {
+        if let Some(limit) = self.limit(state) {
             state.forget(now);
             let reserve = match urgency {
                 Urgency::Background => limit / RESERVE,
@@ -164,11 +198,16 @@ impl Purse {
             // Half a minute's calls at once, the rest evenly: a window that starts anywhere sees no double edge.
             let burst = limit.div_ceil(2);
             let burst_window = MINUTE * burst / limit.max(1);
-            state.room(allowed, MINUTE, now)?;
+            // The calls of others count for the minute alone: nobody knows when in it they were made.
+            let (others, until) = state.others.unwrap_or((0, now));
+            let own = allowed.saturating_sub(others);
+            state.room(own, MINUTE, now).map_err(|wait| match others {
+                0 => wait,
+                _ => wait.min(until - now),
+            })?;
             state.room(burst.min(allowed), burst_window, now)?;
         }
-        state.in_flight += 1;
-        Ok(Call(self.clone()))
+        Ok(())
     }
 
     /// What may be spent in the minute that ends now. In the process's first minute it is half: nobody knows what the process
@@ -208,7 +247,8 @@ impl Purse {
             _ => None,
         };
         if let Some(hold) = hold {
-            state.hold_until = Some(now + hold.min(LONGEST_HOLD));
+            let until = now + hold.min(LONGEST_HOLD);
+            state.hold_until = state.hold_until.max(Some(until));
         }
     }
 
@@ -248,8 +288,7 @@ impl State {
 
     /// Whether one more call keeps to `most` within `window`; if not, how long until it may.
     fn room(&self, most: u32, window: Duration, now: Instant) -> Result<(), Duration> {
-        let taken = self.in_flight + self.used_by_others(now);
-        let Some(left) = most.checked_sub(taken).filter(|left| *left > 0) else {
+        let Some(left) = most.checked_sub(self.in_flight).filter(|left| *left > 0) else {
             // Nobody knows when a call in flight ends; `call_ended` tells.
             return Err(window);
         };

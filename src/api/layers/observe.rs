@@ -178,7 +178,10 @@ impl Seen {
         headers.insert(header::CACHE_CONTROL, NO_STORE);
         headers.insert(header::VARY, VARY);
         headers.insert(header::CONTENT_LENGTH, body.len().into());
-        *response.body_mut() = Body::from(body);
+        // hyper leaves it out of HTTP/1 alone (RFC 9110 section 9.3.2).
+        if self.method != Method::HEAD {
+            *response.body_mut() = Body::from(body);
+        }
         response
     }
 

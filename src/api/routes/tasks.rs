@@ -180,9 +180,10 @@ fn describe(data: &Data, ask: &Ask, served: &Served, headers: &mut HeaderMap) {
     headers.insert(header::ETAG, page.content.etag.clone());
     headers.insert(header::DATE, page.date.clone());
     headers.insert(header::VARY, VARY);
+    let rest = client_rest(served);
     headers.insert(
         header::CACHE_CONTROL,
-        cache_control(data.client_max_age, served.status),
+        cache_control(data.client_max_age, rest),
     );
     if let Some(last_modified) = &page.last_modified {
         headers.insert(header::LAST_MODIFIED, last_modified.clone());
@@ -206,12 +207,18 @@ fn shown_age(served: &Served) -> Option<Duration> {
     }
 }
 
-fn cache_control(client_max_age: Duration, status: CacheStatus) -> HeaderValue {
-    let rest = match status {
-        CacheStatus::Hit { ttl, .. } => u64::try_from(ttl).unwrap_or(0),
-        CacheStatus::Forward { .. } | CacheStatus::NotCached => u64::MAX,
-    };
-    match client_max_age.as_secs().min(rest) {
+/// How long a client may reuse the answer: what is left of the page, and nothing of one that the upstream lets nobody keep.
+fn client_rest(served: &Served) -> Duration {
+    match served.status {
+        CacheStatus::Hit { .. } | CacheStatus::Forward { stored: true, .. } => {
+            served.page.fresh_for(served.at)
+        }
+        CacheStatus::Forward { .. } | CacheStatus::NotCached => Duration::ZERO,
+    }
+}
+
+fn cache_control(client_max_age: Duration, rest: Duration) -> HeaderValue {
+    match client_max_age.min(rest).as_secs() {
         0 => ASK_EACH_TIME,
         seconds => HeaderValue::try_from(format!("private, max-age={seconds}"))
             .expect("digits are visible ASCII"),
@@ -286,11 +293,11 @@ mod tests {
 
     #[test]
     fn clients_may_keep_an_answer_for_what_is_left_of_it_at_most() {
-        let hit = |ttl| CacheStatus::Hit { ttl, detail: None };
-        let shown = |most, status| cache_control(Duration::from_secs(most), status);
-        assert_eq!(shown(0, hit(29)), "private, no-cache");
-        assert_eq!(shown(10, hit(29)), "private, max-age=10");
-        assert_eq!(shown(60, hit(29)), "private, max-age=29");
-        assert_eq!(shown(60, hit(-5)), "private, no-cache");
+        let shown =
+            |most, rest| cache_control(Duration::from_secs(most), Duration::from_secs(rest));
+        assert_eq!(shown(0, 29), "private, no-cache");
+        assert_eq!(shown(10, 29), "private, max-age=10");
+        assert_eq!(shown(60, 29), "private, max-age=29");
+        assert_eq!(shown(60, 0), "private, no-cache");
     }
 }
