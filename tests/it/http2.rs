@@ -29,7 +29,14 @@ impl Http2 {
 
     /// Asks for `path`, with `key` if one is given; the answer is checked as any other.
     pub(crate) fn get(&self, path: &str, key: Option<&str>) -> JoinHandle<Answer> {
-        let mut request = Request::get(format!("http://gateway{path}"));
+        self.ask(Method::GET, path, key)
+    }
+
+    /// The same by any method.
+    pub(crate) fn ask(&self, method: Method, path: &str, key: Option<&str>) -> JoinHandle<Answer> {
+        let mut request = Request::builder()
+            .method(method.clone())
+            .uri(format!("http://gateway{path}"));
         if let Some(key) = key {
             request = request.header("authorization", format!("Token {key}"));
         }
@@ -44,7 +51,7 @@ impl Http2 {
                 headers: parts.headers,
                 body: body.collect().await.unwrap().to_bytes(),
             };
-            check(&Method::GET, &path, &answer);
+            check(&method, &path, &answer);
             answer
         })
     }

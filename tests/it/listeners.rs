@@ -1,5 +1,6 @@
 //! How a client may connect, and what the HTTP parser itself refuses.
 
+use http::Method;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpStream, UnixStream},
@@ -28,6 +29,27 @@ async fn http_2_is_spoken_by_prior_knowledge() {
     let expected = gateway.upstream().expect_page(world::SUPPORT, 1, 20);
     page.assert_page(&expected);
     refused.assert_error("unauthenticated");
+}
+
+// RFC 9110 section 9.3.2; hyper sees to it in HTTP/1 alone.
+#[tokio::test]
+async fn an_answer_to_head_has_no_body_in_http_2_either() {
+    let gateway = start().await;
+    let connection = Http2::connect(gateway.address()).await;
+    for space in [world::SUPPORT, world::UNKNOWN_SPACE] {
+        let path = format!("/spaces/{space}/tasks");
+        let whole = connection.get(&path, Some(READER)).await.unwrap();
+        let head = connection
+            .ask(Method::HEAD, &path, Some(READER))
+            .await
+            .unwrap();
+        assert_eq!(head.status, whole.status);
+        assert_eq!(
+            head.header("content-length"),
+            whole.header("content-length")
+        );
+        assert!(head.body.is_empty(), "{space}");
+    }
 }
 
 #[tokio::test]

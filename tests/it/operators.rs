@@ -95,6 +95,23 @@ async fn a_fill_that_began_before_a_purge_answers_and_is_not_stored() {
 }
 
 #[tokio::test]
+async fn who_asks_after_a_purge_is_not_given_what_was_asked_before_it() {
+    let gateway = start().await;
+    let hold = gateway.upstream().hold();
+    let before = gateway.tasks(world::SUPPORT, "").spawn();
+    gateway.upstream().wait_for_requests(1).await;
+    ask(&gateway, "DELETE", "/cache").await;
+
+    let after = gateway.tasks(world::SUPPORT, "").spawn();
+    gateway.upstream().wait_for_requests(2).await;
+    hold.release();
+
+    assert_eq!(before.await.unwrap().status, 200);
+    let after = after.await.unwrap();
+    assert_eq!(after.cache_status(), "fwd=uri-miss; fwd-status=200; stored");
+}
+
+#[tokio::test]
 async fn metrics_count_what_happened() {
     let gateway = start().await;
     gateway.tasks(world::SUPPORT, "").await;

@@ -297,6 +297,16 @@ fn a_refused_space_drops_all_its_pages_at_once() {
 }
 
 #[test]
+fn a_space_refused_by_several_fills_at_once_stays_refused() {
+    let store = store("");
+    let now = Instant::now();
+    let (first, second) = (begin(&store, key(1)), begin(&store, key(2)));
+    store.refuse(&first, Refusal::SpaceNotFound, None, Keep::Yes, now);
+    store.refuse(&second, Refusal::SpaceNotFound, None, Keep::Yes, now);
+    assert!(store.refusal(&key(3), now).is_some());
+}
+
+#[test]
 fn a_refused_page_leaves_every_page_in_place() {
     for refusal in [Refusal::Rejected, Refusal::Failed] {
         let store = store("");

@@ -179,6 +179,49 @@ async fn calls_of_others_count_until_the_reset() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn calls_of_others_are_no_burst() {
+    let purse = settled_purse(60).await;
+    purse.learn(
+        StatusCode::OK,
+        &head(&[
+            ("x-ratelimit-limit", "60"),
+            ("x-ratelimit-remaining", "20"),
+            ("x-ratelimit-reset", "1800000030"),
+        ]),
+    );
+    for _ in 0..20 {
+        drop(purse.spend(Urgency::Waiting, Duration::ZERO).await.unwrap());
+    }
+    let wait = purse.spend(Urgency::CanStandIn, Duration::ZERO).await;
+    assert_eq!(wait.unwrap_err(), Duration::from_secs(30));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_something_to_show_goes_after_those_in_line() {
+    let purse = settled_purse(1).await;
+    drop(purse.spend(Urgency::Waiting, Duration::ZERO).await.unwrap());
+    let in_line = tokio::spawn({
+        let purse = purse.clone();
+        async move { purse.spend(Urgency::Waiting, 2 * MINUTE).await.is_ok() }
+    });
+    tokio::task::yield_now().await;
+    tokio::time::advance(MINUTE - Duration::from_millis(1)).await;
+
+    assert!(
+        purse
+            .spend(Urgency::CanStandIn, Duration::ZERO)
+            .await
+            .is_err()
+    );
+    assert!(
+        purse
+            .would_take(Urgency::Background, Instant::now())
+            .is_err()
+    );
+    assert!(in_line.await.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_429_holds_everything_for_as_long_as_it_says() {
     let purse = purse(0);
     purse.learn(
