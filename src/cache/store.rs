@@ -15,22 +15,24 @@ use moka::{notification::RemovalCause, sync::Cache};
 use tokio::{sync::Notify, time::Instant};
 
 use super::{
-    assemble::{Part, assemble},
     entry::{Content, Received, StoredPage},
     freshness::{Lifetimes, initial_age, may_store, refusal_lifetime},
-    snapshot::SavedPage,
     space::{Remembered, Space, Version},
-    stretch::{Demand, Popularity},
+    stretch::Demand,
 };
 use crate::{
     config::CacheConfig,
-    domain::{CredentialId, PageKey, PageQuery, Refusal, SpaceKey, Task, TaskPage},
+    domain::{CredentialId, PageKey, Refusal, SpaceKey, SpaceToken, TaskPage},
 };
+
+mod lifetimes;
+mod lists;
+mod saved;
+
+use self::lifetimes::Settled;
 
 /// Spaces of which no page is stored, but a refusal is remembered; beyond it the refusals go.
 const MAX_PAGELESS_SPACES: usize = 16_384;
-/// Beyond so many, what looks at each is done now and then only.
-const MANY_PAGES: u64 = 1000;
 const FIRST_SWEEP_AT: usize = 1024;
 /// A page heavier than this share of the whole store would push out too much else: it is answered, not stored.
 const LARGEST_SHARE: usize = 4;
@@ -62,24 +64,6 @@ pub struct PageStore {
 struct Spaces {
     known: HashMap<SpaceKey, Arc<Space>>,
     sweep_at: usize,
-}
-
-/// How long a page lives whose tasks will not change.
-#[derive(Debug)]
-struct Settled {
-    ttl: Duration,
-    final_states: Vec<String>,
-}
-
-impl Settled {
-    /// Whether `page` is one: after the first, where new tasks appear, with every task in a final state.
-    fn covers(&self, query: PageQuery, page: &TaskPage) -> bool {
-        let is_final = |task: &Task| {
-            let status = task.status.as_deref();
-            status.is_some_and(|status| self.final_states.iter().any(|known| known == status))
-        };
-        query.page > 1 && !page.tasks.is_empty() && page.tasks.iter().all(is_final)
-    }
 }
 
 /// A fill that has begun: the state of the space it is measured against when it ends.
@@ -130,10 +114,7 @@ impl PageStore {
             rejected_ttl: config.rejected_ttl,
             jitter: config.jitter,
             coherent: config.coherent_pages,
-            settled: (config.coherent_pages && !config.settled_ttl.is_zero()).then(|| Settled {
-                ttl: config.settled_ttl,
-                final_states: config.final_states.clone(),
-            }),
+            settled: Settled::new(config),
             assembles: config.coherent_pages && config.assemble_pages,
             stretch_max: config.stretch_to_quota.then_some(config.stretch_max),
             demands: Mutex::default(),
@@ -205,74 +186,6 @@ impl PageStore {
         self.keep(began, page, answer, keep)
     }
 
-    /// The page under `key`, cut from stored pages of other sizes where they hold all of it.
-    ///
-    /// It is kept like any other, so that it is cut once.
-    #[must_use]
-    pub fn assemble(&self, key: &PageKey, now: Instant) -> Option<Arc<StoredPage>> {
-        if !self.assembles {
-            return None;
-        }
-        let space = self.spaces().known.get(&key.space).cloned()?;
-        let parts = self.parts(key, &space);
-        let assembled = assemble(key.query, &parts, self.lifetimes.ttl, now)?;
-        let page = StoredPage::assembled(assembled.page, &assembled.parts, now)?;
-        let page = Arc::new(page);
-        if page.weight() <= self.max_bytes / LARGEST_SHARE {
-            let _one_at_a_time = self.inserting();
-            if !space.dropped_since(page.version) {
-                space.add_page(key.query);
-                self.insert(key, page.clone());
-            }
-        }
-        Some(page)
-    }
-
-    /// The stored pages of `key`'s space that touch its range.
-    fn parts(&self, key: &PageKey, space: &Space) -> Vec<Part> {
-        let wanted = key.query.span();
-        let touches = |query: &PageQuery| {
-            let span = query.span();
-            span.start < wanted.end && wanted.start < span.end
-        };
-        self.stored_of(&key.space, space, touches)
-    }
-
-    /// Every stored page of a space.
-    #[must_use]
-    pub fn pages_of(&self, key: &SpaceKey) -> Vec<Part> {
-        let space = self.spaces().known.get(key).cloned();
-        space.map_or_else(Vec::new, |space| self.stored_of(key, &space, |_| true))
-    }
-
-    fn stored_of(
-        &self,
-        key: &SpaceKey,
-        space: &Space,
-        which: impl Fn(&PageQuery) -> bool,
-    ) -> Vec<Part> {
-        let stored = |query| {
-            let key = PageKey {
-                space: key.clone(),
-                query,
-            };
-            let page = self.get(&key)?;
-            Some(Part { query, page })
-        };
-        let pages = space.pages().into_iter();
-        pages.filter(which).filter_map(stored).collect()
-    }
-
-    /// The lifetimes that apply to `page` where the upstream states none.
-    fn lifetimes_of(&self, query: PageQuery, page: &TaskPage) -> Lifetimes {
-        match &self.settled {
-            Some(settled) if settled.covers(query, page) => {
-                self.lifetimes.lasting(settled.ttl.max(self.lifetimes.ttl))
-            }
-            _ => self.lifetimes,
-        }
-    }
-
     /// Takes in that the upstream refused. What holds for the space drops its pages: a revoked right is never hidden.
     pub fn refuse(
         &self,
@@ -330,7 +243,7 @@ impl PageStore {
     }
 
     /// Drops all pages of `space`, of every credential. Fills under way will not be stored.
-    pub fn purge_space(&self, space: &crate::domain::SpaceToken) {
+    pub fn purge_space(&self, space: &SpaceToken) {
         let known: Vec<_> = self
             .spaces()
             .known
@@ -349,49 +262,6 @@ impl PageStore {
         for (key, space) in known {
             self.drop_pages(&key, &space);
         }
-    }
-
-    /// Resolves when pages were dropped: a copy of them elsewhere is out of date.
-    pub async fn dropped(&self) {
-        self.dropped.notified().await;
-    }
-
-    /// Every page that was fetched as it is, for a snapshot.
-    pub fn saved(&self, now: Instant, now_unix_ms: u64) -> impl Iterator<Item = SavedPage> {
-        self.pages.iter().filter_map(move |(key, page)| {
-            let current = !page.is_assembled && !page.space.dropped_since(page.version);
-            let age = u64::try_from(page.age(now).as_millis()).unwrap_or(u64::MAX);
-            current.then(|| SavedPage {
-                key: (*key).clone(),
-                born_unix_ms: now_unix_ms.saturating_sub(age),
-                lifetime: page.freshness(now).lifetime(),
-                headers: page.kept().clone(),
-                body: page.content.page.body.clone(),
-            })
-        })
-    }
-
-    /// Takes in a page of a snapshot, which `page` was read from.
-    pub fn restore(&self, saved: &SavedPage, page: TaskPage, now: Instant, now_unix_ms: u64) {
-        let began = self.begin(saved.key.clone(), now);
-        let answer = Received {
-            headers: &saved.headers,
-            received: now,
-            received_unix: i64::try_from(now_unix_ms / 1000).unwrap_or(i64::MAX),
-            response_delay: Duration::ZERO,
-        };
-        let age = Duration::from_millis(now_unix_ms.saturating_sub(saved.born_unix_ms));
-        let page = StoredPage::new(
-            Arc::new(Content::new(page)),
-            &answer,
-            &self.lifetimes,
-            1.0,
-            began.space.clone(),
-            began.version,
-            Popularity::new(now),
-        )
-        .restored(age, saved.lifetime);
-        self.keep(&began, page, &answer, Keep::Yes);
     }
 
     /// Bytes and pages stored.
@@ -474,63 +344,8 @@ impl PageStore {
         space
     }
 
-    /// Shares the calls that `credential` may make a minute out among the pages that are asked for.
-    pub fn share_out(&self, credential: CredentialId, calls_per_minute: Option<u32>, now: Instant) {
-        if self.stretch_max.is_none() {
-            return;
-        }
-        let demand = self.demand(credential);
-        if calls_per_minute.is_none() {
-            demand.share_out(std::iter::empty(), None);
-            return;
-        }
-        // It looks at every page there is.
-        if self.pages.entry_count() > MANY_PAGES && !demand.is_due(now) {
-            return;
-        }
-        let weights: Vec<f64> = self
-            .pages
-            .iter()
-            .filter(|(key, page)| key.space.credential == credential && page.is_active(now))
-            .map(|(_, page)| page.popularity.weight(now))
-            .collect();
-        demand.share_out(weights.into_iter(), calls_per_minute);
-    }
-
-    /// How long a page of `credential` lives where the upstream states nothing, stretched to the quota, if it is asked for as
-    /// often as the average.
-    #[must_use]
-    pub fn lifetime(&self, credential: CredentialId) -> Duration {
-        let stretched = self.demand(credential).mean_lifetime();
-        let most = self.stretch_max.unwrap_or_default();
-        self.lifetimes.ttl.max(stretched.min(most))
-    }
-
-    /// How often the page is asked for, as far as its predecessor knows.
-    fn popularity(&self, key: &PageKey, now: Instant) -> Popularity {
-        match self.pages.get(key) {
-            Some(before) => before.popularity.aged(now),
-            None => Popularity::new(now),
-        }
-    }
-
-    fn demand(&self, credential: CredentialId) -> Arc<Demand> {
-        self.demands
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .entry(credential)
-            .or_default()
-            .clone()
-    }
-
     fn generation(&self) -> u64 {
         self.next_generation.fetch_add(1, Ordering::Relaxed)
-    }
-
-    fn jitter_factor(&self) -> f64 {
-        // 53 bits are what a float holds.
-        let unit = (random() >> 11) as f64 / (1_u64 << 53) as f64;
-        1.0 + self.jitter * (2.0 * unit - 1.0)
     }
 
     fn spaces(&self) -> MutexGuard<'_, Spaces> {

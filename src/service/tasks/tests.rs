@@ -10,12 +10,12 @@ use http::{HeaderMap, HeaderName};
 use tokio::sync::oneshot;
 use tower::{service_fn, util::BoxCloneSyncService};
 
-use super::*;
+use super::{fill::refusal, *};
 use crate::{
     cache::http_semantics::MaxStale,
     config::Config,
     domain::TaskPage,
-    upstream::{ClientError, Credentials, InvalidAnswer},
+    upstream::{Answer, ClientError, Content, Credentials, Head, InvalidAnswer, PageRequest},
 };
 
 const FRESH_FOR: Duration = Duration::from_secs(30);

@@ -1,0 +1,75 @@
+//! The stored pages of a space as one list: shown to operators, and cut to other page sizes.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::{LARGEST_SHARE, PageStore};
+use crate::{
+    cache::{
+        StoredPage,
+        assemble::{Part, assemble},
+        space::Space,
+    },
+    domain::{PageKey, PageQuery, SpaceKey},
+};
+
+impl PageStore {
+    /// The page under `key`, cut from stored pages of other sizes where they hold all of it.
+    ///
+    /// It is kept like any other, so that it is cut once.
+    #[must_use]
+    pub fn assemble(&self, key: &PageKey, now: Instant) -> Option<Arc<StoredPage>> {
+        if !self.assembles {
+            return None;
+        }
+        let space = self.spaces().known.get(&key.space).cloned()?;
+        let parts = self.parts(key, &space);
+        let assembled = assemble(key.query, &parts, self.lifetimes.ttl, now)?;
+        let page = StoredPage::assembled(assembled.page, &assembled.parts, now)?;
+        let page = Arc::new(page);
+        if page.weight() <= self.max_bytes / LARGEST_SHARE {
+            let _one_at_a_time = self.inserting();
+            if !space.dropped_since(page.version) {
+                space.add_page(key.query);
+                self.insert(key, page.clone());
+            }
+        }
+        Some(page)
+    }
+
+    /// The stored pages of `key`'s space that touch its range.
+    fn parts(&self, key: &PageKey, space: &Space) -> Vec<Part> {
+        let wanted = key.query.span();
+        let touches = |query: &PageQuery| {
+            let span = query.span();
+            span.start < wanted.end && wanted.start < span.end
+        };
+        self.stored_of(&key.space, space, touches)
+    }
+
+    /// Every stored page of a space.
+    #[must_use]
+    pub fn pages_of(&self, key: &SpaceKey) -> Vec<Part> {
+        let space = self.spaces().known.get(key).cloned();
+        space.map_or_else(Vec::new, |space| self.stored_of(key, &space, |_| true))
+    }
+
+    fn stored_of(
+        &self,
+        key: &SpaceKey,
+        space: &Space,
+        which: impl Fn(&PageQuery) -> bool,
+    ) -> Vec<Part> {
+        let stored = |query| {
+            let key = PageKey {
+                space: key.clone(),
+                query,
+            };
+            let page = self.get(&key)?;
+            Some(Part { query, page })
+        };
+        let pages = space.pages().into_iter();
+        pages.filter(which).filter_map(stored).collect()
+    }
+}

@@ -1,0 +1,56 @@
+//! The stored pages on their way to a snapshot and back.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{Keep, PageStore};
+use crate::{
+    cache::{Received, StoredPage, entry::Content, snapshot::SavedPage, stretch::Popularity},
+    domain::TaskPage,
+};
+
+impl PageStore {
+    /// Resolves when pages were dropped: a copy of them elsewhere is out of date.
+    pub async fn dropped(&self) {
+        self.dropped.notified().await;
+    }
+
+    /// Every page that was fetched as it is, for a snapshot.
+    pub fn saved(&self, now: Instant, now_unix_ms: u64) -> impl Iterator<Item = SavedPage> {
+        self.pages.iter().filter_map(move |(key, page)| {
+            let current = !page.is_assembled && !page.space.dropped_since(page.version);
+            let age = u64::try_from(page.age(now).as_millis()).unwrap_or(u64::MAX);
+            current.then(|| SavedPage {
+                key: (*key).clone(),
+                born_unix_ms: now_unix_ms.saturating_sub(age),
+                lifetime: page.freshness(now).lifetime(),
+                headers: page.kept().clone(),
+                body: page.content.page.body.clone(),
+            })
+        })
+    }
+
+    /// Takes in a page of a snapshot, which `page` was read from.
+    pub fn restore(&self, saved: &SavedPage, page: TaskPage, now: Instant, now_unix_ms: u64) {
+        let began = self.begin(saved.key.clone(), now);
+        let answer = Received {
+            headers: &saved.headers,
+            received: now,
+            received_unix: i64::try_from(now_unix_ms / 1000).unwrap_or(i64::MAX),
+            response_delay: Duration::ZERO,
+        };
+        let age = Duration::from_millis(now_unix_ms.saturating_sub(saved.born_unix_ms));
+        let page = StoredPage::new(
+            Arc::new(Content::new(page)),
+            &answer,
+            &self.lifetimes,
+            1.0,
+            began.space.clone(),
+            began.version,
+            Popularity::new(now),
+        )
+        .restored(age, saved.lifetime);
+        self.keep(&began, page, &answer, Keep::Yes);
+    }
+}

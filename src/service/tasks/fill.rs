@@ -1,0 +1,175 @@
+//! A fill: asks the upstream once for all who wait, takes in what it says, and draws the consequences.
+
+use std::{error::Error, sync::Arc};
+
+use tokio::time::Instant;
+use tower::ServiceExt;
+use tracing::{debug, error, info, warn};
+
+use super::{Ask, Errand, Fill, Filled, Tasks};
+use crate::{
+    cache::{
+        Received, StoredPage,
+        flight::Wanted,
+        store::{Began, Keep},
+    },
+    domain::Refusal,
+    upstream::{Answer, Content, FailureSource, Head, PageRequest, UpstreamError, Validators},
+};
+
+impl Tasks {
+    /// Fetches the page of `ask`; run in a task of its own.
+    pub(super) async fn fill(
+        self: Arc<Self>,
+        ask: Ask,
+        errand: Errand,
+        stored: Option<Arc<StoredPage>>,
+        wanted: Wanted,
+    ) -> Filled {
+        let started = Instant::now();
+        let began = self.store.begin(ask.key(), started);
+        // A page dropped in between must not come back by a 304.
+        let stored = stored.filter(|page| !page.is_dropped());
+        let request = PageRequest {
+            credential: ask.credential.clone(),
+            space: ask.space.clone(),
+            query: ask.query,
+            validators: stored.as_deref().map(validators).unwrap_or_default(),
+            request_id: ask.request_id.clone(),
+            cause: errand.cause,
+            urgency: errand.urgency,
+        };
+        let answer = self.upstream.clone().oneshot(request).await;
+        let filled = match answer {
+            Ok(answer) => self.take(&began, answer, stored.as_deref(), keep(&wanted)),
+            Err(error) => Err(error),
+        };
+        if !matches!(filled, Err(UpstreamError::QuotaExhausted { .. })) {
+            let calls_per_minute = ask.credential.purse().per_minute();
+            self.store
+                .share_out(ask.credential.id, calls_per_minute, Instant::now());
+        }
+        self.note(&ask, &began, &filled, keep(&wanted), started);
+        filled
+    }
+
+    /// Puts an answer into the store.
+    fn take(
+        &self,
+        began: &Began,
+        answer: Answer,
+        stored: Option<&StoredPage>,
+        keep: Keep,
+    ) -> Filled {
+        let head = received(&answer.head);
+        match (answer.content, stored) {
+            (Content::Page(page), _) => Ok(Fill {
+                kept: self.store.put(began, page, &head, keep),
+                status: 200,
+            }),
+            (Content::NotModified, Some(stored)) => Ok(Fill {
+                kept: self.store.renew(began, stored, &head, keep),
+                status: 304,
+            }),
+            // Normalize lets no 304 through that was not asked for.
+            (Content::NotModified, None) => Err(UpstreamError::Failed(FailureSource::Status(
+                http::StatusCode::NOT_MODIFIED,
+            ))),
+        }
+    }
+
+    /// Draws the consequences of a fill's end, once for all its waiters.
+    fn note(&self, ask: &Ask, began: &Began, filled: &Filled, keep: Keep, started: Instant) {
+        let now = Instant::now();
+        let outcome = match filled {
+            Ok(Fill { status: 304, .. }) => "not_modified",
+            Ok(fill) if fill.kept.stored => "stored",
+            Ok(_) => "not_stored",
+            Err(error) => error.as_str(),
+        };
+        self.metrics.filled(outcome, now - started);
+        match filled {
+            Ok(_) => {
+                if ask.credential.set_refused(false) {
+                    info!(
+                        credential.name = ask.credential.name,
+                        "upstream takes the credential again"
+                    );
+                }
+            }
+            Err(error) => self.note_failure(ask, began, error, keep, now),
+        }
+    }
+
+    fn note_failure(
+        &self,
+        ask: &Ask,
+        began: &Began,
+        error: &UpstreamError,
+        keep: Keep,
+        now: Instant,
+    ) {
+        let head = match error {
+            UpstreamError::SpaceNotFound { head } => head.as_deref().map(received),
+            _ => None,
+        };
+        if let Some(refusal) = refusal(error) {
+            self.store.refuse(began, refusal, head.as_ref(), keep, now);
+        }
+        let reason = error.source().map(ToString::to_string);
+        if matches!(error, UpstreamError::AuthFailed) {
+            ask.credential.set_refused(true);
+            error!(
+                credential.name = ask.credential.name,
+                "upstream refused the credential: its token is wrong, expired or withdrawn; put a good one in its place"
+            );
+        } else if matches!(error, UpstreamError::QuotaExhausted { .. }) {
+            // As often as there are requests; the metrics tell how many.
+            debug!(space = %ask.space, upstream.error = %error, "no upstream call is left");
+        } else if refusal(error).is_some() {
+            debug!(space = %ask.space, upstream.error = %error, "upstream refused a page");
+        } else {
+            warn!(space = %ask.space, upstream.error = %error, upstream.reason = reason, "upstream gave no page");
+        }
+    }
+}
+
+/// What those who wait for a fill want: asked when it has ended, since one may still join.
+fn keep(wanted: &Wanted) -> Keep {
+    if wanted.is_set() { Keep::Yes } else { Keep::No }
+}
+
+fn validators(page: &StoredPage) -> Validators {
+    Validators {
+        etag: page.upstream_etag().cloned(),
+        last_modified: page.last_modified.clone(),
+    }
+}
+
+fn received(head: &Head) -> Received<'_> {
+    Received {
+        headers: &head.headers,
+        received: head.received,
+        received_unix: head.received_unix,
+        response_delay: head.response_delay,
+    }
+}
+
+/// What of an error is remembered.
+pub(super) fn refusal(error: &UpstreamError) -> Option<Refusal> {
+    match error {
+        UpstreamError::SpaceNotFound { .. } => Some(Refusal::SpaceNotFound),
+        UpstreamError::SpaceAccessDenied => Some(Refusal::SpaceAccessDenied),
+        UpstreamError::Rejected => Some(Refusal::Rejected),
+        UpstreamError::Failed(source) => match source {
+            FailureSource::Inner | FailureSource::InnerSlowDown => Some(Refusal::Failed),
+            FailureSource::Status(_) | FailureSource::Html => None,
+        },
+        UpstreamError::AuthFailed
+        | UpstreamError::InvalidResponse(_)
+        | UpstreamError::Unreachable(_)
+        | UpstreamError::Timeout(_)
+        | UpstreamError::QuotaExhausted { .. }
+        | UpstreamError::Overloaded => None,
+    }
+}
