@@ -23,8 +23,11 @@ LABEL org.opencontainers.image.title="unpod-gateway" \
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 COPY --from=build /usr/local/bin/unpod-gateway /usr/local/bin/unpod-gateway
 COPY LICENSE /usr/share/doc/unpod-gateway/LICENSE
+# The file lets CMD start with the environment alone, too.
 RUN groupadd --gid 10001 gateway \
-    && useradd --uid 10001 --gid gateway --no-log-init --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin gateway
+    && useradd --uid 10001 --gid gateway --no-log-init --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin gateway \
+    && install -d /etc/unpod-gateway \
+    && echo '# Nothing is set here. Mount a file over this one, or set UNPOD_GATEWAY__SECTION__KEY.' > /etc/unpod-gateway/config.toml
 USER 10001:10001
 
 # Stronger than `server.listen` in the configuration file: inside a container loopback reaches nobody.
