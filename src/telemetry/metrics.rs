@@ -415,7 +415,79 @@ impl Metrics {
         set(&self.cache_entries, cache.1);
         let mut out = String::new();
         text::encode(&mut out, &self.registry).expect("writing to a string cannot fail");
-        out
+        as_prometheus_text(&out)
+    }
+}
+
+/// Prometheus's text form from OpenMetrics, which differ in two things: there a counter is described without its `_total`, and the
+/// text ends with a mark.
+fn as_prometheus_text(open_metrics: &str) -> String {
+    let mut out = String::with_capacity(open_metrics.len() + 512);
+    let mut lines = open_metrics.lines().peekable();
+    while let Some(line) = lines.next() {
+        let help = line
+            .strip_prefix("# HELP ")
+            .and_then(|rest| rest.split_once(' '));
+        let counter = |name: &str, line: &str| line == format!("# TYPE {name} counter");
+        match (help, lines.peek()) {
+            (Some((name, text)), Some(next)) if counter(name, next) => {
+                out.push_str(&format!(
+                    "# HELP {name}_total {text}\n# TYPE {name}_total counter\n"
+                ));
+                lines.next();
+            }
+            _ if line == "# EOF" => {}
+            _ => {
+                out.push_str(line);
+                out.push('\n');
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_described_by_the_name_of_their_samples() {
+        let open_metrics = "# HELP a Some.\n# TYPE a counter\na_total{x=\"1\"} 2\n# HELP b More.\n# TYPE b gauge\nb 1\n# EOF\n";
+        assert_eq!(
+            as_prometheus_text(open_metrics),
+            "# HELP a_total Some.\n# TYPE a_total counter\na_total{x=\"1\"} 2\n# HELP b More.\n# TYPE b gauge\nb 1\n"
+        );
+    }
+
+    #[test]
+    fn every_metric_has_a_sample_from_the_start() {
+        let text = Metrics::new(["default"]).encode((0, 0));
+        let described: Vec<&str> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("# TYPE "))
+            .filter_map(|rest| rest.split_once(' '))
+            .map(|(name, _)| name)
+            .collect();
+        for name in [
+            "gateway_http_requests_total",
+            "gateway_http_request_duration_seconds",
+            "gateway_cache_lookups_total",
+            "gateway_cache_bytes",
+            "gateway_cache_entries",
+            "gateway_fills_total",
+            "gateway_fill_duration_seconds",
+            "gateway_upstream_requests_total",
+            "gateway_upstream_quota_remaining",
+            "gateway_circuit_state",
+            "gateway_auth_failures_total",
+            "gateway_config_reloads_total",
+        ] {
+            assert!(described.contains(&name), "{name} is missing");
+        }
+        for name in described {
+            let sampled = text.lines().any(|line| line.starts_with(name));
+            assert!(sampled, "{name} has no sample");
+        }
     }
 }
 
