@@ -16,7 +16,7 @@ pub mod store;
 pub mod stretch;
 
 pub use self::{
-    entry::{Received, StoredPage},
+    entry::{Received, StoredPage, judge_page},
     flight::{Flights, Role},
     freshness::{Verdict, judge},
     status::CacheStatus,

@@ -10,8 +10,8 @@ use tokio::time::Instant;
 
 use super::{
     coding::Variants,
-    freshness::{Candidate, Freshness, Lifetimes},
-    http_semantics::{fmt_http_date, parse_age, parse_http_date},
+    freshness::{Candidate, Freshness, Lifetimes, Verdict, judge},
+    http_semantics::{RequestDirectives, fmt_http_date, parse_age, parse_http_date},
     space::{Space, Version},
     stretch::Popularity,
 };
@@ -164,10 +164,7 @@ impl StoredPage {
     /// Whether its tasks may be shown as part of another page: fetched as it is, still fresh, of the list's present state.
     #[must_use]
     pub fn can_be_cut(&self, now: Instant) -> bool {
-        !self.is_assembled
-            && self.freshness(now).fresh_for(now).is_some()
-            && self.moved_at().is_none()
-            && !self.space.dropped_since(self.version)
+        !self.is_assembled && !self.fresh_for(now).is_zero()
     }
 
     /// This page as a 304 renews it: its bytes, with the fields that `answer` brings (RFC 9111 section 4.3.4).
@@ -305,6 +302,21 @@ impl StoredPage {
         let has_validator = self.upstream_etag().is_some() || self.last_modified.is_some();
         self.freshness.is_worth_keeping(has_validator)
     }
+}
+
+/// Decides what to do about a request for `page`, as [`super::judge`] does, with its lifetime stretched to the quota.
+#[must_use]
+pub fn judge_page(
+    page: Option<&StoredPage>,
+    only_fresh: bool,
+    request: &RequestDirectives,
+    now: Instant,
+) -> Verdict {
+    let freshness = page.map(|page| page.freshness(now));
+    let candidate = page
+        .zip(freshness.as_ref())
+        .map(|(page, freshness)| page.candidate(freshness, only_fresh));
+    judge(candidate, request, now)
 }
 
 fn keep(headers: &HeaderMap) -> HeaderMap {

@@ -5,14 +5,12 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::Tasks;
+use super::{Tasks, tasks::remembered};
 use crate::{
     cache::{
-        StoredPage, Verdict,
-        freshness::{Candidate, FillReason, judge},
-        http_semantics::RequestDirectives,
+        StoredPage, Verdict, freshness::FillReason, http_semantics::RequestDirectives, judge_page,
     },
-    domain::{PageKey, PageQuery, Refusal, SpaceKey},
+    domain::{PageKey, PageQuery, SpaceKey},
     upstream::Credential,
 };
 
@@ -60,21 +58,23 @@ impl Tasks {
     #[must_use]
     pub fn explain(&self, key: &PageKey, credential: &Credential, now: Instant) -> Explanation {
         let stored = self.store().get(key);
-        let freshness = stored.as_ref().map(|page| page.freshness(now));
         let only_fresh = credential.is_refused();
-        let candidate = stored
+        let request = RequestDirectives::default();
+        let verdict = judge_page(stored.as_deref(), only_fresh, &request, now);
+        let overtaken = stored
             .as_ref()
-            .zip(freshness.as_ref())
-            .map(|(page, freshness)| page.candidate(freshness, only_fresh));
-        let verdict = judge(candidate, &RequestDirectives::default(), now);
-        let (verdict, why) = words(verdict, candidate);
+            .is_some_and(|page| page.moved_at().is_some());
+        let (verdict, why) = words(verdict, overtaken);
         let refusal = self.store().refusal(key, now);
         Explanation {
             verdict,
             why,
             credential: credential.name.clone(),
             credential_refused: only_fresh,
-            refusal: refusal.map(|known| (refused(known.refusal), (known.until - now).as_secs())),
+            refusal: refusal.map(|known| {
+                let error = remembered(known.refusal);
+                (error.as_str(), (known.until - now).as_secs())
+            }),
             stored: stored.map(|page| report(key.query, &page, now)),
         }
     }
@@ -99,8 +99,7 @@ fn seconds(time: Duration) -> i64 {
     i64::try_from(time.as_secs()).unwrap_or(i64::MAX)
 }
 
-fn words(verdict: Verdict, candidate: Option<Candidate<'_>>) -> (&'static str, &'static str) {
-    let overtaken = candidate.is_some_and(|candidate| candidate.moved_at.is_some());
+fn words(verdict: Verdict, overtaken: bool) -> (&'static str, &'static str) {
     match verdict {
         Verdict::Hit { .. } => ("hit", "stored and fresh"),
         Verdict::HitWhileRevalidate { .. } => (
@@ -118,14 +117,5 @@ fn words(verdict: Verdict, candidate: Option<Candidate<'_>>) -> (&'static str, &
         Verdict::Fill(FillReason::Stale) => ("fill", "stale: fetched before it is shown"),
         Verdict::Fill(FillReason::Request) => ("fill", "the request asks for it"),
         Verdict::NotCached => ("not-cached", "the request wants nothing but what is stored"),
-    }
-}
-
-fn refused(refusal: Refusal) -> &'static str {
-    match refusal {
-        Refusal::SpaceNotFound => "space_not_found",
-        Refusal::SpaceAccessDenied => "space_access_denied",
-        Refusal::Rejected => "upstream_rejected",
-        Refusal::Failed => "upstream_failed",
     }
 }

@@ -11,7 +11,7 @@ use crate::{
         flight::Waiting,
         freshness::{FillReason, refusal_answers},
         http_semantics::RequestDirectives,
-        judge,
+        judge_page,
         space::Remembered,
         status::Detail,
         store::Kept,
@@ -216,12 +216,7 @@ impl Tasks {
         }
         let now = Instant::now();
         let page = self.store.assemble(key, now)?;
-        let freshness = page.freshness(now);
-        match judge(
-            Some(page.candidate(&freshness, false)),
-            &ask.directives,
-            now,
-        ) {
+        match judge_page(Some(&page), false, &ask.directives, now) {
             Verdict::Hit { ttl } => Some(hit(page, ttl, now)),
             Verdict::HitWhileRevalidate { .. } | Verdict::Fill(_) | Verdict::NotCached => None,
         }
@@ -230,17 +225,13 @@ impl Tasks {
     fn decide(&self, key: &PageKey, ask: &Ask, now: Instant) -> Decision {
         let stored = self.store.get(key);
         let only_fresh = ask.credential.is_refused();
-        let freshness = stored.as_ref().map(|page| page.freshness(now));
-        let candidate = stored
-            .as_ref()
-            .zip(freshness.as_ref())
-            .map(|(page, freshness)| page.candidate(freshness, only_fresh));
+        let verdict = judge_page(stored.as_deref(), only_fresh, &ask.directives, now);
         let refusal = || {
             self.store
                 .refusal(key, now)
                 .filter(|known| refusal_answers(known.age(now), known.until - now, &ask.directives))
         };
-        match (judge(candidate, &ask.directives, now), stored) {
+        match (verdict, stored) {
             (Verdict::Hit { ttl }, Some(page)) => Decision::Serve(hit(page, ttl, now)),
             (Verdict::HitWhileRevalidate { ttl }, Some(page)) => {
                 let served = Served {
@@ -418,7 +409,7 @@ fn stand_in(
 }
 
 /// The error that a remembered refusal stands for.
-fn remembered(refusal: Refusal) -> UpstreamError {
+pub(super) fn remembered(refusal: Refusal) -> UpstreamError {
     match refusal {
         Refusal::SpaceNotFound => UpstreamError::SpaceNotFound { head: None },
         Refusal::SpaceAccessDenied => UpstreamError::SpaceAccessDenied,

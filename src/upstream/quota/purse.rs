@@ -91,7 +91,7 @@ impl Purse {
         if state.hold_until.is_some_and(|until| until > now) {
             return Some(0);
         }
-        Some(self.allowed(limit, now).saturating_sub(state.used(now)))
+        Some(self.allowed(limit, now).saturating_sub(state.used()))
     }
 
     /// Waits until a call may be made, as long as `urgency` warrants and `patience` allows.
@@ -267,18 +267,11 @@ impl State {
         }
     }
 
-    fn used(&self, now: Instant) -> u32 {
+    /// Calls that count now: only after [`State::forget`].
+    fn used(&self) -> u32 {
         let ended = u32::try_from(self.ended.len()).unwrap_or(u32::MAX);
-        ended
-            .saturating_add(self.in_flight)
-            .saturating_add(self.used_by_others(now))
-    }
-
-    fn used_by_others(&self, now: Instant) -> u32 {
-        match self.others {
-            Some((count, until)) if until > now => count,
-            _ => 0,
-        }
+        let others = self.others.map_or(0, |(count, _)| count);
+        ended.saturating_add(self.in_flight).saturating_add(others)
     }
 
     /// Whether one more call keeps to `most` within `window`; if not, how long until it may.
