@@ -5,6 +5,7 @@ pub mod clients;
 pub mod error;
 pub mod layers;
 pub mod peer;
+pub mod policy;
 pub mod query;
 pub mod router;
 pub mod routes;
@@ -12,5 +13,6 @@ pub mod routes;
 pub use self::{
     clients::{Client, Clients},
     error::ApiError,
+    policy::{Caller, LivePolicy, Policy},
     router::{Data, data_service},
 };

@@ -2,13 +2,14 @@
 
 use std::{io, sync::Arc};
 
+use arc_swap::ArcSwap;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
     api::{
-        self, Clients, Data,
+        self, Clients, Data, LivePolicy, Policy,
         admin::{Admin, Draining},
         layers::observe::AccessLog,
     },
@@ -72,7 +73,8 @@ impl Gateway {
         let config = Arc::new(config);
         let metrics = Metrics::new(config.upstream.credentials.keys().map(String::as_str));
         let credentials = Credentials::load(&config.upstream)?;
-        let clients = Arc::new(Clients::new(&config.clients, credentials));
+        let clients = Clients::new(&config.clients, credentials);
+        let policy: LivePolicy = Arc::new(ArcSwap::from_pointee(Policy::new(&config, clients)));
         let stack = upstream::stack(
             Client::new(&config.upstream)?,
             &config.upstream,
@@ -99,12 +101,12 @@ impl Gateway {
             .address()
             .map_err(listen_error(&config.admin.listen))?;
         // Not before the addresses are ours: another gateway may still be writing the file.
-        let snapshot = start_snapshot(&config, &tasks, clients.credentials());
+        let snapshot = start_snapshot(&config, &tasks, policy.load().clients.credentials());
         let limits = Limits::new(&config.server);
-        let data = serve_data(data, &config, limits, &tasks, &clients, &metrics);
+        let data = serve_data(data, &config, limits, &tasks, &policy, &metrics);
         let router = api::admin::router(Admin {
             tasks: tasks.clone(),
-            clients,
+            policy,
             metrics: metrics.clone(),
             draining: draining.clone(),
             effective_config: config.effective().into(),
@@ -215,14 +217,11 @@ fn serve_data(
     config: &Config,
     limits: Limits,
     tasks: &Arc<Tasks>,
-    clients: &Arc<Clients>,
+    policy: &LivePolicy,
     metrics: &Arc<Metrics>,
 ) -> Serving {
     let data = Data {
         tasks: tasks.clone(),
-        clients: clients.clone(),
-        route: config.routes.tasks.clone(),
-        client_max_age: config.cache.client_max_age,
     };
     let access_log = if config.telemetry.access_log {
         AccessLog::On
@@ -231,6 +230,7 @@ fn serve_data(
     };
     let service = api::data_service(
         data,
+        policy.clone(),
         &config.server,
         &config.auth,
         access_log,

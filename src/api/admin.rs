@@ -22,7 +22,7 @@ use serde_json::json;
 use tokio::time::Instant;
 use tracing::info;
 
-use super::Clients;
+use super::LivePolicy;
 use crate::{
     domain::{PageKey, PageQuery, SpaceKey, SpaceToken},
     service::Tasks,
@@ -48,7 +48,7 @@ impl Draining {
 #[derive(Clone, Debug)]
 pub struct Admin {
     pub tasks: Arc<Tasks>,
-    pub clients: Arc<Clients>,
+    pub policy: LivePolicy,
     pub metrics: Arc<Metrics>,
     pub draining: Draining,
     /// The configuration in force, secrets hidden.
@@ -120,7 +120,8 @@ fn is_foreign_origin(headers: &HeaderMap, host: &str) -> bool {
 /// Each part and why. A refused credential degrades: pages are still served, and other credentials work.
 async fn readyz(State(admin): State<Admin>) -> Response {
     let draining = admin.draining.has_begun();
-    let refused: Vec<&str> = admin
+    let policy = admin.policy.load();
+    let refused: Vec<&str> = policy
         .clients
         .credentials()
         .all()
@@ -151,7 +152,7 @@ async fn readyz(State(admin): State<Admin>) -> Response {
 }
 
 async fn metrics(State(admin): State<Admin>) -> Response {
-    for credential in admin.clients.credentials().all() {
+    for credential in admin.policy.load().clients.credentials().all() {
         let remaining = credential.purse().remaining(Instant::now());
         admin.metrics.quota_remaining(&credential.name, remaining);
         let lifetime = admin.tasks.store().lifetime(credential.id);
@@ -182,7 +183,8 @@ async fn inspect_space(State(admin): State<Admin>, Path(token): Path<String>) ->
         return bad_request("expected a space token");
     };
     let now = Instant::now();
-    let credentials: serde_json::Map<_, _> = admin
+    let policy = admin.policy.load();
+    let credentials: serde_json::Map<_, _> = policy
         .clients
         .credentials()
         .all()
@@ -227,7 +229,8 @@ async fn explain(State(admin): State<Admin>, RawQuery(query): RawQuery) -> Respo
     if asked.page == 0 || asked.page_size == 0 {
         return bad_request("page and page_size count from 1");
     }
-    let Some(credential) = admin.clients.credentials().serving(&space) else {
+    let policy = admin.policy.load();
+    let Some(credential) = policy.clients.credentials().serving(&space) else {
         return bad_request("no credential serves this space");
     };
     let key = PageKey {

@@ -23,24 +23,65 @@ pub struct Client {
     spaces: AllowedSpaces,
     /// For all of its spaces, where one is named.
     credential: Option<Arc<Credential>>,
+    /// Where it names none: all, of the same configuration.
+    credentials: Arc<Credentials>,
     /// Whether it may cause upstream calls beyond those that an ordinary miss costs.
     pub may_refresh: bool,
     expires: Option<SystemTime>,
 }
 
-#[derive(Debug)]
-enum AllowedSpaces {
+/// The spaces a caller may read.
+#[derive(Clone, Debug)]
+pub enum AllowedSpaces {
     All,
     Named(HashSet<SpaceToken>),
+}
+
+impl AllowedSpaces {
+    #[must_use]
+    pub fn contains(&self, space: &SpaceToken) -> bool {
+        match self {
+            Self::All => true,
+            Self::Named(named) => named.contains(space),
+        }
+    }
+
+    /// What both allow.
+    #[must_use]
+    fn narrowed(&self, to: &Self) -> Self {
+        match (self, to) {
+            (Self::All, other) | (other, Self::All) => other.clone(),
+            (Self::Named(ours), Self::Named(theirs)) => {
+                Self::Named(ours.intersection(theirs).cloned().collect())
+            }
+        }
+    }
 }
 
 impl Client {
     /// Whether it may read `space`.
     #[must_use]
     pub fn may_read(&self, space: &SpaceToken) -> bool {
-        match &self.spaces {
-            AllowedSpaces::All => true,
-            AllowedSpaces::Named(named) => named.contains(space),
+        self.spaces.contains(space)
+    }
+
+    /// The credential its reading of `space` is done with.
+    #[must_use]
+    pub fn credential(&self, space: &SpaceToken) -> Option<&Arc<Credential>> {
+        self.credential
+            .as_ref()
+            .or_else(|| self.credentials.serving(space))
+    }
+
+    /// This client as a token narrows it: under the same name, in no more than `spaces`.
+    #[must_use]
+    pub fn narrowed(&self, spaces: &AllowedSpaces) -> Self {
+        Self {
+            name: self.name.clone(),
+            spaces: self.spaces.narrowed(spaces),
+            credential: self.credential.clone(),
+            credentials: self.credentials.clone(),
+            ..*self
         }
     }
 
@@ -53,12 +94,13 @@ impl Client {
 #[derive(Debug)]
 pub struct Clients {
     by_digest: HashMap<[u8; 32], Arc<Client>>,
-    credentials: Credentials,
+    credentials: Arc<Credentials>,
 }
 
 impl Clients {
     #[must_use]
     pub fn new(configured: &[ClientConfig], credentials: Credentials) -> Self {
+        let credentials = Arc::new(credentials);
         let mut by_digest = HashMap::new();
         for section in configured {
             let client = Arc::new(client(section, &credentials));
@@ -105,26 +147,13 @@ impl Clients {
         Ok(client)
     }
 
-    /// The credential `client`'s reading of `space` is done with.
     #[must_use]
-    pub fn credential<'a>(
-        &'a self,
-        client: &'a Client,
-        space: &SpaceToken,
-    ) -> Option<&'a Arc<Credential>> {
-        client
-            .credential
-            .as_ref()
-            .or_else(|| self.credentials.serving(space))
-    }
-
-    #[must_use]
-    pub fn credentials(&self) -> &Credentials {
+    pub fn credentials(&self) -> &Arc<Credentials> {
         &self.credentials
     }
 }
 
-fn client(section: &ClientConfig, credentials: &Credentials) -> Client {
+fn client(section: &ClientConfig, credentials: &Arc<Credentials>) -> Client {
     let spaces = if section.spaces.iter().any(|space| space == "*") {
         AllowedSpaces::All
     } else {
@@ -143,6 +172,7 @@ fn client(section: &ClientConfig, credentials: &Credentials) -> Client {
             .as_deref()
             .and_then(|name| credentials.named(name))
             .cloned(),
+        credentials: credentials.clone(),
         may_refresh: section.may_refresh,
         expires: section.expires.map(|expires| expires.0),
     }

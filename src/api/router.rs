@@ -1,6 +1,6 @@
 //! The data listener, composed once.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc};
 
 use axum::{
     Router,
@@ -15,7 +15,7 @@ use tower::{Service, ServiceBuilder};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use super::{
-    ApiError, Clients,
+    ApiError, LivePolicy,
     error::method_not_allowed,
     layers::{
         internal_auth::InternalAuthLayer,
@@ -26,7 +26,7 @@ use super::{
     routes::tasks,
 };
 use crate::{
-    config::{AuthConfig, ServerConfig, routes::TasksRouteConfig},
+    config::{AuthConfig, ServerConfig},
     service::Tasks,
     telemetry::metrics::Metrics,
 };
@@ -40,16 +40,13 @@ const OPENAPI: &str = include_str!("../../docs/openapi.json");
 #[derive(Clone, Debug)]
 pub struct Data {
     pub tasks: Arc<Tasks>,
-    pub clients: Arc<Clients>,
-    pub route: TasksRouteConfig,
-    /// How long clients may reuse an answer without asking.
-    pub client_max_age: Duration,
 }
 
 /// Builds the data listener's service.
 #[must_use]
 pub fn data_service(
     data: Data,
+    policy: LivePolicy,
     server: &ServerConfig,
     auth: &AuthConfig,
     access_log: AccessLog,
@@ -64,13 +61,8 @@ pub fn data_service(
             .iter()
             .map(|network| -> IpNet { network.0 }),
     );
-    let authenticate = InternalAuthLayer::new(
-        data.clients.clone(),
-        PUBLIC,
-        proxies,
-        auth.max_failures,
-        metrics.clone(),
-    );
+    let authenticate =
+        InternalAuthLayer::new(policy, PUBLIC, proxies, auth.max_failures, metrics.clone());
     let panicked = metrics.clone();
     ServiceBuilder::new()
         // Outermost: whatever happens below gets a request id, a body if it is an error, and its line in the log.

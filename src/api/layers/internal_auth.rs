@@ -17,7 +17,7 @@ use tower::{Layer, Service};
 
 use crate::{
     api::{
-        ApiError, Clients,
+        ApiError, Caller, LivePolicy,
         error::RateLimit,
         peer::{Peer, TrustedProxies},
     },
@@ -36,7 +36,7 @@ pub struct InternalAuthLayer {
 
 #[derive(Debug)]
 struct Shared {
-    clients: Arc<Clients>,
+    policy: LivePolicy,
     public: &'static [&'static str],
     proxies: TrustedProxies,
     failures: Failures,
@@ -47,7 +47,7 @@ impl InternalAuthLayer {
     /// `public` are the paths served to anybody; `max_failures` a minute and address, 0 being no limit.
     #[must_use]
     pub fn new(
-        clients: Arc<Clients>,
+        policy: LivePolicy,
         public: &'static [&'static str],
         proxies: TrustedProxies,
         max_failures: u32,
@@ -55,7 +55,7 @@ impl InternalAuthLayer {
     ) -> Self {
         Self {
             shared: Arc::new(Shared {
-                clients,
+                policy,
                 public,
                 proxies,
                 failures: Failures::new(max_failures),
@@ -76,7 +76,7 @@ impl<S> Layer<S> for InternalAuthLayer {
     }
 }
 
-/// Puts the caller's [`crate::api::Client`] into the request, or answers 401.
+/// Puts the [`Caller`] into the request, or answers 401.
 #[derive(Clone, Debug)]
 pub struct InternalAuth<S> {
     inner: S,
@@ -100,14 +100,14 @@ where
             return Either::Left(self.inner.call(request));
         }
         let authorization = sole_authorization(&request);
-        match self
-            .shared
+        let policy = self.shared.policy.load_full();
+        match policy
             .clients
             .authenticate(authorization, SystemTime::now())
         {
             Ok(client) => {
                 let client = client.clone();
-                request.extensions_mut().insert(client);
+                request.extensions_mut().insert(Caller { client, policy });
                 Either::Left(self.inner.call(request))
             }
             Err(reason) => {

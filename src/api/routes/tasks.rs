@@ -1,6 +1,6 @@
 //! `GET /spaces/{space_token}/tasks`: a page of tasks.
 
-use std::{fmt::Write as _, sync::Arc, time::Duration};
+use std::{fmt::Write as _, time::Duration};
 
 use axum::{
     body::Body,
@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
 use crate::{
     api::{
-        ApiError, Client, Data,
+        ApiError, Caller, Data, Policy,
         layers::observe::{Facts, RequestId, VARY},
         query,
     },
@@ -36,24 +36,24 @@ const CODINGS: [Coding; 3] = [Coding::Brotli, Coding::Zstd, Coding::Gzip];
 /// Checked in the order in which things may be told: path and query, then whether the client may read the space, then the cache.
 pub async fn page(
     State(data): State<Data>,
-    Extension(client): Extension<Arc<Client>>,
+    Extension(caller): Extension<Caller>,
     Extension(RequestId(request_id)): Extension<RequestId>,
     path: Result<Path<String>, PathRejection>,
     RawQuery(raw_query): RawQuery,
     headers: HeaderMap,
 ) -> Response {
-    let read = read_request(&data, path, raw_query.as_deref());
+    let read = read_request(&caller.policy, path, raw_query.as_deref());
     let (space, query) = match read {
         Ok(read) => read,
         Err(error) => return error.into_response(),
     };
     let facts = Facts {
-        client: client.name.clone(),
+        client: caller.client.name.clone(),
         space: space.clone(),
         cache: None,
         age_s: None,
     };
-    let answered = answer(&data, &client, space, query, request_id, &headers).await;
+    let answered = answer(&data, &caller, space, query, request_id, &headers).await;
     let (mut response, facts) = match answered {
         Ok((response, served)) => (
             response,
@@ -73,32 +73,30 @@ pub async fn page(
 }
 
 fn read_request(
-    data: &Data,
+    policy: &Policy,
     path: Result<Path<String>, PathRejection>,
     raw_query: Option<&str>,
 ) -> Result<(SpaceToken, PageQuery), ApiError> {
     let Path(token) = path.map_err(|_| ApiError::InvalidSpaceToken)?;
     let space = SpaceToken::new(&token).map_err(|_| ApiError::InvalidSpaceToken)?;
-    let query = query::parse(raw_query.unwrap_or_default(), &data.route)?;
+    let query = query::parse(raw_query.unwrap_or_default(), &policy.route)?;
     Ok((space, query))
 }
 
 async fn answer(
     data: &Data,
-    client: &Client,
+    caller: &Caller,
     space: SpaceToken,
     query: PageQuery,
     request_id: HeaderValue,
     headers: &HeaderMap,
 ) -> Result<(Response, Served), ApiError> {
+    let client = &caller.client;
     if !client.may_read(&space) {
         return Err(ApiError::SpaceNotAllowed);
     }
     // The configuration admits no client whose spaces have no credential.
-    let credential = data
-        .clients
-        .credential(client, &space)
-        .ok_or(ApiError::SpaceNotAllowed)?;
+    let credential = client.credential(&space).ok_or(ApiError::SpaceNotAllowed)?;
     let ask = Ask {
         credential: credential.clone(),
         space,
@@ -108,15 +106,21 @@ async fn answer(
         request_id,
     };
     let served = data.tasks.page(&ask).await?;
-    let response = respond(data, &ask, &served, headers).await;
+    let response = respond(data, &caller.policy, &ask, &served, headers).await;
     Ok((response, served))
 }
 
 /// The answer for a page that was found: 304 where the client has it already.
-async fn respond(data: &Data, ask: &Ask, served: &Served, request: &HeaderMap) -> Response {
+async fn respond(
+    data: &Data,
+    policy: &Policy,
+    ask: &Ask,
+    served: &Served,
+    request: &HeaderMap,
+) -> Response {
     let page = &served.page;
     let mut response = Response::new(Body::empty());
-    describe(data, ask, served, response.headers_mut());
+    describe(data, policy, ask, served, response.headers_mut());
     let etag = page.content.etag.to_str().unwrap_or_default();
     let now_unix = unix_now();
     if not_modified(request, etag, page.last_modified_unix, now_unix) {
@@ -174,7 +178,7 @@ async fn variant(data: &Data, ask: &Ask, served: &Served, coding: Coding) -> Cod
 }
 
 /// Every field that 200 and 304 share.
-fn describe(data: &Data, ask: &Ask, served: &Served, headers: &mut HeaderMap) {
+fn describe(data: &Data, policy: &Policy, ask: &Ask, served: &Served, headers: &mut HeaderMap) {
     let page = &served.page;
     headers.insert(CACHE_STATUS, served.status.header_value());
     headers.insert(header::ETAG, page.content.etag.clone());
@@ -183,7 +187,7 @@ fn describe(data: &Data, ask: &Ask, served: &Served, headers: &mut HeaderMap) {
     let rest = client_rest(served);
     headers.insert(
         header::CACHE_CONTROL,
-        cache_control(data.client_max_age, rest),
+        cache_control(policy.client_max_age, rest),
     );
     if let Some(last_modified) = &page.last_modified {
         headers.insert(header::LAST_MODIFIED, last_modified.clone());

@@ -1,0 +1,38 @@
+//! What requests are judged by: one state of the configuration, replaced as a whole when it is reloaded.
+
+use std::{sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+
+use super::{Client, Clients};
+use crate::config::{Config, routes::TasksRouteConfig};
+
+/// One state of what may change while the gateway runs.
+#[derive(Debug)]
+pub struct Policy {
+    pub clients: Clients,
+    pub route: TasksRouteConfig,
+    /// How long clients may reuse an answer without asking.
+    pub client_max_age: Duration,
+}
+
+impl Policy {
+    #[must_use]
+    pub fn new(config: &Config, clients: Clients) -> Self {
+        Self {
+            clients,
+            route: config.routes.tasks.clone(),
+            client_max_age: config.cache.client_max_age,
+        }
+    }
+}
+
+/// The policy in force, shared by all who judge by it.
+pub type LivePolicy = Arc<ArcSwap<Policy>>;
+
+/// Who asks, and the policy that let them in: a request sees one policy from its first check to its answer.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    pub client: Arc<Client>,
+    pub policy: Arc<Policy>,
+}
