@@ -7,18 +7,26 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+mod parts;
+mod reload;
+mod watch;
+
+use self::{
+    reload::{Configs, Reloader},
+    watch::Watch,
+};
 use crate::{
     api::{
         self, Clients, Data, LivePolicy, Policy,
-        admin::{Admin, Draining},
+        admin::{Admin, Draining, Reload, Reloaded},
         layers::observe::AccessLog,
     },
-    cache::{PageStore, snapshot::Owners},
+    cache::PageStore,
     config::{Config, Problems, value::ListenAddress},
     server::{self, Limits, Listener, Shutdown},
     service::{Snapshot, Tasks},
-    telemetry::metrics::Metrics,
-    upstream::{self, BuildError, Client, Credentials},
+    telemetry::{LogFilter, metrics::Metrics},
+    upstream::{BuildError, Credentials, LimitLayer},
 };
 
 /// Why a gateway did not start.
@@ -48,11 +56,14 @@ pub struct Gateway {
     data: Serving,
     admin: Serving,
     snapshot: Option<Snapshotting>,
+    reloader: Arc<Reloader>,
+    watching: JoinHandle<()>,
 }
 
 /// The task that keeps the snapshot up to date.
 #[derive(Debug)]
 struct Snapshotting {
+    snapshot: Arc<Snapshot>,
     task: JoinHandle<()>,
     end: CancellationToken,
 }
@@ -70,17 +81,23 @@ impl Gateway {
     ///
     /// Returns what is wrong with a secret's file, the TLS set-up, or an address.
     pub async fn start(config: Config) -> Result<Self, StartError> {
+        Self::start_logging(config, LogFilter::default()).await
+    }
+
+    /// As [`Gateway::start`], where a reload may change what the process logs.
+    ///
+    /// # Errors
+    ///
+    /// As [`Gateway::start`].
+    pub async fn start_logging(config: Config, log: LogFilter) -> Result<Self, StartError> {
         let config = Arc::new(config);
         let metrics = Metrics::new(config.upstream.credentials.keys().map(String::as_str));
         let credentials = Credentials::load(&config.upstream)?;
         let clients = Clients::new(&config.clients, credentials);
+        let credentials = clients.credentials().clone();
         let policy: LivePolicy = Arc::new(ArcSwap::from_pointee(Policy::new(&config, clients)));
-        let stack = upstream::stack(
-            Client::new(&config.upstream)?,
-            &config.upstream,
-            &config.normalize,
-            &metrics,
-        );
+        let limit = LimitLayer::new(config.upstream.max_concurrency, config.upstream.max_queue);
+        let stack = parts::upstream(&config, limit.clone(), &metrics)?;
         let tasks = Tasks::new(
             PageStore::new(&config.cache),
             stack,
@@ -101,7 +118,18 @@ impl Gateway {
             .address()
             .map_err(listen_error(&config.admin.listen))?;
         // Not before the addresses are ours: another gateway may still be writing the file.
-        let snapshot = start_snapshot(&config, &tasks, policy.load().clients.credentials());
+        let snapshot = start_snapshot(&config, &tasks, credentials);
+        let effective = Arc::new(ArcSwap::from_pointee(config.effective()));
+        let reloader = Arc::new(Reloader {
+            policy: policy.clone(),
+            tasks: tasks.clone(),
+            snapshot: snapshot.as_ref().map(|running| running.snapshot.clone()),
+            metrics: metrics.clone(),
+            limit,
+            log,
+            effective: effective.clone(),
+            configs: Configs::new(config.clone()),
+        });
         let limits = Limits::new(&config.server);
         let data = serve_data(data, &config, limits, &tasks, &policy, &metrics);
         let router = api::admin::router(Admin {
@@ -109,7 +137,8 @@ impl Gateway {
             policy,
             metrics: metrics.clone(),
             draining: draining.clone(),
-            effective_config: config.effective().into(),
+            effective_config: effective,
+            reload: reloader.clone(),
         });
         let admin = serve_admin(admin, router, limits);
         info!(
@@ -132,6 +161,8 @@ impl Gateway {
             data,
             admin,
             snapshot,
+            watching: watch_files(reloader.clone()),
+            reloader,
         })
     }
 
@@ -157,16 +188,29 @@ impl Gateway {
         &self.tasks
     }
 
+    /// Reads the configuration anew and puts it in force, as `POST /reload` does. `who` asked is told to the log.
+    ///
+    /// # Errors
+    ///
+    /// Returns everything wrong with the new configuration; the old one stays in force.
+    pub async fn reload(&self, who: &'static str) -> Result<Reloaded, Problems> {
+        let reloader = self.reloader.clone();
+        tokio::task::spawn_blocking(move || reloader.reload(who))
+            .await
+            .unwrap_or_else(|_| Err(Problems::one("configuration", "reading it ended in a bug")))
+    }
+
     /// Ends in order: readiness fails while the listener still accepts, then it closes, then requests in flight end.
     ///
     /// Returns whether nobody was cut off.
     pub async fn drain(self) -> bool {
         info!("draining");
         self.draining.begin();
+        self.watching.abort();
         self.data.shutdown.closing.cancel();
         tokio::time::sleep(self.config.server.drain_delay).await;
         let complete = self.data.end().await;
-        if let Some(Snapshotting { task, end }) = self.snapshot {
+        if let Some(Snapshotting { task, end, .. }) = self.snapshot {
             end.cancel();
             // It reports its own failures.
             let _ = task.await;
@@ -190,25 +234,29 @@ impl Serving {
 fn start_snapshot(
     config: &Config,
     tasks: &Arc<Tasks>,
-    credentials: &Credentials,
+    credentials: Arc<Credentials>,
 ) -> Option<Snapshotting> {
     let path = config.cache.snapshot_file.clone()?;
-    let origin = config.upstream.base_url().as_str().as_bytes();
-    let mut owners = Owners::default();
-    for credential in credentials.all() {
-        let [token, organization] = credential.secret();
-        owners.add(
-            credential.id,
-            &credential.name,
-            &[origin, token, organization],
-        );
-    }
-    let snapshot = Snapshot::new(path, owners, tasks.clone());
+    let snapshot = Snapshot::new(path, credentials, tasks.clone());
     snapshot.restore();
     let end = CancellationToken::new();
     Some(Snapshotting {
-        task: tokio::spawn(snapshot.keep_writing(end.clone())),
+        task: tokio::spawn(snapshot.clone().keep_writing(end.clone())),
+        snapshot,
         end,
+    })
+}
+
+/// Reloads after each change of a file that the configuration is made of.
+fn watch_files(reloader: Arc<Reloader>) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        let mut watch = Watch::default();
+        loop {
+            watch.changed(|| reloader.config().files()).await;
+            let reloader = reloader.clone();
+            // A bug there ends one reload, not the watch.
+            let _ = tokio::task::spawn_blocking(move || reloader.files_changed()).await;
+        }
     })
 }
 

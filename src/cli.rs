@@ -101,18 +101,21 @@ fn with_config(file: Option<&Path>, then: impl FnOnce(Config) -> ExitCode) -> Ex
 }
 
 fn serve(config: Config) -> ExitCode {
-    telemetry::init(&config.telemetry);
+    let log = telemetry::init(&config.telemetry);
     let workers = config.server.workers;
     run(workers, async {
         let mut signals = match Signals::catch() {
             Ok(signals) => signals,
             Err(error) => return failed(&error),
         };
-        let gateway = match crate::app::Gateway::start(config).await {
+        let gateway = match crate::app::Gateway::start_logging(config, log).await {
             Ok(gateway) => gateway,
             Err(error) => return failed(&error),
         };
-        signals.next().await;
+        while let Some(()) = signals.reload_or_end().await {
+            // It tells the log what is wrong, and nothing changes.
+            let _ = gateway.reload("SIGHUP").await;
+        }
         tokio::select! {
             complete = gateway.drain() => if complete { ExitCode::SUCCESS } else { EXIT_FAILURE.into() },
             () = signals.next() => EXIT_FAILURE.into(),

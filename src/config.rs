@@ -3,7 +3,10 @@
 //! Types carry no defaults and do most of the checking; what one key says against another is each section's `check`. Every
 //! problem is collected and named by its key, never by its value, since a misplaced value may be a secret.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use figment::value::{Dict, Value};
 use serde::Deserialize;
@@ -50,6 +53,16 @@ pub struct Config {
     pub normalize: NormalizeConfig,
     /// The merged values as given, for [`Config::effective`].
     merged: Dict,
+    source: Source,
+}
+
+/// Where a configuration was read from, to be read from again.
+#[derive(Clone, Debug)]
+enum Source {
+    /// The process's environment and, if there is one, a file.
+    Process(Option<PathBuf>),
+    /// Text that does not change.
+    Text,
 }
 
 const SECTIONS: [&str; 11] = [
@@ -74,7 +87,57 @@ impl Config {
     /// Returns every problem found, each with the key it belongs to.
     pub fn load(file: Option<&Path>) -> Result<Self, Problems> {
         let text = file.map(sources::read_file).transpose()?;
-        Self::from_sources(text.as_deref(), sources::environment())
+        let config = Self::from_sources(text.as_deref(), sources::environment())?;
+        Ok(Self {
+            source: Source::Process(file.map(Path::to_owned)),
+            ..config
+        })
+    }
+
+    /// Reads the same sources anew; a configuration of text alone stays as it is, but for the files it names.
+    ///
+    /// # Errors
+    ///
+    /// As [`Config::load`].
+    pub fn reread(&self) -> Result<Self, Problems> {
+        match &self.source {
+            Source::Process(file) => Self::load(file.as_deref()),
+            Source::Text => Ok(self.clone()),
+        }
+    }
+
+    /// The files whose change changes the configuration: its own, and those that hold secrets and certificates.
+    #[must_use]
+    pub fn files(&self) -> Vec<PathBuf> {
+        let own = match &self.source {
+            Source::Process(file) => file.iter(),
+            Source::Text => None.iter(),
+        };
+        let credentials = self.upstream.credentials.values();
+        let tokens = credentials
+            .flat_map(|section| section.token_file.iter().chain(&section.next_token_file));
+        own.chain(&self.upstream.ca_file)
+            .chain(tokens)
+            .cloned()
+            .collect()
+    }
+
+    /// A digest of what those files hold now: tells a change from a mere touch.
+    #[must_use]
+    pub fn files_digest(&self) -> blake3::Hash {
+        let mut hasher = blake3::Hasher::new();
+        for file in self.files() {
+            let text = std::fs::read(&file).unwrap_or_default();
+            hasher.update(&(text.len() as u64).to_le_bytes());
+            hasher.update(&text);
+        }
+        hasher.finalize()
+    }
+
+    /// The dotted keys whose values differ from those of `before`, such as `cache.ttl`; a list counts as one.
+    #[must_use]
+    pub fn changed_since(&self, before: &Self) -> Vec<String> {
+        sources::changed_keys(&before.merged, &self.merged)
     }
 
     /// Reads `[server]` alone, whatever the rest holds: what a health check needs to know.
@@ -177,6 +240,7 @@ impl Reader<'_> {
             clients,
             normalize,
             merged: Dict::new(),
+            source: Source::Text,
         })
     }
 

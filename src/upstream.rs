@@ -1,6 +1,6 @@
 //! The upstream stack: a tower `Service` from [`PageRequest`] to [`Answer`], above which no 206 exists.
 //!
-//! From the outside in: deadline, retry, quota, limit, normalize, learn, client. It knows nothing of the cache; the service above joins them.
+//! From the outside in: deadline, retry, tokens, quota, limit, normalize, learn, client. It knows nothing of the cache; the service above joins them.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,16 +17,18 @@ mod normalize;
 mod quota;
 mod retry;
 mod tasks;
+mod tokens;
 
 pub use self::{
     client::{BuildError, Client, ClientError, PageRequest, RawAnswer, Validators},
-    credential::{Credential, Credentials},
+    credential::{Credential, Credentials, Succession, TokenSlot},
     deadline::DeadlineLayer,
     error::{FailureSource, InvalidAnswer, UpstreamError},
     limit::LimitLayer,
     normalize::{NormalizeLayer, Rules},
     quota::{LearnLayer, Purse, QuotaLayer, Urgency},
     tasks::read_page,
+    tokens::TokensLayer,
 };
 use crate::{
     config::{NormalizeConfig, UpstreamConfig},
@@ -63,7 +65,7 @@ pub struct Head {
     pub response_delay: Duration,
 }
 
-/// Builds the stack over `client`.
+/// Builds the stack over `client`; `limit` outlives it, so that a reload opens no second set of slots.
 ///
 /// The order: the deadline is outermost, since it covers waiting and every try; each try takes a slot of its own, so that
 /// a backoff holds none, and pays for itself; who stands in line for the quota holds no slot that another credential could use;
@@ -73,14 +75,17 @@ pub fn stack(
     client: Client,
     config: &UpstreamConfig,
     rules: &NormalizeConfig,
+    limit: LimitLayer,
     metrics: &Arc<Metrics>,
 ) -> Upstream {
     let service = ServiceBuilder::new()
         .layer(DeadlineLayer::new(config.timeout))
         .layer(retry::layer(config))
+        // Each token's try is a call of its own, and is paid for.
+        .layer(TokensLayer::new(metrics.clone()))
         // Not to the very end: a call that is paid for should have time to be answered.
         .layer(QuotaLayer::new(config.timeout * 3 / 4))
-        .layer(LimitLayer::new(config.max_concurrency, config.max_queue))
+        .layer(limit)
         .layer(NormalizeLayer::new(Rules::new(rules), metrics.clone()))
         .layer(LearnLayer)
         .service(client);

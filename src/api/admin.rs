@@ -1,6 +1,7 @@
 //! The operators' listener: probes, metrics, and dropping pages from the cache.
 
 use std::{
+    fmt,
     net::IpAddr,
     sync::{
         Arc,
@@ -8,22 +9,24 @@ use std::{
     },
 };
 
+use arc_swap::ArcSwap;
 use axum::{
     Json, Router,
     body::Body,
     extract::{Path, RawQuery, Request, State},
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::{delete, get},
+    routing::{delete, get, post},
 };
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::time::Instant;
 use tracing::info;
 
 use super::LivePolicy;
 use crate::{
+    config::Problems,
     domain::{PageKey, PageQuery, SpaceKey, SpaceToken},
     service::Tasks,
     telemetry::metrics::Metrics,
@@ -52,7 +55,26 @@ pub struct Admin {
     pub metrics: Arc<Metrics>,
     pub draining: Draining,
     /// The configuration in force, secrets hidden.
-    pub effective_config: Arc<str>,
+    pub effective_config: Arc<ArcSwap<String>>,
+    pub reload: Arc<dyn Reload>,
+}
+
+/// Reads the configuration anew and puts it in force.
+pub trait Reload: fmt::Debug + Send + Sync {
+    /// Blocks on the file system. `who` asked is told to the log.
+    ///
+    /// # Errors
+    ///
+    /// Returns everything wrong with the new configuration; the old one stays in force.
+    fn reload(&self, who: &str) -> Result<Reloaded, Problems>;
+}
+
+/// What a reload did, by dotted keys.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Reloaded {
+    pub changed: Vec<String>,
+    /// Those that differ from what the process began with and are read at start alone.
+    pub needs_restart: Vec<String>,
 }
 
 /// Builds the operators' router.
@@ -62,6 +84,7 @@ pub fn router(admin: Admin) -> Router {
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .route("/config", get(config))
+        .route("/reload", post(reload))
         .route("/cache", delete(purge))
         .route(
             "/cache/spaces/{space_token}",
@@ -168,7 +191,25 @@ async fn metrics(State(admin): State<Admin>) -> Response {
 }
 
 async fn config(State(admin): State<Admin>) -> String {
-    admin.effective_config.to_string()
+    admin.effective_config.load().to_string()
+}
+
+/// What was reloaded, or everything wrong with the new configuration.
+async fn reload(State(admin): State<Admin>) -> Response {
+    let reload = admin.reload.clone();
+    let outcome = tokio::task::spawn_blocking(move || reload.reload("POST /reload")).await;
+    match outcome {
+        Ok(Ok(reloaded)) => Json(reloaded).into_response(),
+        Ok(Err(problems)) => {
+            let told: Vec<_> = problems
+                .iter()
+                .map(|problem| json!({ "key": problem.key, "problem": problem.text }))
+                .collect();
+            let body = Json(json!({ "problems": told }));
+            (StatusCode::UNPROCESSABLE_ENTITY, body).into_response()
+        }
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
 }
 
 async fn purge(State(admin): State<Admin>) -> StatusCode {

@@ -221,8 +221,7 @@ impl StoredPage {
             return self.freshness;
         }
         let lifetime = demand.lifetime(self.popularity.weight(now));
-        self.freshness
-            .stretched(lifetime.min(self.space.stretch_max()))
+        self.freshness.stretched(lifetime)
     }
 
     /// How long it may still be shown as it is.

@@ -25,7 +25,7 @@ const DIGEST_LENGTH: usize = blake3::OUT_LEN;
 
 /// Whose pages: a credential's name, and a digest of what it reads with and where. Another token may see other pages.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Owners(HashMap<CredentialId, Owner>);
+pub struct Owners(HashMap<CredentialId, Vec<Owner>>);
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Owner {
@@ -34,7 +34,7 @@ struct Owner {
 }
 
 impl Owners {
-    /// Adds a credential; `secret` is all that decides what it sees.
+    /// Adds a way to know a credential by; `secret` is all that decides what it sees. The first added is what is written.
     pub fn add(&mut self, id: CredentialId, name: &str, secret: &[&[u8]]) {
         let mut hasher = blake3::Hasher::new_derive_key("unpod-gateway snapshot owner");
         for part in secret {
@@ -45,13 +45,13 @@ impl Owners {
             name: name.to_owned(),
             fingerprint: hasher.finalize().to_hex().to_string(),
         };
-        self.0.insert(id, owner);
+        self.0.entry(id).or_default().push(owner);
     }
 
     fn id(&self, owner: &Owner) -> Option<CredentialId> {
         self.0
             .iter()
-            .find(|(_, known)| *known == owner)
+            .find(|(_, known)| known.contains(owner))
             .map(|(id, _)| *id)
     }
 }
@@ -190,7 +190,7 @@ fn head_of(page: &SavedPage, owners: &Owners) -> Option<PageHead> {
         .map(|(name, value)| Some((name.to_string(), value.to_str().ok()?.to_owned())))
         .collect::<Option<_>>()?;
     Some(PageHead {
-        owner: owners.0.get(&page.key.space.credential)?.clone(),
+        owner: owners.0.get(&page.key.space.credential)?.first()?.clone(),
         space: page.key.space.space.as_str().to_owned(),
         page: page.key.query.page,
         page_size: page.key.query.page_size,

@@ -22,7 +22,6 @@ const MAX_REFUSED_PAGES: usize = 256;
 #[derive(Debug)]
 pub struct Space {
     demand: Arc<Demand>,
-    stretch_max: Duration,
     /// Raised when the space's pages are dropped: a page of an earlier epoch is gone.
     epoch: AtomicU64,
     /// Raised when the list moves: a page of an earlier generation is stale.
@@ -69,10 +68,9 @@ pub struct Version {
 impl Space {
     /// A space of which nothing is known yet. `generation` must not be one that another space of this process had.
     #[must_use]
-    pub fn new(generation: u64, demand: Arc<Demand>, stretch_max: Duration) -> Self {
+    pub fn new(generation: u64, demand: Arc<Demand>) -> Self {
         Self {
             demand,
-            stretch_max,
             epoch: AtomicU64::new(0),
             generation: AtomicU64::new(generation),
             state: Mutex::default(),
@@ -83,12 +81,6 @@ impl Space {
     #[must_use]
     pub fn demand(&self) -> &Demand {
         &self.demand
-    }
-
-    /// How far a lifetime may be stretched.
-    #[must_use]
-    pub fn stretch_max(&self) -> Duration {
-        self.stretch_max
     }
 
     /// The state in force: what a fill that begins now is measured against.
@@ -141,15 +133,26 @@ impl Space {
             (None, _) | (_, None) => false,
         };
         if other_count || other_first {
-            state.moved_at = Some(now);
-            state.first_task = None;
-            self.generation.store(next_generation(), Ordering::Release);
+            self.advance(&mut state, next_generation(), now);
         }
         state.count = Some(page.count);
         if first.is_some() {
             state.first_task = first;
         }
         self.version()
+    }
+
+    /// Holds the list to have moved, whatever it was: what is stored turns stale, and fills under way will be stored so.
+    pub fn move_on(&self, next_generation: impl FnOnce() -> u64, now: Instant) {
+        let mut state = self.lock();
+        self.advance(&mut state, next_generation(), now);
+        state.count = None;
+    }
+
+    fn advance(&self, state: &mut State, generation: u64, now: Instant) {
+        state.moved_at = Some(now);
+        state.first_task = None;
+        self.generation.store(generation, Ordering::Release);
     }
 
     /// Drops what is stored and remembered; pages of fills under way will not be stored. Returns what was stored.

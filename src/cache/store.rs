@@ -11,12 +11,13 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::{ArcSwap, Guard};
 use moka::{notification::RemovalCause, sync::Cache};
 use tokio::{sync::Notify, time::Instant};
 
 use super::{
     entry::{Content, Received, StoredPage},
-    freshness::{Lifetimes, initial_age, may_store, refusal_lifetime},
+    freshness::{initial_age, may_store, refusal_lifetime},
     space::{Remembered, Space, Version},
     stretch::Demand,
 };
@@ -27,9 +28,10 @@ use crate::{
 
 mod lifetimes;
 mod lists;
+mod rules;
 mod saved;
 
-use self::lifetimes::Settled;
+use self::rules::Rules;
 
 /// Spaces of which no page is stored, but a refusal is remembered; beyond it the refusals go.
 const MAX_PAGELESS_SPACES: usize = 16_384;
@@ -48,15 +50,7 @@ pub struct PageStore {
     /// One insertion at a time: moka's inserts run ahead of its evictions by 64 entries whatever their size, so each is
     /// followed by its evictions (measured: a cap of 10 MB held 75 MB of 1 MB entries without, 10 MB with).
     inserting: Mutex<()>,
-    lifetimes: Lifetimes,
-    negative_ttl: Duration,
-    rejected_ttl: Duration,
-    jitter: f64,
-    coherent: bool,
-    settled: Option<Settled>,
-    assembles: bool,
-    /// How far lifetimes may be stretched to fit a quota; `None`: not at all.
-    stretch_max: Option<Duration>,
+    rules: ArcSwap<Rules>,
     demands: Mutex<HashMap<CredentialId, Arc<Demand>>>,
     max_bytes: usize,
     dropped: Notify,
@@ -112,19 +106,20 @@ impl PageStore {
                 sweep_at: FIRST_SWEEP_AT,
             }),
             inserting: Mutex::new(()),
-            lifetimes: Lifetimes::new(config),
-            negative_ttl: config.negative_ttl,
-            rejected_ttl: config.rejected_ttl,
-            jitter: config.jitter,
-            coherent: config.coherent_pages,
-            settled: Settled::new(config),
-            assembles: config.coherent_pages && config.assemble_pages,
-            stretch_max: config.stretch_to_quota.then_some(config.stretch_max),
+            rules: ArcSwap::from_pointee(Rules::new(config)),
             demands: Mutex::default(),
             max_bytes: config.max_bytes,
             dropped: Notify::new(),
             next_generation: AtomicU64::new(random()),
         }
+    }
+
+    /// Goes by `config` from now on, but for its size. Pages keep the lifetime they were stored with.
+    pub fn reconfigure(&self, config: &CacheConfig) {
+        let rules = Rules::new(config);
+        let stretch_max = rules.stretch_max;
+        self.rules.store(Arc::new(rules));
+        self.limit_stretch(stretch_max);
     }
 
     /// The page under `key`, whatever its age.
@@ -166,7 +161,7 @@ impl PageStore {
         let page = StoredPage::new(
             content.clone(),
             answer,
-            &self.lifetimes_of(began.key.query, &content.page),
+            &self.rules().lifetimes_of(began.key.query, &content.page),
             self.jitter_factor(),
             began.space.clone(),
             version,
@@ -184,7 +179,9 @@ impl PageStore {
         keep: Keep,
     ) -> Kept {
         let version = self.observe(began, &page.content.page, answer.received);
-        let lifetimes = self.lifetimes_of(began.key.query, &page.content.page);
+        let lifetimes = self
+            .rules()
+            .lifetimes_of(began.key.query, &page.content.page);
         let page = page.renewed(answer, &lifetimes, self.jitter_factor(), version);
         self.keep(began, page, answer, keep)
     }
@@ -198,12 +195,13 @@ impl PageStore {
         keep: Keep,
         now: Instant,
     ) {
+        let rules = self.rules();
         let (space, query) = (&began.space, began.key.query);
         // A purge forgets refusals too: one told before it is not remembered after it.
         let overtaken = space.dropped_since(began.version);
         let remembered = |configured| {
             let lifetime = match keep {
-                Keep::Yes => refusal_lifetime(answer, &self.lifetimes, configured),
+                Keep::Yes => refusal_lifetime(answer, &rules.lifetimes, configured),
                 // Old pages go all the same: that they no longer hold is no part of the answer.
                 Keep::No => None,
             };
@@ -212,7 +210,7 @@ impl PageStore {
                 until: now + lifetime,
                 since: now,
                 initial_age: answer.map_or(Duration::ZERO, |answer| {
-                    initial_age(answer, &self.lifetimes)
+                    initial_age(answer, &rules.lifetimes)
                 }),
             })
         };
@@ -221,12 +219,12 @@ impl PageStore {
                 // Of several fills that are refused at once the first is remembered, and the others drop it with the pages.
                 let known = space.refused(now);
                 self.drop_pages(&began.key.space, space);
-                if let Some(refusal) = remembered(self.negative_ttl).or(known) {
+                if let Some(refusal) = remembered(rules.negative_ttl).or(known) {
                     space.refuse(refusal);
                 }
             }
             Refusal::Rejected | Refusal::Failed => {
-                if let Some(refusal) = remembered(self.rejected_ttl) {
+                if let Some(refusal) = remembered(rules.rejected_ttl) {
                     space.refuse_page(query, refusal);
                 }
             }
@@ -267,6 +265,30 @@ impl PageStore {
         }
     }
 
+    /// Turns all pages of `credential` stale: until filled anew they stand in for errors and quota alone.
+    pub fn distrust(&self, credential: CredentialId, now: Instant) {
+        for space in self.spaces_of(credential).values() {
+            space.move_on(|| self.generation(), now);
+        }
+    }
+
+    /// Drops all pages of `credential` and forgets it.
+    pub fn forget(&self, credential: CredentialId) {
+        for (key, space) in self.spaces_of(credential) {
+            self.drop_pages(&key, &space);
+        }
+        self.demands().remove(&credential);
+    }
+
+    fn spaces_of(&self, credential: CredentialId) -> HashMap<SpaceKey, Arc<Space>> {
+        let spaces = self.spaces();
+        let known = spaces.known.iter();
+        known
+            .filter(|(key, _)| key.credential == credential)
+            .map(|(key, space)| (key.clone(), space.clone()))
+            .collect()
+    }
+
     /// Bytes and pages stored.
     #[must_use]
     pub fn size(&self) -> (u64, u64) {
@@ -277,11 +299,11 @@ impl PageStore {
     /// Whether answers tell which state of the list they show.
     #[must_use]
     pub fn is_coherent(&self) -> bool {
-        self.coherent
+        self.rules().coherent
     }
 
     fn observe(&self, began: &Began, page: &TaskPage, now: Instant) -> Version {
-        if self.coherent {
+        if self.is_coherent() {
             let next = || self.generation();
             began
                 .space
@@ -292,7 +314,7 @@ impl PageStore {
     }
 
     fn keep(&self, began: &Began, page: StoredPage, answer: &Received<'_>, keep: Keep) -> Kept {
-        let allowed = may_store(answer.headers, &self.lifetimes)
+        let allowed = may_store(answer.headers, &self.rules().lifetimes)
             && page.is_worth_keeping()
             && page.weight() <= self.max_bytes / LARGEST_SHARE;
         let page = Arc::new(page);
@@ -341,14 +363,17 @@ impl PageStore {
         }
         spaces.sweep(now);
         let demand = self.demand(key.credential);
-        let stretch_max = self.stretch_max.unwrap_or_default();
-        let space = Arc::new(Space::new(self.generation(), demand, stretch_max));
+        let space = Arc::new(Space::new(self.generation(), demand));
         spaces.known.insert(key.clone(), space.clone());
         space
     }
 
     fn generation(&self) -> u64 {
         self.next_generation.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn rules(&self) -> Guard<Arc<Rules>> {
+        self.rules.load()
     }
 
     fn spaces(&self) -> MutexGuard<'_, Spaces> {

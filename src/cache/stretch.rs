@@ -21,16 +21,41 @@ const PRIOR_REQUESTS: f64 = 10.0;
 const PRIOR_TIME: Duration = Duration::from_secs(600);
 
 /// What the pages of one credential need, against what it may spend.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Demand {
     /// The lifetime of a page of weight 1, in milliseconds; 0: no quota, nothing is stretched.
     unit_ms: AtomicU64,
     /// The lifetime of a page asked for as often as the average.
     mean_ms: AtomicU64,
+    /// No lifetime is stretched beyond it, in milliseconds.
+    most_ms: AtomicU64,
     shared_out: Mutex<Option<Instant>>,
 }
 
 impl Demand {
+    /// Nothing is known to be needed yet; no lifetime will be stretched beyond `most`.
+    #[must_use]
+    pub fn new(most: Duration) -> Self {
+        let demand = Self {
+            unit_ms: AtomicU64::new(0),
+            mean_ms: AtomicU64::new(0),
+            most_ms: AtomicU64::new(0),
+            shared_out: Mutex::default(),
+        };
+        demand.set_most(most);
+        demand
+    }
+
+    /// Changes how far lifetimes may be stretched.
+    pub fn set_most(&self, most: Duration) {
+        let most = u64::try_from(most.as_millis()).unwrap_or(u64::MAX);
+        self.most_ms.store(most, Ordering::Relaxed);
+    }
+
+    fn most(&self) -> Duration {
+        Duration::from_millis(self.most_ms.load(Ordering::Relaxed))
+    }
+
     /// Whether it is time to share out again: once in a while is enough, and each time looks at every page.
     pub fn is_due(&self, now: Instant) -> bool {
         let mut shared_out = self
@@ -60,10 +85,10 @@ impl Demand {
         self.mean_ms.store(each(pages.into()), Ordering::Relaxed);
     }
 
-    /// The lifetime that fits the quota for a page asked for as often as the average.
+    /// The lifetime that fits the quota for a page asked for as often as the average, as far as it may be stretched.
     #[must_use]
     pub fn mean_lifetime(&self) -> Duration {
-        Duration::from_millis(self.mean_ms.load(Ordering::Relaxed))
+        Duration::from_millis(self.mean_ms.load(Ordering::Relaxed)).min(self.most())
     }
 
     /// Whether a quota bounds the calls at all.
@@ -72,11 +97,11 @@ impl Demand {
         self.unit_ms.load(Ordering::Relaxed) > 0
     }
 
-    /// The lifetime that fits the quota for a page of `weight`.
+    /// The lifetime that fits the quota for a page of `weight`, as far as it may be stretched.
     #[must_use]
     pub fn lifetime(&self, weight: f64) -> Duration {
         let unit = Duration::from_millis(self.unit_ms.load(Ordering::Relaxed));
-        unit.div_f64(weight)
+        unit.div_f64(weight).min(self.most())
     }
 }
 
@@ -144,7 +169,7 @@ mod tests {
     async fn pages_asked_for_alike_share_the_quota_evenly() {
         let now = Instant::now();
         for (pages, calls, lifetime) in [(2, 5, 24), (20, 5, 240), (20, 60, 20)] {
-            let demand = Demand::default();
+            let demand = Demand::new(Duration::MAX);
             let page = Popularity::new(now);
             demand.share_out((0..pages).map(|_| page.weight(now)), Some(calls));
             let got = demand.lifetime(page.weight(now));
@@ -164,7 +189,7 @@ mod tests {
         for (place, page) in pages.iter().enumerate() {
             (0..1000 / (place + 1)).for_each(|_| page.note(now));
         }
-        let demand = Demand::default();
+        let demand = Demand::new(Duration::MAX);
         demand.share_out(pages.iter().map(|page| page.weight(now)), Some(60));
         let lifetimes: Vec<_> = pages
             .iter()
@@ -178,7 +203,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn without_a_quota_nothing_is_stretched() {
         let now = Instant::now();
-        let demand = Demand::default();
+        let demand = Demand::new(Duration::MAX);
         demand.share_out([1.0].into_iter(), None);
         assert!(!demand.is_bounded());
         assert_eq!(

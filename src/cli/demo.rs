@@ -54,7 +54,8 @@ async fn start_gateway(upstream: &str) -> Result<Gateway, StartError> {
     for offset in 0..PORTS_TRIED {
         let config = demo_config(upstream, DATA_PORT + offset, ADMIN_PORT + offset)?;
         if offset == 0 {
-            telemetry::init(&config.telemetry);
+            // The demo has no file to reload.
+            let _ = telemetry::init(&config.telemetry);
         }
         match Gateway::start(config).await {
             Err(StartError::Listen { address, source })

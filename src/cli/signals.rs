@@ -1,13 +1,14 @@
-//! SIGTERM and SIGINT.
+//! SIGTERM and SIGINT to end, SIGHUP to reload.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The signals to end, caught from when this is made: one that comes before it is waited for is neither lost nor fatal.
+/// The signals, caught from when this is made: one that comes before it is waited for is neither lost nor fatal.
 pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
 }
 
 impl Signals {
@@ -16,10 +17,20 @@ impl Signals {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
         })
     }
 
-    /// Waits for the next one.
+    /// Waits for the next one: `Some` asks to reload, `None` to end.
+    pub(super) async fn reload_or_end(&mut self) -> Option<()> {
+        tokio::select! {
+            _ = self.terminate.recv() => None,
+            _ = self.interrupt.recv() => None,
+            _ = self.hangup.recv() => Some(()),
+        }
+    }
+
+    /// Waits for the next one to end.
     pub(super) async fn next(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}

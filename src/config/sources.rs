@@ -1,6 +1,6 @@
 //! The three sources of settings and how they merge.
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
 use figment::{
     Figment,
@@ -113,4 +113,21 @@ pub(super) fn hide_secrets(dict: &mut Dict) {
             _ => {}
         }
     }
+}
+
+/// The dotted keys whose values are not the same in both, in order.
+pub(super) fn changed_keys(before: &Dict, after: &Dict) -> Vec<String> {
+    let names: BTreeSet<_> = before.keys().chain(after.keys()).collect();
+    let mut changed = Vec::new();
+    for name in names {
+        match (before.get(name), after.get(name)) {
+            (Some(Value::Dict(_, before)), Some(Value::Dict(_, after))) => {
+                let inner = changed_keys(before, after);
+                changed.extend(inner.into_iter().map(|key| format!("{name}.{key}")));
+            }
+            (before, after) if before == after => {}
+            _ => changed.push(name.clone()),
+        }
+    }
+    changed
 }

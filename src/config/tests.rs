@@ -536,8 +536,6 @@ fn keys_of_later_features_are_refused_and_not_passed_over() {
         ("auth.jwt", "{issuer = 'https://id.example'}"),
         ("auth.browser_tokens", "{signing_key_file = '/k'}"),
         ("cors.origins", "['https://app.example']"),
-        ("upstream.credentials.default.next_token", "'abc'"),
-        ("upstream.credentials.default.next_token_file", "'/t'"),
         ("cache.redis", "{url = 'redis://r'}"),
         ("telemetry.otlp_endpoint", "'http://o:4317'"),
         ("clients.0.rate_limit", "{per_second = 1, burst = 1}"),

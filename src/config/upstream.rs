@@ -1,6 +1,10 @@
 //! `[upstream]`: where Unpod is, how patiently it is asked, and with which tokens.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
@@ -8,7 +12,7 @@ use url::{Host, Url};
 
 use super::{
     Problems,
-    value::{self, Address, NotYet},
+    value::{self, Address},
 };
 use crate::domain::SpaceToken;
 
@@ -62,8 +66,9 @@ pub struct CircuitConfig {
 pub struct CredentialConfig {
     pub token: Option<SecretString>,
     pub token_file: Option<PathBuf>,
-    pub next_token: Option<NotYet>,
-    pub next_token_file: Option<NotYet>,
+    /// The token that takes its place, tried where the upstream refuses the current one.
+    pub next_token: Option<SecretString>,
+    pub next_token_file: Option<PathBuf>,
     pub org_handle: Option<String>,
     /// The spaces it serves, for clients without a `credential`.
     #[serde(default)]
@@ -77,19 +82,39 @@ impl CredentialConfig {
     ///
     /// Says what is wrong with the token or its file.
     pub fn read_token(&self) -> Result<SecretString, String> {
-        let token = match (&self.token, &self.token_file) {
-            (Some(_), Some(_)) => return Err("give `token` or `token_file`, not both".to_owned()),
-            (None, None) => return Err("required: `token` or `token_file`".to_owned()),
-            (Some(token), None) => token.expose_secret().to_owned(),
-            (None, Some(file)) => std::fs::read_to_string(file)
-                .map_err(|error| format!("token_file cannot be read: {error}"))?,
-        };
-        let token = token.trim();
-        if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err("the token must be visible ASCII without spaces".to_owned());
-        }
-        Ok(token.into())
+        read_secret("token", self.token.as_ref(), self.token_file.as_deref())?
+            .ok_or_else(|| "required: `token` or `token_file`".to_owned())
     }
+
+    /// The token that takes its place, if one is configured.
+    ///
+    /// # Errors
+    ///
+    /// As [`CredentialConfig::read_token`].
+    pub fn read_next_token(&self) -> Result<Option<SecretString>, String> {
+        let file = self.next_token_file.as_deref();
+        read_secret("next_token", self.next_token.as_ref(), file)
+    }
+}
+
+/// The token given as `name` or in the file of `name_file`.
+fn read_secret(
+    name: &str,
+    given: Option<&SecretString>,
+    file: Option<&Path>,
+) -> Result<Option<SecretString>, String> {
+    let token = match (given, file) {
+        (Some(_), Some(_)) => return Err(format!("give `{name}` or `{name}_file`, not both")),
+        (None, None) => return Ok(None),
+        (Some(token), None) => token.expose_secret().to_owned(),
+        (None, Some(file)) => std::fs::read_to_string(file)
+            .map_err(|error| format!("{name}_file cannot be read: {error}"))?,
+    };
+    let token = token.trim();
+    if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err("the token must be visible ASCII without spaces".to_owned());
+    }
+    Ok(Some(token.into()))
 }
 
 impl UpstreamConfig {
@@ -199,6 +224,9 @@ fn check_credential(name: &str, credential: &CredentialConfig, problems: &mut Pr
     let key = |part: &str| format!("upstream.credentials.{name}{part}");
     if let Err(text) = credential.read_token() {
         problems.add(key(".token"), text);
+    }
+    if let Err(text) = credential.read_next_token() {
+        problems.add(key(".next_token"), text);
     }
     if let Some(handle) = &credential.org_handle
         && (handle.is_empty() || !handle.bytes().all(|byte| byte.is_ascii_graphic()))

@@ -1,8 +1,8 @@
 use super::{PageQuery, SpaceToken};
 
-/// Which upstream credential a page was read with: its place in the configuration.
+/// Which upstream credential a page was read with: given out once in a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct CredentialId(pub u16);
+pub struct CredentialId(pub u32);
 
 /// A space as one credential sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

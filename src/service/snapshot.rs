@@ -6,6 +6,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use arc_swap::ArcSwap;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -13,7 +14,7 @@ use tracing::{info, warn};
 use super::Tasks;
 use crate::{
     cache::snapshot::{self, Owners, Restored},
-    upstream::read_page,
+    upstream::{Credentials, read_page},
 };
 
 /// How old the file may grow.
@@ -27,24 +28,46 @@ const AGAIN: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Snapshot {
     path: PathBuf,
-    owners: Owners,
+    /// Whose pages the file holds.
+    credentials: ArcSwap<Credentials>,
     tasks: Arc<Tasks>,
 }
 
 impl Snapshot {
     #[must_use]
-    pub fn new(path: PathBuf, owners: Owners, tasks: Arc<Tasks>) -> Arc<Self> {
+    pub fn new(path: PathBuf, credentials: Arc<Credentials>, tasks: Arc<Tasks>) -> Arc<Self> {
         Arc::new(Self {
             path,
-            owners,
+            credentials: ArcSwap::new(credentials),
             tasks,
         })
+    }
+
+    /// Writes for `credentials` from now on.
+    pub fn set_credentials(&self, credentials: Arc<Credentials>) {
+        self.credentials.store(credentials);
+    }
+
+    fn owners(&self) -> Owners {
+        let credentials = self.credentials.load();
+        let origin = credentials.origin().as_str().as_bytes();
+        let mut owners = Owners::default();
+        for credential in credentials.all() {
+            for [token, organization] in credential.secrets() {
+                owners.add(
+                    credential.id,
+                    &credential.name,
+                    &[origin, token, organization],
+                );
+            }
+        }
+        owners
     }
 
     /// Takes in what the file holds. A file that is not to be trusted is left out with one warning.
     pub fn restore(&self) {
         let file = self.path.display();
-        match snapshot::read(&self.path, &self.owners) {
+        match snapshot::read(&self.path, &self.owners()) {
             Ok(None) => {}
             Ok(Some(Restored { pages, foreign })) => {
                 let (now, now_unix_ms) = (Instant::now(), unix_ms());
@@ -99,7 +122,7 @@ impl Snapshot {
     /// Whether it could be written.
     fn write(&self) -> bool {
         let pages = self.tasks.store().saved(Instant::now(), unix_ms());
-        let written = snapshot::write(&self.path, &self.owners, pages);
+        let written = snapshot::write(&self.path, &self.owners(), pages);
         if let Err(error) = &written {
             warn!(snapshot.file = %self.path.display(), %error, "snapshot is not written");
         }

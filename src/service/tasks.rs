@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use arc_swap::ArcSwap;
 use http::HeaderValue;
 use tokio::time::Instant;
 
@@ -120,7 +121,7 @@ pub struct Tasks {
     store: PageStore,
     /// By page, and how often its space was dropped: who asks after a purge is not given what was asked before it.
     flights: Flights<(PageKey, u64), Filled>,
-    upstream: Upstream,
+    upstream: ArcSwap<Upstream>,
     metrics: Arc<Metrics>,
     /// How long a waiter waits at most.
     patience: Duration,
@@ -137,7 +138,7 @@ impl Tasks {
         Arc::new(Self {
             store,
             flights: Flights::default(),
-            upstream,
+            upstream: ArcSwap::from_pointee(upstream),
             metrics,
             patience,
         })
@@ -146,6 +147,11 @@ impl Tasks {
     #[must_use]
     pub fn store(&self) -> &PageStore {
         &self.store
+    }
+
+    /// Asks `upstream` from now on; fills under way end where they began.
+    pub fn set_upstream(&self, upstream: Upstream) {
+        self.upstream.store(Arc::new(upstream));
     }
 
     /// Weighs the page of `ask` anew, after a variant of it was made.

@@ -129,6 +129,23 @@ impl AuthFailure {
     }
 }
 
+/// What became of a configuration that was read anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReloadOutcome {
+    Applied,
+    Refused,
+}
+
+impl ReloadOutcome {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Applied => "applied",
+            Self::Refused => "refused",
+        }
+    }
+}
+
 /// Every metric of one gateway.
 #[derive(Debug)]
 pub struct Metrics {
@@ -144,6 +161,7 @@ pub struct Metrics {
     fill_duration: Histogram,
     upstream_requests: Family<UpstreamLabels, Counter>,
     unknown_messages: Counter,
+    token_switches: Family<CredentialLabels, Counter>,
     upstream_quota_remaining: Family<CredentialLabels, Gauge<f64, AtomicU64>>,
     cache_lifetime: Family<CredentialLabels, Gauge<f64, AtomicU64>>,
     circuit_state: Family<CredentialLabels, Gauge>,
@@ -169,6 +187,7 @@ impl Metrics {
             fill_duration: Durations.new_metric(),
             upstream_requests: Family::default(),
             unknown_messages: Counter::default(),
+            token_switches: Family::default(),
             upstream_quota_remaining: Family::default(),
             cache_lifetime: Family::default(),
             circuit_state: Family::default(),
@@ -235,6 +254,11 @@ impl Metrics {
             self.unknown_messages.clone(),
         );
         all.register(
+            "upstream_token_switches",
+            "Times a credential went on with its other token, the one in use being refused",
+            self.token_switches.clone(),
+        );
+        all.register(
             "upstream_quota_remaining",
             "Calls left in this minute; -1 where no quota is known",
             self.upstream_quota_remaining.clone(),
@@ -291,25 +315,51 @@ impl Metrics {
             status: "200".to_owned(),
             client: BACKGROUND.to_owned(),
         });
-        for credential in credentials {
-            let labels = CredentialLabels {
-                credential: credential.to_owned(),
-            };
-            self.upstream_quota_remaining
-                .get_or_create(&labels)
-                .set(-1.0);
-            let _ = self.cache_lifetime.get_or_create(&labels);
-            let _ = self.circuit_state.get_or_create(&labels);
-        }
+        self.add_credentials(credentials);
         for reason in AuthFailure::ALL {
             let reason = reason.as_str();
             let _ = self.auth_failures.get_or_create(&ReasonLabels { reason });
         }
-        for outcome in ["applied", "refused"] {
+        for outcome in [ReloadOutcome::Applied, ReloadOutcome::Refused] {
+            let outcome = outcome.as_str();
             let _ = self
                 .config_reloads
                 .get_or_create(&OutcomeLabels { outcome });
         }
+    }
+
+    /// Gives each credential its samples.
+    pub fn add_credentials<'a>(&self, credentials: impl IntoIterator<Item = &'a str>) {
+        for credential in credentials {
+            let labels = CredentialLabels {
+                credential: credential.to_owned(),
+            };
+            if self.circuit_state.get(&labels).is_some() {
+                continue;
+            }
+            self.upstream_quota_remaining
+                .get_or_create(&labels)
+                .set(-1.0);
+            let _ = self.token_switches.get_or_create(&labels);
+            let _ = self.cache_lifetime.get_or_create(&labels);
+            let _ = self.circuit_state.get_or_create(&labels);
+        }
+    }
+
+    /// A credential goes on with its other token.
+    pub fn token_switched(&self, credential: &str) {
+        let credential = credential.to_owned();
+        self.token_switches
+            .get_or_create(&CredentialLabels { credential })
+            .inc();
+    }
+
+    /// The configuration was read anew.
+    pub fn reloaded(&self, outcome: ReloadOutcome) {
+        let outcome = outcome.as_str();
+        self.config_reloads
+            .get_or_create(&OutcomeLabels { outcome })
+            .inc();
     }
 
     /// A request was answered.

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use tower::Service;
 use url::Url;
 
-use super::{Credential, Head, Urgency};
+use super::{Credential, Head, TokenSlot, Urgency};
 use crate::{
     config::UpstreamConfig,
     domain::{PageQuery, SpaceToken},
@@ -33,6 +33,8 @@ const POOL_IDLE: Duration = Duration::from_millis(1900);
 #[derive(Clone, Debug)]
 pub struct PageRequest {
     pub credential: Arc<Credential>,
+    /// Which of its tokens the call goes with.
+    pub token: TokenSlot,
     pub space: SpaceToken,
     pub query: PageQuery,
     pub validators: Validators,
@@ -192,7 +194,10 @@ fn fixed_headers() -> HeaderMap {
 
 fn request_headers(request: PageRequest) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(5);
-    headers.insert(AUTHORIZATION, request.credential.authorization.clone());
+    headers.insert(
+        AUTHORIZATION,
+        request.credential.authorization(request.token).clone(),
+    );
     headers.insert(REQUEST_ID, request.request_id);
     let optional = [
         (ORG_HANDLE, request.credential.org_handle.clone()),

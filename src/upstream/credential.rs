@@ -1,59 +1,148 @@
 //! The API tokens the upstream is asked with, and which of them serves which space.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fmt,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use http::HeaderValue;
 use secrecy::ExposeSecret;
+use tokio::time::Instant;
+use url::Url;
 
 use super::Purse;
 use crate::{
-    config::{Problems, UpstreamConfig},
+    config::{Problems, UpstreamConfig, upstream::CredentialConfig},
     domain::{CredentialId, SpaceToken},
 };
 
-/// One API token with its organization, as header values ready to send.
+/// After both tokens were refused: asking at once would be refused again, and cost calls.
+const HOLD: Duration = Duration::from_secs(5);
+
+/// One of a credential's two tokens: the other is there for as long as one takes the place of the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenSlot {
+    Current,
+    Next,
+}
+
+/// One API user with its organization, as header values ready to send.
 pub struct Credential {
     pub id: CredentialId,
     pub name: String,
-    pub authorization: HeaderValue,
     pub org_handle: Option<HeaderValue>,
+    current: HeaderValue,
+    next: Option<HeaderValue>,
+    prefers_next: AtomicBool,
+    standing: Arc<Standing>,
+}
+
+/// How a credential stands with the upstream: outlives a reload.
+#[derive(Debug)]
+struct Standing {
     refused: AtomicBool,
+    held_until: Mutex<Option<Instant>>,
     purse: Arc<Purse>,
 }
 
 impl Credential {
-    /// What decides what it sees: its token and organization.
-    #[must_use]
-    pub fn secret(&self) -> [&[u8]; 2] {
+    /// What decides what it sees: its organization and the token in use, then the same with the other token.
+    pub fn secrets(&self) -> impl Iterator<Item = [&[u8]; 2]> {
+        let in_use = self.preferred();
         let organization = self.org_handle.as_ref();
-        [
-            self.authorization.as_bytes(),
-            organization.map_or(&[], HeaderValue::as_bytes),
-        ]
+        let organization = organization.map_or(&[] as &[u8], HeaderValue::as_bytes);
+        [Some(in_use), self.other(in_use)]
+            .into_iter()
+            .flatten()
+            .map(move |slot| [self.authorization(slot).as_bytes(), organization])
+    }
+
+    /// The value of `Authorization` that proves the token in `slot`; the current one where there is no next.
+    #[must_use]
+    pub fn authorization(&self, slot: TokenSlot) -> &HeaderValue {
+        match (slot, &self.next) {
+            (TokenSlot::Next, Some(next)) => next,
+            (TokenSlot::Next, None) | (TokenSlot::Current, _) => &self.current,
+        }
+    }
+
+    /// The token that the upstream took last.
+    #[must_use]
+    pub fn preferred(&self) -> TokenSlot {
+        if self.prefers_next.load(Ordering::Relaxed) {
+            TokenSlot::Next
+        } else {
+            TokenSlot::Current
+        }
+    }
+
+    /// The token beside the one in `slot`, where there is one.
+    #[must_use]
+    pub fn other(&self, slot: TokenSlot) -> Option<TokenSlot> {
+        self.next.as_ref()?;
+        Some(match slot {
+            TokenSlot::Current => TokenSlot::Next,
+            TokenSlot::Next => TokenSlot::Current,
+        })
+    }
+
+    /// Goes on with the token in `slot`; `true` where that is news.
+    pub fn prefer(&self, slot: TokenSlot) -> bool {
+        let next = slot == TokenSlot::Next;
+        self.prefers_next.swap(next, Ordering::Relaxed) != next
     }
 
     /// The calls it may make.
     #[must_use]
     pub fn purse(&self) -> &Arc<Purse> {
-        &self.purse
+        &self.standing.purse
     }
 
     /// Whether the upstream refused it, and has taken it for no page since.
     #[must_use]
     pub fn is_refused(&self) -> bool {
-        self.refused.load(Ordering::Relaxed)
+        self.standing.refused.load(Ordering::Relaxed)
     }
 
     /// Notes whether the upstream takes it; `true` where that is news.
     pub fn set_refused(&self, refused: bool) -> bool {
-        self.refused.swap(refused, Ordering::Relaxed) != refused
+        self.standing.refused.swap(refused, Ordering::Relaxed) != refused
+    }
+
+    /// Lets no call be made with it for a while, since the upstream has just refused all its tokens.
+    pub fn hold(&self, now: Instant) {
+        *self.standing.held() = Some(now + HOLD);
+    }
+
+    #[must_use]
+    pub fn is_held(&self, now: Instant) -> bool {
+        self.standing.held().is_some_and(|until| until > now)
+    }
+
+    /// Whether `token`, as an `Authorization` value, is one of its own.
+    fn has(&self, token: &HeaderValue) -> bool {
+        self.current == *token || self.next.as_ref() == Some(token)
+    }
+}
+
+impl Standing {
+    fn new(purse: Arc<Purse>) -> Self {
+        Self {
+            refused: AtomicBool::new(false),
+            held_until: Mutex::default(),
+            purse,
+        }
+    }
+
+    fn held(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
+        self.held_until
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -68,9 +157,20 @@ impl fmt::Debug for Credential {
 /// All credentials, by name and by the spaces they serve.
 #[derive(Debug)]
 pub struct Credentials {
-    by_name: HashMap<String, Arc<Credential>>,
+    origin: Url,
+    by_name: BTreeMap<String, Arc<Credential>>,
     by_space: HashMap<SpaceToken, Arc<Credential>>,
     default: Option<Arc<Credential>>,
+    next_id: u32,
+}
+
+/// What a reload means for the pages that were read with the credentials before it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Succession {
+    /// Another organization or another upstream: none of their pages may be shown.
+    pub dropped: Vec<CredentialId>,
+    /// A token that was unknown before: what it may see is not known until it has been asked with.
+    pub distrusted: Vec<CredentialId>,
 }
 
 impl Credentials {
@@ -80,55 +180,112 @@ impl Credentials {
     ///
     /// Returns a problem for each token that cannot be read or sent.
     pub fn load(config: &UpstreamConfig) -> Result<Self, Problems> {
+        Self::read(config, None).map(|(credentials, _)| credentials)
+    }
+
+    /// Reads every token anew. A credential that is the same user as before keeps its pages, quota and standing.
+    ///
+    /// # Errors
+    ///
+    /// As [`Credentials::load`].
+    pub fn reload(&self, config: &UpstreamConfig) -> Result<(Self, Succession), Problems> {
+        Self::read(config, Some(self))
+    }
+
+    fn read(
+        config: &UpstreamConfig,
+        before: Option<&Self>,
+    ) -> Result<(Self, Succession), Problems> {
         let mut problems = Problems::default();
-        let mut by_name = HashMap::new();
-        let mut by_space = HashMap::new();
-        for (place, (name, section)) in config.credentials.iter().enumerate() {
-            let key = format!("upstream.credentials.{name}");
-            let Ok(place) = u16::try_from(place) else {
-                problems.add(key, "too many credentials");
-                break;
-            };
-            let token = match section.read_token() {
-                Ok(token) => token,
-                Err(text) => {
-                    problems.add(key + ".token", text);
-                    continue;
-                }
-            };
-            let org_handle = section.org_handle.as_deref().map(HeaderValue::from_str);
-            let authorization = HeaderValue::from_str(&format!("Token {}", token.expose_secret()));
-            let (Ok(mut authorization), Ok(org_handle)) = (authorization, org_handle.transpose())
-            else {
-                problems.add(key, "cannot be sent as a header field");
+        let mut all = Self {
+            origin: config.base_url().clone(),
+            by_name: BTreeMap::new(),
+            by_space: HashMap::new(),
+            default: None,
+            next_id: before.map_or(0, |before| before.next_id),
+        };
+        for (name, section) in &config.credentials {
+            let Some(secrets) = Secrets::read(name, section, &mut problems) else {
                 continue;
             };
-            authorization.set_sensitive(true);
-            let credential = Arc::new(Credential {
-                id: CredentialId(place),
-                name: name.clone(),
-                authorization,
-                org_handle,
-                refused: AtomicBool::new(false),
-                purse: Arc::new(Purse::new(config.quota_per_minute)),
-            });
-            by_space.extend(
-                section
-                    .spaces
-                    .iter()
-                    .filter_map(|space| Some((SpaceToken::new(space).ok()?, credential.clone()))),
+            let known = before.and_then(|before| before.by_name.get(name));
+            let credential = all.credential(name, secrets, known, before, config.quota_per_minute);
+            let spaces = section.spaces.iter();
+            all.by_space.extend(
+                spaces.filter_map(|space| Some((SpaceToken::new(space).ok()?, credential.clone()))),
             );
-            by_name.insert(name.clone(), credential);
+            all.by_name.insert(name.clone(), credential);
         }
-        if problems.is_empty() {
-            Ok(Self {
-                default: by_name.get("default").cloned(),
-                by_name,
-                by_space,
-            })
-        } else {
-            Err(problems)
+        all.default = all.by_name.get("default").cloned();
+        if !problems.is_empty() {
+            return Err(problems);
         }
+        let succession = before.map(|before| before.succession(&all));
+        Ok((all, succession.unwrap_or_default()))
+    }
+
+    fn credential(
+        &mut self,
+        name: &str,
+        secrets: Secrets,
+        known: Option<&Arc<Credential>>,
+        before: Option<&Self>,
+        quota_per_minute: u32,
+    ) -> Arc<Credential> {
+        let same_origin = before.is_some_and(|before| before.origin == self.origin);
+        let same_user = known.filter(|known| same_origin && known.org_handle == secrets.org_handle);
+        let id = same_user.map(|known| known.id).unwrap_or_else(|| {
+            self.next_id += 1;
+            CredentialId(self.next_id)
+        });
+        let standing = match same_user {
+            Some(known) => known.standing.clone(),
+            None => Arc::new(Standing::new(match known {
+                // The quota is the token's, whatever the organization.
+                Some(known) if same_origin => known.purse().clone(),
+                _ => Arc::new(Purse::new(quota_per_minute)),
+            })),
+        };
+        standing.purse.set_quota(quota_per_minute);
+        let unchanged = |known: &&Arc<Credential>| {
+            known.current == secrets.current && known.next == secrets.next
+        };
+        if !known.is_some_and(|known| unchanged(&known)) {
+            // The operator may just have mended it.
+            *standing.held() = None;
+        }
+        let in_use = known.map(|known| known.authorization(known.preferred()).clone());
+        let prefers_next = in_use.is_some() && in_use == secrets.next;
+        Arc::new(Credential {
+            id,
+            name: name.to_owned(),
+            org_handle: secrets.org_handle,
+            current: secrets.current,
+            next: secrets.next,
+            prefers_next: AtomicBool::new(prefers_next),
+            standing,
+        })
+    }
+
+    /// What became of these credentials in `after`.
+    fn succession(&self, after: &Self) -> Succession {
+        let mut succession = Succession::default();
+        for old in self.all() {
+            match after.by_name.get(&old.name).filter(|new| new.id == old.id) {
+                None => succession.dropped.push(old.id),
+                Some(new) if !old.has(new.authorization(new.preferred())) => {
+                    succession.distrusted.push(old.id);
+                }
+                Some(_) => {}
+            }
+        }
+        succession
+    }
+
+    /// The upstream they are good for.
+    #[must_use]
+    pub fn origin(&self) -> &Url {
+        &self.origin
     }
 
     #[must_use]
@@ -146,3 +303,42 @@ impl Credentials {
         self.by_name.values()
     }
 }
+
+/// What one section of the configuration says, ready to send.
+struct Secrets {
+    current: HeaderValue,
+    next: Option<HeaderValue>,
+    org_handle: Option<HeaderValue>,
+}
+
+impl Secrets {
+    fn read(name: &str, section: &CredentialConfig, problems: &mut Problems) -> Option<Self> {
+        let key = format!("upstream.credentials.{name}");
+        let mut token = |part: &str, read: Result<Option<_>, String>| match read {
+            Ok(token) => token.map(|token: secrecy::SecretString| {
+                let text = format!("Token {}", token.expose_secret());
+                let mut value = HeaderValue::try_from(text).expect("a token is visible ASCII");
+                value.set_sensitive(true);
+                value
+            }),
+            Err(text) => {
+                problems.add(format!("{key}.{part}"), text);
+                None
+            }
+        };
+        let current = token("token", section.read_token().map(Some));
+        let next = token("next_token", section.read_next_token());
+        let org_handle = section.org_handle.as_deref().map(|handle| {
+            HeaderValue::from_str(handle).expect("a loaded configuration's handle is visible ASCII")
+        });
+        Some(Self {
+            // While both are the same there is nothing to fall back to.
+            next: next.filter(|next| Some(next) != current.as_ref()),
+            current: current?,
+            org_handle,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

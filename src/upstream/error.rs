@@ -81,6 +81,21 @@ impl UpstreamError {
         }
     }
 
+    /// Whether it is an answer that the upstream gives only to a user it knows.
+    #[must_use]
+    pub fn is_told_to_a_known_user(&self) -> bool {
+        match self {
+            Self::SpaceNotFound { .. } | Self::SpaceAccessDenied | Self::Rejected => true,
+            Self::AuthFailed
+            | Self::Failed(_)
+            | Self::InvalidResponse(_)
+            | Self::Unreachable(_)
+            | Self::Timeout(_)
+            | Self::QuotaExhausted { .. }
+            | Self::Overloaded => false,
+        }
+    }
+
     /// Whether asking again at once may help.
     #[must_use]
     pub fn is_transient(&self) -> bool {

@@ -93,6 +93,16 @@ impl Setup {
         self
     }
 
+    /// The same, with the upstream's token in a file.
+    pub(crate) fn token_file(mut self, path: &str) -> Self {
+        let upstream = self.config["upstream"].as_table_mut();
+        let credential = upstream.and_then(|upstream| upstream["credentials"].get_mut("default"));
+        let credential = credential.and_then(toml::Value::as_table_mut).unwrap();
+        credential.remove("token");
+        credential.insert("token_file".to_owned(), path.into());
+        self
+    }
+
     /// The configuration's text, before an upstream at `base_url`.
     pub(crate) fn toml(self, base_url: &str) -> String {
         let whole = self.with(&format!("[upstream]\nbase_url = \"{base_url}\""));
@@ -113,14 +123,91 @@ impl Setup {
 
     /// Starts a gateway before an upstream that the test brings.
     pub(crate) async fn start_before(self, base_url: &str) -> Gateway {
-        let config = Config::from_toml(&self.toml(base_url)).unwrap();
-        let app = app::Gateway::start(config).await.unwrap();
-        Gateway {
-            app,
-            http: http_client(),
-            upstream: None,
-            simulator: None,
+        start_with(Config::from_toml(&self.toml(base_url)).unwrap()).await
+    }
+
+    /// As [`Setup::start`], configured by a file that the test can change.
+    pub(crate) async fn start_from_file(self) -> FromFile {
+        let simulator = Simulator::start(Options::default()).await.unwrap();
+        let control = simulator.control();
+        let base_url = simulator.base_url();
+        let file = ConfigFile::new(&self.toml(&base_url));
+        let config = Config::load(Some(file.path().as_ref())).unwrap();
+        FromFile {
+            gateway: Gateway {
+                upstream: Some(control),
+                simulator: Some(simulator),
+                ..start_with(config).await
+            },
+            file,
+            base_url,
         }
+    }
+}
+
+/// A gateway configured by a file.
+pub(crate) struct FromFile {
+    pub(crate) gateway: Gateway,
+    pub(crate) file: ConfigFile,
+    base_url: String,
+}
+
+impl FromFile {
+    /// Puts another configuration before the same upstream in the file's place, at once.
+    pub(crate) fn rewrite(&self, setup: Setup) {
+        self.file.rewrite(&setup.toml(&self.base_url));
+    }
+
+    /// Asks the admin listener to reload: status and body.
+    pub(crate) async fn reload(&self) -> (u16, serde_json::Value) {
+        let url = format!("{}/reload", self.gateway.admin_url());
+        let response = self.gateway.http().post(url).send().await.unwrap();
+        let status = response.status().as_u16();
+        let body = response.bytes().await.unwrap();
+        (status, serde_json::from_slice(&body).unwrap())
+    }
+}
+
+/// A configuration file that lives as long as its directory.
+pub(crate) struct ConfigFile {
+    directory: tempfile::TempDir,
+}
+
+impl ConfigFile {
+    pub(crate) fn new(text: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let file = Self { directory };
+        file.rewrite(text);
+        file
+    }
+
+    pub(crate) fn path(&self) -> String {
+        let path = self.directory.path().join("gateway.toml");
+        path.to_str().unwrap().to_owned()
+    }
+
+    /// Replaces the file as a whole.
+    pub(crate) fn rewrite(&self, text: &str) {
+        self.put("gateway.toml", text);
+    }
+
+    /// Puts a file beside it, or another in its place, and returns its path.
+    pub(crate) fn put(&self, name: &str, text: &str) -> String {
+        let fresh = self.directory.path().join("fresh");
+        let path = self.directory.path().join(name);
+        std::fs::write(&fresh, text).unwrap();
+        std::fs::rename(&fresh, &path).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+}
+
+async fn start_with(config: Config) -> Gateway {
+    let app = app::Gateway::start(config).await.unwrap();
+    Gateway {
+        app,
+        http: http_client(),
+        upstream: None,
+        simulator: None,
     }
 }
 

@@ -20,6 +20,8 @@ mod operators;
 mod paths;
 mod process;
 mod quota;
+mod reload;
 mod secrets;
+mod tokens;
 mod upstream_tls;
 mod warm_start;

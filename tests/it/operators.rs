@@ -2,7 +2,7 @@
 
 use unpod_gateway::simulator::world;
 
-use crate::gateway::{Gateway, start};
+use crate::gateway::{Gateway, setup, start};
 
 async fn ask(gateway: &Gateway, method: &str, path: &str) -> (u16, String) {
     ask_with(gateway, method, path, &[]).await
@@ -33,17 +33,23 @@ async fn a_gateway_that_serves_is_live_and_ready() {
 }
 
 #[tokio::test]
-async fn a_refused_credential_degrades_readiness_until_it_is_taken_again() {
-    let gateway = start().await;
+async fn a_refused_credential_degrades_readiness_until_another_is_taken() {
+    let running = setup().start_from_file().await;
+    let gateway = &running.gateway;
     gateway.upstream().revoke_token(world::ACME_TOKEN);
     gateway.tasks(world::SUPPORT, "").await;
-    let (status, body) = ask(&gateway, "GET", "/readyz").await;
+    let (status, body) = ask(gateway, "GET", "/readyz").await;
     assert_eq!(status, 200);
     assert!(body.contains("\"degraded\""), "{body}");
 
-    gateway.upstream().allow_token(world::ACME_TOKEN);
+    let next = format!(
+        "[upstream.credentials.default]\ntoken = \"{}\"",
+        world::ACME_NEXT_TOKEN
+    );
+    running.rewrite(setup().with(&next));
+    running.reload().await;
     gateway.tasks(world::SUPPORT, "").await;
-    let (_, body) = ask(&gateway, "GET", "/readyz").await;
+    let (_, body) = ask(gateway, "GET", "/readyz").await;
     assert!(!body.contains("\"degraded\""), "{body}");
 }
 

@@ -15,7 +15,7 @@ use unpod_gateway::simulator::{Options, Simulator, world};
 
 use crate::{
     answer::{Ask, http_client},
-    gateway::{READER, Setup, digest, patiently, setup},
+    gateway::{ConfigFile, READER, Setup, digest, patiently, setup},
     raw,
 };
 
@@ -36,24 +36,6 @@ async fn run(arguments: &[&str]) -> Output {
 
 fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap()
-}
-
-/// A configuration file that lives as long as its directory.
-pub(crate) struct ConfigFile {
-    directory: tempfile::TempDir,
-}
-
-impl ConfigFile {
-    pub(crate) fn new(text: &str) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        std::fs::write(directory.path().join("gateway.toml"), text).unwrap();
-        Self { directory }
-    }
-
-    pub(crate) fn path(&self) -> String {
-        let path = self.directory.path().join("gateway.toml");
-        path.to_str().unwrap().to_owned()
-    }
 }
 
 /// `serve` in a process of its own, with everything it logs.

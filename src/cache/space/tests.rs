@@ -28,7 +28,7 @@ fn page(count: u64, tasks: &[&str]) -> TaskPage {
 }
 
 fn space() -> Space {
-    Space::new(1, Arc::default(), Duration::ZERO)
+    Space::new(1, Arc::new(Demand::new(Duration::ZERO)))
 }
 
 fn remembered(refusal: Refusal, lifetime: Duration, now: Instant) -> Remembered {

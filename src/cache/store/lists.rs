@@ -20,12 +20,12 @@ impl PageStore {
     /// It is kept like any other, so that it is cut once.
     #[must_use]
     pub fn assemble(&self, key: &PageKey, now: Instant) -> Option<Arc<StoredPage>> {
-        if !self.assembles {
+        if !self.rules().assembles {
             return None;
         }
         let space = self.spaces().known.get(&key.space).cloned()?;
         let parts = self.parts(key, &space);
-        let assembled = assemble(key.query, &parts, self.lifetimes.ttl, now)?;
+        let assembled = assemble(key.query, &parts, self.rules().lifetimes.ttl, now)?;
         let page = StoredPage::assembled(assembled.page, &assembled.parts, now)?;
         let page = Arc::new(page);
         if page.weight() <= self.max_bytes / LARGEST_SHARE {

@@ -44,7 +44,7 @@ impl PageStore {
         let page = StoredPage::new(
             Arc::new(Content::new(page)),
             &answer,
-            &self.lifetimes,
+            &self.rules().lifetimes,
             1.0,
             began.space.clone(),
             began.version,

@@ -20,7 +20,7 @@ fn store(lines: &str) -> PageStore {
     PageStore::new(&Config::from_toml(&text).unwrap().cache)
 }
 
-fn key_of(credential: u16, space: &str, page: u32) -> PageKey {
+fn key_of(credential: u32, space: &str, page: u32) -> PageKey {
     PageKey {
         space: SpaceKey {
             credential: CredentialId(credential),

@@ -4,7 +4,7 @@ use std::{error::Error, sync::Arc};
 
 use tokio::time::Instant;
 use tower::ServiceExt;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
 use super::{Ask, Errand, Fill, Filled, Tasks};
 use crate::{
@@ -14,7 +14,9 @@ use crate::{
         store::{Began, Keep},
     },
     domain::Refusal,
-    upstream::{Answer, Content, FailureSource, Head, PageRequest, UpstreamError, Validators},
+    upstream::{
+        Answer, Content, FailureSource, Head, PageRequest, Upstream, UpstreamError, Validators,
+    },
 };
 
 impl Tasks {
@@ -32,6 +34,7 @@ impl Tasks {
         let stored = stored.filter(|page| !page.is_dropped());
         let request = PageRequest {
             credential: ask.credential.clone(),
+            token: ask.credential.preferred(),
             space: ask.space.clone(),
             query: ask.query,
             validators: stored.as_deref().map(validators).unwrap_or_default(),
@@ -39,7 +42,8 @@ impl Tasks {
             cause: errand.cause,
             urgency: errand.urgency,
         };
-        let answer = self.upstream.clone().oneshot(request).await;
+        let upstream = Upstream::clone(&self.upstream.load());
+        let answer = upstream.oneshot(request).await;
         let filled = match answer {
             Ok(answer) => self.take(&began, answer, stored.as_deref(), keep(&wanted)),
             Err(error) => Err(error),
@@ -118,11 +122,8 @@ impl Tasks {
         }
         let reason = error.source().map(ToString::to_string);
         if matches!(error, UpstreamError::AuthFailed) {
+            // The layer that tried its tokens has told the log.
             ask.credential.set_refused(true);
-            error!(
-                credential.name = ask.credential.name,
-                "upstream refused the credential: its token is wrong, expired or withdrawn; put a good one in its place"
-            );
         } else if matches!(error, UpstreamError::QuotaExhausted { .. }) {
             // As often as there are requests; the metrics tell how many.
             debug!(space = %ask.space, upstream.error = %error, "no upstream call is left");

@@ -15,7 +15,7 @@ use super::*;
 use crate::{
     config::{Config, normalize::RuleConfig},
     domain::{PageQuery, SpaceToken},
-    upstream::{Credentials, Head, Urgency, Validators},
+    upstream::{Credentials, Head, TokenSlot, Urgency, Validators},
 };
 
 /// Fri, 01 Jan 2027 00:00:00 GMT, when every answer here is received.
@@ -507,6 +507,7 @@ fn request(validators: Validators) -> PageRequest {
     let credentials = Credentials::load(&config.upstream).unwrap();
     PageRequest {
         credential: credentials.named("default").unwrap().clone(),
+        token: TokenSlot::Current,
         space: SpaceToken::new("SPACE").unwrap(),
         query: PageQuery {
             page: 1,

@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU32, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -35,7 +35,7 @@ pub enum Urgency {
 #[derive(Debug)]
 pub struct Purse {
     /// Calls a minute; 0: as many as the upstream's own headers allow.
-    configured: u32,
+    configured: AtomicU32,
     opened: Instant,
     /// Who stands in line, first come first served.
     line: tokio::sync::Mutex<()>,
@@ -60,13 +60,22 @@ impl Purse {
     #[must_use]
     pub fn new(quota_per_minute: u32) -> Self {
         Self {
-            configured: quota_per_minute,
+            configured: AtomicU32::new(quota_per_minute),
             opened: Instant::now(),
             line: tokio::sync::Mutex::default(),
             waiting: AtomicUsize::new(0),
             call_ended: Notify::new(),
             state: Mutex::default(),
         }
+    }
+
+    /// Changes what is configured; what was spent stays spent.
+    pub fn set_quota(&self, per_minute: u32) {
+        self.configured.store(per_minute, Ordering::Relaxed);
+    }
+
+    fn configured(&self) -> u32 {
+        self.configured.load(Ordering::Relaxed)
     }
 
     /// Calls allowed a minute, as configured or as the upstream says; `None`: unlimited.
@@ -76,7 +85,7 @@ impl Purse {
     }
 
     fn limit(&self, state: &State) -> Option<u32> {
-        match (self.configured, state.learned) {
+        match (self.configured(), state.learned) {
             (0, learned) => learned,
             (configured, learned) => Some(learned.map_or(configured, |l| l.min(configured))),
         }
@@ -208,7 +217,7 @@ impl Purse {
     /// What may be spent in the minute that ends now. In the process's first minute it is half: nobody knows what the process
     /// before it spent.
     fn allowed(&self, limit: u32, now: Instant) -> u32 {
-        if self.configured > 0 && now - self.opened < MINUTE {
+        if self.configured() > 0 && now - self.opened < MINUTE {
             limit.div_ceil(2)
         } else {
             limit

@@ -1,0 +1,75 @@
+//! What the configuration says of pages: replaced as a whole when it is reloaded.
+
+use std::time::Duration;
+
+use crate::{
+    cache::freshness::Lifetimes,
+    config::CacheConfig,
+    domain::{PageQuery, Task, TaskPage},
+};
+
+/// How long pages and refusals live, and what is made of them.
+#[derive(Debug)]
+pub(super) struct Rules {
+    pub(super) lifetimes: Lifetimes,
+    pub(super) negative_ttl: Duration,
+    pub(super) rejected_ttl: Duration,
+    pub(super) jitter: f64,
+    pub(super) coherent: bool,
+    pub(super) assembles: bool,
+    /// How far lifetimes may be stretched to fit a quota; `None`: not at all.
+    pub(super) stretch_max: Option<Duration>,
+    settled: Option<Settled>,
+}
+
+/// How long a page lives whose tasks will not change.
+#[derive(Debug)]
+struct Settled {
+    ttl: Duration,
+    final_states: Vec<String>,
+}
+
+impl Rules {
+    pub(super) fn new(config: &CacheConfig) -> Self {
+        Self {
+            lifetimes: Lifetimes::new(config),
+            negative_ttl: config.negative_ttl,
+            rejected_ttl: config.rejected_ttl,
+            jitter: config.jitter,
+            coherent: config.coherent_pages,
+            assembles: config.coherent_pages && config.assemble_pages,
+            stretch_max: config.stretch_to_quota.then_some(config.stretch_max),
+            settled: Settled::new(config),
+        }
+    }
+
+    /// The lifetimes that apply to `page` where the upstream states none.
+    pub(super) fn lifetimes_of(&self, query: PageQuery, page: &TaskPage) -> Lifetimes {
+        match &self.settled {
+            Some(settled) if settled.covers(query, page) => {
+                self.lifetimes.lasting(settled.ttl.max(self.lifetimes.ttl))
+            }
+            _ => self.lifetimes,
+        }
+    }
+}
+
+impl Settled {
+    /// `None` where settled pages live like others.
+    fn new(config: &CacheConfig) -> Option<Self> {
+        let wanted = config.coherent_pages && !config.settled_ttl.is_zero();
+        wanted.then(|| Self {
+            ttl: config.settled_ttl,
+            final_states: config.final_states.clone(),
+        })
+    }
+
+    /// Whether `page` is one: after the first, where new tasks appear, with every task in a final state.
+    fn covers(&self, query: PageQuery, page: &TaskPage) -> bool {
+        let is_final = |task: &Task| {
+            let status = task.status.as_deref();
+            status.is_some_and(|status| self.final_states.iter().any(|known| known == status))
+        };
+        query.page > 1 && !page.tasks.is_empty() && page.tasks.iter().all(is_final)
+    }
+}

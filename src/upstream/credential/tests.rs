@@ -1,0 +1,132 @@
+use super::*;
+use crate::config::Config;
+
+const FIRST: &str = "[default]\ntoken = \"a\"\norg_handle = \"acme\"";
+
+/// The credentials of `sections`, TOML below `[upstream.credentials]`.
+fn config(base_url: &str, sections: &str) -> Config {
+    let sections = sections.replace('[', "[upstream.credentials.");
+    Config::from_toml(&format!(
+        "[upstream]\nbase_url = \"{base_url}\"\nquota_per_minute = 60\n{sections}"
+    ))
+    .unwrap()
+}
+
+fn load(sections: &str) -> Credentials {
+    Credentials::load(&config("https://unpod.example", sections).upstream).unwrap()
+}
+
+fn reload(before: &Credentials, sections: &str) -> (Credentials, Succession) {
+    before
+        .reload(&config("https://unpod.example", sections).upstream)
+        .unwrap()
+}
+
+fn default(credentials: &Credentials) -> &Arc<Credential> {
+    credentials.named("default").unwrap()
+}
+
+#[test]
+fn who_is_the_same_user_keeps_pages_and_who_is_not_loses_them() {
+    const SAME: &[CredentialId] = &[];
+    const OLD: &[CredentialId] = &[CredentialId(1)];
+    for (after, dropped, distrusted, why) in [
+        (FIRST, SAME, SAME, "nothing changed"),
+        (
+            "[default]\ntoken = \"a\"\nnext_token = \"b\"\norg_handle = \"acme\"",
+            SAME,
+            SAME,
+            "a next token is only tried where the current one fails",
+        ),
+        (
+            "[default]\ntoken = \"b\"\norg_handle = \"acme\"",
+            SAME,
+            OLD,
+            "nobody knows what a new token may see",
+        ),
+        (
+            "[default]\ntoken = \"b\"\nnext_token = \"a\"\norg_handle = \"acme\"",
+            SAME,
+            SAME,
+            "the known token stays in use",
+        ),
+        (
+            "[default]\ntoken = \"a\"\norg_handle = \"globex\"",
+            OLD,
+            SAME,
+            "another organization",
+        ),
+        (
+            "[other]\ntoken = \"a\"\norg_handle = \"acme\"",
+            OLD,
+            SAME,
+            "gone",
+        ),
+    ] {
+        let before = load(FIRST);
+        let (_, succession) = reload(&before, after);
+        assert_eq!(succession.dropped, dropped, "{why}");
+        assert_eq!(succession.distrusted, distrusted, "{why}");
+    }
+}
+
+#[test]
+fn another_upstream_is_another_user_and_no_name_is_given_out_twice() {
+    let before = load(FIRST);
+    let elsewhere = config("https://unpod.invalid", FIRST);
+    let (after, succession) = before.reload(&elsewhere.upstream).unwrap();
+    assert_eq!(succession.dropped, [default(&before).id]);
+    assert_ne!(default(&after).id, default(&before).id);
+    let (again, _) = reload(&after, FIRST);
+    assert_ne!(default(&again).id, default(&before).id);
+    assert_ne!(default(&again).id, default(&after).id);
+}
+
+#[tokio::test]
+async fn a_reload_keeps_what_was_spent_and_how_the_credential_stands() {
+    let before = load(FIRST);
+    default(&before).set_refused(true);
+    default(&before).hold(Instant::now());
+
+    let (same, _) = reload(&before, FIRST);
+    assert!(default(&same).is_refused() && default(&same).is_held(Instant::now()));
+    assert!(Arc::ptr_eq(
+        default(&same).purse(),
+        default(&before).purse()
+    ));
+
+    let (mended, _) = reload(&before, "[default]\ntoken = \"b\"\norg_handle = \"acme\"");
+    assert!(!default(&mended).is_held(Instant::now()), "asked at once");
+    assert!(default(&mended).is_refused(), "until a good fill");
+
+    let (moved, _) = reload(&before, "[default]\ntoken = \"a\"\norg_handle = \"globex\"");
+    assert!(!default(&moved).is_refused());
+    assert!(
+        Arc::ptr_eq(default(&moved).purse(), default(&before).purse()),
+        "the quota is the token's"
+    );
+}
+
+#[test]
+fn the_token_in_use_stays_in_use_when_it_becomes_the_current_one() {
+    let both = load("[default]\ntoken = \"a\"\nnext_token = \"b\"");
+    assert!(default(&both).prefer(TokenSlot::Next));
+    assert!(!default(&both).prefer(TokenSlot::Next), "no news");
+
+    let (same, _) = reload(&both, "[default]\ntoken = \"a\"\nnext_token = \"b\"");
+    assert_eq!(default(&same).preferred(), TokenSlot::Next);
+
+    let (rotated, succession) = reload(&both, "[default]\ntoken = \"b\"");
+    let rotated = default(&rotated);
+    assert_eq!(rotated.preferred(), TokenSlot::Current);
+    assert_eq!(rotated.authorization(TokenSlot::Current), "Token b");
+    assert_eq!(rotated.other(TokenSlot::Current), None);
+    assert_eq!(succession, Succession::default());
+}
+
+#[test]
+fn two_equal_tokens_are_one() {
+    let one = load("[default]\ntoken = \"a\"\nnext_token = \"a\"");
+    assert_eq!(default(&one).other(TokenSlot::Current), None);
+    assert_eq!(default(&one).secrets().count(), 1);
+}

@@ -1,0 +1,138 @@
+use std::sync::Mutex;
+
+use http::HeaderValue;
+use tower::{ServiceBuilder, service_fn};
+
+use super::*;
+use crate::{
+    config::Config,
+    domain::{PageQuery, SpaceToken},
+    upstream::{Credentials, FailureSource, Urgency, Validators},
+};
+
+use TokenSlot::{Current, Next};
+
+/// A credential and an upstream that answers by the token it is asked with.
+struct Bench {
+    credential: Arc<Credential>,
+    metrics: Arc<Metrics>,
+    asked: Arc<Mutex<Vec<TokenSlot>>>,
+}
+
+impl Bench {
+    fn new(tokens: &str) -> Self {
+        let config = Config::from_toml(&format!(
+            "[upstream]\nbase_url = \"https://unpod.example\"\n[upstream.credentials.default]\n{tokens}"
+        ))
+        .unwrap();
+        let credentials = Credentials::load(&config.upstream).unwrap();
+        Self {
+            credential: credentials.named("default").unwrap().clone(),
+            metrics: Metrics::new(["default"]),
+            asked: Arc::default(),
+        }
+    }
+
+    fn with_two() -> Self {
+        Self::new("token = \"a\"\nnext_token = \"b\"")
+    }
+
+    /// Asks once; `upstream` says what each token is answered.
+    async fn ask(
+        &self,
+        upstream: impl Fn(TokenSlot) -> Result<(), UpstreamError> + Clone + Send + 'static,
+    ) -> Result<(), UpstreamError> {
+        let asked = self.asked.clone();
+        let inner = service_fn(move |request: PageRequest| {
+            asked.lock().unwrap().push(request.token);
+            std::future::ready(upstream(request.token))
+        });
+        let service = ServiceBuilder::new()
+            .layer(TokensLayer::new(self.metrics.clone()))
+            .service(inner);
+        let request = PageRequest {
+            credential: self.credential.clone(),
+            token: self.credential.preferred(),
+            space: SpaceToken::new("SPACE").unwrap(),
+            query: PageQuery {
+                page: 1,
+                page_size: 20,
+            },
+            validators: Validators::default(),
+            request_id: HeaderValue::from_static("test"),
+            cause: "test".into(),
+            urgency: Urgency::Waiting,
+        };
+        service.oneshot(request).await
+    }
+
+    /// The tokens that calls went with since it was asked last.
+    fn asked(&self) -> Vec<TokenSlot> {
+        std::mem::take(&mut self.asked.lock().unwrap())
+    }
+
+    fn switches(&self) -> bool {
+        let text = self.metrics.encode((0, 0));
+        text.contains("gateway_upstream_token_switches_total{credential=\"default\"} 1")
+    }
+}
+
+const REFUSED: Result<(), UpstreamError> = Err(UpstreamError::AuthFailed);
+
+#[tokio::test(start_paused = true)]
+async fn the_other_token_is_tried_once_and_remembered() {
+    let bench = Bench::with_two();
+    let only_next = |token| if token == Next { Ok(()) } else { REFUSED };
+
+    assert!(bench.ask(only_next).await.is_ok());
+    assert_eq!(bench.asked(), [Current, Next]);
+    assert!(bench.switches());
+
+    assert!(bench.ask(only_next).await.is_ok());
+    assert_eq!(bench.asked(), [Next]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_refusal_of_both_nothing_is_asked_for_a_while() {
+    for (bench, tokens) in [
+        (Bench::with_two(), vec![Current, Next]),
+        (Bench::new("token = \"a\""), vec![Current]),
+    ] {
+        assert!(bench.ask(|_| REFUSED).await.is_err());
+        assert_eq!(bench.asked(), tokens);
+
+        tokio::time::advance(std::time::Duration::from_millis(4999)).await;
+        let held = bench.ask(|_| panic!("is held")).await;
+        assert!(matches!(held, Err(UpstreamError::AuthFailed)));
+
+        tokio::time::advance(std::time::Duration::from_millis(1)).await;
+        assert!(bench.ask(|_| Ok(())).await.is_ok());
+        assert_eq!(bench.asked(), [Current]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_an_answer_to_a_known_user_proves_a_token() {
+    for (answer, proves) in [
+        (UpstreamError::SpaceNotFound { head: None }, true),
+        (UpstreamError::SpaceAccessDenied, true),
+        (UpstreamError::Rejected, true),
+        (UpstreamError::Failed(FailureSource::Html), false),
+        (UpstreamError::QuotaExhausted { retry_after: None }, false),
+        (UpstreamError::Overloaded, false),
+    ] {
+        let bench = Bench::with_two();
+        let second = answer.clone();
+        let outcome = bench
+            .ask(move |token| match token {
+                Current => REFUSED,
+                Next => Err(second.clone()),
+            })
+            .await;
+        let told = outcome.unwrap_err();
+        assert_eq!(told.as_str(), answer.as_str());
+        let expected = if proves { Next } else { Current };
+        assert_eq!(bench.credential.preferred(), expected, "{answer}");
+        assert!(!bench.credential.is_held(Instant::now()), "{answer}");
+    }
+}
