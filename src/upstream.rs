@@ -13,11 +13,15 @@ mod credential;
 mod deadline;
 mod error;
 mod limit;
+mod line;
 mod normalize;
 mod quota;
 mod retry;
 mod tasks;
+#[cfg(test)]
+mod testing;
 mod tokens;
+mod urgency;
 
 pub use self::{
     client::{BuildError, Client, ClientError, PageRequest, RawAnswer, Validators},
@@ -26,9 +30,10 @@ pub use self::{
     error::{FailureSource, InvalidAnswer, UpstreamError},
     limit::LimitLayer,
     normalize::{NormalizeLayer, Rules},
-    quota::{LearnLayer, Purse, QuotaLayer, Urgency},
+    quota::{LearnLayer, NoCall, Purse, QuotaLayer, Spent},
     tasks::read_page,
     tokens::TokensLayer,
+    urgency::Urgency,
 };
 use crate::{
     config::{NormalizeConfig, UpstreamConfig},

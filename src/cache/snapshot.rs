@@ -27,8 +27,9 @@ const DIGEST_LENGTH: usize = blake3::OUT_LEN;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Owners(HashMap<CredentialId, Vec<Owner>>);
 
+/// Who read a page, as a file tells it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Owner {
+pub struct Owner {
     name: String,
     fingerprint: String,
 }
@@ -48,7 +49,15 @@ impl Owners {
         self.0.entry(id).or_default().push(owner);
     }
 
-    fn id(&self, owner: &Owner) -> Option<CredentialId> {
+    /// Under whom to write what belongs to a credential.
+    #[must_use]
+    pub fn owner(&self, id: CredentialId) -> Option<&Owner> {
+        self.0.get(&id)?.first()
+    }
+
+    /// Whose it is that `owner` wrote.
+    #[must_use]
+    pub fn id(&self, owner: &Owner) -> Option<CredentialId> {
         self.0
             .iter()
             .find(|(_, known)| known.contains(owner))
@@ -117,6 +126,18 @@ pub fn write(
     owners: &Owners,
     pages: impl Iterator<Item = SavedPage>,
 ) -> Result<usize, SnapshotError> {
+    replace(path, |file| write_to(file, owners, pages))
+}
+
+/// Puts a file that `write` fills in place of what `path` holds, in one step and readable by its owner alone.
+///
+/// # Errors
+///
+/// Returns the system's error or that of `write`; the old file stays.
+pub fn replace<T, E: From<io::Error>>(
+    path: &Path,
+    write: impl FnOnce(File) -> Result<T, E>,
+) -> Result<T, E> {
     let mut unfinished = path.as_os_str().to_owned();
     unfinished.push(".new");
     let unfinished = Path::new(&unfinished);
@@ -130,11 +151,10 @@ pub fn write(
         .create_new(true)
         .mode(0o600)
         .open(unfinished)?;
-    let written = write_to(file, owners, pages);
-    match written {
-        Ok(count) => {
+    match write(file) {
+        Ok(written) => {
             fs::rename(unfinished, path)?;
-            Ok(count)
+            Ok(written)
         }
         Err(error) => {
             // Of use to nobody.
@@ -190,7 +210,7 @@ fn head_of(page: &SavedPage, owners: &Owners) -> Option<PageHead> {
         .map(|(name, value)| Some((name.to_string(), value.to_str().ok()?.to_owned())))
         .collect::<Option<_>>()?;
     Some(PageHead {
-        owner: owners.0.get(&page.key.space.credential)?.first()?.clone(),
+        owner: owners.owner(page.key.space.credential)?.clone(),
         space: page.key.space.space.as_str().to_owned(),
         page: page.key.query.page,
         page_size: page.key.query.page_size,

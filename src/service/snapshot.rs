@@ -1,4 +1,4 @@
-//! Carries pages over a restart: reads the snapshot at start, writes it now and then, after pages were dropped, and at the end.
+//! Carries pages and call times over a restart: reads the snapshot at start, writes it now and then, after pages were dropped, and at the end.
 
 use std::{
     path::PathBuf,
@@ -16,6 +16,8 @@ use crate::{
     cache::snapshot::{self, Owners, Restored},
     upstream::{Credentials, read_page},
 };
+
+mod calls;
 
 /// How old the file may grow.
 const EVERY: Duration = Duration::from_secs(180);
@@ -66,8 +68,10 @@ impl Snapshot {
 
     /// Takes in what the file holds. A file that is not to be trusted is left out with one warning.
     pub fn restore(&self) {
+        let (calls, owners) = (calls::beside(&self.path), self.owners());
+        calls::take(&calls, &self.credentials.load(), &owners, unix_ms());
         let file = self.path.display();
-        match snapshot::read(&self.path, &self.owners()) {
+        match snapshot::read(&self.path, &owners) {
             Ok(None) => {}
             Ok(Some(Restored { pages, foreign })) => {
                 let (now, now_unix_ms) = (Instant::now(), unix_ms());
@@ -109,14 +113,23 @@ impl Snapshot {
                 }
             };
             let snapshot = self.clone();
-            let written = tokio::task::spawn_blocking(move || snapshot.write())
-                .await
-                .unwrap_or(false);
+            let written = tokio::task::spawn_blocking(move || {
+                if ended {
+                    snapshot.write_calls();
+                }
+                snapshot.write()
+            });
+            let written = written.await.unwrap_or(false);
             if ended {
                 return;
             }
             pause = if written { EVERY } else { AGAIN };
         }
+    }
+
+    fn write_calls(&self) {
+        let (path, owners) = (calls::beside(&self.path), self.owners());
+        calls::write(&path, &self.credentials.load(), &owners, unix_ms());
     }
 
     /// Whether it could be written.

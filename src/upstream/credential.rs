@@ -209,7 +209,7 @@ impl Credentials {
                 continue;
             };
             let known = before.and_then(|before| before.by_name.get(name));
-            let credential = all.credential(name, secrets, known, before, config.quota_per_minute);
+            let credential = all.credential(name, secrets, known, before, config);
             let spaces = section.spaces.iter();
             all.by_space.extend(
                 spaces.filter_map(|space| Some((SpaceToken::new(space).ok()?, credential.clone()))),
@@ -230,7 +230,7 @@ impl Credentials {
         secrets: Secrets,
         known: Option<&Arc<Credential>>,
         before: Option<&Self>,
-        quota_per_minute: u32,
+        config: &UpstreamConfig,
     ) -> Arc<Credential> {
         let same_origin = before.is_some_and(|before| before.origin == self.origin);
         let same_user = known.filter(|known| same_origin && known.org_handle == secrets.org_handle);
@@ -243,10 +243,10 @@ impl Credentials {
             None => Arc::new(Standing::new(match known {
                 // The quota is the token's, whatever the organization.
                 Some(known) if same_origin => known.purse().clone(),
-                _ => Arc::new(Purse::new(quota_per_minute)),
+                _ => Arc::new(Purse::new(config.quota_per_minute, config.max_queue)),
             })),
         };
-        standing.purse.set_quota(quota_per_minute);
+        standing.purse.set_quota(config.quota_per_minute);
         let unchanged = |known: &&Arc<Credential>| {
             known.current == secrets.current && known.next == secrets.next
         };

@@ -1,32 +1,81 @@
-//! How many requests the upstream gets at once, and how many may wait for a slot.
+//! How many requests the upstream gets at once, and who waits for a slot.
 
 use std::{
-    sync::Arc,
+    ops::ControlFlow,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
 };
 
 use futures_util::future::BoxFuture;
-use tokio::sync::Semaphore;
 use tower::{Layer, Service};
 
-use super::UpstreamError;
+use super::{
+    PageRequest, UpstreamError, Urgency,
+    line::{Line, TurnedAway},
+};
 
-/// Lets `slots` calls run at once and `queue` more wait, in order of arrival.
+/// Lets so many calls run at once and so many more wait, the urgent ones first and clients in turn.
 #[derive(Clone, Debug)]
 pub struct LimitLayer {
-    slots: Arc<Semaphore>,
-    /// Slots and waiting places together: who gets none is turned away at once.
-    places: Arc<Semaphore>,
+    slots: Arc<Slots>,
 }
 
 impl LimitLayer {
     #[must_use]
     pub fn new(slots: usize, queue: usize) -> Self {
-        let places = slots.saturating_add(queue).min(Semaphore::MAX_PERMITS);
         Self {
-            slots: Arc::new(Semaphore::new(slots)),
-            places: Arc::new(Semaphore::new(places)),
+            slots: Arc::new(Slots {
+                free: Mutex::new(slots),
+                line: Line::new(queue),
+            }),
         }
+    }
+}
+
+#[derive(Debug)]
+struct Slots {
+    free: Mutex<usize>,
+    line: Line,
+}
+
+impl Slots {
+    async fn acquire(
+        self: Arc<Self>,
+        urgency: Urgency,
+        client: &Arc<str>,
+    ) -> Result<Slot, TurnedAway> {
+        // Nobody is passed by.
+        if self.line.is_empty()
+            && let Some(slot) = self.take()
+        {
+            return Ok(slot);
+        }
+        self.line
+            .stand(urgency, client, || match self.take() {
+                Some(slot) => ControlFlow::Break(slot),
+                None => ControlFlow::Continue(None),
+            })
+            .await
+    }
+
+    fn take(self: &Arc<Self>) -> Option<Slot> {
+        let mut free = self.free();
+        *free = free.checked_sub(1)?;
+        Some(Slot(self.clone()))
+    }
+
+    fn free(&self) -> MutexGuard<'_, usize> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The right to one call at a time, given back when dropped.
+struct Slot(Arc<Slots>);
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        *self.0.free() += 1;
+        self.0.line.wake();
     }
 }
 
@@ -36,23 +85,23 @@ impl<S> Layer<S> for LimitLayer {
     fn layer(&self, inner: S) -> Limit<S> {
         Limit {
             inner,
-            limit: self.clone(),
+            slots: self.slots.clone(),
         }
     }
 }
 
-/// Holds a slot while the inner call runs; a dropped call gives its place back.
+/// Holds a slot while the inner call runs; answers [`UpstreamError::Overloaded`] where too many wait for one.
 ///
-/// Its own service rather than tower's `ConcurrencyLimit`, which waits in `poll_ready` without a bound.
+/// Its own service rather than tower's `ConcurrencyLimit`, which waits in `poll_ready`, without a bound and without turns.
 #[derive(Clone, Debug)]
 pub struct Limit<S> {
     inner: S,
-    limit: LimitLayer,
+    slots: Arc<Slots>,
 }
 
-impl<S, R> Service<R> for Limit<S>
+impl<S> Service<PageRequest> for Limit<S>
 where
-    S: Service<R, Error = UpstreamError>,
+    S: Service<PageRequest, Error = UpstreamError>,
     S::Future: Send + 'static,
     S::Response: Send + 'static,
 {
@@ -64,64 +113,18 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: R) -> Self::Future {
-        let Ok(place) = self.limit.places.clone().try_acquire_owned() else {
-            return Box::pin(std::future::ready(Err(UpstreamError::Overloaded)));
-        };
-        let slots = self.limit.slots.clone();
+    fn call(&mut self, request: PageRequest) -> Self::Future {
+        let slots = self.slots.clone();
+        let (urgency, client) = (request.urgency, request.cause.clone());
         // Lazy: nothing is sent before the slot is ours.
         let call = self.inner.call(request);
         Box::pin(async move {
-            let _place = place;
-            let _slot = slots
-                .acquire_owned()
-                .await
-                .expect("the semaphore is never closed");
+            let slot = slots.acquire(urgency, &client).await;
+            let _slot = slot.map_err(|TurnedAway| UpstreamError::Overloaded)?;
             call.await
         })
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{convert::Infallible, future::pending};
-
-    use tower::{ServiceBuilder, ServiceExt, service_fn};
-
-    use super::*;
-
-    fn stuck() -> impl Service<(), Response = (), Error = UpstreamError, Future: Send> + Clone {
-        ServiceBuilder::new()
-            .layer(LimitLayer::new(1, 1))
-            .service(service_fn(|()| async {
-                pending::<Infallible>().await;
-                Ok(())
-            }))
-    }
-
-    #[tokio::test]
-    async fn beyond_slots_and_queue_a_call_is_refused_at_once() {
-        let service = stuck();
-        let running = tokio::spawn(service.clone().oneshot(()));
-        let waiting = tokio::spawn(service.clone().oneshot(()));
-        tokio::task::yield_now().await;
-
-        let refused = service.clone().oneshot(()).await;
-
-        assert!(matches!(refused, Err(UpstreamError::Overloaded)));
-        assert!(!running.is_finished() && !waiting.is_finished());
-    }
-
-    #[tokio::test]
-    async fn a_dropped_call_gives_its_place_back() {
-        let mut service = stuck();
-        drop(service.call(()));
-        drop(service.call(()));
-        drop(service.call(()));
-        assert_eq!(service_places(&LimitLayer::new(1, 1)), 2);
-    }
-
-    fn service_places(layer: &LimitLayer) -> usize {
-        layer.places.available_permits()
-    }
-}
+mod tests;

@@ -14,7 +14,7 @@ use super::{ClientError, PageRequest, RawAnswer, UpstreamError};
 
 mod purse;
 
-pub use self::purse::{Purse, Urgency};
+pub use self::purse::{NoCall, Purse, Spent};
 
 /// Pays for each call from its credential's purse.
 #[derive(Clone, Copy, Debug)]
@@ -65,17 +65,25 @@ where
     fn call(&mut self, request: PageRequest) -> Self::Future {
         let purse = request.credential.purse().clone();
         let urgency = request.urgency;
+        let cause = request.cause.clone();
         let patience = self.patience;
-        // Lazy but for its place in the queue, which bounds those who stand in line too.
+        // Lazy: it holds no slot while it stands in line.
         let call = self.inner.call(request);
         Box::pin(async move {
-            let _paid = purse.spend(urgency, patience).await.map_err(|wait| {
-                UpstreamError::QuotaExhausted {
-                    retry_after: Some(wait),
-                }
-            })?;
+            let _paid = purse.spend(urgency, &cause, patience).await?;
             call.await
         })
+    }
+}
+
+impl From<NoCall> for UpstreamError {
+    fn from(none: NoCall) -> Self {
+        match none {
+            NoCall::Spent(wait) => Self::QuotaExhausted {
+                retry_after: Some(wait),
+            },
+            NoCall::LineFull => Self::Overloaded,
+        }
     }
 }
 

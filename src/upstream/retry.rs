@@ -49,7 +49,7 @@ impl<R> Policy<PageRequest, R, UpstreamError> for TransientRetry {
 
     fn retry(
         &mut self,
-        _: &mut PageRequest,
+        request: &mut PageRequest,
         result: &mut Result<R, UpstreamError>,
     ) -> Option<Self::Future> {
         let Err(error) = result else {
@@ -60,6 +60,7 @@ impl<R> Policy<PageRequest, R, UpstreamError> for TransientRetry {
             return None;
         }
         self.left -= 1;
+        request.urgency = request.urgency.of_a_retry();
         Some(Box::pin(self.backoff.next_backoff()))
     }
 

@@ -111,3 +111,24 @@ async fn pages_of_another_token_are_not_taken_over() {
 
     assert_eq!(gateway.app.tasks().store().size().1, 0);
 }
+
+#[tokio::test]
+async fn a_restart_gives_no_new_minute() {
+    let restart = Restart::new().await;
+    let quota = "[upstream]\nquota_per_minute = 4";
+    let base_url = restart.simulator.base_url();
+    let gateway = restart.setup().with(quota).start_before(&base_url).await;
+    for page in 1..=2 {
+        let answer = gateway.tasks(SUPPORT, &format!("?page={page}")).await;
+        assert_eq!(answer.status, 200);
+    }
+    gateway.app.drain().await;
+
+    let gateway = restart.setup().with(quota).start_before(&base_url).await;
+    let third = gateway.tasks(SUPPORT, "?page=3").await;
+
+    third.assert_error("upstream_quota_exhausted");
+    assert_eq!(restart.simulator.control().requests(), 2);
+    let old = gateway.tasks(SUPPORT, "?page=1").await;
+    assert_eq!(old.cache_status(), "hit; detail=quota");
+}

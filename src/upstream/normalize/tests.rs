@@ -13,9 +13,8 @@ use tower::{ServiceExt, service_fn};
 
 use super::*;
 use crate::{
-    config::{Config, normalize::RuleConfig},
-    domain::{PageQuery, SpaceToken},
-    upstream::{Credentials, Head, TokenSlot, Urgency, Validators},
+    config::normalize::RuleConfig,
+    upstream::{Head, Validators, testing::any_request},
 };
 
 /// Fri, 01 Jan 2027 00:00:00 GMT, when every answer here is received.
@@ -495,28 +494,9 @@ fn a_page_keeps_the_bytes_and_the_header_it_came_with() {
 }
 
 fn request(validators: Validators) -> PageRequest {
-    let config = Config::from_toml(
-        r#"
-        [upstream]
-        base_url = "https://unpod.example"
-        [upstream.credentials.default]
-        token = "0123456789abcdef"
-        "#,
-    )
-    .unwrap();
-    let credentials = Credentials::load(&config.upstream).unwrap();
     PageRequest {
-        credential: credentials.named("default").unwrap().clone(),
-        token: TokenSlot::Current,
-        space: SpaceToken::new("SPACE").unwrap(),
-        query: PageQuery {
-            page: 1,
-            page_size: 20,
-        },
         validators,
-        request_id: HeaderValue::from_static("test"),
-        cause: "test".into(),
-        urgency: Urgency::Waiting,
+        ..any_request()
     }
 }
 

@@ -2,17 +2,22 @@
 
 use std::{
     collections::VecDeque,
+    ops::ControlFlow,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, AtomicUsize, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
     time::Duration,
 };
 
 use http::{HeaderMap, StatusCode, header::DATE};
-use tokio::{sync::Notify, time::Instant};
+use tokio::time::Instant;
 
-use crate::upstream::{Head, retry_after};
+use crate::upstream::{
+    Head, Urgency,
+    line::{Line, TurnedAway},
+    retry_after,
+};
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// The longest that an upstream's `Retry-After` is believed.
@@ -20,15 +25,25 @@ const LONGEST_HOLD: Duration = Duration::from_secs(3600);
 /// One call in this many is kept back from background fills.
 const RESERVE: u32 = 5;
 
-/// How much a call matters when few are left.
+/// Why no call may be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Urgency {
-    /// A client waits, and has nothing else: it stands in line.
-    Waiting,
-    /// A client waits, but a stale page may stand in: it takes what is there.
-    CanStandIn,
-    /// Nobody waits: it leaves the last calls to those who do.
-    Background,
+pub enum NoCall {
+    /// None is left; one may be after this time.
+    Spent(Duration),
+    /// Too many wait for one.
+    LineFull,
+}
+
+impl From<Duration> for NoCall {
+    fn from(wait: Duration) -> Self {
+        Self::Spent(wait)
+    }
+}
+
+impl From<TurnedAway> for NoCall {
+    fn from(_: TurnedAway) -> Self {
+        Self::LineFull
+    }
 }
 
 /// The calls one credential may make.
@@ -36,12 +51,8 @@ pub enum Urgency {
 pub struct Purse {
     /// Calls a minute; 0: as many as the upstream's own headers allow.
     configured: AtomicU32,
-    opened: Instant,
-    /// Who stands in line, first come first served.
-    line: tokio::sync::Mutex<()>,
-    waiting: AtomicUsize,
-    /// Told when a call ends, since its place in the minute is known only then.
-    call_ended: Notify,
+    /// Who waits for a call; woken when one ends, since its place in the minute is known only then.
+    line: Line,
     state: Mutex<State>,
 }
 
@@ -54,19 +65,73 @@ struct State {
     others: Option<(u32, Instant)>,
     hold_until: Option<Instant>,
     learned: Option<u32>,
+    /// Until then the process before this one may have spent what nobody knows of.
+    cautious_until: Option<Instant>,
+    is_closed: bool,
+}
+
+/// What was spent of a minute, as times before or after the moment it is told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Spent {
+    /// How long ago each call ended.
+    pub ago: Vec<Duration>,
+    /// Calls that others made, and how long they count.
+    pub others: Option<(u32, Duration)>,
+    /// How long no call may be made.
+    pub hold: Option<Duration>,
+    /// Calls a minute as the upstream told.
+    pub learned: Option<u32>,
 }
 
 impl Purse {
+    /// A purse of `quota_per_minute` calls, for which `max_queue` may wait.
     #[must_use]
-    pub fn new(quota_per_minute: u32) -> Self {
+    pub fn new(quota_per_minute: u32, max_queue: usize) -> Self {
         Self {
             configured: AtomicU32::new(quota_per_minute),
-            opened: Instant::now(),
-            line: tokio::sync::Mutex::default(),
-            waiting: AtomicUsize::new(0),
-            call_ended: Notify::new(),
-            state: Mutex::default(),
+            line: Line::new(max_queue),
+            state: Mutex::new(State {
+                cautious_until: Some(Instant::now() + MINUTE),
+                ..State::default()
+            }),
         }
+    }
+
+    /// What a purse after this one must know. No call is made from now on.
+    pub fn close(&self, now: Instant) -> Spent {
+        let mut state = self.lock();
+        state.forget(now);
+        let told = |until: Option<Instant>| until.map(|until| until.saturating_duration_since(now));
+        // A call in flight ends by now, or is never heard of again.
+        let in_flight = (0..state.in_flight).map(|_| Duration::ZERO);
+        let spent = Spent {
+            ago: state
+                .ended
+                .iter()
+                .map(|ended| now.saturating_duration_since(*ended))
+                .chain(in_flight)
+                .collect(),
+            others: state.others.map(|(count, until)| (count, until - now)),
+            hold: told(state.hold_until).filter(|hold| !hold.is_zero()),
+            learned: state.learned,
+        };
+        state.is_closed = true;
+        spent
+    }
+
+    /// Goes on where the purse before this one ended, so that its first minute need not be a cautious one.
+    pub fn resume(&self, spent: &Spent, now: Instant) {
+        let mut state = self.lock();
+        // What was longer ago than this machine runs counts no more.
+        let at = |ago: Duration| now.checked_sub(ago);
+        state.ended = spent.ago.iter().filter_map(|ago| at(*ago)).collect();
+        state.ended.make_contiguous().sort_unstable();
+        state.others = spent
+            .others
+            .map(|(count, left)| (count, now + left.min(MINUTE)));
+        state.hold_until = spent.hold.map(|hold| now + hold.min(LONGEST_HOLD));
+        state.learned = spent.learned;
+        state.cautious_until = None;
     }
 
     /// Changes what is configured; what was spent stays spent.
@@ -100,27 +165,35 @@ impl Purse {
         if state.hold_until.is_some_and(|until| until > now) {
             return Some(0);
         }
-        Some(self.allowed(limit, now).saturating_sub(state.used()))
+        Some(
+            self.allowed(&state, limit, now)
+                .saturating_sub(state.used()),
+        )
     }
 
-    /// Waits until a call may be made, as long as `urgency` warrants and `patience` allows.
+    /// Waits until a call may be made for `client`, as long as `urgency` warrants and `patience` allows.
+    ///
+    /// Clients that wait take turns, so that one that wants many calls leaves the others theirs.
     ///
     /// # Errors
     ///
-    /// Returns after what time a call may be possible.
+    /// Returns why there is none.
     pub async fn spend(
         self: &Arc<Self>,
         urgency: Urgency,
+        client: &Arc<str>,
         patience: Duration,
-    ) -> Result<Call, Duration> {
+    ) -> Result<Call, NoCall> {
         let now = Instant::now();
         match urgency {
             // Where nothing is counted there is no line to stand in.
-            Urgency::Waiting if self.is_bounded(now) => self.stand_in_line(patience).await,
-            Urgency::Waiting => self.take(urgency, now),
+            Urgency::Waiting | Urgency::Retry if self.is_bounded(now) => {
+                self.stand_in_line(urgency, client, patience).await
+            }
+            Urgency::Waiting | Urgency::Retry => Ok(self.take(urgency, now)?),
             Urgency::CanStandIn | Urgency::Background => {
                 self.yield_to_those_in_line(now)?;
-                self.take(urgency, now)
+                Ok(self.take(urgency, now)?)
             }
         }
     }
@@ -137,7 +210,7 @@ impl Purse {
 
     /// Who has something to show, or nobody to show it to, takes no call before those who have nothing.
     fn yield_to_those_in_line(&self, now: Instant) -> Result<(), Duration> {
-        if self.waiting.load(Ordering::Acquire) > 0 && self.is_bounded(now) {
+        if !self.line.is_empty() && self.is_bounded(now) {
             return Err(self.wait_of_one());
         }
         Ok(())
@@ -148,28 +221,32 @@ impl Purse {
         self.limit(&state).is_some() || state.hold_until.is_some_and(|until| until > now)
     }
 
-    async fn stand_in_line(self: &Arc<Self>, patience: Duration) -> Result<Call, Duration> {
+    async fn stand_in_line(
+        self: &Arc<Self>,
+        urgency: Urgency,
+        client: &Arc<str>,
+        patience: Duration,
+    ) -> Result<Call, NoCall> {
         let given_up = Instant::now() + patience;
-        let place = InLine::new(self);
         // Those ahead each need a call too, beyond what is there already.
-        let ahead = u32::try_from(place.ahead).unwrap_or(u32::MAX);
+        let ahead = u32::try_from(self.line.ahead_of(urgency, client)).unwrap_or(u32::MAX);
         let ahead = ahead.saturating_sub(self.remaining(Instant::now()).unwrap_or(u32::MAX));
         let at_best = self.wait_of_one().saturating_mul(ahead);
         if ahead > 0 && at_best > patience {
-            return Err(at_best);
+            return Err(at_best.into());
         }
-        let _first = self.line.lock().await;
-        loop {
-            let ended = self.call_ended.notified();
+        let taken = self.line.stand(urgency, client, || {
             let now = Instant::now();
-            match self.take(Urgency::Waiting, now) {
-                Ok(call) => return Ok(call),
-                Err(wait) if now + wait > given_up => return Err(wait),
-                Err(wait) => tokio::select! {
-                    () = tokio::time::sleep(wait) => {}
-                    () = ended => {}
-                },
+            match self.take(urgency, now) {
+                Ok(call) => ControlFlow::Break(Ok(call)),
+                Err(wait) if now + wait > given_up => ControlFlow::Break(Err(wait)),
+                Err(wait) => ControlFlow::Continue(Some(wait)),
             }
+        });
+        // Who is not first is not asked whether it gives up.
+        match tokio::time::timeout_at(given_up, taken).await {
+            Ok(taken) => Ok(taken??),
+            Err(_) => Err(self.wait_of_one().into()),
         }
     }
 
@@ -189,6 +266,9 @@ impl Purse {
 
     /// Whether one more call is allowed now; if not, how long until it may be.
     fn check(&self, state: &mut State, urgency: Urgency, now: Instant) -> Result<(), Duration> {
+        if state.is_closed {
+            return Err(MINUTE);
+        }
         if let Some(until) = state.hold_until.filter(|until| *until > now) {
             return Err(until - now);
         }
@@ -196,9 +276,9 @@ impl Purse {
             state.forget(now);
             let reserve = match urgency {
                 Urgency::Background => limit / RESERVE,
-                Urgency::Waiting | Urgency::CanStandIn => 0,
+                Urgency::Waiting | Urgency::Retry | Urgency::CanStandIn => 0,
             };
-            let allowed = self.allowed(limit, now) - reserve;
+            let allowed = self.allowed(state, limit, now) - reserve;
             // Half a minute's calls at once, the rest evenly: a window that starts anywhere sees no double edge.
             let burst = limit.div_ceil(2);
             let burst_window = MINUTE * burst / limit.max(1);
@@ -216,8 +296,9 @@ impl Purse {
 
     /// What may be spent in the minute that ends now. In the process's first minute it is half: nobody knows what the process
     /// before it spent.
-    fn allowed(&self, limit: u32, now: Instant) -> u32 {
-        if self.configured() > 0 && now - self.opened < MINUTE {
+    fn allowed(&self, state: &State, limit: u32, now: Instant) -> u32 {
+        let is_cautious = state.cautious_until.is_some_and(|until| until > now);
+        if self.configured() > 0 && is_cautious {
             limit.div_ceil(2)
         } else {
             limit
@@ -315,26 +396,7 @@ impl Drop for Call {
             state.ended.push_back(Instant::now());
         }
         drop(state);
-        self.0.call_ended.notify_waiters();
-    }
-}
-
-/// A place in a purse's line.
-struct InLine<'a> {
-    purse: &'a Purse,
-    ahead: usize,
-}
-
-impl<'a> InLine<'a> {
-    fn new(purse: &'a Purse) -> Self {
-        let ahead = purse.waiting.fetch_add(1, Ordering::AcqRel);
-        Self { purse, ahead }
-    }
-}
-
-impl Drop for InLine<'_> {
-    fn drop(&mut self) {
-        self.purse.waiting.fetch_sub(1, Ordering::AcqRel);
+        self.0.line.wake();
     }
 }
 

@@ -1,13 +1,11 @@
 use std::sync::Mutex;
 
-use http::HeaderValue;
 use tower::{ServiceBuilder, service_fn};
 
 use super::*;
-use crate::{
-    config::Config,
-    domain::{PageQuery, SpaceToken},
-    upstream::{Credentials, FailureSource, Urgency, Validators},
+use crate::upstream::{
+    FailureSource,
+    testing::{credential, request_with},
 };
 
 use TokenSlot::{Current, Next};
@@ -21,13 +19,8 @@ struct Bench {
 
 impl Bench {
     fn new(tokens: &str) -> Self {
-        let config = Config::from_toml(&format!(
-            "[upstream]\nbase_url = \"https://unpod.example\"\n[upstream.credentials.default]\n{tokens}"
-        ))
-        .unwrap();
-        let credentials = Credentials::load(&config.upstream).unwrap();
         Self {
-            credential: credentials.named("default").unwrap().clone(),
+            credential: credential(tokens),
             metrics: Metrics::new(["default"]),
             asked: Arc::default(),
         }
@@ -50,20 +43,7 @@ impl Bench {
         let service = ServiceBuilder::new()
             .layer(TokensLayer::new(self.metrics.clone()))
             .service(inner);
-        let request = PageRequest {
-            credential: self.credential.clone(),
-            token: self.credential.preferred(),
-            space: SpaceToken::new("SPACE").unwrap(),
-            query: PageQuery {
-                page: 1,
-                page_size: 20,
-            },
-            validators: Validators::default(),
-            request_id: HeaderValue::from_static("test"),
-            cause: "test".into(),
-            urgency: Urgency::Waiting,
-        };
-        service.oneshot(request).await
+        service.oneshot(request_with(self.credential.clone())).await
     }
 
     /// The tokens that calls went with since it was asked last.

@@ -3,7 +3,11 @@ use http::HeaderValue;
 use super::*;
 
 fn purse(quota: u32) -> Arc<Purse> {
-    Arc::new(Purse::new(quota))
+    Arc::new(Purse::new(quota, 256))
+}
+
+async fn spend(purse: &Arc<Purse>, urgency: Urgency, patience: Duration) -> Result<Call, NoCall> {
+    purse.spend(urgency, &"crm".into(), patience).await
 }
 
 /// A purse whose first, cautious minute is over.
@@ -30,12 +34,12 @@ fn head(fields: &[(&'static str, &str)]) -> Head {
 async fn calls_within(purse: &Arc<Purse>, time: Duration) -> Vec<Instant> {
     let end = Instant::now() + time;
     let mut made = Vec::new();
-    while let Ok(call) = purse
-        .spend(
-            Urgency::Waiting,
-            end.saturating_duration_since(Instant::now()),
-        )
-        .await
+    while let Ok(call) = spend(
+        purse,
+        Urgency::Waiting,
+        end.saturating_duration_since(Instant::now()),
+    )
+    .await
     {
         made.push(Instant::now());
         drop(call);
@@ -80,14 +84,18 @@ async fn the_first_minute_gets_half() {
 #[tokio::test(start_paused = true)]
 async fn a_call_counts_from_its_end() {
     let purse = settled_purse(1).await;
-    let call = purse.spend(Urgency::Waiting, Duration::ZERO).await.unwrap();
+    let call = spend(&purse, Urgency::Waiting, Duration::ZERO)
+        .await
+        .unwrap();
     tokio::time::advance(MINUTE).await;
-    assert!(purse.spend(Urgency::CanStandIn, MINUTE).await.is_err());
+    assert!(spend(&purse, Urgency::CanStandIn, MINUTE).await.is_err());
     drop(call);
     tokio::time::advance(MINUTE - Duration::from_millis(1)).await;
     assert_eq!(
-        purse.spend(Urgency::CanStandIn, MINUTE).await.unwrap_err(),
-        Duration::from_millis(1)
+        spend(&purse, Urgency::CanStandIn, MINUTE)
+            .await
+            .unwrap_err(),
+        NoCall::Spent(Duration::from_millis(1))
     );
 }
 
@@ -95,27 +103,32 @@ async fn a_call_counts_from_its_end() {
 async fn the_last_calls_are_kept_for_those_who_wait() {
     let purse = settled_purse(5).await;
     for _ in 0..2 {
-        drop(purse.spend(Urgency::Waiting, Duration::ZERO).await.unwrap());
+        drop(
+            spend(&purse, Urgency::Waiting, Duration::ZERO)
+                .await
+                .unwrap(),
+        );
         tokio::time::advance(Duration::from_secs(12)).await;
     }
-    drop(purse.spend(Urgency::Waiting, Duration::ZERO).await.unwrap());
+    drop(
+        spend(&purse, Urgency::Waiting, Duration::ZERO)
+            .await
+            .unwrap(),
+    );
     tokio::time::advance(Duration::from_secs(12)).await;
     drop(
-        purse
-            .spend(Urgency::Background, Duration::ZERO)
+        spend(&purse, Urgency::Background, Duration::ZERO)
             .await
             .unwrap(),
     );
     tokio::time::advance(Duration::from_secs(12)).await;
     assert!(
-        purse
-            .spend(Urgency::Background, Duration::ZERO)
+        spend(&purse, Urgency::Background, Duration::ZERO)
             .await
             .is_err()
     );
     assert!(
-        purse
-            .spend(Urgency::CanStandIn, Duration::ZERO)
+        spend(&purse, Urgency::CanStandIn, Duration::ZERO)
             .await
             .is_ok()
     );
@@ -126,8 +139,7 @@ async fn without_a_quota_nothing_is_held_back() {
     let purse = purse(0);
     for _ in 0..1000 {
         drop(
-            purse
-                .spend(Urgency::Background, Duration::ZERO)
+            spend(&purse, Urgency::Background, Duration::ZERO)
                 .await
                 .unwrap(),
         );
@@ -155,8 +167,10 @@ async fn what_the_upstream_says_is_learned_whatever_the_clocks() {
         );
         assert_eq!(purse.per_minute(), Some(5));
         assert_eq!(
-            purse.spend(Urgency::CanStandIn, MINUTE).await.unwrap_err(),
-            Duration::from_secs(20),
+            spend(&purse, Urgency::CanStandIn, MINUTE)
+                .await
+                .unwrap_err(),
+            NoCall::Spent(Duration::from_secs(20)),
             "skew {skew}"
         );
     }
@@ -190,26 +204,33 @@ async fn calls_of_others_are_no_burst() {
         ]),
     );
     for _ in 0..20 {
-        drop(purse.spend(Urgency::Waiting, Duration::ZERO).await.unwrap());
+        drop(
+            spend(&purse, Urgency::Waiting, Duration::ZERO)
+                .await
+                .unwrap(),
+        );
     }
-    let wait = purse.spend(Urgency::CanStandIn, Duration::ZERO).await;
-    assert_eq!(wait.unwrap_err(), Duration::from_secs(30));
+    let wait = spend(&purse, Urgency::CanStandIn, Duration::ZERO).await;
+    assert_eq!(wait.unwrap_err(), NoCall::Spent(Duration::from_secs(30)));
 }
 
 #[tokio::test(start_paused = true)]
 async fn who_has_something_to_show_goes_after_those_in_line() {
     let purse = settled_purse(1).await;
-    drop(purse.spend(Urgency::Waiting, Duration::ZERO).await.unwrap());
+    drop(
+        spend(&purse, Urgency::Waiting, Duration::ZERO)
+            .await
+            .unwrap(),
+    );
     let in_line = tokio::spawn({
         let purse = purse.clone();
-        async move { purse.spend(Urgency::Waiting, 2 * MINUTE).await.is_ok() }
+        async move { spend(&purse, Urgency::Waiting, 2 * MINUTE).await.is_ok() }
     });
     tokio::task::yield_now().await;
     tokio::time::advance(MINUTE - Duration::from_millis(1)).await;
 
     assert!(
-        purse
-            .spend(Urgency::CanStandIn, Duration::ZERO)
+        spend(&purse, Urgency::CanStandIn, Duration::ZERO)
             .await
             .is_err()
     );
@@ -228,11 +249,10 @@ async fn a_429_holds_everything_for_as_long_as_it_says() {
         StatusCode::TOO_MANY_REQUESTS,
         &head(&[("retry-after", "7")]),
     );
-    let wait = purse.spend(Urgency::Waiting, Duration::from_secs(1)).await;
-    assert_eq!(wait.unwrap_err(), Duration::from_secs(7));
+    let wait = spend(&purse, Urgency::Waiting, Duration::from_secs(1)).await;
+    assert_eq!(wait.unwrap_err(), NoCall::Spent(Duration::from_secs(7)));
     assert!(
-        purse
-            .spend(Urgency::Waiting, Duration::from_secs(10))
+        spend(&purse, Urgency::Waiting, Duration::from_secs(10))
             .await
             .is_ok()
     );
@@ -241,9 +261,70 @@ async fn a_429_holds_everything_for_as_long_as_it_says() {
 #[tokio::test(start_paused = true)]
 async fn who_waits_in_vain_is_told_at_once() {
     let purse = settled_purse(1).await;
-    drop(purse.spend(Urgency::Waiting, Duration::ZERO).await.unwrap());
+    drop(
+        spend(&purse, Urgency::Waiting, Duration::ZERO)
+            .await
+            .unwrap(),
+    );
     let asked = Instant::now();
-    let refused = purse.spend(Urgency::Waiting, Duration::from_secs(10)).await;
-    assert_eq!(refused.unwrap_err(), MINUTE);
+    let refused = spend(&purse, Urgency::Waiting, Duration::from_secs(10)).await;
+    assert_eq!(refused.unwrap_err(), NoCall::Spent(MINUTE));
     assert_eq!(Instant::now(), asked);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_client_that_asks_for_much_leaves_the_others_their_turns() {
+    let purse = settled_purse(60).await;
+    let calls: Arc<Mutex<Vec<&str>>> = Arc::default();
+    let mut asking = tokio::task::JoinSet::new();
+    let mut ask = |client: &'static str, patience| {
+        let (purse, calls) = (purse.clone(), calls.clone());
+        asking.spawn(async move {
+            let name = client.into();
+            let call = purse.spend(Urgency::Waiting, &name, patience).await;
+            if call.is_ok() {
+                calls.lock().unwrap().push(client);
+            }
+        });
+    };
+    for _ in 0..200 {
+        ask("greedy", 4 * MINUTE);
+    }
+    tokio::task::yield_now().await;
+    tokio::time::advance(Duration::from_secs(1)).await;
+    for _ in 0..10 {
+        ask("modest", 4 * MINUTE);
+    }
+
+    while asking.join_next().await.is_some() {}
+
+    let calls = calls.lock().unwrap();
+    let first = calls.iter().position(|client| *client == "modest").unwrap();
+    let last = calls
+        .iter()
+        .rposition(|client| *client == "modest")
+        .unwrap();
+    assert!(first >= 30, "the burst was spent before");
+    assert_eq!(last - first, 18, "every other call: {calls:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_stands_behind_those_who_have_had_no_try_yet() {
+    let purse = settled_purse(1).await;
+    drop(
+        spend(&purse, Urgency::Waiting, Duration::ZERO)
+            .await
+            .unwrap(),
+    );
+    let in_line = |urgency| {
+        let purse = purse.clone();
+        tokio::spawn(async move {
+            drop(spend(&purse, urgency, 5 * MINUTE).await.unwrap());
+            Instant::now()
+        })
+    };
+    let retry = in_line(Urgency::Retry);
+    tokio::task::yield_now().await;
+    let first_try = in_line(Urgency::Waiting);
+    assert!(first_try.await.unwrap() < retry.await.unwrap());
 }

@@ -1,0 +1,127 @@
+//! The calls that were made in the last minute, carried over a restart: a quota does not begin anew with the process.
+//!
+//! Written once, at the end of a drain, and taken away when it is read: after a crash nobody knows what was spent.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use crate::{
+    cache::snapshot::{Owner, Owners, replace},
+    upstream::{Credentials, Spent},
+};
+
+/// What one credential has spent, in Unix milliseconds.
+#[derive(Debug, Serialize, Deserialize)]
+struct SpentBy {
+    owner: Owner,
+    ended: Vec<u64>,
+    others: Option<(u32, u64)>,
+    hold_until: Option<u64>,
+    learned: Option<u32>,
+}
+
+/// Beside the snapshot: the file of calls that belongs to it.
+pub(super) fn beside(snapshot: &Path) -> PathBuf {
+    let mut name = snapshot.as_os_str().to_owned();
+    name.push(".calls");
+    name.into()
+}
+
+/// Closes every purse and writes what was spent.
+pub(super) fn write(path: &Path, credentials: &Credentials, owners: &Owners, now_unix_ms: u64) {
+    let now = Instant::now();
+    let spent: Vec<_> = credentials
+        .all()
+        .filter_map(|credential| {
+            let spent = credential.purse().close(now);
+            let owner = owners.owner(credential.id)?.clone();
+            Some(told(owner, &spent, now_unix_ms))
+        })
+        .collect();
+    let written = replace(path, |file| {
+        serde_json::to_writer(&file, &spent).map_err(io::Error::from)?;
+        file.sync_all()
+    });
+    if let Err(error) = written {
+        warn!(snapshot.file = %path.display(), %error, "call times are not written: the next start is cautious for a minute");
+    }
+}
+
+/// Takes in what the last process spent, once.
+pub(super) fn take(path: &Path, credentials: &Credentials, owners: &Owners, now_unix_ms: u64) {
+    let text = match fs::read(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+        Err(error) => {
+            warn!(snapshot.file = %path.display(), %error, "call times are not read");
+            return;
+        }
+    };
+    // First: should this process crash, its calls are not in there.
+    if let Err(error) = fs::remove_file(path) {
+        warn!(snapshot.file = %path.display(), %error, "call times cannot be taken away, and are not used");
+        return;
+    }
+    let Ok(all) = serde_json::from_slice::<Vec<SpentBy>>(&text) else {
+        warn!(snapshot.file = %path.display(), "call times are damaged, and are not used");
+        return;
+    };
+    let now = Instant::now();
+    for spent in all {
+        let Some(id) = owners.id(&spent.owner) else {
+            continue;
+        };
+        if let Some(credential) = credentials.all().find(|credential| credential.id == id) {
+            credential.purse().resume(&heard(&spent, now_unix_ms), now);
+            info!(
+                credential.name = credential.name,
+                quota.calls = spent.ended.len(),
+                "the quota goes on where the last process left it"
+            );
+        }
+    }
+}
+
+fn told(owner: Owner, spent: &Spent, now_unix_ms: u64) -> SpentBy {
+    let after = |left: Duration| now_unix_ms.saturating_add(ms(left));
+    SpentBy {
+        owner,
+        ended: spent
+            .ago
+            .iter()
+            .map(|ago| now_unix_ms.saturating_sub(ms(*ago)))
+            .collect(),
+        others: spent.others.map(|(count, left)| (count, after(left))),
+        hold_until: spent.hold.map(after),
+        learned: spent.learned,
+    }
+}
+
+/// A time that lies ahead, by a clock that was set back, is taken for now.
+fn heard(spent: &SpentBy, now_unix_ms: u64) -> Spent {
+    let left = |until: u64| Duration::from_millis(until.saturating_sub(now_unix_ms));
+    Spent {
+        ago: spent
+            .ended
+            .iter()
+            .map(|ended| Duration::from_millis(now_unix_ms.saturating_sub(*ended)))
+            .collect(),
+        others: spent.others.map(|(count, until)| (count, left(until))),
+        hold: spent.hold_until.map(left),
+        learned: spent.learned,
+    }
+}
+
+fn ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,78 @@
+use super::*;
+use crate::{config::Config, domain::CredentialId, upstream::Urgency};
+
+const NOW_MS: u64 = 1_800_000_000_000;
+const MINUTE: Duration = Duration::from_secs(60);
+
+fn credentials(token: &str) -> Credentials {
+    let config = Config::from_toml(&format!(
+        "[upstream]\nbase_url = 'https://unpod.example'\nquota_per_minute = 10\n\
+         [upstream.credentials.default]\ntoken = '{token}'"
+    ))
+    .unwrap();
+    Credentials::load(&config.upstream).unwrap()
+}
+
+fn id(credentials: &Credentials) -> CredentialId {
+    credentials.named("default").unwrap().id
+}
+
+fn owners(credentials: &Credentials, token: &str) -> Owners {
+    let mut owners = Owners::default();
+    owners.add(id(credentials), "default", &[token.as_bytes()]);
+    owners
+}
+
+fn remaining(credentials: &Credentials) -> Option<u32> {
+    let purse = credentials.named("default").unwrap().purse();
+    purse.remaining(Instant::now())
+}
+
+/// Five calls, ten seconds apart, the last just now; then the end.
+async fn spend_and_end(path: &Path) {
+    let before = credentials("token");
+    let purse = before.named("default").unwrap().purse().clone();
+    for _ in 0..5 {
+        tokio::time::advance(Duration::from_secs(10)).await;
+        drop(
+            purse
+                .spend(Urgency::Waiting, &"crm".into(), MINUTE)
+                .await
+                .unwrap(),
+        );
+    }
+    write(path, &before, &owners(&before, "token"), NOW_MS);
+    assert!(purse.would_take(Urgency::Waiting, Instant::now()).is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_minute_goes_on_in_the_next_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = beside(&folder.path().join("pages"));
+    for (later, left) in [(0, 5), (19, 5), (21, 6), (61, 10), (-3600, 5)] {
+        spend_and_end(&path).await;
+        let after = credentials("token");
+        assert_eq!(remaining(&after), Some(5), "cautious");
+
+        let now_ms = NOW_MS.checked_add_signed(later * 1000).unwrap();
+        take(&path, &after, &owners(&after, "token"), now_ms);
+
+        assert_eq!(remaining(&after), Some(left), "{later} s later");
+        assert!(!path.exists(), "read once");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_another_tokens_or_damaged_is_not_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("calls");
+    spend_and_end(&path).await;
+    let after = credentials("another");
+    take(&path, &after, &owners(&after, "another"), NOW_MS + 60_000);
+    assert_eq!(remaining(&after), Some(5), "cautious");
+
+    fs::write(&path, "[{").unwrap();
+    take(&path, &after, &owners(&after, "another"), NOW_MS + 60_000);
+    assert_eq!(remaining(&after), Some(5), "cautious");
+    assert!(!path.exists());
+}
