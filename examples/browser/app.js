@@ -1,0 +1,67 @@
+// Reads a page of tasks from the gateway every few seconds. An unchanged page costs a 304; the token is renewed before it ends.
+const PAGE_SIZE = 10
+const EVERY = 5000
+// Renewed while it still holds, so that no request fails for it.
+const AHEAD = 10_000
+
+const $ = (id) => document.getElementById(id)
+const shown = { page: 1, pages: 1, etag: null }
+let token = null
+
+async function freshToken(anew = false) {
+  const left = token ? Date.parse(token.expires_at) - Date.now() : 0
+  if (anew || left < Math.min(AHEAD, token?.lifetime / 2 || AHEAD)) {
+    const answer = await fetch('/token', { method: 'POST' })
+    if (!answer.ok) throw new Error('no token is to be had: sign in again')
+    token = await answer.json()
+    token.lifetime = Date.parse(token.expires_at) - Date.now()
+  }
+  return token
+}
+
+async function ask(page, anew) {
+  const { gateway, space, token } = await freshToken(anew)
+  const headers = { Authorization: `Bearer ${token}` }
+  // The gateway says "no-cache" and "Vary: Authorization": this page keeps the one page it shows itself.
+  if (shown.etag && page === shown.page) headers['If-None-Match'] = shown.etag
+  const url = `${gateway}/spaces/${space}/tasks?page=${page}&page_size=${PAGE_SIZE}`
+  return fetch(url, { headers, cache: 'no-store' })
+}
+
+async function read(page) {
+  let answer = await ask(page)
+  // Withdrawn, or a clock that is wrong: one new token, then it is an error.
+  if (answer.status === 401) answer = await ask(page, true)
+  if (answer.status === 304) return 'unchanged'
+  const body = await answer.json()
+  if (!answer.ok) throw new Error(`${body.message} (${body.code}, request ${body.request_id})`)
+  Object.assign(shown, { page, etag: answer.headers.get('ETag'), pages: Math.max(1, Math.ceil(body.count / PAGE_SIZE)) })
+  show(body)
+  return `${body.count} tasks`
+}
+
+function show({ data }) {
+  const cell = (text) => Object.assign(document.createElement('td'), { textContent: text ?? '' })
+  const rows = data.map((task) => {
+    const row = document.createElement('tr')
+    row.append(cell(task.task_id), cell(task.status), cell(task.created))
+    return row
+  })
+  $('tasks').replaceChildren(...rows)
+  $('page').textContent = `Page ${shown.page} of ${shown.pages}`
+  $('previous').disabled = shown.page <= 1
+  $('next').disabled = shown.page >= shown.pages
+}
+
+async function refresh(page = shown.page) {
+  try {
+    $('state').textContent = `${await read(page)}, ${new Date().toLocaleTimeString()}`
+  } catch (error) {
+    $('state').textContent = `Not read: ${error.message}`
+  }
+}
+
+$('previous').addEventListener('click', () => refresh(shown.page - 1))
+$('next').addEventListener('click', () => refresh(shown.page + 1))
+await refresh()
+setInterval(refresh, EVERY)

@@ -1,0 +1,92 @@
+// Starts what a browser test needs: real processes on free ports, and a headless Chromium whose every complaint fails the test.
+import assert from 'node:assert/strict'
+import { spawn } from 'node:child_process'
+import { createServer } from 'node:net'
+import { createInterface } from 'node:readline'
+import { chromium } from 'playwright-core'
+
+// Where the project is; the tests are run from a copy beside their tools.
+export const root = process.env.PROJECT_ROOT
+export const binary = `${root}target/debug/unpod-gateway`
+const PATIENCE = 30_000
+
+const CHROMIUM_ARGS = [
+  '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
+  '--disable-component-update', '--disable-sync',
+]
+
+export async function freePort() {
+  const server = createServer()
+  await new Promise((listening) => server.listen(0, '127.0.0.1', listening))
+  const { port } = server.address()
+  await new Promise((closed) => server.close(closed))
+  return port
+}
+
+// Starts a process and waits for the line that `wanted` makes something of; it ends with the test.
+export async function start(t, command, args, { env = {}, wanted, cwd = root }) {
+  const child = spawn(command, args, { cwd, env: { PATH: process.env.PATH, ...env }, stdio: ['ignore', 'pipe', 'pipe'] })
+  t.after(() => child.kill('SIGKILL'))
+  const lines = []
+  const ready = new Promise((resolve, reject) => {
+    for (const stream of [child.stdout, child.stderr]) {
+      createInterface({ input: stream }).on('line', (line) => {
+        lines.push(line)
+        const found = wanted(line)
+        if (found) resolve(found)
+      })
+    }
+    child.on('exit', (code) => reject(new Error(`${command} ended with ${code}:\n${lines.join('\n')}`)))
+    setTimeout(() => reject(new Error(`${command} is not ready:\n${lines.join('\n')}`)), PATIENCE).unref()
+  })
+  return { child, lines, found: await ready }
+}
+
+export async function startSimulator(t) {
+  const { found } = await start(t, binary, ['simulate-upstream', '--listen', '127.0.0.1:0'], {
+    wanted: (line) => line.match(/http:\/\/127\.0\.0\.1:\d+/)?.[0],
+  })
+  return found
+}
+
+// A gateway with the configuration file `config`; `env` goes over it.
+export async function startGateway(t, config, env, cwd = root) {
+  const { found, child, lines } = await start(t, binary, ['serve', '--config', config], {
+    cwd,
+    env: {
+      UNPOD_GATEWAY__SERVER__LISTEN: '127.0.0.1:0',
+      UNPOD_GATEWAY__ADMIN__LISTEN: '127.0.0.1:0',
+      UNPOD_GATEWAY__TELEMETRY__FORMAT: 'json',
+      ...env,
+    },
+    wanted: (line) => (line.includes('gateway is ready') ? JSON.parse(line) : null),
+  })
+  return { data: `http://${found['server.listen']}`, admin: `http://${found['admin.listen']}`, child, lines }
+}
+
+// A page whose errors and console complaints fail the test, and everything it said over the network.
+export async function openPage(t, options = {}) {
+  const browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium', args: CHROMIUM_ARGS })
+  t.after(() => browser.close())
+  const context = await browser.newContext(options)
+  const page = await context.newPage()
+  page.setDefaultTimeout(PATIENCE)
+  const complaints = []
+  page.on('pageerror', (error) => complaints.push(String(error)))
+  page.on('console', (message) => {
+    if (message.type() === 'error') complaints.push(message.text())
+  })
+  const requests = []
+  page.on('request', (request) => requests.push(request))
+  return { page, context, requests, assertQuiet: () => assert.deepEqual(complaints, []) }
+}
+
+// Asks until `condition` holds of what `ask` gives.
+export async function until(ask, condition) {
+  const end = Date.now() + PATIENCE
+  for (;;) {
+    const answer = await ask()
+    if (condition(answer)) return answer
+    assert.ok(Date.now() < end, 'it did not come true')
+  }
+}
