@@ -77,12 +77,12 @@ impl Config {
         Self::from_sources(text.as_deref(), sources::environment())
     }
 
-    /// Reads `[server]` alone, whatever the rest holds: what a health check needs to know.
+    /// Reads `[admin]` alone, whatever the rest holds: what a health check needs to know.
     ///
     /// # Errors
     ///
     /// As [`Config::load`].
-    pub fn load_server(file: Option<&Path>) -> Result<ServerConfig, Problems> {
+    pub fn load_admin(file: Option<&Path>) -> Result<AdminConfig, Problems> {
         let text = file.map(sources::read_file).transpose()?;
         let merged = sources::merge(text.as_deref(), sources::environment())?;
         let mut reader = Reader {
@@ -90,7 +90,7 @@ impl Config {
             merged: &merged,
             problems: Problems::default(),
         };
-        reader.section("server").ok_or(reader.problems)
+        reader.section("admin").ok_or(reader.problems)
     }
 
     /// Reads the defaults and `text` (TOML), without an environment.
