@@ -11,10 +11,11 @@ use crate::{
         self, Clients, Data,
         admin::{Admin, Draining},
         layers::observe::AccessLog,
+        peer::TrustedProxies,
     },
     cache::{PageStore, snapshot::Owners},
     config::{Config, Problems, value::ListenAddress},
-    server::{self, Limits, Listener, Shutdown},
+    server::{self, Entrance, Limits, Listener, Shutdown, Tls},
     service::{Snapshot, Tasks},
     telemetry::metrics::Metrics,
     upstream::{self, BuildError, Client, Credentials},
@@ -44,6 +45,7 @@ pub struct Gateway {
     metrics: Arc<Metrics>,
     draining: Draining,
     config: Arc<Config>,
+    tls: Option<Tls>,
     data: Serving,
     admin: Serving,
     snapshot: Option<Snapshotting>,
@@ -70,6 +72,7 @@ impl Gateway {
     /// Returns what is wrong with a secret's file, the TLS set-up, or an address.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let config = Arc::new(config);
+        let tls = config.server.tls.as_ref().map(Tls::new).transpose()?;
         let metrics = Metrics::new(config.upstream.credentials.keys().map(String::as_str));
         let credentials = Credentials::load(&config.upstream)?;
         let clients = Arc::new(Clients::new(&config.clients, credentials));
@@ -101,7 +104,14 @@ impl Gateway {
         // Not before the addresses are ours: another gateway may still be writing the file.
         let snapshot = start_snapshot(&config, &tasks, clients.credentials());
         let limits = Limits::new(&config.server);
-        let data = serve_data(data, &config, limits, &tasks, &clients, &metrics);
+        let entrance = Entrance {
+            proxies: config
+                .server
+                .proxy_protocol
+                .then(|| TrustedProxies::configured(&config.server)),
+            tls: tls.clone(),
+        };
+        let data = serve_data(data, entrance, &config, limits, &tasks, &clients, &metrics);
         let router = api::admin::router(Admin {
             tasks: tasks.clone(),
             clients,
@@ -127,6 +137,7 @@ impl Gateway {
             metrics,
             draining,
             config,
+            tls,
             data,
             admin,
             snapshot,
@@ -143,6 +154,12 @@ impl Gateway {
     #[must_use]
     pub fn admin_address(&self) -> &ListenAddress {
         &self.admin_address
+    }
+
+    /// The data listener's TLS, for when its files have changed.
+    #[must_use]
+    pub fn tls(&self) -> Option<&Tls> {
+        self.tls.as_ref()
     }
 
     #[must_use]
@@ -212,6 +229,7 @@ fn start_snapshot(
 
 fn serve_data(
     listener: Listener,
+    entrance: Entrance,
     config: &Config,
     limits: Limits,
     tasks: &Arc<Tasks>,
@@ -239,6 +257,7 @@ fn serve_data(
     let shutdown = Shutdown::default();
     let serving = server::serve(
         listener,
+        entrance,
         service,
         limits,
         Some(metrics.clone()),
@@ -260,6 +279,7 @@ fn serve_admin(listener: Listener, router: axum::Router, limits: Limits) -> Serv
     Serving {
         task: tokio::spawn(server::serve(
             listener,
+            Entrance::default(),
             service,
             limits,
             None,

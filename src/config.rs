@@ -17,6 +17,7 @@ pub mod routes;
 pub mod server;
 mod sources;
 pub mod telemetry;
+pub mod tls;
 pub mod upstream;
 pub mod value;
 
@@ -29,6 +30,7 @@ pub use self::{
     routes::RoutesConfig,
     server::ServerConfig,
     telemetry::TelemetryConfig,
+    tls::TlsConfig,
     upstream::UpstreamConfig,
 };
 
@@ -160,7 +162,7 @@ impl Reader<'_> {
         let upstream = self.upstream();
         let cache = self.checked("cache", CacheConfig::check);
         let telemetry = self.checked("telemetry", TelemetryConfig::check);
-        let clients = self.clients(upstream.as_ref());
+        let clients = self.clients(server.as_ref(), upstream.as_ref());
         let normalize = self.normalize();
         if self.merged.contains_key("views") {
             self.problems.add("views", value::NOT_SUPPORTED);
@@ -197,11 +199,15 @@ impl Reader<'_> {
     }
 
     /// `[[clients]]`, checked where all are read: a problem names a client by its place.
-    fn clients(&mut self, upstream: Option<&UpstreamConfig>) -> Vec<ClientConfig> {
+    fn clients(
+        &mut self,
+        server: Option<&ServerConfig>,
+        upstream: Option<&UpstreamConfig>,
+    ) -> Vec<ClientConfig> {
         let before = self.problems.iter().count();
         let clients = self.list("clients", self.merged.get("clients").cloned());
         if self.problems.iter().count() == before {
-            auth::check_clients(&clients, upstream, &mut self.problems);
+            auth::check_clients(&clients, server, upstream, &mut self.problems);
         }
         clients
     }

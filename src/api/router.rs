@@ -10,7 +10,6 @@ use axum::{
 };
 use http::{HeaderValue, Method, Request, header};
 use hyper::body::Incoming;
-use ipnet::IpNet;
 use tower::{Service, ServiceBuilder};
 use tower_http::catch_panic::CatchPanicLayer;
 
@@ -58,16 +57,10 @@ pub fn data_service(
 + Clone
 + Send
 + 'static {
-    let proxies = TrustedProxies::new(
-        server
-            .trusted_proxies
-            .iter()
-            .map(|network| -> IpNet { network.0 }),
-    );
     let authenticate = InternalAuthLayer::new(
         data.clients.clone(),
         PUBLIC,
-        proxies,
+        TrustedProxies::configured(server),
         auth.max_failures,
         metrics.clone(),
     );

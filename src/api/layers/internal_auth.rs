@@ -17,9 +17,9 @@ use tower::{Layer, Service};
 
 use crate::{
     api::{
-        ApiError, Clients,
+        ApiError, Client, Clients,
         error::RateLimit,
-        peer::{Peer, TrustedProxies},
+        peer::{ClientCertificate, Peer, TrustedProxies},
     },
     telemetry::metrics::{AuthFailure, Metrics},
 };
@@ -99,12 +99,7 @@ where
         if self.shared.public.contains(&request.uri().path()) {
             return Either::Left(self.inner.call(request));
         }
-        let authorization = sole_authorization(&request);
-        match self
-            .shared
-            .clients
-            .authenticate(authorization, SystemTime::now())
-        {
+        match identify(&self.shared.clients, &request) {
             Ok(client) => {
                 let client = client.clone();
                 request.extensions_mut().insert(client);
@@ -115,6 +110,20 @@ where
                 Either::Right(ready(Ok(error.into_response())))
             }
         }
+    }
+}
+
+/// By `Authorization` where there is one, good or bad; else by the connection's certificate.
+fn identify<'a, B>(
+    clients: &'a Clients,
+    request: &Request<B>,
+) -> Result<&'a Arc<Client>, AuthFailure> {
+    let now = SystemTime::now();
+    match request.extensions().get::<Arc<ClientCertificate>>() {
+        Some(certificate) if !request.headers().contains_key(AUTHORIZATION) => {
+            clients.recognize(certificate, now)
+        }
+        _ => clients.authenticate(sole_authorization(request), now),
     }
 }
 
