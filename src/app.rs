@@ -20,10 +20,11 @@ use crate::{
         self, Clients, Data, LivePolicy, Policy,
         admin::{Admin, Draining, Reload, Reloaded},
         layers::observe::AccessLog,
+        peer::TrustedProxies,
     },
     cache::PageStore,
     config::{Config, Problems, value::ListenAddress},
-    server::{self, Limits, Listener, Shutdown},
+    server::{self, Entrance, Limits, Listener, Shutdown, Tls},
     service::{Snapshot, Tasks},
     telemetry::{LogFilter, metrics::Metrics},
     upstream::{BuildError, Credentials, LimitLayer},
@@ -91,6 +92,7 @@ impl Gateway {
     /// As [`Gateway::start`].
     pub async fn start_logging(config: Config, log: LogFilter) -> Result<Self, StartError> {
         let config = Arc::new(config);
+        let tls = config.server.tls.as_ref().map(Tls::new).transpose()?;
         let metrics = Metrics::new(config.upstream.credentials.keys().map(String::as_str));
         let credentials = Credentials::load(&config.upstream)?;
         let clients = Clients::new(&config.clients, credentials);
@@ -126,12 +128,20 @@ impl Gateway {
             snapshot: snapshot.as_ref().map(|running| running.snapshot.clone()),
             metrics: metrics.clone(),
             limit,
+            tls: tls.clone(),
             log,
             effective: effective.clone(),
             configs: Configs::new(config.clone()),
         });
         let limits = Limits::new(&config.server);
-        let data = serve_data(data, &config, limits, &tasks, &policy, &metrics);
+        let entrance = Entrance {
+            proxies: config
+                .server
+                .proxy_protocol
+                .then(|| TrustedProxies::configured(&config.server)),
+            tls,
+        };
+        let data = serve_data(data, entrance, &config, limits, &tasks, &policy, &metrics);
         let router = api::admin::router(Admin {
             tasks: tasks.clone(),
             policy,
@@ -262,6 +272,7 @@ fn watch_files(reloader: Arc<Reloader>) -> JoinHandle<()> {
 
 fn serve_data(
     listener: Listener,
+    entrance: Entrance,
     config: &Config,
     limits: Limits,
     tasks: &Arc<Tasks>,
@@ -287,6 +298,7 @@ fn serve_data(
     let shutdown = Shutdown::default();
     let serving = server::serve(
         listener,
+        entrance,
         service,
         limits,
         Some(metrics.clone()),
@@ -308,6 +320,7 @@ fn serve_admin(listener: Listener, router: axum::Router, limits: Limits) -> Serv
     Serving {
         task: tokio::spawn(server::serve(
             listener,
+            Entrance::default(),
             service,
             limits,
             None,

@@ -49,7 +49,7 @@ enum Command {
         #[command(subcommand)]
         command: KeyCommand,
     },
-    /// Ask the gateway of this configuration whether it serves; for containers
+    /// Ask the gateway of this configuration whether it lives; for containers
     Healthcheck(ConfigArgs),
 }
 

@@ -20,6 +20,7 @@ pub mod routes;
 pub mod server;
 mod sources;
 pub mod telemetry;
+pub mod tls;
 pub mod upstream;
 pub mod value;
 
@@ -32,6 +33,7 @@ pub use self::{
     routes::RoutesConfig,
     server::ServerConfig,
     telemetry::TelemetryConfig,
+    tls::TlsConfig,
     upstream::UpstreamConfig,
 };
 
@@ -116,9 +118,12 @@ impl Config {
         let credentials = self.upstream.credentials.values();
         let tokens = credentials
             .flat_map(|section| section.token_file.iter().chain(&section.next_token_file));
+        let tls = self.server.tls.iter().flat_map(TlsConfig::files);
         own.chain(&self.upstream.ca_file)
             .chain(tokens)
-            .cloned()
+            .map(PathBuf::as_path)
+            .chain(tls)
+            .map(Path::to_owned)
             .collect()
     }
 
@@ -140,12 +145,12 @@ impl Config {
         sources::changed_keys(&before.merged, &self.merged)
     }
 
-    /// Reads `[server]` alone, whatever the rest holds: what a health check needs to know.
+    /// Reads `[admin]` alone, whatever the rest holds: what a health check needs to know.
     ///
     /// # Errors
     ///
     /// As [`Config::load`].
-    pub fn load_server(file: Option<&Path>) -> Result<ServerConfig, Problems> {
+    pub fn load_admin(file: Option<&Path>) -> Result<AdminConfig, Problems> {
         let text = file.map(sources::read_file).transpose()?;
         let merged = sources::merge(text.as_deref(), sources::environment())?;
         let mut reader = Reader {
@@ -153,7 +158,7 @@ impl Config {
             merged: &merged,
             problems: Problems::default(),
         };
-        reader.section("server").ok_or(reader.problems)
+        reader.section("admin").ok_or(reader.problems)
     }
 
     /// Reads the defaults and `text` (TOML), without an environment.
@@ -223,7 +228,7 @@ impl Reader<'_> {
         let upstream = self.upstream();
         let cache = self.checked("cache", CacheConfig::check);
         let telemetry = self.checked("telemetry", TelemetryConfig::check);
-        let clients = self.clients(upstream.as_ref());
+        let clients = self.clients(server.as_ref(), upstream.as_ref());
         let normalize = self.normalize();
         if self.merged.contains_key("views") {
             self.problems.add("views", value::NOT_SUPPORTED);
@@ -261,11 +266,15 @@ impl Reader<'_> {
     }
 
     /// `[[clients]]`, checked where all are read: a problem names a client by its place.
-    fn clients(&mut self, upstream: Option<&UpstreamConfig>) -> Vec<ClientConfig> {
+    fn clients(
+        &mut self,
+        server: Option<&ServerConfig>,
+        upstream: Option<&UpstreamConfig>,
+    ) -> Vec<ClientConfig> {
         let before = self.problems.iter().count();
         let clients = self.list("clients", self.merged.get("clients").cloned());
         if self.problems.iter().count() == before {
-            auth::check_clients(&clients, upstream, &mut self.problems);
+            auth::check_clients(&clients, server, upstream, &mut self.problems);
         }
         clients
     }

@@ -20,14 +20,21 @@ use tower::Service;
 use tracing::{debug, warn};
 
 use crate::{
-    api::peer::Peer,
+    api::peer::{ClientCertificate, Peer},
     config::{ServerConfig, value::ListenAddress},
     telemetry::metrics::Metrics,
 };
 
 mod activity;
+mod entrance;
+mod proxy_protocol;
+pub mod tls;
 
-use self::activity::{Activity, Watched};
+use self::{
+    activity::{Activity, Watched},
+    entrance::{OpenError, Opened},
+};
+pub use self::{entrance::Entrance, tls::Tls};
 
 /// How long to wait after `accept` failed for want of descriptors or memory: at once it would fail again.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -137,11 +144,13 @@ pub struct Shutdown {
     pub closed: CancellationToken,
 }
 
-/// Serves `service` on `listener` until `shutdown.closed`, then gives requests in flight `limits.drain_timeout`.
+/// Serves `service` on `listener`, to those who pass `entrance`, until `shutdown.closed`; then gives requests in flight
+/// `limits.drain_timeout`.
 ///
 /// Returns whether every request got its answer.
 pub async fn serve<S>(
     listener: Listener,
+    entrance: Entrance,
     service: S,
     limits: Limits,
     metrics: Option<Arc<Metrics>>,
@@ -157,6 +166,7 @@ where
     let places = Arc::new(Semaphore::new(limits.max_connections));
     let server = Server {
         builder: builder(&limits),
+        entrance: Arc::new(entrance),
         service,
         limits,
         metrics,
@@ -213,6 +223,7 @@ fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
 #[derive(Clone)]
 struct Server<S> {
     builder: auto::Builder<TokioExecutor>,
+    entrance: Arc<Entrance>,
     service: S,
     limits: Limits,
     metrics: Option<Arc<Metrics>>,
@@ -228,12 +239,45 @@ where
 {
     async fn connection(self, io: Box<dyn Connection>, peer: Peer) {
         let _counted = self.metrics.as_ref().map(|metrics| metrics.connection());
+        let patience = self.limits.header_read_timeout;
+        let opened = tokio::select! {
+            // One that needs no more than this is served though the end has begun.
+            biased;
+            opened = self.entrance.open(io, peer, patience) => opened,
+            // It has asked for nothing yet.
+            () = self.shutdown.closed.cancelled() => return,
+        };
+        match opened {
+            Ok(opened) => self.http(opened).await,
+            Err(error) => self.not_opened(peer, &error),
+        }
+    }
+
+    fn not_opened(&self, Peer(address): Peer, error: &OpenError) {
+        let cause = std::error::Error::source(error).map(tracing::field::display);
+        debug!(
+            peer.address = address.map(tracing::field::display),
+            %error,
+            error.cause = cause,
+            "a connection never came to a request"
+        );
+        if let (Some(metrics), Some(failure)) = (&self.metrics, error.failure()) {
+            metrics.connection_failed(failure);
+        }
+    }
+
+    async fn http(self, opened: Opened) {
+        let Opened {
+            io,
+            peer,
+            certificate,
+        } = opened;
         let activity = Arc::new(Activity::new());
         let io = TokioIo::new(Watched::new(io, activity.clone()));
         let requests = activity.clone();
         let closing = self.shutdown.closing.clone();
         let service = service_fn(move |mut request: Request<Incoming>| {
-            request.extensions_mut().insert(peer);
+            introduce(&mut request, peer, certificate.as_ref());
             let in_flight = requests.request(request.version());
             // The router is always ready; a clone of it is what hyper would make too.
             let answer = self.service.clone().call(request);
@@ -277,5 +321,18 @@ where
                 }
             }
         }
+    }
+}
+
+/// Says whose request it is.
+fn introduce(
+    request: &mut Request<Incoming>,
+    peer: Peer,
+    certificate: Option<&Arc<ClientCertificate>>,
+) {
+    let extensions = request.extensions_mut();
+    extensions.insert(peer);
+    if let Some(certificate) = certificate {
+        extensions.insert(certificate.clone());
     }
 }

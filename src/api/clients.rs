@@ -1,4 +1,4 @@
-//! Who may call: the configured clients, found by the digest of their key.
+//! Who may call: the configured clients, found by the digest of their key or by a name in their certificate.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -10,7 +10,8 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use crate::{
-    config::ClientConfig,
+    api::peer::ClientCertificate,
+    config::{ClientConfig, value::CertificateSubject},
     domain::SpaceToken,
     telemetry::metrics::AuthFailure,
     upstream::{Credential, Credentials},
@@ -94,6 +95,7 @@ impl Client {
 #[derive(Debug)]
 pub struct Clients {
     by_digest: HashMap<[u8; 32], Arc<Client>>,
+    by_subject: HashMap<CertificateSubject, Arc<Client>>,
     credentials: Arc<Credentials>,
 }
 
@@ -102,14 +104,19 @@ impl Clients {
     pub fn new(configured: &[ClientConfig], credentials: Credentials) -> Self {
         let credentials = Arc::new(credentials);
         let mut by_digest = HashMap::new();
+        let mut by_subject = HashMap::new();
         for section in configured {
             let client = Arc::new(client(section, &credentials));
             for digest in &section.key_sha256 {
                 by_digest.insert(digest.0, client.clone());
             }
+            if let Some(subject) = &section.certificate_subject {
+                by_subject.insert(subject.clone(), client);
+            }
         }
         Self {
             by_digest,
+            by_subject,
             credentials,
         }
     }
@@ -142,6 +149,31 @@ impl Clients {
         presented?;
         let client = client.filter(|_| same).ok_or(AuthFailure::Unknown)?;
         if client.is_expired(now) {
+            return Err(AuthFailure::Expired);
+        }
+        Ok(client)
+    }
+
+    /// The client that `certificate` names. None if it names two: the order of its names should decide nothing.
+    ///
+    /// # Errors
+    ///
+    /// Returns the reason, for metrics alone.
+    pub fn recognize(
+        &self,
+        certificate: &ClientCertificate,
+        now: SystemTime,
+    ) -> Result<&Arc<Client>, AuthFailure> {
+        let mut named = certificate
+            .subjects
+            .iter()
+            .filter_map(|subject| self.by_subject.get(subject));
+        let client = named.next().ok_or(AuthFailure::Unknown)?;
+        if !named.all(|other| Arc::ptr_eq(other, client)) {
+            return Err(AuthFailure::Unknown);
+        }
+        // A connection may outlive the certificate it began with.
+        if certificate.not_after < now || client.is_expired(now) {
             return Err(AuthFailure::Expired);
         }
         Ok(client)
@@ -189,7 +221,61 @@ fn key(value: &[u8]) -> Option<&[u8]> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
     use super::*;
+    use crate::config::Config;
+
+    /// Seconds since 1970.
+    fn at(seconds: u64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    /// Clients known by these names; the last is one until second 50.
+    fn certified() -> Clients {
+        let upstream = "[upstream]\nbase_url = 'https://unpod.example'\n[upstream.credentials.default]\ntoken = 'abc'";
+        let config = Config::from_toml(upstream).unwrap();
+        let client = |name: &str, rest: &str| -> ClientConfig {
+            let text = format!("name = '{name}'\nspaces = ['*']\n{rest}");
+            toml::from_str(&text).unwrap()
+        };
+        let clients = [
+            client("uri", "certificate_subject = 'urn:one'"),
+            client("dns", "certificate_subject = 'one.internal'"),
+            client(
+                "expiring",
+                "certificate_subject = 'two.internal'\nexpires = '1970-01-01T00:00:50Z'",
+            ),
+        ];
+        Clients::new(&clients, Credentials::load(&config.upstream).unwrap())
+    }
+
+    #[test]
+    fn a_certificate_names_one_client_for_as_long_as_both_last() {
+        let clients = certified();
+        let table: &[(&[&str], u64, Result<&str, AuthFailure>)] = &[
+            (&["urn:one"], 10, Ok("uri")),
+            (&["urn:other", "CN=x", "urn:one"], 10, Ok("uri")),
+            (&["one.internal", "ONE.internal"], 10, Ok("dns")),
+            (&["two.internal"], 49, Ok("expiring")),
+            (&["two.internal"], 50, Err(AuthFailure::Expired)),
+            (&["urn:one"], 100, Ok("uri")),
+            (&["urn:one"], 101, Err(AuthFailure::Expired)),
+            (&[], 10, Err(AuthFailure::Unknown)),
+            (&["one"], 10, Err(AuthFailure::Unknown)),
+            (&["CN=one.internal"], 10, Err(AuthFailure::Unknown)),
+            (&["urn:one", "one.internal"], 10, Err(AuthFailure::Unknown)),
+        ];
+        for (subjects, now, expected) in table {
+            let certificate = ClientCertificate {
+                subjects: subjects.iter().map(|name| name.parse().unwrap()).collect(),
+                not_after: at(100),
+            };
+            let named = clients.recognize(&certificate, at(*now));
+            let named = named.map(|client| client.name.as_ref());
+            assert_eq!(named, *expected, "{subjects:?} at {now}");
+        }
+    }
 
     #[test]
     fn a_key_is_read_from_two_schemes_and_nowhere_else() {

@@ -1,15 +1,24 @@
-//! Where a request comes from: the peer's address, or the one that trusted proxies report.
+//! Where a request comes from: the peer's address, or the one that trusted proxies report, and the certificate it showed.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::SystemTime};
 
 use http::{HeaderMap, HeaderName, header::FORWARDED};
 use ipnet::IpNet;
 
+use crate::config::{ServerConfig, value::CertificateSubject};
+
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// The other end of a connection; `None` on a Unix socket.
+/// The other end of a connection, or whom a trusted proxy connects for; `None` on a Unix socket, and where the proxy names nobody.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer(pub Option<IpAddr>);
+
+/// What a certificate, verified when its connection began, says of its holder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificate {
+    pub subjects: Vec<CertificateSubject>,
+    pub not_after: SystemTime,
+}
 
 /// The proxies whose word on a client's address is taken.
 #[derive(Clone, Debug, Default)]
@@ -19,6 +28,19 @@ impl TrustedProxies {
     #[must_use]
     pub fn new(networks: impl IntoIterator<Item = IpNet>) -> Self {
         Self(networks.into_iter().collect())
+    }
+
+    /// Those of `server.trusted_proxies`.
+    #[must_use]
+    pub fn configured(server: &ServerConfig) -> Self {
+        Self::new(server.trusted_proxies.iter().map(|network| network.0))
+    }
+
+    /// Whether `peer` is one of them, as everybody is whom a Unix socket's file lets in.
+    #[must_use]
+    pub fn include(&self, peer: Peer) -> bool {
+        peer.0
+            .is_none_or(|address| self.trusts(address.to_canonical()))
     }
 
     /// The client's address: the peer's unless the peer is trusted, then the right-most hop that is not.

@@ -10,7 +10,6 @@ use axum::{
 };
 use http::{HeaderValue, Method, Request, header};
 use hyper::body::Incoming;
-use ipnet::IpNet;
 use tower::{Service, ServiceBuilder};
 use tower_http::catch_panic::CatchPanicLayer;
 
@@ -55,14 +54,13 @@ pub fn data_service(
 + Clone
 + Send
 + 'static {
-    let proxies = TrustedProxies::new(
-        server
-            .trusted_proxies
-            .iter()
-            .map(|network| -> IpNet { network.0 }),
+    let authenticate = InternalAuthLayer::new(
+        policy,
+        PUBLIC,
+        TrustedProxies::configured(server),
+        auth.max_failures,
+        metrics.clone(),
     );
-    let authenticate =
-        InternalAuthLayer::new(policy, PUBLIC, proxies, auth.max_failures, metrics.clone());
     let panicked = metrics.clone();
     ServiceBuilder::new()
         // Outermost: whatever happens below gets a request id, a body if it is an error, and its line in the log.

@@ -13,12 +13,13 @@ use crate::{
         admin::{Reload, Reloaded},
     },
     config::{Config, Problems},
+    server::Tls,
     service::{Snapshot, Tasks},
     telemetry::{
         LogFilter,
         metrics::{Metrics, ReloadOutcome},
     },
-    upstream::{Credentials, LimitLayer, Succession},
+    upstream::{Credentials, LimitLayer, Succession, Upstream},
 };
 
 /// Keys that are read at start alone, as they stand or with everything below them.
@@ -53,6 +54,7 @@ pub(super) struct Reloader {
     pub(super) snapshot: Option<Arc<Snapshot>>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) limit: LimitLayer,
+    pub(super) tls: Option<Tls>,
     pub(super) log: LogFilter,
     /// What operators are shown.
     pub(super) effective: Arc<ArcSwap<String>>,
@@ -83,7 +85,8 @@ struct Next {
     config: Arc<Config>,
     credentials: Credentials,
     succession: Succession,
-    upstream: Option<crate::upstream::Upstream>,
+    upstream: Option<Upstream>,
+    tls: Option<Arc<rustls::ServerConfig>>,
 }
 
 impl Reload for Reloader {
@@ -139,7 +142,10 @@ impl Reloader {
         } else {
             None
         };
+        // Whether there is TLS at all is settled at start.
+        let tls = config.server.tls.as_ref().filter(|_| self.tls.is_some());
         Ok(Next {
+            tls: tls.map(Tls::read).transpose()?,
             config,
             credentials,
             succession,
@@ -175,6 +181,9 @@ impl Reloader {
         for credential in next.succession.dropped {
             store.forget(credential);
         }
+        if let Some((tls, setup)) = self.tls.as_ref().zip(next.tls) {
+            tls.replace(setup);
+        }
         if let Some(snapshot) = &self.snapshot {
             snapshot.set_credentials(credentials);
         }
@@ -207,7 +216,8 @@ impl Reloader {
 }
 
 fn is_read_at_start(key: &str) -> bool {
-    AT_START.iter().any(|read| is_within(key, read))
+    // Its files may change, but not whether there are any.
+    key == "server.tls" || AT_START.iter().any(|read| is_within(key, read))
 }
 
 /// Whether the upstream stack is built anew for a change of `key`.
@@ -234,6 +244,7 @@ mod tests {
     fn what_is_read_at_start_alone_is_told_apart() {
         for (key, at_start, of_the_stack) in [
             ("server.listen", true, false),
+            ("server.tls", true, false),
             ("server.tls.cert_file", false, false),
             ("admin.listen", true, false),
             ("cache.ttl", false, false),

@@ -1,4 +1,7 @@
-//! `healthcheck`: asks the gateway of a configuration whether it serves.
+//! `healthcheck`: asks the gateway of a configuration whether it lives.
+//!
+//! It asks the operators' listener, which answers in plain HTTP: the data listener may want TLS or a proxy's header, and when
+//! all its places are taken that is no reason to restart it.
 
 use std::{
     io::{self, Read, Write},
@@ -13,11 +16,11 @@ use super::{EXIT_CONFIG, EXIT_FAILURE};
 use crate::config::{Config, value::ListenAddress};
 
 const PATIENCE: Duration = Duration::from_secs(2);
-const REQUEST: &[u8] = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+const REQUEST: &[u8] = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
 
 pub(super) fn run(config: Option<&Path>) -> ExitCode {
-    let listen = match Config::load_server(config) {
-        Ok(server) => server.listen,
+    let listen = match Config::load_admin(config) {
+        Ok(admin) => admin.listen,
         Err(problems) => {
             eprintln!("{problems}");
             return EXIT_CONFIG.into();

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use serde::Deserialize;
 
 use super::{
-    Problems, UpstreamConfig,
-    value::{self, NotYet, Sha256Digest, Timestamp},
+    Problems, ServerConfig, UpstreamConfig,
+    value::{self, CertificateSubject, NotYet, Sha256Digest, Timestamp},
 };
 use crate::domain::SpaceToken;
 
@@ -52,17 +52,28 @@ pub struct ClientConfig {
     pub expires: Option<Timestamp>,
     pub rate_limit: Option<NotYet>,
     pub view: Option<NotYet>,
-    pub certificate_subject: Option<NotYet>,
+    /// A name in the client's certificate, for when it sends no key.
+    pub certificate_subject: Option<CertificateSubject>,
 }
 
-/// Checks all clients; against the credentials only where `upstream` could be read.
+impl ClientConfig {
+    /// Whether it can be known by something of its own.
+    fn is_identified(&self) -> bool {
+        !self.key_sha256.is_empty() || self.certificate_subject.is_some()
+    }
+}
+
+/// Checks all clients; against the listener and the credentials only where these could be read.
 pub(super) fn check_clients(
     clients: &[ClientConfig],
+    server: Option<&ServerConfig>,
     upstream: Option<&UpstreamConfig>,
     problems: &mut Problems,
 ) {
     let mut names = HashMap::new();
     let mut digests = HashMap::new();
+    let mut subjects = HashMap::new();
+    let asks_for_certificates = server.is_none_or(ServerConfig::asks_for_certificates);
     for (place, client) in clients.iter().enumerate() {
         let key = |name: &str| format!("clients[{place}].{name}");
         check_client(client, upstream, &key, problems);
@@ -76,6 +87,21 @@ pub(super) fn check_clients(
                     format!("a digest that clients[{other}] has already"),
                 );
             }
+        }
+        let Some(subject) = &client.certificate_subject else {
+            continue;
+        };
+        if !asks_for_certificates {
+            problems.add(
+                key("certificate_subject"),
+                "needs server.tls.client_ca_file: nobody is asked for a certificate",
+            );
+        }
+        if let Some(other) = subjects.insert(subject, place) {
+            problems.add(
+                key("certificate_subject"),
+                format!("the same as clients[{other}].certificate_subject"),
+            );
         }
     }
 }
@@ -94,7 +120,10 @@ fn check_client(
     if !named {
         problems.add(key("name"), "expected 1 to 64 of A-Z a-z 0-9 . _ -");
     }
-    if !(1..=2).contains(&client.key_sha256.len()) {
+    if !client.is_identified() {
+        problems.add(key("key_sha256"), "required: this or certificate_subject");
+    }
+    if client.key_sha256.len() > 2 {
         problems.add(key("key_sha256"), "expected one or two digests");
     }
     check_spaces(&client.spaces, &key("spaces"), problems);

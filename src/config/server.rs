@@ -5,8 +5,8 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::{
-    Problems,
-    value::{self, ListenAddress, Network, NotYet},
+    Problems, TlsConfig,
+    value::{self, ListenAddress, Network},
 };
 
 /// `[server]`: where clients connect, how long they may take, and how many at once.
@@ -32,10 +32,18 @@ pub struct ServerConfig {
     pub drain_timeout: Duration,
     pub proxy_protocol: bool,
     pub trusted_proxies: Vec<Network>,
-    pub tls: Option<NotYet>,
+    pub tls: Option<TlsConfig>,
 }
 
 impl ServerConfig {
+    /// Whether a client may show who it is by a certificate.
+    #[must_use]
+    pub fn asks_for_certificates(&self) -> bool {
+        self.tls
+            .as_ref()
+            .is_some_and(|tls| tls.client_ca_file.is_some())
+    }
+
     pub(super) fn check(&self, problems: &mut Problems) {
         for (key, timeout) in [
             ("server.header_read_timeout", self.header_read_timeout),
@@ -61,8 +69,16 @@ impl ServerConfig {
         if self.workers > 1024 {
             problems.add("server.workers", "expected 1024 or fewer");
         }
-        if self.proxy_protocol {
-            problems.add("server.proxy_protocol", value::NOT_SUPPORTED);
+        // On a Unix socket the file's permissions say who may connect.
+        let anybody = matches!(self.listen, ListenAddress::Tcp(_));
+        if self.proxy_protocol && anybody && self.trusted_proxies.is_empty() {
+            problems.add(
+                "server.proxy_protocol",
+                "needs server.trusted_proxies: nobody else is believed",
+            );
+        }
+        if let Some(Err(found)) = self.tls.as_ref().map(TlsConfig::read) {
+            problems.append(found);
         }
     }
 }

@@ -161,6 +161,10 @@ fn every_rule_refuses_under_its_key() {
             "['10.0.0.0/8', 'x']",
             "server.trusted_proxies[1]",
         ),
+        ("server.proxy_protocol", "'yes'", ""),
+        ("server.proxy_protocol", "true", ""),
+        ("server.tls", "'/certificate.pem'", ""),
+        ("server.tls.cert", "'/certificate.pem'", ""),
         ("admin.listen", "'0.0.0.0:9090'", ""),
         ("admin.listen", "'[::]:9090'", ""),
         ("auth.max_failures", "-1", ""),
@@ -249,6 +253,12 @@ fn every_rule_refuses_under_its_key() {
         ("clients.0.expires", "'tomorrow'", client),
         ("clients.0.expires", "2027-01-01T00:00:00Z", client),
         ("clients.0.may_refresh", "1", client),
+        ("clients.0.certificate_subject", "''", client),
+        ("clients.0.certificate_subject", "' crm'", client),
+        ("clients.0.certificate_subject", "'cn = crm'", client),
+        ("clients.0.certificate_subject", "['crm']", client),
+        // Nobody is asked for a certificate.
+        ("clients.0.certificate_subject", "'spiffe://x'", client),
         ("normalize", "[]", "normalize"),
         ("normalize.rules", "{}", "normalize.rules"),
         (
@@ -336,6 +346,7 @@ fn what_lies_within_the_rules_is_taken() {
         ("clients.0.expires", "'2027-01-01T00:00:00Z'"),
         ("clients.0.credential", "'default'"),
         ("clients", "[]"),
+        ("server.proxy_protocol", "false"),
         (
             "normalize.rules",
             "[{contains = 'Quota exceeded', code = 'upstream_quota_exhausted'}]",
@@ -344,11 +355,23 @@ fn what_lies_within_the_rules_is_taken() {
         let loaded = Config::from_toml(&with(&[(path, value)]));
         assert!(loaded.is_ok(), "{path} = {value}: {:?}", loaded.err());
     }
-    let plain = [
-        ("upstream.base_url", "'http://unpod.example'"),
-        ("upstream.allow_plain_http", "true"),
-    ];
-    assert!(Config::from_toml(&with(&plain)).is_ok());
+    for together in [
+        [
+            ("upstream.base_url", "'http://unpod.example'"),
+            ("upstream.allow_plain_http", "true"),
+        ],
+        [
+            ("server.proxy_protocol", "true"),
+            ("server.trusted_proxies", "['10.0.0.0/8']"),
+        ],
+        [
+            ("server.proxy_protocol", "true"),
+            ("server.listen", "'unix:/run/gateway.sock'"),
+        ],
+    ] {
+        let loaded = Config::from_toml(&with(&together));
+        assert!(loaded.is_ok(), "{together:?}: {:?}", loaded.err());
+    }
 }
 
 #[test]
@@ -437,8 +460,11 @@ fn a_problem_is_told_as_key_and_text() {
 }
 
 /// Paths that no default names.
-const OPTIONAL: [&str; 32] = [
+const OPTIONAL: [&str; 36] = [
     "server.tls",
+    "server.tls.cert_file",
+    "server.tls.key_file",
+    "server.tls.client_ca_file",
     "admin.key_sha256",
     "auth.jwt",
     "auth.browser_tokens",
@@ -466,6 +492,7 @@ const OPTIONAL: [&str; 32] = [
     "clients.0.expires",
     "clients.0.rate_limit",
     "clients.0.view",
+    "clients.0.certificate_subject",
     "normalize",
     "normalize.rules",
     "normalize.rules.0.contains",
@@ -530,8 +557,6 @@ fn no_value_is_ever_told() {
 #[test]
 fn keys_of_later_features_are_refused_and_not_passed_over() {
     for (path, value) in [
-        ("server.tls", "{cert_file = '/c', key_file = '/k'}"),
-        ("server.proxy_protocol", "true"),
         ("admin.key_sha256", "['00']"),
         ("auth.jwt", "{issuer = 'https://id.example'}"),
         ("auth.browser_tokens", "{signing_key_file = '/k'}"),
@@ -540,7 +565,6 @@ fn keys_of_later_features_are_refused_and_not_passed_over() {
         ("telemetry.otlp_endpoint", "'http://o:4317'"),
         ("clients.0.rate_limit", "{per_second = 1, burst = 1}"),
         ("clients.0.view", "'public'"),
-        ("clients.0.certificate_subject", "'spiffe://x'"),
         ("views", "{public = {fields = ['task_id']}}"),
     ] {
         let problems = refused(&with(&[(path, value)]));

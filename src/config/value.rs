@@ -131,6 +131,66 @@ impl<'de> Deserialize<'de> for Sha256Digest {
     }
 }
 
+/// A name in a certificate. Its form says where it stands, so that no other kind of name can pass for it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum CertificateSubject {
+    /// `spiffe://example.org/crm`: a URI among the alternative names.
+    Uri(String),
+    /// `crm@example.com`: a mail address among the alternative names.
+    Email(String),
+    /// `crm.internal`: a DNS name among the alternative names, or the common name. In lower case.
+    Name(String),
+    /// `CN=crm,O=Acme`: the whole subject, as RFC 4514 writes it.
+    Distinguished(String),
+}
+
+impl CertificateSubject {
+    /// A DNS name or a common name; neither minds case.
+    #[must_use]
+    pub fn name(text: &str) -> Self {
+        Self::Name(text.to_ascii_lowercase())
+    }
+}
+
+impl FromStr for CertificateSubject {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let plain = !text.is_empty() && text.trim() == text && !text.contains(char::is_control);
+        match text {
+            _ if !plain => Err(()),
+            _ if has_scheme(text) => Ok(Self::Uri(text.to_owned())),
+            _ if text.contains('=') => {
+                // Parsed and printed again: RFC 4514 leaves a choice of escapes.
+                let name: x509_cert::name::Name = text.parse().map_err(|_| ())?;
+                Ok(Self::Distinguished(name.to_string()))
+            }
+            _ if text.contains('@') => Ok(Self::Email(text.to_owned())),
+            _ => Ok(Self::name(text)),
+        }
+    }
+}
+
+/// Whether it begins as a URI does (RFC 3986 section 3.1).
+fn has_scheme(text: &str) -> bool {
+    text.split_once(':').is_some_and(|(scheme, rest)| {
+        !rest.is_empty()
+            && scheme.starts_with(|first: char| first.is_ascii_alphabetic())
+            && scheme
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"+.-".contains(&byte))
+    })
+}
+
+impl<'de> Deserialize<'de> for CertificateSubject {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        parsed(
+            deserializer,
+            "a certificate's name such as \"spiffe://example.org/crm\", \"crm.internal\", \"crm@example.com\" or \"CN=crm,O=Acme\"",
+        )
+    }
+}
+
 /// A point in time, as RFC 3339.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Timestamp(pub std::time::SystemTime);
@@ -188,5 +248,37 @@ impl<'de> Deserialize<'de> for ListenAddress {
             deserializer,
             "an address such as \"127.0.0.1:8080\" or \"unix:/path\"",
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::CertificateSubject::{self, Distinguished, Email, Name, Uri};
+
+    #[test]
+    fn the_form_of_a_certificates_name_says_where_it_stands() {
+        type Kind = fn(String) -> CertificateSubject;
+        let table: [(&str, Kind, &str); 12] = [
+            ("spiffe://example.org/crm", Uri, "spiffe://example.org/crm"),
+            ("urn:uuid:1", Uri, "urn:uuid:1"),
+            ("https://crm/?a=b@c", Uri, "https://crm/?a=b@c"),
+            ("crm@example.com", Email, "crm@example.com"),
+            ("crm.internal", Name, "crm.internal"),
+            ("CRM.Internal", Name, "crm.internal"),
+            ("The CRM", Name, "the crm"),
+            ("CN=crm,O=Acme", Distinguished, "CN=crm,O=Acme"),
+            ("CN=a@b", Distinguished, "CN=a@b"),
+            ("CN=https://crm", Distinguished, "CN=https://crm"),
+            // Two of the ways to write one name.
+            ("CN=M\\C3\\BCller", Distinguished, "CN=Müller"),
+            ("CN=Acme\\2c Inc", Distinguished, "CN=Acme\\, Inc"),
+        ];
+        for (text, kind, expected) in table {
+            let read: Result<CertificateSubject, ()> = text.parse();
+            assert_eq!(read, Ok(kind(expected.to_owned())), "{text}");
+        }
+        for text in ["", " crm", "crm ", "c\0rm", "cn = crm", "crm=", "=crm"] {
+            assert_eq!(text.parse::<CertificateSubject>(), Err(()), "{text}");
+        }
     }
 }

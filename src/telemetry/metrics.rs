@@ -146,6 +146,28 @@ impl ReloadOutcome {
     }
 }
 
+/// Why a connection was closed before its first request, as it is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectionFailure {
+    /// A trusted proxy sent no PROXY protocol header, or a bad one.
+    ProxyHeader,
+    TlsHandshake,
+    TooSlow,
+}
+
+impl ConnectionFailure {
+    const ALL: [Self; 3] = [Self::ProxyHeader, Self::TlsHandshake, Self::TooSlow];
+
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ProxyHeader => "proxy_header",
+            Self::TlsHandshake => "tls_handshake",
+            Self::TooSlow => "too_slow",
+        }
+    }
+}
+
 /// Every metric of one gateway.
 #[derive(Debug)]
 pub struct Metrics {
@@ -154,6 +176,7 @@ pub struct Metrics {
     http_request_duration: Family<RouteLabels, Histogram, Durations>,
     http_in_flight: Gauge,
     connections: Gauge,
+    connection_failures: Family<ReasonLabels, Counter>,
     cache_lookups: Family<LookupLabels, Counter>,
     cache_bytes: Gauge,
     cache_entries: Gauge,
@@ -180,6 +203,7 @@ impl Metrics {
             http_request_duration: Family::new_with_constructor(Durations),
             http_in_flight: Gauge::default(),
             connections: Gauge::default(),
+            connection_failures: Family::default(),
             cache_lookups: Family::default(),
             cache_bytes: Gauge::default(),
             cache_entries: Gauge::default(),
@@ -221,6 +245,11 @@ impl Metrics {
             "connections",
             "Open client connections",
             self.connections.clone(),
+        );
+        all.register(
+            "connection_failures",
+            "Connections closed before their first request, by reason",
+            self.connection_failures.clone(),
         );
         all.register(
             "cache_lookups",
@@ -316,6 +345,12 @@ impl Metrics {
             client: BACKGROUND.to_owned(),
         });
         self.add_credentials(credentials);
+        for reason in ConnectionFailure::ALL {
+            let reason = reason.as_str();
+            let _ = self
+                .connection_failures
+                .get_or_create(&ReasonLabels { reason });
+        }
         for reason in AuthFailure::ALL {
             let reason = reason.as_str();
             let _ = self.auth_failures.get_or_create(&ReasonLabels { reason });
@@ -409,6 +444,13 @@ impl Metrics {
     pub fn auth_failed(&self, reason: AuthFailure) {
         let reason = reason.as_str();
         self.auth_failures
+            .get_or_create(&ReasonLabels { reason })
+            .inc();
+    }
+
+    pub fn connection_failed(&self, failure: ConnectionFailure) {
+        let reason = failure.as_str();
+        self.connection_failures
             .get_or_create(&ReasonLabels { reason })
             .inc();
     }

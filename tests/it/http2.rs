@@ -1,11 +1,15 @@
-//! HTTP/2 by prior knowledge: many requests over one connection.
+//! HTTP/2 by prior knowledge or over TLS: many requests over one connection.
 
 use bytes::Bytes;
 use http::{Method, Request, Version};
 use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http2::{SendRequest, handshake};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::{net::TcpStream, task::JoinHandle};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    task::JoinHandle,
+};
 
 use crate::{
     answer::{Answer, check},
@@ -20,7 +24,10 @@ pub(crate) struct Http2 {
 
 impl Http2 {
     pub(crate) async fn connect(address: std::net::SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).await.unwrap();
+        Self::over(TcpStream::connect(address).await.unwrap()).await
+    }
+
+    pub(crate) async fn over(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Self {
         let shaken = handshake(TokioExecutor::new(), TokioIo::new(stream));
         let (sender, connection) = shaken.await.unwrap();
         let connection = tokio::spawn(async { connection.await.unwrap() });

@@ -7,6 +7,7 @@
 mod answer;
 mod gateway;
 mod http2;
+mod pki;
 mod raw;
 
 mod auth;
@@ -19,9 +20,11 @@ mod listeners;
 mod operators;
 mod paths;
 mod process;
+mod proxy_protocol;
 mod quota;
 mod reload;
 mod secrets;
+mod tls;
 mod tokens;
 mod upstream_tls;
 mod warm_start;

@@ -16,6 +16,7 @@ use unpod_gateway::simulator::{Options, Simulator, world};
 use crate::{
     answer::{Ask, http_client},
     gateway::{ConfigFile, READER, Setup, digest, patiently, setup},
+    pki::{Authority, TlsFiles},
     raw,
 };
 
@@ -308,20 +309,38 @@ async fn a_new_key_authenticates_with_the_table_that_came_with_it() {
 #[tokio::test]
 async fn healthcheck_tells_a_gateway_that_serves_from_one_that_does_not() {
     let served = Served::start(setup().with(LOGGING), "http://127.0.0.1:9").await;
-    let listen = format!("[server]\nlisten = \"{}\"", served.data);
+    let listen = format!("[admin]\nlisten = \"{}\"", served.admin);
     let file = ConfigFile::new(&setup().with(&listen).toml("http://127.0.0.1:9"));
 
     let healthy = run(&["healthcheck", "--config", &file.path()]).await;
     assert_eq!(healthy.status.code(), Some(0));
 
-    let nobody = "[server]\nlisten = \"unix:/nonexistent/gateway.sock\"";
+    let nobody = "[admin]\nlisten = \"unix:/nonexistent/gateway.sock\"";
     let nobody = ConfigFile::new(&setup().with(nobody).toml("http://127.0.0.1:9"));
     let gone = run(&["healthcheck", "--config", &nobody.path()]).await;
     assert_eq!(gone.status.code(), Some(1));
 
-    let broken = ConfigFile::new("[server]\nlisten = 7");
+    let broken = ConfigFile::new("[admin]\nlisten = 7");
     let refused = run(&["healthcheck", "--config", &broken.path()]).await;
     assert_eq!(refused.status.code(), EX_CONFIG);
+}
+
+#[tokio::test]
+async fn healthcheck_needs_neither_tls_nor_a_proxys_header() {
+    let authority = Authority::new();
+    let files = TlsFiles::new(&authority.server(), Some(&authority));
+    let fenced = "[server]\nproxy_protocol = true\ntrusted_proxies = [\"127.0.0.0/8\"]";
+    let fenced = setup().with(LOGGING).with(fenced).with(&files.toml());
+    let served = Served::start(fenced.clone(), "http://127.0.0.1:9").await;
+    let listen = format!(
+        "[server]\nlisten = \"{}\"\n[admin]\nlisten = \"{}\"",
+        served.data, served.admin
+    );
+    let file = ConfigFile::new(&fenced.with(&listen).toml("http://127.0.0.1:9"));
+
+    let healthy = run(&["healthcheck", "--config", &file.path()]).await;
+
+    assert_eq!(healthy.status.code(), Some(0), "{healthy:?}");
 }
 
 /// `serve` needs a line to be found by.

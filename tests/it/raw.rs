@@ -67,6 +67,14 @@ pub(crate) async fn exchange(
     bytes
 }
 
+/// Whatever comes before the peer ends or resets the connection.
+pub(crate) async fn until_end(stream: &mut (impl AsyncRead + Unpin)) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    // A reset is an end too.
+    let _ = patiently("the end of a connection", stream.read_to_end(&mut bytes)).await;
+    bytes
+}
+
 /// Reads a whole answer that is framed by its length or by the end of the connection.
 pub(crate) fn parse(bytes: &[u8]) -> Answer {
     let end = bytes.windows(4).position(|four| four == b"\r\n\r\n");

@@ -17,9 +17,9 @@ use tower::{Layer, Service};
 
 use crate::{
     api::{
-        ApiError, Caller, LivePolicy,
+        ApiError, Caller, Client, Clients, LivePolicy,
         error::RateLimit,
-        peer::{Peer, TrustedProxies},
+        peer::{ClientCertificate, Peer, TrustedProxies},
     },
     telemetry::metrics::{AuthFailure, Metrics},
 };
@@ -99,12 +99,8 @@ where
         if self.shared.public.contains(&request.uri().path()) {
             return Either::Left(self.inner.call(request));
         }
-        let authorization = sole_authorization(&request);
         let policy = self.shared.policy.load_full();
-        match policy
-            .clients
-            .authenticate(authorization, SystemTime::now())
-        {
+        match identify(&policy.clients, &request) {
             Ok(client) => {
                 let client = client.clone();
                 request.extensions_mut().insert(Caller { client, policy });
@@ -115,6 +111,20 @@ where
                 Either::Right(ready(Ok(error.into_response())))
             }
         }
+    }
+}
+
+/// By `Authorization` where there is one, good or bad; else by the connection's certificate.
+fn identify<'a, B>(
+    clients: &'a Clients,
+    request: &Request<B>,
+) -> Result<&'a Arc<Client>, AuthFailure> {
+    let now = SystemTime::now();
+    match request.extensions().get::<Arc<ClientCertificate>>() {
+        Some(certificate) if !request.headers().contains_key(AUTHORIZATION) => {
+            clients.recognize(certificate, now)
+        }
+        _ => clients.authenticate(sole_authorization(request), now),
     }
 }
 

@@ -1,0 +1,130 @@
+//! What a connection passes before HTTP is spoken on it: the header of a proxy that must send one, then TLS.
+
+use std::{io, sync::Arc, time::Duration};
+
+use super::{
+    Connection,
+    proxy_protocol::{HeaderError, read_header},
+    tls::{Tls, client_certificate},
+};
+use crate::{
+    api::peer::{ClientCertificate, Peer, TrustedProxies},
+    telemetry::metrics::ConnectionFailure,
+};
+
+/// What is asked of a connection; nothing by default.
+#[derive(Clone, Debug, Default)]
+pub struct Entrance {
+    /// Who must say for whom it connects, and is believed; nobody else may say so.
+    pub proxies: Option<TrustedProxies>,
+    pub tls: Option<Tls>,
+}
+
+/// A connection on which HTTP may begin.
+pub(super) struct Opened {
+    pub(super) io: Box<dyn Connection>,
+    pub(super) peer: Peer,
+    pub(super) certificate: Option<Arc<ClientCertificate>>,
+}
+
+/// Why a connection never came to HTTP.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum OpenError {
+    #[error(transparent)]
+    Proxy(#[from] HeaderError),
+    #[error("the TLS handshake failed")]
+    Tls(#[source] io::Error),
+    #[error("took longer than {0:?} to begin")]
+    TooSlow(Duration),
+}
+
+impl OpenError {
+    /// What it counts as. A peer that hangs up, as a load balancer's probe does, is no failure.
+    pub(super) fn failure(&self) -> Option<ConnectionFailure> {
+        match self {
+            Self::Proxy(HeaderError::Io(_)) => None,
+            Self::Tls(error) if is_hang_up(error) => None,
+            Self::Proxy(HeaderError::Missing | HeaderError::TooLong | HeaderError::Malformed) => {
+                Some(ConnectionFailure::ProxyHeader)
+            }
+            Self::Tls(_) => Some(ConnectionFailure::TlsHandshake),
+            Self::TooSlow(_) => Some(ConnectionFailure::TooSlow),
+        }
+    }
+}
+
+fn is_hang_up(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+    )
+}
+
+impl Entrance {
+    /// Takes a connection to where HTTP begins, within `patience`.
+    pub(super) async fn open(
+        &self,
+        io: Box<dyn Connection>,
+        peer: Peer,
+        patience: Duration,
+    ) -> Result<Opened, OpenError> {
+        tokio::time::timeout(patience, self.pass(io, peer))
+            .await
+            .unwrap_or(Err(OpenError::TooSlow(patience)))
+    }
+
+    async fn pass(&self, mut io: Box<dyn Connection>, peer: Peer) -> Result<Opened, OpenError> {
+        let peer = match &self.proxies {
+            // Where it names nobody, its own address does not stand in: it is trusted, so that an `X-Forwarded-For`
+            // which its client wrote would be believed.
+            Some(trusted) if trusted.include(peer) => Peer(read_header(&mut io).await?),
+            _ => peer,
+        };
+        let Some(tls) = &self.tls else {
+            return Ok(Opened {
+                io,
+                peer,
+                certificate: None,
+            });
+        };
+        let stream = tls.accept(io).await.map_err(OpenError::Tls)?;
+        Ok(Opened {
+            peer,
+            certificate: client_certificate(&stream).map(Arc::new),
+            io: Box::new(stream),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_hangs_up_has_failed_at_nothing() {
+        let io = |kind: io::ErrorKind| io::Error::from(kind);
+        let table = [
+            (
+                OpenError::Proxy(HeaderError::Missing),
+                Some(ConnectionFailure::ProxyHeader),
+            ),
+            (
+                OpenError::Proxy(HeaderError::Io(io(io::ErrorKind::UnexpectedEof))),
+                None,
+            ),
+            (
+                OpenError::Tls(io(io::ErrorKind::InvalidData)),
+                Some(ConnectionFailure::TlsHandshake),
+            ),
+            (OpenError::Tls(io(io::ErrorKind::UnexpectedEof)), None),
+            (OpenError::Tls(io(io::ErrorKind::ConnectionReset)), None),
+            (
+                OpenError::TooSlow(Duration::from_secs(1)),
+                Some(ConnectionFailure::TooSlow),
+            ),
+        ];
+        for (error, expected) in table {
+            assert_eq!(error.failure(), expected, "{error:?}");
+        }
+    }
+}
