@@ -12,12 +12,15 @@ mod client;
 mod credential;
 mod deadline;
 mod error;
+#[cfg(test)]
+mod fixtures;
 mod limit;
 mod normalize;
 mod quota;
 mod retry;
 mod tasks;
 
+use self::retry::RetryLayer;
 pub use self::{
     client::{BuildError, Client, ClientError, PageRequest, RawAnswer, Validators},
     credential::{Credential, Credentials},
@@ -77,7 +80,7 @@ pub fn stack(
 ) -> Upstream {
     let service = ServiceBuilder::new()
         .layer(DeadlineLayer::new(config.timeout))
-        .layer(retry::layer(config))
+        .layer(RetryLayer::new(config))
         // Not to the very end: a call that is paid for should have time to be answered.
         .layer(QuotaLayer::new(config.timeout * 3 / 4))
         .layer(LimitLayer::new(config.max_concurrency, config.max_queue))

@@ -41,8 +41,12 @@ pub enum FailureSource {
     /// A 206 from an inner service that asks for patience.
     #[error("an inner service that asks to slow down, under a 206")]
     InnerSlowDown,
-    #[error("status {0}")]
-    Status(StatusCode),
+    /// `retry_after` is how long it asks to be left alone.
+    #[error("status {status}")]
+    Status {
+        status: StatusCode,
+        retry_after: Option<Duration>,
+    },
     #[error("HTML in place of JSON")]
     Html,
 }
@@ -88,7 +92,7 @@ impl UpstreamError {
             Self::Unreachable(_) => true,
             Self::Failed(source) => match source {
                 FailureSource::Inner => true,
-                FailureSource::Status(status) => matches!(status.as_u16(), 502..=504),
+                FailureSource::Status { status, .. } => matches!(status.as_u16(), 502..=504),
                 FailureSource::InnerSlowDown | FailureSource::Html => false,
             },
             Self::SpaceNotFound { .. }
@@ -99,6 +103,27 @@ impl UpstreamError {
             | Self::Timeout(_)
             | Self::QuotaExhausted { .. }
             | Self::Overloaded => false,
+        }
+    }
+
+    /// How long the upstream asks to be left alone before a further try.
+    #[must_use]
+    pub fn asks_to_wait(&self) -> Option<Duration> {
+        match self {
+            Self::Failed(source) => match source {
+                FailureSource::Status { retry_after, .. } => *retry_after,
+                FailureSource::Inner | FailureSource::InnerSlowDown | FailureSource::Html => None,
+            },
+            // No further try is made of these.
+            Self::SpaceNotFound { .. }
+            | Self::SpaceAccessDenied
+            | Self::Rejected
+            | Self::AuthFailed
+            | Self::InvalidResponse(_)
+            | Self::Unreachable(_)
+            | Self::Timeout(_)
+            | Self::QuotaExhausted { .. }
+            | Self::Overloaded => None,
         }
     }
 

@@ -72,9 +72,10 @@ impl Tasks {
                 status: 304,
             }),
             // Normalize lets no 304 through that was not asked for.
-            (Content::NotModified, None) => Err(UpstreamError::Failed(FailureSource::Status(
-                http::StatusCode::NOT_MODIFIED,
-            ))),
+            (Content::NotModified, None) => Err(UpstreamError::Failed(FailureSource::Status {
+                status: http::StatusCode::NOT_MODIFIED,
+                retry_after: None,
+            })),
         }
     }
 
@@ -163,7 +164,7 @@ pub(super) fn refusal(error: &UpstreamError) -> Option<Refusal> {
         UpstreamError::Rejected => Some(Refusal::Rejected),
         UpstreamError::Failed(source) => match source {
             FailureSource::Inner | FailureSource::InnerSlowDown => Some(Refusal::Failed),
-            FailureSource::Status(_) | FailureSource::Html => None,
+            FailureSource::Status { .. } | FailureSource::Html => None,
         },
         UpstreamError::AuthFailed
         | UpstreamError::InvalidResponse(_)
