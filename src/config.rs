@@ -29,7 +29,7 @@ pub use self::{
     routes::RoutesConfig,
     server::ServerConfig,
     telemetry::TelemetryConfig,
-    upstream::UpstreamConfig,
+    upstream::{CircuitConfig, UpstreamConfig},
 };
 
 /// What runs when nothing is configured, and what every key means.

@@ -1,6 +1,6 @@
 //! The upstream stack: a tower `Service` from [`PageRequest`] to [`Answer`], above which no 206 exists.
 //!
-//! From the outside in: deadline, retry, quota, limit, normalize, learn, client. It knows nothing of the cache; the service above joins them.
+//! From the outside in: deadline, retry, circuit, quota, limit, normalize, learn, client. It knows nothing of the cache; the service above joins them.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,6 +8,7 @@ use http::{HeaderMap, header};
 use tokio::time::Instant;
 use tower::{ServiceBuilder, util::BoxCloneSyncService};
 
+mod circuit;
 mod client;
 mod credential;
 mod deadline;
@@ -22,6 +23,7 @@ mod tasks;
 
 use self::retry::RetryLayer;
 pub use self::{
+    circuit::{Circuit, CircuitLayer, CircuitState, Evidence, Sent},
     client::{BuildError, Client, ClientError, PageRequest, RawAnswer, Validators},
     credential::{Credential, Credentials},
     deadline::DeadlineLayer,
@@ -69,8 +71,9 @@ pub struct Head {
 /// Builds the stack over `client`.
 ///
 /// The order: the deadline is outermost, since it covers waiting and every try; each try takes a slot of its own, so that
-/// a backoff holds none, and pays for itself; who stands in line for the quota holds no slot that another credential could use;
-/// normalize stands above the client, so that retry sees kinds and not statuses; learn reads every header there is.
+/// a backoff holds none, and pays for itself; the circuit stands under retry, since it counts each try, and above the quota and
+/// the slots, so that an open one costs neither; who stands in line for the quota holds no slot that another credential could
+/// use; normalize stands above the client, so that retry and circuit see kinds and not statuses; learn reads every header there is.
 #[must_use]
 pub fn stack(
     client: Client,
@@ -81,6 +84,7 @@ pub fn stack(
     let service = ServiceBuilder::new()
         .layer(DeadlineLayer::new(config.timeout))
         .layer(RetryLayer::new(config))
+        .layer(CircuitLayer::new(config.timeout / 4))
         // Not to the very end: a call that is paid for should have time to be answered.
         .layer(QuotaLayer::new(config.timeout * 3 / 4))
         .layer(LimitLayer::new(config.max_concurrency, config.max_queue))

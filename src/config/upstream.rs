@@ -92,6 +92,11 @@ impl CredentialConfig {
     }
 }
 
+impl CircuitConfig {
+    /// Beyond it the failures of single pages, of which as many are remembered, could not open the circuit.
+    pub const MOST_MIN_CALLS: u32 = 1000;
+}
+
 impl UpstreamConfig {
     /// The upstream's origin and path prefix, without a trailing slash.
     ///
@@ -150,6 +155,9 @@ impl UpstreamConfig {
         }
         if self.retries > 10 {
             problems.add("upstream.retries", "expected 10 or fewer");
+        }
+        if !(1..=CircuitConfig::MOST_MIN_CALLS).contains(&self.circuit.min_calls) {
+            problems.add("upstream.circuit.min_calls", "expected 1 to 1000");
         }
     }
 

@@ -12,7 +12,7 @@ use std::{
 use http::HeaderValue;
 use secrecy::ExposeSecret;
 
-use super::Purse;
+use super::{Circuit, Purse};
 use crate::{
     config::{Problems, UpstreamConfig},
     domain::{CredentialId, SpaceToken},
@@ -26,6 +26,7 @@ pub struct Credential {
     pub org_handle: Option<HeaderValue>,
     refused: AtomicBool,
     purse: Arc<Purse>,
+    circuit: Arc<Circuit>,
 }
 
 impl Credential {
@@ -43,6 +44,12 @@ impl Credential {
     #[must_use]
     pub fn purse(&self) -> &Arc<Purse> {
         &self.purse
+    }
+
+    /// Whether the upstream is asked with it.
+    #[must_use]
+    pub fn circuit(&self) -> &Arc<Circuit> {
+        &self.circuit
     }
 
     /// Whether the upstream refused it, and has taken it for no page since.
@@ -111,6 +118,7 @@ impl Credentials {
                 org_handle,
                 refused: AtomicBool::new(false),
                 purse: Arc::new(Purse::new(config.quota_per_minute)),
+                circuit: Arc::new(Circuit::new(&config.circuit)),
             });
             by_space.extend(
                 section

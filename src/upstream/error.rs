@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use http::StatusCode;
 
-use super::{Head, client::ClientError};
+use super::{Evidence, Head, client::ClientError};
 
 /// Why the upstream gave no page. Cheap to clone: every waiter of a fill gets one.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -28,6 +28,9 @@ pub enum UpstreamError {
     Timeout(Duration),
     #[error("call quota is spent")]
     QuotaExhausted { retry_after: Option<Duration> },
+    /// Not asked: it kept failing, and its circuit is open.
+    #[error("keeps failing, and is not asked for a while")]
+    Unavailable { retry_after: Duration },
     #[error("too many fills are waiting")]
     Overloaded,
 }
@@ -77,6 +80,7 @@ impl UpstreamError {
             | Self::Unreachable(_)
             | Self::Timeout(_)
             | Self::QuotaExhausted { .. }
+            | Self::Unavailable { .. }
             | Self::Overloaded => true,
             Self::SpaceNotFound { .. }
             | Self::SpaceAccessDenied
@@ -102,6 +106,7 @@ impl UpstreamError {
             | Self::InvalidResponse(_)
             | Self::Timeout(_)
             | Self::QuotaExhausted { .. }
+            | Self::Unavailable { .. }
             | Self::Overloaded => false,
         }
     }
@@ -123,7 +128,36 @@ impl UpstreamError {
             | Self::Unreachable(_)
             | Self::Timeout(_)
             | Self::QuotaExhausted { .. }
+            | Self::Unavailable { .. }
             | Self::Overloaded => None,
+        }
+    }
+
+    /// What it tells about the upstream as a whole.
+    #[must_use]
+    pub fn evidence(&self) -> Evidence {
+        match self {
+            Self::SpaceNotFound { .. } | Self::SpaceAccessDenied | Self::Rejected => {
+                Evidence::Works
+            }
+            Self::Failed(source) => match source {
+                FailureSource::Inner | FailureSource::InnerSlowDown => Evidence::PageFails,
+                FailureSource::Status { .. } | FailureSource::Html => Evidence::Fails,
+            },
+            Self::InvalidResponse(answer) => match answer {
+                // The page's fault as much as that of one bad task, and as lasting.
+                InvalidAnswer::TooLarge(_) => Evidence::PageFails,
+                InvalidAnswer::Json { .. }
+                | InvalidAnswer::NoData
+                | InvalidAnswer::NoCount
+                | InvalidAnswer::Truncated => Evidence::Fails,
+            },
+            Self::Unreachable(_) | Self::Timeout(_) => Evidence::Fails,
+            // A token or a quota says nothing of whether the rest works; of the others the upstream knows nothing.
+            Self::AuthFailed
+            | Self::QuotaExhausted { .. }
+            | Self::Unavailable { .. }
+            | Self::Overloaded => Evidence::Nothing,
         }
     }
 
@@ -140,6 +174,7 @@ impl UpstreamError {
             Self::Unreachable(_) => "upstream_unreachable",
             Self::Timeout(_) => "upstream_timeout",
             Self::QuotaExhausted { .. } => "upstream_quota_exhausted",
+            Self::Unavailable { .. } => "upstream_unavailable",
             Self::Overloaded => "overloaded",
         }
     }

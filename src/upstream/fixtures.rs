@@ -2,7 +2,7 @@
 
 use http::HeaderValue;
 
-use super::{Credentials, PageRequest, Urgency, Validators};
+use super::{Credentials, PageRequest, Sent, Urgency, Validators};
 use crate::{
     config::{Config, UpstreamConfig},
     domain::{PageQuery, SpaceToken},
@@ -29,5 +29,6 @@ pub(super) fn request(lines: &str) -> PageRequest {
         request_id: HeaderValue::from_static("test"),
         cause: "test".into(),
         urgency: Urgency::Waiting,
+        sent: Sent::default(),
     }
 }

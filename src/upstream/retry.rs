@@ -120,7 +120,7 @@ impl<R> Policy<PageRequest, R, UpstreamError> for TransientRetry {
 
     fn retry(
         &mut self,
-        _: &mut PageRequest,
+        request: &mut PageRequest,
         result: &mut Result<R, UpstreamError>,
     ) -> Option<Sleep> {
         let Err(error) = result else {
@@ -128,6 +128,10 @@ impl<R> Policy<PageRequest, R, UpstreamError> for TransientRetry {
             return None;
         };
         if !error.is_transient() || self.left == 0 {
+            return None;
+        }
+        // The circuit would refuse it: this error is the better answer, and it is here now.
+        if request.credential.circuit().refuses().is_some() {
             return None;
         }
         let pause = self.pause(error)?;

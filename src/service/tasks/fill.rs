@@ -14,7 +14,9 @@ use crate::{
         store::{Began, Keep},
     },
     domain::Refusal,
-    upstream::{Answer, Content, FailureSource, Head, PageRequest, UpstreamError, Validators},
+    upstream::{
+        Answer, Content, FailureSource, Head, PageRequest, Sent, UpstreamError, Validators,
+    },
 };
 
 impl Tasks {
@@ -38,13 +40,17 @@ impl Tasks {
             request_id: ask.request_id.clone(),
             cause: errand.cause,
             urgency: errand.urgency,
+            sent: Sent::default(),
         };
         let answer = self.upstream.clone().oneshot(request).await;
         let filled = match answer {
             Ok(answer) => self.take(&began, answer, stored.as_deref(), keep(&wanted)),
             Err(error) => Err(error),
         };
-        if !matches!(filled, Err(UpstreamError::QuotaExhausted { .. })) {
+        if !matches!(
+            filled,
+            Err(UpstreamError::QuotaExhausted { .. } | UpstreamError::Unavailable { .. })
+        ) {
             let calls_per_minute = ask.credential.purse().per_minute();
             self.store
                 .share_out(ask.credential.id, calls_per_minute, Instant::now());
@@ -127,6 +133,9 @@ impl Tasks {
         } else if matches!(error, UpstreamError::QuotaExhausted { .. }) {
             // As often as there are requests; the metrics tell how many.
             debug!(space = %ask.space, upstream.error = %error, "no upstream call is left");
+        } else if matches!(error, UpstreamError::Unavailable { .. }) {
+            // The circuit told that it opened.
+            debug!(space = %ask.space, upstream.error = %error, "upstream is not asked");
         } else if refusal(error).is_some() {
             debug!(space = %ask.space, upstream.error = %error, "upstream refused a page");
         } else {
@@ -171,6 +180,7 @@ pub(super) fn refusal(error: &UpstreamError) -> Option<Refusal> {
         | UpstreamError::Unreachable(_)
         | UpstreamError::Timeout(_)
         | UpstreamError::QuotaExhausted { .. }
+        | UpstreamError::Unavailable { .. }
         | UpstreamError::Overloaded => None,
     }
 }

@@ -268,6 +268,12 @@ fn every_error() -> Vec<(UpstreamError, bool)> {
         ),
         (UpstreamError::Timeout(SECOND), true),
         (UpstreamError::QuotaExhausted { retry_after: None }, true),
+        (
+            UpstreamError::Unavailable {
+                retry_after: SECOND,
+            },
+            true,
+        ),
         (UpstreamError::Overloaded, true),
         (UpstreamError::SpaceNotFound { head: None }, false),
         (UpstreamError::SpaceAccessDenied, false),

@@ -4,7 +4,7 @@ use http::StatusCode;
 use tower::{ServiceBuilder, ServiceExt, service_fn};
 
 use super::*;
-use crate::upstream::{FailureSource, fixtures};
+use crate::upstream::{CircuitLayer, FailureSource, fixtures};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -35,6 +35,7 @@ impl Bench {
         let before = asked.lock().unwrap().len();
         ServiceBuilder::new()
             .layer(self.layer.clone())
+            .layer(CircuitLayer::new(SECOND))
             .service(service_fn(move |_: PageRequest| {
                 let mut asked = asked.lock().unwrap();
                 asked.push(Instant::now());
@@ -102,6 +103,15 @@ async fn without_a_word_of_the_upstreams_pauses_are_short() {
     bench.ask(2, None).await.unwrap();
     assert!(bench.began.elapsed() <= FIRST_PAUSE * 3);
     assert_eq!(bench.calls(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_further_try_is_made_once_the_circuit_is_open() {
+    let bench = Bench::new("circuit.min_calls = 2");
+    let error = bench.ask(9, None).await.unwrap_err();
+    // The upstream's own word, not the circuit's.
+    assert_eq!(error.as_str(), "upstream_failed");
+    assert_eq!(bench.calls(), 2);
 }
 
 #[tokio::test(start_paused = true)]
