@@ -34,7 +34,7 @@ pub use self::{
     server::ServerConfig,
     telemetry::TelemetryConfig,
     tls::TlsConfig,
-    upstream::UpstreamConfig,
+    upstream::{CircuitConfig, UpstreamConfig},
 };
 
 /// What runs when nothing is configured, and what every key means.

@@ -2,7 +2,7 @@
 //!
 //! A request passes, in order: [`server`] (connection, limits), [`api`] (request id, log, identity, route, query, space),
 //! [`service`] (is there a page that may be served?), [`cache`] (judge its age, join or begin a fill), [`upstream`]
-//! (deadline, retries, slots, and what the answer means).
+//! (deadline, retries, circuit, quota, slots, and what the answer means).
 //!
 //! ```text
 //! main → cli → app → everything        api → service → cache | upstream → domain

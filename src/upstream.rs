@@ -1,6 +1,7 @@
 //! The upstream stack: a tower `Service` from [`PageRequest`] to [`Answer`], above which no 206 exists.
 //!
-//! From the outside in: deadline, retry, tokens, quota, limit, normalize, learn, client. It knows nothing of the cache; the service above joins them.
+//! From the outside in: deadline, retry, tokens, circuit, quota, limit, normalize, learn, client. It knows nothing of the cache; the
+//! service above joins them.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,22 +9,25 @@ use http::{HeaderMap, header};
 use tokio::time::Instant;
 use tower::{ServiceBuilder, util::BoxCloneSyncService};
 
+mod circuit;
 mod client;
 mod credential;
 mod deadline;
 mod error;
+#[cfg(test)]
+mod fixtures;
 mod limit;
 mod line;
 mod normalize;
 mod quota;
 mod retry;
 mod tasks;
-#[cfg(test)]
-mod testing;
 mod tokens;
 mod urgency;
 
+use self::retry::RetryLayer;
 pub use self::{
+    circuit::{Circuit, CircuitLayer, CircuitState, Evidence, Sent},
     client::{BuildError, Client, ClientError, PageRequest, RawAnswer, Validators},
     credential::{Credential, Credentials, Succession, TokenSlot},
     deadline::DeadlineLayer,
@@ -73,8 +77,9 @@ pub struct Head {
 /// Builds the stack over `client`; `limit` outlives it, so that a reload opens no second set of slots.
 ///
 /// The order: the deadline is outermost, since it covers waiting and every try; each try takes a slot of its own, so that
-/// a backoff holds none, and pays for itself; who stands in line for the quota holds no slot that another credential could use;
-/// normalize stands above the client, so that retry sees kinds and not statuses; learn reads every header there is.
+/// a backoff holds none, and pays for itself; the circuit stands under retry, since it counts each try, and above the quota and
+/// the slots, so that an open one costs neither; who stands in line for the quota holds no slot that another credential could
+/// use; normalize stands above the client, so that retry and circuit see kinds and not statuses; learn reads every header there is.
 #[must_use]
 pub fn stack(
     client: Client,
@@ -85,9 +90,10 @@ pub fn stack(
 ) -> Upstream {
     let service = ServiceBuilder::new()
         .layer(DeadlineLayer::new(config.timeout))
-        .layer(retry::layer(config))
+        .layer(RetryLayer::new(config))
         // Each token's try is a call of its own, and is paid for.
         .layer(TokensLayer::new(metrics.clone()))
+        .layer(CircuitLayer::new(config.timeout / 4))
         // Not to the very end: a call that is paid for should have time to be answered.
         .layer(QuotaLayer::new(config.timeout * 3 / 4))
         .layer(limit)

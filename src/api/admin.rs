@@ -1,6 +1,7 @@
 //! The operators' listener: probes, metrics, and dropping pages from the cache.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     net::IpAddr,
     sync::{
@@ -30,6 +31,7 @@ use crate::{
     domain::{PageKey, PageQuery, SpaceKey, SpaceToken},
     service::Tasks,
     telemetry::metrics::Metrics,
+    upstream::CircuitState,
 };
 
 /// Whether the gateway takes requests: not while it drains.
@@ -140,29 +142,37 @@ fn is_foreign_origin(headers: &HeaderMap, host: &str) -> bool {
     })
 }
 
-/// Each part and why. A refused credential degrades: pages are still served, and other credentials work.
+/// Each part and why. A refused credential and an open circuit degrade: pages are still served, and other credentials work.
 async fn readyz(State(admin): State<Admin>) -> Response {
     let draining = admin.draining.has_begun();
     let policy = admin.policy.load();
-    let refused: Vec<&str> = policy
-        .clients
-        .credentials()
-        .all()
+    let credentials = || policy.clients.credentials().all();
+    let refused: Vec<&str> = credentials()
         .filter(|credential| credential.is_refused())
         .map(|credential| credential.name.as_str())
         .collect();
-    let status = match (draining, refused.is_empty()) {
-        (true, _) => "draining",
-        (false, true) => "ready",
-        (false, false) => "degraded",
+    let not_closed: BTreeMap<&str, &str> = credentials()
+        .map(|credential| (credential.name.as_str(), credential.circuit().state()))
+        .filter(|(_, state)| *state != CircuitState::Closed)
+        .map(|(name, state)| (name, state.as_str()))
+        .collect();
+    let health = |is_whole| if is_whole { "ready" } else { "degraded" };
+    let status = if draining {
+        "draining"
+    } else {
+        health(refused.is_empty() && not_closed.is_empty())
     };
     let body = json!({
         "status": status,
         "parts": {
             "listener": { "status": if draining { "draining" } else { "ready" } },
             "credentials": {
-                "status": if refused.is_empty() { "ready" } else { "degraded" },
+                "status": health(refused.is_empty()),
                 "refused_by_upstream": refused,
+            },
+            "circuits": {
+                "status": health(not_closed.is_empty()),
+                "not_closed": not_closed,
             },
         },
     });
@@ -178,6 +188,8 @@ async fn metrics(State(admin): State<Admin>) -> Response {
     for credential in admin.policy.load().clients.credentials().all() {
         let remaining = credential.purse().remaining(Instant::now());
         admin.metrics.quota_remaining(&credential.name, remaining);
+        let circuit = credential.circuit().state().as_number();
+        admin.metrics.circuit_state(&credential.name, circuit);
         let lifetime = admin.tasks.store().lifetime(credential.id);
         admin.metrics.cache_lifetime(&credential.name, lifetime);
     }

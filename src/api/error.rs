@@ -61,7 +61,7 @@ struct Problem {
 }
 
 /// The code of every error there is.
-pub const CODES: [&str; 20] = [
+pub const CODES: [&str; 21] = [
     "invalid_space_token",
     "invalid_parameter",
     "unknown_parameter",
@@ -80,6 +80,7 @@ pub const CODES: [&str; 20] = [
     "upstream_timeout",
     "not_cached",
     "upstream_quota_exhausted",
+    "upstream_unavailable",
     "overloaded",
     "internal",
 ];
@@ -177,6 +178,8 @@ impl ApiError {
                 UpstreamError::QuotaExhausted { retry_after } => {
                     Some(retry_after.unwrap_or(RETRY_NEXT_MINUTE))
                 }
+                // A second at least: "at once" is no help.
+                UpstreamError::Unavailable { retry_after } => Some((*retry_after).max(RETRY_LATER)),
                 UpstreamError::Overloaded => Some(RETRY_LATER),
                 UpstreamError::SpaceNotFound { .. }
                 | UpstreamError::SpaceAccessDenied
@@ -312,6 +315,12 @@ fn upstream_problem(error: &UpstreamError) -> Problem {
             "upstream_quota_exhausted",
             "Upstream quota exhausted",
             "The upstream's call quota is spent; try again after the time in `Retry-After`.",
+        ),
+        UpstreamError::Unavailable { .. } => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "upstream_unavailable",
+            "Upstream unavailable",
+            "The upstream keeps failing and is not asked for a while; try again after the time in `Retry-After`.",
         ),
         UpstreamError::Overloaded => return overloaded(),
     };

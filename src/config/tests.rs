@@ -192,6 +192,8 @@ fn every_rule_refuses_under_its_key() {
         ("upstream.ca_file", "'/nowhere/ca.pem'", ""),
         ("upstream.proxy", "'nowhere'", ""),
         ("upstream.circuit.failure_ratio", "inf", ""),
+        ("upstream.circuit.min_calls", "0", ""),
+        ("upstream.circuit.min_calls", "1001", ""),
         ("upstream.circuit.window", "'0s'", ""),
         ("upstream.circuit.open_for", "'0s'", ""),
         ("upstream.credentials.default.token", "''", ""),

@@ -47,7 +47,7 @@ pub struct UpstreamConfig {
 }
 
 /// `[upstream.circuit]`: when to stop asking.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CircuitConfig {
     pub enabled: bool,
@@ -117,6 +117,11 @@ fn read_secret(
     Ok(Some(token.into()))
 }
 
+impl CircuitConfig {
+    /// Beyond it the failures of single pages, of which as many are remembered, could not open the circuit.
+    pub const MOST_MIN_CALLS: u32 = 1000;
+}
+
 impl UpstreamConfig {
     /// The upstream's origin and path prefix, without a trailing slash.
     ///
@@ -175,6 +180,9 @@ impl UpstreamConfig {
         }
         if self.retries > 10 {
             problems.add("upstream.retries", "expected 10 or fewer");
+        }
+        if !(1..=CircuitConfig::MOST_MIN_CALLS).contains(&self.circuit.min_calls) {
+            problems.add("upstream.circuit.min_calls", "expected 1 to 1000");
         }
     }
 

@@ -38,6 +38,8 @@ pub struct Explanation {
     pub credential: String,
     /// Whether the upstream refused the credential lately: then nothing stale is shown.
     pub credential_refused: bool,
+    /// Whether the upstream is asked with it: a fill fails at once while the circuit is open.
+    pub circuit: &'static str,
     /// What the upstream refuses about this page, and for how many seconds that is still remembered.
     pub refusal: Option<(&'static str, u64)>,
     pub stored: Option<PageReport>,
@@ -71,6 +73,7 @@ impl Tasks {
             why,
             credential: credential.name.clone(),
             credential_refused: only_fresh,
+            circuit: credential.circuit().state().as_str(),
             refusal: refusal.map(|known| {
                 let error = remembered(known.refusal);
                 (error.as_str(), (known.until - now).as_secs())

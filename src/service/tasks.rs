@@ -310,11 +310,13 @@ impl Tasks {
         })
     }
 
-    /// Fetches a page anew that nobody waits for, if there is a call to spare for it.
+    /// Fetches a page anew that nobody waits for, if there is a call to spare for it and the upstream is asked at all.
     fn refresh(self: &Arc<Self>, key: &PageKey, ask: &Ask) {
         let now = Instant::now();
         let purse = ask.credential.purse();
-        if purse.would_take(Urgency::Background, now).is_err() {
+        if purse.would_take(Urgency::Background, now).is_err()
+            || ask.credential.circuit().refuses().is_some()
+        {
             return;
         }
         let begun = self.flights.join(&self.flight(key), true, |wanted| {

@@ -299,7 +299,7 @@ impl Metrics {
         );
         all.register(
             "circuit_state",
-            "0 closed, 1 half open, 2 open",
+            "Whether the upstream is asked with a credential: 0 closed (it is), 1 half open (by one call at a time), 2 open (it is not)",
             self.circuit_state.clone(),
         );
         all.register(
@@ -495,6 +495,14 @@ impl Metrics {
         self.cache_lifetime
             .get_or_create(&labels)
             .set(lifetime.as_secs_f64());
+    }
+
+    /// The circuit of `credential`: 0 closed, 1 half open, 2 open.
+    pub fn circuit_state(&self, credential: &str, state: i64) {
+        let labels = CredentialLabels {
+            credential: credential.to_owned(),
+        };
+        self.circuit_state.get_or_create(&labels).set(state);
     }
 
     /// Everything in Prometheus's text form. `cache` is the bytes and entries stored now.

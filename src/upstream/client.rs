@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use tower::Service;
 use url::Url;
 
-use super::{Credential, Head, TokenSlot, Urgency};
+use super::{Credential, Head, Sent, TokenSlot, Urgency};
 use crate::{
     config::UpstreamConfig,
     domain::{PageQuery, SpaceToken},
@@ -43,6 +43,8 @@ pub struct PageRequest {
     pub cause: Arc<str>,
     /// How much it matters when few calls are left.
     pub urgency: Urgency,
+    /// Tells the circuit when this try leaves; each try has its own.
+    pub sent: Sent,
 }
 
 /// What the upstream gave to ask by whether a stored page still holds, verbatim (RFC 9110 section 13.1).
@@ -140,6 +142,7 @@ impl Client {
             request.space.as_str(),
             request.query
         );
+        request.sent.set();
         let sent = Instant::now();
         let response = self
             .http

@@ -15,9 +15,9 @@ use secrecy::ExposeSecret;
 use tokio::time::Instant;
 use url::Url;
 
-use super::Purse;
+use super::{Circuit, Purse};
 use crate::{
-    config::{Problems, UpstreamConfig, upstream::CredentialConfig},
+    config::{CircuitConfig, Problems, UpstreamConfig, upstream::CredentialConfig},
     domain::{CredentialId, SpaceToken},
 };
 
@@ -40,6 +40,7 @@ pub struct Credential {
     next: Option<HeaderValue>,
     prefers_next: AtomicBool,
     standing: Arc<Standing>,
+    circuit: Arc<Circuit>,
 }
 
 /// How a credential stands with the upstream: outlives a reload.
@@ -103,6 +104,12 @@ impl Credential {
         &self.standing.purse
     }
 
+    /// Whether the upstream is asked with it.
+    #[must_use]
+    pub fn circuit(&self) -> &Arc<Circuit> {
+        &self.circuit
+    }
+
     /// Whether the upstream refused it, and has taken it for no page since.
     #[must_use]
     pub fn is_refused(&self) -> bool {
@@ -162,6 +169,7 @@ pub struct Credentials {
     by_space: HashMap<SpaceToken, Arc<Credential>>,
     default: Option<Arc<Credential>>,
     next_id: u32,
+    circuit: CircuitConfig,
 }
 
 /// What a reload means for the pages that were read with the credentials before it.
@@ -203,6 +211,7 @@ impl Credentials {
             by_space: HashMap::new(),
             default: None,
             next_id: before.map_or(0, |before| before.next_id),
+            circuit: config.circuit.clone(),
         };
         for (name, section) in &config.credentials {
             let Some(secrets) = Secrets::read(name, section, &mut problems) else {
@@ -246,6 +255,11 @@ impl Credentials {
                 _ => Arc::new(Purse::new(config.quota_per_minute, config.max_queue)),
             })),
         };
+        let same_circuit = before.is_some_and(|before| before.circuit == self.circuit);
+        let circuit = match same_user.filter(|_| same_circuit) {
+            Some(known) => known.circuit.clone(),
+            None => Arc::new(Circuit::new(&self.circuit)),
+        };
         standing.purse.set_quota(config.quota_per_minute);
         let unchanged = |known: &&Arc<Credential>| {
             known.current == secrets.current && known.next == secrets.next
@@ -264,6 +278,7 @@ impl Credentials {
             next: secrets.next,
             prefers_next: AtomicBool::new(prefers_next),
             standing,
+            circuit,
         })
     }
 

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use http::StatusCode;
 
-use super::{Head, client::ClientError};
+use super::{Evidence, Head, client::ClientError};
 
 /// Why the upstream gave no page. Cheap to clone: every waiter of a fill gets one.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -28,6 +28,9 @@ pub enum UpstreamError {
     Timeout(Duration),
     #[error("call quota is spent")]
     QuotaExhausted { retry_after: Option<Duration> },
+    /// Not asked: it kept failing, and its circuit is open.
+    #[error("keeps failing, and is not asked for a while")]
+    Unavailable { retry_after: Duration },
     #[error("too many fills are waiting")]
     Overloaded,
 }
@@ -41,8 +44,12 @@ pub enum FailureSource {
     /// A 206 from an inner service that asks for patience.
     #[error("an inner service that asks to slow down, under a 206")]
     InnerSlowDown,
-    #[error("status {0}")]
-    Status(StatusCode),
+    /// `retry_after` is how long it asks to be left alone.
+    #[error("status {status}")]
+    Status {
+        status: StatusCode,
+        retry_after: Option<Duration>,
+    },
     #[error("HTML in place of JSON")]
     Html,
 }
@@ -73,6 +80,7 @@ impl UpstreamError {
             | Self::Unreachable(_)
             | Self::Timeout(_)
             | Self::QuotaExhausted { .. }
+            | Self::Unavailable { .. }
             | Self::Overloaded => true,
             Self::SpaceNotFound { .. }
             | Self::SpaceAccessDenied
@@ -92,6 +100,7 @@ impl UpstreamError {
             | Self::Unreachable(_)
             | Self::Timeout(_)
             | Self::QuotaExhausted { .. }
+            | Self::Unavailable { .. }
             | Self::Overloaded => false,
         }
     }
@@ -103,7 +112,7 @@ impl UpstreamError {
             Self::Unreachable(_) => true,
             Self::Failed(source) => match source {
                 FailureSource::Inner => true,
-                FailureSource::Status(status) => matches!(status.as_u16(), 502..=504),
+                FailureSource::Status { status, .. } => matches!(status.as_u16(), 502..=504),
                 FailureSource::InnerSlowDown | FailureSource::Html => false,
             },
             Self::SpaceNotFound { .. }
@@ -113,7 +122,58 @@ impl UpstreamError {
             | Self::InvalidResponse(_)
             | Self::Timeout(_)
             | Self::QuotaExhausted { .. }
+            | Self::Unavailable { .. }
             | Self::Overloaded => false,
+        }
+    }
+
+    /// How long the upstream asks to be left alone before a further try.
+    #[must_use]
+    pub fn asks_to_wait(&self) -> Option<Duration> {
+        match self {
+            Self::Failed(source) => match source {
+                FailureSource::Status { retry_after, .. } => *retry_after,
+                FailureSource::Inner | FailureSource::InnerSlowDown | FailureSource::Html => None,
+            },
+            // No further try is made of these.
+            Self::SpaceNotFound { .. }
+            | Self::SpaceAccessDenied
+            | Self::Rejected
+            | Self::AuthFailed
+            | Self::InvalidResponse(_)
+            | Self::Unreachable(_)
+            | Self::Timeout(_)
+            | Self::QuotaExhausted { .. }
+            | Self::Unavailable { .. }
+            | Self::Overloaded => None,
+        }
+    }
+
+    /// What it tells about the upstream as a whole.
+    #[must_use]
+    pub fn evidence(&self) -> Evidence {
+        match self {
+            Self::SpaceNotFound { .. } | Self::SpaceAccessDenied | Self::Rejected => {
+                Evidence::Works
+            }
+            Self::Failed(source) => match source {
+                FailureSource::Inner | FailureSource::InnerSlowDown => Evidence::PageFails,
+                FailureSource::Status { .. } | FailureSource::Html => Evidence::Fails,
+            },
+            Self::InvalidResponse(answer) => match answer {
+                // The page's fault as much as that of one bad task, and as lasting.
+                InvalidAnswer::TooLarge(_) => Evidence::PageFails,
+                InvalidAnswer::Json { .. }
+                | InvalidAnswer::NoData
+                | InvalidAnswer::NoCount
+                | InvalidAnswer::Truncated => Evidence::Fails,
+            },
+            Self::Unreachable(_) | Self::Timeout(_) => Evidence::Fails,
+            // A token or a quota says nothing of whether the rest works; of the others the upstream knows nothing.
+            Self::AuthFailed
+            | Self::QuotaExhausted { .. }
+            | Self::Unavailable { .. }
+            | Self::Overloaded => Evidence::Nothing,
         }
     }
 
@@ -130,6 +190,7 @@ impl UpstreamError {
             Self::Unreachable(_) => "upstream_unreachable",
             Self::Timeout(_) => "upstream_timeout",
             Self::QuotaExhausted { .. } => "upstream_quota_exhausted",
+            Self::Unavailable { .. } => "upstream_unavailable",
             Self::Overloaded => "overloaded",
         }
     }

@@ -13,7 +13,7 @@ use tower::{Layer, Service};
 use tracing::warn;
 
 use super::{
-    Answer, ClientError, Content, FailureSource, InvalidAnswer, PageRequest, RawAnswer,
+    Answer, ClientError, Content, FailureSource, Head, InvalidAnswer, PageRequest, RawAnswer,
     UpstreamError, retry_after,
     tasks::{Envelope, read_envelope, read_page},
 };
@@ -200,14 +200,21 @@ fn by_status(
         403 if is_html(&raw) => failed(FailureSource::Html),
         403 if tells_expired_token(envelope) => Err(UpstreamError::AuthFailed),
         403 => Err(UpstreamError::SpaceAccessDenied),
-        404 if !is_json => failed(FailureSource::Status(status)),
+        404 if !is_json => failed(by_its_status(status, &raw.head)),
         404 | 410 => Err(UpstreamError::SpaceNotFound {
             head: (raw.status == status).then(|| Arc::new(raw.head)),
         }),
         429 => Err(UpstreamError::QuotaExhausted {
             retry_after: retry_after(&raw.head.headers, raw.head.received_unix),
         }),
-        _ => failed(FailureSource::Status(status)),
+        _ => failed(by_its_status(status, &raw.head)),
+    }
+}
+
+fn by_its_status(status: StatusCode, head: &Head) -> FailureSource {
+    FailureSource::Status {
+        status,
+        retry_after: retry_after(&head.headers, head.received_unix),
     }
 }
 
@@ -287,9 +294,10 @@ where
                 // A 304 nobody asked for has no page to stand for.
                 Verdict::Known(Ok(Answer {
                     content: Content::NotModified,
-                    ..
-                })) if !conditional => Err(UpstreamError::Failed(FailureSource::Status(
+                    head,
+                })) if !conditional => Err(UpstreamError::Failed(by_its_status(
                     StatusCode::NOT_MODIFIED,
+                    &head,
                 ))),
                 Verdict::Known(outcome) => outcome,
                 Verdict::UnknownMessage(message) => {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
 /// Every code of the contract with its status.
-const CODES: [(&str, u16); 20] = [
+const CODES: [(&str, u16); 21] = [
     ("invalid_space_token", 400),
     ("invalid_parameter", 400),
     ("unknown_parameter", 400),
@@ -25,6 +25,7 @@ const CODES: [(&str, u16); 20] = [
     ("upstream_timeout", 504),
     ("not_cached", 504),
     ("upstream_quota_exhausted", 503),
+    ("upstream_unavailable", 503),
     ("overloaded", 503),
     ("internal", 500),
 ];

@@ -480,6 +480,20 @@ async fn only_what_may_pass_is_tried_again() {
 }
 
 #[tokio::test]
+async fn an_upstream_that_asks_for_more_patience_than_there_is_gets_no_further_try() {
+    // Were it waited for, the test would hang.
+    let patient = "[server]\nrequest_timeout = \"2h\"\n[upstream]\ntimeout = \"1h\"\nretries = 2";
+    let gateway = setup().with(patient).start().await;
+    let busy = Scripted::new(503, "").header("retry-after", "3600");
+    gateway.upstream().script("BUSY", vec![busy]);
+
+    let told = gateway.tasks("BUSY", "").await;
+
+    told.assert_error("upstream_failed");
+    assert_eq!(gateway.upstream().requests_to("BUSY"), 1);
+}
+
+#[tokio::test]
 async fn an_error_names_what_the_cache_did() {
     let gateway = start().await;
     let asked = gateway.tasks(world::UNKNOWN_SPACE, "").await;

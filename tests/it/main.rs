@@ -13,6 +13,7 @@ mod raw;
 mod auth;
 mod cache;
 mod captures;
+mod circuit;
 mod coherence;
 mod errors;
 mod layering;

@@ -4,7 +4,7 @@ use unpod_gateway::simulator::world;
 
 use crate::gateway::{Gateway, setup, start};
 
-async fn ask(gateway: &Gateway, method: &str, path: &str) -> (u16, String) {
+pub(crate) async fn ask(gateway: &Gateway, method: &str, path: &str) -> (u16, String) {
     ask_with(gateway, method, path, &[]).await
 }
 

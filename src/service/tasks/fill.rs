@@ -15,7 +15,8 @@ use crate::{
     },
     domain::Refusal,
     upstream::{
-        Answer, Content, FailureSource, Head, PageRequest, Upstream, UpstreamError, Validators,
+        Answer, Content, FailureSource, Head, PageRequest, Sent, Upstream, UpstreamError,
+        Validators,
     },
 };
 
@@ -41,6 +42,7 @@ impl Tasks {
             request_id: ask.request_id.clone(),
             cause: errand.cause,
             urgency: errand.urgency,
+            sent: Sent::default(),
         };
         let upstream = Upstream::clone(&self.upstream.load());
         let answer = upstream.oneshot(request).await;
@@ -48,7 +50,10 @@ impl Tasks {
             Ok(answer) => self.take(&began, answer, stored.as_deref(), keep(&wanted)),
             Err(error) => Err(error),
         };
-        if !matches!(filled, Err(UpstreamError::QuotaExhausted { .. })) {
+        if !matches!(
+            filled,
+            Err(UpstreamError::QuotaExhausted { .. } | UpstreamError::Unavailable { .. })
+        ) {
             let calls_per_minute = ask.credential.purse().per_minute();
             self.store
                 .share_out(ask.credential.id, calls_per_minute, Instant::now());
@@ -76,9 +81,10 @@ impl Tasks {
                 status: 304,
             }),
             // Normalize lets no 304 through that was not asked for.
-            (Content::NotModified, None) => Err(UpstreamError::Failed(FailureSource::Status(
-                http::StatusCode::NOT_MODIFIED,
-            ))),
+            (Content::NotModified, None) => Err(UpstreamError::Failed(FailureSource::Status {
+                status: http::StatusCode::NOT_MODIFIED,
+                retry_after: None,
+            })),
         }
     }
 
@@ -127,6 +133,9 @@ impl Tasks {
         } else if matches!(error, UpstreamError::QuotaExhausted { .. }) {
             // As often as there are requests; the metrics tell how many.
             debug!(space = %ask.space, upstream.error = %error, "no upstream call is left");
+        } else if matches!(error, UpstreamError::Unavailable { .. }) {
+            // The circuit told that it opened.
+            debug!(space = %ask.space, upstream.error = %error, "upstream is not asked");
         } else if refusal(error).is_some() {
             debug!(space = %ask.space, upstream.error = %error, "upstream refused a page");
         } else {
@@ -164,13 +173,14 @@ pub(super) fn refusal(error: &UpstreamError) -> Option<Refusal> {
         UpstreamError::Rejected => Some(Refusal::Rejected),
         UpstreamError::Failed(source) => match source {
             FailureSource::Inner | FailureSource::InnerSlowDown => Some(Refusal::Failed),
-            FailureSource::Status(_) | FailureSource::Html => None,
+            FailureSource::Status { .. } | FailureSource::Html => None,
         },
         UpstreamError::AuthFailed
         | UpstreamError::InvalidResponse(_)
         | UpstreamError::Unreachable(_)
         | UpstreamError::Timeout(_)
         | UpstreamError::QuotaExhausted { .. }
+        | UpstreamError::Unavailable { .. }
         | UpstreamError::Overloaded => None,
     }
 }

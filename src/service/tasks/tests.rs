@@ -252,7 +252,10 @@ fn code(error: &TasksError) -> &'static str {
 /// One error of every kind, and whether a stored page stands in for it.
 fn every_error() -> Vec<(UpstreamError, bool)> {
     let inner = FailureSource::Inner;
-    let status = FailureSource::Status(http::StatusCode::BAD_GATEWAY);
+    let status = FailureSource::Status {
+        status: http::StatusCode::BAD_GATEWAY,
+        retry_after: None,
+    };
     vec![
         (UpstreamError::Failed(status), true),
         (UpstreamError::Failed(FailureSource::Html), true),
@@ -265,6 +268,12 @@ fn every_error() -> Vec<(UpstreamError, bool)> {
         ),
         (UpstreamError::Timeout(SECOND), true),
         (UpstreamError::QuotaExhausted { retry_after: None }, true),
+        (
+            UpstreamError::Unavailable {
+                retry_after: SECOND,
+            },
+            true,
+        ),
         (UpstreamError::Overloaded, true),
         (UpstreamError::SpaceNotFound { head: None }, false),
         (UpstreamError::SpaceAccessDenied, false),

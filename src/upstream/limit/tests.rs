@@ -3,7 +3,7 @@ use std::{convert::Infallible, future::pending};
 use tower::{ServiceBuilder, ServiceExt, service_fn};
 
 use super::*;
-use crate::upstream::testing::any_request;
+use crate::upstream::fixtures;
 
 fn stuck(
     layer: &LimitLayer,
@@ -19,11 +19,11 @@ fn stuck(
 #[tokio::test]
 async fn beyond_slots_and_queue_a_call_is_refused_at_once() {
     let service = stuck(&LimitLayer::new(1, 1));
-    let running = tokio::spawn(service.clone().oneshot(any_request()));
-    let waiting = tokio::spawn(service.clone().oneshot(any_request()));
+    let running = tokio::spawn(service.clone().oneshot(fixtures::request("")));
+    let waiting = tokio::spawn(service.clone().oneshot(fixtures::request("")));
     tokio::task::yield_now().await;
 
-    let refused = service.clone().oneshot(any_request()).await;
+    let refused = service.clone().oneshot(fixtures::request("")).await;
 
     assert!(matches!(refused, Err(UpstreamError::Overloaded)));
     assert!(!running.is_finished() && !waiting.is_finished());
@@ -33,7 +33,7 @@ async fn beyond_slots_and_queue_a_call_is_refused_at_once() {
 async fn a_dropped_call_gives_its_slot_to_the_next() {
     let layer = LimitLayer::new(1, 1);
     let service = stuck(&layer);
-    let running = tokio::spawn(service.clone().oneshot(any_request()));
+    let running = tokio::spawn(service.clone().oneshot(fixtures::request("")));
     tokio::task::yield_now().await;
     let slots = layer.slots.clone();
     let waiting = tokio::spawn(async move {

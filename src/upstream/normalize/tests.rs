@@ -14,7 +14,7 @@ use tower::{ServiceExt, service_fn};
 use super::*;
 use crate::{
     config::normalize::RuleConfig,
-    upstream::{Head, Validators, testing::any_request},
+    upstream::{Head, Validators, fixtures},
 };
 
 /// Fri, 01 Jan 2027 00:00:00 GMT, when every answer here is received.
@@ -445,6 +445,27 @@ fn retry_after_is_seconds_or_a_date() {
 }
 
 #[test]
+fn a_failure_by_its_status_tells_how_long_it_asks_to_wait() {
+    let under_200 = r#"{"status_code":503,"message":"no","data":{}}"#;
+    for (status, body, text, seconds) in [
+        (503, "", Some("7"), Some(7)),
+        (502, HTML, Some("Fri, 01 Jan 2027 00:01:30 GMT"), Some(90)),
+        (504, "", Some("soon"), None),
+        (503, "", None, None),
+        (200, under_200, Some("7"), Some(7)),
+    ] {
+        let fields: Vec<_> = text.map(|text| ("retry-after", text)).into_iter().collect();
+        let Verdict::Known(Err(error)) = normalize(&Rules::default(), raw(status, &fields, body))
+        else {
+            panic!("{status} is a failure");
+        };
+        assert!(error.is_transient(), "{error}");
+        let expected = seconds.map(Duration::from_secs);
+        assert_eq!(error.asks_to_wait(), expected, "{status} {text:?}");
+    }
+}
+
+#[test]
 fn a_rule_for_a_spent_quota_reads_retry_after() {
     let own = rules(&[("quota", RuleCode::UpstreamQuotaExhausted)]);
     let answer = raw(206, &[("retry-after", "9")], r#"{"message":"quota"}"#);
@@ -496,7 +517,7 @@ fn a_page_keeps_the_bytes_and_the_header_it_came_with() {
 fn request(validators: Validators) -> PageRequest {
     PageRequest {
         validators,
-        ..any_request()
+        ..fixtures::request("")
     }
 }
 
@@ -529,7 +550,10 @@ fn a_304_stands_for_a_page_only_where_it_was_asked_for() {
     let (outcome, _) = through_the_layer(Validators::default(), Ok(raw(304, &[], "")));
     assert!(matches!(
         outcome.unwrap_err(),
-        UpstreamError::Failed(FailureSource::Status(StatusCode::NOT_MODIFIED))
+        UpstreamError::Failed(FailureSource::Status {
+            status: StatusCode::NOT_MODIFIED,
+            retry_after: None,
+        })
     ));
 }
 

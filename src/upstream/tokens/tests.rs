@@ -3,31 +3,28 @@ use std::sync::Mutex;
 use tower::{ServiceBuilder, service_fn};
 
 use super::*;
-use crate::upstream::{
-    FailureSource,
-    testing::{credential, request_with},
-};
+use crate::upstream::{FailureSource, fixtures};
 
 use TokenSlot::{Current, Next};
 
 /// A credential and an upstream that answers by the token it is asked with.
 struct Bench {
-    credential: Arc<Credential>,
+    request: PageRequest,
     metrics: Arc<Metrics>,
     asked: Arc<Mutex<Vec<TokenSlot>>>,
 }
 
 impl Bench {
-    fn new(tokens: &str) -> Self {
+    fn new(lines: &str) -> Self {
         Self {
-            credential: credential(tokens),
+            request: fixtures::request(lines),
             metrics: Metrics::new(["default"]),
             asked: Arc::default(),
         }
     }
 
     fn with_two() -> Self {
-        Self::new("token = \"a\"\nnext_token = \"b\"")
+        Self::new("credentials.default.next_token = 'next'")
     }
 
     /// Asks once; `upstream` says what each token is answered.
@@ -43,7 +40,7 @@ impl Bench {
         let service = ServiceBuilder::new()
             .layer(TokensLayer::new(self.metrics.clone()))
             .service(inner);
-        service.oneshot(request_with(self.credential.clone())).await
+        service.oneshot(self.request.clone()).await
     }
 
     /// The tokens that calls went with since it was asked last.
@@ -76,7 +73,7 @@ async fn the_other_token_is_tried_once_and_remembered() {
 async fn after_a_refusal_of_both_nothing_is_asked_for_a_while() {
     for (bench, tokens) in [
         (Bench::with_two(), vec![Current, Next]),
-        (Bench::new("token = \"a\""), vec![Current]),
+        (Bench::new(""), vec![Current]),
     ] {
         assert!(bench.ask(|_| REFUSED).await.is_err());
         assert_eq!(bench.asked(), tokens);
@@ -112,7 +109,10 @@ async fn only_an_answer_to_a_known_user_proves_a_token() {
         let told = outcome.unwrap_err();
         assert_eq!(told.as_str(), answer.as_str());
         let expected = if proves { Next } else { Current };
-        assert_eq!(bench.credential.preferred(), expected, "{answer}");
-        assert!(!bench.credential.is_held(Instant::now()), "{answer}");
+        assert_eq!(bench.request.credential.preferred(), expected, "{answer}");
+        assert!(
+            !bench.request.credential.is_held(Instant::now()),
+            "{answer}"
+        );
     }
 }

@@ -1,0 +1,283 @@
+use std::{
+    future::pending,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use http::StatusCode;
+use tower::{ServiceBuilder, ServiceExt, service_fn, util::BoxCloneSyncService};
+
+use super::*;
+use crate::upstream::{
+    ClientError, DeadlineLayer, FailureSource, InvalidAnswer, LimitLayer, QuotaLayer, fixtures,
+};
+
+type Outcome = Result<Bytes, UpstreamError>;
+type Stack = BoxCloneSyncService<PageRequest, Bytes, UpstreamError>;
+
+const OPEN_FOR: Duration = Duration::from_secs(5);
+const DEADLINE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(2);
+const SECOND: Duration = Duration::from_secs(1);
+/// Opens at the second failure in a row.
+const AT_THE_SECOND: &str =
+    "circuit = { min_calls = 2, failure_ratio = 1.0, window = '1h', open_for = '5s' }";
+
+fn any_request() -> PageRequest {
+    fixtures::request(AT_THE_SECOND)
+}
+
+fn works() -> Outcome {
+    Ok(Bytes::new())
+}
+
+fn fails() -> Outcome {
+    Err(UpstreamError::Failed(FailureSource::Html))
+}
+
+/// A circuit over an upstream that answers like this.
+fn answering(answer: fn() -> Outcome) -> Stack {
+    over(service_fn(move |request: PageRequest| async move {
+        request.sent.set();
+        answer()
+    }))
+}
+
+fn over<S>(inner: S) -> Stack
+where
+    S: Service<PageRequest, Response = Bytes, Error = UpstreamError>,
+    S: Clone + Send + Sync + 'static,
+    S::Future: Send,
+{
+    let layer = CircuitLayer::new(PATIENCE);
+    BoxCloneSyncService::new(ServiceBuilder::new().layer(layer).service(inner))
+}
+
+/// An upstream that must not be reached.
+fn unreachable() -> Stack {
+    over(service_fn(|_: PageRequest| async {
+        panic!("the circuit is open")
+    }))
+}
+
+fn state(request: &PageRequest) -> CircuitState {
+    request.credential.circuit().state()
+}
+
+async fn open(request: &PageRequest) {
+    for _ in 0..2 {
+        let _ = answering(fails).oneshot(request.clone()).await;
+    }
+    assert_eq!(state(request), CircuitState::Open);
+}
+
+fn code(outcome: Outcome) -> &'static str {
+    outcome.unwrap_err().as_str()
+}
+
+#[track_caller]
+fn assert_unavailable(outcome: Outcome, expected: Duration) {
+    match outcome {
+        Err(UpstreamError::Unavailable { retry_after }) => assert_eq!(retry_after, expected),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A future that is polled by hand.
+struct Polled<F>(std::pin::Pin<Box<F>>);
+
+impl<F: Future> Polled<F> {
+    fn new(future: F) -> Self {
+        Self(Box::pin(future))
+    }
+
+    fn is_under_way(&mut self) -> bool {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        self.0.as_mut().poll(&mut cx).is_pending()
+    }
+}
+
+#[test]
+fn every_kind_tells_something_else_about_the_upstream() {
+    use Evidence::{Fails, Nothing, PageFails, Works};
+    let failed = UpstreamError::Failed;
+    let status = |status| {
+        failed(FailureSource::Status {
+            status,
+            retry_after: None,
+        })
+    };
+    let invalid = UpstreamError::InvalidResponse;
+    let json = InvalidAnswer::Json { line: 1, column: 1 };
+    let unreachable = UpstreamError::Unreachable(Arc::new(ClientError::TooLarge(1)));
+    let unavailable = UpstreamError::Unavailable {
+        retry_after: SECOND,
+    };
+    for (error, evidence) in [
+        (UpstreamError::SpaceNotFound { head: None }, Works),
+        (UpstreamError::SpaceAccessDenied, Works),
+        (UpstreamError::Rejected, Works),
+        (status(StatusCode::INTERNAL_SERVER_ERROR), Fails),
+        (status(StatusCode::SERVICE_UNAVAILABLE), Fails),
+        (failed(FailureSource::Html), Fails),
+        (failed(FailureSource::Inner), PageFails),
+        (failed(FailureSource::InnerSlowDown), PageFails),
+        (invalid(json), Fails),
+        (invalid(InvalidAnswer::NoData), Fails),
+        (invalid(InvalidAnswer::NoCount), Fails),
+        (invalid(InvalidAnswer::Truncated), Fails),
+        (invalid(InvalidAnswer::TooLarge(1)), PageFails),
+        (unreachable, Fails),
+        (UpstreamError::Timeout(SECOND), Fails),
+        (UpstreamError::AuthFailed, Nothing),
+        (UpstreamError::QuotaExhausted { retry_after: None }, Nothing),
+        (unavailable, Nothing),
+        (UpstreamError::Overloaded, Nothing),
+    ] {
+        assert_eq!(error.evidence(), evidence, "{error:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_open_nothing_is_asked_and_the_rest_is_told() {
+    let request = any_request();
+    open(&request).await;
+    assert_unavailable(unreachable().oneshot(request.clone()).await, OPEN_FOR);
+    tokio::time::advance(OPEN_FOR / 5).await;
+    assert_unavailable(unreachable().oneshot(request).await, OPEN_FOR * 4 / 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_credential_goes_on() {
+    open(&any_request()).await;
+    assert!(answering(works).oneshot(any_request()).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn switched_off_it_never_opens() {
+    let request = fixtures::request("circuit = { enabled = false, min_calls = 1 }");
+    for _ in 0..100 {
+        let outcome = answering(fails).oneshot(request.clone()).await;
+        assert_eq!(code(outcome), "upstream_failed");
+    }
+    assert_eq!(state(&request), CircuitState::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_while_one_call_probes_and_closes_it() {
+    let request = any_request();
+    open(&request).await;
+    tokio::time::advance(OPEN_FOR).await;
+    assert_eq!(state(&request), CircuitState::HalfOpen);
+    assert!(answering(works).oneshot(request.clone()).await.is_ok());
+    assert_eq!(state(&request), CircuitState::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_a_probe_is_under_way_nobody_else_is_let_through() {
+    let request = any_request();
+    open(&request).await;
+    tokio::time::advance(OPEN_FOR).await;
+    let stuck = over(service_fn(|_: PageRequest| pending()));
+    let mut probe = Polled::new(stuck.oneshot(request.clone()));
+    assert!(probe.is_under_way());
+
+    let told = unreachable().oneshot(request.clone()).await;
+    assert_unavailable(told, SECOND);
+
+    // It was never sent: it says nothing, and the next one probes.
+    drop(probe);
+    assert!(answering(works).oneshot(request).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_counts_where_the_upstream_had_the_call_long_enough() {
+    let just_too_late = DEADLINE - PATIENCE + Duration::from_millis(1);
+    for (sent_after, expected) in [
+        (Some(Duration::ZERO), CircuitState::Open),
+        (Some(DEADLINE - PATIENCE), CircuitState::Open),
+        (Some(just_too_late), CircuitState::Closed),
+        (None, CircuitState::Closed),
+    ] {
+        let request = any_request();
+        let service = ServiceBuilder::new()
+            .layer(DeadlineLayer::new(DEADLINE))
+            .layer(CircuitLayer::new(PATIENCE))
+            .service(service_fn(move |request: PageRequest| async move {
+                if let Some(wait) = sent_after {
+                    tokio::time::sleep(wait).await;
+                    request.sent.set();
+                }
+                pending::<Outcome>().await
+            }));
+        for _ in 0..2 {
+            let outcome = service.clone().oneshot(request.clone()).await;
+            assert_eq!(code(outcome), "upstream_timeout");
+        }
+        assert_eq!(state(&request), expected, "{sent_after:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_slot_until_the_deadline_counts_for_nothing() {
+    let request = any_request();
+    let service = ServiceBuilder::new()
+        .layer(DeadlineLayer::new(DEADLINE))
+        .layer(CircuitLayer::new(PATIENCE))
+        .layer(LimitLayer::new(1, 10))
+        .service(service_fn(|request: PageRequest| async move {
+            request.sent.set();
+            pending::<Outcome>().await
+        }));
+    let calls = (0..5).map(|_| service.clone().oneshot(request.clone()));
+    for outcome in join_all(calls).await {
+        assert_eq!(code(outcome), "upstream_timeout");
+    }
+    // One had its time, and two would have opened it.
+    assert_eq!(state(&request), CircuitState::Closed);
+    let _ = answering(fails).oneshot(request.clone()).await;
+    assert_eq!(state(&request), CircuitState::Open);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_stands_in_line_when_it_opens_is_told_at_once_and_never_sent() {
+    let request = fixtures::request(&format!("quota_per_minute = 4\n{AT_THE_SECOND}"));
+    let sent = Arc::new(AtomicUsize::new(0));
+    let counted = sent.clone();
+    let service = ServiceBuilder::new()
+        .layer(CircuitLayer::new(PATIENCE))
+        .layer(QuotaLayer::new(Duration::from_secs(3600)))
+        .service(service_fn(move |request: PageRequest| {
+            let counted = counted.clone();
+            async move {
+                request.sent.set();
+                counted.fetch_add(1, Ordering::Relaxed);
+                tokio::time::sleep(SECOND).await;
+                fails()
+            }
+        }));
+    let began = Instant::now();
+    // The first minute has two calls: the others stand in line for those of the next.
+    let calls = (0..4).map(|_| service.clone().oneshot(request.clone()));
+    let codes: Vec<_> = join_all(calls).await.into_iter().map(code).collect();
+    assert_eq!(codes[..2], ["upstream_failed"; 2]);
+    assert_eq!(codes[2..], ["upstream_unavailable"; 2]);
+    assert_eq!(sent.load(Ordering::Relaxed), 2);
+    assert_eq!(began.elapsed(), SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_was_sent_when_it_opens_is_waited_for() {
+    let request = any_request();
+    let slow = over(service_fn(|request: PageRequest| async move {
+        request.sent.set();
+        tokio::time::sleep(SECOND).await;
+        works()
+    }));
+    let mut under_way = Polled::new(slow.oneshot(request.clone()));
+    assert!(under_way.is_under_way());
+    open(&request).await;
+    assert!(under_way.0.await.is_ok());
+    assert_eq!(state(&request), CircuitState::Open);
+}

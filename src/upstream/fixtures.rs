@@ -1,0 +1,35 @@
+//! What the tests of this floor begin with.
+
+use http::HeaderValue;
+
+use super::{Credentials, PageRequest, Sent, TokenSlot, Urgency, Validators};
+use crate::{
+    config::{Config, UpstreamConfig},
+    domain::{PageQuery, SpaceToken},
+};
+
+/// `[upstream]` by its defaults, but for what `lines` say.
+pub(super) fn config(lines: &str) -> UpstreamConfig {
+    let least = "[upstream]\nbase_url = 'https://unpod.example'\ncredentials.default.token = 't'";
+    let config = Config::from_toml(&format!("{least}\n{lines}"));
+    config.expect("a configuration").upstream
+}
+
+/// A request with a credential of its own under [`config`].
+pub(super) fn request(lines: &str) -> PageRequest {
+    let credentials = Credentials::load(&config(lines)).expect("a token");
+    PageRequest {
+        credential: credentials.named("default").expect("it is named").clone(),
+        token: TokenSlot::Current,
+        space: SpaceToken::new("SPACE").expect("a token"),
+        query: PageQuery {
+            page: 1,
+            page_size: 20,
+        },
+        validators: Validators::default(),
+        request_id: HeaderValue::from_static("test"),
+        cause: "test".into(),
+        urgency: Urgency::Waiting,
+        sent: Sent::default(),
+    }
+}

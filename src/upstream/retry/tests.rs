@@ -1,0 +1,158 @@
+use std::{collections::HashSet, sync::Mutex};
+
+use http::StatusCode;
+use tower::{ServiceBuilder, ServiceExt, service_fn};
+
+use super::*;
+use crate::upstream::{CircuitLayer, FailureSource, fixtures};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Stands before an upstream that fails the first calls with a 503, and notes when it is asked.
+struct Bench {
+    layer: RetryLayer,
+    request: PageRequest,
+    asked: Arc<Mutex<Vec<Instant>>>,
+    began: Instant,
+}
+
+impl Bench {
+    fn new(lines: &str) -> Self {
+        Self {
+            layer: RetryLayer::new(&fixtures::config(lines)),
+            request: fixtures::request(lines),
+            asked: Arc::default(),
+            began: Instant::now(),
+        }
+    }
+
+    async fn ask(
+        &self,
+        failures: usize,
+        retry_after: Option<Duration>,
+    ) -> Result<(), UpstreamError> {
+        let asked = self.asked.clone();
+        let before = asked.lock().unwrap().len();
+        ServiceBuilder::new()
+            .layer(self.layer.clone())
+            .layer(CircuitLayer::new(SECOND))
+            .service(service_fn(move |_: PageRequest| {
+                let mut asked = asked.lock().unwrap();
+                asked.push(Instant::now());
+                let fails = asked.len() - before <= failures;
+                let status = StatusCode::SERVICE_UNAVAILABLE;
+                std::future::ready(if fails {
+                    Err(UpstreamError::Failed(FailureSource::Status {
+                        status,
+                        retry_after,
+                    }))
+                } else {
+                    Ok(())
+                })
+            }))
+            .oneshot(self.request.clone())
+            .await
+    }
+
+    fn calls(&self) -> usize {
+        self.asked.lock().unwrap().len()
+    }
+
+    fn pauses(&self) -> Vec<Duration> {
+        let asked = self.asked.lock().unwrap();
+        asked.windows(2).map(|two| two[1] - two[0]).collect()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_further_try_comes_no_sooner_than_the_upstream_asks() {
+    let bench = Bench::new("");
+    bench.ask(2, Some(2 * SECOND)).await.unwrap();
+    let pauses = bench.pauses();
+    assert_eq!(pauses.len(), 2);
+    for (pause, bound) in pauses.iter().zip([FIRST_PAUSE, FIRST_PAUSE * 2]) {
+        let asked = 2 * SECOND;
+        assert!((asked..=asked + bound).contains(pause), "{pause:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_try_that_could_not_end_in_time_is_not_waited_for() {
+    let deadline = "timeout = '10s'";
+    for (asked, calls) in [
+        (10 * SECOND, 1),
+        (3600 * SECOND, 1),
+        (Duration::from_secs(u64::MAX), 1),
+        // What is left after the first pause is too little for a second one.
+        (6 * SECOND, 2),
+        (3 * SECOND, 3),
+    ] {
+        let bench = Bench::new(deadline);
+        let error = bench.ask(9, Some(asked)).await.unwrap_err();
+        assert_eq!(error.as_str(), "upstream_failed");
+        assert_eq!(bench.calls(), calls, "{asked:?}");
+        // Nothing was waited for after the last of them.
+        let last = *bench.asked.lock().unwrap().last().unwrap();
+        assert_eq!(Instant::now(), last, "{asked:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_word_of_the_upstreams_pauses_are_short() {
+    let bench = Bench::new("");
+    bench.ask(2, None).await.unwrap();
+    assert!(bench.began.elapsed() <= FIRST_PAUSE * 3);
+    assert_eq!(bench.calls(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_further_try_is_made_once_the_circuit_is_open() {
+    let bench = Bench::new("circuit.min_calls = 2");
+    let error = bench.ask(9, None).await.unwrap_err();
+    // The upstream's own word, not the circuit's.
+    assert_eq!(error.as_str(), "upstream_failed");
+    assert_eq!(bench.calls(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn further_tries_keep_to_their_budget() {
+    let bench = Bench::new("retries = 1\nretry_budget = 0.0\ncircuit.enabled = false");
+    for _ in 0..100 {
+        bench.ask(9, None).await.unwrap_err();
+        tokio::time::advance(Duration::from_millis(1)).await;
+    }
+    let free = BUDGET_TTL.as_secs() * u64::from(FREE_PER_SECOND);
+    // Pauses are time too, in which a few more come free.
+    let tries = u64::try_from(bench.calls()).unwrap() - 100;
+    let seconds = bench.began.elapsed().as_secs() + 1;
+    assert!((free..=free + seconds).contains(&tries), "{tries}");
+}
+
+#[test]
+fn pauses_are_drawn_from_zero_to_a_bound_that_doubles() {
+    let mut lowest = [Duration::MAX; 8];
+    let mut highest = [Duration::ZERO; 8];
+    for _ in 0..1000 {
+        let mut pauses = FullJitter::new();
+        for place in 0..8 {
+            let pause = pauses.draw();
+            lowest[place] = lowest[place].min(pause);
+            highest[place] = highest[place].max(pause);
+        }
+    }
+    let bounds = [50, 100, 200, 400, 800, 1000, 1000, 1000].map(Duration::from_millis);
+    for ((lowest, highest), bound) in lowest.into_iter().zip(highest).zip(bounds) {
+        assert!(lowest < bound / 10, "{lowest:?} of {bound:?}");
+        assert!(
+            highest <= bound && highest > bound * 9 / 10,
+            "{highest:?} of {bound:?}"
+        );
+    }
+}
+
+#[test]
+fn calls_that_fail_together_do_not_come_back_together() {
+    let layer = RetryLayer::new(&fixtures::config(""));
+    let first: HashSet<Duration> = (0..100).map(|_| layer.begin().pauses.draw()).collect();
+    assert!(first.len() > 90, "{}", first.len());
+}
