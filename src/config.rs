@@ -19,6 +19,7 @@ mod sources;
 pub mod telemetry;
 pub mod upstream;
 pub mod value;
+pub mod views;
 
 pub use self::{
     admin::AdminConfig,
@@ -30,6 +31,7 @@ pub use self::{
     server::ServerConfig,
     telemetry::TelemetryConfig,
     upstream::UpstreamConfig,
+    views::{ViewConfig, ViewsConfig},
 };
 
 /// What runs when nothing is configured, and what every key means.
@@ -47,6 +49,7 @@ pub struct Config {
     pub cache: CacheConfig,
     pub telemetry: TelemetryConfig,
     pub clients: Vec<ClientConfig>,
+    pub views: ViewsConfig,
     pub normalize: NormalizeConfig,
     /// The merged values as given, for [`Config::effective`].
     merged: Dict,
@@ -161,10 +164,8 @@ impl Reader<'_> {
         let cache = self.checked("cache", CacheConfig::check);
         let telemetry = self.checked("telemetry", TelemetryConfig::check);
         let clients = self.clients(upstream.as_ref());
+        let views = self.views();
         let normalize = self.normalize();
-        if self.merged.contains_key("views") {
-            self.problems.add("views", value::NOT_SUPPORTED);
-        }
         Some(Config {
             server: server?,
             admin: admin?,
@@ -175,6 +176,7 @@ impl Reader<'_> {
             cache: cache?,
             telemetry: telemetry?,
             clients,
+            views,
             normalize,
             merged: Dict::new(),
         })
@@ -201,9 +203,30 @@ impl Reader<'_> {
         let before = self.problems.iter().count();
         let clients = self.list("clients", self.merged.get("clients").cloned());
         if self.problems.iter().count() == before {
-            auth::check_clients(&clients, upstream, &mut self.problems);
+            let views = self.merged.get("views").and_then(Value::as_dict);
+            auth::check_clients(&clients, upstream, views, &mut self.problems);
         }
         clients
+    }
+
+    /// `[views]`, read one by one.
+    fn views(&mut self) -> ViewsConfig {
+        let mut views = ViewsConfig::new();
+        let Some(section) = self.merged.get("views") else {
+            return views;
+        };
+        let Some(dict) = section.as_dict() else {
+            let text = "expected tables such as [views.public]";
+            self.problems.add("views", text);
+            return views;
+        };
+        for (name, value) in dict {
+            let key = format!("views.{name}");
+            let view = problem::extract(&key, value.clone(), None, &mut self.problems);
+            views.extend(view.map(|view| (name.clone(), view)));
+        }
+        views::check(&views, &mut self.problems);
+        views
     }
 
     /// `[upstream]`, whose credentials are read one by one.

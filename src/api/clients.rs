@@ -10,8 +10,8 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use crate::{
-    config::ClientConfig,
-    domain::SpaceToken,
+    config::{ClientConfig, ViewsConfig},
+    domain::{SpaceToken, View},
     telemetry::metrics::AuthFailure,
     upstream::{Credential, Credentials},
 };
@@ -27,6 +27,8 @@ pub struct Client {
     credentials: Arc<Credentials>,
     /// Whether it may cause upstream calls beyond those that an ordinary miss costs.
     pub may_refresh: bool,
+    /// All it sees of a task, where that is not everything.
+    pub view: Option<Arc<View>>,
     expires: Option<SystemTime>,
 }
 
@@ -81,7 +83,18 @@ impl Client {
             spaces: self.spaces.narrowed(spaces),
             credential: self.credential.clone(),
             credentials: self.credentials.clone(),
+            view: self.view.clone(),
             ..*self
+        }
+    }
+
+    /// This client, shown no more than `view` where it has no view of its own: its own always holds.
+    #[must_use]
+    pub fn seeing(self, view: &Arc<View>) -> Self {
+        let view = self.view.unwrap_or_else(|| view.clone());
+        Self {
+            view: Some(view),
+            ..self
         }
     }
 
@@ -95,15 +108,23 @@ impl Client {
 pub struct Clients {
     by_digest: HashMap<[u8; 32], Arc<Client>>,
     credentials: Arc<Credentials>,
+    views: HashMap<String, Arc<View>>,
 }
 
 impl Clients {
     #[must_use]
-    pub fn new(configured: &[ClientConfig], credentials: Credentials) -> Self {
+    pub fn new(configured: &[ClientConfig], views: &ViewsConfig, credentials: Credentials) -> Self {
         let credentials = Arc::new(credentials);
+        let views: HashMap<_, _> = views
+            .iter()
+            .map(|(name, view)| {
+                let fields = view.fields.iter().map(|field| &field.0);
+                (name.clone(), Arc::new(View::new(fields)))
+            })
+            .collect();
         let mut by_digest = HashMap::new();
         for section in configured {
-            let client = Arc::new(client(section, &credentials));
+            let client = Arc::new(client(section, &views, &credentials));
             for digest in &section.key_sha256 {
                 by_digest.insert(digest.0, client.clone());
             }
@@ -111,6 +132,7 @@ impl Clients {
         Self {
             by_digest,
             credentials,
+            views,
         }
     }
 
@@ -151,9 +173,19 @@ impl Clients {
     pub fn credentials(&self) -> &Arc<Credentials> {
         &self.credentials
     }
+
+    /// The view of this name. A token that names one that is gone must not be shown more for it.
+    #[must_use]
+    pub fn view(&self, name: &str) -> Option<&Arc<View>> {
+        self.views.get(name)
+    }
 }
 
-fn client(section: &ClientConfig, credentials: &Arc<Credentials>) -> Client {
+fn client(
+    section: &ClientConfig,
+    views: &HashMap<String, Arc<View>>,
+    credentials: &Arc<Credentials>,
+) -> Client {
     let spaces = if section.spaces.iter().any(|space| space == "*") {
         AllowedSpaces::All
     } else {
@@ -174,6 +206,11 @@ fn client(section: &ClientConfig, credentials: &Arc<Credentials>) -> Client {
             .cloned(),
         credentials: credentials.clone(),
         may_refresh: section.may_refresh,
+        view: section.view.as_ref().map(|name| {
+            let view = views.get(name);
+            view.expect("a client's view is checked to be there")
+                .clone()
+        }),
         expires: section.expires.map(|expires| expires.0),
     }
 }
@@ -190,6 +227,33 @@ fn key(value: &[u8]) -> Option<&[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
+
+    /// The clients of a configuration that has `toml` beside what it must have.
+    fn clients(toml: &str) -> Clients {
+        let text = format!(
+            "[upstream]\nbase_url = 'https://unpod.example'\n\
+             [upstream.credentials.default]\ntoken = 'abc'\n{toml}"
+        );
+        let config = Config::from_toml(&text).unwrap();
+        let credentials = Credentials::load(&config.upstream).unwrap();
+        Clients::new(&config.clients, &config.views, credentials)
+    }
+
+    /// A `[[clients]]` table whose key is its name.
+    fn section(name: &str, rest: &str) -> String {
+        let digest: String = Sha256::digest(name)
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        format!("[[clients]]\nname = '{name}'\nkey_sha256 = ['{digest}']\nspaces = ['*']\n{rest}\n")
+    }
+
+    fn named<'a>(clients: &'a Clients, name: &str) -> &'a Client {
+        let authorization = format!("Token {name}");
+        let found = clients.authenticate(Some(authorization.as_bytes()), SystemTime::UNIX_EPOCH);
+        found.unwrap()
+    }
 
     #[test]
     fn a_key_is_read_from_two_schemes_and_nowhere_else() {
@@ -210,5 +274,22 @@ mod tests {
                 "{value}"
             );
         }
+    }
+
+    #[test]
+    fn a_view_holds_for_what_is_narrowed_and_another_takes_its_place_nowhere() {
+        let views = "[views.public]\nfields = ['a']\n[views.wide]\nfields = ['a', 'b']\n";
+        let viewed = section("viewed", "view = 'public'");
+        let clients = clients(&format!("{views}{viewed}{}", section("whole", "")));
+        let id = |client: &Client| client.view.as_ref().map(|view| view.id());
+        let public = clients.view("public").unwrap();
+        let wide = clients.view("wide").unwrap();
+        let narrowed = |name| named(&clients, name).narrowed(&AllowedSpaces::All);
+
+        assert_eq!(id(&narrowed("viewed")), Some(public.id()));
+        assert_eq!(id(&narrowed("viewed").seeing(wide)), Some(public.id()));
+        assert_eq!(id(&narrowed("whole")), None);
+        assert_eq!(id(&narrowed("whole").seeing(wide)), Some(wide.id()));
+        assert!(clients.view("nowhere").is_none());
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use figment::value::Dict;
 use serde::Deserialize;
 
 use super::{
@@ -51,14 +52,17 @@ pub struct ClientConfig {
     pub may_refresh: bool,
     pub expires: Option<Timestamp>,
     pub rate_limit: Option<NotYet>,
-    pub view: Option<NotYet>,
+    /// The name of a `[views.NAME]`: all it sees of a task.
+    pub view: Option<String>,
     pub certificate_subject: Option<NotYet>,
 }
 
-/// Checks all clients; against the credentials only where `upstream` could be read.
+/// Checks all clients; against the credentials only where `upstream` could be read. `views` is the section as it was given: a view
+/// that could not be read is a problem told already.
 pub(super) fn check_clients(
     clients: &[ClientConfig],
     upstream: Option<&UpstreamConfig>,
+    views: Option<&Dict>,
     problems: &mut Problems,
 ) {
     let mut names = HashMap::new();
@@ -66,6 +70,11 @@ pub(super) fn check_clients(
     for (place, client) in clients.iter().enumerate() {
         let key = |name: &str| format!("clients[{place}].{name}");
         check_client(client, upstream, &key, problems);
+        if let Some(view) = &client.view
+            && !views.is_some_and(|views| views.contains_key(view))
+        {
+            problems.add(key("view"), "no such [views.…]");
+        }
         if let Some(other) = names.insert(client.name.as_str(), place) {
             problems.add(key("name"), format!("the same as clients[{other}].name"));
         }

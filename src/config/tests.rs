@@ -135,6 +135,11 @@ fn every_rule_refuses_under_its_key() {
     let digest = |last: char| format!("{}{last}", "0".repeat(63));
     let three = format!("['{}', '{}', '{}']", digest('1'), digest('2'), digest('3'));
     let long_name = format!("'{}'", "n".repeat(65));
+    let deep_path = format!("['a{}']", ".a".repeat(32));
+    let many_views: Vec<_> = (0..33)
+        .map(|n| format!("v{n} = {{fields = ['a']}}"))
+        .collect();
+    let many_views = format!("{{{}}}", many_views.join(", "));
     let same_twice = format!("['{0}', '{0}']", digest('1'));
     let table: &[(&str, &str, &str)] = &[
         ("server.header_read_timeout", "'0s'", ""),
@@ -249,6 +254,33 @@ fn every_rule_refuses_under_its_key() {
         ("clients.0.expires", "'tomorrow'", client),
         ("clients.0.expires", "2027-01-01T00:00:00Z", client),
         ("clients.0.may_refresh", "1", client),
+        ("clients.0.view", "'nowhere'", client),
+        ("clients.0.view", "5", client),
+        ("views", "['public']", ""),
+        ("views", "{public = 'task_id'}", "views.public"),
+        ("views", "{public = {}}", "views.public.fields"),
+        (
+            "views.public",
+            "{fields = ['a'], hidden = 1}",
+            "views.public.hidden",
+        ),
+        ("views.public.fields", "[]", ""),
+        ("views.public.fields", "'task_id'", ""),
+        ("views.public.fields", "['']", "views.public.fields[0]"),
+        (
+            "views.public.fields",
+            "['a', 'b..c']",
+            "views.public.fields[1]",
+        ),
+        ("views.public.fields", "[[]]", "views.public.fields[0]"),
+        ("views.public.fields", "[5]", "views.public.fields[0]"),
+        (
+            "views.public.fields",
+            deep_path.as_str(),
+            "views.public.fields[0]",
+        ),
+        ("views", "{'a b' = {fields = ['a']}}", "views.a b"),
+        ("views", many_views.as_str(), ""),
         ("normalize", "[]", "normalize"),
         ("normalize.rules", "{}", "normalize.rules"),
         (
@@ -336,6 +368,11 @@ fn what_lies_within_the_rules_is_taken() {
         ("clients.0.expires", "'2027-01-01T00:00:00Z'"),
         ("clients.0.credential", "'default'"),
         ("clients", "[]"),
+        ("views", "{}"),
+        (
+            "views.public.fields",
+            "['task_id', 'output.call_id', ['output', 'a.b', '']]",
+        ),
         (
             "normalize.rules",
             "[{contains = 'Quota exceeded', code = 'upstream_quota_exhausted'}]",
@@ -359,6 +396,23 @@ fn no_two_clients_share_a_name_or_a_digest() {
     assert_eq!(
         keys_of(&problems),
         ["clients[1].name", "clients[1].key_sha256"]
+    );
+}
+
+#[test]
+fn a_clients_view_is_told_of_once_where_it_cannot_be_read() {
+    let with_view = |fields| {
+        with(&[
+            ("clients.0.view", "'public'"),
+            ("views.public.fields", fields),
+        ])
+    };
+    let config = Config::from_toml(&with_view("['task_id']")).unwrap();
+    assert_eq!(config.clients[0].view.as_deref(), Some("public"));
+    assert_eq!(config.views["public"].fields.len(), 1);
+    assert_eq!(
+        keys_of(&refused(&with_view("['']"))),
+        ["views.public.fields[0]"]
     );
 }
 
@@ -437,7 +491,7 @@ fn a_problem_is_told_as_key_and_text() {
 }
 
 /// Paths that no default names.
-const OPTIONAL: [&str; 32] = [
+const OPTIONAL: [&str; 35] = [
     "server.tls",
     "admin.key_sha256",
     "auth.jwt",
@@ -466,6 +520,9 @@ const OPTIONAL: [&str; 32] = [
     "clients.0.expires",
     "clients.0.rate_limit",
     "clients.0.view",
+    "views.public",
+    "views.public.fields",
+    "views.public.fields.0",
     "normalize",
     "normalize.rules",
     "normalize.rules.0.contains",
@@ -541,9 +598,7 @@ fn keys_of_later_features_are_refused_and_not_passed_over() {
         ("cache.redis", "{url = 'redis://r'}"),
         ("telemetry.otlp_endpoint", "'http://o:4317'"),
         ("clients.0.rate_limit", "{per_second = 1, burst = 1}"),
-        ("clients.0.view", "'public'"),
         ("clients.0.certificate_subject", "'spiffe://x'"),
-        ("views", "{public = {fields = ['task_id']}}"),
     ] {
         let problems = refused(&with(&[(path, value)]));
         let key = path.replace("clients.0", "clients[0]");

@@ -1,6 +1,6 @@
 //! The strict client: it asks as anybody would, and checks of every answer what the contract promises for all of them.
 
-use std::{future::IntoFuture, pin::Pin};
+use std::{future::IntoFuture, io::Read, pin::Pin};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
@@ -194,6 +194,26 @@ impl Answer {
             return String::new();
         }
         self.json()["code"].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// The body without its content coding.
+    pub(crate) fn decoded(&self) -> Vec<u8> {
+        let body = &self.body[..];
+        let mut plain = Vec::new();
+        match self.header("content-encoding") {
+            None => plain.extend_from_slice(body),
+            Some("gzip") => {
+                let mut decoder = flate2::read::GzDecoder::new(body);
+                decoder.read_to_end(&mut plain).unwrap();
+            }
+            Some("br") => {
+                let mut decoder = brotli::Decompressor::new(body, 4096);
+                decoder.read_to_end(&mut plain).unwrap();
+            }
+            Some("zstd") => plain = zstd::bulk::decompress(body, 1 << 20).unwrap(),
+            Some(other) => panic!("nobody asked for {other}"),
+        }
+        plain
     }
 
     pub(crate) fn json(&self) -> serde_json::Value {

@@ -22,4 +22,5 @@ mod process;
 mod quota;
 mod secrets;
 mod upstream_tls;
+mod views;
 mod warm_start;

@@ -16,7 +16,7 @@ use crate::{
         query,
     },
     cache::{
-        CacheStatus, StoredPage,
+        CacheStatus, Rendition, StoredPage,
         freshness::permitted,
         http_semantics::{Coding, RequestDirectives, negotiate, not_modified},
     },
@@ -106,29 +106,35 @@ async fn answer(
         request_id,
     };
     let served = data.tasks.page(&ask).await?;
-    let response = respond(data, &caller.policy, &ask, &served, headers).await;
+    let response = respond(data, caller, &ask, &served, headers).await;
     Ok((response, served))
 }
 
 /// The answer for a page that was found: 304 where the client has it already.
 async fn respond(
     data: &Data,
-    policy: &Policy,
+    caller: &Caller,
     ask: &Ask,
     served: &Served,
     request: &HeaderMap,
 ) -> Response {
     let page = &served.page;
+    let rendition = data
+        .tasks
+        .rendition(ask, page, caller.client.view.as_deref());
     let mut response = Response::new(Body::empty());
-    describe(data, policy, ask, served, response.headers_mut());
-    let etag = page.content.etag.to_str().unwrap_or_default();
+    describe(data, &caller.policy, ask, served, response.headers_mut());
+    response
+        .headers_mut()
+        .insert(header::ETAG, rendition.etag.clone());
+    let etag = rendition.etag.to_str().unwrap_or_default();
     let now_unix = unix_now();
     if not_modified(request, etag, page.last_modified_unix, now_unix) {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         return response;
     }
     let coding = negotiate(request, &CODINGS);
-    let body = variant(data, ask, served, coding).await;
+    let body = coded(data, ask, served, &rendition, coding).await;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, JSON);
     headers.insert(header::CONTENT_LENGTH, body.len().into());
@@ -154,18 +160,23 @@ impl CodedBody {
 }
 
 /// The body in `coding`. Who waited for the fill gets the identity rather than wait for the coder too.
-async fn variant(data: &Data, ask: &Ask, served: &Served, coding: Coding) -> CodedBody {
-    let content = &served.page.content;
+async fn coded(
+    data: &Data,
+    ask: &Ask,
+    served: &Served,
+    rendition: &Rendition,
+    coding: Coding,
+) -> CodedBody {
     let identity = || CodedBody {
-        bytes: content.page.body.clone(),
+        bytes: rendition.body.clone(),
         is_coded: false,
     };
     let from_store = matches!(served.status, CacheStatus::Hit { .. });
-    let is_new = !content.variants.is_made(coding);
+    let is_new = !rendition.variants.is_made(coding);
     if is_new && !from_store {
         return identity();
     }
-    let Some(bytes) = content.variants.get(coding, &content.page.body).await else {
+    let Some(bytes) = rendition.variants.get(coding, &rendition.body).await else {
         return identity();
     };
     if is_new {
@@ -177,11 +188,10 @@ async fn variant(data: &Data, ask: &Ask, served: &Served, coding: Coding) -> Cod
     }
 }
 
-/// Every field that 200 and 304 share.
+/// Every field that 200 and 304 share, but for the entity tag.
 fn describe(data: &Data, policy: &Policy, ask: &Ask, served: &Served, headers: &mut HeaderMap) {
     let page = &served.page;
     headers.insert(CACHE_STATUS, served.status.header_value());
-    headers.insert(header::ETAG, page.content.etag.clone());
     headers.insert(header::DATE, page.date.clone());
     headers.insert(header::VARY, VARY);
     let rest = client_rest(served);
