@@ -73,7 +73,7 @@ impl Gateway {
         let config = Arc::new(config);
         let metrics = Metrics::new(config.upstream.credentials.keys().map(String::as_str));
         let credentials = Credentials::load(&config.upstream)?;
-        let clients = Clients::new(&config.clients, &config.views, credentials);
+        let clients = Clients::new(&config.clients, &config.views, credentials, None);
         let policy: LivePolicy = Arc::new(ArcSwap::from_pointee(Policy::new(&config, clients)));
         let stack = upstream::stack(
             Client::new(&config.upstream)?,

@@ -23,7 +23,7 @@ pub mod views;
 
 pub use self::{
     admin::AdminConfig,
-    auth::{AuthConfig, ClientConfig, CorsConfig},
+    auth::{AuthConfig, ClientConfig, CorsConfig, RateLimitConfig},
     cache::CacheConfig,
     normalize::NormalizeConfig,
     problem::{Problem, Problems},

@@ -9,12 +9,16 @@ use std::{
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
+use super::rate_limit::{Limiter, RateLimit, take_all};
 use crate::{
     config::{ClientConfig, ViewsConfig},
     domain::{SpaceToken, View},
     telemetry::metrics::AuthFailure,
     upstream::{Credential, Credentials},
 };
+
+/// What a client's own limit is called towards it.
+const CLIENT_LIMIT: &str = "default";
 
 /// A caller with an identity of its own.
 #[derive(Debug)]
@@ -29,6 +33,8 @@ pub struct Client {
     pub may_refresh: bool,
     /// All it sees of a task, where that is not everything.
     pub view: Option<Arc<View>>,
+    /// How often it may ask, the narrowest limit first; each is shared by all who draw on it.
+    limiters: Vec<Arc<Limiter>>,
     expires: Option<SystemTime>,
 }
 
@@ -84,6 +90,7 @@ impl Client {
             credential: self.credential.clone(),
             credentials: self.credentials.clone(),
             view: self.view.clone(),
+            limiters: self.limiters.clone(),
             ..*self
         }
     }
@@ -98,6 +105,22 @@ impl Client {
         }
     }
 
+    /// This client, held by `limiter` besides the limits it has.
+    #[must_use]
+    pub fn limited_by(mut self, limiter: Arc<Limiter>) -> Self {
+        self.limiters.insert(0, limiter);
+        self
+    }
+
+    /// Takes one request out of its budgets and says what is left; of a client without a limit, nothing.
+    ///
+    /// # Errors
+    ///
+    /// Returns the limit that is spent.
+    pub fn take_request(&self) -> Result<Vec<RateLimit>, RateLimit> {
+        take_all(&self.limiters)
+    }
+
     fn is_expired(&self, now: SystemTime) -> bool {
         self.expires.is_some_and(|expires| expires <= now)
     }
@@ -109,11 +132,19 @@ pub struct Clients {
     by_digest: HashMap<[u8; 32], Arc<Client>>,
     credentials: Arc<Credentials>,
     views: HashMap<String, Arc<View>>,
+    /// By the name of the client that each belongs to.
+    limiters: HashMap<Arc<str>, Arc<Limiter>>,
 }
 
 impl Clients {
+    /// The clients that are configured. Those of `previous` whose limit is the same keep what is left of it.
     #[must_use]
-    pub fn new(configured: &[ClientConfig], views: &ViewsConfig, credentials: Credentials) -> Self {
+    pub fn new(
+        configured: &[ClientConfig],
+        views: &ViewsConfig,
+        credentials: Credentials,
+        previous: Option<&Self>,
+    ) -> Self {
         let credentials = Arc::new(credentials);
         let views: HashMap<_, _> = views
             .iter()
@@ -123,8 +154,19 @@ impl Clients {
             })
             .collect();
         let mut by_digest = HashMap::new();
+        let mut limiters = HashMap::new();
         for section in configured {
-            let client = Arc::new(client(section, &views, &credentials));
+            let mut client = client(section, &views, &credentials);
+            if let Some(limit) = &section.rate_limit {
+                let before = previous.and_then(|clients| clients.limiters.get(&client.name));
+                let limiter = before
+                    .filter(|limiter| limiter.config() == limit)
+                    .cloned()
+                    .unwrap_or_else(|| Arc::new(Limiter::new(CLIENT_LIMIT, limit)));
+                limiters.insert(client.name.clone(), limiter.clone());
+                client = client.limited_by(limiter);
+            }
+            let client = Arc::new(client);
             for digest in &section.key_sha256 {
                 by_digest.insert(digest.0, client.clone());
             }
@@ -133,6 +175,7 @@ impl Clients {
             by_digest,
             credentials,
             views,
+            limiters,
         }
     }
 
@@ -211,6 +254,7 @@ fn client(
             view.expect("a client's view is checked to be there")
                 .clone()
         }),
+        limiters: Vec::new(),
         expires: section.expires.map(|expires| expires.0),
     }
 }
@@ -227,17 +271,21 @@ fn key(value: &[u8]) -> Option<&[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
+    use crate::config::{Config, RateLimitConfig};
 
     /// The clients of a configuration that has `toml` beside what it must have.
     fn clients(toml: &str) -> Clients {
+        reloaded(toml, None)
+    }
+
+    fn reloaded(toml: &str, previous: Option<&Clients>) -> Clients {
         let text = format!(
             "[upstream]\nbase_url = 'https://unpod.example'\n\
              [upstream.credentials.default]\ntoken = 'abc'\n{toml}"
         );
         let config = Config::from_toml(&text).unwrap();
         let credentials = Credentials::load(&config.upstream).unwrap();
-        Clients::new(&config.clients, &config.views, credentials)
+        Clients::new(&config.clients, &config.views, credentials, previous)
     }
 
     /// A `[[clients]]` table whose key is its name.
@@ -274,6 +322,68 @@ mod tests {
                 "{value}"
             );
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_left_of_a_limit_outlives_a_reload_that_leaves_it_alone() {
+        let limited = |name, burst| {
+            let rest = format!("rate_limit = {{ per_second = 1, burst = {burst} }}");
+            section(name, &rest)
+        };
+        let left = |clients: &Clients, name| {
+            let limits = named(clients, name).take_request().unwrap();
+            limits
+                .iter()
+                .map(|limit| limit.remaining)
+                .collect::<Vec<_>>()
+        };
+        let before = clients(&(limited("same", 5) + &limited("changed", 5) + &limited("freed", 5)));
+        for name in ["same", "changed", "freed"] {
+            assert_eq!(left(&before, name), [4]);
+        }
+
+        let toml = limited("new", 5) + &limited("changed", 9) + &limited("same", 5);
+        let after = reloaded(&(toml + &section("freed", "")), Some(&before));
+
+        assert_eq!(left(&after, "same"), [3]);
+        assert_eq!(
+            left(&before, "same"),
+            [2],
+            "requests under way draw on it too"
+        );
+        assert_eq!(left(&after, "changed"), [8]);
+        assert_eq!(left(&after, "new"), [4]);
+        assert!(left(&after, "freed").is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_narrowed_draws_on_the_limit_of_its_origin_and_on_its_own() {
+        let clients = clients(&section(
+            "minter",
+            "rate_limit = { per_second = 1, burst = 3 }",
+        ));
+        let minter = named(&clients, "minter");
+        let own = RateLimitConfig {
+            per_second: 1.0,
+            burst: 2.try_into().unwrap(),
+        };
+        let own = Arc::new(Limiter::new("token", &own));
+        let token = minter.narrowed(&AllowedSpaces::All).limited_by(own);
+        let left = |client: &Client| {
+            let limits = client.take_request();
+            limits.map(|limits| {
+                limits
+                    .iter()
+                    .map(|limit| limit.remaining)
+                    .collect::<Vec<_>>()
+            })
+        };
+
+        assert_eq!(left(&token), Ok(vec![1, 2]));
+        assert_eq!(left(minter), Ok(vec![1]));
+        assert_eq!(left(&token), Ok(vec![0, 0]));
+        assert_eq!(left(&token).unwrap_err().policy, "token");
+        assert_eq!(left(minter).unwrap_err().policy, CLIENT_LIMIT);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! `[auth]`, `[cors]` and `[[clients]]`: who may call, and from where.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, num::NonZeroU32};
 
 use figment::value::Dict;
 use serde::Deserialize;
@@ -51,10 +51,21 @@ pub struct ClientConfig {
     #[serde(default)]
     pub may_refresh: bool,
     pub expires: Option<Timestamp>,
-    pub rate_limit: Option<NotYet>,
+    /// How often it may ask; absent: as often as it likes.
+    pub rate_limit: Option<RateLimitConfig>,
     /// The name of a `[views.NAME]`: all it sees of a task.
     pub view: Option<String>,
     pub certificate_subject: Option<NotYet>,
+}
+
+/// A budget of requests: `burst` at once, filled up again by `per_second`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RateLimitConfig {
+    #[serde(deserialize_with = "value::rate")]
+    pub per_second: f64,
+    #[serde(deserialize_with = "value::burst")]
+    pub burst: NonZeroU32,
 }
 
 /// Checks all clients; against the credentials only where `upstream` could be read. `views` is the section as it was given: a view

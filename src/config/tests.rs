@@ -254,6 +254,22 @@ fn every_rule_refuses_under_its_key() {
         ("clients.0.expires", "'tomorrow'", client),
         ("clients.0.expires", "2027-01-01T00:00:00Z", client),
         ("clients.0.may_refresh", "1", client),
+        ("clients.0.rate_limit", "50", client),
+        (
+            "clients.0.rate_limit",
+            "{per_second = 50}",
+            "clients[0].rate_limit.burst",
+        ),
+        (
+            "clients.0.rate_limit",
+            "{burst = 50}",
+            "clients[0].rate_limit.per_second",
+        ),
+        (
+            "clients.0.rate_limit",
+            "{per_second = 1, burst = 1, window = 1}",
+            "clients[0].rate_limit.window",
+        ),
         ("clients.0.view", "'nowhere'", client),
         ("clients.0.view", "5", client),
         ("views", "['public']", ""),
@@ -400,6 +416,27 @@ fn no_two_clients_share_a_name_or_a_digest() {
 }
 
 #[test]
+fn a_limit_has_a_rate_and_a_burst_within_reason() {
+    let limit = |per_second, burst| {
+        with(&[
+            ("clients.0.rate_limit.per_second", per_second),
+            ("clients.0.rate_limit.burst", burst),
+        ])
+    };
+    for (per_second, burst) in [("50", "100"), ("0.0001", "1000000"), ("1000000.0", "1")] {
+        assert!(Config::from_toml(&limit(per_second, burst)).is_ok());
+    }
+    for rate in ["0", "-1.5", "nan", "inf", "0.00009", "1000001", "'fast'"] {
+        let problems = refused(&limit(rate, "1"));
+        assert_eq!(keys_of(&problems), ["clients[0].rate_limit.per_second"]);
+    }
+    for burst in ["0", "-1", "1.5", "1000001", "'all'"] {
+        let problems = refused(&limit("1", burst));
+        assert_eq!(keys_of(&problems), ["clients[0].rate_limit.burst"]);
+    }
+}
+
+#[test]
 fn a_clients_view_is_told_of_once_where_it_cannot_be_read() {
     let with_view = |fields| {
         with(&[
@@ -491,7 +528,7 @@ fn a_problem_is_told_as_key_and_text() {
 }
 
 /// Paths that no default names.
-const OPTIONAL: [&str; 35] = [
+const OPTIONAL: [&str; 37] = [
     "server.tls",
     "admin.key_sha256",
     "auth.jwt",
@@ -519,6 +556,8 @@ const OPTIONAL: [&str; 35] = [
     "clients.0.credential",
     "clients.0.expires",
     "clients.0.rate_limit",
+    "clients.0.rate_limit.per_second",
+    "clients.0.rate_limit.burst",
     "clients.0.view",
     "views.public",
     "views.public.fields",
@@ -597,7 +636,6 @@ fn keys_of_later_features_are_refused_and_not_passed_over() {
         ("upstream.credentials.default.next_token_file", "'/t'"),
         ("cache.redis", "{url = 'redis://r'}"),
         ("telemetry.otlp_endpoint", "'http://o:4317'"),
-        ("clients.0.rate_limit", "{per_second = 1, burst = 1}"),
         ("clients.0.certificate_subject", "'spiffe://x'"),
     ] {
         let problems = refused(&with(&[(path, value)]));

@@ -45,6 +45,8 @@ const ON_PAGES: &[&str] = &[
     "etag",
     "last-modified",
     "link",
+    "ratelimit",
+    "ratelimit-policy",
     "x-list-generation",
 ];
 const ON_ERRORS: &[&str] = &[
@@ -264,6 +266,11 @@ pub(crate) fn check(method: &Method, path: &str, answer: &Answer) {
         );
         assert_eq!(answer.headers.get_all(name).iter().count(), 1, "{context}");
     }
+    assert_eq!(
+        answer.header("ratelimit").is_some(),
+        answer.header("ratelimit-policy").is_some(),
+        "{context}"
+    );
     let public = PUBLIC.contains(&path.split('?').next().unwrap_or_default());
     if !public || is_error {
         check_privacy(answer, &context);

@@ -20,6 +20,7 @@ mod operators;
 mod paths;
 mod process;
 mod quota;
+mod rate_limit;
 mod secrets;
 mod upstream_tls;
 mod views;

@@ -18,8 +18,8 @@ use tower::{Layer, Service};
 use crate::{
     api::{
         ApiError, Caller, LivePolicy,
-        error::RateLimit,
         peer::{Peer, TrustedProxies},
+        rate_limit::RateLimit,
     },
     telemetry::metrics::{AuthFailure, Metrics},
 };
@@ -140,6 +140,7 @@ impl Shared {
                     policy: "auth-failures",
                     quota: self.failures.most,
                     window: WINDOW,
+                    remaining: 0,
                     reset_after,
                 })
             }

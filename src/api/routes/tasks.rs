@@ -1,6 +1,6 @@
 //! `GET /spaces/{space_token}/tasks`: a page of tasks.
 
-use std::{fmt::Write as _, time::Duration};
+use std::{fmt::Write as _, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -11,9 +11,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
 use crate::{
     api::{
-        ApiError, Caller, Data, Policy,
+        ApiError, Caller, Client, Data, Policy,
         layers::observe::{Facts, RequestId, VARY},
         query,
+        rate_limit::{self, RateLimit},
     },
     cache::{
         CacheStatus, Rendition, StoredPage,
@@ -22,6 +23,7 @@ use crate::{
     },
     domain::{PageQuery, SpaceToken},
     service::{Ask, Served},
+    upstream::Credential,
 };
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -33,7 +35,8 @@ const CODINGS: [Coding; 3] = [Coding::Brotli, Coding::Zstd, Coding::Gzip];
 
 /// Answers with the page that path and query name.
 ///
-/// Checked in the order in which things may be told: path and query, then whether the client may read the space, then the cache.
+/// Checked in the order in which things may be told: path and query, then whether the client may read the space, then how often it
+/// may ask, then the cache.
 pub async fn page(
     State(data): State<Data>,
     Extension(caller): Extension<Caller>,
@@ -53,23 +56,48 @@ pub async fn page(
         cache: None,
         age_s: None,
     };
-    let answered = answer(&data, &caller, space, query, request_id, &headers).await;
-    let (mut response, facts) = match answered {
-        Ok((response, served)) => (
-            response,
-            Facts {
-                cache: Some(served.status.outcome()),
-                age_s: Some(served.page.age(served.at).as_secs()),
-                ..facts
-            },
-        ),
-        Err(error) => {
-            let cache = error.cache_status().map(|status| status.outcome());
-            (error.into_response(), Facts { cache, ..facts })
+    let (mut response, facts) = match admit(&caller.client, &space) {
+        Ok(Admitted { credential, limits }) => {
+            let ask = Ask {
+                credential,
+                space,
+                query,
+                directives: permitted(
+                    RequestDirectives::parse(&headers),
+                    caller.client.may_refresh,
+                ),
+                client: caller.client.name.clone(),
+                request_id,
+            };
+            let (mut response, facts) = answer(&data, &caller, &ask, &headers, facts).await;
+            rate_limit::write(&limits, response.headers_mut());
+            (response, facts)
         }
+        Err(error) => (error.into_response(), facts),
     };
     response.extensions_mut().insert(facts);
     response
+}
+
+/// What a request may go on with.
+struct Admitted {
+    credential: Arc<Credential>,
+    /// What is left of the client's limits.
+    limits: Vec<RateLimit>,
+}
+
+/// Whether the client may ask for `space`, and may ask now. A request that may not read the space draws on no limit.
+fn admit(client: &Client, space: &SpaceToken) -> Result<Admitted, ApiError> {
+    if !client.may_read(space) {
+        return Err(ApiError::SpaceNotAllowed);
+    }
+    // The configuration admits no client whose spaces have no credential.
+    let credential = client.credential(space).ok_or(ApiError::SpaceNotAllowed)?;
+    let limits = client.take_request().map_err(ApiError::RateLimited)?;
+    Ok(Admitted {
+        credential: credential.clone(),
+        limits,
+    })
 }
 
 fn read_request(
@@ -86,28 +114,26 @@ fn read_request(
 async fn answer(
     data: &Data,
     caller: &Caller,
-    space: SpaceToken,
-    query: PageQuery,
-    request_id: HeaderValue,
+    ask: &Ask,
     headers: &HeaderMap,
-) -> Result<(Response, Served), ApiError> {
-    let client = &caller.client;
-    if !client.may_read(&space) {
-        return Err(ApiError::SpaceNotAllowed);
+    facts: Facts,
+) -> (Response, Facts) {
+    match data.tasks.page(ask).await {
+        Ok(served) => {
+            let facts = Facts {
+                cache: Some(served.status.outcome()),
+                age_s: Some(served.page.age(served.at).as_secs()),
+                ..facts
+            };
+            let response = respond(data, caller, ask, &served, headers).await;
+            (response, facts)
+        }
+        Err(error) => {
+            let cache = Some(error.status.outcome());
+            let error = ApiError::from(error);
+            (error.into_response(), Facts { cache, ..facts })
+        }
     }
-    // The configuration admits no client whose spaces have no credential.
-    let credential = client.credential(&space).ok_or(ApiError::SpaceNotAllowed)?;
-    let ask = Ask {
-        credential: credential.clone(),
-        space,
-        query,
-        directives: permitted(RequestDirectives::parse(headers), client.may_refresh),
-        client: client.name.clone(),
-        request_id,
-    };
-    let served = data.tasks.page(&ask).await?;
-    let response = respond(data, caller, &ask, &served, headers).await;
-    Ok((response, served))
 }
 
 /// The answer for a page that was found: 304 where the client has it already.
