@@ -11,6 +11,7 @@ use serde::Deserialize;
 pub mod admin;
 pub mod auth;
 pub mod cache;
+pub mod cors;
 pub mod normalize;
 mod problem;
 pub mod routes;
@@ -23,8 +24,9 @@ pub mod views;
 
 pub use self::{
     admin::AdminConfig,
-    auth::{AuthConfig, ClientConfig, CorsConfig, RateLimitConfig},
+    auth::{AuthConfig, ClientConfig, RateLimitConfig},
     cache::CacheConfig,
+    cors::CorsConfig,
     normalize::NormalizeConfig,
     problem::{Problem, Problems},
     routes::RoutesConfig,
@@ -158,7 +160,7 @@ impl Reader<'_> {
         let server = self.checked("server", ServerConfig::check);
         let admin = self.checked("admin", AdminConfig::check);
         let auth = self.section("auth");
-        let cors = self.checked("cors", CorsConfig::check);
+        let cors = self.section("cors");
         let routes = self.checked("routes", RoutesConfig::check);
         let upstream = self.upstream();
         let cache = self.checked("cache", CacheConfig::check);

@@ -1,4 +1,4 @@
-//! `[auth]`, `[cors]` and `[[clients]]`: who may call, and from where.
+//! `[auth]` and `[[clients]]`: who may call.
 
 use std::{collections::HashMap, num::NonZeroU32};
 
@@ -19,21 +19,6 @@ pub struct AuthConfig {
     pub max_failures: u32,
     pub jwt: Option<NotYet>,
     pub browser_tokens: Option<NotYet>,
-}
-
-/// `[cors]`: the browser origins that may read an answer.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct CorsConfig {
-    pub origins: Vec<String>,
-}
-
-impl CorsConfig {
-    pub(super) fn check(&self, problems: &mut Problems) {
-        if !self.origins.is_empty() {
-            problems.add("cors.origins", value::NOT_SUPPORTED);
-        }
-    }
 }
 
 /// `[[clients]]`: one caller with an identity of its own.

@@ -169,6 +169,14 @@ fn every_rule_refuses_under_its_key() {
         ("admin.listen", "'0.0.0.0:9090'", ""),
         ("admin.listen", "'[::]:9090'", ""),
         ("auth.max_failures", "-1", ""),
+        ("cors.origins", "'https://app.example.com'", ""),
+        ("cors.origins", "['*']", "cors.origins[0]"),
+        (
+            "cors.origins",
+            "['https://app.example.com', 'https://app.example.com/']",
+            "cors.origins[1]",
+        ),
+        ("cors.origins", "[5]", "cors.origins[0]"),
         ("routes.tasks.max_page_size", "0", ""),
         ("routes.tasks.unknown_parameters", "'drop'", ""),
         ("upstream.base_url", "'unpod.example'", ""),
@@ -384,6 +392,10 @@ fn what_lies_within_the_rules_is_taken() {
         ("clients.0.expires", "'2027-01-01T00:00:00Z'"),
         ("clients.0.credential", "'default'"),
         ("clients", "[]"),
+        (
+            "cors.origins",
+            "['https://app.example.com', 'https://*.example.com']",
+        ),
         ("views", "{}"),
         (
             "views.public.fields",
@@ -631,7 +643,6 @@ fn keys_of_later_features_are_refused_and_not_passed_over() {
         ("admin.key_sha256", "['00']"),
         ("auth.jwt", "{issuer = 'https://id.example'}"),
         ("auth.browser_tokens", "{signing_key_file = '/k'}"),
-        ("cors.origins", "['https://app.example']"),
         ("upstream.credentials.default.next_token", "'abc'"),
         ("upstream.credentials.default.next_token_file", "'/t'"),
         ("cache.redis", "{url = 'redis://r'}"),

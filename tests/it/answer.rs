@@ -58,6 +58,14 @@ const ON_ERRORS: &[&str] = &[
     "retry-after",
     "www-authenticate",
 ];
+/// Where CORS is configured, which `Vary: Origin` tells.
+const ON_CORS: &[&str] = &[
+    "access-control-allow-headers",
+    "access-control-allow-methods",
+    "access-control-allow-origin",
+    "access-control-expose-headers",
+    "access-control-max-age",
+];
 /// Served to anybody alike.
 const PUBLIC: [&str; 2] = ["/healthz", "/openapi.json"];
 
@@ -259,9 +267,15 @@ pub(crate) fn check(method: &Method, path: &str, answer: &Answer) {
     assert!((1..=64).contains(&id.len()), "{context}");
     let is_error = answer.status >= 400;
     let rest = if is_error { ON_ERRORS } else { ON_PAGES };
+    let vary = answer.header("vary").unwrap_or_default();
+    let cors = if vary.contains("Origin") {
+        ON_CORS
+    } else {
+        &[]
+    };
     for name in answer.headers.keys().map(HeaderName::as_str) {
         assert!(
-            ALWAYS.contains(&name) || rest.contains(&name),
+            ALWAYS.contains(&name) || rest.contains(&name) || cors.contains(&name),
             "{name} is no field of ours: {context}"
         );
         assert_eq!(answer.headers.get_all(name).iter().count(), 1, "{context}");
@@ -277,6 +291,7 @@ pub(crate) fn check(method: &Method, path: &str, answer: &Answer) {
     }
     match answer.status {
         200 => assert!(answer.header("content-length").is_some(), "{context}"),
+        204 => check_preflight(method, answer, &context),
         304 => check_not_modified(answer, &context),
         _ => check_error(method, answer, id, &context),
     }
@@ -298,6 +313,14 @@ fn check_not_modified(answer: &Answer, context: &str) {
     assert!(answer.body.is_empty(), "{context}");
     assert!(answer.header("etag").is_some(), "{context}");
     for name in ["content-length", "content-type", "content-encoding"] {
+        assert_eq!(answer.header(name), None, "{context}");
+    }
+}
+
+fn check_preflight(method: &Method, answer: &Answer, context: &str) {
+    assert_eq!(*method, Method::OPTIONS, "{context}");
+    assert!(answer.body.is_empty(), "{context}");
+    for name in ["content-length", "content-type", "etag", "cache-status"] {
         assert_eq!(answer.header(name), None, "{context}");
     }
 }
