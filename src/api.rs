@@ -7,6 +7,7 @@ pub mod layers;
 pub mod peer;
 pub mod policy;
 pub mod query;
+pub mod rate_limit;
 pub mod router;
 pub mod routes;
 

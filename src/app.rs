@@ -95,7 +95,7 @@ impl Gateway {
         let tls = config.server.tls.as_ref().map(Tls::new).transpose()?;
         let metrics = Metrics::new(config.upstream.credentials.keys().map(String::as_str));
         let credentials = Credentials::load(&config.upstream)?;
-        let clients = Clients::new(&config.clients, credentials);
+        let clients = Clients::new(&config.clients, &config.views, credentials, None);
         let credentials = clients.credentials().clone();
         let policy: LivePolicy = Arc::new(ArcSwap::from_pointee(Policy::new(&config, clients)));
         let limit = LimitLayer::new(config.upstream.max_concurrency, config.upstream.max_queue);

@@ -9,6 +9,7 @@ pub mod entry;
 pub mod flight;
 pub mod freshness;
 pub mod http_semantics;
+pub mod rendition;
 pub mod snapshot;
 pub mod space;
 pub mod status;
@@ -19,6 +20,7 @@ pub use self::{
     entry::{Received, StoredPage, judge_page},
     flight::{Flights, Role},
     freshness::{Verdict, judge},
+    rendition::Rendition,
     status::CacheStatus,
     store::PageStore,
 };

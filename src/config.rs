@@ -14,6 +14,7 @@ use serde::Deserialize;
 pub mod admin;
 pub mod auth;
 pub mod cache;
+pub mod cors;
 pub mod normalize;
 mod problem;
 pub mod routes;
@@ -23,11 +24,13 @@ pub mod telemetry;
 pub mod tls;
 pub mod upstream;
 pub mod value;
+pub mod views;
 
 pub use self::{
     admin::AdminConfig,
-    auth::{AuthConfig, ClientConfig, CorsConfig},
+    auth::{AuthConfig, ClientConfig, RateLimitConfig},
     cache::CacheConfig,
+    cors::CorsConfig,
     normalize::NormalizeConfig,
     problem::{Problem, Problems},
     routes::RoutesConfig,
@@ -35,6 +38,7 @@ pub use self::{
     telemetry::TelemetryConfig,
     tls::TlsConfig,
     upstream::{CircuitConfig, UpstreamConfig},
+    views::{ViewConfig, ViewsConfig},
 };
 
 /// What runs when nothing is configured, and what every key means.
@@ -52,6 +56,7 @@ pub struct Config {
     pub cache: CacheConfig,
     pub telemetry: TelemetryConfig,
     pub clients: Vec<ClientConfig>,
+    pub views: ViewsConfig,
     pub normalize: NormalizeConfig,
     /// The merged values as given, for [`Config::effective`].
     merged: Dict,
@@ -223,16 +228,14 @@ impl Reader<'_> {
         let server = self.checked("server", ServerConfig::check);
         let admin = self.checked("admin", AdminConfig::check);
         let auth = self.section("auth");
-        let cors = self.checked("cors", CorsConfig::check);
+        let cors = self.section("cors");
         let routes = self.checked("routes", RoutesConfig::check);
         let upstream = self.upstream();
         let cache = self.checked("cache", CacheConfig::check);
         let telemetry = self.checked("telemetry", TelemetryConfig::check);
         let clients = self.clients(server.as_ref(), upstream.as_ref());
+        let views = self.views();
         let normalize = self.normalize();
-        if self.merged.contains_key("views") {
-            self.problems.add("views", value::NOT_SUPPORTED);
-        }
         Some(Config {
             server: server?,
             admin: admin?,
@@ -243,6 +246,7 @@ impl Reader<'_> {
             cache: cache?,
             telemetry: telemetry?,
             clients,
+            views,
             normalize,
             merged: Dict::new(),
             source: Source::Text,
@@ -274,9 +278,34 @@ impl Reader<'_> {
         let before = self.problems.iter().count();
         let clients = self.list("clients", self.merged.get("clients").cloned());
         if self.problems.iter().count() == before {
-            auth::check_clients(&clients, server, upstream, &mut self.problems);
+            let others = auth::Others {
+                server,
+                upstream,
+                views: self.merged.get("views").and_then(Value::as_dict),
+            };
+            auth::check_clients(&clients, &others, &mut self.problems);
         }
         clients
+    }
+
+    /// `[views]`, read one by one.
+    fn views(&mut self) -> ViewsConfig {
+        let mut views = ViewsConfig::new();
+        let Some(section) = self.merged.get("views") else {
+            return views;
+        };
+        let Some(dict) = section.as_dict() else {
+            let text = "expected tables such as [views.public]";
+            self.problems.add("views", text);
+            return views;
+        };
+        for (name, value) in dict {
+            let key = format!("views.{name}");
+            let view = problem::extract(&key, value.clone(), None, &mut self.problems);
+            views.extend(view.map(|view| (name.clone(), view)));
+        }
+        views::check(&views, &mut self.problems);
+        views
     }
 
     /// `[upstream]`, whose credentials are read one by one.

@@ -5,6 +5,7 @@ mod page_query;
 mod refusal;
 mod space_token;
 mod task_page;
+mod view;
 
 pub use self::{
     page_key::{CredentialId, PageKey, SpaceKey},
@@ -12,4 +13,5 @@ pub use self::{
     refusal::Refusal,
     space_token::{InvalidSpaceToken, SpaceToken},
     task_page::{Task, TaskPage},
+    view::{FieldPath, InvalidFieldPath, View, ViewId},
 };

@@ -9,13 +9,17 @@ use std::{
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
+use super::rate_limit::{Limiter, RateLimit, take_all};
 use crate::{
     api::peer::ClientCertificate,
-    config::{ClientConfig, value::CertificateSubject},
-    domain::SpaceToken,
+    config::{ClientConfig, ViewsConfig, value::CertificateSubject},
+    domain::{SpaceToken, View},
     telemetry::metrics::AuthFailure,
     upstream::{Credential, Credentials},
 };
+
+/// What a client's own limit is called towards it.
+const CLIENT_LIMIT: &str = "default";
 
 /// A caller with an identity of its own.
 #[derive(Debug)]
@@ -28,6 +32,10 @@ pub struct Client {
     credentials: Arc<Credentials>,
     /// Whether it may cause upstream calls beyond those that an ordinary miss costs.
     pub may_refresh: bool,
+    /// All it sees of a task, where that is not everything.
+    pub view: Option<Arc<View>>,
+    /// How often it may ask, the narrowest limit first; each is shared by all who draw on it.
+    limiters: Vec<Arc<Limiter>>,
     expires: Option<SystemTime>,
 }
 
@@ -82,8 +90,36 @@ impl Client {
             spaces: self.spaces.narrowed(spaces),
             credential: self.credential.clone(),
             credentials: self.credentials.clone(),
+            view: self.view.clone(),
+            limiters: self.limiters.clone(),
             ..*self
         }
+    }
+
+    /// This client, shown no more than `view` where it has no view of its own: its own always holds.
+    #[must_use]
+    pub fn seeing(self, view: &Arc<View>) -> Self {
+        let view = self.view.unwrap_or_else(|| view.clone());
+        Self {
+            view: Some(view),
+            ..self
+        }
+    }
+
+    /// This client, held by `limiter` besides the limits it has.
+    #[must_use]
+    pub fn limited_by(mut self, limiter: Arc<Limiter>) -> Self {
+        self.limiters.insert(0, limiter);
+        self
+    }
+
+    /// Takes one request out of its budgets and says what is left; of a client without a limit, nothing.
+    ///
+    /// # Errors
+    ///
+    /// Returns the limit that is spent.
+    pub fn take_request(&self) -> Result<Vec<RateLimit>, RateLimit> {
+        take_all(&self.limiters)
     }
 
     fn is_expired(&self, now: SystemTime) -> bool {
@@ -97,16 +133,43 @@ pub struct Clients {
     by_digest: HashMap<[u8; 32], Arc<Client>>,
     by_subject: HashMap<CertificateSubject, Arc<Client>>,
     credentials: Arc<Credentials>,
+    views: HashMap<String, Arc<View>>,
+    /// By the name of the client that each belongs to.
+    limiters: HashMap<Arc<str>, Arc<Limiter>>,
 }
 
 impl Clients {
+    /// The clients that are configured. Those of `previous` whose limit is the same keep what is left of it.
     #[must_use]
-    pub fn new(configured: &[ClientConfig], credentials: Credentials) -> Self {
+    pub fn new(
+        configured: &[ClientConfig],
+        views: &ViewsConfig,
+        credentials: Credentials,
+        previous: Option<&Self>,
+    ) -> Self {
         let credentials = Arc::new(credentials);
+        let views: HashMap<_, _> = views
+            .iter()
+            .map(|(name, view)| {
+                let fields = view.fields.iter().map(|field| &field.0);
+                (name.clone(), Arc::new(View::new(fields)))
+            })
+            .collect();
         let mut by_digest = HashMap::new();
         let mut by_subject = HashMap::new();
+        let mut limiters = HashMap::new();
         for section in configured {
-            let client = Arc::new(client(section, &credentials));
+            let mut client = client(section, &views, &credentials);
+            if let Some(limit) = &section.rate_limit {
+                let before = previous.and_then(|clients| clients.limiters.get(&client.name));
+                let limiter = before
+                    .filter(|limiter| limiter.config() == limit)
+                    .cloned()
+                    .unwrap_or_else(|| Arc::new(Limiter::new(CLIENT_LIMIT, limit)));
+                limiters.insert(client.name.clone(), limiter.clone());
+                client = client.limited_by(limiter);
+            }
+            let client = Arc::new(client);
             for digest in &section.key_sha256 {
                 by_digest.insert(digest.0, client.clone());
             }
@@ -118,6 +181,8 @@ impl Clients {
             by_digest,
             by_subject,
             credentials,
+            views,
+            limiters,
         }
     }
 
@@ -183,9 +248,19 @@ impl Clients {
     pub fn credentials(&self) -> &Arc<Credentials> {
         &self.credentials
     }
+
+    /// The view of this name. A token that names one that is gone must not be shown more for it.
+    #[must_use]
+    pub fn view(&self, name: &str) -> Option<&Arc<View>> {
+        self.views.get(name)
+    }
 }
 
-fn client(section: &ClientConfig, credentials: &Arc<Credentials>) -> Client {
+fn client(
+    section: &ClientConfig,
+    views: &HashMap<String, Arc<View>>,
+    credentials: &Arc<Credentials>,
+) -> Client {
     let spaces = if section.spaces.iter().any(|space| space == "*") {
         AllowedSpaces::All
     } else {
@@ -206,6 +281,12 @@ fn client(section: &ClientConfig, credentials: &Arc<Credentials>) -> Client {
             .cloned(),
         credentials: credentials.clone(),
         may_refresh: section.may_refresh,
+        view: section.view.as_ref().map(|name| {
+            let view = views.get(name);
+            view.expect("a client's view is checked to be there")
+                .clone()
+        }),
+        limiters: Vec::new(),
         expires: section.expires.map(|expires| expires.0),
     }
 }
@@ -224,7 +305,37 @@ mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
     use super::*;
-    use crate::config::Config;
+    use crate::config::{Config, RateLimitConfig};
+
+    /// The clients of a configuration that has `toml` beside what it must have.
+    fn clients(toml: &str) -> Clients {
+        reloaded(toml, None)
+    }
+
+    fn reloaded(toml: &str, previous: Option<&Clients>) -> Clients {
+        let text = format!(
+            "[upstream]\nbase_url = 'https://unpod.example'\n\
+             [upstream.credentials.default]\ntoken = 'abc'\n{toml}"
+        );
+        let config = Config::from_toml(&text).unwrap();
+        let credentials = Credentials::load(&config.upstream).unwrap();
+        Clients::new(&config.clients, &config.views, credentials, previous)
+    }
+
+    /// A `[[clients]]` table whose key is its name.
+    fn section(name: &str, rest: &str) -> String {
+        let digest: String = Sha256::digest(name)
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        format!("[[clients]]\nname = '{name}'\nkey_sha256 = ['{digest}']\nspaces = ['*']\n{rest}\n")
+    }
+
+    fn named<'a>(clients: &'a Clients, name: &str) -> &'a Client {
+        let authorization = format!("Token {name}");
+        let found = clients.authenticate(Some(authorization.as_bytes()), SystemTime::UNIX_EPOCH);
+        found.unwrap()
+    }
 
     /// Seconds since 1970.
     fn at(seconds: u64) -> SystemTime {
@@ -247,7 +358,8 @@ mod tests {
                 "certificate_subject = 'two.internal'\nexpires = '1970-01-01T00:00:50Z'",
             ),
         ];
-        Clients::new(&clients, Credentials::load(&config.upstream).unwrap())
+        let credentials = Credentials::load(&config.upstream).unwrap();
+        Clients::new(&clients, &config.views, credentials, None)
     }
 
     #[test]
@@ -296,5 +408,84 @@ mod tests {
                 "{value}"
             );
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_left_of_a_limit_outlives_a_reload_that_leaves_it_alone() {
+        let limited = |name, burst| {
+            let rest = format!("rate_limit = {{ per_second = 1, burst = {burst} }}");
+            section(name, &rest)
+        };
+        let left = |clients: &Clients, name| {
+            let limits = named(clients, name).take_request().unwrap();
+            limits
+                .iter()
+                .map(|limit| limit.remaining)
+                .collect::<Vec<_>>()
+        };
+        let before = clients(&(limited("same", 5) + &limited("changed", 5) + &limited("freed", 5)));
+        for name in ["same", "changed", "freed"] {
+            assert_eq!(left(&before, name), [4]);
+        }
+
+        let toml = limited("new", 5) + &limited("changed", 9) + &limited("same", 5);
+        let after = reloaded(&(toml + &section("freed", "")), Some(&before));
+
+        assert_eq!(left(&after, "same"), [3]);
+        assert_eq!(
+            left(&before, "same"),
+            [2],
+            "requests under way draw on it too"
+        );
+        assert_eq!(left(&after, "changed"), [8]);
+        assert_eq!(left(&after, "new"), [4]);
+        assert!(left(&after, "freed").is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_narrowed_draws_on_the_limit_of_its_origin_and_on_its_own() {
+        let clients = clients(&section(
+            "minter",
+            "rate_limit = { per_second = 1, burst = 3 }",
+        ));
+        let minter = named(&clients, "minter");
+        let own = RateLimitConfig {
+            per_second: 1.0,
+            burst: 2.try_into().unwrap(),
+        };
+        let own = Arc::new(Limiter::new("token", &own));
+        let token = minter.narrowed(&AllowedSpaces::All).limited_by(own);
+        let left = |client: &Client| {
+            let limits = client.take_request();
+            limits.map(|limits| {
+                limits
+                    .iter()
+                    .map(|limit| limit.remaining)
+                    .collect::<Vec<_>>()
+            })
+        };
+
+        assert_eq!(left(&token), Ok(vec![1, 2]));
+        assert_eq!(left(minter), Ok(vec![1]));
+        assert_eq!(left(&token), Ok(vec![0, 0]));
+        assert_eq!(left(&token).unwrap_err().policy, "token");
+        assert_eq!(left(minter).unwrap_err().policy, CLIENT_LIMIT);
+    }
+
+    #[test]
+    fn a_view_holds_for_what_is_narrowed_and_another_takes_its_place_nowhere() {
+        let views = "[views.public]\nfields = ['a']\n[views.wide]\nfields = ['a', 'b']\n";
+        let viewed = section("viewed", "view = 'public'");
+        let clients = clients(&format!("{views}{viewed}{}", section("whole", "")));
+        let id = |client: &Client| client.view.as_ref().map(|view| view.id());
+        let public = clients.view("public").unwrap();
+        let wide = clients.view("wide").unwrap();
+        let narrowed = |name| named(&clients, name).narrowed(&AllowedSpaces::All);
+
+        assert_eq!(id(&narrowed("viewed")), Some(public.id()));
+        assert_eq!(id(&narrowed("viewed").seeing(wide)), Some(public.id()));
+        assert_eq!(id(&narrowed("whole")), None);
+        assert_eq!(id(&narrowed("whole").seeing(wide)), Some(wide.id()));
+        assert!(clients.view("nowhere").is_none());
     }
 }

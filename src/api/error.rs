@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode, header};
 use serde::Serialize;
 
+use super::rate_limit::{self, RateLimit, whole_seconds};
 use crate::{
     cache::CacheStatus,
     service::{TasksError, TasksErrorKind},
@@ -41,15 +42,6 @@ pub enum ApiError {
     Internal,
     #[error("no page")]
     Tasks(#[from] TasksError),
-}
-
-/// A limit that is spent, for the fields of draft-ietf-httpapi-ratelimit-headers.
-#[derive(Clone, Copy, Debug)]
-pub struct RateLimit {
-    pub policy: &'static str,
-    pub quota: u32,
-    pub window: Duration,
-    pub reset_after: Duration,
 }
 
 /// What an error looks like from outside.
@@ -366,7 +358,7 @@ impl IntoResponse for ApiError {
             headers.insert(header::RETRY_AFTER, whole_seconds(wait).into());
         }
         if let Self::RateLimited(limit) = &self {
-            limit.write(headers);
+            rate_limit::write(&[*limit], headers);
         }
         if let Some(status) = self.cache_status() {
             headers.insert("cache-status", status.header_value());
@@ -377,40 +369,6 @@ impl IntoResponse for ApiError {
         response.extensions_mut().insert(self);
         response
     }
-}
-
-impl RateLimit {
-    fn write(&self, headers: &mut http::HeaderMap) {
-        let Self {
-            policy,
-            quota,
-            window,
-            reset_after,
-        } = self;
-        let fields = [
-            (
-                "ratelimit-policy",
-                format!("\"{policy}\";q={quota};w={}", window.as_secs()),
-            ),
-            (
-                "ratelimit",
-                format!("\"{policy}\";r=0;t={}", whole_seconds(*reset_after)),
-            ),
-        ];
-        for (name, value) in fields {
-            headers.insert(
-                name,
-                value
-                    .parse()
-                    .expect("numbers and a fixed name are visible ASCII"),
-            );
-        }
-    }
-}
-
-/// Rounded up: who waits this long finds it passed.
-fn whole_seconds(time: Duration) -> u64 {
-    time.as_secs() + u64::from(time.subsec_nanos() > 0)
 }
 
 /// The 405 of a path that takes `methods`.

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 
 use super::{Client, Clients};
-use crate::config::{Config, routes::TasksRouteConfig};
+use crate::config::{Config, CorsConfig, routes::TasksRouteConfig};
 
 /// One state of what may change while the gateway runs.
 #[derive(Debug)]
@@ -14,6 +14,7 @@ pub struct Policy {
     pub route: TasksRouteConfig,
     /// How long clients may reuse an answer without asking.
     pub client_max_age: Duration,
+    pub cors: CorsConfig,
 }
 
 impl Policy {
@@ -23,6 +24,7 @@ impl Policy {
             clients,
             route: config.routes.tasks.clone(),
             client_max_age: config.cache.client_max_age,
+            cors: config.cors.clone(),
         }
     }
 }

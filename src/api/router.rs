@@ -17,6 +17,7 @@ use super::{
     ApiError, LivePolicy,
     error::method_not_allowed,
     layers::{
+        cors::CorsLayer,
         internal_auth::InternalAuthLayer,
         observe::{AccessLog, ObserveLayer},
         shed::ShedLayer,
@@ -54,6 +55,7 @@ pub fn data_service(
 + Clone
 + Send
 + 'static {
+    let cors = CorsLayer::new(policy.clone());
     let authenticate = InternalAuthLayer::new(
         policy,
         PUBLIC,
@@ -65,6 +67,8 @@ pub fn data_service(
     ServiceBuilder::new()
         // Outermost: whatever happens below gets a request id, a body if it is an error, and its line in the log.
         .layer(ObserveLayer::new(metrics, access_log))
+        // Around whatever may refuse or fail: a browser hides an error that does not say who may read it.
+        .layer(cors)
         // One body type again, whatever the layer below boxed.
         .map_response(|response: Response<_>| response.map(Body::new))
         // A bug costs one request, and is counted.

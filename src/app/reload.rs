@@ -165,7 +165,13 @@ impl Reloader {
         };
         self.metrics
             .add_credentials(next.credentials.all().map(|known| known.name.as_str()));
-        let clients = Clients::new(&config.clients, next.credentials);
+        let before = self.policy.load();
+        let clients = Clients::new(
+            &config.clients,
+            &config.views,
+            next.credentials,
+            Some(&before.clients),
+        );
         let credentials = clients.credentials().clone();
         // The store first, and the stack before who asks it: no request under the new policy meets the old.
         let store = self.tasks.store();

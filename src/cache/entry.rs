@@ -9,13 +9,13 @@ use http::{
 use tokio::time::Instant;
 
 use super::{
-    coding::Variants,
     freshness::{Candidate, Freshness, Lifetimes, Verdict, judge},
     http_semantics::{RequestDirectives, fmt_http_date, parse_age, parse_http_date},
+    rendition::{Rendition, Views},
     space::{Space, Version},
     stretch::Popularity,
 };
-use crate::domain::TaskPage;
+use crate::domain::{TaskPage, View};
 
 /// The header of an answer, and when it came.
 #[derive(Clone, Copy, Debug)]
@@ -61,26 +61,36 @@ pub struct StoredPage {
 #[derive(Debug)]
 pub struct Content {
     pub page: TaskPage,
-    /// Weak, always our own: a digest of the identity bytes, whichever coding goes out.
-    pub etag: HeaderValue,
-    pub variants: Variants,
+    whole: Arc<Rendition>,
+    views: Views,
 }
 
 impl Content {
     #[must_use]
     pub fn new(page: TaskPage) -> Self {
         Self {
-            etag: etag(&page.body),
+            whole: Arc::new(Rendition::new(page.body.clone())),
             page,
-            variants: Variants::default(),
+            views: Views::default(),
         }
     }
-}
 
-fn etag(body: &[u8]) -> HeaderValue {
-    let digest = blake3::hash(body);
-    HeaderValue::try_from(format!("W/\"{}\"", &digest.to_hex()[..32]))
-        .expect("hex digits and quotes are visible ASCII")
+    /// The page as it came.
+    #[must_use]
+    pub fn whole(&self) -> &Arc<Rendition> {
+        &self.whole
+    }
+
+    /// What `view` shows of the page, and whether that was made only now. It is made once and kept, as its coded variants are.
+    #[must_use]
+    pub fn seen_through(&self, view: &View) -> (Arc<Rendition>, bool) {
+        self.views.get(view, &self.page.body)
+    }
+
+    /// Bytes it occupies, beside the struct itself.
+    fn heap_bytes(&self) -> usize {
+        self.page.heap_bytes() + self.whole.variants.len() + self.views.weight()
+    }
 }
 
 impl StoredPage {
@@ -287,12 +297,12 @@ impl StoredPage {
         self.version.generation
     }
 
-    /// Bytes it occupies, its variants included.
+    /// Bytes it occupies, its variants and views included.
     #[must_use]
     pub fn weight(&self) -> usize {
         // The structs, the map's share and the allocator's: `examples/memory.rs` measures it with 1 KB pages.
         const OVERHEAD: usize = 2560;
-        OVERHEAD + self.content.page.heap_bytes() + self.content.variants.len()
+        OVERHEAD + self.content.heap_bytes()
     }
 
     /// Whether keeping it could ever be of use.

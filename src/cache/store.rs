@@ -231,15 +231,13 @@ impl PageStore {
         }
     }
 
-    /// Weighs a page anew, after a variant was made.
-    pub fn reweigh(&self, key: &PageKey, page: &Arc<StoredPage>) {
+    /// Weighs a page anew, after a variant or a view of it was made.
+    pub fn reweigh(&self, key: &PageKey, page: &StoredPage) {
         let _one_at_a_time = self.inserting();
-        if self
-            .pages
-            .get(key)
-            .is_some_and(|stored| Arc::ptr_eq(&stored, page))
-        {
-            self.insert(key, page.clone());
+        // It may have been renewed meanwhile: what was made is part of the new one too.
+        let same = |stored: &Arc<StoredPage>| Arc::ptr_eq(&stored.content, &page.content);
+        if let Some(stored) = self.pages.get(key).filter(same) {
+            self.insert(key, stored);
         }
     }
 

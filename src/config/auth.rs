@@ -1,7 +1,8 @@
-//! `[auth]`, `[cors]` and `[[clients]]`: who may call, and from where.
+//! `[auth]` and `[[clients]]`: who may call.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, num::NonZeroU32};
 
+use figment::value::Dict;
 use serde::Deserialize;
 
 use super::{
@@ -20,21 +21,6 @@ pub struct AuthConfig {
     pub browser_tokens: Option<NotYet>,
 }
 
-/// `[cors]`: the browser origins that may read an answer.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct CorsConfig {
-    pub origins: Vec<String>,
-}
-
-impl CorsConfig {
-    pub(super) fn check(&self, problems: &mut Problems) {
-        if !self.origins.is_empty() {
-            problems.add("cors.origins", value::NOT_SUPPORTED);
-        }
-    }
-}
-
 /// `[[clients]]`: one caller with an identity of its own.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -50,8 +36,10 @@ pub struct ClientConfig {
     #[serde(default)]
     pub may_refresh: bool,
     pub expires: Option<Timestamp>,
-    pub rate_limit: Option<NotYet>,
-    pub view: Option<NotYet>,
+    /// How often it may ask; absent: as often as it likes.
+    pub rate_limit: Option<RateLimitConfig>,
+    /// The name of a `[views.NAME]`: all it sees of a task.
+    pub view: Option<String>,
     /// A name in the client's certificate, for when it sends no key.
     pub certificate_subject: Option<CertificateSubject>,
 }
@@ -63,20 +51,44 @@ impl ClientConfig {
     }
 }
 
-/// Checks all clients; against the listener and the credentials only where these could be read.
+/// A budget of requests: `burst` at once, filled up again by `per_second`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RateLimitConfig {
+    #[serde(deserialize_with = "value::rate")]
+    pub per_second: f64,
+    #[serde(deserialize_with = "value::burst")]
+    pub burst: NonZeroU32,
+}
+
+/// What clients are checked against: sections as far as they could be read.
+pub(super) struct Others<'a> {
+    pub(super) server: Option<&'a ServerConfig>,
+    pub(super) upstream: Option<&'a UpstreamConfig>,
+    /// The section as it was given: a view that could not be read is a problem told already.
+    pub(super) views: Option<&'a Dict>,
+}
+
+/// Checks all clients, each for itself, against each other and against `others`.
 pub(super) fn check_clients(
     clients: &[ClientConfig],
-    server: Option<&ServerConfig>,
-    upstream: Option<&UpstreamConfig>,
+    others: &Others<'_>,
     problems: &mut Problems,
 ) {
     let mut names = HashMap::new();
     let mut digests = HashMap::new();
     let mut subjects = HashMap::new();
-    let asks_for_certificates = server.is_none_or(ServerConfig::asks_for_certificates);
+    let asks_for_certificates = others
+        .server
+        .is_none_or(ServerConfig::asks_for_certificates);
     for (place, client) in clients.iter().enumerate() {
         let key = |name: &str| format!("clients[{place}].{name}");
-        check_client(client, upstream, &key, problems);
+        check_client(client, others.upstream, &key, problems);
+        if let Some(view) = &client.view
+            && !others.views.is_some_and(|views| views.contains_key(view))
+        {
+            problems.add(key("view"), "no such [views.…]");
+        }
         if let Some(other) = names.insert(client.name.as_str(), place) {
             problems.add(key("name"), format!("the same as clients[{other}].name"));
         }

@@ -95,7 +95,11 @@ pub(super) fn extract<T: for<'de> Deserialize<'de>>(
             path.push(name.to_owned());
         }
         let key = format!("{prefix}{}", shown_path(&path));
-        let taken_out = problems.0[before..].iter().any(|known| known.key == key);
+        let taken_out = problems.0[before..].iter().any(|known| {
+            // A fault within a list took the whole list out.
+            let rest = known.key.strip_prefix(&key);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('['))
+        });
         if taken_out && matches!(error.kind, Kind::MissingField(_)) {
             // It is missing because its value was wrong, which is told already.
             return None;

@@ -135,6 +135,11 @@ fn every_rule_refuses_under_its_key() {
     let digest = |last: char| format!("{}{last}", "0".repeat(63));
     let three = format!("['{}', '{}', '{}']", digest('1'), digest('2'), digest('3'));
     let long_name = format!("'{}'", "n".repeat(65));
+    let deep_path = format!("['a{}']", ".a".repeat(32));
+    let many_views: Vec<_> = (0..33)
+        .map(|n| format!("v{n} = {{fields = ['a']}}"))
+        .collect();
+    let many_views = format!("{{{}}}", many_views.join(", "));
     let same_twice = format!("['{0}', '{0}']", digest('1'));
     let table: &[(&str, &str, &str)] = &[
         ("server.header_read_timeout", "'0s'", ""),
@@ -168,6 +173,14 @@ fn every_rule_refuses_under_its_key() {
         ("admin.listen", "'0.0.0.0:9090'", ""),
         ("admin.listen", "'[::]:9090'", ""),
         ("auth.max_failures", "-1", ""),
+        ("cors.origins", "'https://app.example.com'", ""),
+        ("cors.origins", "['*']", "cors.origins[0]"),
+        (
+            "cors.origins",
+            "['https://app.example.com', 'https://app.example.com/']",
+            "cors.origins[1]",
+        ),
+        ("cors.origins", "[5]", "cors.origins[0]"),
         ("routes.tasks.max_page_size", "0", ""),
         ("routes.tasks.unknown_parameters", "'drop'", ""),
         ("upstream.base_url", "'unpod.example'", ""),
@@ -261,6 +274,49 @@ fn every_rule_refuses_under_its_key() {
         ("clients.0.certificate_subject", "['crm']", client),
         // Nobody is asked for a certificate.
         ("clients.0.certificate_subject", "'spiffe://x'", client),
+        ("clients.0.rate_limit", "50", client),
+        (
+            "clients.0.rate_limit",
+            "{per_second = 50}",
+            "clients[0].rate_limit.burst",
+        ),
+        (
+            "clients.0.rate_limit",
+            "{burst = 50}",
+            "clients[0].rate_limit.per_second",
+        ),
+        (
+            "clients.0.rate_limit",
+            "{per_second = 1, burst = 1, window = 1}",
+            "clients[0].rate_limit.window",
+        ),
+        ("clients.0.view", "'nowhere'", client),
+        ("clients.0.view", "5", client),
+        ("views", "['public']", ""),
+        ("views", "{public = 'task_id'}", "views.public"),
+        ("views", "{public = {}}", "views.public.fields"),
+        (
+            "views.public",
+            "{fields = ['a'], hidden = 1}",
+            "views.public.hidden",
+        ),
+        ("views.public.fields", "[]", ""),
+        ("views.public.fields", "'task_id'", ""),
+        ("views.public.fields", "['']", "views.public.fields[0]"),
+        (
+            "views.public.fields",
+            "['a', 'b..c']",
+            "views.public.fields[1]",
+        ),
+        ("views.public.fields", "[[]]", "views.public.fields[0]"),
+        ("views.public.fields", "[5]", "views.public.fields[0]"),
+        (
+            "views.public.fields",
+            deep_path.as_str(),
+            "views.public.fields[0]",
+        ),
+        ("views", "{'a b' = {fields = ['a']}}", "views.a b"),
+        ("views", many_views.as_str(), ""),
         ("normalize", "[]", "normalize"),
         ("normalize.rules", "{}", "normalize.rules"),
         (
@@ -350,6 +406,15 @@ fn what_lies_within_the_rules_is_taken() {
         ("clients", "[]"),
         ("server.proxy_protocol", "false"),
         (
+            "cors.origins",
+            "['https://app.example.com', 'https://*.example.com']",
+        ),
+        ("views", "{}"),
+        (
+            "views.public.fields",
+            "['task_id', 'output.call_id', ['output', 'a.b', '']]",
+        ),
+        (
             "normalize.rules",
             "[{contains = 'Quota exceeded', code = 'upstream_quota_exhausted'}]",
         ),
@@ -384,6 +449,44 @@ fn no_two_clients_share_a_name_or_a_digest() {
     assert_eq!(
         keys_of(&problems),
         ["clients[1].name", "clients[1].key_sha256"]
+    );
+}
+
+#[test]
+fn a_limit_has_a_rate_and_a_burst_within_reason() {
+    let limit = |per_second, burst| {
+        with(&[
+            ("clients.0.rate_limit.per_second", per_second),
+            ("clients.0.rate_limit.burst", burst),
+        ])
+    };
+    for (per_second, burst) in [("50", "100"), ("0.0001", "1000000"), ("1000000.0", "1")] {
+        assert!(Config::from_toml(&limit(per_second, burst)).is_ok());
+    }
+    for rate in ["0", "-1.5", "nan", "inf", "0.00009", "1000001", "'fast'"] {
+        let problems = refused(&limit(rate, "1"));
+        assert_eq!(keys_of(&problems), ["clients[0].rate_limit.per_second"]);
+    }
+    for burst in ["0", "-1", "1.5", "1000001", "'all'"] {
+        let problems = refused(&limit("1", burst));
+        assert_eq!(keys_of(&problems), ["clients[0].rate_limit.burst"]);
+    }
+}
+
+#[test]
+fn a_clients_view_is_told_of_once_where_it_cannot_be_read() {
+    let with_view = |fields| {
+        with(&[
+            ("clients.0.view", "'public'"),
+            ("views.public.fields", fields),
+        ])
+    };
+    let config = Config::from_toml(&with_view("['task_id']")).unwrap();
+    assert_eq!(config.clients[0].view.as_deref(), Some("public"));
+    assert_eq!(config.views["public"].fields.len(), 1);
+    assert_eq!(
+        keys_of(&refused(&with_view("['']"))),
+        ["views.public.fields[0]"]
     );
 }
 
@@ -462,7 +565,7 @@ fn a_problem_is_told_as_key_and_text() {
 }
 
 /// Paths that no default names.
-const OPTIONAL: [&str; 36] = [
+const OPTIONAL: [&str; 41] = [
     "server.tls",
     "server.tls.cert_file",
     "server.tls.key_file",
@@ -493,8 +596,13 @@ const OPTIONAL: [&str; 36] = [
     "clients.0.credential",
     "clients.0.expires",
     "clients.0.rate_limit",
+    "clients.0.rate_limit.per_second",
+    "clients.0.rate_limit.burst",
     "clients.0.view",
     "clients.0.certificate_subject",
+    "views.public",
+    "views.public.fields",
+    "views.public.fields.0",
     "normalize",
     "normalize.rules",
     "normalize.rules.0.contains",
@@ -562,12 +670,8 @@ fn keys_of_later_features_are_refused_and_not_passed_over() {
         ("admin.key_sha256", "['00']"),
         ("auth.jwt", "{issuer = 'https://id.example'}"),
         ("auth.browser_tokens", "{signing_key_file = '/k'}"),
-        ("cors.origins", "['https://app.example']"),
         ("cache.redis", "{url = 'redis://r'}"),
         ("telemetry.otlp_endpoint", "'http://o:4317'"),
-        ("clients.0.rate_limit", "{per_second = 1, burst = 1}"),
-        ("clients.0.view", "'public'"),
-        ("views", "{public = {fields = ['task_id']}}"),
     ] {
         let problems = refused(&with(&[(path, value)]));
         let key = path.replace("clients.0", "clients[0]");

@@ -1,6 +1,6 @@
 //! Types of single values, whose errors say what is expected and never repeat what was given.
 
-use std::{fmt, marker::PhantomData, str::FromStr, time::Duration};
+use std::{fmt, marker::PhantomData, num::NonZeroU32, str::FromStr, time::Duration};
 
 use serde::{
     Deserialize, Deserializer,
@@ -99,6 +99,26 @@ pub fn ratio<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error
     } else {
         Err(de::Error::custom("expected a number from 0 to 1"))
     }
+}
+
+/// Requests a second.
+pub fn rate<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    let rate = f64::deserialize(deserializer)?;
+    if (0.0001..=1_000_000.0).contains(&rate) {
+        Ok(rate)
+    } else {
+        Err(de::Error::custom(
+            "expected a number from 0.0001 to 1000000",
+        ))
+    }
+}
+
+/// Requests at once.
+pub fn burst<'de, D: Deserializer<'de>>(deserializer: D) -> Result<NonZeroU32, D::Error> {
+    let burst = u32::deserialize(deserializer)?;
+    NonZeroU32::new(burst)
+        .filter(|burst| burst.get() <= 1_000_000)
+        .ok_or_else(|| de::Error::custom("expected a number from 1 to 1000000"))
 }
 
 /// A SHA-256 digest as 64 hex digits.

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::{
     cache::{
-        CacheStatus, Flights, PageStore, Role, StoredPage, Verdict,
+        CacheStatus, Flights, PageStore, Rendition, Role, StoredPage, Verdict,
         flight::Waiting,
         freshness::{FillReason, refusal_answers},
         http_semantics::RequestDirectives,
@@ -17,7 +17,7 @@ use crate::{
         status::Detail,
         store::Kept,
     },
-    domain::{PageKey, PageQuery, Refusal, SpaceKey, SpaceToken},
+    domain::{PageKey, PageQuery, Refusal, SpaceKey, SpaceToken, View},
     telemetry::metrics::{BACKGROUND, Metrics},
     upstream::{Credential, FailureSource, Upstream, UpstreamError, Urgency},
 };
@@ -154,8 +154,21 @@ impl Tasks {
         self.upstream.store(Arc::new(upstream));
     }
 
+    /// The page of `ask` as it goes out: all of it, or what `view` shows.
+    #[must_use]
+    pub fn rendition(&self, ask: &Ask, page: &StoredPage, view: Option<&View>) -> Arc<Rendition> {
+        let Some(view) = view else {
+            return page.content.whole().clone();
+        };
+        let (rendition, is_new) = page.content.seen_through(view);
+        if is_new {
+            self.reweigh(ask, page);
+        }
+        rendition
+    }
+
     /// Weighs the page of `ask` anew, after a variant of it was made.
-    pub fn reweigh(&self, ask: &Ask, page: &Arc<StoredPage>) {
+    pub fn reweigh(&self, ask: &Ask, page: &StoredPage) {
         self.store.reweigh(&ask.key(), page);
     }
 

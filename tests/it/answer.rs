@@ -1,6 +1,6 @@
 //! The strict client: it asks as anybody would, and checks of every answer what the contract promises for all of them.
 
-use std::{future::IntoFuture, pin::Pin};
+use std::{future::IntoFuture, io::Read, pin::Pin};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
@@ -46,6 +46,8 @@ const ON_PAGES: &[&str] = &[
     "etag",
     "last-modified",
     "link",
+    "ratelimit",
+    "ratelimit-policy",
     "x-list-generation",
 ];
 const ON_ERRORS: &[&str] = &[
@@ -56,6 +58,14 @@ const ON_ERRORS: &[&str] = &[
     "ratelimit-policy",
     "retry-after",
     "www-authenticate",
+];
+/// Where CORS is configured, which `Vary: Origin` tells.
+const ON_CORS: &[&str] = &[
+    "access-control-allow-headers",
+    "access-control-allow-methods",
+    "access-control-allow-origin",
+    "access-control-expose-headers",
+    "access-control-max-age",
 ];
 /// Served to anybody alike.
 const PUBLIC: [&str; 2] = ["/healthz", "/openapi.json"];
@@ -197,6 +207,26 @@ impl Answer {
         self.json()["code"].as_str().unwrap_or_default().to_owned()
     }
 
+    /// The body without its content coding.
+    pub(crate) fn decoded(&self) -> Vec<u8> {
+        let body = &self.body[..];
+        let mut plain = Vec::new();
+        match self.header("content-encoding") {
+            None => plain.extend_from_slice(body),
+            Some("gzip") => {
+                let mut decoder = flate2::read::GzDecoder::new(body);
+                decoder.read_to_end(&mut plain).unwrap();
+            }
+            Some("br") => {
+                let mut decoder = brotli::Decompressor::new(body, 4096);
+                decoder.read_to_end(&mut plain).unwrap();
+            }
+            Some("zstd") => plain = zstd::bulk::decompress(body, 1 << 20).unwrap(),
+            Some(other) => panic!("nobody asked for {other}"),
+        }
+        plain
+    }
+
     pub(crate) fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.body).expect("the body is JSON")
     }
@@ -238,19 +268,31 @@ pub(crate) fn check(method: &Method, path: &str, answer: &Answer) {
     assert!((1..=64).contains(&id.len()), "{context}");
     let is_error = answer.status >= 400;
     let rest = if is_error { ON_ERRORS } else { ON_PAGES };
+    let vary = answer.header("vary").unwrap_or_default();
+    let cors = if vary.contains("Origin") {
+        ON_CORS
+    } else {
+        &[]
+    };
     for name in answer.headers.keys().map(HeaderName::as_str) {
         assert!(
-            ALWAYS.contains(&name) || rest.contains(&name),
+            ALWAYS.contains(&name) || rest.contains(&name) || cors.contains(&name),
             "{name} is no field of ours: {context}"
         );
         assert_eq!(answer.headers.get_all(name).iter().count(), 1, "{context}");
     }
+    assert_eq!(
+        answer.header("ratelimit").is_some(),
+        answer.header("ratelimit-policy").is_some(),
+        "{context}"
+    );
     let public = PUBLIC.contains(&path.split('?').next().unwrap_or_default());
     if !public || is_error {
         check_privacy(answer, &context);
     }
     match answer.status {
         200 => assert!(answer.header("content-length").is_some(), "{context}"),
+        204 => check_preflight(method, answer, &context),
         304 => check_not_modified(answer, &context),
         _ => check_error(method, answer, id, &context),
     }
@@ -272,6 +314,14 @@ fn check_not_modified(answer: &Answer, context: &str) {
     assert!(answer.body.is_empty(), "{context}");
     assert!(answer.header("etag").is_some(), "{context}");
     for name in ["content-length", "content-type", "content-encoding"] {
+        assert_eq!(answer.header(name), None, "{context}");
+    }
+}
+
+fn check_preflight(method: &Method, answer: &Answer, context: &str) {
+    assert_eq!(*method, Method::OPTIONS, "{context}");
+    assert!(answer.body.is_empty(), "{context}");
+    for name in ["content-length", "content-type", "etag", "cache-status"] {
         assert_eq!(answer.header(name), None, "{context}");
     }
 }

@@ -1,7 +1,5 @@
 //! What a client sees of the cache: hits, joined fills, refusals that are remembered, and old pages that stand in.
 
-use std::io::Read;
-
 use unpod_gateway::simulator::{Fault, FaultKind, Scripted, world};
 
 use crate::{
@@ -459,25 +457,6 @@ async fn two_pages_have_two_etags_and_one_page_one_whatever_its_coding() {
     assert_eq!(first.header("etag"), coded.header("etag"));
 }
 
-fn decoded(answer: &Answer) -> Vec<u8> {
-    let body = &answer.body[..];
-    let mut plain = Vec::new();
-    match answer.header("content-encoding") {
-        None => plain.extend_from_slice(body),
-        Some("gzip") => {
-            let mut decoder = flate2::read::GzDecoder::new(body);
-            decoder.read_to_end(&mut plain).unwrap();
-        }
-        Some("br") => {
-            let mut decoder = brotli::Decompressor::new(body, 4096);
-            decoder.read_to_end(&mut plain).unwrap();
-        }
-        Some("zstd") => plain = zstd::bulk::decompress(body, 1 << 20).unwrap(),
-        Some(other) => panic!("nobody asked for {other}"),
-    }
-    plain
-}
-
 #[tokio::test]
 async fn a_hit_has_the_coding_that_was_negotiated() {
     let gateway = start().await;
@@ -506,7 +485,7 @@ async fn a_hit_has_the_coding_that_was_negotiated() {
         let answer = asked.accept_encoding(accepted).await;
 
         assert_eq!(answer.header("content-encoding"), coding, "{accepted}");
-        assert!(decoded(&answer) == identity.body, "{accepted}");
+        assert!(answer.decoded() == identity.body, "{accepted}");
         assert!(coding.is_none() || answer.body.len() < identity.body.len());
         let length = answer.body.len().to_string();
         assert_eq!(answer.header("content-length"), Some(length.as_str()));
@@ -522,7 +501,7 @@ async fn a_fill_is_answered_whole_whatever_coding_was_asked_for() {
     let asked = gateway.tasks(world::SUPPORT, "");
     let answer = asked.accept_encoding("gzip").await;
 
-    assert!(decoded(&answer) == expected);
+    assert!(answer.decoded() == expected);
 }
 
 #[tokio::test]

@@ -18,8 +18,8 @@ use tower::{Layer, Service};
 use crate::{
     api::{
         ApiError, Caller, Client, Clients, LivePolicy,
-        error::RateLimit,
         peer::{ClientCertificate, Peer, TrustedProxies},
+        rate_limit::RateLimit,
     },
     telemetry::metrics::{AuthFailure, Metrics},
 };
@@ -150,6 +150,7 @@ impl Shared {
                     policy: "auth-failures",
                     quota: self.failures.most,
                     window: WINDOW,
+                    remaining: 0,
                     reset_after,
                 })
             }

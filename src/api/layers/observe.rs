@@ -112,7 +112,7 @@ where
 }
 
 /// The route as it is counted: by the path's form alone, since whoever is refused has seen no router.
-fn route(path: &str) -> Route {
+pub(super) fn route(path: &str) -> Route {
     let path = path.strip_suffix('/').unwrap_or(path);
     let space = path
         .strip_prefix("/spaces/")
@@ -176,7 +176,8 @@ impl Seen {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, PROBLEM);
         headers.insert(header::CACHE_CONTROL, NO_STORE);
-        headers.insert(header::VARY, VARY);
+        // CORS may have said more.
+        headers.entry(header::VARY).or_insert(VARY);
         headers.insert(header::CONTENT_LENGTH, body.len().into());
         // hyper leaves it out of HTTP/1 alone (RFC 9110 section 9.3.2).
         if self.method != Method::HEAD {

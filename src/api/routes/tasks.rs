@@ -1,6 +1,6 @@
 //! `GET /spaces/{space_token}/tasks`: a page of tasks.
 
-use std::{fmt::Write as _, time::Duration};
+use std::{fmt::Write as _, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -11,17 +11,19 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
 use crate::{
     api::{
-        ApiError, Caller, Data, Policy,
+        ApiError, Caller, Client, Data, Policy,
         layers::observe::{Facts, RequestId, VARY},
         query,
+        rate_limit::{self, RateLimit},
     },
     cache::{
-        CacheStatus, StoredPage,
+        CacheStatus, Rendition, StoredPage,
         freshness::permitted,
         http_semantics::{Coding, RequestDirectives, negotiate, not_modified},
     },
     domain::{PageQuery, SpaceToken},
     service::{Ask, Served},
+    upstream::Credential,
 };
 
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -33,7 +35,8 @@ const CODINGS: [Coding; 3] = [Coding::Brotli, Coding::Zstd, Coding::Gzip];
 
 /// Answers with the page that path and query name.
 ///
-/// Checked in the order in which things may be told: path and query, then whether the client may read the space, then the cache.
+/// Checked in the order in which things may be told: path and query, then whether the client may read the space, then how often it
+/// may ask, then the cache.
 pub async fn page(
     State(data): State<Data>,
     Extension(caller): Extension<Caller>,
@@ -53,23 +56,48 @@ pub async fn page(
         cache: None,
         age_s: None,
     };
-    let answered = answer(&data, &caller, space, query, request_id, &headers).await;
-    let (mut response, facts) = match answered {
-        Ok((response, served)) => (
-            response,
-            Facts {
-                cache: Some(served.status.outcome()),
-                age_s: Some(served.page.age(served.at).as_secs()),
-                ..facts
-            },
-        ),
-        Err(error) => {
-            let cache = error.cache_status().map(|status| status.outcome());
-            (error.into_response(), Facts { cache, ..facts })
+    let (mut response, facts) = match admit(&caller.client, &space) {
+        Ok(Admitted { credential, limits }) => {
+            let ask = Ask {
+                credential,
+                space,
+                query,
+                directives: permitted(
+                    RequestDirectives::parse(&headers),
+                    caller.client.may_refresh,
+                ),
+                client: caller.client.name.clone(),
+                request_id,
+            };
+            let (mut response, facts) = answer(&data, &caller, &ask, &headers, facts).await;
+            rate_limit::write(&limits, response.headers_mut());
+            (response, facts)
         }
+        Err(error) => (error.into_response(), facts),
     };
     response.extensions_mut().insert(facts);
     response
+}
+
+/// What a request may go on with.
+struct Admitted {
+    credential: Arc<Credential>,
+    /// What is left of the client's limits.
+    limits: Vec<RateLimit>,
+}
+
+/// Whether the client may ask for `space`, and may ask now. A request that may not read the space draws on no limit.
+fn admit(client: &Client, space: &SpaceToken) -> Result<Admitted, ApiError> {
+    if !client.may_read(space) {
+        return Err(ApiError::SpaceNotAllowed);
+    }
+    // The configuration admits no client whose spaces have no credential.
+    let credential = client.credential(space).ok_or(ApiError::SpaceNotAllowed)?;
+    let limits = client.take_request().map_err(ApiError::RateLimited)?;
+    Ok(Admitted {
+        credential: credential.clone(),
+        limits,
+    })
 }
 
 fn read_request(
@@ -86,49 +114,53 @@ fn read_request(
 async fn answer(
     data: &Data,
     caller: &Caller,
-    space: SpaceToken,
-    query: PageQuery,
-    request_id: HeaderValue,
+    ask: &Ask,
     headers: &HeaderMap,
-) -> Result<(Response, Served), ApiError> {
-    let client = &caller.client;
-    if !client.may_read(&space) {
-        return Err(ApiError::SpaceNotAllowed);
+    facts: Facts,
+) -> (Response, Facts) {
+    match data.tasks.page(ask).await {
+        Ok(served) => {
+            let facts = Facts {
+                cache: Some(served.status.outcome()),
+                age_s: Some(served.page.age(served.at).as_secs()),
+                ..facts
+            };
+            let response = respond(data, caller, ask, &served, headers).await;
+            (response, facts)
+        }
+        Err(error) => {
+            let cache = Some(error.status.outcome());
+            let error = ApiError::from(error);
+            (error.into_response(), Facts { cache, ..facts })
+        }
     }
-    // The configuration admits no client whose spaces have no credential.
-    let credential = client.credential(&space).ok_or(ApiError::SpaceNotAllowed)?;
-    let ask = Ask {
-        credential: credential.clone(),
-        space,
-        query,
-        directives: permitted(RequestDirectives::parse(headers), client.may_refresh),
-        client: client.name.clone(),
-        request_id,
-    };
-    let served = data.tasks.page(&ask).await?;
-    let response = respond(data, &caller.policy, &ask, &served, headers).await;
-    Ok((response, served))
 }
 
 /// The answer for a page that was found: 304 where the client has it already.
 async fn respond(
     data: &Data,
-    policy: &Policy,
+    caller: &Caller,
     ask: &Ask,
     served: &Served,
     request: &HeaderMap,
 ) -> Response {
     let page = &served.page;
+    let rendition = data
+        .tasks
+        .rendition(ask, page, caller.client.view.as_deref());
     let mut response = Response::new(Body::empty());
-    describe(data, policy, ask, served, response.headers_mut());
-    let etag = page.content.etag.to_str().unwrap_or_default();
+    describe(data, &caller.policy, ask, served, response.headers_mut());
+    response
+        .headers_mut()
+        .insert(header::ETAG, rendition.etag.clone());
+    let etag = rendition.etag.to_str().unwrap_or_default();
     let now_unix = unix_now();
     if not_modified(request, etag, page.last_modified_unix, now_unix) {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         return response;
     }
     let coding = negotiate(request, &CODINGS);
-    let body = variant(data, ask, served, coding).await;
+    let body = coded(data, ask, served, &rendition, coding).await;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, JSON);
     headers.insert(header::CONTENT_LENGTH, body.len().into());
@@ -154,18 +186,23 @@ impl CodedBody {
 }
 
 /// The body in `coding`. Who waited for the fill gets the identity rather than wait for the coder too.
-async fn variant(data: &Data, ask: &Ask, served: &Served, coding: Coding) -> CodedBody {
-    let content = &served.page.content;
+async fn coded(
+    data: &Data,
+    ask: &Ask,
+    served: &Served,
+    rendition: &Rendition,
+    coding: Coding,
+) -> CodedBody {
     let identity = || CodedBody {
-        bytes: content.page.body.clone(),
+        bytes: rendition.body.clone(),
         is_coded: false,
     };
     let from_store = matches!(served.status, CacheStatus::Hit { .. });
-    let is_new = !content.variants.is_made(coding);
+    let is_new = !rendition.variants.is_made(coding);
     if is_new && !from_store {
         return identity();
     }
-    let Some(bytes) = content.variants.get(coding, &content.page.body).await else {
+    let Some(bytes) = rendition.variants.get(coding, &rendition.body).await else {
         return identity();
     };
     if is_new {
@@ -177,11 +214,10 @@ async fn variant(data: &Data, ask: &Ask, served: &Served, coding: Coding) -> Cod
     }
 }
 
-/// Every field that 200 and 304 share.
+/// Every field that 200 and 304 share, but for the entity tag.
 fn describe(data: &Data, policy: &Policy, ask: &Ask, served: &Served, headers: &mut HeaderMap) {
     let page = &served.page;
     headers.insert(CACHE_STATUS, served.status.header_value());
-    headers.insert(header::ETAG, page.content.etag.clone());
     headers.insert(header::DATE, page.date.clone());
     headers.insert(header::VARY, VARY);
     let rest = client_rest(served);

@@ -8,7 +8,7 @@ use super::*;
 use crate::{
     cache::http_semantics::Coding,
     config::Config,
-    domain::{CredentialId, PageQuery, SpaceToken, Task},
+    domain::{CredentialId, FieldPath, PageQuery, SpaceToken, Task, View},
 };
 
 /// A store with `[cache]` as `lines` change it.
@@ -543,13 +543,38 @@ async fn a_variant_is_weighed_with_its_page() {
     let store = store("");
     let kept = put(&store, key(1), sized(100 << 10));
     let before = store.size().0;
-    let content = &kept.page.content;
-    let made = content.variants.get(Coding::Gzip, &content.page.body).await;
+    let whole = kept.page.content.whole();
+    let made = whole.variants.get(Coding::Gzip, &whole.body).await;
 
     store.reweigh(&key(1), &kept.page);
 
     assert_eq!(store.size(), (before + made.unwrap().len() as u64, 1));
     assert_eq!(store.size().0, kept.page.weight() as u64);
+}
+
+#[tokio::test]
+async fn a_view_and_its_variants_are_weighed_with_their_page_even_once_it_is_renewed() {
+    let store = store("");
+    let text = format!(r#"{{"count":1,"data":[{{"a":"{}"}}]}}"#, "x".repeat(10_000));
+    let page = TaskPage {
+        body: text.clone().into(),
+        ..page(1, "T")
+    };
+    let old = put(&store, key(1), page);
+    let plain = store.size().0;
+    let view = View::new(&[FieldPath::dotted("a").unwrap()]);
+
+    let (shown, _) = old.page.content.seen_through(&view);
+    store.reweigh(&key(1), &old.page);
+    let with_view = store.size().0;
+    assert!(with_view >= plain + text.len() as u64);
+
+    let again = begin(&store, key(1));
+    store.renew(&again, &old.page, &received(&HeaderMap::new()), Keep::Yes);
+    let coded = shown.variants.get(Coding::Brotli, &shown.body).await;
+    store.reweigh(&key(1), &old.page);
+    let coded = coded.unwrap().len() as u64;
+    assert_eq!(store.size(), (with_view + coded, 1));
 }
 
 #[tokio::test]
@@ -583,7 +608,7 @@ fn no_jitter_is_none() {
 #[test]
 fn the_etag_is_weak_our_own_and_of_the_bytes_alone() {
     let store = store("");
-    let etag = |kept: Kept| kept.page.content.etag.to_str().unwrap().to_owned();
+    let etag = |kept: Kept| kept.page.content.whole().etag.to_str().unwrap().to_owned();
     let first = etag(put_saying(&store, &[("etag", "\"theirs\"")]));
     assert!(
         first.starts_with("W/\"") && !first.contains("theirs"),

@@ -1,0 +1,299 @@
+//! What browsers may do with the tasks routes: the server's side of the CORS protocol (Fetch standard, section 3.3).
+//!
+//! Of our own, since tower-http's layer answers every `OPTIONS`, tells an origin that is not allowed what others may send, and adds
+//! a second `Vary`.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use axum::{body::Body, response::Response};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
+use tower::{Layer, Service};
+
+use super::observe::route;
+use crate::{api::LivePolicy, config::CorsConfig, telemetry::metrics::Route};
+
+/// Whatever the origin: a stored answer must not be taken for another's.
+const VARY: HeaderValue = HeaderValue::from_static("Accept-Encoding, Authorization, Origin");
+const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD");
+const REQUEST_HEADERS: HeaderValue =
+    HeaderValue::from_static("authorization, if-none-match, cache-control, x-request-id");
+const RESPONSE_HEADERS: HeaderValue = HeaderValue::from_static(
+    "ETag, Link, Cache-Status, X-Request-Id, RateLimit, RateLimit-Policy, X-List-Generation, Age, Retry-After, Date",
+);
+/// Seconds for which a browser need not ask again: as long as a withdrawn origin may go unnoticed by one that asked before.
+const MAX_AGE: HeaderValue = HeaderValue::from_static("600");
+const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
+
+/// Answers preflights of the tasks routes, and says of every other answer who may read it.
+#[derive(Clone, Debug)]
+pub struct CorsLayer {
+    policy: LivePolicy,
+}
+
+impl CorsLayer {
+    #[must_use]
+    pub fn new(policy: LivePolicy) -> Self {
+        Self { policy }
+    }
+}
+
+impl<S> Layer<S> for CorsLayer {
+    type Service = Cors<S>;
+
+    fn layer(&self, inner: S) -> Cors<S> {
+        Cors {
+            inner,
+            policy: self.policy.clone(),
+        }
+    }
+}
+
+/// Stands around all that may refuse, so that a browser may read the refusal too.
+#[derive(Clone, Debug)]
+pub struct Cors<S> {
+    inner: S,
+    policy: LivePolicy,
+}
+
+impl<S, B> Service<Request<B>> for Cors<S>
+where
+    S: Service<Request<B>, Response = Response>,
+{
+    type Response = Response;
+    type Error = S::Error;
+    type Future = CorsFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let terms = Terms::of(&self.policy.load().cors, &request);
+        let is_preflight = terms.as_ref().is_some_and(|terms| terms.is_preflight);
+        CorsFuture {
+            inner: (!is_preflight).then(|| self.inner.call(request)),
+            terms,
+        }
+    }
+}
+
+/// What an answer must say, besides itself.
+#[derive(Debug, PartialEq, Eq)]
+struct Terms {
+    /// The origin that asks, if it may.
+    allowed: Option<HeaderValue>,
+    is_preflight: bool,
+}
+
+impl Terms {
+    /// `None` where CORS has no part: none is configured, or the path is no tasks route.
+    fn of<B>(cors: &CorsConfig, request: &Request<B>) -> Option<Self> {
+        if cors.origins.is_empty() || route(request.uri().path()) != Route::Tasks {
+            return None;
+        }
+        let headers = request.headers();
+        let allowed = sole_origin(headers).filter(|origin| {
+            let origin = origin.as_bytes();
+            cors.origins.iter().any(|pattern| pattern.matches(origin))
+        });
+        Some(Self {
+            allowed: allowed.cloned(),
+            is_preflight: request.method() == Method::OPTIONS
+                && headers.contains_key(header::ORIGIN)
+                && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD),
+        })
+    }
+
+    fn write(self, headers: &mut HeaderMap) {
+        headers.insert(header::VARY, VARY);
+        let Some(origin) = self.allowed else {
+            return;
+        };
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        if self.is_preflight {
+            headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, METHODS);
+            headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, REQUEST_HEADERS);
+            headers.insert(header::ACCESS_CONTROL_MAX_AGE, MAX_AGE);
+        } else {
+            headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, RESPONSE_HEADERS);
+        }
+    }
+}
+
+/// The one `Origin`; a browser sends no two.
+fn sole_origin(headers: &HeaderMap) -> Option<&HeaderValue> {
+    let mut values = headers.get_all(header::ORIGIN).into_iter();
+    let first = values.next()?;
+    values.next().is_none().then_some(first)
+}
+
+/// The same for any origin: what it may do, the fields say.
+fn preflight() -> Response {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, NO_STORE);
+    response
+}
+
+pin_project_lite::pin_project! {
+    /// Adds the fields to an answer when it is there.
+    #[derive(Debug)]
+    pub struct CorsFuture<F> {
+        // `None`: a preflight, answered from here.
+        #[pin]
+        inner: Option<F>,
+        terms: Option<Terms>,
+    }
+}
+
+impl<F, E> Future for CorsFuture<F>
+where
+    F: Future<Output = Result<Response, E>>,
+{
+    type Output = Result<Response, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let mut response = match this.inner.as_pin_mut() {
+            Some(inner) => ready!(inner.poll(cx))?,
+            None => preflight(),
+        };
+        if let Some(terms) = this.terms.take() {
+            terms.write(response.headers_mut());
+        }
+        Poll::Ready(Ok(response))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{convert::Infallible, sync::Arc};
+
+    use arc_swap::ArcSwap;
+    use tower::{ServiceExt, service_fn};
+
+    use super::*;
+    use crate::{
+        api::{Clients, Policy},
+        config::Config,
+        upstream::Credentials,
+    };
+
+    const APP: &str = "https://app.example.com";
+    const PATH: &str = "/spaces/A/tasks";
+
+    type Lines<'a> = [(&'a str, &'a str)];
+
+    fn policy(origins: &[&str]) -> Arc<Policy> {
+        let text = format!(
+            "[upstream]\nbase_url = 'https://unpod.example'\n\
+             [upstream.credentials.default]\ntoken = 'abc'\n[cors]\norigins = {origins:?}"
+        );
+        let config = Config::from_toml(&text).unwrap();
+        let credentials = Credentials::load(&config.upstream).unwrap();
+        let clients = Clients::new(&config.clients, &config.views, credentials, None);
+        Arc::new(Policy::new(&config, clients))
+    }
+
+    fn request(method: &str, path: &str, lines: &Lines) -> Request<()> {
+        let mut request = Request::builder().method(method).uri(path);
+        for (name, value) in lines {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap()
+    }
+
+    fn terms(method: &str, path: &str, lines: &Lines) -> Option<Terms> {
+        Terms::of(&policy(&[APP]).cors, &request(method, path, lines))
+    }
+
+    #[test]
+    fn a_preflight_is_an_options_that_says_who_asks_and_for_what() {
+        let origin = ("origin", APP);
+        let foreign = ("origin", "https://evil.test");
+        let asks = ("access-control-request-method", "GET");
+        let table: &[(&str, &Lines, bool, bool)] = &[
+            ("OPTIONS", &[origin, asks], true, true),
+            ("OPTIONS", &[foreign, asks], false, true),
+            ("OPTIONS", &[origin, origin, asks], false, true),
+            ("OPTIONS", &[asks], false, false),
+            ("OPTIONS", &[origin], true, false),
+            ("OPTIONS", &[], false, false),
+            ("GET", &[origin, asks], true, false),
+            ("GET", &[foreign], false, false),
+            ("GET", &[], false, false),
+        ];
+        for &(method, lines, allowed, is_preflight) in table {
+            let allowed = allowed.then(|| HeaderValue::from_static(APP));
+            let expected = Terms {
+                allowed,
+                is_preflight,
+            };
+            assert_eq!(
+                terms(method, PATH, lines),
+                Some(expected),
+                "{method} {lines:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn other_routes_have_no_part_in_it() {
+        let lines = [("origin", APP), ("access-control-request-method", "GET")];
+        for path in [
+            "/browser-tokens",
+            "/healthz",
+            "/openapi.json",
+            "/",
+            "/spaces/A/B/tasks",
+        ] {
+            assert_eq!(terms("OPTIONS", path, &lines), None, "{path}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_policy_in_force_decides() {
+        let live: LivePolicy = Arc::new(ArcSwap::new(policy(&[])));
+        let inner = service_fn(|_: Request<()>| async {
+            Ok::<_, Infallible>(Response::new(Body::empty()))
+        });
+        let service = CorsLayer::new(live.clone()).layer(inner);
+        let answer = async || {
+            let asked = service
+                .clone()
+                .oneshot(request("GET", PATH, &[("origin", APP)]));
+            let headers = asked.await.unwrap().headers().clone();
+            let allowed = headers.get(header::ACCESS_CONTROL_ALLOW_ORIGIN).cloned();
+            (headers.contains_key(header::VARY), allowed)
+        };
+
+        assert_eq!(answer().await, (false, None));
+        live.store(policy(&["https://*.example.com"]));
+        let allowed = HeaderValue::from_static(APP);
+        assert_eq!(answer().await, (true, Some(allowed)));
+        live.store(policy(&["https://other.example.com"]));
+        assert_eq!(answer().await, (true, None));
+    }
+
+    #[tokio::test]
+    async fn a_preflight_reaches_nobody() {
+        let live: LivePolicy = Arc::new(ArcSwap::new(policy(&[APP])));
+        let inner = service_fn(|_: Request<()>| async { panic!("it was passed on") });
+        let mut service = CorsLayer::new(live).layer(inner);
+        for origin in [APP, "https://evil.test"] {
+            let lines = [("origin", origin), ("access-control-request-method", "GET")];
+            let asked = service
+                .ready()
+                .await
+                .unwrap()
+                .call(request("OPTIONS", PATH, &lines));
+            let answer: Result<_, Infallible> = asked.await;
+            assert_eq!(answer.unwrap().status(), StatusCode::NO_CONTENT);
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! A page as it goes out: whole, or as a view shows it, each with an entity tag and coded variants of its own.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+};
+
+use bytes::Bytes;
+use http::HeaderValue;
+
+use super::coding::Variants;
+use crate::domain::{View, ViewId};
+
+/// Bytes of a page as a client gets them.
+pub struct Rendition {
+    pub body: Bytes,
+    /// Weak, always our own: a digest of the identity bytes, whichever coding goes out.
+    pub etag: HeaderValue,
+    pub variants: Variants,
+}
+
+impl Rendition {
+    #[must_use]
+    pub fn new(body: Bytes) -> Self {
+        Self {
+            etag: etag(&body),
+            body,
+            variants: Variants::default(),
+        }
+    }
+}
+
+/// Without the tasks: they hold people's names, numbers and words.
+impl fmt::Debug for Rendition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rendition")
+            .field("bytes", &self.body.len())
+            .field("etag", &self.etag)
+            .field("variants", &self.variants.len())
+            .finish()
+    }
+}
+
+fn etag(body: &[u8]) -> HeaderValue {
+    let digest = blake3::hash(body);
+    HeaderValue::try_from(format!("W/\"{}\"", &digest.to_hex()[..32]))
+        .expect("hex digits and quotes are visible ASCII")
+}
+
+/// What views show of one page, each made when it is first asked for.
+///
+/// Kept by what a view shows, not by its name: a view that is configured anew is another one. The oldest goes first.
+#[derive(Debug, Default)]
+pub(super) struct Views {
+    known: Mutex<Vec<Seen>>,
+}
+
+/// A page as one view shows it. The lock is not held while it is made: whoever else asks for the same waits, and nobody else does.
+#[derive(Clone, Debug)]
+struct Seen {
+    through: ViewId,
+    rendition: Arc<OnceLock<Arc<Rendition>>>,
+}
+
+impl Views {
+    /// What `view` shows of `page`, and whether it was made by this call.
+    pub(super) fn get(&self, view: &View, page: &[u8]) -> (Arc<Rendition>, bool) {
+        let place = self.place(view.id());
+        let mut is_new = false;
+        let rendition = place.get_or_init(|| {
+            is_new = true;
+            let shown = view.apply(page);
+            let shown = shown.expect("a page was read as JSON before it became one");
+            Arc::new(Rendition::new(shown))
+        });
+        (rendition.clone(), is_new)
+    }
+
+    fn place(&self, id: ViewId) -> Arc<OnceLock<Arc<Rendition>>> {
+        let mut known = self.known();
+        if let Some(seen) = known.iter().find(|seen| seen.through == id) {
+            return seen.rendition.clone();
+        }
+        if known.len() >= View::MOST {
+            known.remove(0);
+        }
+        let rendition = Arc::<OnceLock<_>>::default();
+        known.push(Seen {
+            through: id,
+            rendition: rendition.clone(),
+        });
+        rendition
+    }
+
+    /// Bytes of all that was made so far.
+    pub(super) fn weight(&self) -> usize {
+        // The structs and the allocator's share.
+        const OVERHEAD: usize = 512;
+        let known = self.known();
+        let made = known.iter().filter_map(|seen| seen.rendition.get());
+        made.map(|rendition| OVERHEAD + rendition.body.len() + rendition.variants.len())
+            .sum()
+    }
+
+    fn known(&self) -> MutexGuard<'_, Vec<Seen>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::FieldPath;
+
+    const PAGE: &[u8] = br#"{"count":1,"data":[{"a":1,"b":2}]}"#;
+
+    fn view(name: &str) -> View {
+        View::new(&[FieldPath::dotted(name).unwrap()])
+    }
+
+    #[test]
+    fn what_a_view_shows_is_made_once() {
+        let views = Views::default();
+        let (first, is_new) = views.get(&view("a"), PAGE);
+        assert!(is_new);
+        assert_eq!(first.body, r#"{"count":1,"data":[{"a":1}]}"#);
+        let (again, is_new) = views.get(&view("a"), PAGE);
+        assert!(!is_new && Arc::ptr_eq(&first, &again));
+
+        let (other, is_new) = views.get(&view("b"), PAGE);
+        assert!(is_new);
+        assert_ne!(first.etag, other.etag);
+    }
+
+    #[test]
+    fn what_is_printed_holds_no_task() {
+        let views = Views::default();
+        let _ = views.get(&view("a"), br#"{"data":[{"a":"secret"}]}"#);
+        let printed = format!("{views:?}");
+        assert!(printed.contains("etag") && !printed.contains("secret"));
+    }
+
+    #[test]
+    fn however_many_ask_at_once_one_makes_it() {
+        let views = Views::default();
+        let made: Vec<_> = std::thread::scope(|scope| {
+            let asking: Vec<_> = (0..8)
+                .map(|_| scope.spawn(|| views.get(&view("a"), PAGE)))
+                .collect();
+            let asking = asking.into_iter();
+            asking.map(|thread| thread.join().unwrap()).collect()
+        });
+        assert_eq!(made.iter().filter(|(_, is_new)| *is_new).count(), 1);
+        assert!(made.iter().all(|(one, _)| Arc::ptr_eq(one, &made[0].0)));
+    }
+
+    #[test]
+    fn views_of_old_make_room_for_new_ones() {
+        let views = Views::default();
+        for number in 0..3 * View::MOST {
+            let (_, is_new) = views.get(&view(&number.to_string()), PAGE);
+            assert!(is_new);
+        }
+        assert_eq!(views.known().len(), View::MOST);
+        let newest = (3 * View::MOST - 1).to_string();
+        assert!(!views.get(&view(&newest), PAGE).1);
+        assert!(views.get(&view("0"), PAGE).1);
+    }
+}
