@@ -87,9 +87,9 @@ impl Ask {
                 Kind::Page(*key, Manner::Conditional)
             }),
             70..=74 => page(Manner::Head),
-            75..=79 => page(Manner::NoCache),
-            80..=82 => page(Manner::MaxStale),
-            83..=85 => page(Manner::OnlyIfCached),
+            75..=76 => page(Manner::NoCache),
+            77..=80 => page(Manner::MaxStale),
+            81..=85 => page(Manner::OnlyIfCached),
             86..=88 => Kind::Poisoned,
             89..=91 => Kind::UnknownSpace,
             92..=94 => Kind::ForeignSpace,

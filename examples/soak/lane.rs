@@ -59,11 +59,11 @@ pub(crate) const QUOTA: Plan = Plan {
     name: "quota",
     config: r#"
         upstream.timeout = "2s"
-        upstream.quota_per_minute = 1800
+        upstream.quota_per_minute = 6000
         cache.stretch_max = "20s"
         cache.stale_if_error = "20s"
     "#,
-    quota_per_minute: Some(1800),
+    quota_per_minute: Some(6000),
     // `cache.settled_ttl` is ten minutes.
     most_age: Duration::from_secs(700),
 };
