@@ -17,6 +17,7 @@ mod errors;
 mod layering;
 mod listeners;
 mod operators;
+mod overload;
 mod paths;
 mod process;
 mod quota;
