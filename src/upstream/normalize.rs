@@ -317,6 +317,7 @@ fn from_client(error: ClientError) -> UpstreamError {
             UpstreamError::InvalidResponse(InvalidAnswer::TooLarge(limit))
         }
         ClientError::Truncated(_) => UpstreamError::InvalidResponse(InvalidAnswer::Truncated),
+        ClientError::NotHttp(_) => UpstreamError::InvalidResponse(InvalidAnswer::NotHttp),
         ClientError::Request(_) | ClientError::Broken(_) => {
             UpstreamError::Unreachable(Arc::new(error))
         }
