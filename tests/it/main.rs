@@ -14,6 +14,7 @@ mod cache;
 mod captures;
 mod coherence;
 mod errors;
+mod faults;
 mod layering;
 mod listeners;
 mod operators;
