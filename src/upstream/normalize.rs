@@ -278,11 +278,9 @@ where
         let cause = request.cause.clone();
         let call = self.inner.call(request);
         Box::pin(async move {
-            let answer = call
-                .await
-                .inspect_err(|_| metrics.upstream_answered(None, &cause));
-            let raw = answer.map_err(from_client)?;
-            metrics.upstream_answered(Some(raw.status), &cause);
+            let mut counted = CountedCall::new(&metrics, &cause);
+            let raw = call.await.map_err(from_client)?;
+            counted.status = Some(raw.status);
             match normalize(&rules, raw) {
                 // A 304 nobody asked for has no page to stand for.
                 Verdict::Known(Ok(Answer {
@@ -298,6 +296,30 @@ where
                 }
             }
         })
+    }
+}
+
+/// Counts a call when it ends, however it does: one that the deadline cuts off is a call too.
+struct CountedCall<'a> {
+    metrics: &'a Metrics,
+    cause: &'a str,
+    /// None where there was no answer.
+    status: Option<StatusCode>,
+}
+
+impl<'a> CountedCall<'a> {
+    fn new(metrics: &'a Metrics, cause: &'a str) -> Self {
+        Self {
+            metrics,
+            cause,
+            status: None,
+        }
+    }
+}
+
+impl Drop for CountedCall<'_> {
+    fn drop(&mut self) {
+        self.metrics.upstream_answered(self.status, self.cause);
     }
 }
 

@@ -112,6 +112,22 @@ impl Harm {
         };
         Seen { code, stands_in }
     }
+
+    /// The counters that each page asked for adds to.
+    fn counters(self) -> Vec<String> {
+        let fills = format!("gateway_fills_total{{outcome=\"{}\"}}", self.seen().code);
+        let no_answer = "gateway_upstream_requests_total{status=\"none\",client=\"reader\"}";
+        match self {
+            Self::Refused | Self::Wire(_) => vec![fills, no_answer.to_owned()],
+            Self::Answer(_) => vec![fills],
+        }
+    }
+}
+
+/// The value of a counter, in Prometheus's text form.
+fn value(metrics: &str, counter: &str) -> u64 {
+    let sample = metrics.lines().find_map(|line| line.strip_prefix(counter));
+    sample.map_or(0, |value| value.trim().parse().unwrap())
 }
 
 /// A gateway, a fault proxy and a simulator, one behind the other.
@@ -199,6 +215,7 @@ async fn assert_seen(harm: Harm) {
     let Seen { code, stands_in } = harm.seen();
     let bench = Bench::before(harm).await;
     bench.fill(2).await;
+    let before = bench.operator("/metrics").await;
 
     bench.harm(harm).await;
     let cold = bench.page(1).await;
@@ -217,8 +234,10 @@ async fn assert_seen(harm: Harm) {
         None => assert_eq!(stale.code(), code, "{name}"),
     }
     let metrics = bench.operator("/metrics").await;
-    let counted = format!("gateway_fills_total{{outcome=\"{code}\"}} ");
-    assert!(metrics.contains(&counted), "{name}: {counted}");
+    for counter in harm.counters() {
+        let counted = value(&metrics, &counter) - value(&before, &counter);
+        assert_eq!(counted, 2, "{name}: {counter}");
+    }
     let ready = bench.operator("/readyz").await;
     assert_eq!(
         ready.contains("degraded"),
