@@ -151,27 +151,31 @@ impl Lane {
         }
     }
 
-    /// Ends the faults and the users, sees that every page can be had again, and ends the gateway.
-    pub(crate) async fn end(mut self, report: &Report) -> Left {
+    /// Ends the users and the faults, sees that every page can be had again, and waits until nothing is under way.
+    pub(crate) async fn calm_down(&mut self, report: &Report) {
         self.users.end().await;
         if let Err(error) = self.weather.clear().await {
             report.wrong(error);
         }
         self.heal(report).await;
-        let metrics = self.gateway.metrics().clone();
-        let tasks = self.gateway.tasks().clone();
         let until = Instant::now() + HEALS_WITHIN;
-        let quiet = || {
-            tasks.fills_under_way() == 0
-                && metrics.in_flight() == 0
-                && metrics.connections_open() == 0
-        };
-        while !quiet() && Instant::now() < until {
+        while !self.is_quiet() && Instant::now() < until {
             sleep(HEALING_PAUSE).await;
         }
+    }
+
+    fn is_quiet(&self) -> bool {
+        let metrics = self.gateway.metrics();
+        let busy = metrics.in_flight() + metrics.connections_open();
+        busy == 0 && self.gateway.tasks().fills_under_way() == 0
+    }
+
+    /// Ends the gateway and its upstream; tells what was left under way.
+    pub(crate) async fn end(self) -> Left {
+        let metrics = self.gateway.metrics();
         let left = Left {
             lane: self.name,
-            fills: tasks.fills_under_way(),
+            fills: self.gateway.tasks().fills_under_way(),
             in_flight: metrics.in_flight(),
             connections: metrics.connections_open(),
             drained: self.gateway.drain().await,

@@ -29,7 +29,7 @@ use crate::{lane::Lane, report::Report};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Resident memory may move this much after the warm-up: variants are made, and an allocator keeps what it was given back.
+/// Resident memory may lie this much above its highest in the warm-up: an allocator keeps what it was given back.
 const MEMORY_SLACK: usize = 64 << 20;
 /// The longest warm-up.
 const WARM_UP: Duration = Duration::from_secs(60);
@@ -74,24 +74,26 @@ async fn soak(length: Duration, seed: u64) -> bool {
         "soak: {} with seed {seed}",
         humantime::format_duration(length)
     );
-    let mut report = Report::new();
-    let lanes = [
+    let report = Report::default();
+    let mut lanes = [
         Lane::start(lane::FREE, seed, &report).await,
         Lane::start(lane::QUOTA, seed + 1, &report).await,
     ];
     let began = Instant::now();
+    report.watch_warm_up(WARM_UP.min(length / 4)).await;
     let mut next_line = began + PROGRESS;
-    let warm = began + WARM_UP.min(length / 4);
-    tokio::time::sleep_until(warm).await;
-    report.note_warm();
     while began.elapsed() < length {
         tokio::time::sleep_until(next_line.min(began + length)).await;
         report.print_progress(began.elapsed());
         next_line += PROGRESS;
     }
+    for lane in &mut lanes {
+        lane.calm_down(&report).await;
+    }
+    report.note_end();
     let mut left = Vec::new();
     for lane in lanes {
-        left.push(lane.end(&report).await);
+        left.push(lane.end().await);
     }
     report.print(left, MEMORY_SLACK)
 }

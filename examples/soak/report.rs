@@ -5,13 +5,16 @@ use std::{
     fmt::Display,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
+use tokio::time::Instant;
+
 use crate::resident::resident;
 
+const WATCH_EVERY: Duration = Duration::from_millis(200);
 /// Further wrong answers are counted and not shown.
 const SHOWN: u64 = 20;
 
@@ -25,7 +28,9 @@ struct Counts {
     left: AtomicU64,
     wrong: AtomicU64,
     outcomes: Mutex<BTreeMap<String, u64>>,
-    warm: AtomicU64,
+    /// Most resident memory in the warm-up, and what is resident in the end.
+    warm: AtomicUsize,
+    end: AtomicUsize,
 }
 
 /// What a lane leaves.
@@ -46,10 +51,6 @@ impl Left {
 }
 
 impl Report {
-    pub(crate) fn new() -> Self {
-        Self::default()
-    }
-
     /// A right answer came: a status, or the code of an error.
     pub(crate) fn answered(&self, outcome: impl Into<String>) {
         self.0.requests.fetch_add(1, Ordering::Relaxed);
@@ -69,9 +70,18 @@ impl Report {
         }
     }
 
-    /// From here on memory should not grow.
-    pub(crate) fn note_warm(&mut self) {
-        self.0.warm.store(resident() as u64, Ordering::Relaxed);
+    /// Watches memory for as long as it may grow.
+    pub(crate) async fn watch_warm_up(&self, length: Duration) {
+        let until = Instant::now() + length;
+        while Instant::now() < until {
+            tokio::time::sleep(WATCH_EVERY).await;
+            self.0.warm.fetch_max(resident(), Ordering::Relaxed);
+        }
+    }
+
+    /// Everything is calm; what is resident now should be no more than before.
+    pub(crate) fn note_end(&self) {
+        self.0.end.store(resident(), Ordering::Relaxed);
     }
 
     pub(crate) fn print_progress(&self, after: Duration) {
@@ -110,14 +120,14 @@ impl Report {
                 }
             }
         }
-        let warm = usize::try_from(self.0.warm.load(Ordering::Relaxed)).unwrap_or(usize::MAX);
-        let now = resident();
+        let warm = self.0.warm.load(Ordering::Relaxed);
+        let end = self.0.end.load(Ordering::Relaxed);
         println!(
-            "resident memory  {} MiB warm, {} MiB now",
+            "resident memory  at most {} MiB in the warm-up, {} MiB in the end",
             warm >> 20,
-            now >> 20
+            end >> 20
         );
-        let bounded = now <= warm.saturating_add(memory_slack);
+        let bounded = end <= warm.saturating_add(memory_slack);
         if !bounded {
             eprintln!("soak: memory grew by more than {} MiB", memory_slack >> 20);
         }
