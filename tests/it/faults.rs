@@ -1,6 +1,8 @@
 //! The upstream as it fails, on the wire and in its answers: what a client sees of each fault, and that none of them lasts.
 
 use std::{
+    fs,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -14,7 +16,7 @@ use unpod_gateway::simulator::{
 };
 
 use crate::{
-    answer::Answer,
+    answer::{Answer, CODES},
     gateway::{Gateway, Setup, patiently, setup, until},
     process::Served,
     raw,
@@ -399,4 +401,62 @@ async fn the_log_says_why_an_upstream_gave_no_page() {
     assert_eq!(reasons.len(), 2, "{log:?}");
     assert!(reasons[0].contains("Connection refused"), "{reasons:?}");
     assert!(reasons[1].contains("not HTTP"), "{reasons:?}");
+}
+
+fn every_harm() -> Vec<Harm> {
+    let wire = WIRE.map(Harm::Wire);
+    let answers = FaultKind::ALL.map(|(_, kind)| Harm::Answer(kind));
+    [&[Harm::Refused][..], &wire, &answers].concat()
+}
+
+/// The cells of every row of `docs/resilience.md`, headings apart.
+fn operators_rows() -> Vec<Vec<String>> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/resilience.md");
+    let text = fs::read_to_string(file).unwrap();
+    let rows = text.lines().filter_map(|line| line.strip_prefix("| "));
+    let cells = |row: &str| row.split('|').map(|cell| cell.trim().to_owned()).collect();
+    let rows: Vec<Vec<String>> = rows.map(cells).collect();
+    rows.into_iter().filter(|row| row[4] != "tests").collect()
+}
+
+#[test]
+fn the_operators_page_says_of_each_fault_what_is_seen() {
+    let rows = operators_rows();
+    for harm in every_harm() {
+        let (name, seen) = (harm.name(), harm.seen());
+        let named = format!("(`{name}`)");
+        let row = rows.iter().find(|row| row[0].ends_with(&named));
+        let row = row.unwrap_or_else(|| panic!("no row for {name}"));
+        let (_, status) = CODES.iter().find(|(code, _)| *code == seen.code).unwrap();
+        let told = format!("{status} `{}`", seen.code);
+        assert!(row[1].starts_with(&told), "{name}: {}", row[1]);
+        let stale = match seen.stands_in {
+            Some(detail) => format!("200, `{detail}`"),
+            None => "the same: ".to_owned(),
+        };
+        assert!(row[2].starts_with(&stale), "{name}: {}", row[2]);
+    }
+}
+
+#[test]
+fn every_test_that_the_operators_page_names_is_there() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it");
+    let files = fs::read_dir(directory).unwrap();
+    let sources = files.map(|file| fs::read_to_string(file.unwrap().path()).unwrap());
+    let sources: String = sources.collect();
+    let rows = operators_rows();
+    assert!(!rows.is_empty());
+    for row in rows {
+        let names: Vec<&str> = row[4]
+            .split(", ")
+            .map(|name| name.trim_matches('`'))
+            .collect();
+        for name in names {
+            assert!(
+                sources.contains(&format!("fn {name}()")),
+                "{}: {name}",
+                row[0]
+            );
+        }
+    }
 }
