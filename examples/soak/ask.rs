@@ -301,7 +301,7 @@ impl Ask {
     pub(crate) fn describe(&self, answer: &Answer) -> String {
         let start = &answer.body[..answer.body.len().min(300)];
         format!(
-            "{:?} {} {} tag {:?}\n  got {} {:?}\n  {} bytes: {}",
+            "{:?} {} {} tag {:?}\n  got {} {:?}\n  {} bytes: {:?}",
             self.kind,
             self.method(),
             self.path(),
