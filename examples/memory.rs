@@ -8,6 +8,9 @@
     reason = "a program that prints what it measured"
 )]
 
+#[path = "soak/resident.rs"]
+mod resident;
+
 use std::{
     process::{Command, ExitCode},
     sync::{
@@ -26,6 +29,8 @@ use unpod_gateway::{
     domain::{CredentialId, PageKey, PageQuery, SpaceKey, SpaceToken},
     upstream::read_page,
 };
+
+use crate::resident::resident;
 
 /// The gateway's own.
 #[global_allocator]
@@ -176,14 +181,4 @@ fn body(size: usize) -> Bytes {
 
 fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
-}
-
-fn resident() -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .and_then(|line| line.trim().strip_suffix(" kB"))
-        .and_then(|kilobytes| kilobytes.trim().parse::<usize>().ok())
-        .map_or(0, |kilobytes| kilobytes << 10)
 }

@@ -105,6 +105,7 @@ impl Gateway {
             stack,
             metrics.clone(),
             config.server.request_timeout,
+            config.server.max_waiting(),
         );
         let draining = Draining::default();
         let data = Listener::bind(&config.server.listen)

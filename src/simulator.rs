@@ -9,6 +9,7 @@ mod body;
 mod bomb;
 mod control;
 mod fault;
+mod fault_proxy;
 mod ledger;
 mod paging;
 mod quota;
@@ -40,10 +41,12 @@ pub use self::{
     args::SimulateArgs,
     control::{Control, Hold},
     fault::{Fault, FaultKind, ParseFaultError},
+    fault_proxy::{FaultProxy, ProxyControl, WireFault},
     ledger::RecordedRequest,
+    random::SplitMix64,
     script::Scripted,
 };
-use self::{ledger::Ledger, quota::Quota, random::SplitMix64, script::Scripts, world::World};
+use self::{ledger::Ledger, quota::Quota, script::Scripts, world::World};
 
 /// How a simulator starts; [`Control`] changes most of it later.
 #[derive(Clone, Debug)]

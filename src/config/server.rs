@@ -35,6 +35,9 @@ pub struct ServerConfig {
     pub tls: Option<TlsConfig>,
 }
 
+/// One request in so many finds room whatever the upstream does.
+const ROOM_FOR_HITS: usize = 4;
+
 impl ServerConfig {
     /// Whether a client may show who it is by a certificate.
     #[must_use]
@@ -42,6 +45,13 @@ impl ServerConfig {
         self.tls
             .as_ref()
             .is_some_and(|tls| tls.client_ca_file.is_some())
+    }
+
+    /// How many of `max_in_flight` may wait for the upstream: three in four, but one at least.
+    #[must_use]
+    pub fn max_waiting(&self) -> usize {
+        let room = self.max_in_flight.div_ceil(ROOM_FOR_HITS);
+        (self.max_in_flight - room).max(1)
     }
 
     pub(super) fn check(&self, problems: &mut Problems) {
@@ -79,6 +89,26 @@ impl ServerConfig {
         }
         if let Some(Err(found)) = self.tls.as_ref().map(TlsConfig::read) {
             problems.append(found);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::Config;
+
+    #[test]
+    fn one_request_in_four_need_not_wait_and_one_at_least_may() {
+        let max_waiting = |max_in_flight: usize| {
+            let text = format!(
+                "server.max_in_flight = {max_in_flight}\n\
+                 upstream.base_url = 'https://unpod.example'\n\
+                 upstream.credentials.default.token = 'abc'"
+            );
+            Config::from_toml(&text).unwrap().server.max_waiting()
+        };
+        for (max_in_flight, expected) in [(1, 1), (2, 1), (3, 2), (4, 3), (5, 3), (5000, 3750)] {
+            assert_eq!(max_waiting(max_in_flight), expected, "{max_in_flight}");
         }
     }
 }

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use http::HeaderValue;
-use tokio::time::Instant;
+use tokio::{sync::Semaphore, time::Instant};
 
 use crate::{
     cache::{
@@ -125,6 +125,9 @@ pub struct Tasks {
     metrics: Arc<Metrics>,
     /// How long a waiter waits at most.
     patience: Duration,
+    /// A place for each waiter. Fewer than the requests that may be under way: however many wait for an upstream that hangs, there
+    /// is room for those who need not.
+    places: Semaphore,
 }
 
 impl Tasks {
@@ -134,6 +137,7 @@ impl Tasks {
         upstream: Upstream,
         metrics: Arc<Metrics>,
         patience: Duration,
+        max_waiting: usize,
     ) -> Arc<Self> {
         Arc::new(Self {
             store,
@@ -141,6 +145,7 @@ impl Tasks {
             upstream: ArcSwap::from_pointee(upstream),
             metrics,
             patience,
+            places: Semaphore::new(max_waiting),
         })
     }
 
@@ -218,6 +223,16 @@ impl Tasks {
                     if let Some(served) = self.assemble(&key, ask, reason) {
                         return Ok(served);
                     }
+                    // Before anything is begun: a fill that nobody may wait for would only add to the load.
+                    let Ok(_place) = self.places.try_acquire() else {
+                        let status = CacheStatus::Forward {
+                            reason,
+                            status: None,
+                            stored: false,
+                            collapsed: false,
+                        };
+                        return failed(UpstreamError::Overloaded, stored.as_ref(), ask, status);
+                    };
                     // `None`: another fill ended since the decision, so there is a new one to make.
                     if let Some(waiting) = self.begin_fill(&key, ask) {
                         return self.wait(waiting, ask, reason, stored).await;
@@ -369,20 +384,13 @@ impl Tasks {
         let outcome = tokio::time::timeout(self.patience, waiting.outcome())
             .await
             .unwrap_or(Some(Err(UpstreamError::Timeout(self.patience))));
-        let at = Instant::now();
         match outcome {
             Some(Ok(fill)) => Ok(Served {
                 status: forward(Some(&fill)),
                 page: fill.kept.page,
-                at,
+                at: Instant::now(),
             }),
-            Some(Err(error)) => {
-                stand_in(&error, stored.as_ref(), ask, at).ok_or_else(|| TasksError {
-                    kind: error.into(),
-                    status: forward(None),
-                    age: None,
-                })
-            }
+            Some(Err(error)) => failed(error, stored.as_ref(), ask, forward(None)),
             None => Err(TasksError {
                 kind: TasksErrorKind::Lost,
                 status: forward(None),
@@ -390,6 +398,20 @@ impl Tasks {
             }),
         }
     }
+}
+
+/// The answer where no fill is to be had: a stored page where one may stand in, else the error.
+fn failed(
+    error: UpstreamError,
+    stored: Option<&Arc<StoredPage>>,
+    ask: &Ask,
+    status: CacheStatus,
+) -> Result<Served, TasksError> {
+    stand_in(&error, stored, ask, Instant::now()).ok_or_else(|| TasksError {
+        kind: error.into(),
+        status,
+        age: None,
+    })
 }
 
 /// A page as it is stored.

@@ -1,6 +1,6 @@
 //! What a test holds: it reads what the simulator has seen and changes what it will say.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use super::{
     Fault, RecordedRequest, Scripted, Shared, answer::refusal_body, lock, paging::TaskQuery,
@@ -39,6 +39,11 @@ impl Control {
 
     pub fn max_in_flight(&self) -> usize {
         lock(&self.0.ledger).max_in_flight
+    }
+
+    /// Returns how often each fault has struck, by the fault's name.
+    pub fn struck(&self) -> BTreeMap<&'static str, u64> {
+        lock(&self.0.ledger).by_fault.clone()
     }
 
     /// Returns the last 10,000 requests to any path but `/__stats`, oldest first.

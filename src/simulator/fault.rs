@@ -85,6 +85,13 @@ impl FaultKind {
         ("gzip-bomb", Self::GzipBomb),
     ];
 
+    /// Its name on the command line, under which it is counted too.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        let named = Self::ALL.into_iter().find(|(_, kind)| *kind == self);
+        named.expect("every kind is in the list").0
+    }
+
     fn named(name: &str) -> Option<Self> {
         Self::ALL
             .into_iter()

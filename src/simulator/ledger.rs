@@ -9,7 +9,7 @@ use http::{Method, request::Parts};
 use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{Shared, lock};
+use super::{FaultKind, Shared, lock};
 
 const RECORDED_AT_MOST: usize = 10_000;
 
@@ -55,6 +55,8 @@ pub(super) struct Ledger {
     pub(super) requests: u64,
     pub(super) by_space: BTreeMap<String, u64>,
     by_status: BTreeMap<String, u64>,
+    /// How often each fault has struck.
+    pub(super) by_fault: BTreeMap<&'static str, u64>,
     pub(super) in_flight: usize,
     pub(super) max_in_flight: usize,
     pub(super) posts: u64,
@@ -75,6 +77,11 @@ impl Ledger {
     /// Counts an answer by its status, or by what became of it.
     pub(super) fn answered(&mut self, outcome: String) {
         *self.by_status.entry(outcome).or_default() += 1;
+    }
+
+    /// Counts a fault that a request meets.
+    pub(super) fn struck(&mut self, fault: FaultKind) {
+        *self.by_fault.entry(fault.as_str()).or_default() += 1;
     }
 
     fn arrive(&mut self, method: &Method, space: &str, token: &str) {

@@ -1,11 +1,12 @@
-//! The one source of chance in the simulator: the same seed gives the same world and the same faults.
+//! The one source of chance in the simulator, the tests and the examples: the same seed gives the same world and the same faults.
 
 /// A splitmix64 generator: small, good enough for a test world, and no dependency.
 #[derive(Clone, Debug)]
-pub(super) struct SplitMix64(u64);
+pub struct SplitMix64(u64);
 
 impl SplitMix64 {
-    pub(super) fn new(seed: u64) -> Self {
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
@@ -18,14 +19,23 @@ impl SplitMix64 {
     }
 
     /// Returns a number in `0..1`.
-    pub(super) fn fraction(&mut self) -> f64 {
+    pub fn fraction(&mut self) -> f64 {
         // 53 bits are what an f64 holds exactly.
         (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    /// Returns one of `choices`, which must not be empty.
-    pub(super) fn pick<'a>(&mut self, choices: &[&'a str]) -> &'a str {
-        choices[(self.next() % choices.len() as u64) as usize]
+    /// Returns a number in `0..end`, which must not be empty.
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+
+    /// Returns one of `choices`.
+    ///
+    /// # Panics
+    ///
+    /// Panics if there is none.
+    pub fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
+        choices[self.below(choices.len() as u64) as usize]
     }
 }
 

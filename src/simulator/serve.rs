@@ -182,7 +182,10 @@ async fn in_slot(
         _ => None,
     };
     match fault {
-        Some(kind) => faulty(kind, shared, route, parts, busy).await,
+        Some(kind) => {
+            lock(&shared.ledger).struck(kind);
+            faulty(kind, shared, route, parts, busy).await
+        }
         None => Ok(truthful(shared, route, parts)),
     }
 }

@@ -338,6 +338,7 @@ async fn faults_that_answer_do_so() {
         let heard = get(&simulator, &tasks(SUPPORT, "?page=1&page_size=1")).await;
         assert_eq!(heard.status(), status, "{kind:?}");
         assert!(heard.text().contains(part), "{kind:?}: {}", heard.text());
+        assert_eq!(control.struck()[kind.as_str()], 1);
     }
 }
 
@@ -549,6 +550,7 @@ async fn stats_tell_the_counts_and_are_not_counted() {
         "requests": 2,
         "by_space": {SUPPORT: 1, UNKNOWN_SPACE: 1},
         "by_status": {"200": 1, "206": 1},
+        "by_fault": {},
         "in_flight": 0,
         "max_in_flight": 1,
         "posts": 0,

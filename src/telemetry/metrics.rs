@@ -477,6 +477,12 @@ impl Metrics {
         self.http_in_flight.get()
     }
 
+    /// Open client connections.
+    #[must_use]
+    pub fn connections_open(&self) -> i64 {
+        self.connections.get()
+    }
+
     /// Calls that `credential` may still make in this minute; `None`: no limit is known.
     pub fn quota_remaining(&self, credential: &str, remaining: Option<u32>) {
         let labels = CredentialLabels {

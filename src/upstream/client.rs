@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use tower::Service;
 use url::Url;
 
-use super::{Credential, Head, Sent, TokenSlot, Urgency};
+use super::{Credential, Head, Sent, TokenSlot, Urgency, error::causes};
 use crate::{
     config::UpstreamConfig,
     domain::{PageQuery, SpaceToken},
@@ -75,6 +75,8 @@ pub enum ClientError {
     // Without the URL, which holds the space token.
     #[error("request failed")]
     Request(#[source] reqwest::Error),
+    #[error("answer is not HTTP")]
+    NotHttp(#[source] reqwest::Error),
     #[error("connection broke within the body")]
     Broken(#[source] reqwest::Error),
     #[error("body ended early or does not decode")]
@@ -150,7 +152,7 @@ impl Client {
             .headers(request_headers(request))
             .send()
             .await
-            .map_err(|error| ClientError::Request(error.without_url()))?;
+            .map_err(request_error)?;
         let received = Instant::now();
         let status = response.status();
         let head = Head {
@@ -238,20 +240,28 @@ async fn read_body(mut response: reqwest::Response, max_body: usize) -> Result<B
     Ok(body.freeze())
 }
 
+/// Something answered, but no HTTP: another port's service, or a middlebox. Asking it again would not help.
+fn request_error(error: reqwest::Error) -> ClientError {
+    let error = error.without_url();
+    let is_unreadable = |cause: &hyper::Error| cause.is_parse();
+    if causes(&error).any(|cause| cause.downcast_ref().is_some_and(is_unreadable)) {
+        return ClientError::NotHttp(error);
+    }
+    ClientError::Request(error)
+}
+
 /// A reset is the connection's fault, everything else the answer's.
 fn body_error(error: reqwest::Error) -> ClientError {
+    use std::io::{Error, ErrorKind};
     let error = error.without_url();
-    let mut source = std::error::Error::source(&error);
-    while let Some(cause) = source {
-        if let Some(io) = cause.downcast_ref::<std::io::Error>()
-            && matches!(
-                io.kind(),
-                std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::ConnectionAborted
-            )
-        {
-            return ClientError::Broken(error);
-        }
-        source = cause.source();
+    let is_reset = |cause: &Error| {
+        matches!(
+            cause.kind(),
+            ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted
+        )
+    };
+    if causes(&error).any(|cause| cause.downcast_ref().is_some_and(is_reset)) {
+        return ClientError::Broken(error);
     }
     ClientError::Truncated(error)
 }

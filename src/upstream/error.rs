@@ -1,6 +1,6 @@
 //! Why the upstream gave no page.
 
-use std::{sync::Arc, time::Duration};
+use std::{error::Error, sync::Arc, time::Duration};
 
 use http::StatusCode;
 
@@ -68,6 +68,8 @@ pub enum InvalidAnswer {
     TooLarge(usize),
     #[error("ended early or does not decode")]
     Truncated,
+    #[error("not HTTP")]
+    NotHttp,
 }
 
 impl UpstreamError {
@@ -166,7 +168,8 @@ impl UpstreamError {
                 InvalidAnswer::Json { .. }
                 | InvalidAnswer::NoData
                 | InvalidAnswer::NoCount
-                | InvalidAnswer::Truncated => Evidence::Fails,
+                | InvalidAnswer::Truncated
+                | InvalidAnswer::NotHttp => Evidence::Fails,
             },
             Self::Unreachable(_) | Self::Timeout(_) => Evidence::Fails,
             // A token or a quota says nothing of whether the rest works; of the others the upstream knows nothing.
@@ -175,6 +178,14 @@ impl UpstreamError {
             | Self::Unavailable { .. }
             | Self::Overloaded => Evidence::Nothing,
         }
+    }
+
+    /// Every cause behind it, outermost first, for the log: "request failed" alone would not tell a name that does not resolve
+    /// from a certificate that does not fit.
+    #[must_use]
+    pub fn reason(&self) -> Option<String> {
+        let reasons: Vec<String> = causes(self).map(ToString::to_string).collect();
+        (!reasons.is_empty()).then(|| reasons.join(": "))
     }
 
     /// The name under which it is counted and logged.
@@ -193,5 +204,26 @@ impl UpstreamError {
             Self::Unavailable { .. } => "upstream_unavailable",
             Self::Overloaded => "overloaded",
         }
+    }
+}
+
+/// What an error comes from, outermost first.
+pub(super) fn causes(error: &dyn Error) -> impl Iterator<Item = &(dyn Error + 'static)> {
+    std::iter::successors(error.source(), |&cause| cause.source())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_names_every_cause() {
+        let too_large = Arc::new(ClientError::TooLarge(7));
+        let unreachable = UpstreamError::Unreachable(too_large);
+        let reason = unreachable.reason();
+        assert_eq!(reason.as_deref(), Some("body is larger than 7 bytes"));
+        let invalid = UpstreamError::InvalidResponse(InvalidAnswer::NotHttp);
+        assert_eq!(invalid.reason().as_deref(), Some("not HTTP"));
+        assert_eq!(UpstreamError::Overloaded.reason(), None);
     }
 }

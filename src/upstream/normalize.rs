@@ -285,11 +285,9 @@ where
         let cause = request.cause.clone();
         let call = self.inner.call(request);
         Box::pin(async move {
-            let answer = call
-                .await
-                .inspect_err(|_| metrics.upstream_answered(None, &cause));
-            let raw = answer.map_err(from_client)?;
-            metrics.upstream_answered(Some(raw.status), &cause);
+            let mut counted = CountedCall::new(&metrics, &cause);
+            let raw = call.await.map_err(from_client)?;
+            counted.status = Some(raw.status);
             match normalize(&rules, raw) {
                 // A 304 nobody asked for has no page to stand for.
                 Verdict::Known(Ok(Answer {
@@ -309,6 +307,30 @@ where
     }
 }
 
+/// Counts a call when it ends, however it does: one that the deadline cuts off is a call too.
+struct CountedCall<'a> {
+    metrics: &'a Metrics,
+    cause: &'a str,
+    /// None where there was no answer.
+    status: Option<StatusCode>,
+}
+
+impl<'a> CountedCall<'a> {
+    fn new(metrics: &'a Metrics, cause: &'a str) -> Self {
+        Self {
+            metrics,
+            cause,
+            status: None,
+        }
+    }
+}
+
+impl Drop for CountedCall<'_> {
+    fn drop(&mut self) {
+        self.metrics.upstream_answered(self.status, self.cause);
+    }
+}
+
 fn report_unknown(metrics: &Metrics, message: Option<&str>) {
     const SHOWN: usize = 200;
     metrics.unknown_message();
@@ -325,6 +347,7 @@ fn from_client(error: ClientError) -> UpstreamError {
             UpstreamError::InvalidResponse(InvalidAnswer::TooLarge(limit))
         }
         ClientError::Truncated(_) => UpstreamError::InvalidResponse(InvalidAnswer::Truncated),
+        ClientError::NotHttp(_) => UpstreamError::InvalidResponse(InvalidAnswer::NotHttp),
         ClientError::Request(_) | ClientError::Broken(_) => {
             UpstreamError::Unreachable(Arc::new(error))
         }

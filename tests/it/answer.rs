@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
 /// Every code of the contract with its status.
-const CODES: [(&str, u16); 21] = [
+pub(crate) const CODES: [(&str, u16); 21] = [
     ("invalid_space_token", 400),
     ("invalid_parameter", 400),
     ("unknown_parameter", 400),

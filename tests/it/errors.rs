@@ -278,23 +278,6 @@ async fn a_gzip_bomb_is_an_invalid_response() {
 }
 
 #[tokio::test]
-async fn a_redirect_is_never_followed() {
-    let gateway = start().await;
-    let here = "/api/v2/platform/spaces/ELSEWHERE/tasks/?page=1&page_size=20";
-    for status in [301, 302, 303, 307, 308] {
-        let space = format!("MOVED{status}");
-        let moved = Scripted::new(status, "").header("location", here);
-        gateway.upstream().script(&space, vec![moved]);
-
-        let answer = gateway.tasks(&space, "").await;
-
-        answer.assert_error("upstream_failed");
-        assert_eq!(gateway.upstream().requests_to(&space), 1, "{status}");
-    }
-    assert_eq!(gateway.upstream().requests_to("ELSEWHERE"), 0);
-}
-
-#[tokio::test]
 async fn a_connection_that_breaks_is_unreachable() {
     let gateway = start().await;
     let reset = Fault::always(FaultKind::Reset);

@@ -239,6 +239,12 @@ impl Gateway {
             .expect("the test started a simulator")
     }
 
+    /// Where the simulator listens.
+    pub(crate) fn upstream_url(&self) -> String {
+        let simulator = self.simulator.as_ref();
+        simulator.expect("the simulator runs").base_url()
+    }
+
     /// Stops the upstream: its port refuses from then on.
     pub(crate) async fn stop_upstream(&mut self) {
         let simulator = self.simulator.take();

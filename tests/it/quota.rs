@@ -98,6 +98,7 @@ impl Readers {
                 BoxCloneSyncService::new(stack),
                 Metrics::new([]),
                 config.server.request_timeout,
+                config.server.max_waiting(),
             ),
             credential: Credentials::load(&config.upstream)
                 .unwrap()

@@ -148,7 +148,7 @@ impl Drop for RawUpstream {
 }
 
 /// Whether a whole request head came before the end of the stream.
-async fn read_head(stream: &mut TcpStream) -> bool {
+pub(crate) async fn read_head(stream: &mut TcpStream) -> bool {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         match stream.read_u8().await {

@@ -1,6 +1,6 @@
 //! A fill: asks the upstream once for all who wait, takes in what it says, and draws the consequences.
 
-use std::{error::Error, sync::Arc};
+use std::sync::Arc;
 
 use tokio::time::Instant;
 use tower::ServiceExt;
@@ -126,7 +126,6 @@ impl Tasks {
         if let Some(refusal) = refusal(error) {
             self.store.refuse(began, refusal, head.as_ref(), keep, now);
         }
-        let reason = error.source().map(ToString::to_string);
         if matches!(error, UpstreamError::AuthFailed) {
             // The layer that tried its tokens has told the log.
             ask.credential.set_refused(true);
@@ -139,7 +138,7 @@ impl Tasks {
         } else if refusal(error).is_some() {
             debug!(space = %ask.space, upstream.error = %error, "upstream refused a page");
         } else {
-            warn!(space = %ask.space, upstream.error = %error, upstream.reason = reason, "upstream gave no page");
+            warn!(space = %ask.space, upstream.error = %error, upstream.reason = error.reason(), "upstream gave no page");
         }
     }
 }

@@ -22,6 +22,8 @@ const FRESH_FOR: Duration = Duration::from_secs(30);
 const REFRESHED_FOR: Duration = Duration::from_secs(60);
 const STANDS_IN_FOR: Duration = Duration::from_secs(3600);
 const PATIENCE: Duration = Duration::from_secs(10);
+/// More than most tests let wait.
+const PLACES: usize = 64;
 const SECOND: Duration = Duration::from_secs(1);
 
 type Outcome = Result<Answer, UpstreamError>;
@@ -115,6 +117,11 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
+        Self::with_places(PLACES)
+    }
+
+    /// Lets only so many wait at once.
+    fn with_places(max_waiting: usize) -> Self {
         let config = Config::from_toml(
             "[upstream]\nbase_url = 'https://unpod.example'\n\
              [upstream.credentials.default]\ntoken = 'abc'\n[cache]\njitter = 0\n",
@@ -129,6 +136,7 @@ impl Bench {
                 upstream.service(),
                 metrics.clone(),
                 PATIENCE,
+                max_waiting,
             ),
             upstream,
             metrics,
@@ -345,6 +353,39 @@ async fn other_pages_have_fills_of_their_own() {
     assert!(first.send(page(&[])).is_ok());
     waiting.await.unwrap().unwrap();
     assert_eq!(bench.upstream.calls(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn beyond_the_places_a_caller_that_would_wait_is_refused_and_nothing_is_begun() {
+    let bench = Bench::with_places(2);
+    let stale = bench.ask_page(3, PLAIN);
+    bench.get_page(3).await.unwrap();
+    pass(FRESH_FOR + REFRESHED_FOR + SECOND).await;
+    bench.get_page(4).await.unwrap();
+    let answer = bench.upstream.then_stall();
+    let leader = bench.get_meanwhile(bench.ask_page(1, PLAIN)).await;
+    let other = bench.get_meanwhile(bench.ask_page(1, PLAIN)).await;
+    let calls = bench.upstream.calls();
+
+    for page in [1, 2] {
+        let error = bench.get_page(page).await.unwrap_err();
+        let told = (code(&error), error.status);
+        assert_eq!(told, ("overloaded", failed(FillReason::UriMiss)), "{page}");
+    }
+    assert_eq!(bench.get_page(4).await.unwrap().status, hit(30, None));
+    let stands_in = bench.tasks.page(&stale).await.unwrap();
+    let ttl = -i64::try_from((REFRESHED_FOR + SECOND).as_secs()).unwrap();
+    assert_eq!(stands_in.status, hit(ttl, Detail::StaleIfError));
+    assert_eq!(bench.upstream.calls(), calls);
+
+    // Who leaves makes room, and so does who is answered.
+    leader.abort();
+    let next = bench.get_meanwhile(bench.ask_page(1, PLAIN)).await;
+    assert!(answer.send(page(&[])).is_ok());
+    for waiting in [other, next] {
+        waiting.await.unwrap().unwrap();
+    }
+    bench.get_page(2).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,0 +1,116 @@
+//! A kept-alive HTTP/1.1 connection to a gateway, and one that is cut at any point.
+
+use std::{net::SocketAddr, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request};
+use http_body_util::{BodyExt, Empty};
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+use unpod_gateway::simulator::SplitMix64;
+
+/// Longer than `server.request_timeout`: who waits this long was forgotten.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// An answer as it came, its body not decoded.
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+impl Answer {
+    pub(crate) fn header(&self, name: &str) -> &str {
+        let value = self.headers.get(name).and_then(|value| value.to_str().ok());
+        value.unwrap_or_default()
+    }
+}
+
+/// A connection that is made anew when the gateway has closed it.
+pub(crate) struct Connection {
+    address: SocketAddr,
+    sender: Option<SendRequest<Empty<Bytes>>>,
+}
+
+impl Connection {
+    pub(crate) fn new(address: SocketAddr) -> Self {
+        Self {
+            address,
+            sender: None,
+        }
+    }
+
+    /// Sends a request and reads its whole answer; every failure to do so is the gateway's.
+    pub(crate) async fn ask(&mut self, request: Request<Empty<Bytes>>) -> Result<Answer, String> {
+        match timeout(PATIENCE, self.exchange(request)).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(format!("no answer within {PATIENCE:?}")),
+        }
+    }
+
+    async fn exchange(&mut self, request: Request<Empty<Bytes>>) -> Result<Answer, String> {
+        let mut sender = self.ready().await?;
+        let sent = sender.send_request(request).await;
+        let (parts, body) = sent
+            .map_err(|error| format!("no answer: {error}"))?
+            .into_parts();
+        let body = body
+            .collect()
+            .await
+            .map_err(|error| format!("cut short: {error}"))?;
+        self.sender = Some(sender);
+        Ok(Answer {
+            status: parts.status.as_u16(),
+            headers: parts.headers,
+            body: body.to_bytes(),
+        })
+    }
+
+    /// The kept connection, if the gateway has not closed it since, else a new one.
+    async fn ready(&mut self) -> Result<SendRequest<Empty<Bytes>>, String> {
+        if let Some(mut sender) = self.sender.take()
+            && sender.ready().await.is_ok()
+        {
+            return Ok(sender);
+        }
+        connect(self.address).await
+    }
+}
+
+async fn connect(address: SocketAddr) -> Result<SendRequest<Empty<Bytes>>, String> {
+    let stream = TcpStream::connect(address).await;
+    let stream = stream.map_err(|error| format!("no connection: {error}"))?;
+    let shaken = handshake(TokioIo::new(stream)).await;
+    let (sender, connection) = shaken.map_err(|error| format!("no handshake: {error}"))?;
+    tokio::spawn(connection);
+    Ok(sender)
+}
+
+/// Sends a part of `request`, reads a part of the answer, and goes away, politely or by a reset.
+pub(crate) async fn leave(
+    address: SocketAddr,
+    request: &str,
+    random: &mut SplitMix64,
+) -> std::io::Result<()> {
+    let mut stream = TcpStream::connect(address).await?;
+    let whole = request.as_bytes();
+    let sent = match random.below(3) {
+        0 => random.below(whole.len() as u64) as usize,
+        _ => whole.len(),
+    };
+    stream.write_all(&whole[..sent]).await?;
+    if sent == whole.len() && random.below(2) == 0 {
+        let mut part = vec![0; 1 + random.below(2000) as usize];
+        // An answer may take as long as the upstream does: nobody who leaves waits for that.
+        let _ = timeout(Duration::from_millis(50), stream.read(&mut part)).await;
+    }
+    match random.below(2) {
+        0 => stream.set_zero_linger(),
+        _ => stream.shutdown().await,
+    }
+}

@@ -1,0 +1,393 @@
+//! One upstream, the gateway before it, and all who use them.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::Empty;
+use sha2::{Digest, Sha256};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
+use tokio_util::sync::CancellationToken;
+use unpod_gateway::{
+    app::Gateway,
+    config::{Config, value::ListenAddress},
+    simulator::{FaultProxy, Options, Simulator, SplitMix64, world},
+};
+
+use crate::{
+    ask::{Ask, NARROW, READER, REFRESHER},
+    client::{Connection, leave},
+    report::{Left, Report},
+    truth::{Key, Truth, any_space, keys, spaces},
+    weather::Weather,
+};
+
+/// What one lane is made of.
+pub(crate) struct Plan {
+    name: &'static str,
+    /// What differs from the shipped configuration.
+    config: &'static str,
+    /// The calls that the upstream allows a token.
+    quota_per_minute: Option<u32>,
+    /// How old a page may be shown at most.
+    most_age: Duration,
+}
+
+/// Lives so short that a minute sees what else takes hours.
+pub(crate) const FREE: Plan = Plan {
+    name: "free",
+    config: r#"
+        upstream.connect_timeout = "500ms"
+        upstream.timeout = "2s"
+        cache.ttl = "1s"
+        cache.settled_ttl = "3s"
+        cache.negative_ttl = "500ms"
+        cache.rejected_ttl = "500ms"
+        cache.stale_while_revalidate = "1s"
+        cache.stale_if_error = "4s"
+    "#,
+    quota_per_minute: None,
+    // A settled page's life with its jitter, the window after it, and as long as a slow answer may take to come.
+    most_age: Duration::from_secs(11),
+};
+
+/// A quota that lives are stretched to.
+pub(crate) const QUOTA: Plan = Plan {
+    name: "quota",
+    config: r#"
+        upstream.timeout = "2s"
+        upstream.quota_per_minute = 6000
+        cache.stretch_max = "20s"
+        cache.stale_if_error = "20s"
+    "#,
+    quota_per_minute: Some(6000),
+    // `cache.settled_ttl` is ten minutes.
+    most_age: Duration::from_secs(700),
+};
+
+const READERS: u64 = 32;
+const LEAVERS: u64 = 4;
+/// How long a reader thinks at most, in milliseconds.
+const THINKS: u64 = 30;
+const GROWS_EVERY: Duration = Duration::from_secs(3);
+/// How long everything may take to be well again after the last fault.
+const HEALS_WITHIN: Duration = Duration::from_secs(120);
+const HEALING_PAUSE: Duration = Duration::from_millis(200);
+
+/// A running lane.
+pub(crate) struct Lane {
+    name: &'static str,
+    simulator: Simulator,
+    proxy: FaultProxy,
+    gateway: Gateway,
+    truth: Arc<Truth>,
+    weather: Weather,
+    users: Users,
+}
+
+/// Those who use the gateway until told to stop.
+struct Users {
+    running: JoinSet<()>,
+    stop: CancellationToken,
+}
+
+/// What all users of a lane hold.
+#[derive(Clone)]
+struct Place {
+    name: &'static str,
+    data: SocketAddr,
+    admin: SocketAddr,
+    truth: Arc<Truth>,
+    report: Report,
+}
+
+impl Lane {
+    /// Starts everything, on ports of its own.
+    pub(crate) async fn start(plan: Plan, seed: u64, report: &Report) -> Self {
+        let Plan {
+            name,
+            config,
+            quota_per_minute,
+            most_age,
+        } = plan;
+        let options = Options {
+            latency: Duration::from_millis(2),
+            jitter: Duration::from_millis(8),
+            quota_per_minute,
+            seed,
+            ..Options::default()
+        };
+        let simulator = Simulator::start(options)
+            .await
+            .expect("loopback has a port");
+        let proxy = FaultProxy::start(simulator.address())
+            .await
+            .expect("loopback has a port");
+        proxy.control().set_seed(seed);
+        let config = config_of(config, &proxy.base_url());
+        let gateway = Gateway::start(config).await.expect("a gateway starts");
+        let truth = Arc::new(Truth::new(simulator.control(), most_age));
+        let place = Place {
+            name,
+            data: tcp(gateway.data_address()),
+            admin: tcp(gateway.admin_address()),
+            truth: truth.clone(),
+            report: report.clone(),
+        };
+        let mut random = SplitMix64::new(seed);
+        let weather = Weather::new(&proxy, &simulator, fork(&mut random));
+        let users = Users::start(&place, &mut random, weather);
+        Self {
+            name,
+            weather: Weather::new(&proxy, &simulator, random),
+            simulator,
+            proxy,
+            gateway,
+            truth,
+            users,
+        }
+    }
+
+    /// Ends the users and the faults, sees that every page can be had again, and waits until nothing is under way.
+    pub(crate) async fn calm_down(&mut self, report: &Report) {
+        self.users.end().await;
+        if let Err(error) = self.weather.clear().await {
+            report.wrong(error);
+        }
+        self.heal(report).await;
+        let until = Instant::now() + HEALS_WITHIN;
+        while !self.is_quiet() && Instant::now() < until {
+            sleep(HEALING_PAUSE).await;
+        }
+    }
+
+    fn is_quiet(&self) -> bool {
+        let metrics = self.gateway.metrics();
+        let busy = metrics.in_flight() + metrics.connections_open();
+        busy == 0 && self.gateway.tasks().fills_under_way() == 0
+    }
+
+    /// Ends the gateway and its upstream; tells what was left under way.
+    pub(crate) async fn end(self) -> Left {
+        let metrics = self.gateway.metrics();
+        let left = Left {
+            lane: self.name,
+            fills: self.gateway.tasks().fills_under_way(),
+            in_flight: metrics.in_flight(),
+            connections: metrics.connections_open(),
+            drained: self.gateway.drain().await,
+            wire_faults: self.proxy.control().injected(),
+            answer_faults: self.simulator.control().struck(),
+        };
+        self.simulator.stop().await;
+        left
+    }
+
+    /// Asks for every page until it comes.
+    async fn heal(&self, report: &Report) {
+        let mut connection = Connection::new(tcp(self.gateway.data_address()));
+        let until = Instant::now() + HEALS_WITHIN;
+        for (number, key) in keys().enumerate() {
+            loop {
+                let ask = Ask::plain(key, format!("heal-{number}"));
+                match connection.ask(ask.request()).await {
+                    Ok(answer) if answer.status == 200 => {
+                        if let Err(wrong) = ask.judge(&answer, &self.truth) {
+                            report.wrong(format!(
+                                "{}: {wrong}: {}",
+                                self.name,
+                                ask.describe(&answer)
+                            ));
+                        }
+                        break;
+                    }
+                    Ok(answer) if Instant::now() > until => {
+                        report.wrong(format!(
+                            "{}: not healed: {}",
+                            self.name,
+                            ask.describe(&answer)
+                        ));
+                        return;
+                    }
+                    Ok(_) => sleep(HEALING_PAUSE).await,
+                    Err(wrong) => return report.wrong(format!("{}: {wrong}", self.name)),
+                }
+            }
+        }
+    }
+}
+
+impl Users {
+    fn start(place: &Place, random: &mut SplitMix64, mut weather: Weather) -> Self {
+        let stop = CancellationToken::new();
+        let mut users = Self {
+            running: JoinSet::new(),
+            stop: stop.clone(),
+        };
+        for number in 0..READERS {
+            users.run(read(place.clone(), number, fork(random), stop.clone()));
+        }
+        for number in 0..LEAVERS {
+            users.run_cancelled(come_and_go(place.clone(), number, fork(random)));
+        }
+        users.run_cancelled(operate(place.clone(), fork(random)));
+        users.run_cancelled(grow(place.truth.clone()));
+        let report = place.report.clone();
+        users.run_cancelled(async move {
+            if let Err(error) = weather.change().await {
+                report.wrong(error);
+            }
+        });
+        users
+    }
+
+    fn run(&mut self, user: impl Future<Output = ()> + Send + 'static) {
+        self.running.spawn(user);
+    }
+
+    fn run_cancelled(&mut self, user: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.run(async move {
+            stop.run_until_cancelled_owned(user).await;
+        });
+    }
+
+    async fn end(&mut self) {
+        self.stop.cancel();
+        while let Some(user) = self.running.join_next().await {
+            user.expect("a user does not panic");
+        }
+    }
+}
+
+/// Asks, judges, thinks, and asks again.
+async fn read(place: Place, number: u64, mut random: SplitMix64, stop: CancellationToken) {
+    let mut connection = Connection::new(place.data);
+    let mut tag: Option<(Key, String)> = None;
+    let mut asked = 0;
+    while !stop.is_cancelled() {
+        asked += 1;
+        let ask = Ask::draw(&mut random, format!("r{number}-{asked}"), tag.as_ref());
+        match connection.ask(ask.request()).await {
+            Ok(answer) => {
+                match ask.judge(&answer, &place.truth) {
+                    Ok(outcome) => place.report.answered(outcome),
+                    Err(wrong) => place.wrong(&format!("{wrong}: {}", ask.describe(&answer))),
+                }
+                let known = Some(answer.header("etag")).filter(|tag| !tag.is_empty());
+                if let Some((key, known)) = ask.key().zip(known) {
+                    tag = Some((key, known.to_owned()));
+                }
+            }
+            Err(wrong) => place.wrong(&format!("{wrong}: {:?}", ask.request().uri())),
+        }
+        sleep(Duration::from_millis(random.below(THINKS))).await;
+    }
+}
+
+/// Asks and leaves, at any point.
+async fn come_and_go(place: Place, number: u64, mut random: SplitMix64) {
+    for asked in 0.. {
+        let ask = Ask::draw(&mut random, format!("l{number}-{asked}"), None);
+        // The gateway may hang up on half a request; what matters is what it keeps.
+        let _ = leave(place.data, &ask.text(), &mut random).await;
+        place.report.left();
+        sleep(Duration::from_millis(random.below(THINKS))).await;
+    }
+}
+
+/// Purges now and then, and looks at what operators look at.
+async fn operate(place: Place, mut random: SplitMix64) {
+    let mut connection = Connection::new(place.admin);
+    loop {
+        sleep(Duration::from_millis(200 + random.below(2000))).await;
+        let space = any_space(&mut random);
+        let (method, path) = match random.below(20) {
+            0 => ("DELETE", "/cache".to_owned()),
+            1..=5 => ("DELETE", format!("/cache/spaces/{space}")),
+            6..=9 => ("GET", format!("/cache/spaces/{space}")),
+            10..=12 => ("GET", format!("/cache/explain?space={space}")),
+            13..=15 => ("GET", "/metrics".to_owned()),
+            16..=17 => ("GET", "/livez".to_owned()),
+            _ => ("GET", "/readyz".to_owned()),
+        };
+        let request = Request::builder()
+            .method(method)
+            .uri(&path)
+            .header("host", "127.0.0.1");
+        let request = request
+            .body(Empty::<Bytes>::new())
+            .expect("a path makes a request");
+        let expected = if method == "DELETE" { 204 } else { 200 };
+        match connection.ask(request).await {
+            Ok(answer) if answer.status == expected => {
+                place.report.answered(format!("operator {expected}"));
+            }
+            Ok(answer) => place.wrong(&format!("{method} {path}: {}", answer.status)),
+            Err(wrong) => place.wrong(&format!("{method} {path}: {wrong}")),
+        }
+        match (method, path.as_str()) {
+            ("DELETE", "/cache") => place.truth.note_purged(&spaces()),
+            ("DELETE", _) => place.truth.note_purged(&[space]),
+            _ => {}
+        }
+    }
+}
+
+async fn grow(truth: Arc<Truth>) {
+    loop {
+        sleep(GROWS_EVERY).await;
+        truth.grow();
+    }
+}
+
+impl Place {
+    fn wrong(&self, what: &str) {
+        self.report.wrong(format!("{}: {what}", self.name));
+    }
+}
+
+/// A source of chance of its own, which follows from `random`.
+fn fork(random: &mut SplitMix64) -> SplitMix64 {
+    SplitMix64::new(random.below(u64::MAX))
+}
+
+fn tcp(address: &ListenAddress) -> SocketAddr {
+    match address {
+        ListenAddress::Tcp(address) => *address,
+        ListenAddress::Unix(_) => unreachable!("the configuration names a port"),
+    }
+}
+
+fn config_of(rest: &str, base_url: &str) -> Config {
+    let base = format!(
+        r#"
+        server.listen = "127.0.0.1:0"
+        server.drain_delay = "0s"
+        admin.listen = "127.0.0.1:0"
+        upstream.base_url = "{base_url}"
+        upstream.credentials.default.token = "{token}"
+        upstream.credentials.default.org_handle = "{organization}"
+        "#,
+        token = world::ACME_TOKEN,
+        organization = world::ACME,
+    );
+    let clients = [
+        client(READER, "spaces = ['*']"),
+        client(REFRESHER, "spaces = ['*']\nmay_refresh = true"),
+        client(NARROW, &format!("spaces = ['{}']", world::ARCHIVE)),
+    ];
+    let text = [&base, rest, &clients.concat()].concat();
+    Config::from_toml(&text).expect("the configuration is valid")
+}
+
+fn client(key: &str, rest: &str) -> String {
+    let digest: String = Sha256::digest(key)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    format!("[[clients]]\nname = \"{key}\"\nkey_sha256 = [\"{digest}\"]\n{rest}\n")
+}
