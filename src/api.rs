@@ -11,7 +11,7 @@ pub mod router;
 pub mod routes;
 
 pub use self::{
-    clients::{Client, Clients},
+    clients::{Client, Clients, Issuers},
     error::ApiError,
     policy::{Caller, LivePolicy, Policy},
     router::{Data, data_service},

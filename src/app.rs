@@ -9,7 +9,7 @@ use tracing::{info, warn};
 
 use crate::{
     api::{
-        self, Clients, Data, LivePolicy, Policy,
+        self, Clients, Data, Issuers, LivePolicy, Policy,
         admin::{Admin, Draining},
         layers::observe::AccessLog,
     },
@@ -73,7 +73,8 @@ impl Gateway {
         let config = Arc::new(config);
         let metrics = Metrics::new(config.upstream.credentials.keys().map(String::as_str));
         let credentials = Credentials::load(&config.upstream)?;
-        let clients = Clients::new(&config.clients, credentials);
+        let issuers = Issuers::load(&config.auth, None)?;
+        let clients = Clients::new(&config.clients, credentials, issuers);
         let policy: LivePolicy = Arc::new(ArcSwap::from_pointee(Policy::new(&config, clients)));
         let stack = upstream::stack(
             Client::new(&config.upstream)?,

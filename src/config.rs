@@ -22,7 +22,7 @@ pub mod value;
 
 pub use self::{
     admin::AdminConfig,
-    auth::{AuthConfig, ClientConfig, CorsConfig},
+    auth::{AuthConfig, ClientConfig, CorsConfig, JwtConfig},
     cache::CacheConfig,
     normalize::NormalizeConfig,
     problem::{Problem, Problems},
@@ -154,13 +154,13 @@ impl Reader<'_> {
         // Each is read and checked before any `?`: all problems at once.
         let server = self.checked("server", ServerConfig::check);
         let admin = self.checked("admin", AdminConfig::check);
-        let auth = self.section("auth");
+        let auth = self.checked("auth", AuthConfig::check);
         let cors = self.checked("cors", CorsConfig::check);
         let routes = self.checked("routes", RoutesConfig::check);
         let upstream = self.upstream();
         let cache = self.checked("cache", CacheConfig::check);
         let telemetry = self.checked("telemetry", TelemetryConfig::check);
-        let clients = self.clients(upstream.as_ref());
+        let clients = self.clients(auth.as_ref(), upstream.as_ref());
         let normalize = self.normalize();
         if self.merged.contains_key("views") {
             self.problems.add("views", value::NOT_SUPPORTED);
@@ -197,11 +197,15 @@ impl Reader<'_> {
     }
 
     /// `[[clients]]`, checked where all are read: a problem names a client by its place.
-    fn clients(&mut self, upstream: Option<&UpstreamConfig>) -> Vec<ClientConfig> {
+    fn clients(
+        &mut self,
+        auth: Option<&AuthConfig>,
+        upstream: Option<&UpstreamConfig>,
+    ) -> Vec<ClientConfig> {
         let before = self.problems.iter().count();
         let clients = self.list("clients", self.merged.get("clients").cloned());
         if self.problems.iter().count() == before {
-            auth::check_clients(&clients, upstream, &mut self.problems);
+            auth::check_clients(&clients, auth, upstream, &mut self.problems);
         }
         clients
     }

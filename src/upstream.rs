@@ -19,7 +19,10 @@ mod retry;
 mod tasks;
 
 pub use self::{
-    client::{BuildError, Client, ClientError, PageRequest, RawAnswer, Validators},
+    client::{
+        BuildError, Client, ClientError, PageRequest, RawAnswer, USER_AGENT, Validators,
+        add_system_roots, read_body, tls_trusting,
+    },
     credential::{Credential, Credentials},
     deadline::DeadlineLayer,
     error::{FailureSource, InvalidAnswer, UpstreamError},

@@ -1,4 +1,4 @@
-//! Who may call: the configured clients, found by the digest of their key.
+//! Who may call: the configured clients, found by the digest of their key or by a token that names them.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -15,6 +15,14 @@ use crate::{
     telemetry::metrics::AuthFailure,
     upstream::{Credential, Credentials},
 };
+
+mod jwks;
+mod jwt;
+mod signature;
+mod tokens;
+
+pub use self::tokens::Issuers;
+use self::tokens::Tokens;
 
 /// A caller with an identity of its own.
 #[derive(Debug)]
@@ -46,6 +54,14 @@ impl AllowedSpaces {
         }
     }
 
+    /// How many are named.
+    fn count(&self) -> u32 {
+        match self {
+            Self::All => 0,
+            Self::Named(named) => u32::try_from(named.len()).unwrap_or(u32::MAX),
+        }
+    }
+
     /// What both allow.
     #[must_use]
     fn narrowed(&self, to: &Self) -> Self {
@@ -73,14 +89,15 @@ impl Client {
             .or_else(|| self.credentials.serving(space))
     }
 
-    /// This client as a token narrows it: under the same name, in no more than `spaces`.
+    /// This client as a token narrows it: under the same name, in no more than `spaces`, and no longer than `until`.
     #[must_use]
-    pub fn narrowed(&self, spaces: &AllowedSpaces) -> Self {
+    pub fn narrowed(&self, spaces: &AllowedSpaces, until: SystemTime) -> Self {
         Self {
             name: self.name.clone(),
             spaces: self.spaces.narrowed(spaces),
             credential: self.credential.clone(),
             credentials: self.credentials.clone(),
+            expires: Some(self.expires.map_or(until, |expires| expires.min(until))),
             ..*self
         }
     }
@@ -94,29 +111,38 @@ impl Client {
 #[derive(Debug)]
 pub struct Clients {
     by_digest: HashMap<[u8; 32], Arc<Client>>,
+    by_name: HashMap<Arc<str>, Arc<Client>>,
     credentials: Arc<Credentials>,
+    tokens: Tokens,
 }
 
 impl Clients {
+    /// Those that are configured, and those that tokens of `issuers` speak for. Which tokens have been verified is remembered
+    /// here, so that new clients begin with none.
     #[must_use]
-    pub fn new(configured: &[ClientConfig], credentials: Credentials) -> Self {
+    pub fn new(configured: &[ClientConfig], credentials: Credentials, issuers: Issuers) -> Self {
         let credentials = Arc::new(credentials);
         let mut by_digest = HashMap::new();
+        let mut by_name = HashMap::new();
         for section in configured {
             let client = Arc::new(client(section, &credentials));
             for digest in &section.key_sha256 {
                 by_digest.insert(digest.0, client.clone());
             }
+            by_name.insert(client.name.clone(), client);
         }
         Self {
             by_digest,
+            by_name,
             credentials,
+            tokens: Tokens::new(issuers),
         }
     }
 
     /// The client that `authorization`, a field value, proves to be there.
     ///
-    /// Every refusal costs the same: one digest, one look-up, one comparison.
+    /// Every refusal of a key costs the same: one digest, one look-up, one comparison. What is no key and has the form of a token
+    /// is verified as one.
     ///
     /// # Errors
     ///
@@ -125,7 +151,7 @@ impl Clients {
         &self,
         authorization: Option<&[u8]>,
         now: SystemTime,
-    ) -> Result<&Arc<Client>, AuthFailure> {
+    ) -> Result<Arc<Client>, AuthFailure> {
         let presented = match authorization {
             None => Err(AuthFailure::Missing),
             Some(value) => key(value).ok_or(AuthFailure::Malformed),
@@ -139,8 +165,14 @@ impl Clients {
             None => ([0; 32], None),
         };
         let same: bool = stored.ct_eq(&digest).into();
-        presented?;
-        let client = client.filter(|_| same).ok_or(AuthFailure::Unknown)?;
+        let presented = presented?;
+        let client = match client.filter(|_| same) {
+            Some(client) => client.clone(),
+            None => {
+                let named = |name: &str| self.by_name.get(name);
+                self.tokens.client(presented, digest, now, named)?
+            }
+        };
         if client.is_expired(now) {
             return Err(AuthFailure::Expired);
         }
@@ -150,6 +182,12 @@ impl Clients {
     #[must_use]
     pub fn credentials(&self) -> &Arc<Credentials> {
         &self.credentials
+    }
+
+    /// For the next configuration's clients, which may go on with the same keys.
+    #[must_use]
+    pub fn issuers(&self) -> &Issuers {
+        self.tokens.issuers()
     }
 }
 
@@ -188,27 +226,4 @@ fn key(value: &[u8]) -> Option<&[u8]> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_key_is_read_from_two_schemes_and_nowhere_else() {
-        for (value, expected) in [
-            ("Token abc", Some("abc")),
-            ("bearer abc", Some("abc")),
-            ("TOKEN   abc ", Some("abc")),
-            ("Basic abc", None),
-            ("Token", None),
-            ("Token ", None),
-            ("abc", None),
-            ("Token a b", None),
-            ("Tokenabc", None),
-        ] {
-            assert_eq!(
-                key(value.as_bytes()),
-                expected.map(str::as_bytes),
-                "{value}"
-            );
-        }
-    }
-}
+mod tests;

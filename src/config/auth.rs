@@ -10,14 +10,26 @@ use super::{
 };
 use crate::domain::SpaceToken;
 
+mod jwt;
+
+pub use self::jwt::{JwtAlgorithm, JwtConfig, KeysFrom};
+
 /// `[auth]`: limits on failed attempts, and where identities come from besides keys.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AuthConfig {
     /// Failures a minute from one address; 0: no limit.
     pub max_failures: u32,
-    pub jwt: Option<NotYet>,
+    pub jwt: Option<JwtConfig>,
     pub browser_tokens: Option<NotYet>,
+}
+
+impl AuthConfig {
+    pub(super) fn check(&self, problems: &mut Problems) {
+        if let Some(jwt) = &self.jwt {
+            jwt.check(problems);
+        }
+    }
 }
 
 /// `[cors]`: the browser origins that may read an answer.
@@ -55,9 +67,10 @@ pub struct ClientConfig {
     pub certificate_subject: Option<NotYet>,
 }
 
-/// Checks all clients; against the credentials only where `upstream` could be read.
+/// Checks all clients; against `[auth]` and the credentials only where those could be read.
 pub(super) fn check_clients(
     clients: &[ClientConfig],
+    auth: Option<&AuthConfig>,
     upstream: Option<&UpstreamConfig>,
     problems: &mut Problems,
 ) {
@@ -66,6 +79,7 @@ pub(super) fn check_clients(
     for (place, client) in clients.iter().enumerate() {
         let key = |name: &str| format!("clients[{place}].{name}");
         check_client(client, upstream, &key, problems);
+        check_proof(client, auth, &key, problems);
         if let Some(other) = names.insert(client.name.as_str(), place) {
             problems.add(key("name"), format!("the same as clients[{other}].name"));
         }
@@ -94,9 +108,6 @@ fn check_client(
     if !named {
         problems.add(key("name"), "expected 1 to 64 of A-Z a-z 0-9 . _ -");
     }
-    if !(1..=2).contains(&client.key_sha256.len()) {
-        problems.add(key("key_sha256"), "expected one or two digests");
-    }
     check_spaces(&client.spaces, &key("spaces"), problems);
     let Some(upstream) = upstream else {
         return;
@@ -110,6 +121,21 @@ fn check_client(
             key("credential"),
             "required: no credential serves all of its spaces and none is named \"default\"",
         );
+    }
+}
+
+/// A client nobody can prove to be is of no use.
+fn check_proof(
+    client: &ClientConfig,
+    auth: Option<&AuthConfig>,
+    key: &dyn Fn(&str) -> String,
+    problems: &mut Problems,
+) {
+    let named_elsewhere = auth.is_none_or(|auth| auth.jwt.is_some());
+    match client.key_sha256.len() {
+        1..=2 => {}
+        0 if named_elsewhere => {}
+        _ => problems.add(key("key_sha256"), "expected one or two digests"),
     }
 }
 

@@ -164,6 +164,7 @@ fn every_rule_refuses_under_its_key() {
         ("admin.listen", "'0.0.0.0:9090'", ""),
         ("admin.listen", "'[::]:9090'", ""),
         ("auth.max_failures", "-1", ""),
+        ("auth.jwt", "'x'", ""),
         ("routes.tasks.max_page_size", "0", ""),
         ("routes.tasks.unknown_parameters", "'drop'", ""),
         ("upstream.base_url", "'unpod.example'", ""),
@@ -285,6 +286,101 @@ fn every_rule_refuses_under_its_key() {
             "{path} = {value}: {problems:?}"
         );
     }
+}
+
+/// An identity provider with no more than must be given.
+const PROVIDER: &str =
+    "{issuer = 'https://id.example', audience = 'gateway', jwks_url = 'https://id.example/keys'}";
+
+/// The minimal file with an identity provider, and the value at `path` set.
+fn with_provider(path: &str, value: &str) -> String {
+    with(&[("auth.jwt", PROVIDER), (path, value)])
+}
+
+#[test]
+fn every_rule_of_an_identity_provider_refuses_under_its_key() {
+    for (path, value, key) in [
+        ("auth.jwt.issuer", "''", ""),
+        ("auth.jwt.issuer", "5", ""),
+        ("auth.jwt.audience", "''", ""),
+        ("auth.jwt.audience", "['a']", ""),
+        ("auth.jwt.client_claim", "''", ""),
+        ("auth.jwt.spaces_claim", "''", ""),
+        ("auth.jwt.algorithms", "[]", ""),
+        ("auth.jwt.algorithms", "['HS256']", "auth.jwt.algorithms[0]"),
+        ("auth.jwt.algorithms", "['none']", "auth.jwt.algorithms[0]"),
+        (
+            "auth.jwt.algorithms",
+            "['EdDSA', 'PS256']",
+            "auth.jwt.algorithms[1]",
+        ),
+        ("auth.jwt.jwks_url", "'http://id.example/keys'", ""),
+        ("auth.jwt.jwks_url", "'http://127.0.0.1.example/keys'", ""),
+        ("auth.jwt.jwks_url", "'ftp://id.example/keys'", ""),
+        ("auth.jwt.jwks_url", "'file:///etc/keys'", ""),
+        ("auth.jwt.jwks_url", "'https://user@id.example/keys'", ""),
+        ("auth.jwt.jwks_url", "'https://:word@id.example/keys'", ""),
+        ("auth.jwt.jwks_url", "'https://id.example/keys#a'", ""),
+        ("auth.jwt.jwks_url", "'id.example'", ""),
+        ("auth.jwt.jwks_file", "'/nowhere/keys'", "auth.jwt.jwks_url"),
+    ] {
+        let expected = if key.is_empty() { path } else { key };
+        let problems = refused(&with_provider(path, value));
+        assert_eq!(keys_of(&problems), [expected], "{path} = {value}");
+    }
+    let unread =
+        "{issuer = 'https://id.example', audience = 'gateway', jwks_file = '/nowhere/keys'}";
+    for (section, keys) in [
+        (unread, &["auth.jwt.jwks_file"][..]),
+        ("{}", &["auth.jwt.issuer"]),
+        ("{issuer = 'a', audience = 'b'}", &["auth.jwt.jwks_url"]),
+        (
+            "{issuer = 'a', audience = 'b', jwks = 'c'}",
+            &["auth.jwt.jwks"],
+        ),
+    ] {
+        let problems = refused(&with(&[("auth.jwt", section)]));
+        assert_eq!(keys_of(&problems), keys, "{section}");
+    }
+}
+
+#[test]
+fn an_identity_provider_needs_little() {
+    let config = Config::from_toml(&with(&[("auth.jwt", PROVIDER)])).unwrap();
+    let jwt = config.auth.jwt.unwrap();
+    assert_eq!(jwt.client_claim, "sub");
+    assert_eq!(jwt.spaces_claim, None);
+    use super::auth::JwtAlgorithm::{EdDsa, Es256, Rs256};
+    assert_eq!(jwt.algorithms, [Rs256, Es256, EdDsa]);
+    for (path, value) in [
+        ("auth.jwt.jwks_url", "'https://id.example/keys?tenant=a'"),
+        ("auth.jwt.jwks_url", "'http://127.0.0.1:8081/keys'"),
+        ("auth.jwt.jwks_url", "'http://localhost/keys'"),
+        ("auth.jwt.algorithms", "['EdDSA']"),
+        ("auth.jwt.client_claim", "'https://acme.example/client'"),
+        ("auth.jwt.spaces_claim", "'spaces'"),
+    ] {
+        let loaded = Config::from_toml(&with_provider(path, value));
+        assert!(loaded.is_ok(), "{path} = {value}: {:?}", loaded.err());
+    }
+}
+
+#[test]
+fn a_client_that_a_token_can_name_needs_no_key() {
+    let keyless = "[{name = 'crm', spaces = ['*']}]";
+    assert_eq!(
+        keys_of(&refused(&with(&[("clients", keyless)]))),
+        ["clients[0].key_sha256"]
+    );
+    assert!(Config::from_toml(&with_provider("clients", keyless)).is_ok());
+    let three = format!("[{{name = 'crm', spaces = ['*'], key_sha256 = [{}]}}]", {
+        let digest = |last: char| format!("'{}{last}'", "0".repeat(63));
+        ['1', '2', '3'].map(digest).join(", ")
+    });
+    assert_eq!(
+        keys_of(&refused(&with_provider("clients", &three))),
+        ["clients[0].key_sha256"]
+    );
 }
 
 #[test]
@@ -437,10 +533,17 @@ fn a_problem_is_told_as_key_and_text() {
 }
 
 /// Paths that no default names.
-const OPTIONAL: [&str; 32] = [
+const OPTIONAL: [&str; 39] = [
     "server.tls",
     "admin.key_sha256",
     "auth.jwt",
+    "auth.jwt.issuer",
+    "auth.jwt.audience",
+    "auth.jwt.jwks_file",
+    "auth.jwt.jwks_url",
+    "auth.jwt.algorithms",
+    "auth.jwt.client_claim",
+    "auth.jwt.spaces_claim",
     "auth.browser_tokens",
     "upstream.base_url",
     "upstream.proxy",
@@ -533,7 +636,6 @@ fn keys_of_later_features_are_refused_and_not_passed_over() {
         ("server.tls", "{cert_file = '/c', key_file = '/k'}"),
         ("server.proxy_protocol", "true"),
         ("admin.key_sha256", "['00']"),
-        ("auth.jwt", "{issuer = 'https://id.example'}"),
         ("auth.browser_tokens", "{signing_key_file = '/k'}"),
         ("cors.origins", "['https://app.example']"),
         ("upstream.credentials.default.next_token", "'abc'"),

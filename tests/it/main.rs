@@ -7,6 +7,7 @@
 mod answer;
 mod gateway;
 mod http2;
+mod provider;
 mod raw;
 
 mod auth;
@@ -14,6 +15,7 @@ mod cache;
 mod captures;
 mod coherence;
 mod errors;
+mod jwt;
 mod layering;
 mod listeners;
 mod operators;

@@ -67,9 +67,19 @@ pub(crate) struct Served {
 
 impl Served {
     pub(crate) async fn start(setup: Setup, base_url: &str) -> Self {
+        Self::start_under(&[], setup, base_url).await
+    }
+
+    /// As [`Served::start`], with these variables in its environment and no other.
+    pub(crate) async fn start_under(
+        environment: &[(&str, &str)],
+        setup: Setup,
+        base_url: &str,
+    ) -> Self {
         let json = "[telemetry]\nformat = \"json\"";
         let file = ConfigFile::new(&setup.with(json).toml(base_url));
         let mut child = command(&["serve", "--config", &file.path()])
+            .envs(environment.iter().copied())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()

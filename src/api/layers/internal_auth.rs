@@ -106,7 +106,6 @@ where
             .authenticate(authorization, SystemTime::now())
         {
             Ok(client) => {
-                let client = client.clone();
                 request.extensions_mut().insert(Caller { client, policy });
                 Either::Left(self.inner.call(request))
             }
