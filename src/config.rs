@@ -22,7 +22,7 @@ pub mod value;
 
 pub use self::{
     admin::AdminConfig,
-    auth::{AuthConfig, ClientConfig, CorsConfig, JwtConfig},
+    auth::{AuthConfig, BrowserTokensConfig, ClientConfig, CorsConfig, JwtConfig},
     cache::CacheConfig,
     normalize::NormalizeConfig,
     problem::{Problem, Problems},

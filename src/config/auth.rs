@@ -10,9 +10,13 @@ use super::{
 };
 use crate::domain::SpaceToken;
 
+mod browser_tokens;
 mod jwt;
 
-pub use self::jwt::{JwtAlgorithm, JwtConfig, KeysFrom};
+pub use self::{
+    browser_tokens::{BrowserKeys, BrowserTokensConfig},
+    jwt::{JwtAlgorithm, JwtConfig, KeysFrom},
+};
 
 /// `[auth]`: limits on failed attempts, and where identities come from besides keys.
 #[derive(Clone, Debug, Deserialize)]
@@ -21,13 +25,16 @@ pub struct AuthConfig {
     /// Failures a minute from one address; 0: no limit.
     pub max_failures: u32,
     pub jwt: Option<JwtConfig>,
-    pub browser_tokens: Option<NotYet>,
+    pub browser_tokens: Option<BrowserTokensConfig>,
 }
 
 impl AuthConfig {
     pub(super) fn check(&self, problems: &mut Problems) {
         if let Some(jwt) = &self.jwt {
             jwt.check(problems);
+        }
+        if let Some(browser_tokens) = &self.browser_tokens {
+            browser_tokens.check(problems);
         }
     }
 }

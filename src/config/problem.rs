@@ -32,6 +32,11 @@ impl Problems {
         });
     }
 
+    /// Notes those that were found elsewhere.
+    pub fn append(&mut self, mut found: Self) {
+        self.0.append(&mut found.0);
+    }
+
     /// A single problem.
     #[must_use]
     pub fn one(key: impl Into<String>, text: impl Into<String>) -> Self {

@@ -165,6 +165,7 @@ fn every_rule_refuses_under_its_key() {
         ("admin.listen", "'[::]:9090'", ""),
         ("auth.max_failures", "-1", ""),
         ("auth.jwt", "'x'", ""),
+        ("auth.browser_tokens", "'x'", ""),
         ("routes.tasks.max_page_size", "0", ""),
         ("routes.tasks.unknown_parameters", "'drop'", ""),
         ("upstream.base_url", "'unpod.example'", ""),
@@ -365,6 +366,82 @@ fn an_identity_provider_needs_little() {
     }
 }
 
+/// Keys in files: of the kind it takes, private and public, and of another.
+struct KeyFiles(tempfile::TempDir);
+
+impl KeyFiles {
+    fn new() -> Self {
+        use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519};
+        let files = Self(tempfile::tempdir().unwrap());
+        let good = KeyPair::generate_for(&PKCS_ED25519).unwrap();
+        let other = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        files.write("private", &good.serialize_pem());
+        files.write("public", &good.public_key_pem());
+        files.write("p256", &other.serialize_pem());
+        files.write("p256-public", &other.public_key_pem());
+        files.write("text", "c4n4ry");
+        files
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.0.path().join(name), text).unwrap();
+    }
+
+    fn path(&self, name: &str) -> String {
+        format!("'{}'", self.0.path().join(name).display())
+    }
+
+    fn section(&self, signing: &str, older: &[&str], rest: &str) -> String {
+        let older: Vec<_> = older.iter().map(|name| self.path(name)).collect();
+        let older = older.join(", ");
+        let signing = self.path(signing);
+        let section =
+            format!("{{signing_key_file = {signing}, verify_key_files = [{older}]{rest}}}");
+        with(&[("auth.browser_tokens", &section)])
+    }
+}
+
+#[test]
+fn browser_tokens_are_signed_and_verified_by_ed25519_keys_alone() {
+    let files = KeyFiles::new();
+    let signing = "auth.browser_tokens.signing_key_file";
+    let verify = |place: usize| format!("auth.browser_tokens.verify_key_files[{place}]");
+    for name in ["public", "p256", "text", "none", ""] {
+        let problems = refused(&files.section(name, &[], ""));
+        assert_eq!(keys_of(&problems), [signing], "{name}");
+        assert!(!problems[0].text.contains("c4n4ry"), "{problems:?}");
+    }
+    for name in ["p256", "p256-public", "text", "none", ""] {
+        let problems = refused(&files.section("private", &["public", name], ""));
+        assert_eq!(keys_of(&problems), [verify(1)], "{name}");
+    }
+    let all = refused(&files.section("none", &["none", "private", "text"], ""));
+    let expected = [signing.to_owned(), verify(0), verify(2)];
+    assert_eq!(keys_of(&all), expected.each_ref().map(String::as_str));
+    assert!(Config::from_toml(&files.section("private", &["public", "private"], "")).is_ok());
+}
+
+#[test]
+fn browser_tokens_live_a_day_at_most() {
+    let files = KeyFiles::new();
+    let load = |rest: &str| Config::from_toml(&files.section("private", &[], rest));
+    let usual = load("").unwrap().auth.browser_tokens.unwrap();
+    assert_eq!(usual.max_ttl, Duration::from_secs(15 * 60));
+    for ttl in ["1s", "24h"] {
+        assert!(load(&format!(", max_ttl = '{ttl}'")).is_ok(), "{ttl}");
+    }
+    for ttl in ["0s", "999ms", "25h", "500000000000years"] {
+        let problems = load(&format!(", max_ttl = '{ttl}'")).unwrap_err();
+        let keys: Vec<_> = problems
+            .iter()
+            .map(|problem| problem.key.as_str())
+            .collect();
+        assert_eq!(keys, ["auth.browser_tokens.max_ttl"], "{ttl}");
+    }
+    let problems = refused(&with(&[("auth.browser_tokens", "{}")]));
+    assert_eq!(keys_of(&problems), ["auth.browser_tokens.signing_key_file"]);
+}
+
 #[test]
 fn a_client_that_a_token_can_name_needs_no_key() {
     let keyless = "[{name = 'crm', spaces = ['*']}]";
@@ -533,7 +610,7 @@ fn a_problem_is_told_as_key_and_text() {
 }
 
 /// Paths that no default names.
-const OPTIONAL: [&str; 39] = [
+const OPTIONAL: [&str; 42] = [
     "server.tls",
     "admin.key_sha256",
     "auth.jwt",
@@ -545,6 +622,9 @@ const OPTIONAL: [&str; 39] = [
     "auth.jwt.client_claim",
     "auth.jwt.spaces_claim",
     "auth.browser_tokens",
+    "auth.browser_tokens.signing_key_file",
+    "auth.browser_tokens.verify_key_files",
+    "auth.browser_tokens.max_ttl",
     "upstream.base_url",
     "upstream.proxy",
     "upstream.ca_file",
@@ -636,7 +716,6 @@ fn keys_of_later_features_are_refused_and_not_passed_over() {
         ("server.tls", "{cert_file = '/c', key_file = '/k'}"),
         ("server.proxy_protocol", "true"),
         ("admin.key_sha256", "['00']"),
-        ("auth.browser_tokens", "{signing_key_file = '/k'}"),
         ("cors.origins", "['https://app.example']"),
         ("upstream.credentials.default.next_token", "'abc'"),
         ("upstream.credentials.default.next_token_file", "'/t'"),

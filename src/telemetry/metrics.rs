@@ -81,16 +81,26 @@ impl MetricConstructor<Histogram> for Durations {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
     Tasks,
+    BrowserTokens,
     OpenApi,
     Health,
     Other,
 }
 
 impl Route {
+    const ALL: [Self; 5] = [
+        Self::Tasks,
+        Self::BrowserTokens,
+        Self::OpenApi,
+        Self::Health,
+        Self::Other,
+    ];
+
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Tasks => "tasks",
+            Self::BrowserTokens => "browser_tokens",
             Self::OpenApi => "openapi",
             Self::Health => "healthz",
             Self::Other => "other",
@@ -299,7 +309,7 @@ impl Metrics {
     }
 
     fn start_at_zero<'a>(&self, credentials: impl IntoIterator<Item = &'a str>) {
-        for route in [Route::Tasks, Route::OpenApi, Route::Health, Route::Other] {
+        for route in Route::ALL {
             let route = route.as_str();
             let _ = self.http_requests.get_or_create(&RequestLabels {
                 route,

@@ -11,6 +11,7 @@ mod provider;
 mod raw;
 
 mod auth;
+mod browser_tokens;
 mod cache;
 mod captures;
 mod coherence;

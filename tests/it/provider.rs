@@ -26,7 +26,10 @@ impl ProviderKey {
     }
 
     pub(crate) fn ed25519(id: &str) -> Self {
-        let pair = KeyPair::generate_for(&PKCS_ED25519).unwrap();
+        Self::of_ed25519(id, &KeyPair::generate_for(&PKCS_ED25519).unwrap())
+    }
+
+    pub(crate) fn of_ed25519(id: &str, pair: &KeyPair) -> Self {
         let private = EncodingKey::from_ed_der(&pair.serialize_der());
         let x = base64url(pair.public_key_raw());
         let public = json!({"kty": "OKP", "crv": "Ed25519", "x": x});

