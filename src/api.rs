@@ -12,7 +12,7 @@ pub mod router;
 pub mod routes;
 
 pub use self::{
-    clients::{Client, Clients},
+    clients::{Client, Clients, Issuers},
     error::ApiError,
     policy::{Caller, LivePolicy, Policy},
     router::{Data, data_service},

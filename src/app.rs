@@ -17,7 +17,7 @@ use self::{
 };
 use crate::{
     api::{
-        self, Clients, Data, LivePolicy, Policy,
+        self, Clients, Data, Issuers, LivePolicy, Policy,
         admin::{Admin, Draining, Reload, Reloaded},
         layers::observe::AccessLog,
         peer::TrustedProxies,
@@ -95,7 +95,8 @@ impl Gateway {
         let tls = config.server.tls.as_ref().map(Tls::new).transpose()?;
         let metrics = Metrics::new(config.upstream.credentials.keys().map(String::as_str));
         let credentials = Credentials::load(&config.upstream)?;
-        let clients = Clients::new(&config.clients, &config.views, credentials, None);
+        let issuers = Issuers::load(&config.auth, None)?;
+        let clients = Clients::new(&config.clients, &config.views, credentials, issuers, None);
         let credentials = clients.credentials().clone();
         let policy: LivePolicy = Arc::new(ArcSwap::from_pointee(Policy::new(&config, clients)));
         let limit = LimitLayer::new(config.upstream.max_concurrency, config.upstream.max_queue);

@@ -44,7 +44,7 @@ enum Command {
     SimulateUpstream(SimulateArgs),
     /// Report every problem of a configuration, then print what is in force, secrets hidden
     Check(ConfigArgs),
-    /// Make client keys
+    /// Make keys
     Key {
         #[command(subcommand)]
         command: KeyCommand,
@@ -61,6 +61,8 @@ enum KeyCommand {
         #[arg(long)]
         client: String,
     },
+    /// Print a new key for auth.browser_tokens.signing_key_file (Ed25519, PEM)
+    BrowserSigning,
 }
 
 #[derive(Debug, clap::Args)]
@@ -85,6 +87,9 @@ impl Cli {
             Command::Key {
                 command: KeyCommand::New { client },
             } => key::new(&client),
+            Command::Key {
+                command: KeyCommand::BrowserSigning,
+            } => key::browser_signing(),
             Command::Healthcheck(args) => healthcheck::run(args.config.as_deref()),
         }
     }

@@ -28,7 +28,7 @@ pub mod views;
 
 pub use self::{
     admin::AdminConfig,
-    auth::{AuthConfig, ClientConfig, RateLimitConfig},
+    auth::{AuthConfig, BrowserTokensConfig, ClientConfig, JwtConfig, RateLimitConfig},
     cache::CacheConfig,
     cors::CorsConfig,
     normalize::NormalizeConfig,
@@ -124,10 +124,12 @@ impl Config {
         let tokens = credentials
             .flat_map(|section| section.token_file.iter().chain(&section.next_token_file));
         let tls = self.server.tls.iter().flat_map(TlsConfig::files);
+        let keys = self.auth.files();
         own.chain(&self.upstream.ca_file)
             .chain(tokens)
             .map(PathBuf::as_path)
             .chain(tls)
+            .chain(keys)
             .map(Path::to_owned)
             .collect()
     }
@@ -227,13 +229,13 @@ impl Reader<'_> {
         // Each is read and checked before any `?`: all problems at once.
         let server = self.checked("server", ServerConfig::check);
         let admin = self.checked("admin", AdminConfig::check);
-        let auth = self.section("auth");
+        let auth = self.checked("auth", AuthConfig::check);
         let cors = self.section("cors");
         let routes = self.checked("routes", RoutesConfig::check);
         let upstream = self.upstream();
         let cache = self.checked("cache", CacheConfig::check);
         let telemetry = self.checked("telemetry", TelemetryConfig::check);
-        let clients = self.clients(server.as_ref(), upstream.as_ref());
+        let clients = self.clients(server.as_ref(), auth.as_ref(), upstream.as_ref());
         let views = self.views();
         let normalize = self.normalize();
         Some(Config {
@@ -273,6 +275,7 @@ impl Reader<'_> {
     fn clients(
         &mut self,
         server: Option<&ServerConfig>,
+        auth: Option<&AuthConfig>,
         upstream: Option<&UpstreamConfig>,
     ) -> Vec<ClientConfig> {
         let before = self.problems.iter().count();
@@ -280,6 +283,7 @@ impl Reader<'_> {
         if self.problems.iter().count() == before {
             let others = auth::Others {
                 server,
+                auth,
                 upstream,
                 views: self.merged.get("views").and_then(Value::as_dict),
             };

@@ -28,7 +28,10 @@ mod urgency;
 use self::retry::RetryLayer;
 pub use self::{
     circuit::{Circuit, CircuitLayer, CircuitState, Evidence, Sent},
-    client::{BuildError, Client, ClientError, PageRequest, RawAnswer, Validators},
+    client::{
+        BuildError, Client, ClientError, PageRequest, RawAnswer, USER_AGENT, Validators,
+        add_system_roots, read_body, tls_trusting,
+    },
     credential::{Credential, Credentials, Succession, TokenSlot},
     deadline::DeadlineLayer,
     error::{FailureSource, InvalidAnswer, UpstreamError},

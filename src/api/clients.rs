@@ -1,4 +1,5 @@
-//! Who may call: the configured clients, found by the digest of their key or by a name in their certificate.
+//! Who may call: the configured clients, found by the digest of their key, by a name in their certificate, or by a token that names
+//! them.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -18,6 +19,18 @@ use crate::{
     upstream::{Credential, Credentials},
 };
 
+mod browser_tokens;
+mod jwks;
+mod jwt;
+mod signature;
+mod tokens;
+
+use self::tokens::{Proof, ProvenBy, Tokens};
+pub use self::{
+    browser_tokens::{BrowserTokens, Minted},
+    tokens::Issuers,
+};
+
 /// What a client's own limit is called towards it.
 const CLIENT_LIMIT: &str = "default";
 
@@ -32,6 +45,8 @@ pub struct Client {
     credentials: Arc<Credentials>,
     /// Whether it may cause upstream calls beyond those that an ordinary miss costs.
     pub may_refresh: bool,
+    /// Whether it may mint browser tokens: not with one itself.
+    pub may_mint: bool,
     /// All it sees of a task, where that is not everything.
     pub view: Option<Arc<View>>,
     /// How often it may ask, the narrowest limit first; each is shared by all who draw on it.
@@ -52,6 +67,14 @@ impl AllowedSpaces {
         match self {
             Self::All => true,
             Self::Named(named) => named.contains(space),
+        }
+    }
+
+    /// How many are named.
+    fn count(&self) -> u32 {
+        match self {
+            Self::All => 0,
+            Self::Named(named) => u32::try_from(named.len()).unwrap_or(u32::MAX),
         }
     }
 
@@ -82,9 +105,9 @@ impl Client {
             .or_else(|| self.credentials.serving(space))
     }
 
-    /// This client as a token narrows it: under the same name, in no more than `spaces`.
+    /// This client as a token narrows it: under the same name, in no more than `spaces`, and no longer than `until`.
     #[must_use]
-    pub fn narrowed(&self, spaces: &AllowedSpaces) -> Self {
+    pub fn narrowed(&self, spaces: &AllowedSpaces, until: SystemTime) -> Self {
         Self {
             name: self.name.clone(),
             spaces: self.spaces.narrowed(spaces),
@@ -92,6 +115,7 @@ impl Client {
             credentials: self.credentials.clone(),
             view: self.view.clone(),
             limiters: self.limiters.clone(),
+            expires: Some(self.expires.map_or(until, |expires| expires.min(until))),
             ..*self
         }
     }
@@ -122,6 +146,15 @@ impl Client {
         take_all(&self.limiters)
     }
 
+    /// This client as a browser stands for it: narrowed, and with none of its rights but to read.
+    fn in_browser(&self, spaces: &AllowedSpaces, until: SystemTime) -> Self {
+        Self {
+            may_refresh: false,
+            may_mint: false,
+            ..self.narrowed(spaces, until)
+        }
+    }
+
     fn is_expired(&self, now: SystemTime) -> bool {
         self.expires.is_some_and(|expires| expires <= now)
     }
@@ -132,19 +165,23 @@ impl Client {
 pub struct Clients {
     by_digest: HashMap<[u8; 32], Arc<Client>>,
     by_subject: HashMap<CertificateSubject, Arc<Client>>,
+    by_name: HashMap<Arc<str>, Arc<Client>>,
     credentials: Arc<Credentials>,
     views: HashMap<String, Arc<View>>,
     /// By the name of the client that each belongs to.
     limiters: HashMap<Arc<str>, Arc<Limiter>>,
+    tokens: Tokens,
 }
 
 impl Clients {
-    /// The clients that are configured. Those of `previous` whose limit is the same keep what is left of it.
+    /// Those that are configured, and those that tokens of `issuers` speak for. Those of `previous` whose limit is the same keep what
+    /// is left of it. Which tokens have been verified is remembered here, so that new clients begin with none.
     #[must_use]
     pub fn new(
         configured: &[ClientConfig],
         views: &ViewsConfig,
         credentials: Credentials,
+        issuers: Issuers,
         previous: Option<&Self>,
     ) -> Self {
         let credentials = Arc::new(credentials);
@@ -157,6 +194,7 @@ impl Clients {
             .collect();
         let mut by_digest = HashMap::new();
         let mut by_subject = HashMap::new();
+        let mut by_name = HashMap::new();
         let mut limiters = HashMap::new();
         for section in configured {
             let mut client = client(section, &views, &credentials);
@@ -174,21 +212,25 @@ impl Clients {
                 by_digest.insert(digest.0, client.clone());
             }
             if let Some(subject) = &section.certificate_subject {
-                by_subject.insert(subject.clone(), client);
+                by_subject.insert(subject.clone(), client.clone());
             }
+            by_name.insert(client.name.clone(), client);
         }
         Self {
             by_digest,
             by_subject,
+            by_name,
             credentials,
             views,
             limiters,
+            tokens: Tokens::new(issuers),
         }
     }
 
     /// The client that `authorization`, a field value, proves to be there.
     ///
-    /// Every refusal costs the same: one digest, one look-up, one comparison.
+    /// Every refusal of a key costs the same: one digest, one look-up, one comparison. What is no key and has the form of a token
+    /// is verified as one.
     ///
     /// # Errors
     ///
@@ -197,7 +239,7 @@ impl Clients {
         &self,
         authorization: Option<&[u8]>,
         now: SystemTime,
-    ) -> Result<&Arc<Client>, AuthFailure> {
+    ) -> Result<Arc<Client>, AuthFailure> {
         let presented = match authorization {
             None => Err(AuthFailure::Missing),
             Some(value) => key(value).ok_or(AuthFailure::Malformed),
@@ -211,8 +253,13 @@ impl Clients {
             None => ([0; 32], None),
         };
         let same: bool = stored.ct_eq(&digest).into();
-        presented?;
-        let client = client.filter(|_| same).ok_or(AuthFailure::Unknown)?;
+        let presented = presented?;
+        let client = match client.filter(|_| same) {
+            Some(client) => client.clone(),
+            None => self
+                .tokens
+                .client(presented, digest, now, |proof, by| self.admit(proof, by))?,
+        };
         if client.is_expired(now) {
             return Err(AuthFailure::Expired);
         }
@@ -244,6 +291,25 @@ impl Clients {
         Ok(client)
     }
 
+    /// The client of a token's claims, as far as they let it go.
+    fn admit(&self, proof: &Proof, proven_by: &ProvenBy) -> Result<Client, AuthFailure> {
+        let client = self.by_name.get(proof.client.as_str());
+        let client = client.ok_or(AuthFailure::UnknownClient)?;
+        let until = proof.expires + proof.leeway;
+        let admitted = match proven_by {
+            ProvenBy::Provider(_) => client.narrowed(&proof.spaces, until),
+            ProvenBy::Gateway => client.in_browser(&proof.spaces, until),
+        };
+        match &proof.view {
+            None => Ok(admitted),
+            // One that is gone must not show more.
+            Some(name) => {
+                let view = self.view(name).ok_or(AuthFailure::BadClaims)?;
+                Ok(admitted.seeing(view))
+            }
+        }
+    }
+
     #[must_use]
     pub fn credentials(&self) -> &Arc<Credentials> {
         &self.credentials
@@ -253,6 +319,12 @@ impl Clients {
     #[must_use]
     pub fn view(&self, name: &str) -> Option<&Arc<View>> {
         self.views.get(name)
+    }
+
+    /// For the next configuration's clients, which may go on with the same keys.
+    #[must_use]
+    pub fn issuers(&self) -> &Issuers {
+        self.tokens.issuers()
     }
 }
 
@@ -287,6 +359,7 @@ fn client(
                 .clone()
         }),
         limiters: Vec::new(),
+        may_mint: true,
         expires: section.expires.map(|expires| expires.0),
     }
 }
@@ -301,191 +374,4 @@ fn key(value: &[u8]) -> Option<&[u8]> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::{Duration, UNIX_EPOCH};
-
-    use super::*;
-    use crate::config::{Config, RateLimitConfig};
-
-    /// The clients of a configuration that has `toml` beside what it must have.
-    fn clients(toml: &str) -> Clients {
-        reloaded(toml, None)
-    }
-
-    fn reloaded(toml: &str, previous: Option<&Clients>) -> Clients {
-        let text = format!(
-            "[upstream]\nbase_url = 'https://unpod.example'\n\
-             [upstream.credentials.default]\ntoken = 'abc'\n{toml}"
-        );
-        let config = Config::from_toml(&text).unwrap();
-        let credentials = Credentials::load(&config.upstream).unwrap();
-        Clients::new(&config.clients, &config.views, credentials, previous)
-    }
-
-    /// A `[[clients]]` table whose key is its name.
-    fn section(name: &str, rest: &str) -> String {
-        let digest: String = Sha256::digest(name)
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        format!("[[clients]]\nname = '{name}'\nkey_sha256 = ['{digest}']\nspaces = ['*']\n{rest}\n")
-    }
-
-    fn named<'a>(clients: &'a Clients, name: &str) -> &'a Client {
-        let authorization = format!("Token {name}");
-        let found = clients.authenticate(Some(authorization.as_bytes()), SystemTime::UNIX_EPOCH);
-        found.unwrap()
-    }
-
-    /// Seconds since 1970.
-    fn at(seconds: u64) -> SystemTime {
-        UNIX_EPOCH + Duration::from_secs(seconds)
-    }
-
-    /// Clients known by these names; the last is one until second 50.
-    fn certified() -> Clients {
-        let upstream = "[upstream]\nbase_url = 'https://unpod.example'\n[upstream.credentials.default]\ntoken = 'abc'";
-        let config = Config::from_toml(upstream).unwrap();
-        let client = |name: &str, rest: &str| -> ClientConfig {
-            let text = format!("name = '{name}'\nspaces = ['*']\n{rest}");
-            toml::from_str(&text).unwrap()
-        };
-        let clients = [
-            client("uri", "certificate_subject = 'urn:one'"),
-            client("dns", "certificate_subject = 'one.internal'"),
-            client(
-                "expiring",
-                "certificate_subject = 'two.internal'\nexpires = '1970-01-01T00:00:50Z'",
-            ),
-        ];
-        let credentials = Credentials::load(&config.upstream).unwrap();
-        Clients::new(&clients, &config.views, credentials, None)
-    }
-
-    #[test]
-    fn a_certificate_names_one_client_for_as_long_as_both_last() {
-        let clients = certified();
-        let table: &[(&[&str], u64, Result<&str, AuthFailure>)] = &[
-            (&["urn:one"], 10, Ok("uri")),
-            (&["urn:other", "CN=x", "urn:one"], 10, Ok("uri")),
-            (&["one.internal", "ONE.internal"], 10, Ok("dns")),
-            (&["two.internal"], 49, Ok("expiring")),
-            (&["two.internal"], 50, Err(AuthFailure::Expired)),
-            (&["urn:one"], 100, Ok("uri")),
-            (&["urn:one"], 101, Err(AuthFailure::Expired)),
-            (&[], 10, Err(AuthFailure::Unknown)),
-            (&["one"], 10, Err(AuthFailure::Unknown)),
-            (&["CN=one.internal"], 10, Err(AuthFailure::Unknown)),
-            (&["urn:one", "one.internal"], 10, Err(AuthFailure::Unknown)),
-        ];
-        for (subjects, now, expected) in table {
-            let certificate = ClientCertificate {
-                subjects: subjects.iter().map(|name| name.parse().unwrap()).collect(),
-                not_after: at(100),
-            };
-            let named = clients.recognize(&certificate, at(*now));
-            let named = named.map(|client| client.name.as_ref());
-            assert_eq!(named, *expected, "{subjects:?} at {now}");
-        }
-    }
-
-    #[test]
-    fn a_key_is_read_from_two_schemes_and_nowhere_else() {
-        for (value, expected) in [
-            ("Token abc", Some("abc")),
-            ("bearer abc", Some("abc")),
-            ("TOKEN   abc ", Some("abc")),
-            ("Basic abc", None),
-            ("Token", None),
-            ("Token ", None),
-            ("abc", None),
-            ("Token a b", None),
-            ("Tokenabc", None),
-        ] {
-            assert_eq!(
-                key(value.as_bytes()),
-                expected.map(str::as_bytes),
-                "{value}"
-            );
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_is_left_of_a_limit_outlives_a_reload_that_leaves_it_alone() {
-        let limited = |name, burst| {
-            let rest = format!("rate_limit = {{ per_second = 1, burst = {burst} }}");
-            section(name, &rest)
-        };
-        let left = |clients: &Clients, name| {
-            let limits = named(clients, name).take_request().unwrap();
-            limits
-                .iter()
-                .map(|limit| limit.remaining)
-                .collect::<Vec<_>>()
-        };
-        let before = clients(&(limited("same", 5) + &limited("changed", 5) + &limited("freed", 5)));
-        for name in ["same", "changed", "freed"] {
-            assert_eq!(left(&before, name), [4]);
-        }
-
-        let toml = limited("new", 5) + &limited("changed", 9) + &limited("same", 5);
-        let after = reloaded(&(toml + &section("freed", "")), Some(&before));
-
-        assert_eq!(left(&after, "same"), [3]);
-        assert_eq!(
-            left(&before, "same"),
-            [2],
-            "requests under way draw on it too"
-        );
-        assert_eq!(left(&after, "changed"), [8]);
-        assert_eq!(left(&after, "new"), [4]);
-        assert!(left(&after, "freed").is_empty());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_is_narrowed_draws_on_the_limit_of_its_origin_and_on_its_own() {
-        let clients = clients(&section(
-            "minter",
-            "rate_limit = { per_second = 1, burst = 3 }",
-        ));
-        let minter = named(&clients, "minter");
-        let own = RateLimitConfig {
-            per_second: 1.0,
-            burst: 2.try_into().unwrap(),
-        };
-        let own = Arc::new(Limiter::new("token", &own));
-        let token = minter.narrowed(&AllowedSpaces::All).limited_by(own);
-        let left = |client: &Client| {
-            let limits = client.take_request();
-            limits.map(|limits| {
-                limits
-                    .iter()
-                    .map(|limit| limit.remaining)
-                    .collect::<Vec<_>>()
-            })
-        };
-
-        assert_eq!(left(&token), Ok(vec![1, 2]));
-        assert_eq!(left(minter), Ok(vec![1]));
-        assert_eq!(left(&token), Ok(vec![0, 0]));
-        assert_eq!(left(&token).unwrap_err().policy, "token");
-        assert_eq!(left(minter).unwrap_err().policy, CLIENT_LIMIT);
-    }
-
-    #[test]
-    fn a_view_holds_for_what_is_narrowed_and_another_takes_its_place_nowhere() {
-        let views = "[views.public]\nfields = ['a']\n[views.wide]\nfields = ['a', 'b']\n";
-        let viewed = section("viewed", "view = 'public'");
-        let clients = clients(&format!("{views}{viewed}{}", section("whole", "")));
-        let id = |client: &Client| client.view.as_ref().map(|view| view.id());
-        let public = clients.view("public").unwrap();
-        let wide = clients.view("wide").unwrap();
-        let narrowed = |name| named(&clients, name).narrowed(&AllowedSpaces::All);
-
-        assert_eq!(id(&narrowed("viewed")), Some(public.id()));
-        assert_eq!(id(&narrowed("viewed").seeing(wide)), Some(public.id()));
-        assert_eq!(id(&narrowed("whole")), None);
-        assert_eq!(id(&narrowed("whole").seeing(wide)), Some(wide.id()));
-        assert!(clients.view("nowhere").is_none());
-    }
-}
+mod tests;

@@ -25,11 +25,15 @@ pub enum ApiError {
     #[error("parameter {name} is not valid")]
     InvalidParameter { name: &'static str, most: u32 },
     #[error("parameter is not known")]
-    UnknownParameter { name: String },
+    UnknownParameter { name: String, known: &'static str },
+    #[error("body is not valid")]
+    InvalidBody,
     #[error("not authenticated")]
     Unauthenticated,
     #[error("client may not read this space")]
     SpaceNotAllowed,
+    #[error("client may not mint tokens")]
+    MintingNotAllowed,
     #[error("no such route")]
     RouteNotFound,
     #[error("method is not allowed")]
@@ -53,12 +57,14 @@ struct Problem {
 }
 
 /// The code of every error there is.
-pub const CODES: [&str; 21] = [
+pub const CODES: [&str; 23] = [
     "invalid_space_token",
     "invalid_parameter",
     "unknown_parameter",
+    "invalid_body",
     "unauthenticated",
     "space_not_allowed",
+    "minting_not_allowed",
     "space_access_denied",
     "space_not_found",
     "route_not_found",
@@ -106,14 +112,18 @@ impl ApiError {
                     "Parameter `{name}` must be given at most once, as a decimal number from 1 to {most}."
                 )),
             },
-            Self::UnknownParameter { name } => Problem {
+            Self::UnknownParameter { name, known } => Problem {
                 status: StatusCode::BAD_REQUEST,
                 code: "unknown_parameter",
                 title: "Unknown parameter",
-                detail: Cow::Owned(format!(
-                    "Parameter `{name}` is not known here; `page` and `page_size` are."
-                )),
+                detail: Cow::Owned(format!("Parameter `{name}` is not known here; {known}.")),
             },
+            Self::InvalidBody => problem(
+                StatusCode::BAD_REQUEST,
+                "invalid_body",
+                "Invalid body",
+                "The body must be a JSON object of at most 4 KiB with `spaces`, 1 to 32 space tokens, `ttl_seconds`, 1 or more, and at most a configured `view`.",
+            ),
             Self::Unauthenticated => problem(
                 StatusCode::UNAUTHORIZED,
                 "unauthenticated",
@@ -125,6 +135,12 @@ impl ApiError {
                 "space_not_allowed",
                 "Space not allowed",
                 "This client may not read this space.",
+            ),
+            Self::MintingNotAllowed => problem(
+                StatusCode::FORBIDDEN,
+                "minting_not_allowed",
+                "Minting not allowed",
+                "A browser token mints no other; use the client's own credential.",
             ),
             Self::RouteNotFound => problem(
                 StatusCode::NOT_FOUND,
@@ -186,8 +202,10 @@ impl ApiError {
             | Self::InvalidSpaceToken
             | Self::InvalidParameter { .. }
             | Self::UnknownParameter { .. }
+            | Self::InvalidBody
             | Self::Unauthenticated
             | Self::SpaceNotAllowed
+            | Self::MintingNotAllowed
             | Self::RouteNotFound
             | Self::MethodNotAllowed
             | Self::Internal => None,

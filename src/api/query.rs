@@ -25,6 +25,7 @@ pub fn parse(query: &str, config: &TasksRouteConfig) -> Result<PageQuery, ApiErr
                 UnknownParameters::Reject => {
                     return Err(ApiError::UnknownParameter {
                         name: shown(unknown),
+                        known: "`page` and `page_size` are",
                     });
                 }
             },
@@ -37,6 +38,21 @@ pub fn parse(query: &str, config: &TasksRouteConfig) -> Result<PageQuery, ApiErr
         page_size: page_size
             .unwrap_or_else(|| PageQuery::DEFAULT_PAGE_SIZE.min(config.max_page_size)),
     })
+}
+
+/// Refuses every parameter, for a route that takes none.
+///
+/// # Errors
+///
+/// Names the first.
+pub fn none(query: &str) -> Result<(), ApiError> {
+    match form_urlencoded::parse(query.as_bytes()).next() {
+        None => Ok(()),
+        Some((name, _)) => Err(ApiError::UnknownParameter {
+            name: shown(&name),
+            known: "none is",
+        }),
+    }
 }
 
 /// A decimal number from 1 to `most`: digits alone, leading zeros allowed.
@@ -81,7 +97,7 @@ mod tests {
             .map(|query| (query.page, query.page_size))
             .map_err(|error| match error {
                 ApiError::InvalidParameter { name, .. } => format!("invalid {name}"),
-                ApiError::UnknownParameter { name } => format!("unknown {name}"),
+                ApiError::UnknownParameter { name, .. } => format!("unknown {name}"),
                 other => format!("{other:?}"),
             })
     }
@@ -136,6 +152,16 @@ mod tests {
         assert_eq!(read("page_size=101"), Err("invalid page_size".to_owned()));
         assert_eq!(read("page=1&page=1"), Err("invalid page".to_owned()));
         assert_eq!(read("page=1&p%61ge=2"), Err("invalid page".to_owned()));
+    }
+
+    #[test]
+    fn a_route_without_parameters_takes_none() {
+        for query in ["", "&", "&&"] {
+            assert!(none(query).is_ok(), "{query}");
+        }
+        for query in ["page=1", "x", "=", "&view=public"] {
+            assert!(none(query).is_err(), "{query}");
+        }
     }
 
     #[test]

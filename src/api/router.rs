@@ -6,7 +6,7 @@ use axum::{
     Router,
     body::Body,
     response::{IntoResponse, Response},
-    routing::{MethodRouter, get},
+    routing::{MethodRouter, any, get},
 };
 use http::{HeaderValue, Method, Request, header};
 use hyper::body::Incoming;
@@ -23,7 +23,10 @@ use super::{
         shed::ShedLayer,
     },
     peer::TrustedProxies,
-    routes::tasks,
+    routes::{
+        browser_tokens::{self, ReadWithin},
+        tasks,
+    },
 };
 use crate::{
     config::{AuthConfig, ServerConfig},
@@ -63,6 +66,8 @@ pub fn data_service(
         auth.max_failures,
         metrics.clone(),
     );
+    // A body is as short as a header, and is given as long.
+    let body = ReadWithin(server.header_read_timeout);
     let panicked = metrics.clone();
     ServiceBuilder::new()
         // Outermost: whatever happens below gets a request id, a body if it is an error, and its line in the log.
@@ -80,10 +85,10 @@ pub fn data_service(
         .layer(ShedLayer::new(server.max_in_flight, HEALTH))
         // Before routing: a stranger learns of no route, no space and no parameter.
         .layer(authenticate)
-        .service(routes(data).into_service::<Incoming>())
+        .service(routes(data, body).into_service::<Incoming>())
 }
 
-fn routes(data: Data) -> Router {
+fn routes(data: Data, body: ReadWithin) -> Router {
     Router::new()
         .route("/spaces/{space_token}/tasks", page())
         .route("/spaces/{space_token}/tasks/", page())
@@ -95,6 +100,11 @@ fn routes(data: Data) -> Router {
         .route("/api/v2/platform/spaces//tasks", empty_token())
         .route("/api/v2/platform/spaces//tasks/", empty_token())
         .with_state(data)
+        // Every method: whether there is such a route is for the policy to say, before what it takes.
+        .route(
+            "/browser-tokens",
+            any(browser_tokens::mint).with_state(body),
+        )
         .route("/openapi.json", reading(get(openapi)))
         .route(HEALTH, reading(get(healthz)))
         .fallback(|| async { ApiError::RouteNotFound })

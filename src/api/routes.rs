@@ -1,3 +1,4 @@
 //! The data listener's handlers.
 
+pub mod browser_tokens;
 pub mod tasks;

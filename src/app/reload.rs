@@ -9,7 +9,7 @@ use tracing::{error, info, warn};
 use super::parts;
 use crate::{
     api::{
-        Clients, LivePolicy, Policy,
+        Clients, Issuers, LivePolicy, Policy,
         admin::{Reload, Reloaded},
     },
     config::{Config, Problems},
@@ -87,6 +87,7 @@ struct Next {
     succession: Succession,
     upstream: Option<Upstream>,
     tls: Option<Arc<rustls::ServerConfig>>,
+    issuers: Issuers,
 }
 
 impl Reload for Reloader {
@@ -146,6 +147,7 @@ impl Reloader {
         let tls = config.server.tls.as_ref().filter(|_| self.tls.is_some());
         Ok(Next {
             tls: tls.map(Tls::read).transpose()?,
+            issuers: Issuers::load(&config.auth, Some(policy.clients.issuers()))?,
             config,
             credentials,
             succession,
@@ -170,8 +172,11 @@ impl Reloader {
             &config.clients,
             &config.views,
             next.credentials,
+            next.issuers,
             Some(&before.clients),
         );
+        // Where the provider is the same its keys go on; their file may hold others now.
+        clients.issuers().reload_keys();
         let credentials = clients.credentials().clone();
         // The store first, and the stack before who asks it: no request under the new policy meets the old.
         let store = self.tasks.store();

@@ -1,7 +1,11 @@
-//! `key new`: a client key that is shown once, and its digest, which is kept.
+//! `key new`: a client key that is shown once, and its digest, which is kept. `key browser-signing`: what signs browser tokens.
 
 use std::process::ExitCode;
 
+use ed25519_dalek::pkcs8::{
+    self, EncodePrivateKey, KeypairBytes,
+    spki::der::{pem::LineEnding, zeroize::Zeroizing},
+};
 use sha2::{Digest, Sha256};
 
 use super::failed;
@@ -26,6 +30,30 @@ pub(super) fn new(client: &str) -> ExitCode {
     ExitCode::SUCCESS
 }
 
+/// Prints a new key as its file holds it: PEM, and nothing else.
+pub(super) fn browser_signing() -> ExitCode {
+    let mut secret = [0; 32];
+    if let Err(error) = getrandom::fill(&mut secret) {
+        return failed(&error);
+    }
+    match browser_signing_key(secret) {
+        Ok(pem) => {
+            print!("{}", *pem);
+            ExitCode::SUCCESS
+        }
+        Err(error) => failed(&error),
+    }
+}
+
+fn browser_signing_key(secret_key: [u8; 32]) -> Result<Zeroizing<String>, pkcs8::Error> {
+    // Without its public half, as `openssl genpkey` writes it: not every reader takes the longer form.
+    let key = KeypairBytes {
+        secret_key,
+        public_key: None,
+    };
+    key.to_pkcs8_pem(LineEnding::LF)
+}
+
 /// 256 random bits in hex, between a prefix and a checksum that tells a key from a look-alike.
 fn key(secret: &[u8; 32]) -> String {
     let body = hex(secret);
@@ -40,6 +68,22 @@ fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_browser_signing_key_has_the_form_that_openssl_writes() {
+        // RFC 8410 section 10.3.
+        let secret = [
+            0xd4, 0xee, 0x72, 0xdb, 0xf9, 0x13, 0x58, 0x4a, 0xd5, 0xb6, 0xd8, 0xf1, 0xf7, 0x69,
+            0xf8, 0xad, 0x3a, 0xfe, 0x7c, 0x28, 0xcb, 0xf1, 0xd4, 0xfb, 0xe0, 0x97, 0xa8, 0x8f,
+            0x44, 0x75, 0x58, 0x42,
+        ];
+        assert_eq!(
+            *browser_signing_key(secret).unwrap(),
+            "-----BEGIN PRIVATE KEY-----\n\
+             MC4CAQAwBQYDK2VwBCIEINTuctv5E1hK1bbY8fdp+K06/nwoy/HU++CXqI9EdVhC\n\
+             -----END PRIVATE KEY-----\n"
+        );
+    }
 
     #[test]
     fn a_key_carries_its_prefix_and_checksum() {

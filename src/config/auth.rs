@@ -1,15 +1,28 @@
 //! `[auth]` and `[[clients]]`: who may call.
 
-use std::{collections::HashMap, num::NonZeroU32};
+use std::{
+    collections::HashMap,
+    iter,
+    num::NonZeroU32,
+    path::{Path, PathBuf},
+};
 
 use figment::value::Dict;
 use serde::Deserialize;
 
 use super::{
     Problems, ServerConfig, UpstreamConfig,
-    value::{self, CertificateSubject, NotYet, Sha256Digest, Timestamp},
+    value::{self, CertificateSubject, Sha256Digest, Timestamp},
 };
 use crate::domain::SpaceToken;
+
+mod browser_tokens;
+mod jwt;
+
+pub use self::{
+    browser_tokens::{BrowserKeys, BrowserTokensConfig},
+    jwt::{JwtAlgorithm, JwtConfig, KeysFrom},
+};
 
 /// `[auth]`: limits on failed attempts, and where identities come from besides keys.
 #[derive(Clone, Debug, Deserialize)]
@@ -17,8 +30,29 @@ use crate::domain::SpaceToken;
 pub struct AuthConfig {
     /// Failures a minute from one address; 0: no limit.
     pub max_failures: u32,
-    pub jwt: Option<NotYet>,
-    pub browser_tokens: Option<NotYet>,
+    pub jwt: Option<JwtConfig>,
+    pub browser_tokens: Option<BrowserTokensConfig>,
+}
+
+impl AuthConfig {
+    /// The files that hold keys.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let jwks = self.jwt.iter().filter_map(|jwt| jwt.jwks_file.as_deref());
+        let browser = self.browser_tokens.iter().flat_map(|tokens| {
+            iter::once(tokens.signing_key_file.as_path())
+                .chain(tokens.verify_key_files.iter().map(PathBuf::as_path))
+        });
+        jwks.chain(browser)
+    }
+
+    pub(super) fn check(&self, problems: &mut Problems) {
+        if let Some(jwt) = &self.jwt {
+            jwt.check(problems);
+        }
+        if let Some(browser_tokens) = &self.browser_tokens {
+            browser_tokens.check(problems);
+        }
+    }
 }
 
 /// `[[clients]]`: one caller with an identity of its own.
@@ -44,13 +78,6 @@ pub struct ClientConfig {
     pub certificate_subject: Option<CertificateSubject>,
 }
 
-impl ClientConfig {
-    /// Whether it can be known by something of its own.
-    fn is_identified(&self) -> bool {
-        !self.key_sha256.is_empty() || self.certificate_subject.is_some()
-    }
-}
-
 /// A budget of requests: `burst` at once, filled up again by `per_second`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -64,6 +91,7 @@ pub struct RateLimitConfig {
 /// What clients are checked against: sections as far as they could be read.
 pub(super) struct Others<'a> {
     pub(super) server: Option<&'a ServerConfig>,
+    pub(super) auth: Option<&'a AuthConfig>,
     pub(super) upstream: Option<&'a UpstreamConfig>,
     /// The section as it was given: a view that could not be read is a problem told already.
     pub(super) views: Option<&'a Dict>,
@@ -89,6 +117,7 @@ pub(super) fn check_clients(
         {
             problems.add(key("view"), "no such [views.…]");
         }
+        check_proof(client, others.auth, &key, problems);
         if let Some(other) = names.insert(client.name.as_str(), place) {
             problems.add(key("name"), format!("the same as clients[{other}].name"));
         }
@@ -132,12 +161,6 @@ fn check_client(
     if !named {
         problems.add(key("name"), "expected 1 to 64 of A-Z a-z 0-9 . _ -");
     }
-    if !client.is_identified() {
-        problems.add(key("key_sha256"), "required: this or certificate_subject");
-    }
-    if client.key_sha256.len() > 2 {
-        problems.add(key("key_sha256"), "expected one or two digests");
-    }
     check_spaces(&client.spaces, &key("spaces"), problems);
     let Some(upstream) = upstream else {
         return;
@@ -151,6 +174,26 @@ fn check_client(
             key("credential"),
             "required: no credential serves all of its spaces and none is named \"default\"",
         );
+    }
+}
+
+/// A client nobody can prove to be is of no use.
+fn check_proof(
+    client: &ClientConfig,
+    auth: Option<&AuthConfig>,
+    key: &dyn Fn(&str) -> String,
+    problems: &mut Problems,
+) {
+    let named_elsewhere =
+        client.certificate_subject.is_some() || auth.is_none_or(|auth| auth.jwt.is_some());
+    match client.key_sha256.len() {
+        1..=2 => {}
+        0 if named_elsewhere => {}
+        0 => problems.add(
+            key("key_sha256"),
+            "required: this, certificate_subject or [auth.jwt]",
+        ),
+        _ => problems.add(key("key_sha256"), "expected one or two digests"),
     }
 }
 

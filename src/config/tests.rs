@@ -181,6 +181,8 @@ fn every_rule_refuses_under_its_key() {
             "cors.origins[1]",
         ),
         ("cors.origins", "[5]", "cors.origins[0]"),
+        ("auth.jwt", "'x'", ""),
+        ("auth.browser_tokens", "'x'", ""),
         ("routes.tasks.max_page_size", "0", ""),
         ("routes.tasks.unknown_parameters", "'drop'", ""),
         ("upstream.base_url", "'unpod.example'", ""),
@@ -353,6 +355,177 @@ fn every_rule_refuses_under_its_key() {
             "{path} = {value}: {problems:?}"
         );
     }
+}
+
+/// An identity provider with no more than must be given.
+const PROVIDER: &str =
+    "{issuer = 'https://id.example', audience = 'gateway', jwks_url = 'https://id.example/keys'}";
+
+/// The minimal file with an identity provider, and the value at `path` set.
+fn with_provider(path: &str, value: &str) -> String {
+    with(&[("auth.jwt", PROVIDER), (path, value)])
+}
+
+#[test]
+fn every_rule_of_an_identity_provider_refuses_under_its_key() {
+    for (path, value, key) in [
+        ("auth.jwt.issuer", "''", ""),
+        ("auth.jwt.issuer", "5", ""),
+        ("auth.jwt.audience", "''", ""),
+        ("auth.jwt.audience", "['a']", ""),
+        ("auth.jwt.client_claim", "''", ""),
+        ("auth.jwt.spaces_claim", "''", ""),
+        ("auth.jwt.algorithms", "[]", ""),
+        ("auth.jwt.algorithms", "['HS256']", "auth.jwt.algorithms[0]"),
+        ("auth.jwt.algorithms", "['none']", "auth.jwt.algorithms[0]"),
+        (
+            "auth.jwt.algorithms",
+            "['EdDSA', 'PS256']",
+            "auth.jwt.algorithms[1]",
+        ),
+        ("auth.jwt.jwks_url", "'http://id.example/keys'", ""),
+        ("auth.jwt.jwks_url", "'http://127.0.0.1.example/keys'", ""),
+        ("auth.jwt.jwks_url", "'ftp://id.example/keys'", ""),
+        ("auth.jwt.jwks_url", "'file:///etc/keys'", ""),
+        ("auth.jwt.jwks_url", "'https://user@id.example/keys'", ""),
+        ("auth.jwt.jwks_url", "'https://:word@id.example/keys'", ""),
+        ("auth.jwt.jwks_url", "'https://id.example/keys#a'", ""),
+        ("auth.jwt.jwks_url", "'id.example'", ""),
+        ("auth.jwt.jwks_file", "'/nowhere/keys'", "auth.jwt.jwks_url"),
+    ] {
+        let expected = if key.is_empty() { path } else { key };
+        let problems = refused(&with_provider(path, value));
+        assert_eq!(keys_of(&problems), [expected], "{path} = {value}");
+    }
+    let unread =
+        "{issuer = 'https://id.example', audience = 'gateway', jwks_file = '/nowhere/keys'}";
+    for (section, keys) in [
+        (unread, &["auth.jwt.jwks_file"][..]),
+        ("{}", &["auth.jwt.issuer"]),
+        ("{issuer = 'a', audience = 'b'}", &["auth.jwt.jwks_url"]),
+        (
+            "{issuer = 'a', audience = 'b', jwks = 'c'}",
+            &["auth.jwt.jwks"],
+        ),
+    ] {
+        let problems = refused(&with(&[("auth.jwt", section)]));
+        assert_eq!(keys_of(&problems), keys, "{section}");
+    }
+}
+
+#[test]
+fn an_identity_provider_needs_little() {
+    let config = Config::from_toml(&with(&[("auth.jwt", PROVIDER)])).unwrap();
+    let jwt = config.auth.jwt.unwrap();
+    assert_eq!(jwt.client_claim, "sub");
+    assert_eq!(jwt.spaces_claim, None);
+    use super::auth::JwtAlgorithm::{EdDsa, Es256, Rs256};
+    assert_eq!(jwt.algorithms, [Rs256, Es256, EdDsa]);
+    for (path, value) in [
+        ("auth.jwt.jwks_url", "'https://id.example/keys?tenant=a'"),
+        ("auth.jwt.jwks_url", "'http://127.0.0.1:8081/keys'"),
+        ("auth.jwt.jwks_url", "'http://localhost/keys'"),
+        ("auth.jwt.algorithms", "['EdDSA']"),
+        ("auth.jwt.client_claim", "'https://acme.example/client'"),
+        ("auth.jwt.spaces_claim", "'spaces'"),
+    ] {
+        let loaded = Config::from_toml(&with_provider(path, value));
+        assert!(loaded.is_ok(), "{path} = {value}: {:?}", loaded.err());
+    }
+}
+
+/// Keys in files: of the kind it takes, private and public, and of another.
+struct KeyFiles(tempfile::TempDir);
+
+impl KeyFiles {
+    fn new() -> Self {
+        use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519};
+        let files = Self(tempfile::tempdir().unwrap());
+        let good = KeyPair::generate_for(&PKCS_ED25519).unwrap();
+        let other = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        files.write("private", &good.serialize_pem());
+        files.write("public", &good.public_key_pem());
+        files.write("p256", &other.serialize_pem());
+        files.write("p256-public", &other.public_key_pem());
+        files.write("text", "c4n4ry");
+        files
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.0.path().join(name), text).unwrap();
+    }
+
+    fn path(&self, name: &str) -> String {
+        format!("'{}'", self.0.path().join(name).display())
+    }
+
+    fn section(&self, signing: &str, older: &[&str], rest: &str) -> String {
+        let older: Vec<_> = older.iter().map(|name| self.path(name)).collect();
+        let older = older.join(", ");
+        let signing = self.path(signing);
+        let section =
+            format!("{{signing_key_file = {signing}, verify_key_files = [{older}]{rest}}}");
+        with(&[("auth.browser_tokens", &section)])
+    }
+}
+
+#[test]
+fn browser_tokens_are_signed_and_verified_by_ed25519_keys_alone() {
+    let files = KeyFiles::new();
+    let signing = "auth.browser_tokens.signing_key_file";
+    let verify = |place: usize| format!("auth.browser_tokens.verify_key_files[{place}]");
+    for name in ["public", "p256", "text", "none", ""] {
+        let problems = refused(&files.section(name, &[], ""));
+        assert_eq!(keys_of(&problems), [signing], "{name}");
+        assert!(!problems[0].text.contains("c4n4ry"), "{problems:?}");
+    }
+    for name in ["p256", "p256-public", "text", "none", ""] {
+        let problems = refused(&files.section("private", &["public", name], ""));
+        assert_eq!(keys_of(&problems), [verify(1)], "{name}");
+    }
+    let all = refused(&files.section("none", &["none", "private", "text"], ""));
+    let expected = [signing.to_owned(), verify(0), verify(2)];
+    assert_eq!(keys_of(&all), expected.each_ref().map(String::as_str));
+    assert!(Config::from_toml(&files.section("private", &["public", "private"], "")).is_ok());
+}
+
+#[test]
+fn browser_tokens_live_a_day_at_most() {
+    let files = KeyFiles::new();
+    let load = |rest: &str| Config::from_toml(&files.section("private", &[], rest));
+    let usual = load("").unwrap().auth.browser_tokens.unwrap();
+    assert_eq!(usual.max_ttl, Duration::from_secs(15 * 60));
+    for ttl in ["1s", "24h"] {
+        assert!(load(&format!(", max_ttl = '{ttl}'")).is_ok(), "{ttl}");
+    }
+    for ttl in ["0s", "999ms", "25h", "500000000000years"] {
+        let problems = load(&format!(", max_ttl = '{ttl}'")).unwrap_err();
+        let keys: Vec<_> = problems
+            .iter()
+            .map(|problem| problem.key.as_str())
+            .collect();
+        assert_eq!(keys, ["auth.browser_tokens.max_ttl"], "{ttl}");
+    }
+    let problems = refused(&with(&[("auth.browser_tokens", "{}")]));
+    assert_eq!(keys_of(&problems), ["auth.browser_tokens.signing_key_file"]);
+}
+
+#[test]
+fn a_client_that_a_token_can_name_needs_no_key() {
+    let keyless = "[{name = 'crm', spaces = ['*']}]";
+    assert_eq!(
+        keys_of(&refused(&with(&[("clients", keyless)]))),
+        ["clients[0].key_sha256"]
+    );
+    assert!(Config::from_toml(&with_provider("clients", keyless)).is_ok());
+    let three = format!("[{{name = 'crm', spaces = ['*'], key_sha256 = [{}]}}]", {
+        let digest = |last: char| format!("'{}{last}'", "0".repeat(63));
+        ['1', '2', '3'].map(digest).join(", ")
+    });
+    assert_eq!(
+        keys_of(&refused(&with_provider("clients", &three))),
+        ["clients[0].key_sha256"]
+    );
 }
 
 #[test]
@@ -565,14 +738,24 @@ fn a_problem_is_told_as_key_and_text() {
 }
 
 /// Paths that no default names.
-const OPTIONAL: [&str; 41] = [
+const OPTIONAL: [&str; 51] = [
     "server.tls",
     "server.tls.cert_file",
     "server.tls.key_file",
     "server.tls.client_ca_file",
     "admin.key_sha256",
     "auth.jwt",
+    "auth.jwt.issuer",
+    "auth.jwt.audience",
+    "auth.jwt.jwks_file",
+    "auth.jwt.jwks_url",
+    "auth.jwt.algorithms",
+    "auth.jwt.client_claim",
+    "auth.jwt.spaces_claim",
     "auth.browser_tokens",
+    "auth.browser_tokens.signing_key_file",
+    "auth.browser_tokens.verify_key_files",
+    "auth.browser_tokens.max_ttl",
     "upstream.base_url",
     "upstream.proxy",
     "upstream.ca_file",
@@ -668,8 +851,6 @@ fn no_value_is_ever_told() {
 fn keys_of_later_features_are_refused_and_not_passed_over() {
     for (path, value) in [
         ("admin.key_sha256", "['00']"),
-        ("auth.jwt", "{issuer = 'https://id.example'}"),
-        ("auth.browser_tokens", "{signing_key_file = '/k'}"),
         ("cache.redis", "{url = 'redis://r'}"),
         ("telemetry.otlp_endpoint", "'http://o:4317'"),
     ] {

@@ -219,7 +219,7 @@ fn check_base_url(url: &Url, allow_plain_http: bool) -> Result<(), &'static str>
     }
 }
 
-fn is_loopback(url: &Url) -> bool {
+pub(super) fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(Host::Ipv4(address)) => address.is_loopback(),
         Some(Host::Ipv6(address)) => address.is_loopback(),

@@ -30,7 +30,7 @@ impl SpaceToken {
         }
     }
 
-    /// The token itself, for the upstream's URL alone.
+    /// The token itself, for the upstream's URL and for the claims of a browser token.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0

@@ -81,16 +81,26 @@ impl MetricConstructor<Histogram> for Durations {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
     Tasks,
+    BrowserTokens,
     OpenApi,
     Health,
     Other,
 }
 
 impl Route {
+    const ALL: [Self; 5] = [
+        Self::Tasks,
+        Self::BrowserTokens,
+        Self::OpenApi,
+        Self::Health,
+        Self::Other,
+    ];
+
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Tasks => "tasks",
+            Self::BrowserTokens => "browser_tokens",
             Self::OpenApi => "openapi",
             Self::Health => "healthz",
             Self::Other => "other",
@@ -105,15 +115,38 @@ pub enum AuthFailure {
     Malformed,
     Unknown,
     Expired,
+    /// No set of the identity provider's keys was read yet.
+    KeysNotLoaded,
+    /// A token's key is not among those known, or one of several could be meant.
+    UnknownKey,
+    /// A token's algorithm is not its key's.
+    WrongAlgorithm,
+    BadSignature,
+    WrongIssuer,
+    WrongAudience,
+    NotYetValid,
+    /// A claim is missing, or not of its type.
+    BadClaims,
+    /// A token's claims name no client.
+    UnknownClient,
     RateLimited,
 }
 
 impl AuthFailure {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 14] = [
         Self::Missing,
         Self::Malformed,
         Self::Unknown,
         Self::Expired,
+        Self::KeysNotLoaded,
+        Self::UnknownKey,
+        Self::WrongAlgorithm,
+        Self::BadSignature,
+        Self::WrongIssuer,
+        Self::WrongAudience,
+        Self::NotYetValid,
+        Self::BadClaims,
+        Self::UnknownClient,
         Self::RateLimited,
     ];
 
@@ -124,6 +157,15 @@ impl AuthFailure {
             Self::Malformed => "malformed",
             Self::Unknown => "unknown",
             Self::Expired => "expired",
+            Self::KeysNotLoaded => "keys_not_loaded",
+            Self::UnknownKey => "unknown_key",
+            Self::WrongAlgorithm => "wrong_algorithm",
+            Self::BadSignature => "bad_signature",
+            Self::WrongIssuer => "wrong_issuer",
+            Self::WrongAudience => "wrong_audience",
+            Self::NotYetValid => "not_yet_valid",
+            Self::BadClaims => "bad_claims",
+            Self::UnknownClient => "unknown_client",
             Self::RateLimited => "rate_limited",
         }
     }
@@ -320,7 +362,7 @@ impl Metrics {
     }
 
     fn start_at_zero<'a>(&self, credentials: impl IntoIterator<Item = &'a str>) {
-        for route in [Route::Tasks, Route::OpenApi, Route::Health, Route::Other] {
+        for route in Route::ALL {
             let route = route.as_str();
             let _ = self.http_requests.get_or_create(&RequestLabels {
                 route,

@@ -29,6 +29,9 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Below the two to five seconds after which common servers close an idle connection, so that few requests meet a closing one.
 const POOL_IDLE: Duration = Duration::from_millis(1900);
 
+/// How the gateway names itself to whoever it asks.
+pub const USER_AGENT: &str = concat!("unpod-gateway/", env!("CARGO_PKG_VERSION"));
+
 /// What is asked of the upstream.
 #[derive(Clone, Debug)]
 pub struct PageRequest {
@@ -125,7 +128,7 @@ impl Client {
             .connect_timeout(config.connect_timeout)
             .pool_idle_timeout(POOL_IDLE)
             .tcp_nodelay(true)
-            .user_agent(concat!("unpod-gateway/", env!("CARGO_PKG_VERSION")))
+            .user_agent(USER_AGENT)
             .default_headers(fixed_headers());
         if let Some(proxy) = &config.proxy {
             builder = builder.proxy(reqwest::Proxy::all(proxy.0.clone())?);
@@ -218,7 +221,14 @@ fn request_headers(request: PageRequest) -> HeaderMap {
 }
 
 /// Reads the decoded body chunk by chunk, so that neither a huge nor a cleverly compressed one fills the memory.
-async fn read_body(mut response: reqwest::Response, max_body: usize) -> Result<Bytes, ClientError> {
+///
+/// # Errors
+///
+/// Returns why there is no whole body of at most `max_body` bytes.
+pub async fn read_body(
+    mut response: reqwest::Response,
+    max_body: usize,
+) -> Result<Bytes, ClientError> {
     let expected = response
         .content_length()
         .and_then(|length| usize::try_from(length).ok())
@@ -270,16 +280,30 @@ fn tls_config(config: &UpstreamConfig) -> Result<rustls::ClientConfig, BuildErro
     let mut roots = rustls::RootCertStore::empty();
     // Reading the system's roots takes longer than all else at start-up.
     if config.base_url().scheme() == "https" || config.proxy.is_some() {
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        add_system_roots(&mut roots);
     }
     if let Some(file) = &config.ca_file {
         add_ca_file(&mut roots, file)?;
     }
+    Ok(tls_trusting(roots)?)
+}
+
+/// TLS towards a server that one of `roots` vouches for.
+///
+/// # Errors
+///
+/// Returns the error of a provider that lacks the protocol versions we ask for.
+pub fn tls_trusting(roots: rustls::RootCertStore) -> Result<rustls::ClientConfig, rustls::Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     Ok(rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots)
         .with_no_client_auth())
+}
+
+/// Adds the authorities that this system trusts; those that cannot be read are left out.
+pub fn add_system_roots(roots: &mut rustls::RootCertStore) {
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
 }
 
 fn add_ca_file(

@@ -6,12 +6,14 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
 /// Every code of the contract with its status.
-pub(crate) const CODES: [(&str, u16); 21] = [
+pub(crate) const CODES: [(&str, u16); 23] = [
     ("invalid_space_token", 400),
     ("invalid_parameter", 400),
     ("unknown_parameter", 400),
+    ("invalid_body", 400),
     ("unauthenticated", 401),
     ("space_not_allowed", 403),
+    ("minting_not_allowed", 403),
     ("space_access_denied", 403),
     ("space_not_found", 404),
     ("route_not_found", 404),
@@ -147,8 +149,8 @@ impl Ask {
         self.header("if-none-match", list)
     }
 
-    pub(crate) fn body(mut self, body: &'static str) -> Self {
-        self.body = Bytes::from_static(body.as_bytes());
+    pub(crate) fn body(mut self, body: impl Into<Bytes>) -> Self {
+        self.body = body.into();
         self
     }
 

@@ -50,9 +50,19 @@ pub(crate) struct Served {
 
 impl Served {
     pub(crate) async fn start(setup: Setup, base_url: &str) -> Self {
+        Self::start_under(&[], setup, base_url).await
+    }
+
+    /// As [`Served::start`], with these variables in its environment and no other.
+    pub(crate) async fn start_under(
+        environment: &[(&str, &str)],
+        setup: Setup,
+        base_url: &str,
+    ) -> Self {
         let json = "[telemetry]\nformat = \"json\"";
         let file = ConfigFile::new(&setup.with(json).toml(base_url));
         let mut child = command(&["serve", "--config", &file.path()])
+            .envs(environment.iter().copied())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
@@ -84,7 +94,11 @@ impl Served {
     }
 
     pub(crate) fn get(&self, path: &str) -> Ask {
-        Ask::new(http_client(), "GET", format!("http://{}", self.data), path).key(READER)
+        self.ask("GET", path)
+    }
+
+    pub(crate) fn ask(&self, method: &str, path: &str) -> Ask {
+        Ask::new(http_client(), method, format!("http://{}", self.data), path).key(READER)
     }
 
     pub(crate) async fn signal(&self, name: &str) {
@@ -303,6 +317,24 @@ async fn a_new_key_authenticates_with_the_table_that_came_with_it() {
 
     assert_eq!(answer.status, 200);
     let again = run(&["key", "new", "--client", "crm"]).await;
+    assert_ne!(output.stdout, again.stdout);
+}
+
+#[tokio::test]
+async fn a_new_browser_signing_key_is_one_that_a_gateway_signs_with() {
+    let output = run(&["key", "browser-signing"]).await;
+    assert!(output.status.success());
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), &output.stdout).unwrap();
+    let path = file.path().display();
+    let signing = format!("[auth.browser_tokens]\nsigning_key_file = '{path}'");
+
+    let gateway = setup().with(&signing).start().await;
+    let body = format!("{{\"spaces\":[\"{}\"],\"ttl_seconds\":60}}", world::SUPPORT);
+    let minted = gateway.ask("POST", "/browser-tokens").body(body).await;
+
+    assert_eq!(minted.status, 200);
+    let again = run(&["key", "browser-signing"]).await;
     assert_ne!(output.stdout, again.stdout);
 }
 

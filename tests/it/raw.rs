@@ -1,7 +1,7 @@
 //! Bytes as they are: for requests no client library would send, and for answers no server library would give.
 
 use std::sync::{
-    Arc,
+    Arc, Mutex,
     atomic::{AtomicU64, Ordering},
 };
 
@@ -100,21 +100,27 @@ pub(crate) fn parse(bytes: &[u8]) -> Answer {
 pub(crate) struct RawUpstream {
     address: std::net::SocketAddr,
     requests: Arc<AtomicU64>,
+    answer: Arc<Mutex<Bytes>>,
     serving: JoinHandle<()>,
 }
 
 impl RawUpstream {
     pub(crate) async fn answering(bytes: impl Into<Bytes>) -> Self {
-        let bytes = bytes.into();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::on(TcpListener::bind("127.0.0.1:0").await.unwrap(), bytes)
+    }
+
+    /// Answers whoever connects to `listener`, those included who wait there already.
+    pub(crate) fn on(listener: TcpListener, bytes: impl Into<Bytes>) -> Self {
+        let answer = Arc::new(Mutex::new(bytes.into()));
         let address = listener.local_addr().unwrap();
         let requests = Arc::new(AtomicU64::new(0));
-        let counted = requests.clone();
+        let (counted, answered) = (requests.clone(), answer.clone());
         let serving = tokio::spawn(async move {
             loop {
                 let (mut stream, _) = listener.accept().await.unwrap();
                 if read_head(&mut stream).await {
                     counted.fetch_add(1, Ordering::Relaxed);
+                    let bytes = answered.lock().unwrap().clone();
                     // The gateway may have hung up.
                     let _ = stream.write_all(&bytes).await;
                     let _ = stream.shutdown().await;
@@ -124,8 +130,14 @@ impl RawUpstream {
         Self {
             address,
             requests,
+            answer,
             serving,
         }
+    }
+
+    /// What it answers from now on.
+    pub(crate) fn answer(&self, bytes: impl Into<Bytes>) {
+        *self.answer.lock().unwrap() = bytes.into();
     }
 
     pub(crate) fn base_url(&self) -> String {

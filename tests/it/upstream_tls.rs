@@ -12,14 +12,14 @@ use unpod_gateway::simulator::{Options, Simulator, world::SUPPORT};
 
 use crate::gateway::setup;
 
-/// Ends TLS before a simulator.
-struct TlsFront {
+/// Ends TLS before another server.
+pub(crate) struct TlsFront {
     address: SocketAddr,
-    authority: tempfile::NamedTempFile,
+    pub(crate) authority: tempfile::NamedTempFile,
 }
 
 impl TlsFront {
-    async fn before(upstream: SocketAddr) -> Self {
+    pub(crate) async fn before(upstream: SocketAddr) -> Self {
         let CertifiedKey { cert, signing_key } =
             generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let authority = tempfile::NamedTempFile::new().unwrap();
@@ -52,7 +52,7 @@ impl TlsFront {
         Self { address, authority }
     }
 
-    fn url(&self, host: &str) -> String {
+    pub(crate) fn url(&self, host: &str) -> String {
         format!("https://{host}:{}", self.address.port())
     }
 }

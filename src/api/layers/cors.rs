@@ -179,7 +179,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        api::{Clients, Policy},
+        api::{Clients, Issuers, Policy},
         config::Config,
         upstream::Credentials,
     };
@@ -196,7 +196,8 @@ mod tests {
         );
         let config = Config::from_toml(&text).unwrap();
         let credentials = Credentials::load(&config.upstream).unwrap();
-        let clients = Clients::new(&config.clients, &config.views, credentials, None);
+        let issuers = Issuers::load(&config.auth, None).unwrap();
+        let clients = Clients::new(&config.clients, &config.views, credentials, issuers, None);
         Arc::new(Policy::new(&config, clients))
     }
 

@@ -102,7 +102,6 @@ where
         let policy = self.shared.policy.load_full();
         match identify(&policy.clients, &request) {
             Ok(client) => {
-                let client = client.clone();
                 request.extensions_mut().insert(Caller { client, policy });
                 Either::Left(self.inner.call(request))
             }
@@ -115,14 +114,11 @@ where
 }
 
 /// By `Authorization` where there is one, good or bad; else by the connection's certificate.
-fn identify<'a, B>(
-    clients: &'a Clients,
-    request: &Request<B>,
-) -> Result<&'a Arc<Client>, AuthFailure> {
+fn identify<B>(clients: &Clients, request: &Request<B>) -> Result<Arc<Client>, AuthFailure> {
     let now = SystemTime::now();
     match request.extensions().get::<Arc<ClientCertificate>>() {
         Some(certificate) if !request.headers().contains_key(AUTHORIZATION) => {
-            clients.recognize(certificate, now)
+            clients.recognize(certificate, now).cloned()
         }
         _ => clients.authenticate(sole_authorization(request), now),
     }

@@ -34,7 +34,7 @@ pub struct RequestId(pub HeaderValue);
 #[derive(Clone, Debug)]
 pub struct Facts {
     pub client: Arc<str>,
-    pub space: SpaceToken,
+    pub space: Option<SpaceToken>,
     pub cache: Option<&'static str>,
     pub age_s: Option<u64>,
 }
@@ -121,6 +121,7 @@ pub(super) fn route(path: &str) -> Route {
     match path {
         "/openapi.json" => Route::OpenApi,
         "/healthz" => Route::Health,
+        "/browser-tokens" => Route::BrowserTokens,
         _ if space.is_some_and(|space| !space.contains('/')) => Route::Tasks,
         _ => Route::Other,
     }
@@ -202,7 +203,9 @@ impl Seen {
             request.method = self.method.as_str(),
             request.route = self.route.as_str(),
             client.name = client,
-            space = facts.map(|facts| tracing::field::display(&facts.space)),
+            space = facts
+                .and_then(|facts| facts.space.as_ref())
+                .map(tracing::field::display),
             response.status = response.status().as_u16(),
             response.code = error.map(ApiError::code),
             response.bytes = response.body().size_hint().exact(),
@@ -268,6 +271,8 @@ mod tests {
             ("/spaces/A/tasksx", Route::Other),
             ("/healthz", Route::Health),
             ("/openapi.json", Route::OpenApi),
+            ("/browser-tokens", Route::BrowserTokens),
+            ("/browser-tokens/x", Route::Other),
             ("/", Route::Other),
         ] {
             assert_eq!(route(path), expected, "{path}");

@@ -52,7 +52,7 @@ pub async fn page(
     };
     let facts = Facts {
         client: caller.client.name.clone(),
-        space: space.clone(),
+        space: Some(space.clone()),
         cache: None,
         age_s: None,
     };

@@ -1,0 +1,134 @@
+//! Where a JWKS is read from: a file, or the identity provider over HTTPS.
+
+use std::{error::Error, io, path::PathBuf, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderValue, StatusCode, header::ACCEPT};
+use url::Url;
+
+use crate::{
+    config::{JwtConfig, Problems, auth::KeysFrom},
+    upstream::{self, ClientError},
+};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// From asking to the last byte.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Room for hundreds of keys.
+const MAX_BODY: usize = 256 * 1024;
+
+/// Where the keys are published.
+#[derive(Debug)]
+pub(super) enum Source {
+    File(PathBuf),
+    Url { http: reqwest::Client, url: Url },
+}
+
+/// Why a document could not be had.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ReadError {
+    #[error("the file cannot be read")]
+    File(#[source] io::Error),
+    // Without its URL, as every log line.
+    #[error("the request failed")]
+    Request(#[source] reqwest::Error),
+    #[error("the answer was {0}")]
+    Status(StatusCode),
+    #[error("the answer's body is of no use")]
+    Body(#[source] ClientError),
+    #[error("the document is no JWKS")]
+    NotJwks(#[from] serde_json::Error),
+}
+
+impl ReadError {
+    /// What lies deepest, such as "connection refused".
+    pub(super) fn cause(&self) -> &dyn Error {
+        let mut deepest: &dyn Error = self;
+        while let Some(source) = deepest.source() {
+            deepest = source;
+        }
+        deepest
+    }
+}
+
+impl Source {
+    /// Prepares to read; reads nothing yet.
+    ///
+    /// # Errors
+    ///
+    /// Returns the problem of an HTTP client that cannot be set up.
+    pub(super) fn new(config: &JwtConfig) -> Result<Self, Problems> {
+        let problem = |text: String| Problems::one("auth.jwt.jwks_url", text);
+        match config
+            .keys_from()
+            .map_err(|text| problem(text.to_owned()))?
+        {
+            KeysFrom::File(file) => Ok(Self::File(file.to_owned())),
+            KeysFrom::Url(url) => Ok(Self::Url {
+                http: http_client(url).map_err(|error| problem(error.to_string()))?,
+                url: url.clone(),
+            }),
+        }
+    }
+
+    pub(super) async fn read(&self) -> Result<Bytes, ReadError> {
+        match self {
+            // A few kilobytes, a few times an hour: not worth a thread.
+            Self::File(file) => std::fs::read(file)
+                .map(Bytes::from)
+                .map_err(ReadError::File),
+            Self::Url { http, url } => fetch(http, url).await,
+        }
+    }
+
+    /// Whether `config` names this very place.
+    pub(super) fn is_of(&self, config: &JwtConfig) -> bool {
+        let this = match self {
+            Self::File(file) => KeysFrom::File(file),
+            Self::Url { url, .. } => KeysFrom::Url(url),
+        };
+        config.keys_from() == Ok(this)
+    }
+}
+
+async fn fetch(http: &reqwest::Client, url: &Url) -> Result<Bytes, ReadError> {
+    let response = http
+        .get(url.clone())
+        .header(
+            ACCEPT,
+            HeaderValue::from_static("application/jwk-set+json, application/json"),
+        )
+        .send()
+        .await
+        .map_err(|error| ReadError::Request(error.without_url()))?;
+    if response.status() != StatusCode::OK {
+        return Err(ReadError::Status(response.status()));
+    }
+    upstream::read_body(response, MAX_BODY)
+        .await
+        .map_err(ReadError::Body)
+}
+
+/// A client of its own: the upstream's proxy, authority and connections are not the provider's.
+fn http_client(url: &Url) -> Result<reqwest::Client, upstream::BuildError> {
+    let mut roots = rustls::RootCertStore::empty();
+    if url.scheme() == "https" {
+        upstream::add_system_roots(&mut roots);
+    }
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the identity provider is not the upstream"
+    )]
+    let builder = reqwest::Client::builder();
+    Ok(builder
+        .tls_backend_preconfigured(upstream::tls_trusting(roots)?)
+        .redirect(reqwest::redirect::Policy::none())
+        .no_proxy()
+        .referer(false)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .timeout(TIMEOUT)
+        // Minutes lie between two requests.
+        .pool_max_idle_per_host(0)
+        .user_agent(upstream::USER_AGENT)
+        .build()?)
+}

@@ -1,0 +1,175 @@
+//! Tokens of an identity provider: JWTs (RFC 7519) whose claims name a client, and perhaps fewer spaces than it has.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use jsonwebtoken::Header;
+use serde_json::{Map, Value};
+
+use super::{
+    AllowedSpaces,
+    jwks::{KeySet, LiveKeys},
+    tokens::Proof,
+};
+use crate::{
+    config::{JwtConfig, Problems},
+    domain::SpaceToken,
+    telemetry::metrics::AuthFailure,
+};
+
+/// How far the provider's clock and ours may be apart.
+const LEEWAY: Duration = Duration::from_secs(30);
+/// No token lives longer than this, the last second of the year 9999.
+const LAST_SECOND: Duration = Duration::from_secs(253_402_300_799);
+
+type Claims = Map<String, Value>;
+
+/// One identity provider: its keys, and what its tokens must say.
+#[derive(Debug)]
+pub(super) struct IdentityProvider {
+    config: JwtConfig,
+    keys: Arc<LiveKeys>,
+}
+
+impl IdentityProvider {
+    /// Believes the provider of `config`; one whose keys `running` has already goes on with those.
+    ///
+    /// # Errors
+    ///
+    /// Returns what is wrong with the place of its keys.
+    pub(super) fn new(config: &JwtConfig, running: Option<&Self>) -> Result<Self, Problems> {
+        let kept = running
+            .map(|running| &running.keys)
+            .filter(|keys| keys.are_of(config));
+        let keys = match kept {
+            Some(keys) => keys.clone(),
+            None => Arc::new(LiveKeys::start(config)?),
+        };
+        Ok(Self {
+            config: config.clone(),
+            keys,
+        })
+    }
+
+    pub(super) fn keys(&self) -> &LiveKeys {
+        &self.keys
+    }
+
+    /// What `token` proves, its signature and its claims checked, and the keys that prove it.
+    ///
+    /// # Errors
+    ///
+    /// Returns why it proves nothing.
+    pub(super) fn verify(
+        &self,
+        token: &[u8],
+        header: &Header,
+        now: SystemTime,
+    ) -> Result<(Proof, Arc<KeySet>), AuthFailure> {
+        if !is_access_token(header) {
+            return Err(AuthFailure::Malformed);
+        }
+        let keys = self.keys.current().ok_or(AuthFailure::KeysNotLoaded)?;
+        let key = keys.find(header).inspect_err(|failure| {
+            if *failure == AuthFailure::UnknownKey && header.kid.is_some() {
+                self.keys.missed();
+            }
+        })?;
+        let claims: Claims = key.claims(token)?;
+        let proof = judge(&claims, &self.config, now)?;
+        Ok((proof, keys.clone()))
+    }
+}
+
+/// Whether the header is that of a token to call with (RFC 8725 section 3.11): a provider signs others with the same keys, such
+/// as those that log a user out.
+fn is_access_token(header: &Header) -> bool {
+    let typ = header.typ.as_deref().map(str::to_ascii_lowercase);
+    // The prefix may be left out (RFC 7515 section 4.1.9).
+    let short = |typ| str::strip_prefix(typ, "application/").unwrap_or(typ);
+    let typ = typ.as_deref().map(short);
+    matches!(typ, None | Some("jwt" | "at+jwt" | "jose"))
+}
+
+/// What claims prove at `now`.
+fn judge(claims: &Claims, rules: &JwtConfig, now: SystemTime) -> Result<Proof, AuthFailure> {
+    let expires = time(claims, "exp")?.ok_or(AuthFailure::BadClaims)?;
+    if expires + LEEWAY <= now {
+        return Err(AuthFailure::Expired);
+    }
+    if time(claims, "nbf")?.is_some_and(|begins| begins > now + LEEWAY) {
+        return Err(AuthFailure::NotYetValid);
+    }
+    if text(claims, "iss") != Some(&rules.issuer) {
+        return Err(AuthFailure::WrongIssuer);
+    }
+    if !is_for(claims.get("aud"), &rules.audience) {
+        return Err(AuthFailure::WrongAudience);
+    }
+    let client = text(claims, &rules.client_claim).ok_or(AuthFailure::BadClaims)?;
+    let spaces = match &rules.spaces_claim {
+        None => AllowedSpaces::All,
+        Some(name) => spaces(claims.get(name))?,
+    };
+    Ok(Proof {
+        client: client.to_owned(),
+        spaces,
+        expires,
+        leeway: LEEWAY,
+        view: None,
+    })
+}
+
+/// A NumericDate (RFC 7519 section 2): seconds, whole or not; `None` where it is missing.
+fn time(claims: &Claims, name: &str) -> Result<Option<SystemTime>, AuthFailure> {
+    let Some(value) = claims.get(name) else {
+        return Ok(None);
+    };
+    let seconds = value.as_f64().ok_or(AuthFailure::BadClaims)?;
+    let since_epoch = Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(LAST_SECOND);
+    Ok(Some(UNIX_EPOCH + since_epoch.min(LAST_SECOND)))
+}
+
+fn text<'a>(claims: &'a Claims, name: &str) -> Option<&'a String> {
+    match claims.get(name)? {
+        Value::String(text) => Some(text),
+        _ => None,
+    }
+}
+
+/// Whether `aud`, one or a list, names us.
+fn is_for(aud: Option<&Value>, us: &str) -> bool {
+    match aud {
+        Some(Value::String(one)) => one == us,
+        Some(Value::Array(several)) => several.iter().any(|one| one.as_str() == Some(us)),
+        _ => false,
+    }
+}
+
+/// The spaces that a claim lists, or has separated by spaces; `*` alone leaves the client all of its own.
+///
+/// A missing claim lists none: where tokens are meant to narrow, one that does not say how far opens nothing.
+fn spaces(claim: Option<&Value>) -> Result<AllowedSpaces, AuthFailure> {
+    let names: Vec<&str> = match claim {
+        None => Vec::new(),
+        Some(Value::String(text)) => text.split_ascii_whitespace().collect(),
+        Some(Value::Array(list)) => {
+            let names: Option<_> = list.iter().map(Value::as_str).collect();
+            names.ok_or(AuthFailure::BadClaims)?
+        }
+        Some(_) => return Err(AuthFailure::BadClaims),
+    };
+    if names == ["*"] {
+        return Ok(AllowedSpaces::All);
+    }
+    // What is no space token names no space.
+    let named = names
+        .into_iter()
+        .filter_map(|name| SpaceToken::new(name).ok());
+    Ok(AllowedSpaces::Named(named.collect()))
+}
+
+#[cfg(test)]
+mod tests;
