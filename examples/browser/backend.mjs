@@ -12,7 +12,7 @@ if (!GATEWAY_URL || !GATEWAY_KEY || !SPACE) {
 
 const FILES = { '/': ['index.html', 'text/html; charset=utf-8'], '/app.js': ['app.js', 'text/javascript; charset=utf-8'] }
 // The page may load itself and talk to the gateway; nothing else, should text of a task ever get to run.
-const POLICY = `default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; connect-src 'self' ${new URL(GATEWAY_URL).origin}`
+const POLICY = `default-src 'none'; img-src data:; script-src 'self'; style-src 'self' 'unsafe-inline'; connect-src 'self' ${new URL(GATEWAY_URL).origin}`
 
 // In a real application: who is signed in here, and which spaces may they read?
 const allowedSpaces = (_request) => [SPACE]
