@@ -503,3 +503,57 @@ async fn no_token_is_logged_and_each_line_names_its_minter() {
         assert!(line.contains("\"client.name\":\"reader\""), "{line}");
     }
 }
+
+/// The members of the first task that `token` is shown.
+async fn shown_members(gateway: &Gateway, token: &str) -> Vec<String> {
+    let answer = with_token(gateway, token, world::SUPPORT).await;
+    assert_eq!(answer.status, 200, "{:?}", answer.body);
+    let page = answer.json();
+    let task = page["data"][0].as_object().unwrap();
+    task.keys().cloned().collect()
+}
+
+#[tokio::test]
+async fn a_token_shows_what_its_view_or_its_minters_names_and_no_more() {
+    const VIEWS: &str =
+        "[views.public]\nfields = ['task_id', 'status']\n[views.ids]\nfields = ['task_id']\n";
+    let viewed = client("viewed", "ugw_viewed", "spaces = ['*']\nview = 'ids'");
+    let gateway = minting(&pair(), &format!("{VIEWS}{viewed}")).await;
+    let mint_seeing = |key: &'static str, view: &str| {
+        let mut body = for_support(300);
+        body["view"] = view.into();
+        mint(&gateway, &body).key(key)
+    };
+
+    let asked = token(&mint_seeing(NARROW, "public").await);
+    assert_eq!(shown_members(&gateway, &asked).await, ["status", "task_id"]);
+    // A minter's own view holds, whatever is asked for.
+    let held = token(&mint_seeing("ugw_viewed", "public").await);
+    assert_eq!(shown_members(&gateway, &held).await, ["task_id"]);
+    let plain = mint(&gateway, &for_support(300)).key("ugw_viewed").await;
+    assert_eq!(shown_members(&gateway, &token(&plain)).await, ["task_id"]);
+    let unknown = mint_seeing(NARROW, "nowhere").await;
+    unknown.assert_error("invalid_body");
+}
+
+#[tokio::test]
+async fn a_token_draws_on_its_minters_limit_and_so_does_minting() {
+    let limit = "spaces = ['*']\nrate_limit = { per_second = 0.001, burst = 3 }";
+    let limited = client("limited", "ugw_limited", limit);
+    let gateway = minting(&pair(), &limited).await;
+    let minted = mint(&gateway, &for_support(300)).key("ugw_limited").await;
+    assert!(minted.header("ratelimit").unwrap().contains("r=2"));
+    let token = token(&minted);
+
+    assert_eq!(
+        with_token(&gateway, &token, world::SUPPORT).await.status,
+        200
+    );
+    let own = gateway.tasks(world::SUPPORT, "").key("ugw_limited").await;
+    assert!(own.header("ratelimit").unwrap().contains("r=0"));
+
+    let spent = with_token(&gateway, &token, world::SUPPORT).await;
+    spent.assert_error("rate_limited");
+    let minting = mint(&gateway, &for_support(300)).key("ugw_limited").await;
+    minting.assert_error("rate_limited");
+}

@@ -437,26 +437,3 @@ fn the_operators_page_says_of_each_fault_what_is_seen() {
         assert!(row[2].starts_with(&stale), "{name}: {}", row[2]);
     }
 }
-
-#[test]
-fn every_test_that_the_operators_page_names_is_there() {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it");
-    let files = fs::read_dir(directory).unwrap();
-    let sources = files.map(|file| fs::read_to_string(file.unwrap().path()).unwrap());
-    let sources: String = sources.collect();
-    let rows = operators_rows();
-    assert!(!rows.is_empty());
-    for row in rows {
-        let names: Vec<&str> = row[4]
-            .split(", ")
-            .map(|name| name.trim_matches('`'))
-            .collect();
-        for name in names {
-            assert!(
-                sources.contains(&format!("fn {name}()")),
-                "{}: {name}",
-                row[0]
-            );
-        }
-    }
-}

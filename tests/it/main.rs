@@ -16,6 +16,7 @@ mod browser_tokens;
 mod cache;
 mod captures;
 mod circuit;
+mod claims;
 mod coherence;
 mod cors;
 mod errors;

@@ -1,0 +1,104 @@
+//! Compares what refused keys cost: an attacker should learn nothing from the time of a refusal.
+//!
+//! Prints, for each kind of bad key against an unknown one, the share of pairs in which it took longer. Half is no difference at all.
+//! Exits with 1 where it is further off than noise of this size can explain.
+
+#![expect(clippy::print_stdout, reason = "it prints what it measured")]
+#![expect(
+    clippy::disallowed_types,
+    reason = "it measures real time, outside any runtime"
+)]
+
+use std::{
+    hint::black_box,
+    process::ExitCode,
+    time::{Instant, SystemTime},
+};
+
+use sha2::{Digest, Sha256};
+use unpod_gateway::{
+    api::{Clients, Issuers},
+    config::Config,
+    upstream::Credentials,
+};
+
+const KEY: &str = "ugw_0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+const EXPIRED: &str = "ugw_expired_89abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+const ROUNDS: usize = 200_000;
+/// With so many pairs a fair coin stays well within it.
+const TOLERANCE: f64 = 0.05;
+
+fn main() -> ExitCode {
+    let clients = clients();
+    let mut off = KEY.to_owned();
+    off.replace_range(KEY.len() - 1.., "0");
+    let unknown = KEY.replace("0123", "zzzz");
+    let kinds = [
+        ("another unknown key", KEY.replace("0123", "yyyy")),
+        ("off by its last character", off),
+        ("expired", EXPIRED.to_owned()),
+    ];
+    let mut all_alike = true;
+    for (name, key) in &kinds {
+        let share = share_slower(&clients, &unknown, key);
+        let alike = (share - 0.5).abs() < TOLERANCE;
+        all_alike &= alike;
+        let verdict = if alike { "alike" } else { "DIFFERENT" };
+        println!(
+            "{name:<26} slower than an unknown key in {:.1} % of pairs: {verdict}",
+            share * 100.0
+        );
+    }
+    if all_alike {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn clients() -> Clients {
+    let digest = |key: &str| -> String {
+        let digest = Sha256::digest(key);
+        digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    };
+    let text = format!(
+        "[upstream]\nbase_url = 'https://unpod.example'\n[upstream.credentials.default]\ntoken = 't'\n\
+         [[clients]]\nname = 'crm'\nspaces = ['*']\nkey_sha256 = ['{}']\n\
+         [[clients]]\nname = 'gone'\nspaces = ['*']\nkey_sha256 = ['{}']\nexpires = '2020-01-01T00:00:00Z'",
+        digest(KEY),
+        digest(EXPIRED)
+    );
+    let config = Config::from_toml(&text).expect("the configuration is good");
+    let credentials = Credentials::load(&config.upstream).expect("the token is there");
+    let issuers = Issuers::load(&config.auth, None).expect("there is none");
+    Clients::new(&config.clients, &config.views, credentials, issuers, None)
+}
+
+/// In what share of pairs, measured in turns, `other` took longer than `reference`; a tie counts half.
+fn share_slower(clients: &Clients, reference: &str, other: &str) -> f64 {
+    let field = |key: &str| format!("Token {key}");
+    let (reference, other) = (field(reference), field(other));
+    let now = SystemTime::now();
+    let time = |field: &str| {
+        let began = Instant::now();
+        assert!(black_box(clients.authenticate(Some(field.as_bytes()), now)).is_err());
+        began.elapsed()
+    };
+    let mut slower = 0.0;
+    for round in 0..ROUNDS {
+        // Who goes first changes, since the second finds the caches warm.
+        let (first, second) = if round % 2 == 0 {
+            let first = time(&reference);
+            (first, time(&other))
+        } else {
+            let first = time(&other);
+            (time(&reference), first)
+        };
+        slower += match second.cmp(&first) {
+            std::cmp::Ordering::Greater => 1.0,
+            std::cmp::Ordering::Equal => 0.5,
+            std::cmp::Ordering::Less => 0.0,
+        };
+    }
+    slower / ROUNDS as f64
+}
