@@ -254,16 +254,21 @@ impl Clients {
         };
         let same: bool = stored.ct_eq(&digest).into();
         let presented = presented?;
-        let client = match client.filter(|_| same) {
-            Some(client) => client.clone(),
-            None => self
-                .tokens
-                .client(presented, digest, now, |proof, by| self.admit(proof, by))?,
-        };
-        if client.is_expired(now) {
+        let known = client.filter(|_| same);
+        if let Some(client) = known.filter(|client| !client.is_expired(now)) {
+            return Ok(client.clone());
+        }
+        let by_token = self
+            .tokens
+            .client(presented, digest, now, |proof, by| self.admit(proof, by));
+        // Not before: an expired key costs what an unknown one does.
+        if known.is_some() {
             return Err(AuthFailure::Expired);
         }
-        Ok(client)
+        by_token.and_then(|client| {
+            let is_expired = client.is_expired(now);
+            (!is_expired).then_some(client).ok_or(AuthFailure::Expired)
+        })
     }
 
     /// The client that `certificate` names. None if it names two: the order of its names should decide nothing.
