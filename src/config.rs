@@ -31,6 +31,7 @@ pub use self::{
     problem::{Problem, Problems},
     routes::RoutesConfig,
     server::ServerConfig,
+    sources::notify_socket,
     telemetry::TelemetryConfig,
     upstream::UpstreamConfig,
 };

@@ -22,6 +22,7 @@ mod process;
 mod quota;
 mod reload;
 mod secrets;
+mod service_manager;
 mod tokens;
 mod upstream_tls;
 mod warm_start;
