@@ -14,12 +14,16 @@ use std::{
 
 use clap::{Parser, Subcommand};
 
-use self::signals::Signals;
+use self::{
+    notify::{Progress, ServiceManager},
+    signals::Signals,
+};
 use crate::{config::Config, simulator::SimulateArgs, telemetry};
 
 mod demo;
 mod healthcheck;
 mod key;
+mod notify;
 mod signals;
 
 /// EX_CONFIG of sysexits.h.
@@ -117,10 +121,18 @@ fn serve(config: Config) -> ExitCode {
             Ok(gateway) => gateway,
             Err(error) => return failed(&error),
         };
+        let manager = ServiceManager::of_environment();
+        manager.tell(Progress::Ready);
         while let Some(()) = signals.reload_or_end().await {
+            manager.tell(Progress::Reloading);
             // It tells the log what is wrong, and nothing changes.
-            let _ = gateway.reload("SIGHUP").await;
+            let reloaded = gateway.reload("SIGHUP").await;
+            manager.tell(match reloaded {
+                Ok(_) => Progress::Ready,
+                Err(_) => Progress::ReloadRefused,
+            });
         }
+        manager.tell(Progress::Stopping);
         tokio::select! {
             complete = gateway.drain() => if complete { ExitCode::SUCCESS } else { EXIT_FAILURE.into() },
             () = signals.next() => EXIT_FAILURE.into(),

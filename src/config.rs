@@ -35,6 +35,7 @@ pub use self::{
     problem::{Problem, Problems},
     routes::RoutesConfig,
     server::ServerConfig,
+    sources::notify_socket,
     telemetry::TelemetryConfig,
     tls::TlsConfig,
     upstream::{CircuitConfig, UpstreamConfig},

@@ -1,6 +1,6 @@
 //! The three sources of settings and how they merge.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{collections::BTreeSet, ffi::OsString, path::Path};
 
 use figment::{
     Figment,
@@ -11,6 +11,8 @@ use figment::{
 use super::{DEFAULTS, Problems};
 
 const PREFIX: &str = "UNPOD_GATEWAY__";
+/// Set by systemd for a service of `Type=notify`.
+const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
 const SECRET_KEYS: [&str; 3] = ["token", "next_token", "proxy"];
 
 pub(super) fn defaults() -> Dict {
@@ -26,14 +28,26 @@ pub(super) fn read_file(path: &Path) -> Result<String, Problems> {
 
 /// The process's variables that are ours.
 pub(super) fn environment() -> Vec<(String, String)> {
+    variables()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .filter(|(name, _)| name.starts_with(PREFIX))
+        .collect()
+}
+
+/// The socket at which a service manager waits to be told how far the service is. No setting, but the environment is read here alone.
+#[must_use]
+pub fn notify_socket() -> Option<OsString> {
+    variables()
+        .find(|(name, value)| name == NOTIFY_SOCKET && !value.is_empty())
+        .map(|(_, value)| value)
+}
+
+fn variables() -> std::env::VarsOs {
     #[expect(
         clippy::disallowed_methods,
         reason = "the one place that reads the environment"
     )]
     std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-        .filter(|(name, _)| name.starts_with(PREFIX))
-        .collect()
 }
 
 pub(super) fn merge(

@@ -37,6 +37,7 @@ mod quota;
 mod rate_limit;
 mod reload;
 mod secrets;
+mod service_manager;
 mod tls;
 mod tokens;
 mod upstream_tls;

@@ -112,7 +112,7 @@ impl Served {
     }
 }
 
-async fn signal(child: &Child, name: &str) {
+pub(crate) async fn signal(child: &Child, name: &str) {
     let id = child.id().expect("the process runs").to_string();
     let sent = std::process::Command::new("kill")
         .args([name, &id])

@@ -1,0 +1,92 @@
+//! Tells the service manager how far the service is, by systemd's protocol for `Type=notify`: one datagram a change, to the socket
+//! that `NOTIFY_SOCKET` names.
+
+use std::{
+    ffi::OsStr,
+    io,
+    os::{
+        linux::net::SocketAddrExt,
+        unix::{
+            ffi::OsStrExt,
+            net::{SocketAddr, UnixDatagram},
+        },
+    },
+    time::Duration,
+};
+
+use tracing::warn;
+
+use crate::config;
+
+/// A manager that does not read its socket holds nobody up for longer.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How far the service is, and what `systemctl status` shows of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// Both listeners are served.
+    Ready,
+    Reloading,
+    /// Ready as before: the old configuration stays.
+    ReloadRefused,
+    Stopping,
+}
+
+impl Progress {
+    fn message(self) -> &'static [u8] {
+        match self {
+            Self::Ready => b"READY=1\nSTATUS=serving",
+            Self::Reloading => b"RELOADING=1\nSTATUS=reloading",
+            Self::ReloadRefused => {
+                b"READY=1\nSTATUS=serving; the last reload was refused, the log says why"
+            }
+            Self::Stopping => b"STOPPING=1\nSTATUS=draining",
+        }
+    }
+}
+
+/// Whoever started this process and wants to be told; most do not.
+#[derive(Debug)]
+pub(super) struct ServiceManager(Option<Notifier>);
+
+#[derive(Debug)]
+struct Notifier {
+    socket: UnixDatagram,
+    manager: SocketAddr,
+}
+
+impl ServiceManager {
+    /// The one that the environment names. One that cannot be told is logged: it may take the service for one that never starts.
+    pub(super) fn of_environment() -> Self {
+        let notifier = config::notify_socket().map(|name| Notifier::to(&name));
+        Self(notifier.and_then(|made| made.map_err(|error| cannot_be_told(&error)).ok()))
+    }
+
+    pub(super) fn tell(&self, progress: Progress) {
+        let told = self.0.iter().try_for_each(|to| to.send(progress.message()));
+        if let Err(error) = told {
+            cannot_be_told(&error);
+        }
+    }
+}
+
+fn cannot_be_told(error: &io::Error) {
+    warn!(%error, "the service manager cannot be told");
+}
+
+impl Notifier {
+    /// A name that begins with `@` is one of Linux's abstract ones, any other a path.
+    fn to(name: &OsStr) -> io::Result<Self> {
+        let manager = match name.as_bytes().strip_prefix(b"@") {
+            Some(name) => SocketAddr::from_abstract_name(name)?,
+            None => SocketAddr::from_pathname(name)?,
+        };
+        let socket = UnixDatagram::unbound()?;
+        socket.set_write_timeout(Some(PATIENCE))?;
+        Ok(Self { socket, manager })
+    }
+
+    fn send(&self, message: &[u8]) -> io::Result<()> {
+        self.socket.send_to_addr(message, &self.manager).map(drop)
+    }
+}
