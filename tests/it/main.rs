@@ -19,6 +19,8 @@ mod circuit;
 mod claims;
 mod coherence;
 mod cors;
+mod deploy;
+mod documents;
 mod errors;
 mod fairness;
 mod faults;

@@ -1,0 +1,84 @@
+//! What `deploy/` and the operators' pages refer to is there: metrics, and a section for each alert.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use unpod_gateway::{simulator::world::SUPPORT, telemetry::metrics::Metrics};
+
+use crate::gateway::start;
+
+fn read(path: &str) -> String {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    fs::read_to_string(&file).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// Every `gateway_…` name in `text`.
+fn metric_names(text: &str) -> BTreeSet<String> {
+    let is_part = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    text.split(|c| !is_part(c))
+        .filter(|word| word.starts_with("gateway_") && !word.ends_with('_'))
+        .map(str::to_owned)
+        .collect()
+}
+
+fn samples(metrics: &Metrics) -> BTreeSet<String> {
+    let text = metrics.encode((0, 0));
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    let name = |line: &str| line.split(['{', ' ']).next().unwrap().to_owned();
+    lines.map(name).collect()
+}
+
+#[tokio::test]
+async fn every_metric_that_is_drawn_or_alerted_on_is_there() {
+    let gateway = start().await;
+    gateway.tasks(SUPPORT, "").await;
+    let there = samples(gateway.app.metrics());
+    for path in [
+        "deploy/grafana/dashboard.json",
+        "deploy/prometheus/alerts.yml",
+        "deploy/prometheus/alerts.test.yml",
+        "docs/runbook.md",
+        "docs/operations.md",
+        "docs/resilience.md",
+    ] {
+        let named = metric_names(&read(path));
+        assert!(!named.is_empty(), "{path}");
+        for name in named {
+            // A family may be named by itself, without its samples' suffix.
+            let is_there = there.contains(&name) || there.contains(&format!("{name}_count"));
+            assert!(is_there, "{path} names {name}");
+        }
+    }
+}
+
+#[test]
+fn every_alert_has_its_section_in_the_runbook() {
+    let alerts = read("deploy/prometheus/alerts.yml");
+    let runbook = read("docs/runbook.md");
+    let named: Vec<_> = alerts
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- alert: "))
+        .collect();
+    assert!(named.len() >= 8);
+    for alert in named {
+        assert!(runbook.contains(&format!("\n## {alert}\n")), "{alert}");
+        let link = format!("docs/runbook.md#{}", alert.to_lowercase());
+        assert!(alerts.contains(&link), "{alert} links to its section");
+    }
+}
+
+#[test]
+fn the_dashboard_is_json_with_a_query_in_each_panel() {
+    let dashboard: serde_json::Value =
+        serde_json::from_str(&read("deploy/grafana/dashboard.json")).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    assert!(panels.len() > 10);
+    for panel in panels {
+        let queries = panel["targets"].as_array().unwrap();
+        let has_text = |query: &serde_json::Value| !query["expr"].as_str().unwrap().is_empty();
+        assert!(
+            !queries.is_empty() && queries.iter().all(has_text),
+            "{}",
+            panel["title"]
+        );
+    }
+}
