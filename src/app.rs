@@ -18,7 +18,7 @@ use self::{
 use crate::{
     api::{
         self, Clients, Data, Issuers, LivePolicy, Policy,
-        admin::{Admin, Draining, Reload, Reloaded},
+        admin::{Admin, Door, Draining, Reload, Reloaded},
         layers::observe::AccessLog,
         peer::TrustedProxies,
     },
@@ -144,14 +144,16 @@ impl Gateway {
             tls,
         };
         let data = serve_data(data, entrance, &config, limits, &tasks, &policy, &metrics);
-        let router = api::admin::router(Admin {
+        let door = Door::new(policy.clone(), config.auth.max_failures);
+        let admin_state = Admin {
             tasks: tasks.clone(),
             policy,
             metrics: metrics.clone(),
             draining: draining.clone(),
             effective_config: effective,
             reload: reloader.clone(),
-        });
+        };
+        let router = api::admin::router(admin_state, door);
         let admin = serve_admin(admin, router, limits);
         info!(
             server.listen = %data_address,

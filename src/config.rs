@@ -236,7 +236,12 @@ impl Reader<'_> {
         let upstream = self.upstream();
         let cache = self.checked("cache", CacheConfig::check);
         let telemetry = self.checked("telemetry", TelemetryConfig::check);
-        let clients = self.clients(server.as_ref(), auth.as_ref(), upstream.as_ref());
+        let clients = self.clients(
+            server.as_ref(),
+            admin.as_ref(),
+            auth.as_ref(),
+            upstream.as_ref(),
+        );
         let views = self.views();
         let normalize = self.normalize();
         Some(Config {
@@ -276,6 +281,7 @@ impl Reader<'_> {
     fn clients(
         &mut self,
         server: Option<&ServerConfig>,
+        admin: Option<&AdminConfig>,
         auth: Option<&AuthConfig>,
         upstream: Option<&UpstreamConfig>,
     ) -> Vec<ClientConfig> {
@@ -284,6 +290,7 @@ impl Reader<'_> {
         if self.problems.iter().count() == before {
             let others = auth::Others {
                 server,
+                admin,
                 auth,
                 upstream,
                 views: self.merged.get("views").and_then(Value::as_dict),

@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -14,17 +13,20 @@ use arc_swap::ArcSwap;
 use axum::{
     Json, Router,
     body::Body,
-    extract::{Path, RawQuery, Request, State},
+    extract::{Extension, Path, RawQuery, Request, State},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{delete, get, post},
 };
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use http::{HeaderValue, StatusCode, header};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::time::Instant;
 use tracing::info;
 
+mod access;
+
+pub use self::access::{Door, Operator, OperatorKeys};
 use super::LivePolicy;
 use crate::{
     config::Problems,
@@ -79,8 +81,8 @@ pub struct Reloaded {
     pub needs_restart: Vec<String>,
 }
 
-/// Builds the operators' router.
-pub fn router(admin: Admin) -> Router {
+/// Builds the operators' router, behind `door`.
+pub fn router(admin: Admin, door: Door) -> Router {
     Router::new()
         .route("/livez", get(|| async { "ok" }))
         .route("/readyz", get(readyz))
@@ -94,56 +96,24 @@ pub fn router(admin: Admin) -> Router {
         )
         .route("/cache/explain", get(explain))
         .with_state(admin)
-        .layer(middleware::from_fn(refuse_foreign))
+        .layer(middleware::from_fn_with_state(Arc::new(door), admit))
 }
 
-/// Keeps web pages out: a name that resolves to loopback, and a form posted from elsewhere, are no operator.
-async fn refuse_foreign(request: Request, next: Next) -> Response {
-    let headers = request.headers();
-    let host = headers
-        .get(header::HOST)
-        .and_then(|host| host.to_str().ok())
-        .or_else(|| request.uri().host())
-        .unwrap_or_default()
-        .to_owned();
-    if !is_local_name(&host) {
-        return refusal("this Host is not served: use an IP address or localhost");
+/// Lets operators in, and probes to what they may know.
+async fn admit(State(door): State<Arc<Door>>, mut request: Request, next: Next) -> Response {
+    match door.admit(&request) {
+        Ok(operator) => {
+            request.extensions_mut().insert(operator);
+            next.run(request).await
+        }
+        Err(refusal) => refusal.into_response(),
     }
-    let changes = matches!(*request.method(), Method::POST | Method::DELETE);
-    if changes && is_foreign_origin(headers, &host) {
-        return refusal("this Origin may not change anything");
-    }
-    next.run(request).await
-}
-
-fn refusal(text: &'static str) -> Response {
-    (StatusCode::FORBIDDEN, text).into_response()
-}
-
-fn is_local_name(host: &str) -> bool {
-    let name = host_name(host);
-    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok()
-}
-
-fn host_name(host: &str) -> &str {
-    match host.strip_prefix('[') {
-        Some(rest) => rest.split(']').next().unwrap_or_default(),
-        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
-    }
-}
-
-fn is_foreign_origin(headers: &HeaderMap, host: &str) -> bool {
-    headers.get(header::ORIGIN).is_some_and(|origin| {
-        origin
-            .to_str()
-            .ok()
-            .and_then(|origin| origin.split_once("://"))
-            .is_none_or(|(_, origin)| !origin.eq_ignore_ascii_case(host))
-    })
 }
 
 /// Each part and why. A refused credential and an open circuit degrade: pages are still served, and other credentials work.
-async fn readyz(State(admin): State<Admin>) -> Response {
+///
+/// Who has no key is told the status alone.
+async fn readyz(State(admin): State<Admin>, Extension(operator): Extension<Operator>) -> Response {
     let draining = admin.draining.has_begun();
     let policy = admin.policy.load();
     let credentials = || policy.clients.credentials().all();
@@ -181,7 +151,11 @@ async fn readyz(State(admin): State<Admin>) -> Response {
     } else {
         StatusCode::OK
     };
-    (code, Json(body)).into_response()
+    if operator.is_trusted() {
+        (code, Json(body)).into_response()
+    } else {
+        (code, Json(json!({ "status": status }))).into_response()
+    }
 }
 
 async fn metrics(State(admin): State<Admin>) -> Response {
@@ -207,9 +181,10 @@ async fn config(State(admin): State<Admin>) -> String {
 }
 
 /// What was reloaded, or everything wrong with the new configuration.
-async fn reload(State(admin): State<Admin>) -> Response {
+async fn reload(State(admin): State<Admin>, Extension(operator): Extension<Operator>) -> Response {
     let reload = admin.reload.clone();
-    let outcome = tokio::task::spawn_blocking(move || reload.reload("POST /reload")).await;
+    let who = format!("POST /reload from {operator}");
+    let outcome = tokio::task::spawn_blocking(move || reload.reload(&who)).await;
     match outcome {
         Ok(Ok(reloaded)) => Json(reloaded).into_response(),
         Ok(Err(problems)) => {
@@ -224,9 +199,9 @@ async fn reload(State(admin): State<Admin>) -> Response {
     }
 }
 
-async fn purge(State(admin): State<Admin>) -> StatusCode {
+async fn purge(State(admin): State<Admin>, Extension(operator): Extension<Operator>) -> StatusCode {
     admin.tasks.store().purge();
-    info!("operator dropped the whole cache");
+    info!(%operator, "operator dropped the whole cache");
     StatusCode::NO_CONTENT
 }
 
@@ -303,34 +278,17 @@ fn bad_request(text: &'static str) -> Response {
     (StatusCode::BAD_REQUEST, text).into_response()
 }
 
-async fn purge_space(State(admin): State<Admin>, Path(token): Path<String>) -> Response {
+async fn purge_space(
+    State(admin): State<Admin>,
+    Extension(operator): Extension<Operator>,
+    Path(token): Path<String>,
+) -> Response {
     match SpaceToken::new(&token) {
         Ok(space) => {
             admin.tasks.store().purge_space(&space);
-            info!(%space, "operator dropped a space from the cache");
+            info!(%space, %operator, "operator dropped a space from the cache");
             StatusCode::NO_CONTENT.into_response()
         }
         Err(_) => bad_request("expected a space token"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_addresses_and_localhost_are_local_names() {
-        for (host, expected) in [
-            ("127.0.0.1:9090", true),
-            ("localhost:9090", true),
-            ("LOCALHOST", true),
-            ("[::1]:9090", true),
-            ("10.1.2.3", true),
-            ("evil.example:9090", false),
-            ("localhost.evil.example", false),
-            ("", false),
-        ] {
-            assert_eq!(is_local_name(host), expected, "{host}");
-        }
     }
 }

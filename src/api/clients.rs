@@ -7,10 +7,10 @@ use std::{
     time::SystemTime,
 };
 
-use sha2::{Digest, Sha256};
-use subtle::ConstantTimeEq;
-
-use super::rate_limit::{Limiter, RateLimit, take_all};
+use super::{
+    key::{digest, is_same, scheme_and_word},
+    rate_limit::{Limiter, RateLimit, take_all},
+};
 use crate::{
     api::peer::ClientCertificate,
     config::{ClientConfig, ViewsConfig, value::CertificateSubject},
@@ -244,7 +244,7 @@ impl Clients {
             None => Err(AuthFailure::Missing),
             Some(value) => key(value).ok_or(AuthFailure::Malformed),
         };
-        let digest: [u8; 32] = Sha256::digest(presented.unwrap_or_default()).into();
+        let digest = digest(presented.unwrap_or_default());
         let known = self.by_digest.get_key_value(&digest);
         // The look-up ends early on a digest that differs, and tells nothing by it: who could choose digests would have
         // broken SHA-256. The comparison that admits is constant in time all the same.
@@ -252,7 +252,7 @@ impl Clients {
             Some((stored, client)) => (*stored, Some(client)),
             None => ([0; 32], None),
         };
-        let same: bool = stored.ct_eq(&digest).into();
+        let same = is_same(&stored, &digest);
         let presented = presented?;
         let known = client.filter(|_| same);
         if let Some(client) = known.filter(|client| !client.is_expired(now)) {
@@ -371,11 +371,9 @@ fn client(
 
 /// The key within `Token <key>` or `Bearer <key>`, the scheme in any case (RFC 9110 section 11.1).
 fn key(value: &[u8]) -> Option<&[u8]> {
-    let space = value.iter().position(|byte| *byte == b' ')?;
-    let (scheme, rest) = value.split_at(space);
+    let (scheme, key) = scheme_and_word(value)?;
     let known = scheme.eq_ignore_ascii_case(b"token") || scheme.eq_ignore_ascii_case(b"bearer");
-    let key = rest.trim_ascii();
-    (known && !key.is_empty() && !key.contains(&b' ')).then_some(key)
+    known.then_some(key)
 }
 
 #[cfg(test)]

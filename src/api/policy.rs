@@ -4,13 +4,14 @@ use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 
-use super::{Client, Clients};
+use super::{Client, Clients, admin::OperatorKeys};
 use crate::config::{Config, CorsConfig, routes::TasksRouteConfig};
 
 /// One state of what may change while the gateway runs.
 #[derive(Debug)]
 pub struct Policy {
     pub clients: Clients,
+    pub operators: OperatorKeys,
     pub route: TasksRouteConfig,
     /// How long clients may reuse an answer without asking.
     pub client_max_age: Duration,
@@ -22,6 +23,7 @@ impl Policy {
     pub fn new(config: &Config, clients: Clients) -> Self {
         Self {
             clients,
+            operators: OperatorKeys::new(config.admin.keys()),
             route: config.routes.tasks.clone(),
             client_max_age: config.cache.client_max_age,
             cors: config.cors.clone(),

@@ -36,7 +36,7 @@ const AT_START: &[&str] = &[
     "server.drain_timeout",
     "server.proxy_protocol",
     "server.trusted_proxies",
-    "admin",
+    "admin.listen",
     "auth.max_failures",
     "upstream.max_concurrency",
     "upstream.max_queue",
@@ -132,6 +132,7 @@ impl Reloader {
     /// Builds what the configuration says now, without changing anything.
     fn prepare(&self, configs: &Configs) -> Result<Next, Problems> {
         let config = Arc::new(configs.in_force.reread()?);
+        check_reachable(&config, configs)?;
         let changed = config.changed_since(&configs.in_force);
         let policy = self.policy.load();
         let (credentials, succession) = policy.clients.credentials().reload(&config.upstream)?;
@@ -226,6 +227,18 @@ impl Reloader {
     }
 }
 
+/// The operators' listener stays where it is, whatever the file now says: its key may not go while others reach it.
+fn check_reachable(config: &Config, configs: &Configs) -> Result<(), Problems> {
+    let mut problems = Problems::default();
+    let listens_at = &configs.started.admin.listen;
+    config.admin.check_reachable_at(listens_at, &mut problems);
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(problems)
+    }
+}
+
 fn is_read_at_start(key: &str) -> bool {
     // Its files may change, but not whether there are any.
     key == "server.tls" || AT_START.iter().any(|read| is_within(key, read))
@@ -258,6 +271,7 @@ mod tests {
             ("server.tls", true, false),
             ("server.tls.cert_file", false, false),
             ("admin.listen", true, false),
+            ("admin.key_sha256", false, false),
             ("cache.ttl", false, false),
             ("cache.max_bytes", true, false),
             ("clients", false, false),

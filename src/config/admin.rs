@@ -4,23 +4,40 @@ use serde::Deserialize;
 
 use super::{
     Problems,
-    value::{ListenAddress, NotYet},
+    value::{ListenAddress, Sha256Digest},
 };
 
-/// `[admin]`: where operators and probes connect.
+/// `[admin]`: where operators and probes connect, and the key they need.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AdminConfig {
     pub listen: ListenAddress,
-    pub key_sha256: Option<NotYet>,
+    /// Digests of the operators' key; two while it rotates. Absent: whoever reaches the listener is an operator.
+    pub key_sha256: Option<Vec<Sha256Digest>>,
 }
 
 impl AdminConfig {
+    /// Digests of the keys that are taken; none where no key is asked for.
+    #[must_use]
+    pub fn keys(&self) -> &[Sha256Digest] {
+        self.key_sha256.as_deref().unwrap_or_default()
+    }
+
     pub(super) fn check(&self, problems: &mut Problems) {
-        if !self.listen.is_local() {
+        match self.key_sha256.as_ref().map(Vec::len) {
+            None => self.check_reachable_at(&self.listen, problems),
+            Some(1..=2) => {}
+            // Not taken for none: who gives a list means to have a key.
+            Some(_) => problems.add("admin.key_sha256", "expected one or two digests"),
+        }
+    }
+
+    /// Notes a problem where others can reach `listen` and need no key.
+    pub fn check_reachable_at(&self, listen: &ListenAddress, problems: &mut Problems) {
+        if self.keys().is_empty() && !listen.is_local() {
             problems.add(
-                "admin.listen",
-                "an address other than loopback requires admin.key_sha256, which is not supported yet",
+                "admin.key_sha256",
+                "required: admin.listen is an address other than loopback",
             );
         }
     }

@@ -11,7 +11,7 @@ use figment::value::Dict;
 use serde::Deserialize;
 
 use super::{
-    Problems, ServerConfig, UpstreamConfig,
+    AdminConfig, Problems, ServerConfig, UpstreamConfig,
     value::{self, CertificateSubject, Sha256Digest, Timestamp},
 };
 use crate::domain::SpaceToken;
@@ -90,6 +90,7 @@ pub struct RateLimitConfig {
 
 /// What clients are checked against: sections as far as they could be read.
 pub(super) struct Others<'a> {
+    pub(super) admin: Option<&'a AdminConfig>,
     pub(super) server: Option<&'a ServerConfig>,
     pub(super) auth: Option<&'a AuthConfig>,
     pub(super) upstream: Option<&'a UpstreamConfig>,
@@ -122,6 +123,13 @@ pub(super) fn check_clients(
             problems.add(key("name"), format!("the same as clients[{other}].name"));
         }
         for digest in &client.key_sha256 {
+            // A key of both would give a client the operators' rights.
+            if others
+                .admin
+                .is_some_and(|admin| admin.keys().contains(digest))
+            {
+                problems.add(key("key_sha256"), "a digest that [admin] has already");
+            }
             if let Some(other) = digests.insert(*digest, place) {
                 problems.add(
                     key("key_sha256"),

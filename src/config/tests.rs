@@ -133,7 +133,7 @@ fn defaults_alone_lack_only_what_must_be_given() {
 fn every_rule_refuses_under_its_key() {
     let client = "clients[0].";
     let digest = |last: char| format!("{}{last}", "0".repeat(63));
-    let three = format!("['{}', '{}', '{}']", digest('1'), digest('2'), digest('3'));
+    let three = format!("['{}', '{}', '{}']", digest('2'), digest('3'), digest('4'));
     let long_name = format!("'{}'", "n".repeat(65));
     let deep_path = format!("['a{}']", ".a".repeat(32));
     let many_views: Vec<_> = (0..33)
@@ -170,8 +170,16 @@ fn every_rule_refuses_under_its_key() {
         ("server.proxy_protocol", "true", ""),
         ("server.tls", "'/certificate.pem'", ""),
         ("server.tls.cert", "'/certificate.pem'", ""),
-        ("admin.listen", "'0.0.0.0:9090'", ""),
-        ("admin.listen", "'[::]:9090'", ""),
+        ("admin.listen", "'0.0.0.0:9090'", "admin.key_sha256"),
+        ("admin.listen", "'[::]:9090'", "admin.key_sha256"),
+        ("admin.key_sha256", "[]", ""),
+        ("admin.key_sha256", three.as_str(), ""),
+        ("admin.key_sha256", "['00']", "admin.key_sha256[0]"),
+        (
+            "admin.key_sha256",
+            "['0000000000000000000000000000000000000000000000000000000000000001']",
+            "clients[0].key_sha256",
+        ),
         ("auth.max_failures", "-1", ""),
         ("cors.origins", "'https://app.example.com'", ""),
         ("cors.origins", "['*']", "cors.origins[0]"),
@@ -561,6 +569,10 @@ fn what_lies_within_the_rules_is_taken() {
         ("upstream.base_url", "'http://localhost'"),
         ("admin.listen", "'[::1]:1'"),
         ("admin.listen", "'unix:/run/admin.sock'"),
+        (
+            "admin",
+            "{listen = '0.0.0.0:9090', key_sha256 = ['0000000000000000000000000000000000000000000000000000000000000002']}",
+        ),
         ("server.listen", "'unix:/run/gateway.sock'"),
         ("server.trusted_proxies", "['10.0.0.0/8', 'fd00::/8']"),
         ("server.drain_delay", "'0s'"),
@@ -850,7 +862,6 @@ fn no_value_is_ever_told() {
 #[test]
 fn keys_of_later_features_are_refused_and_not_passed_over() {
     for (path, value) in [
-        ("admin.key_sha256", "['00']"),
         ("cache.redis", "{url = 'redis://r'}"),
         ("telemetry.otlp_endpoint", "'http://o:4317'"),
     ] {

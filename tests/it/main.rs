@@ -11,6 +11,7 @@ mod pki;
 mod provider;
 mod raw;
 
+mod admin_auth;
 mod auth;
 mod browser_tokens;
 mod cache;

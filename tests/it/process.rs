@@ -30,7 +30,7 @@ pub(crate) fn command(arguments: &[&str]) -> Command {
     command
 }
 
-async fn run(arguments: &[&str]) -> Output {
+pub(crate) async fn run(arguments: &[&str]) -> Output {
     let output = command(arguments).output();
     patiently("the end of a command", output).await.unwrap()
 }

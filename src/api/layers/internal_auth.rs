@@ -11,7 +11,7 @@ use std::{
 
 use axum::response::{IntoResponse, Response};
 use futures_util::future::Either;
-use http::{Request, header::AUTHORIZATION};
+use http::{HeaderMap, Request, header::AUTHORIZATION};
 use tokio::time::Instant;
 use tower::{Layer, Service};
 
@@ -120,13 +120,13 @@ fn identify<B>(clients: &Clients, request: &Request<B>) -> Result<Arc<Client>, A
         Some(certificate) if !request.headers().contains_key(AUTHORIZATION) => {
             clients.recognize(certificate, now).cloned()
         }
-        _ => clients.authenticate(sole_authorization(request), now),
+        _ => clients.authenticate(sole_authorization(request.headers()), now),
     }
 }
 
 /// The one `Authorization`; two could be read differently by whoever stands before us.
-fn sole_authorization<B>(request: &Request<B>) -> Option<&[u8]> {
-    let mut values = request.headers().get_all(AUTHORIZATION).into_iter();
+pub(in crate::api) fn sole_authorization(headers: &HeaderMap) -> Option<&[u8]> {
+    let mut values = headers.get_all(AUTHORIZATION).into_iter();
     let first = values.next()?;
     values.next().is_none().then(|| first.as_bytes())
 }
@@ -156,7 +156,7 @@ impl Shared {
 
 /// How often each address failed within its minute.
 #[derive(Debug)]
-struct Failures {
+pub(in crate::api) struct Failures {
     most: u32,
     by_address: Mutex<HashMap<Option<IpAddr>, Window>>,
 }
@@ -168,7 +168,8 @@ struct Window {
 }
 
 impl Failures {
-    fn new(most: u32) -> Self {
+    /// `most` a minute from one address; 0: no limit.
+    pub(in crate::api) fn new(most: u32) -> Self {
         Self {
             most,
             by_address: Mutex::default(),
@@ -176,7 +177,7 @@ impl Failures {
     }
 
     /// Counts a failure; once there are too many, says how long until they are forgotten.
-    fn count(&self, address: Option<IpAddr>, now: Instant) -> Option<Duration> {
+    pub(in crate::api) fn count(&self, address: Option<IpAddr>, now: Instant) -> Option<Duration> {
         if self.most == 0 {
             return None;
         }

@@ -1,0 +1,417 @@
+//! Who may use the operators' listener: while no key is set, whoever reaches it; then who has the key. Never a foreign web page.
+
+use std::{fmt, net::IpAddr, time::Duration};
+
+use axum::{
+    extract::Request,
+    response::{IntoResponse, Response},
+};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use http::{
+    HeaderMap, HeaderValue, Method, StatusCode,
+    header::{self, AUTHORIZATION},
+};
+use tokio::time::Instant;
+use tracing::warn;
+
+use crate::{
+    api::{
+        LivePolicy,
+        key::{digest, is_same, scheme_and_word},
+        layers::internal_auth::{Failures, sole_authorization},
+        peer::Peer,
+        rate_limit::whole_seconds,
+    },
+    config::value::Sha256Digest,
+};
+
+/// Paths that tell a probe whether to go on, and without a key nothing else.
+const PROBES: [&str; 2] = ["/livez", "/readyz"];
+
+/// Digests of the keys that operators may show; without any none is asked for.
+#[derive(Debug, Default)]
+pub struct OperatorKeys(Vec<[u8; 32]>);
+
+impl OperatorKeys {
+    #[must_use]
+    pub fn new(digests: &[Sha256Digest]) -> Self {
+        Self(digests.iter().map(|digest| digest.0).collect())
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether an `Authorization` holds one of them, as `Bearer` or as the password of `Basic`.
+    fn admit(&self, authorization: &[u8]) -> bool {
+        let key = key(authorization);
+        let digest = digest(key.as_deref().unwrap_or_default());
+        // Each is compared, whichever is the same.
+        let same = self
+            .0
+            .iter()
+            .fold(false, |same, stored| same | is_same(stored, &digest));
+        same && key.is_some()
+    }
+}
+
+fn key(authorization: &[u8]) -> Option<Vec<u8>> {
+    let (scheme, word) = scheme_and_word(authorization)?;
+    if scheme.eq_ignore_ascii_case(b"bearer") {
+        return Some(word.to_vec());
+    }
+    if !scheme.eq_ignore_ascii_case(b"basic") {
+        return None;
+    }
+    let user_and_password = STANDARD.decode(word).ok()?;
+    let colon = user_and_password.iter().position(|byte| *byte == b':')?;
+    Some(user_and_password[colon + 1..].to_vec())
+}
+
+/// How somebody came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Proof {
+    Key,
+    /// No key is set.
+    NotAsked,
+    /// A probe that showed none.
+    None,
+}
+
+/// Who asks.
+#[derive(Clone, Copy, Debug)]
+pub struct Operator {
+    address: Option<IpAddr>,
+    proof: Proof,
+}
+
+impl Operator {
+    /// Whether it may know more than a probe.
+    #[must_use]
+    pub fn is_trusted(self) -> bool {
+        match self.proof {
+            Proof::Key | Proof::NotAsked => true,
+            Proof::None => false,
+        }
+    }
+}
+
+/// As the log names it.
+impl fmt::Display for Operator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.address {
+            Some(address) => address.fmt(f)?,
+            None => f.write_str("a Unix socket")?,
+        }
+        f.write_str(match self.proof {
+            Proof::Key => " by key",
+            Proof::NotAsked | Proof::None => " without a key",
+        })
+    }
+}
+
+/// Why somebody is not let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// A name that resolves to this machine, as a web page could make one.
+    ForeignHost,
+    /// A web page from elsewhere wants to change something.
+    ForeignOrigin,
+    NoKey,
+    TooManyFailures(Duration),
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let refused = |status, text: &'static str| (status, text).into_response();
+        match self {
+            Self::ForeignHost => refused(
+                StatusCode::FORBIDDEN,
+                "this Host is not served: use an IP address or localhost",
+            ),
+            Self::ForeignOrigin => {
+                refused(StatusCode::FORBIDDEN, "this Origin may not change anything")
+            }
+            Self::NoKey => {
+                let mut response = refused(
+                    StatusCode::UNAUTHORIZED,
+                    "send the operators' key as Bearer, or as the password of Basic",
+                );
+                // Two lines: Chromium reads each as one challenge, and asks for a password only where one begins with Basic.
+                let headers = response.headers_mut();
+                for challenge in ["Bearer", "Basic realm=\"unpod-gateway\""] {
+                    headers.append(
+                        header::WWW_AUTHENTICATE,
+                        HeaderValue::from_static(challenge),
+                    );
+                }
+                response
+            }
+            Self::TooManyFailures(wait) => {
+                let text = "too many wrong keys came from this address";
+                let mut response = refused(StatusCode::TOO_MANY_REQUESTS, text);
+                let wait = whole_seconds(wait).into();
+                response.headers_mut().insert(header::RETRY_AFTER, wait);
+                response
+            }
+        }
+    }
+}
+
+/// Judges everybody who comes to the listener.
+#[derive(Debug)]
+pub struct Door {
+    policy: LivePolicy,
+    failures: Failures,
+}
+
+impl Door {
+    /// After `max_failures` wrong keys a minute from one address further ones are told to wait; 0: no limit.
+    #[must_use]
+    pub fn new(policy: LivePolicy, max_failures: u32) -> Self {
+        Self {
+            policy,
+            failures: Failures::new(max_failures),
+        }
+    }
+
+    /// Who sent `request`.
+    ///
+    /// # Errors
+    ///
+    /// Returns why it is not served.
+    pub fn admit(&self, request: &Request) -> Result<Operator, Refusal> {
+        let Peer(address) = request.extensions().get().copied().unwrap_or(Peer(None));
+        let proof = judge(&self.policy.load().operators, request);
+        match proof {
+            Ok(proof) => Ok(Operator { address, proof }),
+            Err(Refusal::NoKey) if request.headers().contains_key(AUTHORIZATION) => {
+                Err(self.count_wrong_key(address))
+            }
+            Err(refusal) => Err(refusal),
+        }
+    }
+
+    fn count_wrong_key(&self, address: Option<IpAddr>) -> Refusal {
+        match self.failures.count(address, Instant::now()) {
+            Some(wait) => Refusal::TooManyFailures(wait),
+            None => {
+                let address = address.map(tracing::field::display);
+                warn!(peer.address = address, "a wrong operators' key is refused");
+                Refusal::NoKey
+            }
+        }
+    }
+}
+
+fn judge(keys: &OperatorKeys, request: &Request) -> Result<Proof, Refusal> {
+    let host = host(request);
+    let proof = if keys.is_empty() {
+        if !is_local_name(host) {
+            return Err(Refusal::ForeignHost);
+        }
+        Proof::NotAsked
+    } else {
+        prove(keys, request)?
+    };
+    let changes = matches!(*request.method(), Method::POST | Method::DELETE);
+    if changes && is_foreign_origin(request.headers(), host) {
+        return Err(Refusal::ForeignOrigin);
+    }
+    Ok(proof)
+}
+
+fn prove(keys: &OperatorKeys, request: &Request) -> Result<Proof, Refusal> {
+    let headers = request.headers();
+    if sole_authorization(headers).is_some_and(|value| keys.admit(value)) {
+        return Ok(Proof::Key);
+    }
+    // A probe that shows a wrong key is told so: it would find out anyway.
+    if PROBES.contains(&request.uri().path()) && !headers.contains_key(AUTHORIZATION) {
+        return Ok(Proof::None);
+    }
+    Err(Refusal::NoKey)
+}
+
+fn host(request: &Request) -> &str {
+    let named = request.headers().get(header::HOST);
+    named
+        .and_then(|host| host.to_str().ok())
+        .or_else(|| {
+            let authority = request.uri().authority();
+            authority.map(http::uri::Authority::as_str)
+        })
+        .unwrap_or_default()
+}
+
+fn is_local_name(host: &str) -> bool {
+    let name = host_name(host);
+    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok()
+}
+
+fn host_name(host: &str) -> &str {
+    match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
+    }
+}
+
+fn is_foreign_origin(headers: &HeaderMap, host: &str) -> bool {
+    headers.get(header::ORIGIN).is_some_and(|origin| {
+        origin
+            .to_str()
+            .ok()
+            .and_then(|origin| origin.split_once("://"))
+            .is_none_or(|(_, origin)| !origin.eq_ignore_ascii_case(host))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+
+    use super::*;
+
+    #[test]
+    fn only_addresses_and_localhost_are_local_names() {
+        for (host, expected) in [
+            ("127.0.0.1:9090", true),
+            ("localhost:9090", true),
+            ("LOCALHOST", true),
+            ("[::1]:9090", true),
+            ("10.1.2.3", true),
+            ("evil.example:9090", false),
+            ("localhost.evil.example", false),
+            ("", false),
+        ] {
+            assert_eq!(is_local_name(host), expected, "{host}");
+        }
+    }
+
+    fn basic(user_and_password: &str) -> String {
+        format!("Basic {}", STANDARD.encode(user_and_password))
+    }
+
+    #[test]
+    fn a_key_comes_as_bearer_or_as_the_password_of_any_user() {
+        for (value, expected) in [
+            ("Bearer abc".to_owned(), Some("abc")),
+            ("bearer  abc".to_owned(), Some("abc")),
+            (basic("operator:abc"), Some("abc")),
+            (basic(":abc"), Some("abc")),
+            (basic("operator:a:b"), Some("a:b")),
+            (basic("operator:"), Some("")),
+            (basic("abc"), None),
+            ("Basic abc".to_owned(), None),
+            ("Token abc".to_owned(), None),
+            ("abc".to_owned(), None),
+            ("Bearer".to_owned(), None),
+        ] {
+            let expected = expected.map(|key| key.as_bytes().to_vec());
+            assert_eq!(key(value.as_bytes()), expected, "{value}");
+        }
+    }
+
+    fn keys(keys: &[&str]) -> OperatorKeys {
+        OperatorKeys(keys.iter().map(|key| digest(key.as_bytes())).collect())
+    }
+
+    /// `fields` are an authorization, a host and an origin; an empty one is not sent.
+    fn asked(method: &str, path: &str, fields: [&str; 3]) -> Request {
+        let names = [AUTHORIZATION, header::HOST, header::ORIGIN];
+        let fields = names.into_iter().zip(fields);
+        let request = http::Request::builder().method(method).uri(path);
+        fields
+            .filter(|(_, value)| !value.is_empty())
+            .fold(request, |request, (name, value)| {
+                request.header(name, value)
+            })
+            .body(Body::empty())
+            .unwrap()
+    }
+
+    #[test]
+    fn without_a_key_names_of_others_are_refused() {
+        let none = keys(&[]);
+        for (method, path, fields, expected) in [
+            ("GET", "/", ["", "127.0.0.1:9090", ""], Ok(Proof::NotAsked)),
+            (
+                "GET",
+                "/",
+                ["Bearer x", "localhost", ""],
+                Ok(Proof::NotAsked),
+            ),
+            ("GET", "/livez", ["", "10.0.0.1", ""], Ok(Proof::NotAsked)),
+            (
+                "GET",
+                "/",
+                ["", "ops.example", ""],
+                Err(Refusal::ForeignHost),
+            ),
+            (
+                "POST",
+                "/reload",
+                ["", "localhost:9090", "http://localhost:9090"],
+                Ok(Proof::NotAsked),
+            ),
+            (
+                "POST",
+                "/reload",
+                ["", "localhost:9090", "http://localhost:8080"],
+                Err(Refusal::ForeignOrigin),
+            ),
+        ] {
+            let judged = judge(&none, &asked(method, path, fields));
+            assert_eq!(judged, expected, "{method} {path} {fields:?}");
+        }
+    }
+
+    #[test]
+    fn with_keys_one_is_needed_and_any_host_is_served() {
+        let two = keys(&["old", "new"]);
+        let host = "ops.example";
+        let (ours, foreign) = ("https://ops.example", "https://evil.example");
+        let password = basic("anybody:new");
+        for (method, path, fields, expected) in [
+            ("GET", "/", ["Bearer old", host, ""], Ok(Proof::Key)),
+            ("GET", "/", [password.as_str(), host, ""], Ok(Proof::Key)),
+            ("GET", "/", ["", host, ""], Err(Refusal::NoKey)),
+            ("GET", "/", ["", "127.0.0.1", ""], Err(Refusal::NoKey)),
+            ("GET", "/", ["Bearer", host, ""], Err(Refusal::NoKey)),
+            ("GET", "/", ["Bearer other", host, ""], Err(Refusal::NoKey)),
+            ("GET", "/livez", ["", host, ""], Ok(Proof::None)),
+            ("GET", "/readyz", ["", host, ""], Ok(Proof::None)),
+            ("GET", "/readyz", ["Bearer new", host, ""], Ok(Proof::Key)),
+            (
+                "GET",
+                "/readyz",
+                ["Bearer x", host, ""],
+                Err(Refusal::NoKey),
+            ),
+            (
+                "DELETE",
+                "/cache",
+                ["Bearer new", host, ours],
+                Ok(Proof::Key),
+            ),
+            (
+                "DELETE",
+                "/cache",
+                ["Bearer new", host, foreign],
+                Err(Refusal::ForeignOrigin),
+            ),
+            ("DELETE", "/cache", ["", host, ours], Err(Refusal::NoKey)),
+        ] {
+            let judged = judge(&two, &asked(method, path, fields));
+            assert_eq!(judged, expected, "{method} {path} {fields:?}");
+        }
+    }
+
+    #[test]
+    fn of_two_authorizations_none_counts() {
+        let mut request = asked("GET", "/readyz", ["Bearer key", "a", ""]);
+        let second = HeaderValue::from_static("Bearer key");
+        request.headers_mut().append(AUTHORIZATION, second);
+        assert_eq!(judge(&keys(&["key"]), &request), Err(Refusal::NoKey));
+    }
+}
