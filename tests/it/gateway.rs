@@ -201,7 +201,8 @@ impl ConfigFile {
     }
 }
 
-async fn start_with(config: Config) -> Gateway {
+/// Starts a gateway by a configuration that the test brings.
+pub(crate) async fn start_with(config: Config) -> Gateway {
     let app = app::Gateway::start(config).await.unwrap();
     Gateway {
         app,

@@ -177,3 +177,46 @@ async fn another_upstream_is_asked_and_nothing_of_the_first_is_shown() {
     assert_eq!(gateway.upstream().requests(), 1);
     assert_eq!(other.control().requests(), 1);
 }
+
+/// A folder as Kubernetes mounts a map: the file is a link into `..data`, itself a link that is swapped.
+struct MountedMap(tempfile::TempDir);
+
+impl MountedMap {
+    fn new(text: &str) -> Self {
+        let map = Self(tempfile::tempdir().unwrap());
+        map.swap("..first", text);
+        std::os::unix::fs::symlink("..data/gateway.toml", map.file()).unwrap();
+        map
+    }
+
+    fn file(&self) -> std::path::PathBuf {
+        self.0.path().join("gateway.toml")
+    }
+
+    fn swap(&self, version: &str, text: &str) {
+        let root = self.0.path();
+        std::fs::create_dir(root.join(version)).unwrap();
+        std::fs::write(root.join(version).join("gateway.toml"), text).unwrap();
+        std::os::unix::fs::symlink(version, root.join("..data_tmp")).unwrap();
+        std::fs::rename(root.join("..data_tmp"), root.join("..data")).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_map_that_is_swapped_by_its_link_is_read_by_itself() {
+    let simulator = Simulator::start(Options::default()).await.unwrap();
+    let base_url = simulator.base_url();
+    let map = MountedMap::new(&setup().toml(&base_url));
+    let config = unpod_gateway::config::Config::load(Some(&map.file())).unwrap();
+    let gateway = crate::gateway::start_with(config).await;
+
+    map.swap(
+        "..second",
+        &with_newcomer("ugw_new", SUPPORT).toml(&base_url),
+    );
+
+    let applied = "gateway_config_reloads_total{outcome=\"applied\"} 1";
+    until(|| gateway.app.metrics().encode((0, 0)).contains(applied)).await;
+    let served = gateway.tasks(SUPPORT, "").key("ugw_new").await;
+    assert_eq!(served.status, 200);
+}
