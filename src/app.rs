@@ -3,7 +3,7 @@
 use std::{io, sync::Arc};
 
 use arc_swap::ArcSwap;
-use tokio::task::JoinHandle;
+use tokio::{task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -152,6 +152,7 @@ impl Gateway {
             draining: draining.clone(),
             effective_config: effective,
             reload: reloader.clone(),
+            started: Instant::now(),
         };
         let router = api::admin::router(admin_state, door);
         let admin = serve_admin(admin, router, limits);

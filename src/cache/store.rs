@@ -243,16 +243,22 @@ impl PageStore {
 
     /// Drops all pages of `space`, of every credential. Fills under way will not be stored.
     pub fn purge_space(&self, space: &SpaceToken) {
+        self.purge_spaces(|known| known == space);
+    }
+
+    /// The same for each space that `is_meant`; `false` where nothing is known of any.
+    pub fn purge_spaces(&self, is_meant: impl Fn(&SpaceToken) -> bool) -> bool {
         let known: Vec<_> = self
             .spaces()
             .known
             .iter()
-            .filter(|(key, _)| key.space == *space)
+            .filter(|(key, _)| is_meant(&key.space))
             .map(|(key, space)| (key.clone(), space.clone()))
             .collect();
-        for (key, space) in known {
-            self.drop_pages(&key, &space);
+        for (key, space) in &known {
+            self.drop_pages(key, space);
         }
+        !known.is_empty()
     }
 
     /// Drops everything.

@@ -118,7 +118,7 @@ fn describe(simulator: &Simulator, gateway: &Gateway) {
         (world::UNKNOWN_SPACE, "does not exist"),
     ];
     println!("gateway:    http://{data}");
-    println!("operators:  http://{}/metrics", gateway.admin_address());
+    println!("dashboard:  http://{}/", gateway.admin_address());
     println!(
         "upstream:   {} (simulated; /__stats counts its calls)",
         simulator.base_url()

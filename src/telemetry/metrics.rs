@@ -59,6 +59,11 @@ struct UpstreamLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CodeLabels {
+    code: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReasonLabels {
     reason: &'static str,
 }
@@ -88,7 +93,7 @@ pub enum Route {
 }
 
 impl Route {
-    const ALL: [Self; 5] = [
+    pub const ALL: [Self; 5] = [
         Self::Tasks,
         Self::BrowserTokens,
         Self::OpenApi,
@@ -216,6 +221,7 @@ pub struct Metrics {
     registry: Registry,
     http_requests: Family<RequestLabels, Counter>,
     http_request_duration: Family<RouteLabels, Histogram, Durations>,
+    http_errors: Family<CodeLabels, Counter>,
     http_in_flight: Gauge,
     connections: Gauge,
     connection_failures: Family<ReasonLabels, Counter>,
@@ -243,6 +249,7 @@ impl Metrics {
             registry: Registry::with_prefix("gateway"),
             http_requests: Family::default(),
             http_request_duration: Family::new_with_constructor(Durations),
+            http_errors: Family::default(),
             http_in_flight: Gauge::default(),
             connections: Gauge::default(),
             connection_failures: Family::default(),
@@ -277,6 +284,11 @@ impl Metrics {
             "http_request_duration_seconds",
             "Time from a request's header to its answer's",
             self.http_request_duration.clone(),
+        );
+        all.register(
+            "http_errors",
+            "Errors answered, by their code",
+            self.http_errors.clone(),
         );
         all.register(
             "http_requests_in_flight",
@@ -373,6 +385,9 @@ impl Metrics {
                 .http_request_duration
                 .get_or_create(&RouteLabels { route });
         }
+        let _ = self
+            .http_errors
+            .get_or_create(&CodeLabels { code: "internal" });
         for outcome in CacheStatus::OUTCOMES {
             let client = NO_CLIENT.to_owned();
             let _ = self
@@ -452,6 +467,11 @@ impl Metrics {
         self.http_request_duration
             .get_or_create(&RouteLabels { route })
             .observe(took.as_secs_f64());
+    }
+
+    /// A request was answered with the error of this code.
+    pub fn answered_error(&self, code: &'static str) {
+        self.http_errors.get_or_create(&CodeLabels { code }).inc();
     }
 
     /// The cache did `outcome` for a request of `client`.

@@ -194,10 +194,13 @@ impl Seen {
         self.layer
             .metrics
             .answered(self.route, response.status(), client, took);
+        let error = response.extensions().get::<ApiError>();
+        if let Some(error) = error {
+            self.layer.metrics.answered_error(error.code());
+        }
         if self.layer.access_log == AccessLog::Off || self.route == Route::Health {
             return;
         }
-        let error = response.extensions().get::<ApiError>();
         info!(
             request.id = self.id.to_str().unwrap_or_default(),
             request.method = self.method.as_str(),
