@@ -7,6 +7,7 @@ use tracing_subscriber::{
 use crate::config::{TelemetryConfig, telemetry::LogFormat};
 
 pub mod metrics;
+pub mod traces;
 
 /// A hold on what the process logs; the default one holds nothing.
 #[derive(Clone, Debug, Default)]

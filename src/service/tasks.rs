@@ -18,8 +18,8 @@ use crate::{
         store::Kept,
     },
     domain::{PageKey, PageQuery, Refusal, SpaceKey, SpaceToken, View},
-    telemetry::metrics::{BACKGROUND, Metrics},
-    upstream::{Credential, FailureSource, Upstream, UpstreamError, Urgency},
+    telemetry::metrics::{BACKGROUND, Metrics, Shed},
+    upstream::{Calls, Credential, FailureSource, Upstream, UpstreamError, Urgency},
 };
 
 mod fill;
@@ -64,6 +64,8 @@ pub struct Served {
     pub status: CacheStatus,
     /// When it was judged.
     pub at: Instant,
+    /// Calls of the upstream that were made for it; none where it was stored, or fetched for another.
+    pub calls: u32,
 }
 
 /// Why there is no page, and what the cache did about it.
@@ -75,6 +77,8 @@ pub struct TasksError {
     pub status: CacheStatus,
     /// How old the upstream's answer is where it was remembered, not asked for.
     pub age: Option<Duration>,
+    /// As [`Served::calls`].
+    pub calls: u32,
 }
 
 /// Why there is no page.
@@ -102,6 +106,7 @@ struct Fill {
 struct Errand {
     cause: Arc<str>,
     urgency: Urgency,
+    calls: Calls,
 }
 
 /// What to do about an [`Ask`], by what is stored now.
@@ -197,6 +202,9 @@ impl Tasks {
             Err(error) => error.status,
         };
         self.metrics.lookup(status.outcome(), &ask.client);
+        if let Ok(served) = &outcome {
+            self.metrics.page_served(served.page.age(served.at));
+        }
         outcome
     }
 
@@ -225,6 +233,7 @@ impl Tasks {
                     }
                     // Before anything is begun: a fill that nobody may wait for would only add to the load.
                     let Ok(_place) = self.places.try_acquire() else {
+                        self.metrics.shed(Shed::WaitingPlaces);
                         let status = CacheStatus::Forward {
                             reason,
                             status: None,
@@ -234,8 +243,11 @@ impl Tasks {
                         return failed(UpstreamError::Overloaded, stored.as_ref(), ask, status);
                     };
                     // `None`: another fill ended since the decision, so there is a new one to make.
-                    if let Some(waiting) = self.begin_fill(&key, ask) {
-                        return self.wait(waiting, ask, reason, stored).await;
+                    let calls = Calls::default();
+                    if let Some(waiting) = self.begin_fill(&key, ask, &calls) {
+                        let outcome = self.wait(waiting, ask, reason, stored).await;
+                        // A fill that another began counts on its own account.
+                        return charged(outcome, calls.count());
                     }
                 }
             }
@@ -275,6 +287,7 @@ impl Tasks {
                         detail: Some(Detail::StaleWhileRevalidate),
                     },
                     at: now,
+                    calls: 0,
                 };
                 match refusal() {
                     None => Decision::ServeAndRefresh(served, page),
@@ -295,6 +308,7 @@ impl Tasks {
                     kind: TasksErrorKind::NotCached,
                     status: CacheStatus::NotCached,
                     age: None,
+                    calls: 0,
                 }),
             },
         }
@@ -318,19 +332,30 @@ impl Tasks {
                     detail: None,
                 },
                 age: Some(known.age(now)),
+                calls: 0,
             }),
         }
     }
 
     /// Joins the fill of `key` or begins one; `None` where a fill that ended meanwhile left something to serve.
-    fn begin_fill(self: &Arc<Self>, key: &PageKey, ask: &Ask) -> Option<Waiting<Filled>> {
+    fn begin_fill(
+        self: &Arc<Self>,
+        key: &PageKey,
+        ask: &Ask,
+        calls: &Calls,
+    ) -> Option<Waiting<Filled>> {
         let keep = !ask.directives.no_store;
         self.flights.join(&self.flight(key), keep, |wanted| {
             match self.decide(key, ask, Instant::now()) {
                 Decision::Fill { stored, .. } => {
                     let cause = ask.client.clone();
                     let urgency = ask.urgency(stored.as_ref());
-                    let errand = Errand { cause, urgency };
+                    let calls = calls.clone();
+                    let errand = Errand {
+                        cause,
+                        urgency,
+                        calls,
+                    };
                     Some(self.clone().fill(ask.clone(), errand, stored, wanted))
                 }
                 Decision::Serve(_) | Decision::ServeAndRefresh(..) | Decision::Refuse(_) => None,
@@ -353,6 +378,7 @@ impl Tasks {
                     let errand = Errand {
                         cause: BACKGROUND.into(),
                         urgency: Urgency::Background,
+                        calls: Calls::default(),
                     };
                     Some(self.clone().fill(ask.clone(), errand, Some(stored), wanted))
                 }
@@ -374,6 +400,7 @@ impl Tasks {
         reason: FillReason,
         stored: Option<Arc<StoredPage>>,
     ) -> Result<Served, TasksError> {
+        let _counted = self.metrics.fill_waiter();
         let joined = waiting.role == Role::Joined;
         let forward = |fill: Option<&Fill>| CacheStatus::Forward {
             reason,
@@ -389,14 +416,24 @@ impl Tasks {
                 status: forward(Some(&fill)),
                 page: fill.kept.page,
                 at: Instant::now(),
+                calls: 0,
             }),
             Some(Err(error)) => failed(error, stored.as_ref(), ask, forward(None)),
             None => Err(TasksError {
                 kind: TasksErrorKind::Lost,
                 status: forward(None),
                 age: None,
+                calls: 0,
             }),
         }
+    }
+}
+
+/// The same, with what it cost.
+fn charged(outcome: Result<Served, TasksError>, calls: u32) -> Result<Served, TasksError> {
+    match outcome {
+        Ok(served) => Ok(Served { calls, ..served }),
+        Err(error) => Err(TasksError { calls, ..error }),
     }
 }
 
@@ -411,6 +448,7 @@ fn failed(
         kind: error.into(),
         status,
         age: None,
+        calls: 0,
     })
 }
 
@@ -421,6 +459,7 @@ fn hit(page: Arc<StoredPage>, ttl: i64, at: Instant) -> Served {
         page,
         status: CacheStatus::Hit { ttl, detail },
         at,
+        calls: 0,
     }
 }
 
@@ -448,6 +487,7 @@ fn stand_in(
             detail: Some(detail),
         },
         at: now,
+        calls: 0,
     })
 }
 

@@ -3,7 +3,10 @@
 //! What it sends is fixed here and holds nothing of a client's but the request id. It follows no redirect and knows one origin.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     task::{Context, Poll},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -48,6 +51,24 @@ pub struct PageRequest {
     pub urgency: Urgency,
     /// Tells the circuit when this try leaves; each try has its own.
     pub sent: Sent,
+    /// Counts the tries.
+    pub calls: Calls,
+}
+
+/// How many calls of the upstream a page has cost. A clone counts on.
+#[derive(Clone, Debug, Default)]
+pub struct Calls(Arc<AtomicU32>);
+
+impl Calls {
+    #[must_use]
+    pub fn count(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Counts one more; returns how many there were before it.
+    fn add(&self) -> u32 {
+        self.0.fetch_add(1, Ordering::Relaxed)
+    }
 }
 
 /// What the upstream gave to ask by whether a stored page still holds, verbatim (RFC 9110 section 13.1).
@@ -148,6 +169,7 @@ impl Client {
             request.query
         );
         request.sent.set();
+        request.calls.add();
         let sent = Instant::now();
         let response = self
             .http

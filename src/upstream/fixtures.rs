@@ -2,7 +2,7 @@
 
 use http::HeaderValue;
 
-use super::{Credentials, PageRequest, Sent, TokenSlot, Urgency, Validators};
+use super::{Calls, Credentials, PageRequest, Sent, TokenSlot, Urgency, Validators};
 use crate::{
     config::{Config, UpstreamConfig},
     domain::{PageQuery, SpaceToken},
@@ -31,5 +31,6 @@ pub(super) fn request(lines: &str) -> PageRequest {
         cause: "test".into(),
         urgency: Urgency::Waiting,
         sent: Sent::default(),
+        calls: Calls::default(),
     }
 }

@@ -25,6 +25,7 @@ mod hang_ups;
 mod jwt;
 mod layering;
 mod listeners;
+mod metrics;
 mod never;
 mod operators;
 mod overload;

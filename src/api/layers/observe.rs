@@ -2,22 +2,30 @@
 
 use std::{
     future::Future,
+    net::IpAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use axum::{body::Body, response::Response};
-use http::{HeaderName, HeaderValue, Method, Request, header};
+use http::{HeaderName, HeaderValue, Method, Request, StatusCode, header};
 use http_body::Body as _;
+use opentelemetry::trace::TraceId;
 use tokio::time::Instant;
 use tower::{Layer, Service};
 use tracing::info;
 
 use crate::{
-    api::ApiError,
+    api::{
+        ApiError,
+        peer::{Peer, TrustedProxies},
+    },
     domain::SpaceToken,
-    telemetry::metrics::{GaugeGuard, Metrics, NO_CLIENT, Route},
+    telemetry::{
+        metrics::{CANCELLED, GaugeGuard, Metrics, NO_CLIENT, Route},
+        traces::traceparent,
+    },
 };
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -37,6 +45,8 @@ pub struct Facts {
     pub space: Option<SpaceToken>,
     pub cache: Option<&'static str>,
     pub age_s: Option<u64>,
+    /// What the request cost: 0 where the page was stored, or fetched for another.
+    pub upstream_calls: u32,
 }
 
 /// Whether each request is logged.
@@ -49,16 +59,25 @@ pub enum AccessLog {
 /// Observes what passes.
 #[derive(Clone, Debug)]
 pub struct ObserveLayer {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
     metrics: Arc<Metrics>,
     access_log: AccessLog,
+    proxies: TrustedProxies,
 }
 
 impl ObserveLayer {
     #[must_use]
-    pub fn new(metrics: Arc<Metrics>, access_log: AccessLog) -> Self {
+    pub fn new(metrics: Arc<Metrics>, access_log: AccessLog, proxies: TrustedProxies) -> Self {
         Self {
-            metrics,
-            access_log,
+            shared: Arc::new(Shared {
+                metrics,
+                access_log,
+                proxies,
+            }),
         }
     }
 }
@@ -69,7 +88,7 @@ impl<S> Layer<S> for ObserveLayer {
     fn layer(&self, inner: S) -> Observe<S> {
         Observe {
             inner,
-            layer: self.clone(),
+            shared: self.shared.clone(),
         }
     }
 }
@@ -78,7 +97,7 @@ impl<S> Layer<S> for ObserveLayer {
 #[derive(Clone, Debug)]
 pub struct Observe<S> {
     inner: S,
-    layer: ObserveLayer,
+    shared: Arc<Shared>,
 }
 
 impl<S, B> Service<Request<B>> for Observe<S>
@@ -96,13 +115,18 @@ where
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let id = request_id(request.headers().get(REQUEST_ID));
         request.extensions_mut().insert(RequestId(id.clone()));
+        let peer = request.extensions().get().copied().unwrap_or(Peer(None));
+        let caller = traceparent::read(request.headers());
         let seen = Seen {
             started: Instant::now(),
             route: route(request.uri().path()),
             method: request.method().clone(),
             id,
-            in_flight: self.layer.metrics.request_in_flight(),
-            layer: self.layer.clone(),
+            trace_id: caller.map(|caller| caller.trace_id()),
+            peer,
+            client_address: self.shared.proxies.client_address(peer, request.headers()),
+            in_flight: self.shared.metrics.request_in_flight(),
+            shared: self.shared.clone(),
         };
         ObserveFuture {
             inner: self.inner.call(request),
@@ -155,11 +179,24 @@ struct Seen {
     route: Route,
     method: Method,
     id: HeaderValue,
+    trace_id: Option<TraceId>,
+    peer: Peer,
+    /// The peer's, or the one that a trusted proxy reports.
+    client_address: Option<IpAddr>,
     in_flight: GaugeGuard,
-    layer: ObserveLayer,
+    shared: Arc<Shared>,
 }
 
 impl Seen {
+    /// Counts and logs a request whose client went away before there was an answer: hyper drops it then.
+    fn cancelled(self) {
+        self.shared.metrics.cancelled(self.route);
+        self.log(&Told {
+            code: Some(CANCELLED),
+            ..Told::default()
+        });
+    }
+
     fn finish(self, response: Response) -> Response {
         let mut response = self.dress(response);
         response.headers_mut().insert(REQUEST_ID, self.id.clone());
@@ -191,30 +228,55 @@ impl Seen {
         let took = self.started.elapsed();
         let facts = response.extensions().get::<Facts>();
         let client = facts.map_or(NO_CLIENT, |facts| facts.client.as_ref());
-        self.layer
+        self.shared
             .metrics
             .answered(self.route, response.status(), client, took);
-        if self.layer.access_log == AccessLog::Off || self.route == Route::Health {
+        self.log(&Told {
+            facts,
+            status: Some(response.status()),
+            code: response.extensions().get().map(ApiError::code),
+            bytes: response.body().size_hint().exact(),
+        });
+    }
+
+    /// The one line of a request; a field that does not apply is left out.
+    fn log(&self, told: &Told<'_>) {
+        if self.shared.access_log == AccessLog::Off || self.route == Route::Health {
             return;
         }
-        let error = response.extensions().get::<ApiError>();
+        let facts = told.facts;
+        let took = self.started.elapsed();
+        let address = |address: Option<IpAddr>| address.map(tracing::field::display);
         info!(
             request.id = self.id.to_str().unwrap_or_default(),
             request.method = self.method.as_str(),
             request.route = self.route.as_str(),
-            client.name = client,
+            trace.id = self.trace_id.map(tracing::field::display),
+            peer.address = address(self.peer.0),
+            client.address = address(self.client_address),
+            client.name = facts.map_or(NO_CLIENT, |facts| facts.client.as_ref()),
             space = facts
                 .and_then(|facts| facts.space.as_ref())
                 .map(tracing::field::display),
-            response.status = response.status().as_u16(),
-            response.code = error.map(ApiError::code),
-            response.bytes = response.body().size_hint().exact(),
+            response.status = told.status.map(|status| status.as_u16()),
+            response.code = told.code,
+            response.bytes = told.bytes,
             response.duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
             cache.outcome = facts.and_then(|facts| facts.cache),
             page.age_s = facts.and_then(|facts| facts.age_s),
+            upstream.calls = facts.map(|facts| facts.upstream_calls),
             "request"
         );
     }
+}
+
+/// How a request ended, as far as it came.
+#[derive(Default)]
+struct Told<'a> {
+    facts: Option<&'a Facts>,
+    status: Option<StatusCode>,
+    code: Option<&'static str>,
+    bytes: Option<u64>,
 }
 
 pin_project_lite::pin_project! {
@@ -224,6 +286,14 @@ pin_project_lite::pin_project! {
         #[pin]
         inner: F,
         seen: Option<Seen>,
+    }
+
+    impl<F> PinnedDrop for ObserveFuture<F> {
+        fn drop(this: Pin<&mut Self>) {
+            if let Some(seen) = this.project().seen.take() {
+                seen.cancelled();
+            }
+        }
     }
 }
 

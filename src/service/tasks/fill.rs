@@ -14,6 +14,7 @@ use crate::{
         store::{Began, Keep},
     },
     domain::Refusal,
+    telemetry::metrics::Shed,
     upstream::{
         Answer, Content, FailureSource, Head, PageRequest, Sent, Upstream, UpstreamError,
         Validators,
@@ -43,6 +44,7 @@ impl Tasks {
             cause: errand.cause,
             urgency: errand.urgency,
             sent: Sent::default(),
+            calls: errand.calls,
         };
         let upstream = Upstream::clone(&self.upstream.load());
         let answer = upstream.oneshot(request).await;
@@ -125,6 +127,9 @@ impl Tasks {
         };
         if let Some(refusal) = refusal(error) {
             self.store.refuse(began, refusal, head.as_ref(), keep, now);
+        }
+        if matches!(error, UpstreamError::Overloaded) {
+            self.metrics.shed(Shed::Queue);
         }
         if matches!(error, UpstreamError::AuthFailed) {
             // The layer that tried its tokens has told the log.

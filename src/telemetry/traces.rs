@@ -1,0 +1,3 @@
+//! Where a request stands in a trace that its caller began.
+
+pub mod traceparent;
