@@ -26,7 +26,11 @@ use crate::{
     config::{Config, Problems, value::ListenAddress},
     server::{self, Entrance, Limits, Listener, Shutdown, Tls},
     service::{Snapshot, Tasks},
-    telemetry::{LogFilter, metrics::Metrics},
+    telemetry::{
+        LogFilter,
+        metrics::Metrics,
+        traces::{Export, Tracer},
+    },
     upstream::{BuildError, Credentials, LimitLayer},
 };
 
@@ -57,6 +61,7 @@ pub struct Gateway {
     data: Serving,
     admin: Serving,
     snapshot: Option<Snapshotting>,
+    traces: Option<Export>,
     reloader: Arc<Reloader>,
     watching: JoinHandle<()>,
 }
@@ -101,6 +106,7 @@ impl Gateway {
         let policy: LivePolicy = Arc::new(ArcSwap::from_pointee(Policy::new(&config, clients)));
         let limit = LimitLayer::new(config.upstream.max_concurrency, config.upstream.max_queue);
         let stack = parts::upstream(&config, limit.clone(), &metrics)?;
+        let (tracer, traces) = parts::traces(&config.telemetry, &metrics)?.unzip();
         let tasks = Tasks::new(
             PageStore::new(&config.cache),
             stack,
@@ -135,7 +141,6 @@ impl Gateway {
             effective: effective.clone(),
             configs: Configs::new(config.clone()),
         });
-        let limits = Limits::new(&config.server);
         let entrance = Entrance {
             proxies: config
                 .server
@@ -143,7 +148,7 @@ impl Gateway {
                 .then(|| TrustedProxies::configured(&config.server)),
             tls,
         };
-        let data = serve_data(data, entrance, &config, limits, &tasks, &policy, &metrics);
+        let data = serve_data(data, entrance, &config, &tasks, &policy, &metrics, tracer);
         let router = api::admin::router(Admin {
             tasks: tasks.clone(),
             policy,
@@ -153,7 +158,7 @@ impl Gateway {
             effective_config: effective,
             reload: reloader.clone(),
         });
-        let admin = serve_admin(admin, router, limits);
+        let admin = serve_admin(admin, router, Limits::new(&config.server));
         info!(
             server.listen = %data_address,
             admin.listen = %admin_address,
@@ -174,6 +179,7 @@ impl Gateway {
             data,
             admin,
             snapshot,
+            traces,
             watching: watch_files(reloader.clone()),
             reloader,
         })
@@ -228,6 +234,9 @@ impl Gateway {
             // It reports its own failures.
             let _ = task.await;
         }
+        if let Some(traces) = self.traces {
+            traces.end().await;
+        }
         // Last, so that probes and metrics are answered to the end. Its idle connections are nobody's loss.
         self.admin.end().await;
         info!(drain.complete = complete, "gateway has ended");
@@ -277,10 +286,10 @@ fn serve_data(
     listener: Listener,
     entrance: Entrance,
     config: &Config,
-    limits: Limits,
     tasks: &Arc<Tasks>,
     policy: &LivePolicy,
     metrics: &Arc<Metrics>,
+    tracer: Option<Tracer>,
 ) -> Serving {
     let data = Data {
         tasks: tasks.clone(),
@@ -297,13 +306,14 @@ fn serve_data(
         &config.auth,
         access_log,
         metrics.clone(),
+        tracer,
     );
     let shutdown = Shutdown::default();
     let serving = server::serve(
         listener,
         entrance,
         service,
-        limits,
+        Limits::new(&config.server),
         Some(metrics.clone()),
         shutdown.clone(),
     );

@@ -30,7 +30,7 @@ pub use self::{
     circuit::{Circuit, CircuitLayer, CircuitState, Evidence, Sent},
     client::{
         BuildError, Calls, Client, ClientError, PageRequest, RawAnswer, USER_AGENT, Validators,
-        add_system_roots, read_body, tls_trusting,
+        other_client, read_body,
     },
     credential::{Credential, Credentials, Succession, TokenSlot},
     deadline::DeadlineLayer,

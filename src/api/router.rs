@@ -31,7 +31,7 @@ use super::{
 use crate::{
     config::{AuthConfig, ServerConfig},
     service::Tasks,
-    telemetry::metrics::Metrics,
+    telemetry::{metrics::Metrics, traces::Tracer},
 };
 
 /// Paths served to anybody.
@@ -54,6 +54,7 @@ pub fn data_service(
     auth: &AuthConfig,
     access_log: AccessLog,
     metrics: Arc<Metrics>,
+    tracer: Option<Tracer>,
 ) -> impl Service<Request<Incoming>, Response = Response, Error = Infallible, Future: Send>
 + Clone
 + Send
@@ -75,6 +76,7 @@ pub fn data_service(
             metrics.clone(),
             access_log,
             TrustedProxies::configured(server),
+            tracer,
         ))
         // Around whatever may refuse or fail: a browser hides an error that does not say who may read it.
         .layer(cors)

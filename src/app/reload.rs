@@ -44,6 +44,7 @@ const AT_START: &[&str] = &[
     "cache.snapshot_file",
     "telemetry.format",
     "telemetry.access_log",
+    "telemetry.otlp_endpoint",
 ];
 
 /// What a running gateway is made of, as far as it can be changed.

@@ -852,7 +852,6 @@ fn keys_of_later_features_are_refused_and_not_passed_over() {
     for (path, value) in [
         ("admin.key_sha256", "['00']"),
         ("cache.redis", "{url = 'redis://r'}"),
-        ("telemetry.otlp_endpoint", "'http://o:4317'"),
     ] {
         let problems = refused(&with(&[(path, value)]));
         let key = path.replace("clients.0", "clients[0]");

@@ -18,7 +18,10 @@ use crate::{
         store::Kept,
     },
     domain::{PageKey, PageQuery, Refusal, SpaceKey, SpaceToken, View},
-    telemetry::metrics::{BACKGROUND, Metrics, Shed},
+    telemetry::{
+        metrics::{BACKGROUND, Metrics, Shed},
+        traces::Place,
+    },
     upstream::{Calls, Credential, FailureSource, Upstream, UpstreamError, Urgency},
 };
 
@@ -34,6 +37,8 @@ pub struct Ask {
     pub directives: RequestDirectives,
     pub client: Arc<str>,
     pub request_id: HeaderValue,
+    /// Where the request's own span is.
+    pub trace: Place,
 }
 
 impl Ask {
@@ -118,6 +123,18 @@ enum Decision {
         reason: FillReason,
         stored: Option<Arc<StoredPage>>,
     },
+}
+
+impl Decision {
+    /// The name under which a trace shows it.
+    fn as_str(&self) -> &'static str {
+        match self {
+            Self::Serve(_) => "serve",
+            Self::ServeAndRefresh(..) => "serve_and_refresh",
+            Self::Refuse(_) => "refuse",
+            Self::Fill { .. } => "fill",
+        }
+    }
 }
 
 /// The use case: one page of tasks.
@@ -211,7 +228,7 @@ impl Tasks {
     async fn page_uncounted(self: &Arc<Self>, ask: &Ask) -> Result<Served, TasksError> {
         let key = ask.key();
         loop {
-            match self.decide(&key, ask, Instant::now()) {
+            match self.look_up(&key, ask) {
                 Decision::Serve(served) => {
                     served.page.note_asked(served.at);
                     return Ok(served);
@@ -266,6 +283,13 @@ impl Tasks {
             Verdict::Hit { ttl } => Some(hit(page, ttl, now)),
             Verdict::HitWhileRevalidate { .. } | Verdict::Fill(_) | Verdict::NotCached => None,
         }
+    }
+
+    fn look_up(&self, key: &PageKey, ask: &Ask) -> Decision {
+        let mut span = ask.trace.begin("lookup");
+        let decision = self.decide(key, ask, Instant::now());
+        span.set("gateway.cache.decision", decision.as_str());
+        decision
     }
 
     fn decide(&self, key: &PageKey, ask: &Ask, now: Instant) -> Decision {
@@ -408,9 +432,15 @@ impl Tasks {
             stored: !joined && fill.is_some_and(|fill| fill.kept.stored),
             collapsed: joined,
         };
+        let mut span = ask.trace.begin("wait");
+        span.set("gateway.fill.joined", joined);
         let outcome = tokio::time::timeout(self.patience, waiting.outcome())
             .await
             .unwrap_or(Some(Err(UpstreamError::Timeout(self.patience))));
+        if let Some(Err(error)) = &outcome {
+            span.fail(error.as_str());
+        }
+        drop(span);
         match outcome {
             Some(Ok(fill)) => Ok(Served {
                 status: forward(Some(&fill)),

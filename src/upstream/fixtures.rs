@@ -6,6 +6,7 @@ use super::{Calls, Credentials, PageRequest, Sent, TokenSlot, Urgency, Validator
 use crate::{
     config::{Config, UpstreamConfig},
     domain::{PageQuery, SpaceToken},
+    telemetry::traces::Place,
 };
 
 /// `[upstream]` by its defaults, but for what `lines` say.
@@ -32,5 +33,6 @@ pub(super) fn request(lines: &str) -> PageRequest {
         urgency: Urgency::Waiting,
         sent: Sent::default(),
         calls: Calls::default(),
+        trace: Place::default(),
     }
 }

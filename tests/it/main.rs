@@ -39,6 +39,7 @@ mod reload;
 mod secrets;
 mod tls;
 mod tokens;
+mod traces;
 mod upstream_tls;
 mod views;
 mod warm_start;

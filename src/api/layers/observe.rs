@@ -11,7 +11,7 @@ use std::{
 use axum::{body::Body, response::Response};
 use http::{HeaderName, HeaderValue, Method, Request, StatusCode, header};
 use http_body::Body as _;
-use opentelemetry::trace::TraceId;
+use opentelemetry::trace::{SpanContext, TraceId};
 use tokio::time::Instant;
 use tower::{Layer, Service};
 use tracing::info;
@@ -24,7 +24,7 @@ use crate::{
     domain::SpaceToken,
     telemetry::{
         metrics::{CANCELLED, GaugeGuard, Metrics, NO_CLIENT, Route},
-        traces::traceparent,
+        traces::{Span, Tracer, traceparent},
     },
 };
 
@@ -67,16 +67,80 @@ struct Shared {
     metrics: Arc<Metrics>,
     access_log: AccessLog,
     proxies: TrustedProxies,
+    /// `None`: tracing is off.
+    tracer: Option<Tracer>,
+}
+
+impl Shared {
+    fn begin_span<B>(
+        &self,
+        request: &Request<B>,
+        route: Route,
+        caller: Option<SpanContext>,
+    ) -> Span {
+        match &self.tracer {
+            // Probes ask for it all day.
+            Some(tracer) if route != Route::Health => begin_span(tracer, request, route, caller),
+            Some(_) | None => Span::default(),
+        }
+    }
+}
+
+/// Below the caller's span, where one was told.
+fn begin_span<B>(
+    tracer: &Tracer,
+    request: &Request<B>,
+    route: Route,
+    caller: Option<SpanContext>,
+) -> Span {
+    let method = known_method(request.method());
+    let template = template(route);
+    let name = match (method, template) {
+        (Some(method), Some(template)) => format!("{method} {template}").into(),
+        (Some(method), None) => method.into(),
+        (None, _) => "HTTP".into(),
+    };
+    let mut span = tracer.begin(name, caller);
+    span.set("http.request.method", method.unwrap_or("_OTHER"));
+    if let Some(template) = template {
+        span.set("http.route", template);
+    }
+    span
+}
+
+/// A client may make up methods; they name no span.
+fn known_method(method: &Method) -> Option<&'static str> {
+    const KNOWN: [&str; 9] = [
+        "GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE", "CONNECT", "TRACE",
+    ];
+    KNOWN.into_iter().find(|known| *known == method.as_str())
+}
+
+/// The route as OpenTelemetry's conventions name it.
+fn template(route: Route) -> Option<&'static str> {
+    match route {
+        Route::Tasks => Some("/spaces/{space_token}/tasks"),
+        Route::BrowserTokens => Some("/browser-tokens"),
+        Route::OpenApi => Some("/openapi.json"),
+        Route::Health => Some("/healthz"),
+        Route::Other => None,
+    }
 }
 
 impl ObserveLayer {
     #[must_use]
-    pub fn new(metrics: Arc<Metrics>, access_log: AccessLog, proxies: TrustedProxies) -> Self {
+    pub fn new(
+        metrics: Arc<Metrics>,
+        access_log: AccessLog,
+        proxies: TrustedProxies,
+        tracer: Option<Tracer>,
+    ) -> Self {
         Self {
             shared: Arc::new(Shared {
                 metrics,
                 access_log,
                 proxies,
+                tracer,
             }),
         }
     }
@@ -117,12 +181,19 @@ where
         request.extensions_mut().insert(RequestId(id.clone()));
         let peer = request.extensions().get().copied().unwrap_or(Peer(None));
         let caller = traceparent::read(request.headers());
+        let caller_trace = caller.as_ref().map(SpanContext::trace_id);
+        let route = route(request.uri().path());
+        let span = self.shared.begin_span(&request, route, caller);
+        if !span.place().is_off() {
+            request.extensions_mut().insert(span.place().clone());
+        }
         let seen = Seen {
             started: Instant::now(),
-            route: route(request.uri().path()),
+            route,
             method: request.method().clone(),
             id,
-            trace_id: caller.map(|caller| caller.trace_id()),
+            trace_id: span.place().trace_id().or(caller_trace),
+            span,
             peer,
             client_address: self.shared.proxies.client_address(peer, request.headers()),
             in_flight: self.shared.metrics.request_in_flight(),
@@ -149,6 +220,10 @@ pub(super) fn route(path: &str) -> Route {
         _ if space.is_some_and(|space| !space.contains('/')) => Route::Tasks,
         _ => Route::Other,
     }
+}
+
+fn text(id: &HeaderValue) -> &str {
+    id.to_str().unwrap_or_default()
 }
 
 fn request_id(given: Option<&HeaderValue>) -> HeaderValue {
@@ -180,6 +255,7 @@ struct Seen {
     method: Method,
     id: HeaderValue,
     trace_id: Option<TraceId>,
+    span: Span,
     peer: Peer,
     /// The peer's, or the one that a trusted proxy reports.
     client_address: Option<IpAddr>,
@@ -189,7 +265,8 @@ struct Seen {
 
 impl Seen {
     /// Counts and logs a request whose client went away before there was an answer: hyper drops it then.
-    fn cancelled(self) {
+    fn cancelled(mut self) {
+        self.span.fail(CANCELLED);
         self.shared.metrics.cancelled(self.route);
         self.log(&Told {
             code: Some(CANCELLED),
@@ -197,7 +274,7 @@ impl Seen {
         });
     }
 
-    fn finish(self, response: Response) -> Response {
+    fn finish(mut self, response: Response) -> Response {
         let mut response = self.dress(response);
         response.headers_mut().insert(REQUEST_ID, self.id.clone());
         self.report(&response);
@@ -210,7 +287,7 @@ impl Seen {
         let Some(error) = response.extensions().get::<ApiError>() else {
             return response;
         };
-        let body = error.body(self.id.to_str().unwrap_or_default());
+        let body = error.body(text(&self.id));
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, PROBLEM);
         headers.insert(header::CACHE_CONTROL, NO_STORE);
@@ -224,19 +301,51 @@ impl Seen {
         response
     }
 
-    fn report(&self, response: &Response) {
+    fn report(&mut self, response: &Response) {
         let took = self.started.elapsed();
         let facts = response.extensions().get::<Facts>();
         let client = facts.map_or(NO_CLIENT, |facts| facts.client.as_ref());
         self.shared
             .metrics
             .answered(self.route, response.status(), client, took);
+        self.trace(response, facts);
         self.log(&Told {
             facts,
             status: Some(response.status()),
             code: response.extensions().get().map(ApiError::code),
             bytes: response.body().size_hint().exact(),
         });
+    }
+
+    /// What the request's span tells at its end; a refusal is the client's failure, not ours.
+    fn trace(&mut self, response: &Response, facts: Option<&Facts>) {
+        if self.span.place().is_off() {
+            return;
+        }
+        let status = response.status();
+        self.span
+            .set("http.response.status_code", i64::from(status.as_u16()));
+        self.span
+            .set_with("gateway.request.id", || text(&self.id).to_owned());
+        if let Some(address) = self.client_address {
+            self.span.set("client.address", address.to_string());
+        }
+        if let Some(facts) = facts {
+            self.span.set("gateway.client", facts.client.to_string());
+            self.span
+                .set("gateway.upstream.calls", i64::from(facts.upstream_calls));
+            if let Some(space) = &facts.space {
+                self.span.set("gateway.space", space.to_string());
+            }
+            if let Some(outcome) = facts.cache {
+                self.span.set("gateway.cache.outcome", outcome);
+            }
+        }
+        match response.extensions().get().map(ApiError::code) {
+            Some(code) if status.is_server_error() => self.span.fail(code),
+            Some(code) => self.span.set("error.type", code),
+            None => {}
+        }
     }
 
     /// The one line of a request; a field that does not apply is left out.
@@ -248,7 +357,7 @@ impl Seen {
         let took = self.started.elapsed();
         let address = |address: Option<IpAddr>| address.map(tracing::field::display);
         info!(
-            request.id = self.id.to_str().unwrap_or_default(),
+            request.id = text(&self.id),
             request.method = self.method.as_str(),
             request.route = self.route.as_str(),
             trace.id = self.trace_id.map(tracing::field::display),

@@ -69,6 +69,7 @@ pub async fn page(
                 ),
                 client: caller.client.name.clone(),
                 request_id,
+                trace: caller.trace.clone(),
             };
             let (mut response, facts) = answer(&data, &caller, &ask, &headers, facts).await;
             rate_limit::write(&limits, response.headers_mut());
