@@ -27,7 +27,7 @@ use crate::{
     server::{self, Entrance, Limits, Listener, Shutdown, Tls},
     service::{Snapshot, Tasks},
     telemetry::{
-        LogFilter,
+        Log,
         metrics::Metrics,
         traces::{Export, Tracer},
     },
@@ -87,7 +87,7 @@ impl Gateway {
     ///
     /// Returns what is wrong with a secret's file, the TLS set-up, or an address.
     pub async fn start(config: Config) -> Result<Self, StartError> {
-        Self::start_logging(config, LogFilter::default()).await
+        Self::start_logging(config, Log::default()).await
     }
 
     /// As [`Gateway::start`], where a reload may change what the process logs.
@@ -95,10 +95,13 @@ impl Gateway {
     /// # Errors
     ///
     /// As [`Gateway::start`].
-    pub async fn start_logging(config: Config, log: LogFilter) -> Result<Self, StartError> {
+    pub async fn start_logging(config: Config, log: Log) -> Result<Self, StartError> {
         let config = Arc::new(config);
         let tls = config.server.tls.as_ref().map(Tls::new).transpose()?;
         let metrics = Metrics::new(config.upstream.credentials.keys().map(String::as_str));
+        if let Some(losses) = log.losses() {
+            metrics.watch_log(losses.clone());
+        }
         let credentials = Credentials::load(&config.upstream)?;
         let issuers = Issuers::load(&config.auth, None)?;
         let clients = Clients::new(&config.clients, &config.views, credentials, issuers, None);

@@ -3,7 +3,7 @@
 use std::{
     fmt,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -22,6 +22,7 @@ use prometheus_client::{
 };
 
 use self::{ages::Ages, process::Process};
+use super::LogLosses;
 use crate::cache::CacheStatus;
 
 mod ages;
@@ -319,6 +320,7 @@ pub struct Metrics {
     auth_failures: Family<ReasonLabels, Counter>,
     config_reloads: Family<OutcomeLabels, Counter>,
     log_lines_dropped: Counter,
+    log_losses: OnceLock<LogLosses>,
     traces_dropped: Family<ReasonLabels, Counter>,
     panics: Counter,
 }
@@ -357,6 +359,7 @@ impl Metrics {
             auth_failures: Family::default(),
             config_reloads: Family::default(),
             log_lines_dropped: Counter::default(),
+            log_losses: OnceLock::new(),
             traces_dropped: Family::default(),
             panics: Counter::default(),
         };
@@ -791,11 +794,9 @@ impl Metrics {
         self.cache_evictions.inner().store(total, Ordering::Relaxed);
     }
 
-    /// Lines that the log lost since the start.
-    pub fn log_lines_dropped(&self, total: u64) {
-        self.log_lines_dropped
-            .inner()
-            .store(total, Ordering::Relaxed);
+    /// Counts what the log loses from now on; the first log that is given stays.
+    pub fn watch_log(&self, losses: LogLosses) {
+        let _ = self.log_losses.set(losses);
     }
 
     /// Everything in Prometheus's text form. `cache` is the bytes and entries stored now.
@@ -803,6 +804,11 @@ impl Metrics {
     pub fn encode(&self, cache: (u64, u64)) -> String {
         set(&self.cache_bytes, cache.0);
         set(&self.cache_entries, cache.1);
+        if let Some(losses) = self.log_losses.get() {
+            self.log_lines_dropped
+                .inner()
+                .store(losses.count(), Ordering::Relaxed);
+        }
         let mut out = String::new();
         text::encode(&mut out, &self.registry).expect("writing to a string cannot fail");
         as_prometheus_text(&out)
