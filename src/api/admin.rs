@@ -36,6 +36,7 @@ use crate::{
     domain::{PageKey, PageQuery, SpaceKey, SpaceToken},
     service::Tasks,
     telemetry::metrics::Metrics,
+    upstream::LimitLayer,
 };
 
 /// Whether the gateway takes requests: not while it drains.
@@ -59,6 +60,7 @@ pub struct Admin {
     pub tasks: Arc<Tasks>,
     pub policy: LivePolicy,
     pub metrics: Arc<Metrics>,
+    pub limit: LimitLayer,
     pub draining: Draining,
     /// The configuration in force, secrets hidden.
     pub effective_config: Arc<ArcSwap<String>>,
@@ -146,9 +148,16 @@ fn exposition(admin: &Admin) -> String {
         admin.metrics.quota_remaining(&credential.name, remaining);
         let circuit = credential.circuit().state().as_number();
         admin.metrics.circuit_state(&credential.name, circuit);
+        let state = credential.state_as_number();
+        admin.metrics.credential_state(&credential.name, state);
+        let waiting = credential.purse().waiting();
+        admin.metrics.quota_queue(&credential.name, waiting);
         let lifetime = admin.tasks.store().lifetime(credential.id);
         admin.metrics.cache_lifetime(&credential.name, lifetime);
     }
+    admin.metrics.slot_queue(admin.limit.waiting());
+    admin.metrics.fills_under_way(admin.tasks.fills_under_way());
+    admin.metrics.evicted(admin.tasks.store().evictions());
     admin.metrics.encode(admin.tasks.store().size())
 }
 
