@@ -75,7 +75,7 @@ test('a page lists tasks, asks by ETag, and never holds the key', async (t) => {
 })
 
 test('a token that ends is renewed and the page goes on', async (t) => {
-  const { gateway, url } = await startExample(t, { ttl: '2' })
+  const { gateway, url } = await startExample(t, { ttl: '6' })
   const { page, assertQuiet } = await openPage(t)
   const minted = page.waitForResponse((response) => response.url().endsWith('/token'))
   await page.goto(url)
