@@ -196,7 +196,11 @@ async fn the_status_holds_every_sample_of_the_metrics() {
         samples_of_text(&metrics),
         samples_of_json(&status["metrics"]),
     ];
-    let differ: Vec<_> = in_text.symmetric_difference(&in_json).collect();
+    // What the process has used goes on changing between the two.
+    let differ: Vec<_> = in_text
+        .symmetric_difference(&in_json)
+        .filter(|sample| !sample.starts_with("process_"))
+        .collect();
     assert!(differ.is_empty(), "{differ:#?}");
     let counted = "gateway_http_errors_total{code=\"space_not_found\"} 1.000000000";
     assert!(in_json.contains(counted), "{in_json:#?}");
