@@ -3,7 +3,7 @@
 use std::{io, sync::Arc};
 
 use arc_swap::ArcSwap;
-use tokio::task::JoinHandle;
+use tokio::{task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -26,7 +26,11 @@ use crate::{
     config::{Config, Problems, value::ListenAddress},
     server::{self, Entrance, Limits, Listener, Shutdown, Tls},
     service::{Snapshot, Tasks},
-    telemetry::{LogFilter, metrics::Metrics},
+    telemetry::{
+        Log,
+        metrics::Metrics,
+        traces::{Export, Tracer},
+    },
     upstream::{BuildError, Credentials, LimitLayer},
 };
 
@@ -57,6 +61,7 @@ pub struct Gateway {
     data: Serving,
     admin: Serving,
     snapshot: Option<Snapshotting>,
+    traces: Option<Export>,
     reloader: Arc<Reloader>,
     watching: JoinHandle<()>,
 }
@@ -82,7 +87,7 @@ impl Gateway {
     ///
     /// Returns what is wrong with a secret's file, the TLS set-up, or an address.
     pub async fn start(config: Config) -> Result<Self, StartError> {
-        Self::start_logging(config, LogFilter::default()).await
+        Self::start_logging(config, Log::default()).await
     }
 
     /// As [`Gateway::start`], where a reload may change what the process logs.
@@ -90,10 +95,13 @@ impl Gateway {
     /// # Errors
     ///
     /// As [`Gateway::start`].
-    pub async fn start_logging(config: Config, log: LogFilter) -> Result<Self, StartError> {
+    pub async fn start_logging(config: Config, log: Log) -> Result<Self, StartError> {
         let config = Arc::new(config);
         let tls = config.server.tls.as_ref().map(Tls::new).transpose()?;
         let metrics = Metrics::new(config.upstream.credentials.keys().map(String::as_str));
+        if let Some(losses) = log.losses() {
+            metrics.watch_log(losses.clone());
+        }
         let credentials = Credentials::load(&config.upstream)?;
         let issuers = Issuers::load(&config.auth, None)?;
         let clients = Clients::new(&config.clients, &config.views, credentials, issuers, None);
@@ -101,6 +109,7 @@ impl Gateway {
         let policy: LivePolicy = Arc::new(ArcSwap::from_pointee(Policy::new(&config, clients)));
         let limit = LimitLayer::new(config.upstream.max_concurrency, config.upstream.max_queue);
         let stack = parts::upstream(&config, limit.clone(), &metrics)?;
+        let (tracer, traces) = parts::traces(&config.telemetry, &metrics)?.unzip();
         let tasks = Tasks::new(
             PageStore::new(&config.cache),
             stack,
@@ -129,13 +138,12 @@ impl Gateway {
             tasks: tasks.clone(),
             snapshot: snapshot.as_ref().map(|running| running.snapshot.clone()),
             metrics: metrics.clone(),
-            limit,
+            limit: limit.clone(),
             tls: tls.clone(),
             log,
             effective: effective.clone(),
             configs: Configs::new(config.clone()),
         });
-        let limits = Limits::new(&config.server);
         let entrance = Entrance {
             proxies: config
                 .server
@@ -143,18 +151,20 @@ impl Gateway {
                 .then(|| TrustedProxies::configured(&config.server)),
             tls,
         };
-        let data = serve_data(data, entrance, &config, limits, &tasks, &policy, &metrics);
+        let data = serve_data(data, entrance, &config, &tasks, &policy, &metrics, tracer);
         let door = Door::new(policy.clone(), config.auth.max_failures);
         let admin_state = Admin {
             tasks: tasks.clone(),
             policy,
             metrics: metrics.clone(),
+            limit,
             draining: draining.clone(),
             effective_config: effective,
             reload: reloader.clone(),
+            started: Instant::now(),
         };
         let router = api::admin::router(admin_state, door);
-        let admin = serve_admin(admin, router, limits);
+        let admin = serve_admin(admin, router, Limits::new(&config.server));
         info!(
             server.listen = %data_address,
             admin.listen = %admin_address,
@@ -175,6 +185,7 @@ impl Gateway {
             data,
             admin,
             snapshot,
+            traces,
             watching: watch_files(reloader.clone()),
             reloader,
         })
@@ -229,6 +240,9 @@ impl Gateway {
             // It reports its own failures.
             let _ = task.await;
         }
+        if let Some(traces) = self.traces {
+            traces.end().await;
+        }
         // Last, so that probes and metrics are answered to the end. Its idle connections are nobody's loss.
         self.admin.end().await;
         info!(drain.complete = complete, "gateway has ended");
@@ -278,10 +292,10 @@ fn serve_data(
     listener: Listener,
     entrance: Entrance,
     config: &Config,
-    limits: Limits,
     tasks: &Arc<Tasks>,
     policy: &LivePolicy,
     metrics: &Arc<Metrics>,
+    tracer: Option<Tracer>,
 ) -> Serving {
     let data = Data {
         tasks: tasks.clone(),
@@ -298,13 +312,14 @@ fn serve_data(
         &config.auth,
         access_log,
         metrics.clone(),
+        tracer,
     );
     let shutdown = Shutdown::default();
     let serving = server::serve(
         listener,
         entrance,
         service,
-        limits,
+        Limits::new(&config.server),
         Some(metrics.clone()),
         shutdown.clone(),
     );

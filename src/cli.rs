@@ -110,7 +110,8 @@ fn with_config(file: Option<&Path>, then: impl FnOnce(Config) -> ExitCode) -> Ex
 }
 
 fn serve(config: Config) -> ExitCode {
-    let log = telemetry::init(&config.telemetry);
+    // To the very end: what is logged last tells how it ended.
+    let (log, _writer) = telemetry::init(&config.telemetry);
     let workers = config.server.workers;
     run(workers, async {
         let mut signals = match Signals::catch() {

@@ -29,8 +29,8 @@ use self::retry::RetryLayer;
 pub use self::{
     circuit::{Circuit, CircuitLayer, CircuitState, Evidence, Sent},
     client::{
-        BuildError, Client, ClientError, PageRequest, RawAnswer, USER_AGENT, Validators,
-        add_system_roots, read_body, tls_trusting,
+        BuildError, Calls, Client, ClientError, PageRequest, RawAnswer, USER_AGENT, Validators,
+        other_client, read_body,
     },
     credential::{Credential, Credentials, Succession, TokenSlot},
     deadline::DeadlineLayer,
@@ -93,7 +93,7 @@ pub fn stack(
 ) -> Upstream {
     let service = ServiceBuilder::new()
         .layer(DeadlineLayer::new(config.timeout))
-        .layer(RetryLayer::new(config))
+        .layer(RetryLayer::new(config, metrics.clone()))
         // Each token's try is a call of its own, and is paid for.
         .layer(TokensLayer::new(metrics.clone()))
         .layer(CircuitLayer::new(config.timeout / 4))

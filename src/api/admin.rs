@@ -1,7 +1,6 @@
-//! The operators' listener: probes, metrics, and dropping pages from the cache.
+//! The operators' listener: probes, metrics, the dashboard, and dropping pages from the cache.
 
 use std::{
-    collections::BTreeMap,
     fmt,
     sync::{
         Arc,
@@ -25,15 +24,19 @@ use tokio::time::Instant;
 use tracing::info;
 
 mod access;
+mod dashboard;
+mod readiness;
+mod status;
 
 pub use self::access::{Door, Operator, OperatorKeys};
+use self::readiness::Readiness;
 use super::LivePolicy;
 use crate::{
     config::Problems,
     domain::{PageKey, PageQuery, SpaceKey, SpaceToken},
     service::Tasks,
     telemetry::metrics::Metrics,
-    upstream::CircuitState,
+    upstream::LimitLayer,
 };
 
 /// Whether the gateway takes requests: not while it drains.
@@ -57,10 +60,12 @@ pub struct Admin {
     pub tasks: Arc<Tasks>,
     pub policy: LivePolicy,
     pub metrics: Arc<Metrics>,
+    pub limit: LimitLayer,
     pub draining: Draining,
     /// The configuration in force, secrets hidden.
     pub effective_config: Arc<ArcSwap<String>>,
     pub reload: Arc<dyn Reload>,
+    pub started: Instant,
 }
 
 /// Reads the configuration anew and puts it in force.
@@ -87,6 +92,7 @@ pub fn router(admin: Admin, door: Door) -> Router {
         .route("/livez", get(|| async { "ok" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
+        .route("/status", get(status::status))
         .route("/config", get(config))
         .route("/reload", post(reload))
         .route("/cache", delete(purge))
@@ -94,7 +100,12 @@ pub fn router(admin: Admin, door: Door) -> Router {
             "/cache/spaces/{space_token}",
             get(inspect_space).delete(purge_space),
         )
+        .route(
+            "/cache/fingerprints/{fingerprint}",
+            delete(purge_fingerprint),
+        )
         .route("/cache/explain", get(explain))
+        .merge(dashboard::routes())
         .with_state(admin)
         .layer(middleware::from_fn_with_state(Arc::new(door), admit))
 }
@@ -110,70 +121,44 @@ async fn admit(State(door): State<Arc<Door>>, mut request: Request, next: Next) 
     }
 }
 
-/// Each part and why. A refused credential and an open circuit degrade: pages are still served, and other credentials work.
-///
-/// Who has no key is told the status alone.
+/// Each part and why; who has no key is told the status alone.
 async fn readyz(State(admin): State<Admin>, Extension(operator): Extension<Operator>) -> Response {
-    let draining = admin.draining.has_begun();
-    let policy = admin.policy.load();
-    let credentials = || policy.clients.credentials().all();
-    let refused: Vec<&str> = credentials()
-        .filter(|credential| credential.is_refused())
-        .map(|credential| credential.name.as_str())
-        .collect();
-    let not_closed: BTreeMap<&str, &str> = credentials()
-        .map(|credential| (credential.name.as_str(), credential.circuit().state()))
-        .filter(|(_, state)| *state != CircuitState::Closed)
-        .map(|(name, state)| (name, state.as_str()))
-        .collect();
-    let health = |is_whole| if is_whole { "ready" } else { "degraded" };
-    let status = if draining {
-        "draining"
-    } else {
-        health(refused.is_empty() && not_closed.is_empty())
-    };
-    let body = json!({
-        "status": status,
-        "parts": {
-            "listener": { "status": if draining { "draining" } else { "ready" } },
-            "credentials": {
-                "status": health(refused.is_empty()),
-                "refused_by_upstream": refused,
-            },
-            "circuits": {
-                "status": health(not_closed.is_empty()),
-                "not_closed": not_closed,
-            },
-        },
-    });
-    let code = if draining {
-        StatusCode::SERVICE_UNAVAILABLE
-    } else {
-        StatusCode::OK
-    };
+    let readiness = Readiness::of(&admin);
+    let code = readiness.code();
     if operator.is_trusted() {
-        (code, Json(body)).into_response()
+        (code, Json(readiness)).into_response()
     } else {
-        (code, Json(json!({ "status": status }))).into_response()
+        (code, Json(json!({ "status": readiness.status }))).into_response()
     }
 }
 
 async fn metrics(State(admin): State<Admin>) -> Response {
-    for credential in admin.policy.load().clients.credentials().all() {
-        let remaining = credential.purse().remaining(Instant::now());
-        admin.metrics.quota_remaining(&credential.name, remaining);
-        let circuit = credential.circuit().state().as_number();
-        admin.metrics.circuit_state(&credential.name, circuit);
-        let lifetime = admin.tasks.store().lifetime(credential.id);
-        admin.metrics.cache_lifetime(&credential.name, lifetime);
-    }
-    let text = admin.metrics.encode(admin.tasks.store().size());
-    let mut response = Response::new(Body::from(text));
+    let mut response = Response::new(Body::from(exposition(&admin)));
     response.headers_mut().insert(
         header::CONTENT_TYPE,
         HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"),
     );
     response
+}
+
+/// Every metric in Prometheus's text form, those included that are measured only when somebody asks.
+fn exposition(admin: &Admin) -> String {
+    for credential in admin.policy.load().clients.credentials().all() {
+        let remaining = credential.purse().remaining(Instant::now());
+        admin.metrics.quota_remaining(&credential.name, remaining);
+        let circuit = credential.circuit().state().as_number();
+        admin.metrics.circuit_state(&credential.name, circuit);
+        let state = credential.state_as_number();
+        admin.metrics.credential_state(&credential.name, state);
+        let waiting = credential.purse().waiting();
+        admin.metrics.quota_queue(&credential.name, waiting);
+        let lifetime = admin.tasks.store().lifetime(credential.id);
+        admin.metrics.cache_lifetime(&credential.name, lifetime);
+    }
+    admin.metrics.slot_queue(admin.limit.waiting());
+    admin.metrics.fills_under_way(admin.tasks.fills_under_way());
+    admin.metrics.evicted(admin.tasks.store().evictions());
+    admin.metrics.encode(admin.tasks.store().size())
 }
 
 async fn config(State(admin): State<Admin>) -> String {
@@ -291,4 +276,18 @@ async fn purge_space(
         }
         Err(_) => bad_request("expected a space token"),
     }
+}
+
+/// Drops a space by what the log and the dashboard call it, for who does not have its token.
+async fn purge_fingerprint(
+    State(admin): State<Admin>,
+    Extension(operator): Extension<Operator>,
+    Path(fingerprint): Path<String>,
+) -> Response {
+    let store = admin.tasks.store();
+    if !store.purge_spaces(|space| space.to_string() == fingerprint) {
+        return (StatusCode::NOT_FOUND, "nothing is known of such a space").into_response();
+    }
+    info!(space = fingerprint, %operator, "operator dropped a space from the cache");
+    StatusCode::NO_CONTENT.into_response()
 }

@@ -5,7 +5,10 @@ use std::{sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 
 use super::{Client, Clients, admin::OperatorKeys};
-use crate::config::{Config, CorsConfig, routes::TasksRouteConfig};
+use crate::{
+    config::{Config, CorsConfig, routes::TasksRouteConfig},
+    telemetry::traces::Place,
+};
 
 /// One state of what may change while the gateway runs.
 #[derive(Debug)]
@@ -39,4 +42,6 @@ pub type LivePolicy = Arc<ArcSwap<Policy>>;
 pub struct Caller {
     pub client: Arc<Client>,
     pub policy: Arc<Policy>,
+    /// Where the request's own span is.
+    pub trace: Place,
 }

@@ -31,7 +31,7 @@ use super::{
 use crate::{
     config::{AuthConfig, ServerConfig},
     service::Tasks,
-    telemetry::metrics::Metrics,
+    telemetry::{metrics::Metrics, traces::Tracer},
 };
 
 /// Paths served to anybody.
@@ -54,6 +54,7 @@ pub fn data_service(
     auth: &AuthConfig,
     access_log: AccessLog,
     metrics: Arc<Metrics>,
+    tracer: Option<Tracer>,
 ) -> impl Service<Request<Incoming>, Response = Response, Error = Infallible, Future: Send>
 + Clone
 + Send
@@ -71,7 +72,12 @@ pub fn data_service(
     let panicked = metrics.clone();
     ServiceBuilder::new()
         // Outermost: whatever happens below gets a request id, a body if it is an error, and its line in the log.
-        .layer(ObserveLayer::new(metrics, access_log))
+        .layer(ObserveLayer::new(
+            metrics.clone(),
+            access_log,
+            TrustedProxies::configured(server),
+            tracer,
+        ))
         // Around whatever may refuse or fail: a browser hides an error that does not say who may read it.
         .layer(cors)
         // One body type again, whatever the layer below boxed.
@@ -82,7 +88,7 @@ pub fn data_service(
             ApiError::Internal.into_response()
         }))
         // Before any work: refusing must stay cheap when there is too much of it.
-        .layer(ShedLayer::new(server.max_in_flight, HEALTH))
+        .layer(ShedLayer::new(server.max_in_flight, HEALTH, metrics))
         // Before routing: a stranger learns of no route, no space and no parameter.
         .layer(authenticate)
         .service(routes(data, body).into_service::<Incoming>())

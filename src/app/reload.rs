@@ -16,7 +16,7 @@ use crate::{
     server::Tls,
     service::{Snapshot, Tasks},
     telemetry::{
-        LogFilter,
+        Log,
         metrics::{Metrics, ReloadOutcome},
     },
     upstream::{Credentials, LimitLayer, Succession, Upstream},
@@ -44,6 +44,7 @@ const AT_START: &[&str] = &[
     "cache.snapshot_file",
     "telemetry.format",
     "telemetry.access_log",
+    "telemetry.otlp_endpoint",
 ];
 
 /// What a running gateway is made of, as far as it can be changed.
@@ -55,7 +56,7 @@ pub(super) struct Reloader {
     pub(super) metrics: Arc<Metrics>,
     pub(super) limit: LimitLayer,
     pub(super) tls: Option<Tls>,
-    pub(super) log: LogFilter,
+    pub(super) log: Log,
     /// What operators are shown.
     pub(super) effective: Arc<ArcSwap<String>>,
     pub(super) configs: Mutex<Configs>,
@@ -199,7 +200,7 @@ impl Reloader {
         if let Some(snapshot) = &self.snapshot {
             snapshot.set_credentials(credentials);
         }
-        self.log.set(&config.telemetry);
+        self.log.set_filter(&config.telemetry);
         self.effective.store(Arc::new(config.effective()));
         configs.in_force = config;
         reloaded

@@ -224,6 +224,12 @@ impl Space {
         self.lock().pages.is_empty()
     }
 
+    /// How many pages of it are stored.
+    #[must_use]
+    pub fn page_count(&self) -> usize {
+        self.lock().pages.len()
+    }
+
     /// The pages that are stored.
     #[must_use]
     pub fn pages(&self) -> Vec<PageQuery> {

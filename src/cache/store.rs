@@ -55,6 +55,7 @@ pub struct PageStore {
     max_bytes: usize,
     dropped: Notify,
     next_generation: AtomicU64,
+    evictions: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
@@ -88,12 +89,17 @@ pub enum Keep {
 impl PageStore {
     #[must_use]
     pub fn new(config: &CacheConfig) -> Self {
+        let evictions = Arc::new(AtomicU64::new(0));
+        let evicted = evictions.clone();
         let pages = Cache::builder()
             .max_capacity((config.max_bytes - config.max_bytes / EVICTED_SHARE) as u64)
             .weigher(|_: &PageKey, page: &Arc<StoredPage>| {
                 u32::try_from(page.weight()).unwrap_or(u32::MAX)
             })
-            .eviction_listener(|key: Arc<PageKey>, page: Arc<StoredPage>, cause| {
+            .eviction_listener(move |key: Arc<PageKey>, page: Arc<StoredPage>, cause| {
+                if cause == RemovalCause::Size {
+                    evicted.fetch_add(1, Ordering::Relaxed);
+                }
                 if cause != RemovalCause::Replaced {
                     page.space.remove_page(key.query);
                 }
@@ -111,6 +117,7 @@ impl PageStore {
             max_bytes: config.max_bytes,
             dropped: Notify::new(),
             next_generation: AtomicU64::new(random()),
+            evictions,
         }
     }
 
@@ -243,16 +250,22 @@ impl PageStore {
 
     /// Drops all pages of `space`, of every credential. Fills under way will not be stored.
     pub fn purge_space(&self, space: &SpaceToken) {
+        self.purge_spaces(|known| known == space);
+    }
+
+    /// The same for each space that `is_meant`; `false` where nothing is known of any.
+    pub fn purge_spaces(&self, is_meant: impl Fn(&SpaceToken) -> bool) -> bool {
         let known: Vec<_> = self
             .spaces()
             .known
             .iter()
-            .filter(|(key, _)| key.space == *space)
+            .filter(|(key, _)| is_meant(&key.space))
             .map(|(key, space)| (key.clone(), space.clone()))
             .collect();
-        for (key, space) in known {
-            self.drop_pages(&key, &space);
+        for (key, space) in &known {
+            self.drop_pages(key, space);
         }
+        !known.is_empty()
     }
 
     /// Drops everything.
@@ -292,6 +305,12 @@ impl PageStore {
     pub fn size(&self) -> (u64, u64) {
         self.pages.run_pending_tasks();
         (self.pages.weighted_size(), self.pages.entry_count())
+    }
+
+    /// Pages pushed out for want of room since the start.
+    #[must_use]
+    pub fn evictions(&self) -> u64 {
+        self.evictions.load(Ordering::Relaxed)
     }
 
     /// Whether answers tell which state of the list they show.

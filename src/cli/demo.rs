@@ -9,7 +9,7 @@ use crate::{
     app::{Gateway, StartError},
     config::{Config, value::ListenAddress},
     simulator::{Options, Simulator, world},
-    telemetry,
+    telemetry::{self, LogWriter},
 };
 
 /// Good for nothing but the demo: it is printed, documented, and reaches loopback alone.
@@ -35,7 +35,8 @@ pub(super) fn run() -> ExitCode {
             Ok(simulator) => simulator,
             Err(error) => return failed(&error),
         };
-        let gateway = match start_gateway(&simulator.base_url()).await {
+        let mut log = None;
+        let gateway = match start_gateway(&simulator.base_url(), &mut log).await {
             Ok(gateway) => gateway,
             Err(error) => return failed(&error),
         };
@@ -48,15 +49,13 @@ pub(super) fn run() -> ExitCode {
     })
 }
 
-/// Starts on the usual ports, or the next free ones.
-async fn start_gateway(upstream: &str) -> Result<Gateway, StartError> {
+/// Starts on the usual ports, or the next free ones; logs for as long as `log` lives.
+async fn start_gateway(upstream: &str, log: &mut Option<LogWriter>) -> Result<Gateway, StartError> {
     let mut refused = None;
     for offset in 0..PORTS_TRIED {
         let config = demo_config(upstream, DATA_PORT + offset, ADMIN_PORT + offset)?;
-        if offset == 0 {
-            // The demo has no file to reload.
-            let _ = telemetry::init(&config.telemetry);
-        }
+        // The demo has no file to reload.
+        log.get_or_insert_with(|| telemetry::init(&config.telemetry).1);
         match Gateway::start(config).await {
             Err(StartError::Listen { address, source })
                 if source.kind() == std::io::ErrorKind::AddrInUse =>
@@ -118,7 +117,7 @@ fn describe(simulator: &Simulator, gateway: &Gateway) {
         (world::UNKNOWN_SPACE, "does not exist"),
     ];
     println!("gateway:    http://{data}");
-    println!("operators:  http://{}/metrics", gateway.admin_address());
+    println!("dashboard:  http://{}/", gateway.admin_address());
     println!(
         "upstream:   {} (simulated; /__stats counts its calls)",
         simulator.base_url()

@@ -11,7 +11,7 @@ use crate::{
         StoredPage, Verdict, freshness::FillReason, http_semantics::RequestDirectives, judge_page,
     },
     domain::{PageKey, PageQuery, SpaceKey},
-    upstream::Credential,
+    upstream::{Credential, Credentials},
 };
 
 /// A stored page as an operator sees it. Times in seconds.
@@ -28,6 +28,19 @@ pub struct PageReport {
     /// Whether its list has moved on, or it comes from a snapshot.
     pub overtaken: bool,
     pub assembled: bool,
+}
+
+/// What is stored of a space, as one credential sees it, by its fingerprint. Times in seconds.
+#[derive(Debug, Serialize)]
+pub struct SpaceReport {
+    pub space: String,
+    pub credential: String,
+    pub pages: usize,
+    /// Of those, how many would be shown as they are.
+    pub fresh: usize,
+    pub bytes: usize,
+    pub youngest_age: u64,
+    pub oldest_age: u64,
 }
 
 /// What a plain request would get now, and why.
@@ -54,6 +67,47 @@ impl Tasks {
             .iter()
             .map(|part| report(part.query, &part.page, now))
             .collect()
+    }
+
+    /// The `most` spaces of which most pages are stored.
+    #[must_use]
+    pub fn largest_spaces(
+        &self,
+        most: usize,
+        credentials: &Credentials,
+        now: Instant,
+    ) -> Vec<SpaceReport> {
+        let spaces = self.store().largest_spaces(most).into_iter();
+        spaces
+            .filter_map(|key| {
+                let mut known = credentials.all();
+                let credential = known.find(|known| known.id == key.credential)?;
+                self.space_report(&key, credential, now)
+            })
+            .collect()
+    }
+
+    /// None where its last page has gone meanwhile.
+    fn space_report(
+        &self,
+        key: &SpaceKey,
+        credential: &Credential,
+        now: Instant,
+    ) -> Option<SpaceReport> {
+        let stored = self.store().pages_of(key);
+        let ages = || stored.iter().map(|part| part.page.age(now).as_secs());
+        Some(SpaceReport {
+            space: key.space.to_string(),
+            credential: credential.name.clone(),
+            pages: stored.len(),
+            fresh: stored
+                .iter()
+                .filter(|part| !part.page.fresh_for(now).is_zero())
+                .count(),
+            bytes: stored.iter().map(|part| part.page.weight()).sum(),
+            youngest_age: ages().min()?,
+            oldest_age: ages().max()?,
+        })
     }
 
     /// What a request without directives would get for `key` now.

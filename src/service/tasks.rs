@@ -18,8 +18,11 @@ use crate::{
         store::Kept,
     },
     domain::{PageKey, PageQuery, Refusal, SpaceKey, SpaceToken, View},
-    telemetry::metrics::{BACKGROUND, Metrics},
-    upstream::{Credential, FailureSource, Upstream, UpstreamError, Urgency},
+    telemetry::{
+        metrics::{BACKGROUND, Metrics, Shed},
+        traces::Place,
+    },
+    upstream::{Calls, Credential, FailureSource, Upstream, UpstreamError, Urgency},
 };
 
 mod fill;
@@ -34,6 +37,8 @@ pub struct Ask {
     pub directives: RequestDirectives,
     pub client: Arc<str>,
     pub request_id: HeaderValue,
+    /// Where the request's own span is.
+    pub trace: Place,
 }
 
 impl Ask {
@@ -64,6 +69,8 @@ pub struct Served {
     pub status: CacheStatus,
     /// When it was judged.
     pub at: Instant,
+    /// Calls of the upstream that were made for it; none where it was stored, or fetched for another.
+    pub calls: u32,
 }
 
 /// Why there is no page, and what the cache did about it.
@@ -75,6 +82,8 @@ pub struct TasksError {
     pub status: CacheStatus,
     /// How old the upstream's answer is where it was remembered, not asked for.
     pub age: Option<Duration>,
+    /// As [`Served::calls`].
+    pub calls: u32,
 }
 
 /// Why there is no page.
@@ -102,6 +111,7 @@ struct Fill {
 struct Errand {
     cause: Arc<str>,
     urgency: Urgency,
+    calls: Calls,
 }
 
 /// What to do about an [`Ask`], by what is stored now.
@@ -113,6 +123,18 @@ enum Decision {
         reason: FillReason,
         stored: Option<Arc<StoredPage>>,
     },
+}
+
+impl Decision {
+    /// The name under which a trace shows it.
+    fn as_str(&self) -> &'static str {
+        match self {
+            Self::Serve(_) => "serve",
+            Self::ServeAndRefresh(..) => "serve_and_refresh",
+            Self::Refuse(_) => "refuse",
+            Self::Fill { .. } => "fill",
+        }
+    }
 }
 
 /// The use case: one page of tasks.
@@ -197,13 +219,16 @@ impl Tasks {
             Err(error) => error.status,
         };
         self.metrics.lookup(status.outcome(), &ask.client);
+        if let Ok(served) = &outcome {
+            self.metrics.page_served(served.page.age(served.at));
+        }
         outcome
     }
 
     async fn page_uncounted(self: &Arc<Self>, ask: &Ask) -> Result<Served, TasksError> {
         let key = ask.key();
         loop {
-            match self.decide(&key, ask, Instant::now()) {
+            match self.look_up(&key, ask) {
                 Decision::Serve(served) => {
                     served.page.note_asked(served.at);
                     return Ok(served);
@@ -225,6 +250,7 @@ impl Tasks {
                     }
                     // Before anything is begun: a fill that nobody may wait for would only add to the load.
                     let Ok(_place) = self.places.try_acquire() else {
+                        self.metrics.shed(Shed::WaitingPlaces);
                         let status = CacheStatus::Forward {
                             reason,
                             status: None,
@@ -234,8 +260,11 @@ impl Tasks {
                         return failed(UpstreamError::Overloaded, stored.as_ref(), ask, status);
                     };
                     // `None`: another fill ended since the decision, so there is a new one to make.
-                    if let Some(waiting) = self.begin_fill(&key, ask) {
-                        return self.wait(waiting, ask, reason, stored).await;
+                    let calls = Calls::default();
+                    if let Some(waiting) = self.begin_fill(&key, ask, &calls) {
+                        let outcome = self.wait(waiting, ask, reason, stored).await;
+                        // A fill that another began counts on its own account.
+                        return charged(outcome, calls.count());
                     }
                 }
             }
@@ -254,6 +283,13 @@ impl Tasks {
             Verdict::Hit { ttl } => Some(hit(page, ttl, now)),
             Verdict::HitWhileRevalidate { .. } | Verdict::Fill(_) | Verdict::NotCached => None,
         }
+    }
+
+    fn look_up(&self, key: &PageKey, ask: &Ask) -> Decision {
+        let mut span = ask.trace.begin("lookup");
+        let decision = self.decide(key, ask, Instant::now());
+        span.set("gateway.cache.decision", decision.as_str());
+        decision
     }
 
     fn decide(&self, key: &PageKey, ask: &Ask, now: Instant) -> Decision {
@@ -275,6 +311,7 @@ impl Tasks {
                         detail: Some(Detail::StaleWhileRevalidate),
                     },
                     at: now,
+                    calls: 0,
                 };
                 match refusal() {
                     None => Decision::ServeAndRefresh(served, page),
@@ -295,6 +332,7 @@ impl Tasks {
                     kind: TasksErrorKind::NotCached,
                     status: CacheStatus::NotCached,
                     age: None,
+                    calls: 0,
                 }),
             },
         }
@@ -318,19 +356,30 @@ impl Tasks {
                     detail: None,
                 },
                 age: Some(known.age(now)),
+                calls: 0,
             }),
         }
     }
 
     /// Joins the fill of `key` or begins one; `None` where a fill that ended meanwhile left something to serve.
-    fn begin_fill(self: &Arc<Self>, key: &PageKey, ask: &Ask) -> Option<Waiting<Filled>> {
+    fn begin_fill(
+        self: &Arc<Self>,
+        key: &PageKey,
+        ask: &Ask,
+        calls: &Calls,
+    ) -> Option<Waiting<Filled>> {
         let keep = !ask.directives.no_store;
         self.flights.join(&self.flight(key), keep, |wanted| {
             match self.decide(key, ask, Instant::now()) {
                 Decision::Fill { stored, .. } => {
                     let cause = ask.client.clone();
                     let urgency = ask.urgency(stored.as_ref());
-                    let errand = Errand { cause, urgency };
+                    let calls = calls.clone();
+                    let errand = Errand {
+                        cause,
+                        urgency,
+                        calls,
+                    };
                     Some(self.clone().fill(ask.clone(), errand, stored, wanted))
                 }
                 Decision::Serve(_) | Decision::ServeAndRefresh(..) | Decision::Refuse(_) => None,
@@ -353,6 +402,7 @@ impl Tasks {
                     let errand = Errand {
                         cause: BACKGROUND.into(),
                         urgency: Urgency::Background,
+                        calls: Calls::default(),
                     };
                     Some(self.clone().fill(ask.clone(), errand, Some(stored), wanted))
                 }
@@ -374,6 +424,7 @@ impl Tasks {
         reason: FillReason,
         stored: Option<Arc<StoredPage>>,
     ) -> Result<Served, TasksError> {
+        let _counted = self.metrics.fill_waiter();
         let joined = waiting.role == Role::Joined;
         let forward = |fill: Option<&Fill>| CacheStatus::Forward {
             reason,
@@ -381,22 +432,38 @@ impl Tasks {
             stored: !joined && fill.is_some_and(|fill| fill.kept.stored),
             collapsed: joined,
         };
+        let mut span = ask.trace.begin("wait");
+        span.set("gateway.fill.joined", joined);
         let outcome = tokio::time::timeout(self.patience, waiting.outcome())
             .await
             .unwrap_or(Some(Err(UpstreamError::Timeout(self.patience))));
+        if let Some(Err(error)) = &outcome {
+            span.fail(error.as_str());
+        }
+        drop(span);
         match outcome {
             Some(Ok(fill)) => Ok(Served {
                 status: forward(Some(&fill)),
                 page: fill.kept.page,
                 at: Instant::now(),
+                calls: 0,
             }),
             Some(Err(error)) => failed(error, stored.as_ref(), ask, forward(None)),
             None => Err(TasksError {
                 kind: TasksErrorKind::Lost,
                 status: forward(None),
                 age: None,
+                calls: 0,
             }),
         }
+    }
+}
+
+/// The same, with what it cost.
+fn charged(outcome: Result<Served, TasksError>, calls: u32) -> Result<Served, TasksError> {
+    match outcome {
+        Ok(served) => Ok(Served { calls, ..served }),
+        Err(error) => Err(TasksError { calls, ..error }),
     }
 }
 
@@ -411,6 +478,7 @@ fn failed(
         kind: error.into(),
         status,
         age: None,
+        calls: 0,
     })
 }
 
@@ -421,6 +489,7 @@ fn hit(page: Arc<StoredPage>, ttl: i64, at: Instant) -> Served {
         page,
         status: CacheStatus::Hit { ttl, detail },
         at,
+        calls: 0,
     }
 }
 
@@ -448,6 +517,7 @@ fn stand_in(
             detail: Some(detail),
         },
         at: now,
+        calls: 0,
     })
 }
 

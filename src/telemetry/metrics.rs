@@ -1,13 +1,17 @@
 //! Every metric by name, type and labels. Handed to its part; there is no global recorder.
 
 use std::{
-    sync::{Arc, atomic::AtomicU64},
+    fmt,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use http::StatusCode;
 use prometheus_client::{
-    encoding::{EncodeLabelSet, text},
+    encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text},
     metrics::{
         counter::Counter,
         family::{Family, MetricConstructor},
@@ -17,12 +21,19 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use self::{ages::Ages, process::Process};
+use super::LogLosses;
 use crate::cache::CacheStatus;
+
+mod ages;
+mod process;
 
 /// What stands for a client where there is none.
 pub const NO_CLIENT: &str = "none";
 /// What stands for the client of an upstream call that nobody waits for.
 pub const BACKGROUND: &str = "background";
+/// What stands for the status of a request whose client went away before there was one.
+pub const CANCELLED: &str = "cancelled";
 
 /// Bounds in seconds: hits lie in the first four, fills in the rest, the deadline near the end.
 const DURATION_BOUNDS: [f64; 13] = [
@@ -32,8 +43,30 @@ const DURATION_BOUNDS: [f64; 13] = [
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
     route: &'static str,
-    status: u16,
+    status: Ending,
     client: String,
+}
+
+/// How a request ended, as it is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Ending {
+    Answered(StatusCode),
+    /// Its client went away before there was an answer.
+    Cancelled,
+}
+
+impl EncodeLabelValue for Ending {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        match self {
+            Self::Answered(status) => EncodeLabelValue::encode(&status.as_u16(), encoder),
+            Self::Cancelled => EncodeLabelValue::encode(&CANCELLED, encoder),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BuildLabels {
+    version: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -56,6 +89,11 @@ struct OutcomeLabels {
 struct UpstreamLabels {
     status: String,
     client: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CodeLabels {
+    code: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -88,7 +126,7 @@ pub enum Route {
 }
 
 impl Route {
-    const ALL: [Self; 5] = [
+    pub const ALL: [Self; 5] = [
         Self::Tasks,
         Self::BrowserTokens,
         Self::OpenApi,
@@ -210,21 +248,76 @@ impl ConnectionFailure {
     }
 }
 
+/// Why a request or a fill was turned away for want of room, as it is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shed {
+    /// `server.max_in_flight` requests are under way.
+    MaxInFlight,
+    /// Too many requests wait for fills.
+    WaitingPlaces,
+    /// Too many fills wait for the upstream (`upstream.max_queue`).
+    Queue,
+}
+
+impl Shed {
+    const ALL: [Self; 3] = [Self::MaxInFlight, Self::WaitingPlaces, Self::Queue];
+
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::MaxInFlight => "max_in_flight",
+            Self::WaitingPlaces => "waiting_places",
+            Self::Queue => "queue",
+        }
+    }
+}
+
+/// Why spans were not exported, as it is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpanLoss {
+    /// More spans end than the collector takes.
+    QueueFull,
+    /// The collector cannot be reached, fails or refuses them.
+    ExportFailed,
+}
+
+impl SpanLoss {
+    const ALL: [Self; 2] = [Self::QueueFull, Self::ExportFailed];
+
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::QueueFull => "queue_full",
+            Self::ExportFailed => "export_failed",
+        }
+    }
+}
+
 /// Every metric of one gateway.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
     http_requests: Family<RequestLabels, Counter>,
     http_request_duration: Family<RouteLabels, Histogram, Durations>,
+    http_errors: Family<CodeLabels, Counter>,
     http_in_flight: Gauge,
     connections: Gauge,
     connection_failures: Family<ReasonLabels, Counter>,
     cache_lookups: Family<LookupLabels, Counter>,
     cache_bytes: Gauge,
     cache_entries: Gauge,
+    cache_evictions: Counter,
+    page_age: Ages,
     fills: Family<OutcomeLabels, Counter>,
     fill_duration: Histogram,
+    fills_under_way: Gauge,
+    fill_waiters: Gauge,
+    requests_shed: Family<ReasonLabels, Counter>,
     upstream_requests: Family<UpstreamLabels, Counter>,
+    upstream_retries: Counter,
+    slot_queue: Gauge,
+    quota_queue: Family<CredentialLabels, Gauge>,
+    credential_state: Family<CredentialLabels, Gauge>,
     unknown_messages: Counter,
     token_switches: Family<CredentialLabels, Counter>,
     upstream_quota_remaining: Family<CredentialLabels, Gauge<f64, AtomicU64>>,
@@ -232,6 +325,9 @@ pub struct Metrics {
     circuit_state: Family<CredentialLabels, Gauge>,
     auth_failures: Family<ReasonLabels, Counter>,
     config_reloads: Family<OutcomeLabels, Counter>,
+    log_lines_dropped: Counter,
+    log_losses: OnceLock<LogLosses>,
+    traces_dropped: Family<ReasonLabels, Counter>,
     panics: Counter,
 }
 
@@ -240,18 +336,28 @@ impl Metrics {
     #[must_use]
     pub fn new<'a>(credentials: impl IntoIterator<Item = &'a str>) -> Arc<Self> {
         let mut metrics = Self {
-            registry: Registry::with_prefix("gateway"),
+            registry: Registry::default(),
             http_requests: Family::default(),
             http_request_duration: Family::new_with_constructor(Durations),
+            http_errors: Family::default(),
             http_in_flight: Gauge::default(),
             connections: Gauge::default(),
             connection_failures: Family::default(),
             cache_lookups: Family::default(),
             cache_bytes: Gauge::default(),
             cache_entries: Gauge::default(),
+            cache_evictions: Counter::default(),
+            page_age: Ages::default(),
             fills: Family::default(),
             fill_duration: Durations.new_metric(),
+            fills_under_way: Gauge::default(),
+            fill_waiters: Gauge::default(),
+            requests_shed: Family::default(),
             upstream_requests: Family::default(),
+            upstream_retries: Counter::default(),
+            slot_queue: Gauge::default(),
+            quota_queue: Family::default(),
+            credential_state: Family::default(),
             unknown_messages: Counter::default(),
             token_switches: Family::default(),
             upstream_quota_remaining: Family::default(),
@@ -259,6 +365,9 @@ impl Metrics {
             circuit_state: Family::default(),
             auth_failures: Family::default(),
             config_reloads: Family::default(),
+            log_lines_dropped: Counter::default(),
+            log_losses: OnceLock::new(),
+            traces_dropped: Family::default(),
             panics: Counter::default(),
         };
         metrics.register();
@@ -267,16 +376,23 @@ impl Metrics {
     }
 
     fn register(&mut self) {
-        let all = &mut self.registry;
+        self.registry.register_collector(Box::new(Process));
+        let all = self.registry.sub_registry_with_prefix("gateway");
+        all.register("build_info", "Always 1; which version runs", build_info());
         all.register(
             "http_requests",
-            "Requests answered, by route, status and client",
+            "Requests ended, by route, status and client; the status is cancelled where the client went away before there was one",
             self.http_requests.clone(),
         );
         all.register(
             "http_request_duration_seconds",
             "Time from a request's header to its answer's",
             self.http_request_duration.clone(),
+        );
+        all.register(
+            "http_errors",
+            "Errors answered, by their code",
+            self.http_errors.clone(),
         );
         all.register(
             "http_requests_in_flight",
@@ -305,6 +421,16 @@ impl Metrics {
         );
         all.register("cache_entries", "Pages stored", self.cache_entries.clone());
         all.register(
+            "cache_evictions",
+            "Pages pushed out for want of room",
+            self.cache_evictions.clone(),
+        );
+        all.register(
+            "page_age_seconds",
+            "How old pages were when they were served, from the cache or not",
+            self.page_age.clone(),
+        );
+        all.register(
             "fills",
             "Pages fetched from the upstream, by outcome",
             self.fills.clone(),
@@ -315,9 +441,44 @@ impl Metrics {
             self.fill_duration.clone(),
         );
         all.register(
+            "fills_under_way",
+            "Pages being fetched",
+            self.fills_under_way.clone(),
+        );
+        all.register(
+            "fill_waiters",
+            "Requests that wait for a page being fetched",
+            self.fill_waiters.clone(),
+        );
+        all.register(
+            "requests_shed",
+            "What was turned away for want of room: requests beyond server.max_in_flight, requests that found no place to wait for a fill, fills that found none in the queue for the upstream",
+            self.requests_shed.clone(),
+        );
+        all.register(
             "upstream_requests",
             "Calls to the upstream, by its status and the client that caused them",
             self.upstream_requests.clone(),
+        );
+        all.register(
+            "upstream_retries",
+            "Further tries of calls that failed for a while",
+            self.upstream_retries.clone(),
+        );
+        all.register(
+            "upstream_slot_queue_length",
+            "Calls that wait for one of upstream.max_concurrency slots",
+            self.slot_queue.clone(),
+        );
+        all.register(
+            "upstream_quota_queue_length",
+            "Calls that wait for the quota",
+            self.quota_queue.clone(),
+        );
+        all.register(
+            "credential_state",
+            "How the upstream takes a credential: 0 it is good, 1 it goes on with its next token, 2 it is refused",
+            self.credential_state.clone(),
         );
         all.register(
             "upstream_unknown_messages",
@@ -355,6 +516,16 @@ impl Metrics {
             self.config_reloads.clone(),
         );
         all.register(
+            "log_lines_dropped",
+            "Lines that the log could not take in time",
+            self.log_lines_dropped.clone(),
+        );
+        all.register(
+            "traces_dropped",
+            "Spans that were not exported, by reason",
+            self.traces_dropped.clone(),
+        );
+        all.register(
             "panics",
             "Requests that ended in a bug",
             self.panics.clone(),
@@ -366,13 +537,16 @@ impl Metrics {
             let route = route.as_str();
             let _ = self.http_requests.get_or_create(&RequestLabels {
                 route,
-                status: 200,
+                status: Ending::Answered(StatusCode::OK),
                 client: NO_CLIENT.to_owned(),
             });
             let _ = self
                 .http_request_duration
                 .get_or_create(&RouteLabels { route });
         }
+        let _ = self
+            .http_errors
+            .get_or_create(&CodeLabels { code: "internal" });
         for outcome in CacheStatus::OUTCOMES {
             let client = NO_CLIENT.to_owned();
             let _ = self
@@ -397,6 +571,12 @@ impl Metrics {
             let reason = reason.as_str();
             let _ = self.auth_failures.get_or_create(&ReasonLabels { reason });
         }
+        for reason in Shed::ALL.map(Shed::as_str) {
+            let _ = self.requests_shed.get_or_create(&ReasonLabels { reason });
+        }
+        for reason in SpanLoss::ALL.map(SpanLoss::as_str) {
+            let _ = self.traces_dropped.get_or_create(&ReasonLabels { reason });
+        }
         for outcome in [ReloadOutcome::Applied, ReloadOutcome::Refused] {
             let outcome = outcome.as_str();
             let _ = self
@@ -420,6 +600,8 @@ impl Metrics {
             let _ = self.token_switches.get_or_create(&labels);
             let _ = self.cache_lifetime.get_or_create(&labels);
             let _ = self.circuit_state.get_or_create(&labels);
+            let _ = self.quota_queue.get_or_create(&labels);
+            let _ = self.credential_state.get_or_create(&labels);
         }
     }
 
@@ -445,13 +627,55 @@ impl Metrics {
         self.http_requests
             .get_or_create(&RequestLabels {
                 route,
-                status: status.as_u16(),
+                status: Ending::Answered(status),
                 client: client.to_owned(),
             })
             .inc();
         self.http_request_duration
             .get_or_create(&RouteLabels { route })
             .observe(took.as_secs_f64());
+    }
+
+    /// A request was answered with the error of this code.
+    pub fn answered_error(&self, code: &'static str) {
+        self.http_errors.get_or_create(&CodeLabels { code }).inc();
+    }
+
+    /// A request's client went away before there was an answer. Who it was is known to the answer alone.
+    pub fn cancelled(&self, route: Route) {
+        self.http_requests
+            .get_or_create(&RequestLabels {
+                route: route.as_str(),
+                status: Ending::Cancelled,
+                client: NO_CLIENT.to_owned(),
+            })
+            .inc();
+    }
+
+    /// A page of this age was served.
+    pub fn page_served(&self, age: Duration) {
+        self.page_age.observe(age);
+    }
+
+    /// A request or a fill was turned away for want of room.
+    pub fn shed(&self, reason: Shed) {
+        let reason = reason.as_str();
+        self.requests_shed
+            .get_or_create(&ReasonLabels { reason })
+            .inc();
+    }
+
+    /// A call is tried again.
+    pub fn retried(&self) {
+        self.upstream_retries.inc();
+    }
+
+    /// Spans are lost.
+    pub fn spans_lost(&self, reason: SpanLoss, count: u64) {
+        let reason = reason.as_str();
+        self.traces_dropped
+            .get_or_create(&ReasonLabels { reason })
+            .inc_by(count);
     }
 
     /// The cache did `outcome` for a request of `client`.
@@ -513,6 +737,12 @@ impl Metrics {
         GaugeGuard::new(&self.http_in_flight)
     }
 
+    /// Counts up while the guard lives.
+    #[must_use]
+    pub fn fill_waiter(&self) -> GaugeGuard {
+        GaugeGuard::new(&self.fill_waiters)
+    }
+
     /// Requests under way.
     #[must_use]
     pub fn in_flight(&self) -> i64 {
@@ -553,18 +783,67 @@ impl Metrics {
         self.circuit_state.get_or_create(&labels).set(state);
     }
 
+    /// How the upstream takes `credential`: 0 good, 1 by its next token, 2 refused.
+    pub fn credential_state(&self, credential: &str, state: i64) {
+        let labels = CredentialLabels {
+            credential: credential.to_owned(),
+        };
+        self.credential_state.get_or_create(&labels).set(state);
+    }
+
+    /// Calls that wait for the quota of `credential`.
+    pub fn quota_queue(&self, credential: &str, length: usize) {
+        let labels = CredentialLabels {
+            credential: credential.to_owned(),
+        };
+        set(&self.quota_queue.get_or_create(&labels), length as u64);
+    }
+
+    /// Calls that wait for a slot.
+    pub fn slot_queue(&self, length: usize) {
+        set(&self.slot_queue, length as u64);
+    }
+
+    /// Pages being fetched.
+    pub fn fills_under_way(&self, count: usize) {
+        set(&self.fills_under_way, count as u64);
+    }
+
+    /// Pages evicted since the start.
+    pub fn evicted(&self, total: u64) {
+        self.cache_evictions.inner().store(total, Ordering::Relaxed);
+    }
+
+    /// Counts what the log loses from now on; the first log that is given stays.
+    pub fn watch_log(&self, losses: LogLosses) {
+        let _ = self.log_losses.set(losses);
+    }
+
     /// Everything in Prometheus's text form. `cache` is the bytes and entries stored now.
     #[must_use]
     pub fn encode(&self, cache: (u64, u64)) -> String {
-        let set = |gauge: &Gauge, value: u64| {
-            gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
-        };
         set(&self.cache_bytes, cache.0);
         set(&self.cache_entries, cache.1);
+        if let Some(losses) = self.log_losses.get() {
+            self.log_lines_dropped
+                .inner()
+                .store(losses.count(), Ordering::Relaxed);
+        }
         let mut out = String::new();
         text::encode(&mut out, &self.registry).expect("writing to a string cannot fail");
         as_prometheus_text(&out)
     }
+}
+
+fn set(gauge: &Gauge, value: u64) {
+    gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+}
+
+fn build_info() -> Family<BuildLabels, Gauge> {
+    let family = Family::<BuildLabels, Gauge>::default();
+    let version = env!("CARGO_PKG_VERSION");
+    family.get_or_create(&BuildLabels { version }).set(1);
+    family
 }
 
 /// Prometheus's text form from OpenMetrics, which differ in two things: there a counter is described without its `_total`, and the
@@ -629,6 +908,18 @@ mod tests {
             "gateway_circuit_state",
             "gateway_auth_failures_total",
             "gateway_config_reloads_total",
+            "gateway_build_info",
+            "gateway_cache_evictions_total",
+            "gateway_page_age_seconds",
+            "gateway_fills_under_way",
+            "gateway_fill_waiters",
+            "gateway_requests_shed_total",
+            "gateway_upstream_retries_total",
+            "gateway_upstream_slot_queue_length",
+            "gateway_upstream_quota_queue_length",
+            "gateway_credential_state",
+            "gateway_log_lines_dropped_total",
+            "gateway_traces_dropped_total",
         ] {
             assert!(described.contains(&name), "{name} is missing");
         }

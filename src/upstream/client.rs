@@ -3,7 +3,10 @@
 //! What it sends is fixed here and holds nothing of a client's but the request id. It follows no redirect and knows one origin.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     task::{Context, Poll},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -22,6 +25,7 @@ use super::{Credential, Head, Sent, TokenSlot, Urgency, error::causes};
 use crate::{
     config::UpstreamConfig,
     domain::{PageQuery, SpaceToken},
+    telemetry::traces::{Place, Span, TRACEPARENT},
 };
 
 const ORG_HANDLE: HeaderName = HeaderName::from_static("org-handle");
@@ -48,6 +52,26 @@ pub struct PageRequest {
     pub urgency: Urgency,
     /// Tells the circuit when this try leaves; each try has its own.
     pub sent: Sent,
+    /// Counts the tries.
+    pub calls: Calls,
+    /// What each try's span stands below.
+    pub trace: Place,
+}
+
+/// How many calls of the upstream a page has cost. A clone counts on.
+#[derive(Clone, Debug, Default)]
+pub struct Calls(Arc<AtomicU32>);
+
+impl Calls {
+    #[must_use]
+    pub fn count(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Counts one more; returns how many there were before it.
+    fn add(&self) -> u32 {
+        self.0.fetch_add(1, Ordering::Relaxed)
+    }
 }
 
 /// What the upstream gave to ask by whether a stored page still holds, verbatim (RFC 9110 section 13.1).
@@ -88,6 +112,20 @@ pub enum ClientError {
     TooLarge(usize),
 }
 
+impl ClientError {
+    /// The name under which a trace shows it.
+    #[must_use]
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Request(_) => "request_failed",
+            Self::NotHttp(_) => "not_http",
+            Self::Broken(_) => "connection_broken",
+            Self::Truncated(_) => "truncated",
+            Self::TooLarge(_) => "too_large",
+        }
+    }
+}
+
 /// Why no client could be built.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
@@ -104,6 +142,8 @@ pub enum BuildError {
 pub struct Client {
     http: reqwest::Client,
     base_url: Arc<str>,
+    /// Host and port, as traces show them.
+    origin: (Arc<str>, u16),
     max_body: usize,
 }
 
@@ -136,11 +176,44 @@ impl Client {
         Ok(Self {
             http: builder.build()?,
             base_url: prefix(config.base_url()).into(),
+            origin: origin(config.base_url()),
             max_body: config.max_body,
         })
     }
 
+    /// A try, with a span of its own where there is a trace.
     async fn ask(self, request: PageRequest) -> Result<RawAnswer, ClientError> {
+        let tries_before = request.calls.add();
+        let mut span = request.trace.begin_call("GET");
+        self.describe(&mut span, &request.space, tries_before);
+        let outcome = self.exchange(request, span.place()).await;
+        match &outcome {
+            Ok(answer) => note_status(&mut span, answer.status),
+            Err(error) => span.fail(error.as_str()),
+        }
+        outcome
+    }
+
+    /// Without `url.full`, which holds the space token.
+    fn describe(&self, span: &mut Span, space: &SpaceToken, tries_before: u32) {
+        span.set("http.request.method", "GET");
+        span.set(
+            "url.template",
+            "/api/v2/platform/spaces/{space_token}/tasks/",
+        );
+        span.set_with("server.address", || self.origin.0.to_string());
+        span.set("server.port", i64::from(self.origin.1));
+        span.set_with("gateway.space", || space.to_string());
+        if tries_before > 0 {
+            span.set("http.request.resend_count", i64::from(tries_before));
+        }
+    }
+
+    async fn exchange(
+        &self,
+        request: PageRequest,
+        place: &Place,
+    ) -> Result<RawAnswer, ClientError> {
         let url = format!(
             "{}/api/v2/platform/spaces/{}/tasks/?{}",
             self.base_url,
@@ -152,7 +225,7 @@ impl Client {
         let response = self
             .http
             .get(url)
-            .headers(request_headers(request))
+            .headers(request_headers(request, place))
             .send()
             .await
             .map_err(request_error)?;
@@ -183,8 +256,34 @@ impl Service<PageRequest> for Client {
     }
 }
 
+/// Begins a client of another service than the upstream: no redirects, no proxy, and none of the upstream's connections.
+///
+/// # Errors
+///
+/// Returns what is wrong with the TLS set-up.
+pub fn other_client(url: &Url) -> Result<reqwest::ClientBuilder, BuildError> {
+    let mut roots = rustls::RootCertStore::empty();
+    if url.scheme() == "https" {
+        add_system_roots(&mut roots);
+    }
+    #[expect(clippy::disallowed_methods, reason = "the upstream's is another")]
+    let builder = reqwest::Client::builder();
+    Ok(builder
+        .tls_backend_preconfigured(tls_trusting(roots)?)
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .no_proxy()
+        .referer(false)
+        .user_agent(USER_AGENT))
+}
+
 fn prefix(base_url: &Url) -> String {
     base_url.as_str().trim_end_matches('/').to_owned()
+}
+
+fn origin(base_url: &Url) -> (Arc<str>, u16) {
+    let port = base_url.port_or_known_default().unwrap_or_default();
+    (base_url.host_str().unwrap_or_default().into(), port)
 }
 
 fn unix_now() -> i64 {
@@ -200,8 +299,15 @@ fn fixed_headers() -> HeaderMap {
     ])
 }
 
-fn request_headers(request: PageRequest) -> HeaderMap {
-    let mut headers = HeaderMap::with_capacity(5);
+fn note_status(span: &mut Span, status: StatusCode) {
+    span.set("http.response.status_code", i64::from(status.as_u16()));
+    if status.is_client_error() || status.is_server_error() {
+        span.fail(status.as_str().to_owned());
+    }
+}
+
+fn request_headers(request: PageRequest, place: &Place) -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(6);
     headers.insert(
         AUTHORIZATION,
         request.credential.authorization(request.token).clone(),
@@ -211,6 +317,7 @@ fn request_headers(request: PageRequest) -> HeaderMap {
         (ORG_HANDLE, request.credential.org_handle.clone()),
         (IF_NONE_MATCH, request.validators.etag),
         (IF_MODIFIED_SINCE, request.validators.last_modified),
+        (TRACEPARENT, place.traceparent()),
     ];
     for (name, value) in optional {
         if let Some(value) = value {
@@ -293,7 +400,7 @@ fn tls_config(config: &UpstreamConfig) -> Result<rustls::ClientConfig, BuildErro
 /// # Errors
 ///
 /// Returns the error of a provider that lacks the protocol versions we ask for.
-pub fn tls_trusting(roots: rustls::RootCertStore) -> Result<rustls::ClientConfig, rustls::Error> {
+fn tls_trusting(roots: rustls::RootCertStore) -> Result<rustls::ClientConfig, rustls::Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     Ok(rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
@@ -302,7 +409,7 @@ pub fn tls_trusting(roots: rustls::RootCertStore) -> Result<rustls::ClientConfig
 }
 
 /// Adds the authorities that this system trusts; those that cannot be read are left out.
-pub fn add_system_roots(roots: &mut rustls::RootCertStore) {
+fn add_system_roots(roots: &mut rustls::RootCertStore) {
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
 }
 

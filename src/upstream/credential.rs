@@ -116,6 +116,16 @@ impl Credential {
         self.standing.refused.load(Ordering::Relaxed)
     }
 
+    /// As `gateway_credential_state` shows it.
+    #[must_use]
+    pub fn state_as_number(&self) -> i64 {
+        match (self.is_refused(), self.preferred()) {
+            (true, _) => 2,
+            (false, TokenSlot::Next) => 1,
+            (false, TokenSlot::Current) => 0,
+        }
+    }
+
     /// Notes whether the upstream takes it; `true` where that is news.
     pub fn set_refused(&self, refused: bool) -> bool {
         self.standing.refused.swap(refused, Ordering::Relaxed) != refused

@@ -2,10 +2,11 @@
 
 use http::HeaderValue;
 
-use super::{Credentials, PageRequest, Sent, TokenSlot, Urgency, Validators};
+use super::{Calls, Credentials, PageRequest, Sent, TokenSlot, Urgency, Validators};
 use crate::{
     config::{Config, UpstreamConfig},
     domain::{PageQuery, SpaceToken},
+    telemetry::traces::Place,
 };
 
 /// `[upstream]` by its defaults, but for what `lines` say.
@@ -31,5 +32,7 @@ pub(super) fn request(lines: &str) -> PageRequest {
         cause: "test".into(),
         urgency: Urgency::Waiting,
         sent: Sent::default(),
+        calls: Calls::default(),
+        trace: Place::default(),
     }
 }

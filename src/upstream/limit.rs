@@ -30,6 +30,12 @@ impl LimitLayer {
             }),
         }
     }
+
+    /// How many calls wait for a slot.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.slots.line.len()
+    }
 }
 
 #[derive(Debug)]

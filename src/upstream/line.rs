@@ -109,7 +109,12 @@ impl Line {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.lock().waiting == 0
+        self.len() == 0
+    }
+
+    /// How many wait.
+    pub(super) fn len(&self) -> usize {
+        self.lock().waiting
     }
 
     /// How many would be served before `client` if it came now.

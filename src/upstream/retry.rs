@@ -18,7 +18,7 @@ use tower::{
 };
 
 use super::{PageRequest, UpstreamError};
-use crate::config::UpstreamConfig;
+use crate::{config::UpstreamConfig, telemetry::metrics::Metrics};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -33,16 +33,18 @@ pub(super) struct RetryLayer {
     retries: u32,
     budget: Arc<TpsBudget>,
     deadline: Duration,
+    metrics: Arc<Metrics>,
 }
 
 impl RetryLayer {
-    pub(super) fn new(config: &UpstreamConfig) -> Self {
+    pub(super) fn new(config: &UpstreamConfig, metrics: Arc<Metrics>) -> Self {
         // tower refuses NaN and negatives alone; the configuration admits neither.
         let budget = TpsBudget::new(BUDGET_TTL, FREE_PER_SECOND, config.retry_budget as f32);
         Self {
             retries: config.retries,
             budget: Arc::new(budget),
             deadline: config.timeout,
+            metrics,
         }
     }
 
@@ -53,6 +55,7 @@ impl RetryLayer {
             began: Instant::now(),
             deadline: self.deadline,
             pauses: FullJitter::new(),
+            metrics: self.metrics.clone(),
         }
     }
 }
@@ -102,6 +105,7 @@ pub(super) struct TransientRetry {
     began: Instant,
     deadline: Duration,
     pauses: FullJitter,
+    metrics: Arc<Metrics>,
 }
 
 impl TransientRetry {
@@ -139,6 +143,7 @@ impl<R> Policy<PageRequest, R, UpstreamError> for TransientRetry {
             return None;
         }
         self.left -= 1;
+        self.metrics.retried();
         request.urgency = request.urgency.of_a_retry();
         Some(sleep(pause))
     }

@@ -78,7 +78,7 @@ export async function openPage(t, options = {}) {
   })
   const requests = []
   page.on('request', (request) => requests.push(request))
-  return { page, context, requests, assertQuiet: () => assert.deepEqual(complaints, []) }
+  return { page, context, requests, complaints, assertQuiet: () => assert.deepEqual(complaints, []) }
 }
 
 // Asks until `condition` holds of what `ask` gives.

@@ -1,6 +1,9 @@
 //! The operators' listener.
 
-use unpod_gateway::simulator::world;
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+use unpod_gateway::{domain::SpaceToken, simulator::world};
 
 use crate::gateway::{Gateway, setup, start};
 
@@ -138,6 +141,155 @@ async fn metrics_count_what_happened() {
         assert!(text.contains(line), "{line} is missing in\n{text}");
     }
     assert!(!text.contains(world::SUPPORT));
+}
+
+/// A sample in a form of its own. Durations are sums of whole nanoseconds; beyond them the test's JSON reader is not exact.
+fn sample(name: &str, mut labels: Vec<String>, value: f64) -> String {
+    labels.sort_unstable();
+    format!("{name}{{{}}} {value:.9}", labels.join(","))
+}
+
+fn samples_of_text(metrics: &str) -> BTreeSet<String> {
+    let lines = metrics.lines().filter(|line| !line.starts_with('#'));
+    lines
+        .map(|line| {
+            let (name, value) = line.rsplit_once(' ').unwrap();
+            let (name, labels) = name.split_once('{').unwrap_or((name, ""));
+            let labels = labels.trim_end_matches('}').split(',');
+            let labels = labels.filter(|label| !label.is_empty());
+            sample(
+                name,
+                labels.map(str::to_owned).collect(),
+                value.parse().unwrap(),
+            )
+        })
+        .collect()
+}
+
+fn samples_of_json(metrics: &Value) -> BTreeSet<String> {
+    let by_name = metrics.as_object().unwrap().iter();
+    by_name
+        .flat_map(|(name, samples)| {
+            samples.as_array().unwrap().iter().map(move |told| {
+                let labels = told["labels"].as_object().unwrap().iter();
+                let labels = labels.map(|(label, value)| format!("{label}={value}"));
+                sample(name, labels.collect(), told["value"].as_f64().unwrap())
+            })
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn the_status_holds_every_sample_of_the_metrics() {
+    let gateway = start().await;
+    gateway.tasks(world::SUPPORT, "").await;
+    gateway.tasks(world::SUPPORT, "").await;
+    gateway.tasks(world::UNKNOWN_SPACE, "").await;
+    // Connections are samples too: ours stays as it is.
+    let (_, metrics) = ask(&gateway, "GET", "/metrics").await;
+
+    let (code, status) = ask(&gateway, "GET", "/status").await;
+
+    assert_eq!(code, 200);
+    let status: Value = serde_json::from_str(&status).unwrap();
+    let [in_text, in_json] = [
+        samples_of_text(&metrics),
+        samples_of_json(&status["metrics"]),
+    ];
+    // What the process has used goes on changing between the two.
+    let differ: Vec<_> = in_text
+        .symmetric_difference(&in_json)
+        .filter(|sample| !sample.starts_with("process_"))
+        .collect();
+    assert!(differ.is_empty(), "{differ:#?}");
+    let counted = "gateway_http_errors_total{code=\"space_not_found\"} 1.000000000";
+    assert!(in_json.contains(counted), "{in_json:#?}");
+}
+
+#[tokio::test]
+async fn the_status_tells_of_spaces_by_fingerprint_and_of_credentials() {
+    let quota = "[upstream]\nquota_per_minute = 90";
+    let gateway = setup().with(quota).start().await;
+    for (space, page_size) in [
+        (world::ARCHIVE, 1),
+        (world::SUPPORT, 1),
+        (world::SUPPORT, 2),
+    ] {
+        let query = format!("?page_size={page_size}");
+        gateway.tasks(space, &query).await;
+    }
+
+    let (_, text) = ask(&gateway, "GET", "/status").await;
+
+    let status: Value = serde_json::from_str(&text).unwrap();
+    let support = SpaceToken::new(world::SUPPORT).unwrap().to_string();
+    let largest = &status["spaces"][0];
+    assert_eq!(largest["space"], support);
+    assert_eq!(largest["credential"], "default");
+    assert_eq!(
+        (&largest["pages"], &largest["fresh"]),
+        (&json!(2), &json!(2))
+    );
+    assert!(largest["bytes"].as_u64().unwrap() > 0);
+    assert!(largest["youngest_age"].as_u64() <= largest["oldest_age"].as_u64());
+    assert_eq!(status["spaces"].as_array().unwrap().len(), 2);
+    let credential = &status["credentials"][0];
+    assert_eq!(credential["name"], "default");
+    assert_eq!(credential["circuit"], "closed");
+    assert_eq!(credential["refused"], false);
+    assert_eq!(credential["calls_per_minute"], 90);
+    assert_eq!(status["readiness"]["status"], "ready");
+    for secret in [world::SUPPORT, world::ARCHIVE, world::ACME_TOKEN] {
+        assert!(!text.contains(secret), "{secret}");
+    }
+}
+
+#[tokio::test]
+async fn a_space_is_dropped_by_its_fingerprint() {
+    let gateway = start().await;
+    gateway.tasks(world::SUPPORT, "").await;
+    gateway.tasks(world::ARCHIVE, "").await;
+    let fingerprint = SpaceToken::new(world::SUPPORT).unwrap();
+
+    let (status, _) = ask(
+        &gateway,
+        "DELETE",
+        &format!("/cache/fingerprints/{fingerprint}"),
+    )
+    .await;
+
+    assert_eq!(status, 204);
+    let dropped = gateway.tasks(world::SUPPORT, "").await;
+    assert_eq!(
+        dropped.cache_status(),
+        "fwd=uri-miss; fwd-status=200; stored"
+    );
+    assert_eq!(
+        gateway.tasks(world::ARCHIVE, "").await.cache_status(),
+        "hit"
+    );
+    let token = format!("/cache/fingerprints/{}", world::ARCHIVE);
+    assert_eq!(ask(&gateway, "DELETE", &token).await.0, 404);
+}
+
+#[tokio::test]
+async fn the_dashboard_may_load_its_own_files_alone() {
+    let gateway = start().await;
+    for (path, content_type) in [
+        ("/", "text/html; charset=utf-8"),
+        ("/dashboard.css", "text/css; charset=utf-8"),
+        ("/dashboard.js", "text/javascript; charset=utf-8"),
+    ] {
+        let url = format!("{}{path}", gateway.admin_url());
+        let response = gateway.http().get(url).send().await.unwrap();
+        assert_eq!(response.status().as_u16(), 200, "{path}");
+        let field = |name: &str| response.headers()[name].to_str().unwrap();
+        assert_eq!(field("content-type"), content_type);
+        let policy = field("content-security-policy");
+        assert!(policy.starts_with("default-src 'none'; "), "{policy}");
+        assert!(!policy.contains("unsafe"), "{policy}");
+        assert_eq!(field("x-content-type-options"), "nosniff");
+    }
 }
 
 #[tokio::test]

@@ -6,12 +6,12 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader, Lines},
+    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader, Lines},
     net::TcpStream,
     process::{Child, Command},
     task::JoinHandle,
 };
-use unpod_gateway::simulator::{Options, Simulator, world};
+use unpod_gateway::simulator::{Control, Options, Simulator, world};
 
 use crate::{
     answer::{Ask, http_client},
@@ -522,6 +522,33 @@ async fn a_second_signal_ends_at_once() {
     assert_eq!(code, Some(1));
 }
 
+const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+
+/// Asks for a page that the upstream holds back, and goes away once it was asked for.
+async fn hang_up(served: &Served, path: &str, id: &str, upstream: Control) {
+    let asked = upstream.requests();
+    let mut stream = TcpStream::connect(&served.data).await.unwrap();
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: gateway\r\nAuthorization: Token {READER}\r\n\
+         X-Request-Id: {id}\r\nTraceparent: 00-{TRACE}-00f067aa0ba902b7-01\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    upstream.wait_for_requests(asked + 1).await;
+    drop(stream);
+    let line =
+        "gateway_http_requests_total{route=\"tasks\",status=\"cancelled\",client=\"none\"} 1";
+    let url = format!("http://{}/metrics", served.admin);
+    let counted = async {
+        loop {
+            let text = http_client().get(&url).send().await.unwrap().text().await;
+            if text.unwrap().lines().any(|counted| counted == line) {
+                return;
+            }
+        }
+    };
+    patiently("the count of who went away", counted).await;
+}
+
 #[tokio::test]
 async fn the_access_log_has_one_line_a_request() {
     let logging = "[telemetry]\nfilter = \"info\"\naccess_log = true";
@@ -537,6 +564,15 @@ async fn the_access_log_has_one_line_a_request() {
         .header("x-request-id", "third")
         .await;
     served.get("/healthz").await;
+    let hold = simulator.control().hold();
+    hang_up(
+        &served,
+        &format!("{path}?page=2"),
+        "fourth",
+        simulator.control(),
+    )
+    .await;
+    hold.release();
 
     served.signal("-TERM").await;
     let (_, log) = served.end().await;
@@ -552,10 +588,24 @@ async fn the_access_log_has_one_line_a_request() {
             .map(|line| line[name].as_str().unwrap_or("-").to_owned())
             .collect()
     };
-    assert_eq!(told("request.id"), ["first", "second", "third"]);
-    assert_eq!(told("client.name"), ["reader", "reader", "none"]);
-    assert_eq!(told("cache.outcome"), ["miss", "hit", "-"]);
-    assert_eq!(told("response.code"), ["-", "-", "unauthenticated"]);
+    assert_eq!(told("request.id"), ["first", "second", "third", "fourth"]);
+    assert_eq!(told("client.name"), ["reader", "reader", "none", "none"]);
+    assert_eq!(told("cache.outcome"), ["miss", "hit", "-", "-"]);
+    assert_eq!(
+        told("response.code"),
+        ["-", "-", "unauthenticated", "cancelled"]
+    );
+    assert_eq!(told("peer.address"), ["127.0.0.1"; 4]);
+    assert_eq!(told("client.address"), ["127.0.0.1"; 4]);
+    assert_eq!(told("trace.id"), ["-", "-", "-", TRACE]);
+    let number =
+        |name: &str| -> Vec<Option<u64>> { lines.iter().map(|line| line[name].as_u64()).collect() };
+    assert_eq!(number("upstream.calls"), [Some(1), Some(0), None, None]);
+    assert_eq!(
+        number("response.status"),
+        [Some(200), Some(200), Some(401), None]
+    );
+    assert!(number("response.duration_us").iter().all(Option::is_some));
     assert!(!Path::new(&told("space")[0]).has_root());
     assert!(log.iter().all(|line| !line.contains(world::SUPPORT)));
 }

@@ -15,7 +15,7 @@ use unpod_gateway::{
     config::Config,
     domain::{PageQuery, SpaceToken},
     service::{Ask, Served, Tasks, TasksError},
-    telemetry::metrics::Metrics,
+    telemetry::{metrics::Metrics, traces::Place},
     upstream::{
         Answer, Content, Credential, Credentials, Head, PageRequest, QuotaLayer, UpstreamError,
         read_page,
@@ -120,6 +120,7 @@ impl Readers {
             directives: RequestDirectives::default(),
             client: "reader".into(),
             request_id: HeaderValue::from_static("id"),
+            trace: Place::default(),
         };
         self.tasks.page(&ask).await
     }

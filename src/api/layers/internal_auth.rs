@@ -21,7 +21,10 @@ use crate::{
         peer::{ClientCertificate, Peer, TrustedProxies},
         rate_limit::RateLimit,
     },
-    telemetry::metrics::{AuthFailure, Metrics},
+    telemetry::{
+        metrics::{AuthFailure, Metrics},
+        traces::Place,
+    },
 };
 
 const WINDOW: Duration = Duration::from_secs(60);
@@ -100,9 +103,14 @@ where
             return Either::Left(self.inner.call(request));
         }
         let policy = self.shared.policy.load_full();
-        match identify(&policy.clients, &request) {
+        let trace = request.extensions().get().cloned().unwrap_or_default();
+        match identify_traced(&trace, &policy.clients, &request) {
             Ok(client) => {
-                request.extensions_mut().insert(Caller { client, policy });
+                request.extensions_mut().insert(Caller {
+                    client,
+                    policy,
+                    trace,
+                });
                 Either::Left(self.inner.call(request))
             }
             Err(reason) => {
@@ -111,6 +119,20 @@ where
             }
         }
     }
+}
+
+fn identify_traced<B>(
+    trace: &Place,
+    clients: &Clients,
+    request: &Request<B>,
+) -> Result<Arc<Client>, AuthFailure> {
+    let mut span = trace.begin("auth");
+    let identified = identify(clients, request);
+    match &identified {
+        Ok(client) => span.set_with("gateway.client", || client.name.to_string()),
+        Err(reason) => span.fail(reason.as_str()),
+    }
+    identified
 }
 
 /// By `Authorization` where there is one, good or bad; else by the connection's certificate.

@@ -2,22 +2,30 @@
 
 use std::{
     future::Future,
+    net::IpAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use axum::{body::Body, response::Response};
-use http::{HeaderName, HeaderValue, Method, Request, header};
+use http::{HeaderName, HeaderValue, Method, Request, StatusCode, header};
 use http_body::Body as _;
+use opentelemetry::trace::{SpanContext, TraceId};
 use tokio::time::Instant;
 use tower::{Layer, Service};
 use tracing::info;
 
 use crate::{
-    api::ApiError,
+    api::{
+        ApiError,
+        peer::{Peer, TrustedProxies},
+    },
     domain::SpaceToken,
-    telemetry::metrics::{GaugeGuard, Metrics, NO_CLIENT, Route},
+    telemetry::{
+        metrics::{CANCELLED, GaugeGuard, Metrics, NO_CLIENT, Route},
+        traces::{Span, Tracer, traceparent},
+    },
 };
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -37,6 +45,8 @@ pub struct Facts {
     pub space: Option<SpaceToken>,
     pub cache: Option<&'static str>,
     pub age_s: Option<u64>,
+    /// What the request cost: 0 where the page was stored, or fetched for another.
+    pub upstream_calls: u32,
 }
 
 /// Whether each request is logged.
@@ -49,16 +59,89 @@ pub enum AccessLog {
 /// Observes what passes.
 #[derive(Clone, Debug)]
 pub struct ObserveLayer {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
     metrics: Arc<Metrics>,
     access_log: AccessLog,
+    proxies: TrustedProxies,
+    /// `None`: tracing is off.
+    tracer: Option<Tracer>,
+}
+
+impl Shared {
+    fn begin_span<B>(
+        &self,
+        request: &Request<B>,
+        route: Route,
+        caller: Option<SpanContext>,
+    ) -> Span {
+        match &self.tracer {
+            // Probes ask for it all day.
+            Some(tracer) if route != Route::Health => begin_span(tracer, request, route, caller),
+            Some(_) | None => Span::default(),
+        }
+    }
+}
+
+/// Below the caller's span, where one was told.
+fn begin_span<B>(
+    tracer: &Tracer,
+    request: &Request<B>,
+    route: Route,
+    caller: Option<SpanContext>,
+) -> Span {
+    let method = known_method(request.method());
+    let template = template(route);
+    let name = match (method, template) {
+        (Some(method), Some(template)) => format!("{method} {template}").into(),
+        (Some(method), None) => method.into(),
+        (None, _) => "HTTP".into(),
+    };
+    let mut span = tracer.begin(name, caller);
+    span.set("http.request.method", method.unwrap_or("_OTHER"));
+    if let Some(template) = template {
+        span.set("http.route", template);
+    }
+    span
+}
+
+/// A client may make up methods; they name no span.
+fn known_method(method: &Method) -> Option<&'static str> {
+    const KNOWN: [&str; 9] = [
+        "GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE", "CONNECT", "TRACE",
+    ];
+    KNOWN.into_iter().find(|known| *known == method.as_str())
+}
+
+/// The route as OpenTelemetry's conventions name it.
+fn template(route: Route) -> Option<&'static str> {
+    match route {
+        Route::Tasks => Some("/spaces/{space_token}/tasks"),
+        Route::BrowserTokens => Some("/browser-tokens"),
+        Route::OpenApi => Some("/openapi.json"),
+        Route::Health => Some("/healthz"),
+        Route::Other => None,
+    }
 }
 
 impl ObserveLayer {
     #[must_use]
-    pub fn new(metrics: Arc<Metrics>, access_log: AccessLog) -> Self {
+    pub fn new(
+        metrics: Arc<Metrics>,
+        access_log: AccessLog,
+        proxies: TrustedProxies,
+        tracer: Option<Tracer>,
+    ) -> Self {
         Self {
-            metrics,
-            access_log,
+            shared: Arc::new(Shared {
+                metrics,
+                access_log,
+                proxies,
+                tracer,
+            }),
         }
     }
 }
@@ -69,7 +152,7 @@ impl<S> Layer<S> for ObserveLayer {
     fn layer(&self, inner: S) -> Observe<S> {
         Observe {
             inner,
-            layer: self.clone(),
+            shared: self.shared.clone(),
         }
     }
 }
@@ -78,7 +161,7 @@ impl<S> Layer<S> for ObserveLayer {
 #[derive(Clone, Debug)]
 pub struct Observe<S> {
     inner: S,
-    layer: ObserveLayer,
+    shared: Arc<Shared>,
 }
 
 impl<S, B> Service<Request<B>> for Observe<S>
@@ -96,13 +179,25 @@ where
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let id = request_id(request.headers().get(REQUEST_ID));
         request.extensions_mut().insert(RequestId(id.clone()));
+        let peer = request.extensions().get().copied().unwrap_or(Peer(None));
+        let caller = traceparent::read(request.headers());
+        let caller_trace = caller.as_ref().map(SpanContext::trace_id);
+        let route = route(request.uri().path());
+        let span = self.shared.begin_span(&request, route, caller);
+        if !span.place().is_off() {
+            request.extensions_mut().insert(span.place().clone());
+        }
         let seen = Seen {
             started: Instant::now(),
-            route: route(request.uri().path()),
+            route,
             method: request.method().clone(),
             id,
-            in_flight: self.layer.metrics.request_in_flight(),
-            layer: self.layer.clone(),
+            trace_id: span.place().trace_id().or(caller_trace),
+            span,
+            peer,
+            client_address: self.shared.proxies.client_address(peer, request.headers()),
+            in_flight: self.shared.metrics.request_in_flight(),
+            shared: self.shared.clone(),
         };
         ObserveFuture {
             inner: self.inner.call(request),
@@ -125,6 +220,10 @@ pub(super) fn route(path: &str) -> Route {
         _ if space.is_some_and(|space| !space.contains('/')) => Route::Tasks,
         _ => Route::Other,
     }
+}
+
+fn text(id: &HeaderValue) -> &str {
+    id.to_str().unwrap_or_default()
 }
 
 fn request_id(given: Option<&HeaderValue>) -> HeaderValue {
@@ -155,12 +254,27 @@ struct Seen {
     route: Route,
     method: Method,
     id: HeaderValue,
+    trace_id: Option<TraceId>,
+    span: Span,
+    peer: Peer,
+    /// The peer's, or the one that a trusted proxy reports.
+    client_address: Option<IpAddr>,
     in_flight: GaugeGuard,
-    layer: ObserveLayer,
+    shared: Arc<Shared>,
 }
 
 impl Seen {
-    fn finish(self, response: Response) -> Response {
+    /// Counts and logs a request whose client went away before there was an answer: hyper drops it then.
+    fn cancelled(mut self) {
+        self.span.fail(CANCELLED);
+        self.shared.metrics.cancelled(self.route);
+        self.log(&Told {
+            code: Some(CANCELLED),
+            ..Told::default()
+        });
+    }
+
+    fn finish(mut self, response: Response) -> Response {
         let mut response = self.dress(response);
         response.headers_mut().insert(REQUEST_ID, self.id.clone());
         self.report(&response);
@@ -173,7 +287,7 @@ impl Seen {
         let Some(error) = response.extensions().get::<ApiError>() else {
             return response;
         };
-        let body = error.body(self.id.to_str().unwrap_or_default());
+        let body = error.body(text(&self.id));
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, PROBLEM);
         headers.insert(header::CACHE_CONTROL, NO_STORE);
@@ -187,34 +301,95 @@ impl Seen {
         response
     }
 
-    fn report(&self, response: &Response) {
+    fn report(&mut self, response: &Response) {
         let took = self.started.elapsed();
         let facts = response.extensions().get::<Facts>();
         let client = facts.map_or(NO_CLIENT, |facts| facts.client.as_ref());
-        self.layer
+        self.shared
             .metrics
             .answered(self.route, response.status(), client, took);
-        if self.layer.access_log == AccessLog::Off || self.route == Route::Health {
+        let error = response.extensions().get::<ApiError>();
+        if let Some(error) = error {
+            self.shared.metrics.answered_error(error.code());
+        }
+        self.trace(response, facts);
+        self.log(&Told {
+            facts,
+            status: Some(response.status()),
+            code: response.extensions().get().map(ApiError::code),
+            bytes: response.body().size_hint().exact(),
+        });
+    }
+
+    /// What the request's span tells at its end; a refusal is the client's failure, not ours.
+    fn trace(&mut self, response: &Response, facts: Option<&Facts>) {
+        if self.span.place().is_off() {
             return;
         }
-        let error = response.extensions().get::<ApiError>();
+        let status = response.status();
+        self.span
+            .set("http.response.status_code", i64::from(status.as_u16()));
+        self.span
+            .set_with("gateway.request.id", || text(&self.id).to_owned());
+        if let Some(address) = self.client_address {
+            self.span.set("client.address", address.to_string());
+        }
+        if let Some(facts) = facts {
+            self.span.set("gateway.client", facts.client.to_string());
+            self.span
+                .set("gateway.upstream.calls", i64::from(facts.upstream_calls));
+            if let Some(space) = &facts.space {
+                self.span.set("gateway.space", space.to_string());
+            }
+            if let Some(outcome) = facts.cache {
+                self.span.set("gateway.cache.outcome", outcome);
+            }
+        }
+        match response.extensions().get().map(ApiError::code) {
+            Some(code) if status.is_server_error() => self.span.fail(code),
+            Some(code) => self.span.set("error.type", code),
+            None => {}
+        }
+    }
+
+    /// The one line of a request; a field that does not apply is left out.
+    fn log(&self, told: &Told<'_>) {
+        if self.shared.access_log == AccessLog::Off || self.route == Route::Health {
+            return;
+        }
+        let facts = told.facts;
+        let took = self.started.elapsed();
+        let address = |address: Option<IpAddr>| address.map(tracing::field::display);
         info!(
-            request.id = self.id.to_str().unwrap_or_default(),
+            request.id = text(&self.id),
             request.method = self.method.as_str(),
             request.route = self.route.as_str(),
-            client.name = client,
+            trace.id = self.trace_id.map(tracing::field::display),
+            peer.address = address(self.peer.0),
+            client.address = address(self.client_address),
+            client.name = facts.map_or(NO_CLIENT, |facts| facts.client.as_ref()),
             space = facts
                 .and_then(|facts| facts.space.as_ref())
                 .map(tracing::field::display),
-            response.status = response.status().as_u16(),
-            response.code = error.map(ApiError::code),
-            response.bytes = response.body().size_hint().exact(),
+            response.status = told.status.map(|status| status.as_u16()),
+            response.code = told.code,
+            response.bytes = told.bytes,
             response.duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
             cache.outcome = facts.and_then(|facts| facts.cache),
             page.age_s = facts.and_then(|facts| facts.age_s),
+            upstream.calls = facts.map(|facts| facts.upstream_calls),
             "request"
         );
     }
+}
+
+/// How a request ended, as far as it came.
+#[derive(Default)]
+struct Told<'a> {
+    facts: Option<&'a Facts>,
+    status: Option<StatusCode>,
+    code: Option<&'static str>,
+    bytes: Option<u64>,
 }
 
 pin_project_lite::pin_project! {
@@ -224,6 +399,14 @@ pin_project_lite::pin_project! {
         #[pin]
         inner: F,
         seen: Option<Seen>,
+    }
+
+    impl<F> PinnedDrop for ObserveFuture<F> {
+        fn drop(this: Pin<&mut Self>) {
+            if let Some(seen) = this.project().seen.take() {
+                seen.cancelled();
+            }
+        }
     }
 }
 

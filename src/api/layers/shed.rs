@@ -12,22 +12,27 @@ use http::Request;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::{Layer, Service};
 
-use crate::api::ApiError;
+use crate::{
+    api::ApiError,
+    telemetry::metrics::{self, Metrics},
+};
 
 /// Lets `most` requests run at once.
 #[derive(Clone, Debug)]
 pub struct ShedLayer {
     places: Arc<Semaphore>,
     exempt: &'static str,
+    metrics: Arc<Metrics>,
 }
 
 impl ShedLayer {
     /// `exempt` is the path that is never refused: a busy process is a live one, and must not be restarted for it.
     #[must_use]
-    pub fn new(most: usize, exempt: &'static str) -> Self {
+    pub fn new(most: usize, exempt: &'static str, metrics: Arc<Metrics>) -> Self {
         Self {
             places: Arc::new(Semaphore::new(most)),
             exempt,
+            metrics,
         }
     }
 }
@@ -74,10 +79,13 @@ where
                 inner: Some(self.inner.call(request)),
                 _place: Some(place),
             },
-            Err(_) => ShedFuture {
-                inner: None,
-                _place: None,
-            },
+            Err(_) => {
+                self.layer.metrics.shed(metrics::Shed::MaxInFlight);
+                ShedFuture {
+                    inner: None,
+                    _place: None,
+                }
+            }
         }
     }
 }

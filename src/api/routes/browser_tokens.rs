@@ -81,6 +81,7 @@ pub async fn mint(
         space: None,
         cache: None,
         age_s: None,
+        upstream_calls: 0,
     });
     response
 }

@@ -55,6 +55,7 @@ pub async fn page(
         space: Some(space.clone()),
         cache: None,
         age_s: None,
+        upstream_calls: 0,
     };
     let (mut response, facts) = match admit(&caller.client, &space) {
         Ok(Admitted { credential, limits }) => {
@@ -68,6 +69,7 @@ pub async fn page(
                 ),
                 client: caller.client.name.clone(),
                 request_id,
+                trace: caller.trace.clone(),
             };
             let (mut response, facts) = answer(&data, &caller, &ask, &headers, facts).await;
             rate_limit::write(&limits, response.headers_mut());
@@ -123,15 +125,19 @@ async fn answer(
             let facts = Facts {
                 cache: Some(served.status.outcome()),
                 age_s: Some(served.page.age(served.at).as_secs()),
+                upstream_calls: served.calls,
                 ..facts
             };
             let response = respond(data, caller, ask, &served, headers).await;
             (response, facts)
         }
         Err(error) => {
-            let cache = Some(error.status.outcome());
-            let error = ApiError::from(error);
-            (error.into_response(), Facts { cache, ..facts })
+            let facts = Facts {
+                cache: Some(error.status.outcome()),
+                upstream_calls: error.calls,
+                ..facts
+            };
+            (ApiError::from(error).into_response(), facts)
         }
     }
 }

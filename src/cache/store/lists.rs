@@ -1,6 +1,6 @@
 //! The stored pages of a space as one list: shown to operators, and cut to other page sizes.
 
-use std::sync::Arc;
+use std::{cmp::Reverse, sync::Arc};
 
 use tokio::time::Instant;
 
@@ -53,6 +53,29 @@ impl PageStore {
     pub fn pages_of(&self, key: &SpaceKey) -> Vec<Part> {
         let space = self.spaces().known.get(key).cloned();
         space.map_or_else(Vec::new, |space| self.stored_of(key, &space, |_| true))
+    }
+
+    /// The `most` spaces of which most pages are stored, those first of which there are most.
+    ///
+    /// Looks at every space once.
+    #[must_use]
+    pub fn largest_spaces(&self, most: usize) -> Vec<SpaceKey> {
+        let spaces = self.spaces();
+        let counted = spaces.known.iter();
+        let mut counted: Vec<_> = counted
+            .map(|(key, space)| (Reverse(space.page_count()), key))
+            .filter(|(Reverse(pages), _)| *pages > 0)
+            .collect();
+        // By token where they are equal, so that a list that is asked for again keeps its order.
+        let order = |(pages, key): &(Reverse<usize>, &SpaceKey)| {
+            (*pages, key.space.clone(), key.credential)
+        };
+        if counted.len() > most {
+            counted.select_nth_unstable_by_key(most, order);
+            counted.truncate(most);
+        }
+        counted.sort_unstable_by_key(order);
+        counted.into_iter().map(|(_, key)| key.clone()).collect()
     }
 
     fn stored_of(

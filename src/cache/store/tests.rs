@@ -617,3 +617,48 @@ fn the_etag_is_weak_our_own_and_of_the_bytes_alone() {
     assert_eq!(first, etag(put_saying(&store, &[])));
     assert_ne!(first, etag(put(&store, key(1), page(5, "b"))));
 }
+
+#[test]
+fn the_spaces_with_most_pages_come_first_and_no_more_than_asked_for() {
+    let store = store("");
+    for (space, pages) in [("A", 1), ("B", 3), ("C", 2), ("D", 2)] {
+        for page_number in 1..=pages {
+            put(&store, key_of(0, space, page_number), page(5, "a"));
+        }
+    }
+    put(&store, key_of(1, "C", 1), page(5, "a"));
+    // Known, but nothing of it is stored.
+    let _ = begin(&store, key_of(0, "E", 1));
+    let largest = |most| -> Vec<_> {
+        let spaces = store.largest_spaces(most).into_iter();
+        spaces
+            .map(|key| (key.space.as_str().to_owned(), key.credential.0))
+            .collect()
+    };
+
+    let named = |expected: &[(&str, u32)]| -> Vec<_> {
+        let expected = expected.iter();
+        expected
+            .map(|(space, credential)| ((*space).to_owned(), *credential))
+            .collect()
+    };
+    assert_eq!(
+        largest(9),
+        named(&[("B", 0), ("C", 0), ("D", 0), ("A", 0), ("C", 1)])
+    );
+    assert_eq!(largest(2), named(&[("B", 0), ("C", 0)]));
+    assert_eq!(largest(0), named(&[]));
+}
+
+#[test]
+fn a_purge_by_description_says_whether_anything_fits() {
+    let store = store("");
+    put(&store, key_of(0, "A", 1), page(5, "a"));
+    put(&store, key_of(0, "B", 1), page(5, "a"));
+
+    assert!(store.purge_spaces(|space| space.as_str() == "A"));
+    assert!(!store.purge_spaces(|space| space.as_str() == "C"));
+
+    assert!(store.get(&key_of(0, "A", 1)).is_none());
+    assert!(store.get(&key_of(0, "B", 1)).is_some());
+}

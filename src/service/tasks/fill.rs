@@ -14,6 +14,7 @@ use crate::{
         store::{Began, Keep},
     },
     domain::Refusal,
+    telemetry::metrics::Shed,
     upstream::{
         Answer, Content, FailureSource, Head, PageRequest, Sent, Upstream, UpstreamError,
         Validators,
@@ -30,6 +31,10 @@ impl Tasks {
         wanted: Wanted,
     ) -> Filled {
         let started = Instant::now();
+        let mut span = ask.trace.begin("fill");
+        span.set_with("gateway.space", || ask.space.to_string());
+        span.set_with("gateway.credential", || ask.credential.name.clone());
+        span.set_with("gateway.cause", || errand.cause.to_string());
         let began = self.store.begin(ask.key(), started);
         // A page dropped in between must not come back by a 304.
         let stored = stored.filter(|page| !page.is_dropped());
@@ -43,6 +48,8 @@ impl Tasks {
             cause: errand.cause,
             urgency: errand.urgency,
             sent: Sent::default(),
+            calls: errand.calls,
+            trace: span.place().clone(),
         };
         let upstream = Upstream::clone(&self.upstream.load());
         let answer = upstream.oneshot(request).await;
@@ -58,6 +65,11 @@ impl Tasks {
             self.store
                 .share_out(ask.credential.id, calls_per_minute, Instant::now());
         }
+        span.set("gateway.fill.outcome", outcome_of(&filled));
+        if let Err(error) = &filled {
+            span.fail(error.as_str());
+        }
+        drop(span);
         self.note(&ask, &began, &filled, keep(&wanted), started);
         filled
     }
@@ -91,13 +103,7 @@ impl Tasks {
     /// Draws the consequences of a fill's end, once for all its waiters.
     fn note(&self, ask: &Ask, began: &Began, filled: &Filled, keep: Keep, started: Instant) {
         let now = Instant::now();
-        let outcome = match filled {
-            Ok(Fill { status: 304, .. }) => "not_modified",
-            Ok(fill) if fill.kept.stored => "stored",
-            Ok(_) => "not_stored",
-            Err(error) => error.as_str(),
-        };
-        self.metrics.filled(outcome, now - started);
+        self.metrics.filled(outcome_of(filled), now - started);
         match filled {
             Ok(_) => {
                 if ask.credential.set_refused(false) {
@@ -126,6 +132,9 @@ impl Tasks {
         if let Some(refusal) = refusal(error) {
             self.store.refuse(began, refusal, head.as_ref(), keep, now);
         }
+        if matches!(error, UpstreamError::Overloaded) {
+            self.metrics.shed(Shed::Queue);
+        }
         if matches!(error, UpstreamError::AuthFailed) {
             // The layer that tried its tokens has told the log.
             ask.credential.set_refused(true);
@@ -140,6 +149,16 @@ impl Tasks {
         } else {
             warn!(space = %ask.space, upstream.error = %error, upstream.reason = error.reason(), "upstream gave no page");
         }
+    }
+}
+
+/// The name under which a fill's end is counted.
+fn outcome_of(filled: &Filled) -> &'static str {
+    match filled {
+        Ok(Fill { status: 304, .. }) => "not_modified",
+        Ok(fill) if fill.kept.stored => "stored",
+        Ok(_) => "not_stored",
+        Err(error) => error.as_str(),
     }
 }
 

@@ -155,6 +155,7 @@ impl Bench {
             directives,
             client: "crm".into(),
             request_id: HeaderValue::from_static("test"),
+            trace: Place::default(),
         }
     }
 

@@ -171,6 +171,12 @@ impl Purse {
         )
     }
 
+    /// How many calls wait for the quota.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.line.len()
+    }
+
     /// Waits until a call may be made for `client`, as long as `urgency` warrants and `patience` allows.
     ///
     /// Clients that wait take turns, so that one that wants many calls leaves the others theirs.

@@ -11,6 +11,7 @@ const SECOND: Duration = Duration::from_secs(1);
 /// Stands before an upstream that fails the first calls with a 503, and notes when it is asked.
 struct Bench {
     layer: RetryLayer,
+    metrics: Arc<Metrics>,
     request: PageRequest,
     asked: Arc<Mutex<Vec<Instant>>>,
     began: Instant,
@@ -18,8 +19,10 @@ struct Bench {
 
 impl Bench {
     fn new(lines: &str) -> Self {
+        let metrics = Metrics::new([]);
         Self {
-            layer: RetryLayer::new(&fixtures::config(lines)),
+            layer: RetryLayer::new(&fixtures::config(lines), metrics.clone()),
+            metrics,
             request: fixtures::request(lines),
             asked: Arc::default(),
             began: Instant::now(),
@@ -103,6 +106,8 @@ async fn without_a_word_of_the_upstreams_pauses_are_short() {
     bench.ask(2, None).await.unwrap();
     assert!(bench.began.elapsed() <= FIRST_PAUSE * 3);
     assert_eq!(bench.calls(), 3);
+    let metrics = bench.metrics.encode((0, 0));
+    assert!(metrics.contains("gateway_upstream_retries_total 2\n"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -152,7 +157,7 @@ fn pauses_are_drawn_from_zero_to_a_bound_that_doubles() {
 
 #[test]
 fn calls_that_fail_together_do_not_come_back_together() {
-    let layer = RetryLayer::new(&fixtures::config(""));
+    let layer = RetryLayer::new(&fixtures::config(""), Metrics::new([]));
     let first: HashSet<Duration> = (0..100).map(|_| layer.begin().pauses.draw()).collect();
     assert!(first.len() > 90, "{}", first.len());
 }

@@ -111,24 +111,10 @@ async fn fetch(http: &reqwest::Client, url: &Url) -> Result<Bytes, ReadError> {
 
 /// A client of its own: the upstream's proxy, authority and connections are not the provider's.
 fn http_client(url: &Url) -> Result<reqwest::Client, upstream::BuildError> {
-    let mut roots = rustls::RootCertStore::empty();
-    if url.scheme() == "https" {
-        upstream::add_system_roots(&mut roots);
-    }
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the identity provider is not the upstream"
-    )]
-    let builder = reqwest::Client::builder();
-    Ok(builder
-        .tls_backend_preconfigured(upstream::tls_trusting(roots)?)
-        .redirect(reqwest::redirect::Policy::none())
-        .no_proxy()
-        .referer(false)
+    Ok(upstream::other_client(url)?
         .connect_timeout(CONNECT_TIMEOUT)
         .timeout(TIMEOUT)
         // Minutes lie between two requests.
         .pool_max_idle_per_host(0)
-        .user_agent(upstream::USER_AGENT)
         .build()?)
 }

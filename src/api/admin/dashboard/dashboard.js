@@ -1,0 +1,478 @@
+// Draws what GET /status tells, every two seconds. Every number is a sample of /metrics, or a sum of some.
+
+const EVERY_MS = 2000
+const PATIENCE_MS = 10_000
+const MOST_SAMPLES = 300
+// The credentials of a URL such as http://x:key@host/ must not be part of what is fetched.
+const BASE = location.origin
+
+const OUTCOMES = {
+  hit: 'Stored and fresh',
+  stale_while_revalidate: 'Stale for a short while, fetched anew behind it',
+  stale_if_error: 'Stale, in place of an error',
+  quota: 'Stale, to save calls',
+  assembled: 'Cut from other stored pages',
+  miss: 'Not stored: fetched',
+  stale: 'Stale: fetched first',
+  joined: 'Waited for a fetch already under way',
+  not_cached: 'Not stored, and the client wanted no fetch',
+}
+const FROM_STORE = ['hit', 'stale_while_revalidate', 'stale_if_error', 'quota', 'assembled']
+
+const ROUTES = {
+  tasks: 'Tasks',
+  browser_tokens: 'Browser tokens',
+  openapi: 'OpenAPI document',
+  healthz: 'Health checks',
+  other: 'Other paths',
+}
+
+const ERRORS = {
+  invalid_space_token: 'A client sent something that is no space token.',
+  invalid_parameter: 'A client sent a page or page_size out of range.',
+  unknown_parameter: 'A client sent a query parameter that is not known.',
+  invalid_body: 'A client asked for a browser token with a bad body.',
+  unauthenticated: 'A client showed no key, or one that is not taken.',
+  space_not_allowed: 'A client asked for a space that is not among its own.',
+  minting_not_allowed: 'A browser token asked for a browser token.',
+  space_access_denied: 'Unpod gives the gateway’s user no access to the space.',
+  space_not_found: 'Unpod knows no such space.',
+  route_not_found: 'A client asked for a path that is not served.',
+  method_not_allowed: 'A client used a method that the path does not take.',
+  upstream_rejected: 'Unpod refused a request.',
+  rate_limited: 'A client’s own limit is spent, or too many wrong keys came from one address.',
+  upstream_auth_failed: 'Unpod refuses the gateway’s token: replace it.',
+  upstream_failed: 'Unpod failed.',
+  upstream_invalid_response: 'Unpod’s answer was no page of tasks.',
+  upstream_unreachable: 'Unpod could not be reached.',
+  upstream_timeout: 'Unpod did not answer in time.',
+  not_cached: 'A client wanted only what is stored, and nothing was.',
+  upstream_quota_exhausted: 'The calls of this minute are spent.',
+  upstream_unavailable: 'The circuit is open: Unpod keeps failing and is not asked.',
+  overloaded: 'Too many requests were under way at once.',
+  internal: 'A bug: see the log.',
+}
+
+const CIRCUITS = {
+  closed: 'Closed: Unpod is asked',
+  half_open: 'Half open: one call at a time tries whether it works again',
+  open: 'Open: Unpod keeps failing and is not asked',
+}
+
+const $ = (id) => document.getElementById(id)
+const whole = new Intl.NumberFormat('en', { maximumFractionDigits: 0 })
+const short = new Intl.NumberFormat('en', { maximumSignificantDigits: 3 })
+
+const percent = (share) => (share === null ? '–' : `${(100 * share).toFixed(1)} %`)
+const perSecond = (rate) => short.format(rate)
+
+function bytes(count) {
+  const units = ['B', 'KiB', 'MiB', 'GiB']
+  let unit = 0
+  while (count >= 1024 && unit < units.length - 1) {
+    count /= 1024
+    unit += 1
+  }
+  return `${short.format(count)} ${units[unit]}`
+}
+
+function duration(seconds) {
+  if (seconds === null) return '–'
+  if (seconds < 0.001) return `${short.format(seconds * 1e6)} µs`
+  if (seconds < 1) return `${short.format(seconds * 1000)} ms`
+  if (seconds < 120) return `${short.format(seconds)} s`
+  if (seconds < 7200) return `${whole.format(seconds / 60)} min`
+  return `${whole.format(seconds / 3600)} h`
+}
+
+// --- Samples ---
+
+const sum = (samples) => samples.reduce((total, { value }) => total + value, 0)
+
+// The sum of the samples of `name` whose labels are these.
+function total(metrics, name, labels = {}) {
+  const wanted = Object.entries(labels)
+  const fits = (sample) => wanted.every(([label, value]) => sample.labels[label] === value)
+  return sum((metrics[name] ?? []).filter(fits))
+}
+
+// What `label` is in the samples of `name`, with the sum for each.
+function by(metrics, name, label) {
+  const sums = new Map()
+  for (const { labels, value } of metrics[name] ?? []) {
+    sums.set(labels[label], (sums.get(labels[label]) ?? 0) + value)
+  }
+  return sums
+}
+
+function hits(metrics) {
+  return FROM_STORE.reduce((sum, outcome) => sum + total(metrics, 'gateway_cache_lookups_total', { outcome }), 0)
+}
+
+const share = (part, of) => (of > 0 ? part / of : null)
+
+// The value that `quantile` of all observations did not exceed, on a line through its bucket, as Prometheus does it.
+function quantile(metrics, name, labels, quantile) {
+  const buckets = [...by({ [name]: (metrics[`${name}_bucket`] ?? []).filter((sample) =>
+    Object.entries(labels).every(([label, value]) => sample.labels[label] === value)) }, name, 'le')]
+    .map(([le, count]) => ({ le: le === '+Inf' ? Infinity : Number(le), count }))
+    .sort((a, b) => a.le - b.le)
+  const all = buckets.at(-1)?.count ?? 0
+  if (all === 0) return null
+  const rank = quantile * all
+  const place = buckets.findIndex(({ count }) => count >= rank)
+  const below = place > 0 ? buckets[place - 1] : { le: 0, count: 0 }
+  const { le, count } = buckets[place]
+  if (le === Infinity) return below.le
+  return below.le + (le - below.le) * ((rank - below.count) / (count - below.count))
+}
+
+// --- Drawing ---
+
+function setText(element, text) {
+  if (element.textContent !== text) element.textContent = text
+}
+
+// Makes `body` show `rows`, each { key, cells, action }, and leaves alone what has not changed: the focus stays where it is.
+function showRows(body, rows) {
+  const known = new Map([...body.rows].map((row) => [row.dataset.key, row]))
+  const focused = document.activeElement
+  rows.forEach(({ key, cells, action }, place) => {
+    const row = known.get(key) ?? newRow(key, cells.length, action)
+    known.delete(key)
+    if (body.rows[place] !== row) body.insertBefore(row, body.rows[place] ?? null)
+    cells.forEach((cell, column) => {
+      setText(row.cells[column], cell.text ?? cell)
+      row.cells[column].className = cell.className ?? ''
+    })
+  })
+  for (const row of known.values()) row.remove()
+  if (focused?.isConnected && document.activeElement !== focused) focused.focus()
+}
+
+function newRow(key, columns, action) {
+  const row = document.createElement('tr')
+  row.dataset.key = key
+  for (let column = 0; column < columns; column += 1) {
+    const cell = document.createElement(column === 0 ? 'th' : 'td')
+    if (column === 0) cell.scope = 'row'
+    row.append(cell)
+  }
+  if (action) row.insertCell().append(action())
+  return row
+}
+
+// A line through `values`, from 0 at the bottom to `most` at the top; a null is a gap.
+function drawLine(svg, values, most) {
+  const step = 300 / Math.max(values.length - 1, 1)
+  let path = ''
+  let gap = true
+  values.forEach((value, place) => {
+    if (value === null) {
+      gap = true
+      return
+    }
+    path += `${gap ? 'M' : 'L'}${(place * step).toFixed(1)} ${(78 - (76 * value) / most).toFixed(1)}`
+    gap = false
+  })
+  let line = svg.querySelector('path')
+  if (!line) {
+    line = document.createElementNS('http://www.w3.org/2000/svg', 'path')
+    svg.append(line)
+  }
+  line.setAttribute('d', path)
+}
+
+// --- What is shown ---
+
+function showNumbers(metrics) {
+  const lookups = total(metrics, 'gateway_cache_lookups_total')
+  const numbers = {
+    requests: whole.format(total(metrics, 'gateway_http_requests_total')),
+    'hit-ratio': percent(share(hits(metrics), lookups)),
+    'upstream-calls': whole.format(total(metrics, 'gateway_upstream_requests_total')),
+    'in-flight': whole.format(total(metrics, 'gateway_http_requests_in_flight')),
+    connections: whole.format(total(metrics, 'gateway_connections')),
+    entries: whole.format(total(metrics, 'gateway_cache_entries')),
+    bytes: bytes(total(metrics, 'gateway_cache_bytes')),
+  }
+  for (const [name, text] of Object.entries(numbers)) {
+    setText(document.querySelector(`[data-number="${name}"]`), text)
+  }
+}
+
+const samples = []
+
+function note(metrics, uptime) {
+  const sample = {
+    uptime,
+    requests: total(metrics, 'gateway_http_requests_total'),
+    lookups: total(metrics, 'gateway_cache_lookups_total'),
+    hits: hits(metrics),
+  }
+  // Another process counts from 0.
+  if (samples.length > 0 && uptime < samples.at(-1).uptime) {
+    samples.length = 0
+    lastSeen.clear()
+  }
+  samples.push(sample)
+  if (samples.length > MOST_SAMPLES) samples.shift()
+}
+
+function showCharts() {
+  const pairs = samples.slice(1).map((sample, place) => [samples[place], sample])
+  const rates = pairs.map(([before, after]) => (after.requests - before.requests) / Math.max(after.uptime - before.uptime, 0.001))
+  const ratios = pairs.map(([before, after]) => share(after.hits - before.hits, after.lookups - before.lookups))
+  const most = Math.max(...rates, 1)
+  drawLine($('rate'), rates, most)
+  drawLine($('ratio'), ratios, 1)
+  const now = rates.at(-1)
+  setText($('rate-text'), now === undefined ? 'Requests a second' : `Requests a second: ${perSecond(now)} now, ${perSecond(most)} at the top`)
+  setText($('ratio-text'), `Answered from the cache: ${percent(ratios.at(-1) ?? null)} now, 100 % at the top`)
+}
+
+function showCredentials(credentials) {
+  showRows($('credentials'), credentials.map((credential) => ({
+    key: credential.name,
+    cells: [
+      credential.name,
+      credential.refused
+        ? { text: 'Refused by Unpod: replace its token', className: 'wide bad' }
+        : { text: 'Taken by Unpod', className: 'wide good' },
+      { text: CIRCUITS[credential.circuit] ?? credential.circuit, className: credential.circuit === 'closed' ? 'wide good' : 'wide bad' },
+      credential.calls_per_minute === null
+        ? 'No quota is known'
+        : `${whole.format(credential.calls_left)} of ${whole.format(credential.calls_per_minute)}`,
+      duration(credential.page_lifetime_seconds),
+    ],
+  })))
+}
+
+function showLatency(metrics) {
+  const row = (key, text, name, labels) => ({
+    key,
+    cells: [
+      text,
+      whole.format(total(metrics, `${name}_count`, labels)),
+      duration(quantile(metrics, name, labels, 0.5)),
+      duration(quantile(metrics, name, labels, 0.95)),
+    ],
+  })
+  const routes = [...by(metrics, 'gateway_http_request_duration_seconds_count', 'route')]
+  const rows = routes
+    .filter(([route, count]) => count > 0 || route === 'tasks')
+    .map(([route]) => row(route, ROUTES[route] ?? route, 'gateway_http_request_duration_seconds', { route }))
+  rows.push(row('fill', 'Fetches from Unpod', 'gateway_fill_duration_seconds', {}))
+  showRows($('latency'), rows)
+}
+
+function showOutcomes(metrics) {
+  const outcomes = by(metrics, 'gateway_cache_lookups_total', 'outcome')
+  const all = [...outcomes.values()].reduce((sum, count) => sum + count, 0)
+  const order = Object.keys(OUTCOMES)
+  const rows = [...outcomes].sort(([a], [b]) => order.indexOf(a) - order.indexOf(b))
+  showRows($('outcomes'), rows.map(([outcome, count]) => ({
+    key: outcome,
+    cells: [OUTCOMES[outcome] ?? outcome, whole.format(count), percent(share(count, all))],
+  })))
+}
+
+// By code: how many there were by the last sample, and when they became more.
+const lastSeen = new Map()
+
+function showErrors(metrics, now) {
+  const answers = by(metrics, 'gateway_http_errors_total', 'code')
+  const fetches = by(metrics, 'gateway_fills_total', 'outcome')
+  const rows = Object.keys(ERRORS)
+    .map((code) => ({ code, answered: answers.get(code) ?? 0, failed: fetches.get(code) ?? 0 }))
+    .filter(({ answered, failed }) => answered + failed > 0)
+  for (const { code, answered, failed } of rows) {
+    const count = answered + failed
+    const seen = lastSeen.get(code)
+    // What the first sample holds came before this page was opened.
+    if (seen?.count !== count) lastSeen.set(code, { count, at: samples.length > 1 ? now : null })
+  }
+  rows.sort((a, b) => (lastSeen.get(b.code).at ?? 0) - (lastSeen.get(a.code).at ?? 0))
+  $('no-errors').hidden = rows.length > 0
+  showRows($('errors'), rows.map(({ code, answered, failed }) => {
+    const { at } = lastSeen.get(code)
+    return {
+      key: code,
+      cells: [
+        code,
+        { text: ERRORS[code], className: 'wide' },
+        whole.format(answered),
+        whole.format(failed),
+        at === null ? 'Before this page' : new Date(at).toLocaleTimeString(),
+      ],
+    }
+  }))
+}
+
+function showSpaces(spaces) {
+  showRows($('spaces'), spaces.map((space) => ({
+    key: `${space.credential} ${space.space}`,
+    cells: [
+      space.space,
+      space.credential,
+      whole.format(space.pages),
+      whole.format(space.fresh),
+      bytes(space.bytes),
+      duration(space.youngest_age),
+      duration(space.oldest_age),
+    ],
+    action: () => dropButton(space.space),
+  })))
+}
+
+function dropButton(fingerprint) {
+  const button = document.createElement('button')
+  button.type = 'button'
+  button.textContent = 'Drop'
+  button.setAttribute('aria-label', `Drop the pages of ${fingerprint}`)
+  button.addEventListener('click', () => drop(
+    `cache/fingerprints/${fingerprint}`,
+    `Every stored page of ${fingerprint} is dropped. The next requests for them are fetched from Unpod.`,
+    `The pages of ${fingerprint} are dropped.`,
+  ))
+  return button
+}
+
+const PARTS = { listener: 'Listener', credentials: 'Credentials', circuits: 'Circuits' }
+
+function showReadiness({ status, parts }) {
+  const state = $('state')
+  setText(state, { ready: 'Ready', degraded: 'Degraded', draining: 'Draining' }[status] ?? status)
+  state.className = status === 'ready' ? 'good' : 'bad'
+  const list = $('readiness')
+  const wanted = Object.entries(parts).flatMap(([part, { status, ...why }]) => {
+    const reasons = Object.values(why).flatMap((reason) =>
+      Array.isArray(reason) ? reason : Object.entries(reason).map(([name, state]) => `${name} ${state}`))
+    return [PARTS[part] ?? part, reasons.length > 0 ? `${status}: ${reasons.join(', ')}` : status]
+  })
+  if (list.children.length !== wanted.length) {
+    list.replaceChildren(...wanted.map((_, place) => document.createElement(place % 2 === 0 ? 'dt' : 'dd')))
+  }
+  wanted.forEach((text, place) => setText(list.children[place], text))
+}
+
+function show(status) {
+  note(status.metrics, status.uptime_seconds)
+  setText($('about'), `version ${status.version}, up for ${duration(Math.floor(status.uptime_seconds))}`)
+  showReadiness(status.readiness)
+  showNumbers(status.metrics)
+  showCharts()
+  showCredentials(status.credentials)
+  showLatency(status.metrics)
+  showOutcomes(status.metrics)
+  showErrors(status.metrics, Date.now())
+  showSpaces(status.spaces)
+}
+
+// --- Asking ---
+
+const ask = (path, method = 'GET') => fetch(`${BASE}/${path}`, { method, cache: 'no-store', signal: AbortSignal.timeout(PATIENCE_MS) })
+
+async function refresh() {
+  try {
+    const answer = await ask('status')
+    if (!answer.ok) throw new Error(`it answers ${answer.status}`)
+    show(await answer.json())
+    setText($('lost'), '')
+  } catch (error) {
+    setText($('lost'), `The gateway does not tell its status (${error.message}). What you see is old.`)
+  }
+}
+
+async function keepRefreshing() {
+  await refresh()
+  setTimeout(keepRefreshing, EVERY_MS)
+}
+
+// --- Acting ---
+
+function tell(text, className = '', details = []) {
+  const result = $('result')
+  const paragraph = document.createElement('p')
+  paragraph.textContent = text
+  paragraph.className = className
+  const list = document.createElement('ul')
+  list.append(...details.map((detail) => {
+    const item = document.createElement('li')
+    item.textContent = detail
+    return item
+  }))
+  result.replaceChildren(paragraph, ...(details.length > 0 ? [list] : []))
+}
+
+async function confirmed(text) {
+  const dialog = $('confirm')
+  $('confirm-text').textContent = text
+  dialog.returnValue = 'no'
+  dialog.showModal()
+  await new Promise((closed) => dialog.addEventListener('close', closed, { once: true }))
+  return dialog.returnValue === 'yes'
+}
+
+async function drop(path, question, done) {
+  if (!(await confirmed(question))) return false
+  return act(async () => {
+    const answer = await ask(path, 'DELETE')
+    if (!answer.ok) throw new Error(await answer.text())
+    tell(done, 'good')
+  })
+}
+
+// Does it, tells what went wrong, and shows what it changed.
+async function act(deed) {
+  try {
+    await deed()
+    await refresh()
+    return true
+  } catch (error) {
+    tell(`That did not work: ${error.message}`, 'bad')
+    return false
+  }
+}
+
+async function reload() {
+  const answer = await ask('reload', 'POST')
+  if (answer.status === 422) {
+    const { problems } = await answer.json()
+    tell('The new configuration is refused, the old one stays:', 'bad', problems.map(({ key, problem }) => `${key}: ${problem}`))
+    return
+  }
+  if (!answer.ok) throw new Error(await answer.text())
+  const { changed, needs_restart: later } = await answer.json()
+  const details = changed.map((key) => (later.includes(key) ? `${key} (after a restart)` : key))
+  const waiting = later.filter((key) => !changed.includes(key)).map((key) => `${key} (changed before, waits for a restart)`)
+  tell(details.length > 0 ? 'Reloaded. Changed:' : 'Reloaded. Nothing has changed.', 'good', [...details, ...waiting])
+}
+
+$('drop-space').addEventListener('submit', async (event) => {
+  event.preventDefault()
+  const input = $('token')
+  const token = input.value.trim()
+  const dropped = await drop(
+    `cache/spaces/${encodeURIComponent(token)}`,
+    'Every stored page of the space whose token you typed is dropped. The next requests for them are fetched from Unpod.',
+    'The pages of that space are dropped.',
+  )
+  if (dropped) input.value = ''
+})
+
+$('drop-all').addEventListener('click', () => drop(
+  'cache',
+  'Every stored page of every space is dropped. Unpod is asked for each of them again.',
+  'All pages are dropped.',
+))
+
+$('reload').addEventListener('click', async () => {
+  const button = $('reload')
+  button.disabled = true
+  await act(reload)
+  button.disabled = false
+  button.focus()
+})
+
+keepRefreshing()

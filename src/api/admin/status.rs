@@ -1,0 +1,78 @@
+//! `GET /status`: what the dashboard shows, as JSON. Every number of it that `/metrics` has too is read from there.
+
+use std::collections::BTreeMap;
+
+use axum::{
+    Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use http::{HeaderValue, header};
+use serde::Serialize;
+use tokio::time::Instant;
+
+use super::{Admin, exposition, readiness::Readiness};
+use crate::{
+    service::inspect::SpaceReport,
+    telemetry::samples::{Sample, samples},
+    upstream::Credential,
+};
+
+/// Spaces that are listed: what a page can show.
+const MOST_SPACES: usize = 20;
+
+#[derive(Debug, Serialize)]
+struct Status<'a> {
+    version: &'static str,
+    uptime_seconds: f64,
+    readiness: Readiness,
+    credentials: Vec<CredentialReport>,
+    /// Those with most pages.
+    spaces: Vec<SpaceReport>,
+    metrics: BTreeMap<&'a str, Vec<Sample<'a>>>,
+}
+
+/// How a credential stands with the upstream.
+#[derive(Debug, Serialize)]
+struct CredentialReport {
+    name: String,
+    refused: bool,
+    circuit: &'static str,
+    /// Absent where no quota is known.
+    calls_per_minute: Option<u32>,
+    calls_left: Option<u32>,
+    /// How long an average page lives where the upstream states nothing.
+    page_lifetime_seconds: f64,
+}
+
+pub(super) async fn status(State(admin): State<Admin>) -> Response {
+    let now = Instant::now();
+    let policy = admin.policy.load();
+    let credentials = policy.clients.credentials();
+    let text = exposition(&admin);
+    let body = Status {
+        version: env!("CARGO_PKG_VERSION"),
+        uptime_seconds: (now - admin.started).as_secs_f64(),
+        readiness: Readiness::of(&admin),
+        credentials: credentials
+            .all()
+            .map(|credential| report(&admin, credential, now))
+            .collect(),
+        spaces: admin.tasks.largest_spaces(MOST_SPACES, credentials, now),
+        metrics: samples(&text),
+    };
+    let no_store = HeaderValue::from_static("no-store");
+    ([(header::CACHE_CONTROL, no_store)], Json(body)).into_response()
+}
+
+fn report(admin: &Admin, credential: &Credential, now: Instant) -> CredentialReport {
+    let lifetime = admin.tasks.store().lifetime(credential.id);
+    CredentialReport {
+        name: credential.name.clone(),
+        refused: credential.is_refused(),
+        circuit: credential.circuit().state().as_str(),
+        calls_per_minute: credential.purse().per_minute(),
+        calls_left: credential.purse().remaining(now),
+        page_lifetime_seconds: lifetime.as_secs_f64(),
+    }
+}

@@ -1,0 +1,325 @@
+//! Sends ended spans to a collector over OTLP/HTTP, from a task of its own.
+//!
+//! A request never waits for it: what the bounded queue does not take, or the collector, is counted and forgotten.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::BytesMut;
+use http::{HeaderValue, StatusCode, header};
+use opentelemetry_proto::{
+    tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse},
+    transform::{
+        common::tonic::ResourceAttributesWithSchema,
+        trace::tonic::group_spans_by_resource_and_scope,
+    },
+};
+use opentelemetry_sdk::{
+    error::OTelSdkResult,
+    trace::{Span, SpanData, SpanProcessor},
+};
+use prost::Message;
+use tokio::{
+    sync::mpsc,
+    task::JoinHandle,
+    time::{Instant, timeout, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use url::Url;
+
+use crate::telemetry::metrics::{Metrics, SpanLoss};
+
+/// Ended spans that wait; a few hundred bytes each.
+const QUEUE: usize = 4096;
+/// Spans sent at once.
+const BATCH: usize = 512;
+/// How long a batch is waited for that does not get full.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How long the end of the process waits for what is still queued.
+const FLUSH: Duration = Duration::from_secs(2);
+/// A collector's answer holds a few bytes, if any.
+const MAX_ANSWER: usize = 64 * 1024;
+
+const PROTOBUF: HeaderValue = HeaderValue::from_static("application/x-protobuf");
+
+/// Takes spans as they end.
+#[derive(Debug)]
+pub(super) struct Queue {
+    ended: mpsc::Sender<SpanData>,
+    metrics: Arc<Metrics>,
+}
+
+impl SpanProcessor for Queue {
+    fn on_start(&self, _: &mut Span, _: &opentelemetry::Context) {}
+
+    fn on_end(&self, span: SpanData) {
+        if self.ended.try_send(span).is_err() {
+            self.metrics.spans_lost(SpanLoss::QueueFull, 1);
+        }
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        Ok(())
+    }
+
+    fn shutdown_with_timeout(&self, _: Duration) -> OTelSdkResult {
+        Ok(())
+    }
+}
+
+/// The task that sends them.
+#[derive(Debug)]
+pub struct Export {
+    task: JoinHandle<()>,
+    end: CancellationToken,
+}
+
+impl Export {
+    /// Sends what is queued for [`Queue`] to `collector`, as the spans of `resource`.
+    pub(super) fn start(
+        http: reqwest::Client,
+        collector: Url,
+        resource: &opentelemetry_sdk::Resource,
+        metrics: Arc<Metrics>,
+    ) -> (Self, Queue) {
+        let (sender, ended) = mpsc::channel(QUEUE);
+        let end = CancellationToken::new();
+        let exporter = Exporter {
+            http,
+            collector,
+            ended,
+            resource: resource.into(),
+            metrics: metrics.clone(),
+            works: true,
+        };
+        let task = tokio::spawn(exporter.run(end.clone()));
+        let queue = Queue {
+            ended: sender,
+            metrics,
+        };
+        (Self { task, end }, queue)
+    }
+
+    /// Sends what is queued, as far as that goes in a short time. Spans that end later are lost.
+    pub async fn end(self) {
+        self.end.cancel();
+        let mut task = self.task;
+        if timeout(FLUSH, &mut task).await.is_err() {
+            task.abort();
+            // It counts what it leaves behind.
+            let _ = task.await;
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Exporter {
+    http: reqwest::Client,
+    collector: Url,
+    ended: mpsc::Receiver<SpanData>,
+    resource: ResourceAttributesWithSchema,
+    metrics: Arc<Metrics>,
+    /// Whether the last batch was taken: the log is told of changes alone.
+    works: bool,
+}
+
+/// Why a batch was not taken.
+#[derive(Debug, thiserror::Error)]
+enum ExportError {
+    #[error("request failed")]
+    Request(#[source] reqwest::Error),
+    #[error("answered {0}")]
+    Status(StatusCode),
+}
+
+impl From<reqwest::Error> for ExportError {
+    fn from(error: reqwest::Error) -> Self {
+        Self::Request(error.without_url())
+    }
+}
+
+impl Exporter {
+    async fn run(mut self, end: CancellationToken) {
+        let mut batch = Vec::with_capacity(BATCH);
+        loop {
+            tokio::select! {
+                biased;
+                () = end.cancelled() => break,
+                is_open = gather(&mut self.ended, &mut batch) => if !is_open { break },
+            }
+            self.send(&mut batch).await;
+        }
+        self.ended.close();
+        while let Ok(span) = self.ended.try_recv() {
+            batch.push(span);
+            if batch.len() == BATCH {
+                self.send(&mut batch).await;
+            }
+        }
+        self.send(&mut batch).await;
+    }
+
+    async fn send(&mut self, batch: &mut Vec<SpanData>) {
+        if batch.is_empty() {
+            return;
+        }
+        let count = batch.len() as u64;
+        // Counted from the start: the end of the process may cut it off.
+        let mut lost = Lost {
+            metrics: &self.metrics,
+            count,
+        };
+        let sent = self.post(std::mem::take(batch)).await;
+        lost.count = *sent.as_ref().unwrap_or(&count);
+        drop(lost);
+        self.note(sent);
+    }
+
+    /// Returns how many spans the collector refused.
+    async fn post(&self, batch: Vec<SpanData>) -> Result<u64, ExportError> {
+        let request = ExportTraceServiceRequest {
+            resource_spans: group_spans_by_resource_and_scope(batch, &self.resource),
+        };
+        let response = self
+            .http
+            .post(self.collector.clone())
+            .header(header::CONTENT_TYPE, PROTOBUF)
+            .body(request.encode_to_vec())
+            .send()
+            .await?;
+        if !response.status().is_success() {
+            return Err(ExportError::Status(response.status()));
+        }
+        Ok(refused(response).await)
+    }
+
+    fn note(&mut self, sent: Result<u64, ExportError>) {
+        let worked = self.works;
+        self.works = sent.is_ok();
+        match sent {
+            Err(error) if worked => {
+                let cause = std::error::Error::source(&error).map(tracing::field::display);
+                warn!(
+                    %error,
+                    error.cause = cause,
+                    "the collector takes no traces, they are dropped: look at telemetry.otlp_endpoint and the collector behind it"
+                );
+            }
+            Ok(_) if !worked => info!("the collector takes traces again"),
+            Ok(_) | Err(_) => {}
+        }
+    }
+}
+
+impl Drop for Exporter {
+    fn drop(&mut self) {
+        let left = std::iter::from_fn(|| self.ended.try_recv().ok()).count();
+        self.metrics.spans_lost(SpanLoss::ExportFailed, left as u64);
+    }
+}
+
+/// Waits for spans until a batch is full or old enough; `false`: no more will come.
+///
+/// What was gathered stays in `batch` when it is dropped.
+async fn gather(ended: &mut mpsc::Receiver<SpanData>, batch: &mut Vec<SpanData>) -> bool {
+    if ended.recv_many(batch, BATCH).await == 0 {
+        return false;
+    }
+    let until = Instant::now() + PAUSE;
+    while batch.len() < BATCH {
+        match timeout_at(until, ended.recv_many(batch, BATCH - batch.len())).await {
+            Ok(0) => return false,
+            Ok(_) => {}
+            Err(_) => break,
+        }
+    }
+    true
+}
+
+/// Counts spans as lost when dropped.
+struct Lost<'a> {
+    metrics: &'a Metrics,
+    count: u64,
+}
+
+impl Drop for Lost<'_> {
+    fn drop(&mut self) {
+        self.metrics.spans_lost(SpanLoss::ExportFailed, self.count);
+    }
+}
+
+/// How many spans the collector says it did not take. An answer that cannot be read says nothing.
+async fn refused(mut response: reqwest::Response) -> u64 {
+    let mut body = BytesMut::new();
+    while let Ok(Some(chunk)) = response.chunk().await {
+        if body.len() + chunk.len() > MAX_ANSWER {
+            return 0;
+        }
+        body.extend_from_slice(&chunk);
+    }
+    ExportTraceServiceResponse::decode(body.freeze())
+        .ok()
+        .and_then(|answer| answer.partial_success)
+        .map_or(0, |partial| partial.rejected_spans.try_into().unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use opentelemetry::trace::{Tracer, TracerProvider};
+    use opentelemetry_sdk::trace::SdkTracerProvider;
+
+    use super::*;
+
+    #[test]
+    fn what_a_full_queue_does_not_take_is_counted() {
+        let metrics = Metrics::new([]);
+        let (sender, mut ended) = mpsc::channel(2);
+        let provider = SdkTracerProvider::builder()
+            .with_span_processor(Queue {
+                ended: sender,
+                metrics: metrics.clone(),
+            })
+            .build();
+        let tracer = provider.tracer("test");
+
+        for name in ["first", "second", "third"] {
+            drop(tracer.start(name));
+        }
+
+        let names: Vec<_> = std::iter::from_fn(|| ended.try_recv().ok())
+            .map(|span| span.name)
+            .collect();
+        assert_eq!(names, ["first", "second"]);
+        let text = metrics.encode((0, 0));
+        assert!(text.contains("gateway_traces_dropped_total{reason=\"queue_full\"} 1\n"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_batch_goes_when_it_is_full_or_a_second_old() {
+        let metrics = Metrics::new([]);
+        let (sender, mut ended) = mpsc::channel(2 * BATCH);
+        let provider = SdkTracerProvider::builder()
+            .with_span_processor(Queue {
+                ended: sender,
+                metrics,
+            })
+            .build();
+        let tracer = provider.tracer("test");
+        let began = Instant::now();
+        for _ in 0..=BATCH {
+            drop(tracer.start("span"));
+        }
+        let mut batch = Vec::new();
+
+        assert!(gather(&mut ended, &mut batch).await);
+        assert_eq!((batch.len(), began.elapsed()), (BATCH, Duration::ZERO));
+
+        batch.clear();
+        assert!(gather(&mut ended, &mut batch).await);
+        assert_eq!((batch.len(), began.elapsed()), (1, PAUSE));
+
+        batch.clear();
+        drop((tracer, provider));
+        assert!(!gather(&mut ended, &mut batch).await);
+    }
+}

@@ -1,0 +1,307 @@
+// The operators' dashboard in a real browser, before a real gateway under load.
+// DASHBOARD_SCREENSHOTS: a folder that gets pictures of it, for docs/.
+import assert from 'node:assert/strict'
+import { createHash } from 'node:crypto'
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import test from 'node:test'
+import AxeBuilder from '@axe-core/playwright'
+import { openPage, startGateway, startSimulator, until } from './lib.mjs'
+
+const CLIENT_KEY = 'ugw_dashboard_test_client'
+const OPERATOR_KEY = 'ugw_dashboard_test_operator'
+const SUPPORT = 'SUPPORT0000000000000000A'
+const SPACES = [SUPPORT, 'ARCHIVE0000000000000000C', 'UNICODE0000000000000000D', 'TRANSCRIPTS000000000000B']
+const LOOKS = [
+  { width: 360, colorScheme: 'light' },
+  { width: 360, colorScheme: 'dark' },
+  { width: 1280, colorScheme: 'light' },
+  { width: 1280, colorScheme: 'dark' },
+]
+
+const sha256 = (text) => createHash('sha256').update(text).digest('hex')
+
+function configuration(upstream, admin, rest = '') {
+  return `
+[server]
+listen = "127.0.0.1:0"
+[admin]
+listen = "127.0.0.1:0"
+${admin}
+[upstream]
+base_url = "${upstream}"
+quota_per_minute = 600
+[upstream.credentials.default]
+token = "a11ce00000000000000000000000000000000001"
+org_handle = "acme.test"
+[[clients]]
+name = "crm"
+key_sha256 = ["${sha256(CLIENT_KEY)}"]
+spaces = ["*"]
+${rest}
+`
+}
+
+// A gateway whose configuration file the test can rewrite.
+async function startOwn(t, admin = '') {
+  const folder = mkdtempSync(join(tmpdir(), 'dashboard-'))
+  t.after(() => rmSync(folder, { recursive: true }))
+  const upstream = await startSimulator(t)
+  const file = join(folder, 'gateway.toml')
+  const write = (rest) => writeFileSync(file, configuration(upstream, admin, rest))
+  write('')
+  return { ...(await startGateway(t, file, {})), write }
+}
+
+function askTasks(gateway, space, query = '', key = CLIENT_KEY) {
+  return fetch(`${gateway.data}/spaces/${space}/tasks${query}`, { headers: { Authorization: `Token ${key}` } })
+}
+
+// Asks round after round until it is told to end: hits, misses and errors of several kinds.
+function startLoad(gateway) {
+  let going = true
+  const round = async () => {
+    for (const space of SPACES) {
+      for (const query of ['', '?page=2', '?page_size=5']) await (await askTasks(gateway, space, query)).text()
+    }
+    await (await askTasks(gateway, 'NOSUCHSPACE000000000000Z')).text()
+    await (await askTasks(gateway, SUPPORT, '?page=0')).text()
+    await (await askTasks(gateway, SUPPORT, '', 'wrong')).text()
+  }
+  const ended = (async () => {
+    while (going) await round()
+  })()
+  return async () => {
+    going = false
+    await ended
+  }
+}
+
+const metricsOf = async (gateway) => (await fetch(`${gateway.admin}/metrics`)).text()
+
+// The sum of the samples of `name` whose line holds `part`.
+function sampled(metrics, name, part = '') {
+  return metrics
+    .split('\n')
+    .filter((line) => line.startsWith(`${name}{`) || line.startsWith(`${name} `))
+    .filter((line) => line.includes(part))
+    .reduce((sum, line) => sum + Number(line.slice(line.lastIndexOf(' '))), 0)
+}
+
+const numberIn = (text) => Number(text.replaceAll(',', ''))
+const shown = async (page, name) => numberIn(await page.locator(`[data-number="${name}"]`).textContent())
+const cell = async (page, body, key, column) => numberIn(await page.locator(`#${body} tr[data-key="${key}"] > *`).nth(column).textContent())
+
+// Waits for a poll that begins from now on to be drawn.
+async function nextPoll(page) {
+  const isPoll = (message) => message.url().endsWith('/status')
+  const begun = await page.waitForRequest(isPoll)
+  await (await begun.response()).finished()
+  await page.waitForRequest(isPoll)
+}
+
+test('the numbers on the page are those of /metrics', async (t) => {
+  const gateway = await startOwn(t)
+  const endLoad = startLoad(gateway)
+  const { page, assertQuiet } = await openPage(t)
+  await page.goto(gateway.admin)
+  await page.getByText('Ready', { exact: true }).waitFor()
+  // It grows while the load lasts.
+  const first = await shown(page, 'requests')
+  await until(() => shown(page, 'requests'), (requests) => requests > first)
+  await until(() => page.locator('#rate path').getAttribute('d'), (path) => path.includes('L'))
+  await endLoad()
+
+  await nextPoll(page)
+  const metrics = await metricsOf(gateway)
+  assert.equal(await shown(page, 'requests'), sampled(metrics, 'gateway_http_requests_total'))
+  assert.equal(await shown(page, 'upstream-calls'), sampled(metrics, 'gateway_upstream_requests_total'))
+  assert.equal(await shown(page, 'entries'), sampled(metrics, 'gateway_cache_entries'))
+  assert.equal(await cell(page, 'outcomes', 'hit', 1), sampled(metrics, 'gateway_cache_lookups_total', 'outcome="hit"'))
+  assert.equal(await cell(page, 'outcomes', 'miss', 1), sampled(metrics, 'gateway_cache_lookups_total', 'outcome="miss"'))
+  assert.equal(await cell(page, 'latency', 'tasks', 1), sampled(metrics, 'gateway_http_request_duration_seconds_count', 'route="tasks"'))
+  assert.equal(await cell(page, 'latency', 'fill', 1), sampled(metrics, 'gateway_fill_duration_seconds_count'))
+  for (const code of ['space_not_found', 'invalid_parameter', 'unauthenticated']) {
+    const counted = sampled(metrics, 'gateway_http_errors_total', `code="${code}"`)
+    assert.ok(counted > 0, code)
+    assert.equal(await cell(page, 'errors', code, 2), counted, code)
+  }
+  const lookups = sampled(metrics, 'gateway_cache_lookups_total')
+  const fromStore = ['hit', 'stale_while_revalidate', 'stale_if_error', 'quota', 'assembled']
+  const hits = fromStore.reduce((sum, outcome) => sum + sampled(metrics, 'gateway_cache_lookups_total', `outcome="${outcome}"`), 0)
+  assert.equal(await page.locator('[data-number="hit-ratio"]').textContent(), `${((100 * hits) / lookups).toFixed(1)} %`)
+  const quota = await page.locator('#credentials tr[data-key="default"] td').nth(2).textContent()
+  assert.match(quota, /^\d+ of 600$/)
+  const pages = await page.locator('#spaces tr').evaluateAll((rows) => rows.map((row) => Number(row.cells[2].textContent)))
+  assert.equal(pages.reduce((sum, count) => sum + count, 0), sampled(metrics, 'gateway_cache_entries'))
+  assert.ok(!SPACES.some((space) => metrics.includes(space)))
+  assert.ok(!(await page.content()).includes(SUPPORT), 'no token is shown')
+  assertQuiet()
+})
+
+test('half and 95 % are where the buckets say', async (t) => {
+  const gateway = await startOwn(t)
+  const { page, assertQuiet } = await openPage(t)
+  const name = 'gateway_http_request_duration_seconds'
+  const buckets = [['0.1', 40], ['0.2', 90], ['0.4', 98], ['+Inf', 100]]
+  await page.route('**/status', async (route) => {
+    const answer = await route.fetch()
+    const status = await answer.json()
+    status.metrics[`${name}_bucket`] = buckets.map(([le, value]) => ({ labels: { le, route: 'tasks' }, value }))
+    status.metrics[`${name}_count`] = [{ labels: { route: 'tasks' }, value: 100 }]
+    await route.fulfill({ response: answer, json: status })
+  })
+  await page.goto(gateway.admin)
+  const row = page.locator('#latency tr[data-key="tasks"] > *')
+  await row.first().waitFor()
+  assert.deepEqual(await row.allTextContents(), ['Tasks', '100', '120 ms', '325 ms'])
+  assertQuiet()
+})
+
+test('pages are dropped by token, by fingerprint and all at once, each after a question', async (t) => {
+  const gateway = await startOwn(t)
+  const { page, assertQuiet } = await openPage(t)
+  const outcome = async (space) => (await askTasks(gateway, space)).headers.get('cache-status').split('; ')[1]
+  const dialog = page.getByRole('dialog')
+  const [, ARCHIVE] = SPACES
+  assert.equal(await outcome(SUPPORT), 'fwd=uri-miss')
+  await page.goto(gateway.admin)
+  const drop = () => page.getByRole('button', { name: /^Drop the pages of space-/ })
+
+  await page.getByLabel('Space token').fill(SUPPORT)
+  await page.getByRole('button', { name: 'Drop its pages' }).click()
+  await dialog.getByRole('button', { name: 'Keep them' }).click()
+  await dialog.waitFor({ state: 'hidden' })
+  assert.equal(await outcome(SUPPORT), 'hit', 'nothing was dropped')
+  await page.getByRole('button', { name: 'Drop its pages' }).click()
+  await dialog.getByRole('button', { name: 'Drop', exact: true }).click()
+  await page.getByText('The pages of that space are dropped.').waitFor()
+  assert.equal(await outcome(SUPPORT), 'fwd=uri-miss')
+
+  await drop().click()
+  await dialog.getByRole('button', { name: 'Drop', exact: true }).click()
+  await page.getByText(/^The pages of space-[0-9a-f]{12} are dropped\.$/).waitFor()
+  // Its row goes with the next poll.
+  await drop().waitFor({ state: 'detached' })
+  assert.equal(await outcome(SUPPORT), 'fwd=uri-miss')
+
+  assert.equal(await outcome(ARCHIVE), 'fwd=uri-miss')
+  await page.getByRole('button', { name: 'Drop all pages' }).click()
+  await dialog.getByRole('button', { name: 'Drop', exact: true }).click()
+  await page.getByText('All pages are dropped.').waitFor()
+  assert.equal(await outcome(SUPPORT), 'fwd=uri-miss')
+  assert.equal(await outcome(ARCHIVE), 'fwd=uri-miss')
+  assertQuiet()
+})
+
+test('a reload says what it did, or what is wrong', async (t) => {
+  const gateway = await startOwn(t)
+  const { page, complaints } = await openPage(t)
+  await page.goto(gateway.admin)
+  const reload = page.getByRole('button', { name: 'Reload the configuration' })
+  const result = page.locator('#result')
+
+  await reload.click()
+  await result.getByText('Reloaded.').waitFor()
+
+  gateway.write('[cache]\nttl = "x"\n[views]\n"a b" = {fields = ["a"]}')
+  await reload.click()
+  await result.getByText('The new configuration is refused').waitFor()
+  await result.getByText(/^cache\.ttl: /).waitFor()
+  await result.getByText(/^views\.a b: /).waitFor()
+  // Chromium itself complains of a 422.
+  assert.deepEqual(complaints.filter((complaint) => !complaint.includes('422')), [])
+})
+
+test('a browser asks for the key, and the page works with it', async (t) => {
+  const gateway = await startOwn(t, `key_sha256 = ["${sha256(OPERATOR_KEY)}"]`)
+  const stranger = await openPage(t)
+  // What it says where it would ask for a password and nobody is there to type one.
+  await assert.rejects(stranger.page.goto(gateway.admin), /ERR_INVALID_AUTH_CREDENTIALS/)
+
+  const { page, assertQuiet } = await openPage(t, { httpCredentials: { username: 'anybody', password: OPERATOR_KEY } })
+  await page.goto(gateway.admin)
+  await page.getByText('Ready', { exact: true }).waitFor()
+  await page.getByRole('button', { name: 'Drop all pages' }).click()
+  await page.getByRole('dialog').getByRole('button', { name: 'Drop', exact: true }).click()
+  await page.getByText('All pages are dropped.').waitFor()
+  assertQuiet()
+})
+
+test('a gateway that has gone is told, and so is its return', async (t) => {
+  const gateway = await startOwn(t)
+  const { page } = await openPage(t)
+  await page.goto(gateway.admin)
+  await page.getByText('Ready', { exact: true }).waitFor()
+  await page.route('**/status', (route) => route.abort())
+  await page.getByRole('alert').getByText('What you see is old.').waitFor()
+  await page.unroute('**/status')
+  await until(() => page.getByRole('alert').textContent(), (text) => text === '')
+})
+
+test('everything is reached and done by keyboard, and a poll takes no focus away', async (t) => {
+  const gateway = await startOwn(t)
+  for (const space of SPACES) await askTasks(gateway, space)
+  const { page, assertQuiet } = await openPage(t)
+  await page.goto(gateway.admin)
+  await page.locator('#spaces button').nth(SPACES.length - 1).waitFor()
+
+  const all = await page.locator('a, button, input, [tabindex="0"]').filter({ visible: true }).count()
+  const reached = new Set()
+  for (let presses = 0; presses < all; presses += 1) {
+    await page.keyboard.press('Tab')
+    reached.add(await page.evaluate(() => {
+      const at = document.activeElement
+      const every = [...document.querySelectorAll('a, button, input, [tabindex="0"]')]
+      const { outlineStyle } = getComputedStyle(at)
+      return outlineStyle === 'none' ? `no outline: ${at.outerHTML}` : every.indexOf(at)
+    }))
+  }
+  assert.equal(reached.size, all)
+  assert.ok([...reached].every((place) => Number.isInteger(place) && place >= 0), [...reached].join())
+
+  await page.locator('#spaces button').first().focus()
+  await nextPoll(page)
+  await page.keyboard.press('Enter')
+  const dialog = page.getByRole('dialog')
+  await dialog.waitFor()
+  await page.keyboard.press('Escape')
+  await dialog.waitFor({ state: 'hidden' })
+  assert.equal(await page.locator('#spaces button').count(), SPACES.length, 'Escape drops nothing')
+  await page.keyboard.press('Enter')
+  await page.keyboard.press('Tab')
+  await page.keyboard.press('Enter')
+  await page.getByText(/are dropped\.$/).waitFor()
+  assertQuiet()
+})
+
+for (const { width, colorScheme } of LOOKS) {
+  test(`axe finds nothing serious at ${width} px, ${colorScheme}`, async (t) => {
+    const gateway = await startOwn(t)
+    const endLoad = startLoad(gateway)
+    const { page, assertQuiet } = await openPage(t, { viewport: { width, height: 800 }, colorScheme })
+    await page.goto(gateway.admin)
+    // Far enough for a line to be drawn.
+    await until(() => page.locator('#rate path').getAttribute('d'), (path) => (path.match(/L/g) ?? []).length > 4)
+    await endLoad()
+    await nextPoll(page)
+
+    const isSerious = ({ impact }) => impact === 'serious' || impact === 'critical'
+    const judge = async () => {
+      const { violations } = await new AxeBuilder({ page }).analyze()
+      assert.deepEqual(violations.filter(isSerious).map(({ id, nodes }) => [id, nodes.map((node) => node.html)]), [])
+    }
+    await judge()
+    const overflow = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth)
+    assert.equal(overflow, 0, 'the page does not scroll sideways')
+    if (process.env.DASHBOARD_SCREENSHOTS) {
+      const path = join(process.env.DASHBOARD_SCREENSHOTS, `dashboard-${width}-${colorScheme}.png`)
+      await page.screenshot({ path, fullPage: true, clip: { x: 0, y: 0, width, height: width < 500 ? 1500 : 920 } })
+    }
+    await page.getByRole('button', { name: 'Drop all pages' }).click()
+    await page.getByRole('dialog').waitFor()
+    await judge()
+    assertQuiet()
+  })
+}
