@@ -53,7 +53,7 @@ function show({ data }) {
   $('next').disabled = shown.page >= shown.pages
 }
 
-async function refresh(page = shown.page) {
+async function tell(page) {
   try {
     $('state').textContent = `${await read(page)}, ${new Date().toLocaleTimeString()}`
   } catch (error) {
@@ -61,7 +61,11 @@ async function refresh(page = shown.page) {
   }
 }
 
-$('previous').addEventListener('click', () => refresh(shown.page - 1))
-$('next').addEventListener('click', () => refresh(shown.page + 1))
+// One after the other, so that a refresh that is answered late never takes a reader back a page.
+let turn = Promise.resolve()
+const refresh = (step = 0) => (turn = turn.then(() => tell(Math.min(Math.max(1, shown.page + step), shown.pages))))
+
+$('previous').addEventListener('click', () => refresh(-1))
+$('next').addEventListener('click', () => refresh(+1))
 await refresh()
 setInterval(refresh, EVERY)

@@ -3,12 +3,14 @@ import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
 import { createServer } from 'node:net'
 import { createInterface } from 'node:readline'
+import { setTimeout as pause } from 'node:timers/promises'
 import { chromium } from 'playwright-core'
 
 // Where the project is; the tests are run from a copy beside their tools.
 export const root = process.env.PROJECT_ROOT
 export const binary = `${root}target/debug/unpod-gateway`
 const PATIENCE = 30_000
+const BETWEEN = 100
 
 const CHROMIUM_ARGS = [
   '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
@@ -81,12 +83,13 @@ export async function openPage(t, options = {}) {
   return { page, context, requests, complaints, assertQuiet: () => assert.deepEqual(complaints, []) }
 }
 
-// Asks until `condition` holds of what `ask` gives.
+// Asks until `condition` holds of what `ask` gives, slowly enough to leave a rate limit to the page under test.
 export async function until(ask, condition) {
   const end = Date.now() + PATIENCE
   for (;;) {
     const answer = await ask()
     if (condition(answer)) return answer
     assert.ok(Date.now() < end, 'it did not come true')
+    await pause(BETWEEN)
   }
 }

@@ -410,7 +410,9 @@ async function confirmed(text) {
   $('confirm-text').textContent = text
   dialog.returnValue = 'no'
   dialog.showModal()
-  await new Promise((closed) => dialog.addEventListener('close', closed, { once: true }))
+  // A `close` that comes while it is open tells of the time before.
+  do await new Promise((closed) => dialog.addEventListener('close', closed, { once: true }))
+  while (dialog.open)
   return dialog.returnValue === 'yes'
 }
 
