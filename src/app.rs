@@ -1,8 +1,9 @@
 //! The one place that sees the whole configuration, builds the parts and joins them.
 
-use std::{io, sync::Arc};
+use std::{fmt, io, sync::Arc};
 
 use arc_swap::ArcSwap;
+use futures_util::future::BoxFuture;
 use tokio::{task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -20,11 +21,11 @@ use crate::{
         self, Clients, Data, Issuers, LivePolicy, Policy,
         admin::{Admin, Door, Draining, Reload, Reloaded},
         layers::observe::AccessLog,
-        peer::TrustedProxies,
+        peer::{Peer, TrustedProxies},
     },
     cache::PageStore,
     config::{Config, Problems, value::ListenAddress},
-    server::{self, Entrance, Limits, Listener, Shutdown, Tls},
+    server::{Connection, Entrance, Limits, Listener, Server, Shutdown, Tls},
     service::{Snapshot, Tasks},
     telemetry::{
         Log,
@@ -59,6 +60,7 @@ pub struct Gateway {
     draining: Draining,
     config: Arc<Config>,
     data: Serving,
+    converse: Converse,
     admin: Serving,
     snapshot: Option<Snapshotting>,
     traces: Option<Export>,
@@ -72,6 +74,18 @@ struct Snapshotting {
     snapshot: Arc<Snapshot>,
     task: JoinHandle<()>,
     end: CancellationToken,
+}
+
+/// Serves a connection as the data listener does.
+#[derive(Clone)]
+struct Converse(Arc<ServeOne>);
+
+type ServeOne = dyn Fn(Box<dyn Connection>, Peer) -> BoxFuture<'static, ()> + Send + Sync;
+
+impl fmt::Debug for Converse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Converse")
+    }
 }
 
 #[derive(Debug)]
@@ -151,7 +165,8 @@ impl Gateway {
                 .then(|| TrustedProxies::configured(&config.server)),
             tls,
         };
-        let data = serve_data(data, entrance, &config, &tasks, &policy, &metrics, tracer);
+        let (data, converse) =
+            serve_data(data, entrance, &config, &tasks, &policy, &metrics, tracer);
         let door = Door::new(policy.clone(), config.auth.max_failures);
         let admin_state = Admin {
             tasks: tasks.clone(),
@@ -183,6 +198,7 @@ impl Gateway {
             draining,
             config,
             data,
+            converse,
             admin,
             snapshot,
             traces,
@@ -211,6 +227,11 @@ impl Gateway {
     #[must_use]
     pub fn tasks(&self) -> &Arc<Tasks> {
         &self.tasks
+    }
+
+    /// Serves a connection from `peer` that came by no listener, such as one in memory, until it ends.
+    pub fn converse(&self, io: Box<dyn Connection>, peer: Peer) -> BoxFuture<'static, ()> {
+        (self.converse.0)(io, peer)
     }
 
     /// Reads the configuration anew and puts it in force, as `POST /reload` does. `who` asked is told to the log.
@@ -296,7 +317,7 @@ fn serve_data(
     policy: &LivePolicy,
     metrics: &Arc<Metrics>,
     tracer: Option<Tracer>,
-) -> Serving {
+) -> (Serving, Converse) {
     let data = Data {
         tasks: tasks.clone(),
     };
@@ -315,18 +336,21 @@ fn serve_data(
         tracer,
     );
     let shutdown = Shutdown::default();
-    let serving = server::serve(
-        listener,
-        entrance,
+    let server = Server::new(
         service,
+        entrance,
         Limits::new(&config.server),
         Some(metrics.clone()),
         shutdown.clone(),
     );
-    Serving {
-        task: tokio::spawn(serving),
+    let serving = Serving {
+        task: tokio::spawn(server.clone().serve(listener)),
         shutdown,
-    }
+    };
+    let converse = Converse(Arc::new(move |io, peer| {
+        Box::pin(server.clone().connection(io, peer))
+    }));
+    (serving, converse)
 }
 
 fn serve_admin(listener: Listener, router: axum::Router, limits: Limits) -> Serving {
@@ -336,15 +360,9 @@ fn serve_admin(listener: Listener, router: axum::Router, limits: Limits) -> Serv
         ..limits
     };
     let service = router.into_service();
+    let server = Server::new(service, Entrance::default(), limits, None, shutdown.clone());
     Serving {
-        task: tokio::spawn(server::serve(
-            listener,
-            Entrance::default(),
-            service,
-            limits,
-            None,
-            shutdown.clone(),
-        )),
+        task: tokio::spawn(server.serve(listener)),
         shutdown,
     }
 }

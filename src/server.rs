@@ -110,7 +110,8 @@ impl Listener {
     }
 }
 
-trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
+/// A connection of whatever kind.
+pub trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
 
 /// How connections are treated.
@@ -144,67 +145,6 @@ pub struct Shutdown {
     pub closed: CancellationToken,
 }
 
-/// Serves `service` on `listener`, to those who pass `entrance`, until `shutdown.closed`; then gives requests in flight
-/// `limits.drain_timeout`.
-///
-/// Returns whether every request got its answer.
-pub async fn serve<S>(
-    listener: Listener,
-    entrance: Entrance,
-    service: S,
-    limits: Limits,
-    metrics: Option<Arc<Metrics>>,
-    shutdown: Shutdown,
-) -> bool
-where
-    S: Service<Request<Incoming>, Response = Response, Error = Infallible, Future: Send>
-        + Clone
-        + Send
-        + 'static,
-{
-    let connections = TaskTracker::new();
-    let places = Arc::new(Semaphore::new(limits.max_connections));
-    let server = Server {
-        builder: builder(&limits),
-        entrance: Arc::new(entrance),
-        service,
-        limits,
-        metrics,
-        shutdown: shutdown.clone(),
-    };
-    loop {
-        // A place first: a connection that finds none waits in the kernel's backlog, not in our memory.
-        let accepted = async {
-            let place = places.clone().acquire_owned().await;
-            let place = place.expect("the semaphore is never closed");
-            (listener.accept().await, place)
-        };
-        let (accepted, place) = tokio::select! {
-            biased;
-            () = shutdown.closed.cancelled() => break,
-            accepted = accepted => accepted,
-        };
-        match accepted {
-            Ok((io, peer)) => {
-                let server = server.clone();
-                connections.spawn(async move {
-                    let _place = place;
-                    server.connection(io, peer).await;
-                });
-            }
-            Err(error) => {
-                warn!(%error, "a connection could not be accepted");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-    drop(listener);
-    connections.close();
-    tokio::time::timeout(limits.drain_timeout, connections.wait())
-        .await
-        .is_ok()
-}
-
 fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
@@ -220,8 +160,9 @@ fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
     builder
 }
 
+/// Serves a service to whoever connects and passes the entrance. A clone serves the same.
 #[derive(Clone)]
-struct Server<S> {
+pub struct Server<S> {
     builder: auto::Builder<TokioExecutor>,
     entrance: Arc<Entrance>,
     service: S,
@@ -237,7 +178,66 @@ where
         + Send
         + 'static,
 {
-    async fn connection(self, io: Box<dyn Connection>, peer: Peer) {
+    /// `metrics`, where there are any, count its connections.
+    #[must_use]
+    pub fn new(
+        service: S,
+        entrance: Entrance,
+        limits: Limits,
+        metrics: Option<Arc<Metrics>>,
+        shutdown: Shutdown,
+    ) -> Self {
+        Self {
+            builder: builder(&limits),
+            entrance: Arc::new(entrance),
+            service,
+            limits,
+            metrics,
+            shutdown,
+        }
+    }
+
+    /// Serves what comes by `listener` until the shutdown's `closed`; then gives requests in flight `drain_timeout`.
+    ///
+    /// Returns whether every request got its answer.
+    pub async fn serve(self, listener: Listener) -> bool {
+        let connections = TaskTracker::new();
+        let places = Arc::new(Semaphore::new(self.limits.max_connections));
+        loop {
+            // A place first: a connection that finds none waits in the kernel's backlog, not in our memory.
+            let accepted = async {
+                let place = places.clone().acquire_owned().await;
+                let place = place.expect("the semaphore is never closed");
+                (listener.accept().await, place)
+            };
+            let (accepted, place) = tokio::select! {
+                biased;
+                () = self.shutdown.closed.cancelled() => break,
+                accepted = accepted => accepted,
+            };
+            match accepted {
+                Ok((io, peer)) => {
+                    let server = self.clone();
+                    connections.spawn(async move {
+                        let _place = place;
+                        server.connection(io, peer).await;
+                    });
+                }
+                Err(error) => {
+                    warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+        drop(listener);
+        connections.close();
+        tokio::time::timeout(self.limits.drain_timeout, connections.wait())
+            .await
+            .is_ok()
+    }
+
+    /// Serves one connection until it ends.
+    pub async fn connection(self, io: Box<dyn Connection>, peer: Peer) {
         let _counted = self.metrics.as_ref().map(|metrics| metrics.connection());
         let patience = self.limits.header_read_timeout;
         let opened = tokio::select! {

@@ -1,0 +1,220 @@
+//! Serves hits from memory, for `.ci/hit-path` to count what one costs.
+//!
+//! `cargo run --release --example hit_path -- 200000` prints the time of one, in user space alone: the real gateway with all its
+//! layers, its real connections, a simulated upstream that is asked once a page, and a client that costs next to nothing. Under
+//! callgrind each call of [`counted`] is a part of its own: of every row one with so many requests, then one with twice as many,
+//! so that the difference is free of whatever a connection costs.
+#![expect(
+    clippy::print_stdout,
+    reason = "a program that prints what it measured"
+)]
+#![expect(
+    clippy::disallowed_types,
+    reason = "it measures real time, outside any runtime"
+)]
+
+mod client;
+
+use std::{
+    convert::Infallible,
+    net::Ipv4Addr,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
+
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response, header};
+use http_body_util::Full;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use sha2::{Digest, Sha256};
+use tokio::runtime::Runtime;
+use unpod_gateway::{
+    api::peer::Peer,
+    app::Gateway,
+    config::Config,
+    simulator::{Options, Simulator, world},
+    telemetry,
+};
+
+use crate::client::Client;
+
+/// The gateway's own.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const KEY: &str = "ugw_0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+/// Few enough for callgrind to take seconds, enough for a store's rare housekeeping to even out.
+const REQUESTS: usize = 2000;
+const SMALL: usize = 2000;
+
+type Conversation = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+fn main() {
+    let requests = std::env::args()
+        .nth(1)
+        .and_then(|argument| argument.parse().ok())
+        .unwrap_or(REQUESTS);
+    // One thread: everything a request costs happens on it, but for the writing of the log.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime can be built");
+    let simulator = runtime
+        .block_on(Simulator::start(Options::default()))
+        .expect("a port is free");
+    let config = config(&simulator.base_url());
+    let (log, _writer) = telemetry::init(&config.telemetry);
+    let gateway = runtime
+        .block_on(Gateway::start_logging(config, log))
+        .expect("the configuration is good");
+    measure(
+        &runtime,
+        "bare hyper, one fixed body of 2 KB",
+        &[request(world::SUPPORT, 1, 1, "")],
+        requests,
+        bare,
+    );
+    for (name, asked) in rows(&runtime, &gateway) {
+        let converse = |client| gateway.converse(Box::new(client), peer());
+        measure(&runtime, name, &asked, requests, converse);
+    }
+}
+
+/// The defaults, but for what would make an entry of a page go away or be made of others.
+fn config(upstream: &str) -> Config {
+    let digest: String = Sha256::digest(KEY)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let text = format!(
+        "[server]\nlisten = '127.0.0.1:0'\n[admin]\nlisten = '127.0.0.1:0'\n\
+         [cache]\nttl = '2h'\njitter = 0\nassemble_pages = false\nsettled_ttl = '0s'\n\
+         [upstream]\nbase_url = '{upstream}'\n\
+         [upstream.credentials.default]\ntoken = '{}'\norg_handle = '{}'\n\
+         [[clients]]\nname = 'dashboard'\nspaces = ['*']\nkey_sha256 = ['{digest}']\n",
+        world::ACME_TOKEN,
+        world::ACME,
+    );
+    Config::from_toml(&text).expect("the configuration is good")
+}
+
+fn peer() -> Peer {
+    Peer(Some(Ipv4Addr::LOCALHOST.into()))
+}
+
+/// What is asked in each row, every page of it stored.
+fn rows(runtime: &Runtime, gateway: &Gateway) -> Vec<(&'static str, Vec<Bytes>)> {
+    let small = request(world::SUPPORT, 1, 1, "");
+    let large = request(world::SUPPORT, 1, 20, "");
+    let coded = request(world::SUPPORT, 1, 20, "Accept-Encoding: gzip\r\n");
+    let head = store(runtime, gateway, &large);
+    let etag = head
+        .lines()
+        .find_map(|line| line.strip_prefix("etag: "))
+        .expect("every page has an entity tag");
+    let known = format!("If-None-Match: {etag}\r\n");
+    let conditional = request(world::SUPPORT, 1, 20, &known);
+    let spread = spread();
+    for request in [&small, &coded, &conditional].into_iter().chain(&spread) {
+        store(runtime, gateway, request);
+    }
+    vec![
+        ("W1 hit, 2 KB", vec![small]),
+        ("W2 hit, 40 KB", vec![large]),
+        ("W3 hit, 40 KB, the client takes gzip", vec![coded]),
+        ("W4 304", vec![conditional]),
+        ("W5 hits, spread over many small pages", spread),
+    ]
+}
+
+/// Pages of one, two and three tasks, of every space that is long enough.
+fn spread() -> Vec<Bytes> {
+    let spaces = [
+        (world::SUPPORT, 57),
+        (world::ARCHIVE, 45),
+        (world::UNICODE, 28),
+    ];
+    let pages = |(space, tasks): (&'static str, u32)| {
+        (1..=3).flat_map(move |size| {
+            (1..=tasks / size).map(move |page| request(space, page, size, ""))
+        })
+    };
+    spaces.into_iter().flat_map(pages).collect()
+}
+
+fn request(space: &str, page: u32, page_size: u32, more: &str) -> Bytes {
+    format!(
+        "GET /spaces/{space}/tasks?page={page}&page_size={page_size} HTTP/1.1\r\n\
+         Host: gateway.internal:8080\r\nUser-Agent: dashboard/1.0\r\nAccept: */*\r\n\
+         Authorization: Token {KEY}\r\n{more}\r\n"
+    )
+    .into()
+}
+
+/// Asks until the page is stored, in the coding that is asked for too; returns the head of a hit.
+fn store(runtime: &Runtime, gateway: &Gateway, request: &Bytes) -> String {
+    let mut head = String::new();
+    for _ in 0..3 {
+        let (client, got) = Client::new([request.clone()].into(), 1);
+        runtime.block_on(gateway.converse(Box::new(client), peer()));
+        let answer = String::from_utf8_lossy(&got.first()).into_owned();
+        head = answer
+            .split("\r\n\r\n")
+            .next()
+            .unwrap_or_default()
+            .to_owned();
+    }
+    assert!(head.contains("cache-status: unpod-gateway; hit"), "{head}");
+    head
+}
+
+/// Bare hyper's answer: what no gateway can be cheaper than.
+fn bare(client: Client) -> Conversation {
+    let body = Bytes::from(vec![b'x'; SMALL]);
+    let service = service_fn(move |_: Request<Incoming>| {
+        let mut response = Response::new(Full::new(body.clone()));
+        response.headers_mut().insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/json"),
+        );
+        async { Ok::<_, Infallible>(response) }
+    });
+    Box::pin(async move {
+        let served = http1::Builder::new()
+            .serve_connection(TokioIo::new(client), service)
+            .await;
+        served.expect("the client says nothing wrong");
+    })
+}
+
+/// Prints what a request of `asked` takes.
+fn measure(
+    runtime: &Runtime,
+    name: &str,
+    asked: &[Bytes],
+    requests: usize,
+    converse: impl Fn(Client) -> Conversation,
+) {
+    let asked: Arc<[Bytes]> = asked.into();
+    let took = [requests, 2 * requests].map(|requests| {
+        let (client, got) = Client::new(asked.clone(), requests);
+        let conversation = converse(client);
+        let began = Instant::now();
+        counted(runtime, conversation);
+        let took = began.elapsed();
+        assert_eq!(got.answers.load(Ordering::Relaxed), requests, "{name}");
+        took
+    });
+    let each = took[1].saturating_sub(took[0]).as_nanos() / requests as u128;
+    println!("{name}\t{requests}\t{each} ns");
+}
+
+/// Has a conversation as the server would, in a task of its own. Callgrind knows it by its name.
+#[inline(never)]
+fn counted(runtime: &Runtime, conversation: Conversation) {
+    runtime
+        .block_on(async { tokio::spawn(conversation).await })
+        .expect("no connection ends in a bug");
+}
