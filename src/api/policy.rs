@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
+use http::request::Parts;
 
 use super::{Client, Clients, admin::OperatorKeys};
 use crate::{
@@ -44,4 +45,17 @@ pub struct Caller {
     pub policy: Arc<Policy>,
     /// Where the request's own span is.
     pub trace: Place,
+}
+
+impl Caller {
+    /// Who asked this.
+    ///
+    /// # Panics
+    ///
+    /// Panics where [`super::layers::internal_auth`] has not let it through.
+    #[must_use]
+    pub fn of(asked: &Parts) -> &Self {
+        let caller = asked.extensions.get();
+        caller.expect("authentication lets nobody through without a name")
+    }
 }

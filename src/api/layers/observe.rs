@@ -9,7 +9,7 @@ use std::{
 };
 
 use axum::{body::Body, response::Response};
-use http::{HeaderName, HeaderValue, Method, Request, StatusCode, header};
+use http::{HeaderName, HeaderValue, Method, Request, StatusCode, header, request::Parts};
 use http_body::Body as _;
 use opentelemetry::trace::{SpanContext, TraceId};
 use tokio::time::Instant;
@@ -37,6 +37,19 @@ pub const VARY: HeaderValue = HeaderValue::from_static("Accept-Encoding, Authori
 /// The request's id: the client's own if it is fit, else a new one.
 #[derive(Clone, Debug)]
 pub struct RequestId(pub HeaderValue);
+
+impl RequestId {
+    /// The id of what was asked.
+    ///
+    /// # Panics
+    ///
+    /// Panics where [`Observe`] has not seen it.
+    #[must_use]
+    pub fn of(asked: &Parts) -> HeaderValue {
+        let id = asked.extensions.get::<Self>();
+        id.expect("every request is given an id").0.clone()
+    }
+}
 
 /// What a handler tells the access log, in the answer's extensions.
 #[derive(Clone, Debug)]
@@ -206,20 +219,26 @@ where
     }
 }
 
-/// The route as it is counted: by the path's form alone, since whoever is refused has seen no router.
-pub(super) fn route(path: &str) -> Route {
-    let path = path.strip_suffix('/').unwrap_or(path);
-    let space = path
-        .strip_prefix("/spaces/")
-        .or_else(|| path.strip_prefix("/api/v2/platform/spaces/"))
-        .and_then(|rest| rest.strip_suffix("/tasks"));
+/// The route of `path`, by its form alone: whoever is refused is counted under it too.
+pub(in crate::api) fn route(path: &str) -> Route {
     match path {
         "/openapi.json" => Route::OpenApi,
         "/healthz" => Route::Health,
         "/browser-tokens" => Route::BrowserTokens,
-        _ if space.is_some_and(|space| !space.contains('/')) => Route::Tasks,
+        _ if named_space(path).is_some() => Route::Tasks,
         _ => Route::Other,
     }
+}
+
+/// What stands in the space's place of a path of the tasks route, still percent-encoded.
+///
+/// Nothing at all is a bad token, not another route.
+pub(in crate::api) fn named_space(path: &str) -> Option<&str> {
+    let path = path.strip_suffix('/').unwrap_or(path);
+    path.strip_prefix("/spaces/")
+        .or_else(|| path.strip_prefix("/api/v2/platform/spaces/"))?
+        .strip_suffix("/tasks")
+        .filter(|space| !space.contains('/'))
 }
 
 fn text(id: &HeaderValue) -> &str {
@@ -456,6 +475,11 @@ mod tests {
             ("/openapi.json", Route::OpenApi),
             ("/browser-tokens", Route::BrowserTokens),
             ("/browser-tokens/x", Route::Other),
+            ("/browser-tokens/", Route::Other),
+            ("/healthz/", Route::Other),
+            ("/spaces//tasks", Route::Tasks),
+            ("/spaces/tasks", Route::Other),
+            ("/spaces/A/tasks//", Route::Other),
             ("/", Route::Other),
         ] {
             assert_eq!(route(path), expected, "{path}");

@@ -4,15 +4,15 @@ use std::{fmt::Write as _, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
-    extract::{Extension, Path, RawQuery, State, rejection::PathRejection},
     response::{IntoResponse, Response},
 };
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header, request::Parts};
+use percent_encoding::percent_decode_str;
 
 use crate::{
     api::{
         ApiError, Caller, Client, Data, Policy,
-        layers::observe::{Facts, RequestId, VARY},
+        layers::observe::{Facts, RequestId, VARY, named_space},
         query,
         rate_limit::{self, RateLimit},
     },
@@ -37,15 +37,9 @@ const CODINGS: [Coding; 3] = [Coding::Brotli, Coding::Zstd, Coding::Gzip];
 ///
 /// Checked in the order in which things may be told: path and query, then whether the client may read the space, then how often it
 /// may ask, then the cache.
-pub async fn page(
-    State(data): State<Data>,
-    Extension(caller): Extension<Caller>,
-    Extension(RequestId(request_id)): Extension<RequestId>,
-    path: Result<Path<String>, PathRejection>,
-    RawQuery(raw_query): RawQuery,
-    headers: HeaderMap,
-) -> Response {
-    let read = read_request(&caller.policy, path, raw_query.as_deref());
+pub async fn page(data: &Data, asked: &Parts) -> Response {
+    let caller = Caller::of(asked);
+    let read = read_request(&caller.policy, &asked.uri);
     let (space, query) = match read {
         Ok(read) => read,
         Err(error) => return error.into_response(),
@@ -64,14 +58,14 @@ pub async fn page(
                 space,
                 query,
                 directives: permitted(
-                    RequestDirectives::parse(&headers),
+                    RequestDirectives::parse(&asked.headers),
                     caller.client.may_refresh,
                 ),
                 client: caller.client.name.clone(),
-                request_id,
+                request_id: RequestId::of(asked),
                 trace: caller.trace.clone(),
             };
-            let (mut response, facts) = answer(&data, &caller, &ask, &headers, facts).await;
+            let (mut response, facts) = answer(data, caller, &ask, &asked.headers, facts).await;
             rate_limit::write(&limits, response.headers_mut());
             (response, facts)
         }
@@ -102,15 +96,13 @@ fn admit(client: &Client, space: &SpaceToken) -> Result<Admitted, ApiError> {
     })
 }
 
-fn read_request(
-    policy: &Policy,
-    path: Result<Path<String>, PathRejection>,
-    raw_query: Option<&str>,
-) -> Result<(SpaceToken, PageQuery), ApiError> {
-    let Path(token) = path.map_err(|_| ApiError::InvalidSpaceToken)?;
-    let space = SpaceToken::new(&token).map_err(|_| ApiError::InvalidSpaceToken)?;
-    let query = query::parse(raw_query.unwrap_or_default(), &policy.route)?;
-    Ok((space, query))
+fn read_request(policy: &Policy, uri: &Uri) -> Result<(SpaceToken, PageQuery), ApiError> {
+    let space = named_space(uri.path()).and_then(|space| {
+        let space = percent_decode_str(space).decode_utf8().ok()?;
+        SpaceToken::new(&space).ok()
+    });
+    let query = query::parse(uri.query().unwrap_or_default(), &policy.route);
+    Ok((space.ok_or(ApiError::InvalidSpaceToken)?, query?))
 }
 
 async fn answer(
