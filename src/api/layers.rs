@@ -1,5 +1,6 @@
 //! What wraps every request of the data listener.
 
+pub mod catch_panic;
 pub mod cors;
 pub mod internal_auth;
 pub mod observe;

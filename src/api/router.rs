@@ -9,12 +9,12 @@ use axum::{
 use http::{HeaderValue, Method, Request, header};
 use hyper::body::Incoming;
 use tower::{Service, ServiceBuilder, service_fn};
-use tower_http::catch_panic::CatchPanicLayer;
 
 use super::{
     ApiError, LivePolicy,
     error::method_not_allowed,
     layers::{
+        catch_panic::CatchPanicLayer,
         cors::CorsLayer,
         internal_auth::InternalAuthLayer,
         observe::{AccessLog, ObserveLayer, route},
@@ -70,7 +70,6 @@ pub fn data_service(
     );
     // A body is as short as a header, and is given as long.
     let body = ReadWithin(server.header_read_timeout);
-    let panicked = metrics.clone();
     ServiceBuilder::new()
         // Outermost: whatever happens below gets a request id, a body if it is an error, and its line in the log.
         .layer(ObserveLayer::new(
@@ -81,13 +80,8 @@ pub fn data_service(
         ))
         // Around whatever may refuse or fail: a browser hides an error that does not say who may read it.
         .layer(cors)
-        // One body type again, whatever the layer below boxed.
-        .map_response(|response: Response<_>| response.map(Body::new))
         // A bug costs one request, and is counted.
-        .layer(CatchPanicLayer::custom(move |_| {
-            panicked.panicked();
-            ApiError::Internal.into_response()
-        }))
+        .layer(CatchPanicLayer::new(metrics.clone()))
         // Before any work: refusing must stay cheap when there is too much of it.
         .layer(ShedLayer::new(server.max_in_flight, HEALTH, metrics))
         // Before routing: a stranger learns of no route, no space and no parameter.
