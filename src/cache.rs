@@ -9,6 +9,7 @@ pub mod entry;
 pub mod flight;
 pub mod freshness;
 pub mod http_semantics;
+mod link;
 pub mod rendition;
 pub mod snapshot;
 pub mod space;

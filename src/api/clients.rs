@@ -15,7 +15,7 @@ use crate::{
     api::peer::ClientCertificate,
     config::{ClientConfig, ViewsConfig, value::CertificateSubject},
     domain::{SpaceToken, View},
-    telemetry::metrics::AuthFailure,
+    telemetry::metrics::{Account, AuthFailure},
     upstream::{Credential, Credentials},
 };
 
@@ -38,6 +38,8 @@ const CLIENT_LIMIT: &str = "default";
 #[derive(Debug)]
 pub struct Client {
     pub name: Arc<str>,
+    /// What its requests are counted under.
+    pub account: Account,
     spaces: AllowedSpaces,
     /// For all of its spaces, where one is named.
     credential: Option<Arc<Credential>>,
@@ -110,6 +112,7 @@ impl Client {
     pub fn narrowed(&self, spaces: &AllowedSpaces, until: SystemTime) -> Self {
         Self {
             name: self.name.clone(),
+            account: self.account.clone(),
             spaces: self.spaces.narrowed(spaces),
             credential: self.credential.clone(),
             credentials: self.credentials.clone(),
@@ -348,8 +351,10 @@ fn client(
                 .collect(),
         )
     };
+    let name: Arc<str> = section.name.as_str().into();
     Client {
-        name: section.name.as_str().into(),
+        account: Account::new(name.clone()),
+        name,
         spaces,
         credential: section
             .credential

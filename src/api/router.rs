@@ -7,6 +7,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{HeaderValue, Method, Request, header};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use tower::{Service, ServiceBuilder, service_fn};
 
@@ -108,18 +109,25 @@ async fn answer(data: Data, body: ReadWithin, request: Request<Incoming>) -> Res
         Route::OpenApi => plain("application/json", OPENAPI),
         Route::Health => plain("text/plain; charset=utf-8", "ok"),
     };
-    // hyper leaves the body out of HTTP/1 alone (RFC 9110 section 9.3.2).
     if asked.method == Method::HEAD {
-        *response.body_mut() = Body::empty();
+        leave_body_out(&mut response);
     }
     response
+}
+
+/// hyper does it for HTTP/1 alone (RFC 9110 section 9.3.2), and tells the length only of a body that there is.
+fn leave_body_out(response: &mut Response) {
+    let body = std::mem::take(response.body_mut());
+    if let Some(length @ 1..) = body.size_hint().exact() {
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_LENGTH, length.into());
+    }
 }
 
 fn plain(content_type: &'static str, text: &'static str) -> Response {
     let mut response = Response::new(Body::from(text));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
-    headers.insert(header::CONTENT_LENGTH, text.len().into());
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     response
 }

@@ -1,6 +1,9 @@
 //! A stored page: its bytes, the header fields that clients see, and what its age is judged from.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use http::{
     HeaderMap, HeaderName, HeaderValue,
@@ -11,11 +14,12 @@ use tokio::time::Instant;
 use super::{
     freshness::{Candidate, Freshness, Lifetimes, Verdict, judge},
     http_semantics::{RequestDirectives, fmt_http_date, parse_age, parse_http_date},
+    link::link,
     rendition::{Rendition, Views},
     space::{Space, Version},
     stretch::Popularity,
 };
-use crate::domain::{TaskPage, View};
+use crate::domain::{PageQuery, TaskPage, View};
 
 /// The header of an answer, and when it came.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +52,8 @@ pub struct StoredPage {
     pub last_modified_unix: Option<i64>,
     /// The upstream's own `Age`, for the answer that filled the page.
     pub upstream_age: Option<Duration>,
+    /// [`StoredPage::generation`] as clients see it.
+    pub generation_field: HeaderValue,
     /// Whether it was put together from other pages.
     pub is_assembled: bool,
     /// When it was read from a snapshot: until it is filled anew it may only stand in.
@@ -63,6 +69,7 @@ pub struct Content {
     pub page: TaskPage,
     whole: Arc<Rendition>,
     views: Views,
+    link: OnceLock<Option<HeaderValue>>,
 }
 
 impl Content {
@@ -72,7 +79,15 @@ impl Content {
             whole: Arc::new(Rendition::new(page.body.clone())),
             page,
             views: Views::default(),
+            link: OnceLock::new(),
         }
+    }
+
+    /// Where the pages around it are: it is always kept under the same `query`. Made when first asked for.
+    #[must_use]
+    pub fn link(&self, query: PageQuery) -> Option<&HeaderValue> {
+        let link = self.link.get_or_init(|| link(query, self.page.count));
+        link.as_ref()
     }
 
     /// The page as it came.
@@ -124,6 +139,7 @@ impl StoredPage {
             last_modified,
             date,
             upstream_age: parse_age(answer.headers),
+            generation_field: version.field(),
             is_assembled: false,
             restored_at: None,
             kept,
@@ -147,6 +163,7 @@ impl StoredPage {
             last_modified: None,
             last_modified_unix: None,
             upstream_age: None,
+            generation_field: oldest.generation_field.clone(),
             is_assembled: true,
             restored_at: None,
             kept: HeaderMap::new(),

@@ -10,6 +10,7 @@ use std::{
 };
 
 use compact_str::CompactString;
+use http::HeaderValue;
 use tokio::time::Instant;
 
 use super::stretch::Demand;
@@ -63,6 +64,14 @@ impl Remembered {
 pub struct Version {
     pub(super) epoch: u64,
     pub(super) generation: u64,
+}
+
+impl Version {
+    /// The generation as clients see it.
+    pub(super) fn field(self) -> HeaderValue {
+        HeaderValue::try_from(format!("{:016x}", self.generation))
+            .expect("hex digits are visible ASCII")
+    }
 }
 
 impl Space {

@@ -19,7 +19,7 @@ use crate::{
     },
     domain::{PageKey, PageQuery, Refusal, SpaceKey, SpaceToken, View},
     telemetry::{
-        metrics::{BACKGROUND, Metrics, Shed},
+        metrics::{Account, BACKGROUND, Metrics, Shed},
         traces::Place,
     },
     upstream::{Calls, Credential, FailureSource, Upstream, UpstreamError, Urgency},
@@ -35,7 +35,7 @@ pub struct Ask {
     pub query: PageQuery,
     /// As far as the client may ask for it: see [`crate::cache::freshness::permitted`].
     pub directives: RequestDirectives,
-    pub client: Arc<str>,
+    pub account: Account,
     pub request_id: HeaderValue,
     /// Where the request's own span is.
     pub trace: Place,
@@ -218,7 +218,7 @@ impl Tasks {
             Ok(served) => served.status,
             Err(error) => error.status,
         };
-        self.metrics.lookup(status.outcome(), &ask.client);
+        self.metrics.lookup(status.outcome(), &ask.account);
         if let Ok(served) = &outcome {
             self.metrics.page_served(served.page.age(served.at));
         }
@@ -372,7 +372,7 @@ impl Tasks {
         self.flights.join(&self.flight(key), keep, |wanted| {
             match self.decide(key, ask, Instant::now()) {
                 Decision::Fill { stored, .. } => {
-                    let cause = ask.client.clone();
+                    let cause = ask.account.client().clone();
                     let urgency = ask.urgency(stored.as_ref());
                     let calls = calls.clone();
                     let errand = Errand {

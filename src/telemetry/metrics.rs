@@ -21,10 +21,12 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use self::{ages::Ages, process::Process};
+pub use self::account::Account;
+use self::{account::count, ages::Ages, process::Process};
 use super::LogLosses;
 use crate::cache::CacheStatus;
 
+mod account;
 mod ages;
 mod process;
 
@@ -299,6 +301,8 @@ pub struct Metrics {
     registry: Registry,
     http_requests: Family<RequestLabels, Counter>,
     http_request_duration: Family<RouteLabels, Histogram, Durations>,
+    /// The same, in the order of [`Route::ALL`].
+    durations: [Histogram; Route::ALL.len()],
     http_errors: Family<CodeLabels, Counter>,
     http_in_flight: Gauge,
     connections: Gauge,
@@ -335,10 +339,12 @@ impl Metrics {
     /// Registers every metric, each with a sample at 0.
     #[must_use]
     pub fn new<'a>(credentials: impl IntoIterator<Item = &'a str>) -> Arc<Self> {
+        let http_request_duration = Family::new_with_constructor(Durations);
         let mut metrics = Self {
             registry: Registry::default(),
             http_requests: Family::default(),
-            http_request_duration: Family::new_with_constructor(Durations),
+            durations: Route::ALL.map(|route| duration_of(&http_request_duration, route)),
+            http_request_duration,
             http_errors: Family::default(),
             http_in_flight: Gauge::default(),
             connections: Gauge::default(),
@@ -540,9 +546,6 @@ impl Metrics {
                 status: Ending::Answered(StatusCode::OK),
                 client: NO_CLIENT.to_owned(),
             });
-            let _ = self
-                .http_request_duration
-                .get_or_create(&RouteLabels { route });
         }
         let _ = self
             .http_errors
@@ -621,19 +624,25 @@ impl Metrics {
             .inc();
     }
 
-    /// A request was answered.
-    pub fn answered(&self, route: Route, status: StatusCode, client: &str, took: Duration) {
-        let route = route.as_str();
-        self.http_requests
-            .get_or_create(&RequestLabels {
-                route,
+    /// A request was answered; `None`: to nobody known.
+    pub fn answered(
+        &self,
+        route: Route,
+        status: StatusCode,
+        account: Option<&Account>,
+        took: Duration,
+    ) {
+        let kept = account.and_then(|account| account.answered(route, status));
+        count(kept, || {
+            let client = account.map_or(NO_CLIENT, |account| account.client());
+            let labels = RequestLabels {
+                route: route.as_str(),
                 status: Ending::Answered(status),
                 client: client.to_owned(),
-            })
-            .inc();
-        self.http_request_duration
-            .get_or_create(&RouteLabels { route })
-            .observe(took.as_secs_f64());
+            };
+            self.http_requests.get_or_create(&labels).clone()
+        });
+        self.durations[route as usize].observe(took.as_secs_f64());
     }
 
     /// A request was answered with the error of this code.
@@ -678,14 +687,15 @@ impl Metrics {
             .inc_by(count);
     }
 
-    /// The cache did `outcome` for a request of `client`.
-    pub fn lookup(&self, outcome: &'static str, client: &str) {
-        self.cache_lookups
-            .get_or_create(&LookupLabels {
+    /// The cache did `outcome` for a request on `account`.
+    pub fn lookup(&self, outcome: &'static str, account: &Account) {
+        count(account.lookup(outcome), || {
+            let labels = LookupLabels {
                 outcome,
-                client: client.to_owned(),
-            })
-            .inc();
+                client: account.client().to_string(),
+            };
+            self.cache_lookups.get_or_create(&labels).clone()
+        });
     }
 
     /// A fill ended.
@@ -833,6 +843,11 @@ impl Metrics {
         text::encode(&mut out, &self.registry).expect("writing to a string cannot fail");
         as_prometheus_text(&out)
     }
+}
+
+fn duration_of(durations: &Family<RouteLabels, Histogram, Durations>, route: Route) -> Histogram {
+    let route = route.as_str();
+    durations.get_or_create(&RouteLabels { route }).clone()
 }
 
 fn set(gauge: &Gauge, value: u64) {

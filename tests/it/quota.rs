@@ -15,7 +15,10 @@ use unpod_gateway::{
     config::Config,
     domain::{PageQuery, SpaceToken},
     service::{Ask, Served, Tasks, TasksError},
-    telemetry::{metrics::Metrics, traces::Place},
+    telemetry::{
+        metrics::{Account, Metrics},
+        traces::Place,
+    },
     upstream::{
         Answer, Content, Credential, Credentials, Head, PageRequest, QuotaLayer, UpstreamError,
         read_page,
@@ -118,7 +121,7 @@ impl Readers {
                 page_size: 20,
             },
             directives: RequestDirectives::default(),
-            client: "reader".into(),
+            account: Account::new("reader".into()),
             request_id: HeaderValue::from_static("id"),
             trace: Place::default(),
         };

@@ -113,9 +113,9 @@ mod tests {
     async fn a_panic_is_answered_and_counted_wherever_it_comes() {
         let metrics = Metrics::new([]);
         let layer = CatchPanicLayer::new(metrics.clone());
-        let at_once = ServiceBuilder::new()
-            .layer(layer.clone())
-            .service_fn(|()| -> std::future::Ready<Result<Response, Infallible>> { panic!("call") });
+        let at_once = ServiceBuilder::new().layer(layer.clone()).service_fn(
+            |()| -> std::future::Ready<Result<Response, Infallible>> { panic!("call") },
+        );
         let later = ServiceBuilder::new()
             .layer(layer)
             .service(service_fn(|()| async {

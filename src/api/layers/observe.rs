@@ -23,7 +23,7 @@ use crate::{
     },
     domain::SpaceToken,
     telemetry::{
-        metrics::{CANCELLED, GaugeGuard, Metrics, NO_CLIENT, Route},
+        metrics::{Account, CANCELLED, GaugeGuard, Metrics, NO_CLIENT, Route},
         traces::{Span, Tracer, traceparent},
     },
 };
@@ -54,7 +54,7 @@ impl RequestId {
 /// What a handler tells the access log, in the answer's extensions.
 #[derive(Clone, Debug)]
 pub struct Facts {
-    pub client: Arc<str>,
+    pub account: Account,
     pub space: Option<SpaceToken>,
     pub cache: Option<&'static str>,
     pub age_s: Option<u64>,
@@ -259,11 +259,13 @@ fn request_id(given: Option<&HeaderValue>) -> HeaderValue {
 /// 128 random bits in hex. The seed is the system's, once a process; ids need to differ, not to be secret.
 fn new_id() -> HeaderValue {
     use std::hash::{BuildHasher, RandomState};
-    let (high, low) = (
-        RandomState::new().hash_one(1),
-        RandomState::new().hash_one(2),
-    );
-    HeaderValue::try_from(format!("{high:016x}{low:016x}")).expect("hex digits are visible ASCII")
+    let keys = RandomState::new();
+    let bits = u128::from(keys.hash_one(1)) << 64 | u128::from(keys.hash_one(2));
+    let mut digits = [0; 32];
+    for (place, digit) in digits.iter_mut().enumerate() {
+        *digit = b"0123456789abcdef"[(bits >> (4 * place)) as usize & 0xf];
+    }
+    HeaderValue::from_bytes(&digits).expect("hex digits are visible ASCII")
 }
 
 /// What is known of a request while it runs.
@@ -323,10 +325,10 @@ impl Seen {
     fn report(&mut self, response: &Response) {
         let took = self.started.elapsed();
         let facts = response.extensions().get::<Facts>();
-        let client = facts.map_or(NO_CLIENT, |facts| facts.client.as_ref());
+        let account = facts.map(|facts| &facts.account);
         self.shared
             .metrics
-            .answered(self.route, response.status(), client, took);
+            .answered(self.route, response.status(), account, took);
         let error = response.extensions().get::<ApiError>();
         if let Some(error) = error {
             self.shared.metrics.answered_error(error.code());
@@ -354,7 +356,8 @@ impl Seen {
             self.span.set("client.address", address.to_string());
         }
         if let Some(facts) = facts {
-            self.span.set("gateway.client", facts.client.to_string());
+            self.span
+                .set("gateway.client", facts.account.client().to_string());
             self.span
                 .set("gateway.upstream.calls", i64::from(facts.upstream_calls));
             if let Some(space) = &facts.space {
@@ -386,7 +389,7 @@ impl Seen {
             trace.id = self.trace_id.map(tracing::field::display),
             peer.address = address(self.peer.0),
             client.address = address(self.client_address),
-            client.name = facts.map_or(NO_CLIENT, |facts| facts.client.as_ref()),
+            client.name = facts.map_or(NO_CLIENT, |facts| facts.account.client()),
             space = facts
                 .and_then(|facts| facts.space.as_ref())
                 .map(tracing::field::display),

@@ -73,7 +73,7 @@ pub async fn mint(ReadWithin(limit): ReadWithin, asked: &Parts, body: Incoming) 
         Err(error) => error.into_response(),
     };
     response.extensions_mut().insert(Facts {
-        client: caller.client.name.clone(),
+        account: caller.client.account.clone(),
         space: None,
         cache: None,
         age_s: None,

@@ -153,7 +153,7 @@ impl Bench {
                 page_size: 20,
             },
             directives,
-            client: "crm".into(),
+            account: Account::new("crm".into()),
             request_id: HeaderValue::from_static("test"),
             trace: Place::default(),
         }
