@@ -48,14 +48,14 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// Who asked this.
+    /// Takes who asked this out of it.
     ///
     /// # Panics
     ///
     /// Panics where [`super::layers::internal_auth`] has not let it through.
     #[must_use]
-    pub fn of(asked: &Parts) -> &Self {
-        let caller = asked.extensions.get();
+    pub fn take(asked: &mut Parts) -> Self {
+        let caller = asked.extensions.remove();
         caller.expect("authentication lets nobody through without a name")
     }
 }

@@ -96,16 +96,16 @@ pub fn data_service(
 /// Goes by the route's form, which it is counted under: axum's router would cost a hit more than all that is done for it, in boxed
 /// futures, captures and copies of the header.
 async fn answer(data: Data, body: ReadWithin, request: Request<Incoming>) -> Response {
-    let (asked, incoming) = request.into_parts();
+    let (mut asked, incoming) = request.into_parts();
     let reads = [Method::GET, Method::HEAD].contains(&asked.method);
     let mut response = match route(asked.uri.path()) {
         Route::Other => ApiError::RouteNotFound.into_response(),
         // Every method: whether there is such a route is for the policy to say, before what it takes.
-        Route::BrowserTokens => browser_tokens::mint(body, &asked, incoming).await,
+        Route::BrowserTokens => browser_tokens::mint(body, &mut asked, incoming).await,
         Route::Tasks | Route::OpenApi | Route::Health if !reads => {
             method_not_allowed(&[Method::GET, Method::HEAD])
         }
-        Route::Tasks => tasks::page(&data, &asked).await,
+        Route::Tasks => tasks::page(&data, &mut asked).await,
         Route::OpenApi => plain("application/json", OPENAPI),
         Route::Health => plain("text/plain; charset=utf-8", "ok"),
     };

@@ -6,6 +6,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use axum::{body::Body, response::Response};
@@ -290,6 +291,7 @@ impl Seen {
         self.span.fail(CANCELLED);
         self.shared.metrics.cancelled(self.route);
         self.log(&Told {
+            took: self.started.elapsed(),
             code: Some(CANCELLED),
             ..Told::default()
         });
@@ -335,6 +337,7 @@ impl Seen {
         }
         self.trace(response, facts);
         self.log(&Told {
+            took,
             facts,
             status: Some(response.status()),
             code: response.extensions().get().map(ApiError::code),
@@ -380,7 +383,6 @@ impl Seen {
             return;
         }
         let facts = told.facts;
-        let took = self.started.elapsed();
         let address = |address: Option<IpAddr>| address.map(tracing::field::display);
         info!(
             request.id = text(&self.id),
@@ -396,7 +398,7 @@ impl Seen {
             response.status = told.status.map(|status| status.as_u16()),
             response.code = told.code,
             response.bytes = told.bytes,
-            response.duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+            response.duration_us = u64::try_from(told.took.as_micros()).unwrap_or(u64::MAX),
             cache.outcome = facts.and_then(|facts| facts.cache),
             page.age_s = facts.and_then(|facts| facts.age_s),
             upstream.calls = facts.map(|facts| facts.upstream_calls),
@@ -408,6 +410,7 @@ impl Seen {
 /// How a request ended, as far as it came.
 #[derive(Default)]
 struct Told<'a> {
+    took: Duration,
     facts: Option<&'a Facts>,
     status: Option<StatusCode>,
     code: Option<&'static str>,

@@ -55,15 +55,15 @@ fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D:
 ///
 /// The route is there where the policy has browser tokens. Checked in the order in which things may be told; the body is read last,
 /// and only of who may mint.
-pub async fn mint(ReadWithin(limit): ReadWithin, asked: &Parts, body: Incoming) -> Response {
-    let caller = Caller::of(asked);
+pub async fn mint(ReadWithin(limit): ReadWithin, asked: &mut Parts, body: Incoming) -> Response {
+    let caller = Caller::take(asked);
     let Some(tokens) = caller.policy.clients.issuers().browser_tokens() else {
         return ApiError::RouteNotFound.into_response();
     };
     if asked.method != Method::POST {
         return method_not_allowed(&[Method::POST]);
     }
-    let minted = answer(tokens, caller, asked.uri.query(), body, limit).await;
+    let minted = answer(tokens, &caller, asked.uri.query(), body, limit).await;
     let mut response = match minted {
         Ok((minted, limits)) => {
             let mut response = respond(&minted);

@@ -1,6 +1,6 @@
 //! `GET /spaces/{space_token}/tasks`: a page of tasks.
 
-use std::{sync::Arc, time::Duration};
+use std::{mem, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -37,8 +37,8 @@ const CODINGS: [Coding; 3] = [Coding::Brotli, Coding::Zstd, Coding::Gzip];
 ///
 /// Checked in the order in which things may be told: path and query, then whether the client may read the space, then how often it
 /// may ask, then the cache.
-pub async fn page(data: &Data, asked: &Parts) -> Response {
-    let caller = Caller::of(asked);
+pub async fn page(data: &Data, asked: &mut Parts) -> Response {
+    let caller = Caller::take(asked);
     let read = read_request(&caller.policy, &asked.uri);
     let (space, query) = match read {
         Ok(read) => read,
@@ -65,7 +65,7 @@ pub async fn page(data: &Data, asked: &Parts) -> Response {
                 request_id: RequestId::of(asked),
                 trace: caller.trace.clone(),
             };
-            let (mut response, facts) = answer(data, caller, &ask, &asked.headers, facts).await;
+            let (mut response, facts) = answer(data, &caller, &ask, asked, facts).await;
             rate_limit::write(&limits, response.headers_mut());
             (response, facts)
         }
@@ -109,7 +109,7 @@ async fn answer(
     data: &Data,
     caller: &Caller,
     ask: &Ask,
-    headers: &HeaderMap,
+    asked: &mut Parts,
     facts: Facts,
 ) -> (Response, Facts) {
     match data.tasks.page(ask).await {
@@ -120,7 +120,7 @@ async fn answer(
                 upstream_calls: served.calls,
                 ..facts
             };
-            let response = respond(data, caller, ask, &served, headers).await;
+            let response = respond(data, caller, ask, &served, asked).await;
             (response, facts)
         }
         Err(error) => {
@@ -140,34 +140,47 @@ async fn respond(
     caller: &Caller,
     ask: &Ask,
     served: &Served,
-    request: &HeaderMap,
+    asked: &mut Parts,
 ) -> Response {
-    let page = &served.page;
     let rendition = data
         .tasks
-        .rendition(ask, page, caller.client.view.as_deref());
-    let mut response = Response::new(Body::empty());
-    describe(data, &caller.policy, ask, served, response.headers_mut());
-    response
-        .headers_mut()
-        .insert(header::ETAG, rendition.etag.clone());
-    let etag = rendition.etag.to_str().unwrap_or_default();
-    let now_unix = unix_now();
-    if not_modified(request, etag, page.last_modified_unix, now_unix) {
+        .rendition(ask, &served.page, caller.client.view.as_deref());
+    let coding = wanted_coding(&asked.headers, &rendition, served);
+    let mut response = answering(asked);
+    let headers = response.headers_mut();
+    describe(data, &caller.policy, ask, served, headers);
+    headers.insert(header::ETAG, rendition.etag.clone());
+    let Some(coding) = coding else {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         return response;
-    }
-    let coding = negotiate(request, &CODINGS);
-    let body = coded(data, ask, served, &rendition, coding).await;
-    let headers = response.headers_mut();
+    };
     headers.insert(header::CONTENT_TYPE, JSON);
+    let body = coded(data, ask, served, &rendition, coding).await;
     if body.is_coded {
-        headers.insert(
+        response.headers_mut().insert(
             header::CONTENT_ENCODING,
             HeaderValue::from_static(coding.as_str()),
         );
     }
     *response.body_mut() = Body::from(body.bytes);
+    response
+}
+
+/// How the client wants the body; `None`: it has it already.
+fn wanted_coding(request: &HeaderMap, rendition: &Rendition, served: &Served) -> Option<Coding> {
+    let etag = rendition.etag.to_str().unwrap_or_default();
+    let has_it = not_modified(request, etag, served.page.last_modified_unix, unix_now);
+    (!has_it).then(|| negotiate(request, &CODINGS))
+}
+
+/// An answer in the maps that the request came in, emptied: hyper keeps the header's from request to request, so that none is
+/// allocated for a hit.
+fn answering(asked: &mut Parts) -> Response {
+    let mut response = Response::new(Body::empty());
+    let mut headers = mem::take(&mut asked.headers);
+    headers.clear();
+    *response.headers_mut() = headers;
+    *response.extensions_mut() = mem::take(&mut asked.extensions);
     response
 }
 
