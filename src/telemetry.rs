@@ -7,8 +7,10 @@ use tracing_subscriber::{
     EnvFilter, Registry, layer::SubscriberExt, reload, util::SubscriberInitExt,
 };
 
+use self::json::JsonLines;
 use crate::config::{TelemetryConfig, telemetry::LogFormat};
 
+mod json;
 pub mod metrics;
 pub mod samples;
 pub mod traces;
@@ -72,10 +74,7 @@ pub fn init(config: &TelemetryConfig) -> (Log, LogWriter) {
         LogFormat::Json => registry
             .with(
                 tracing_subscriber::fmt::layer()
-                    .json()
-                    .flatten_event(true)
-                    .with_current_span(false)
-                    .with_span_list(false)
+                    .event_format(JsonLines)
                     .with_writer(lines),
             )
             .try_init(),

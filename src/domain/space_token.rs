@@ -41,9 +41,7 @@ impl fmt::Display for SpaceToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let digest = blake3::hash(self.0.as_bytes());
         f.write_str("space-")?;
-        digest.as_bytes()[..6]
-            .iter()
-            .try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.write_str(&digest.to_hex()[..12])
     }
 }
 
