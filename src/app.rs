@@ -106,13 +106,13 @@ impl Gateway {
         let issuers = Issuers::load(&config.auth, None)?;
         let clients = Clients::new(&config.clients, &config.views, credentials, issuers, None);
         let credentials = clients.credentials().clone();
-        let policy: LivePolicy = Arc::new(ArcSwap::from_pointee(Policy::new(&config, clients)));
         let limit = LimitLayer::new(config.upstream.max_concurrency, config.upstream.max_queue);
-        let stack = parts::upstream(&config, limit.clone(), &metrics)?;
+        let upstream = Arc::new(parts::upstream(&config, limit.clone(), &metrics)?);
+        let policy = Policy::new(&config, clients, upstream);
+        let policy: LivePolicy = Arc::new(ArcSwap::from_pointee(policy));
         let (tracer, traces) = parts::traces(&config.telemetry, &metrics)?.unzip();
         let tasks = Tasks::new(
             PageStore::new(&config.cache),
-            stack,
             metrics.clone(),
             config.server.request_timeout,
             config.server.max_waiting(),
@@ -280,7 +280,7 @@ fn watch_files(reloader: Arc<Reloader>) -> JoinHandle<()> {
     tokio::spawn(async move {
         let mut watch = Watch::default();
         loop {
-            watch.changed(|| reloader.config().files()).await;
+            watch.changed(|| reloader.files()).await;
             let reloader = reloader.clone();
             // A bug there ends one reload, not the watch.
             let _ = tokio::task::spawn_blocking(move || reloader.files_changed()).await;

@@ -2,7 +2,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use arc_swap::ArcSwap;
 use http::HeaderValue;
 use tokio::{sync::Semaphore, time::Instant};
 
@@ -31,6 +30,8 @@ mod fill;
 #[derive(Clone, Debug)]
 pub struct Ask {
     pub credential: Arc<Credential>,
+    /// What it is asked through: of the same configuration, so that a token never goes to another upstream than its own.
+    pub upstream: Arc<Upstream>,
     pub space: SpaceToken,
     pub query: PageQuery,
     /// As far as the client may ask for it: see [`crate::cache::freshness::permitted`].
@@ -137,13 +138,21 @@ impl Decision {
     }
 }
 
+/// Who may share a fill.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct FlightKey {
+    page: PageKey,
+    /// How often its space was dropped: who asks after a purge is not given what was asked before it.
+    epoch: u64,
+    /// Nor is who asks with a new token given what the old one may still see.
+    token_pair: u64,
+}
+
 /// The use case: one page of tasks.
 #[derive(Debug)]
 pub struct Tasks {
     store: PageStore,
-    /// By page, and how often its space was dropped: who asks after a purge is not given what was asked before it.
-    flights: Flights<(PageKey, u64), Filled>,
-    upstream: ArcSwap<Upstream>,
+    flights: Flights<FlightKey, Filled>,
     metrics: Arc<Metrics>,
     /// How long a waiter waits at most.
     patience: Duration,
@@ -156,7 +165,6 @@ impl Tasks {
     #[must_use]
     pub fn new(
         store: PageStore,
-        upstream: Upstream,
         metrics: Arc<Metrics>,
         patience: Duration,
         max_waiting: usize,
@@ -164,7 +172,6 @@ impl Tasks {
         Arc::new(Self {
             store,
             flights: Flights::default(),
-            upstream: ArcSwap::from_pointee(upstream),
             metrics,
             patience,
             places: Semaphore::new(max_waiting),
@@ -174,11 +181,6 @@ impl Tasks {
     #[must_use]
     pub fn store(&self) -> &PageStore {
         &self.store
-    }
-
-    /// Asks `upstream` from now on; fills under way end where they began.
-    pub fn set_upstream(&self, upstream: Upstream) {
-        self.upstream.store(Arc::new(upstream));
     }
 
     /// The page of `ask` as it goes out: all of it, or what `view` shows.
@@ -369,7 +371,7 @@ impl Tasks {
         calls: &Calls,
     ) -> Option<Waiting<Filled>> {
         let keep = !ask.directives.no_store;
-        self.flights.join(&self.flight(key), keep, |wanted| {
+        self.flights.join(&self.flight(key, ask), keep, |wanted| {
             match self.decide(key, ask, Instant::now()) {
                 Decision::Fill { stored, .. } => {
                     let cause = ask.client.clone();
@@ -396,7 +398,7 @@ impl Tasks {
         {
             return;
         }
-        let begun = self.flights.join(&self.flight(key), true, |wanted| {
+        let begun = self.flights.join(&self.flight(key, ask), true, |wanted| {
             match self.decide(key, ask, now) {
                 Decision::ServeAndRefresh(_, stored) => {
                     let errand = Errand {
@@ -413,8 +415,12 @@ impl Tasks {
         drop(begun);
     }
 
-    fn flight(&self, key: &PageKey) -> (PageKey, u64) {
-        (key.clone(), self.store.epoch(&key.space))
+    fn flight(&self, key: &PageKey, ask: &Ask) -> FlightKey {
+        FlightKey {
+            page: key.clone(),
+            epoch: self.store.epoch(&key.space),
+            token_pair: ask.credential.token_pair(),
+        }
     }
 
     async fn wait(

@@ -46,6 +46,8 @@ pub struct PageRequest {
     pub query: PageQuery,
     pub validators: Validators,
     pub request_id: HeaderValue,
+    /// When the fill began that it is asked for: its patience is counted from there, whichever try this is.
+    pub began: Instant,
     /// The client on whose account the call goes.
     pub cause: Arc<str>,
     /// How much it matters when few calls are left.
@@ -69,7 +71,7 @@ impl Calls {
     }
 
     /// Counts one more; returns how many there were before it.
-    fn add(&self) -> u32 {
+    pub(super) fn add(&self) -> u32 {
         self.0.fetch_add(1, Ordering::Relaxed)
     }
 }

@@ -5,7 +5,7 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -39,17 +39,25 @@ pub struct Credential {
     current: HeaderValue,
     next: Option<HeaderValue>,
     prefers_next: AtomicBool,
+    /// Which of the pairs of tokens that it has had this is.
+    token_pair: u64,
     standing: Arc<Standing>,
     circuit: Arc<Circuit>,
 }
 
 /// How a credential stands with the upstream: outlives a reload.
+///
+/// What a call with a replaced token learns late says nothing of the token in its place: only the pair in force is heard.
 #[derive(Debug)]
 struct Standing {
+    in_force: AtomicU64,
     refused: AtomicBool,
     held_until: Mutex<Option<Instant>>,
     purse: Arc<Purse>,
 }
+
+/// The pair in force of a credential that is no more.
+const NONE_IN_FORCE: u64 = u64::MAX;
 
 impl Credential {
     /// What decides what it sees: its organization and the token in use, then the same with the other token.
@@ -126,14 +134,33 @@ impl Credential {
         }
     }
 
+    /// Whether its tokens are those in force: not once a reload has put others in their place.
+    #[must_use]
+    pub fn is_in_force(&self) -> bool {
+        self.standing.in_force.load(Ordering::Acquire) == self.token_pair
+    }
+
+    /// Which of the pairs of tokens that it has had this is: pages read with one are not given to who asks under another.
+    #[must_use]
+    pub fn token_pair(&self) -> u64 {
+        self.token_pair
+    }
+
     /// Notes whether the upstream takes it; `true` where that is news.
     pub fn set_refused(&self, refused: bool) -> bool {
-        self.standing.refused.swap(refused, Ordering::Relaxed) != refused
+        self.while_in_force(|_| self.standing.refused.swap(refused, Ordering::Relaxed) != refused)
+            .unwrap_or(false)
     }
 
     /// Lets no call be made with it for a while, since the upstream has just refused all its tokens.
     pub fn hold(&self, now: Instant) {
-        *self.standing.held() = Some(now + HOLD);
+        self.while_in_force(|held_until| *held_until = Some(now + HOLD));
+    }
+
+    /// What `act` gives, unless other tokens are in force; none are put in force meanwhile.
+    fn while_in_force<T>(&self, act: impl FnOnce(&mut Option<Instant>) -> T) -> Option<T> {
+        let mut held_until = self.standing.held();
+        self.is_in_force().then(|| act(&mut held_until))
     }
 
     #[must_use]
@@ -150,9 +177,18 @@ impl Credential {
 impl Standing {
     fn new(purse: Arc<Purse>) -> Self {
         Self {
+            in_force: AtomicU64::new(0),
             refused: AtomicBool::new(false),
             held_until: Mutex::default(),
             purse,
+        }
+    }
+
+    /// Hears only the pair `token_pair` from now on. A new pair is asked with at once: the operator may just have mended it.
+    fn put_in_force(&self, token_pair: u64) {
+        let mut held_until = self.held();
+        if self.in_force.swap(token_pair, Ordering::AcqRel) != token_pair {
+            *held_until = None;
         }
     }
 
@@ -180,6 +216,7 @@ pub struct Credentials {
     default: Option<Arc<Credential>>,
     next_id: u32,
     circuit: CircuitConfig,
+    quota_per_minute: u32,
 }
 
 /// What a reload means for the pages that were read with the credentials before it.
@@ -201,13 +238,28 @@ impl Credentials {
         Self::read(config, None).map(|(credentials, _)| credentials)
     }
 
-    /// Reads every token anew. A credential that is the same user as before keeps its pages, quota and standing.
+    /// Reads every token anew. A credential that is the same user as before keeps its pages, quota and standing. Changes nothing of
+    /// what is in force: see [`Credentials::succeed`].
     ///
     /// # Errors
     ///
     /// As [`Credentials::load`].
     pub fn reload(&self, config: &UpstreamConfig) -> Result<(Self, Succession), Problems> {
         Self::read(config, Some(self))
+    }
+
+    /// Puts these in force in the place of `before`, whose calls under way are heard no more where their tokens are others.
+    pub fn succeed(&self, before: &Self) {
+        for old in before.all() {
+            let goes_on = |new: &Arc<Credential>| Arc::ptr_eq(&new.standing, &old.standing);
+            if !self.by_name.get(&old.name).is_some_and(goes_on) {
+                old.standing.put_in_force(NONE_IN_FORCE);
+            }
+        }
+        for new in self.all() {
+            new.standing.put_in_force(new.token_pair);
+            new.purse().set_quota(self.quota_per_minute);
+        }
     }
 
     fn read(
@@ -222,6 +274,7 @@ impl Credentials {
             default: None,
             next_id: before.map_or(0, |before| before.next_id),
             circuit: config.circuit.clone(),
+            quota_per_minute: config.quota_per_minute,
         };
         for (name, section) in &config.credentials {
             let Some(secrets) = Secrets::read(name, section, &mut problems) else {
@@ -270,14 +323,10 @@ impl Credentials {
             Some(known) => known.circuit.clone(),
             None => Arc::new(Circuit::new(&self.circuit)),
         };
-        standing.purse.set_quota(config.quota_per_minute);
-        let unchanged = |known: &&Arc<Credential>| {
-            known.current == secrets.current && known.next == secrets.next
-        };
-        if !known.is_some_and(|known| unchanged(&known)) {
-            // The operator may just have mended it.
-            *standing.held() = None;
-        }
+        let token_pair = same_user.map_or(0, |known| {
+            let unchanged = known.current == secrets.current && known.next == secrets.next;
+            known.token_pair + u64::from(!unchanged)
+        });
         let in_use = known.map(|known| known.authorization(known.preferred()).clone());
         let prefers_next = in_use.is_some() && in_use == secrets.next;
         Arc::new(Credential {
@@ -287,6 +336,7 @@ impl Credentials {
             current: secrets.current,
             next: secrets.next,
             prefers_next: AtomicBool::new(prefers_next),
+            token_pair,
             standing,
             circuit,
         })

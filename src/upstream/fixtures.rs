@@ -1,6 +1,7 @@
 //! What the tests of this floor begin with.
 
 use http::HeaderValue;
+use tokio::time::Instant;
 
 use super::{Calls, Credentials, PageRequest, Sent, TokenSlot, Urgency, Validators};
 use crate::{
@@ -29,6 +30,7 @@ pub(super) fn request(lines: &str) -> PageRequest {
         },
         validators: Validators::default(),
         request_id: HeaderValue::from_static("test"),
+        began: Instant::now(),
         cause: "test".into(),
         urgency: Urgency::Waiting,
         sent: Sent::default(),

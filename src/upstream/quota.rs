@@ -23,7 +23,7 @@ pub struct QuotaLayer {
 }
 
 impl QuotaLayer {
-    /// `patience` is how long a waiting client stands in line at most.
+    /// `patience` is how long after a fill's beginning a waiting client stands in line at most.
     #[must_use]
     pub fn new(patience: Duration) -> Self {
         Self { patience }
@@ -66,11 +66,11 @@ where
         let purse = request.credential.purse().clone();
         let urgency = request.urgency;
         let cause = request.cause.clone();
-        let patience = self.patience;
+        let given_up = request.began + self.patience;
         // Lazy: it holds no slot while it stands in line.
         let call = self.inner.call(request);
         Box::pin(async move {
-            let _paid = purse.spend(urgency, &cause, patience).await?;
+            let _paid = purse.spend(urgency, &cause, given_up).await?;
             call.await
         })
     }

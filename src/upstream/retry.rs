@@ -56,6 +56,7 @@ impl RetryLayer {
             deadline: self.deadline,
             pauses: FullJitter::new(),
             metrics: self.metrics.clone(),
+            earlier: None,
         }
     }
 }
@@ -106,6 +107,8 @@ pub(super) struct TransientRetry {
     deadline: Duration,
     pauses: FullJitter,
     metrics: Arc<Metrics>,
+    /// What the try before this one failed with, and how many calls had been made by then.
+    earlier: Option<(UpstreamError, u32)>,
 }
 
 impl TransientRetry {
@@ -131,6 +134,14 @@ impl<R> Policy<PageRequest, R, UpstreamError> for TransientRetry {
             self.budget.deposit();
             return None;
         };
+        // Of a try that was never made there is nothing to tell.
+        let calls = request.calls.count();
+        if let Some((earlier, calls_then)) = self.earlier.take()
+            && calls == calls_then
+        {
+            *error = earlier;
+            return None;
+        }
         if !error.is_transient() || self.left == 0 {
             return None;
         }
@@ -143,6 +154,7 @@ impl<R> Policy<PageRequest, R, UpstreamError> for TransientRetry {
             return None;
         }
         self.left -= 1;
+        self.earlier = Some((error.clone(), calls));
         self.metrics.retried();
         request.urgency = request.urgency.of_a_retry();
         Some(sleep(pause))

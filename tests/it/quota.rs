@@ -17,8 +17,8 @@ use unpod_gateway::{
     service::{Ask, Served, Tasks, TasksError},
     telemetry::{metrics::Metrics, traces::Place},
     upstream::{
-        Answer, Content, Credential, Credentials, Head, PageRequest, QuotaLayer, UpstreamError,
-        read_page,
+        Answer, Content, Credential, Credentials, Head, PageRequest, QuotaLayer, Upstream,
+        UpstreamError, read_page,
     },
 };
 
@@ -67,6 +67,7 @@ impl Counting {
 struct Readers {
     tasks: Arc<Tasks>,
     credential: Arc<Credential>,
+    stack: Arc<Upstream>,
     upstream: Counting,
 }
 
@@ -95,7 +96,6 @@ impl Readers {
         Self {
             tasks: Tasks::new(
                 PageStore::new(&config.cache),
-                BoxCloneSyncService::new(stack),
                 Metrics::new([]),
                 config.server.request_timeout,
                 config.server.max_waiting(),
@@ -105,6 +105,7 @@ impl Readers {
                 .named("default")
                 .unwrap()
                 .clone(),
+            stack: Arc::new(BoxCloneSyncService::new(stack)),
             upstream,
         }
     }
@@ -112,6 +113,7 @@ impl Readers {
     async fn read(&self, page: usize) -> Result<Served, TasksError> {
         let ask = Ask {
             credential: self.credential.clone(),
+            upstream: self.stack.clone(),
             space: SpaceToken::new(&format!("SPACE{page}")).unwrap(),
             query: PageQuery {
                 page: 1,

@@ -61,6 +61,7 @@ pub async fn page(
         Ok(Admitted { credential, limits }) => {
             let ask = Ask {
                 credential,
+                upstream: caller.policy.upstream.clone(),
                 space,
                 query,
                 directives: permitted(

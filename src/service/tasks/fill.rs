@@ -45,16 +45,17 @@ impl Tasks {
             query: ask.query,
             validators: stored.as_deref().map(validators).unwrap_or_default(),
             request_id: ask.request_id.clone(),
+            began: started,
             cause: errand.cause,
             urgency: errand.urgency,
             sent: Sent::default(),
             calls: errand.calls,
             trace: span.place().clone(),
         };
-        let upstream = Upstream::clone(&self.upstream.load());
+        let upstream = Upstream::clone(&ask.upstream);
         let answer = upstream.oneshot(request).await;
         let filled = match answer {
-            Ok(answer) => self.take(&began, answer, stored.as_deref(), keep(&wanted)),
+            Ok(answer) => self.take(&began, answer, stored.as_deref(), keep(&ask, &wanted)),
             Err(error) => Err(error),
         };
         if !matches!(
@@ -70,7 +71,7 @@ impl Tasks {
             span.fail(error.as_str());
         }
         drop(span);
-        self.note(&ask, &began, &filled, keep(&wanted), started);
+        self.note(&ask, &began, &filled, keep(&ask, &wanted), started);
         filled
     }
 
@@ -162,9 +163,14 @@ fn outcome_of(filled: &Filled) -> &'static str {
     }
 }
 
-/// What those who wait for a fill want: asked when it has ended, since one may still join.
-fn keep(wanted: &Wanted) -> Keep {
-    if wanted.is_set() { Keep::Yes } else { Keep::No }
+/// What those who wait for a fill want: asked when it has ended, since one may still join. What a token that was replaced
+/// meanwhile may see is answered to them and no more.
+fn keep(ask: &Ask, wanted: &Wanted) -> Keep {
+    if wanted.is_set() && ask.credential.is_in_force() {
+        Keep::Yes
+    } else {
+        Keep::No
+    }
 }
 
 fn validators(page: &StoredPage) -> Validators {

@@ -133,7 +133,6 @@ impl Bench {
         Self {
             tasks: Tasks::new(
                 PageStore::new(&config.cache),
-                upstream.service(),
                 metrics.clone(),
                 PATIENCE,
                 max_waiting,
@@ -147,6 +146,7 @@ impl Bench {
     fn ask_page(&self, page: u32, directives: RequestDirectives) -> Ask {
         Ask {
             credential: self.credential.clone(),
+            upstream: Arc::new(self.upstream.service()),
             space: SpaceToken::new("SPACE").unwrap(),
             query: PageQuery {
                 page,

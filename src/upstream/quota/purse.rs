@@ -137,6 +137,7 @@ impl Purse {
     /// Changes what is configured; what was spent stays spent.
     pub fn set_quota(&self, per_minute: u32) {
         self.configured.store(per_minute, Ordering::Relaxed);
+        self.line.wake();
     }
 
     fn configured(&self) -> u32 {
@@ -177,7 +178,7 @@ impl Purse {
         self.line.len()
     }
 
-    /// Waits until a call may be made for `client`, as long as `urgency` warrants and `patience` allows.
+    /// Waits until a call may be made for `client`, as long as `urgency` warrants, and no longer than until `given_up`.
     ///
     /// Clients that wait take turns, so that one that wants many calls leaves the others theirs.
     ///
@@ -188,13 +189,13 @@ impl Purse {
         self: &Arc<Self>,
         urgency: Urgency,
         client: &Arc<str>,
-        patience: Duration,
+        given_up: Instant,
     ) -> Result<Call, NoCall> {
         let now = Instant::now();
         match urgency {
             // Where nothing is counted there is no line to stand in.
             Urgency::Waiting | Urgency::Retry if self.is_bounded(now) => {
-                self.stand_in_line(urgency, client, patience).await
+                self.stand_in_line(urgency, client, given_up).await
             }
             Urgency::Waiting | Urgency::Retry => Ok(self.take(urgency, now)?),
             Urgency::CanStandIn | Urgency::Background => {
@@ -231,14 +232,20 @@ impl Purse {
         self: &Arc<Self>,
         urgency: Urgency,
         client: &Arc<str>,
-        patience: Duration,
+        given_up: Instant,
     ) -> Result<Call, NoCall> {
-        let given_up = Instant::now() + patience;
+        let now = Instant::now();
+        // Where nobody waits there is no line to stand in, nor need there be room for one.
+        if self.line.is_empty()
+            && let Ok(call) = self.take(urgency, now)
+        {
+            return Ok(call);
+        }
         // Those ahead each need a call too, beyond what is there already.
         let ahead = u32::try_from(self.line.ahead_of(urgency, client)).unwrap_or(u32::MAX);
-        let ahead = ahead.saturating_sub(self.remaining(Instant::now()).unwrap_or(u32::MAX));
+        let ahead = ahead.saturating_sub(self.remaining(now).unwrap_or(u32::MAX));
         let at_best = self.wait_of_one().saturating_mul(ahead);
-        if ahead > 0 && at_best > patience {
+        if ahead > 0 && now + at_best > given_up {
             return Err(at_best.into());
         }
         let taken = self.line.stand(urgency, client, || {

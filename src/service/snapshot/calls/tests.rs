@@ -36,7 +36,7 @@ async fn spend_and_end(path: &Path) {
         tokio::time::advance(Duration::from_secs(10)).await;
         drop(
             purse
-                .spend(Urgency::Waiting, &"crm".into(), MINUTE)
+                .spend(Urgency::Waiting, &"crm".into(), Instant::now() + MINUTE)
                 .await
                 .unwrap(),
         );

@@ -7,7 +7,8 @@ fn purse(quota: u32) -> Arc<Purse> {
 }
 
 async fn spend(purse: &Arc<Purse>, urgency: Urgency, patience: Duration) -> Result<Call, NoCall> {
-    purse.spend(urgency, &"crm".into(), patience).await
+    let given_up = Instant::now() + patience;
+    purse.spend(urgency, &"crm".into(), given_up).await
 }
 
 /// A purse whose first, cautious minute is over.
@@ -281,7 +282,8 @@ async fn one_client_that_asks_for_much_leaves_the_others_their_turns() {
         let (purse, calls) = (purse.clone(), calls.clone());
         asking.spawn(async move {
             let name = client.into();
-            let call = purse.spend(Urgency::Waiting, &name, patience).await;
+            let given_up = Instant::now() + patience;
+            let call = purse.spend(Urgency::Waiting, &name, given_up).await;
             if call.is_ok() {
                 calls.lock().unwrap().push(client);
             }
@@ -327,4 +329,33 @@ async fn a_retry_stands_behind_those_who_have_had_no_try_yet() {
     tokio::task::yield_now().await;
     let first_try = in_line(Urgency::Waiting);
     assert!(first_try.await.unwrap() < retry.await.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_line_without_places_refuses_only_who_would_have_to_wait() {
+    let purse = Arc::new(Purse::new(2, 0));
+    tokio::time::advance(MINUTE).await;
+    drop(spend(&purse, Urgency::Waiting, MINUTE).await.unwrap());
+    let refused = spend(&purse, Urgency::Waiting, MINUTE).await;
+    assert_eq!(refused.unwrap_err(), NoCall::LineFull);
+    tokio::time::advance(MINUTE / 2).await;
+    assert!(spend(&purse, Urgency::Retry, MINUTE).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_goes_on_as_soon_as_more_is_allowed() {
+    let purse = settled_purse(1).await;
+    drop(spend(&purse, Urgency::Waiting, MINUTE).await.unwrap());
+    let began = Instant::now();
+    let waiting = tokio::spawn({
+        let purse = purse.clone();
+        async move { spend(&purse, Urgency::Waiting, MINUTE).await.is_ok() }
+    });
+    tokio::task::yield_now().await;
+    assert_eq!(purse.waiting(), 1);
+
+    purse.set_quota(60);
+
+    assert!(waiting.await.unwrap());
+    assert_eq!(Instant::now(), began);
 }
