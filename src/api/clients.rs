@@ -230,7 +230,7 @@ impl Clients {
     /// The client that `authorization`, a field value, proves to be there.
     ///
     /// Every refusal of a key costs the same: one digest, one look-up, one comparison. What is no key and has the form of a token
-    /// is verified as one.
+    /// is verified as one, where it is not known already and `may_verify` allows the work.
     ///
     /// # Errors
     ///
@@ -239,6 +239,7 @@ impl Clients {
         &self,
         authorization: Option<&[u8]>,
         now: SystemTime,
+        may_verify: impl FnOnce() -> bool,
     ) -> Result<Arc<Client>, AuthFailure> {
         let presented = match authorization {
             None => Err(AuthFailure::Missing),
@@ -258,9 +259,10 @@ impl Clients {
         if let Some(client) = known.filter(|client| !client.is_expired(now)) {
             return Ok(client.clone());
         }
+        let admit = |proof: &Proof, by: &ProvenBy| self.admit(proof, by);
         let by_token = self
             .tokens
-            .client(presented, digest, now, |proof, by| self.admit(proof, by));
+            .client(presented, digest, now, may_verify, admit);
         // Not before: an expired key costs what an unknown one does.
         if known.is_some() {
             return Err(AuthFailure::Expired);

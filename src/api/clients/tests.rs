@@ -118,7 +118,7 @@ pub(super) fn clients(config: &Config, running: Option<&Issuers>) -> Clients {
 
 pub(super) fn asks(clients: &Clients, token: &str, now: u64) -> Result<Arc<Client>, AuthFailure> {
     let field = format!("Bearer {token}");
-    clients.authenticate(Some(field.as_bytes()), at(now))
+    clients.authenticate(Some(field.as_bytes()), at(now), || true)
 }
 
 fn name(asked: Result<Arc<Client>, AuthFailure>) -> Result<String, AuthFailure> {
@@ -191,6 +191,24 @@ async fn a_remembered_token_ends_when_it_says() {
     ] {
         assert_eq!(name(asks(&clients, &token, now)), expected, "{}", now - NOW);
     }
+}
+
+#[tokio::test]
+async fn a_known_token_is_taken_where_no_other_is_verified() {
+    let provider = Provider::new();
+    let clients = clients(&provider.config(), None);
+    let [known, fresh] = [600, 601].map(|life| provider.token(&json!({"exp": NOW + life})));
+    asks(&clients, &known, NOW).unwrap();
+    let asks_unverified = |token: &str| {
+        let field = format!("Bearer {token}");
+        name(clients.authenticate(Some(field.as_bytes()), at(NOW), || false))
+    };
+    assert_eq!(asks_unverified(&known), Ok("crm".to_owned()));
+    assert_eq!(asks_unverified(&fresh), Err(AuthFailure::RateLimited));
+    assert_eq!(
+        asks_unverified("ugw_no_such_key"),
+        Err(AuthFailure::Unknown)
+    );
 }
 
 #[tokio::test]
@@ -424,7 +442,8 @@ fn section(name: &str, rest: &str) -> String {
 
 fn named(clients: &Clients, name: &str) -> Arc<Client> {
     let authorization = format!("Token {name}");
-    let found = clients.authenticate(Some(authorization.as_bytes()), SystemTime::UNIX_EPOCH);
+    let now = SystemTime::UNIX_EPOCH;
+    let found = clients.authenticate(Some(authorization.as_bytes()), now, || true);
     found.unwrap()
 }
 

@@ -138,6 +138,7 @@ impl Tokens {
         token: &[u8],
         digest: [u8; 32],
         now: SystemTime,
+        may_verify: impl FnOnce() -> bool,
         admit: impl FnOnce(&Proof, &ProvenBy) -> Result<Client, AuthFailure>,
     ) -> Result<Arc<Client>, AuthFailure> {
         if !is_compact(token) {
@@ -145,6 +146,9 @@ impl Tokens {
         }
         if let Some(client) = self.remembered(&digest, now) {
             return Ok(client);
+        }
+        if !may_verify() {
+            return Err(AuthFailure::RateLimited);
         }
         let (proof, proven_by) = self.verify(token, now)?;
         let client = Arc::new(admit(&proof, &proven_by)?);
