@@ -56,7 +56,7 @@ impl Ask {
     /// How much the call matters: by whether anybody waits, and with what in hand.
     fn urgency(&self, stored: Option<&Arc<StoredPage>>) -> Urgency {
         let spent = UpstreamError::QuotaExhausted { retry_after: None };
-        match stand_in(&spent, stored, self, Instant::now()) {
+        match stand_in(&spent, stored, &self.credential, Instant::now()) {
             Some(_) => Urgency::CanStandIn,
             None => Urgency::Waiting,
         }
@@ -349,7 +349,7 @@ impl Tasks {
         now: Instant,
     ) -> Decision {
         let error = remembered(known.refusal);
-        match stand_in(&error, stored, ask, now) {
+        match stand_in(&error, stored, &ask.credential, now) {
             Some(served) => Decision::Serve(served),
             None => Decision::Refuse(TasksError {
                 kind: error.into(),
@@ -480,7 +480,7 @@ fn failed(
     ask: &Ask,
     status: CacheStatus,
 ) -> Result<Served, TasksError> {
-    stand_in(&error, stored, ask, Instant::now()).ok_or_else(|| TasksError {
+    stand_in(&error, stored, &ask.credential, Instant::now()).ok_or_else(|| TasksError {
         kind: error.into(),
         status,
         age: None,
@@ -500,13 +500,13 @@ fn hit(page: Arc<StoredPage>, ttl: i64, at: Instant) -> Served {
 }
 
 /// A stored page in place of `error`, where both allow it.
-fn stand_in(
+pub(super) fn stand_in(
     error: &UpstreamError,
     stored: Option<&Arc<StoredPage>>,
-    ask: &Ask,
+    credential: &Credential,
     now: Instant,
 ) -> Option<Served> {
-    if !error.allows_stale() || ask.credential.is_refused() {
+    if !error.allows_stale() || credential.is_refused() {
         return None;
     }
     // It was looked up before the fill: a right revoked meanwhile must not show.
