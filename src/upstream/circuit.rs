@@ -114,6 +114,12 @@ impl Circuit {
         })
     }
 
+    /// Since when it is closed, or is not; `None`: it never opens.
+    #[must_use]
+    pub fn closed_or_not_since(&self) -> Option<Instant> {
+        Some(self.breaker()?.closed_or_not_since())
+    }
+
     /// How long to wait where a call would be refused now.
     #[must_use]
     pub fn refuses(&self) -> Option<Duration> {

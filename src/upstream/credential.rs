@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     fmt,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -52,8 +52,15 @@ pub struct Credential {
 struct Standing {
     in_force: AtomicU64,
     refused: AtomicBool,
-    held_until: Mutex<Option<Instant>>,
+    times: Mutex<Times>,
     purse: Arc<Purse>,
+}
+
+#[derive(Debug)]
+struct Times {
+    /// Since when it is refused, or is not.
+    refused_or_not_since: Instant,
+    held_until: Option<Instant>,
 }
 
 /// The pair in force of a credential that is no more.
@@ -124,6 +131,12 @@ impl Credential {
         self.standing.refused.load(Ordering::Relaxed)
     }
 
+    /// Since when that is so.
+    #[must_use]
+    pub fn refused_or_not_since(&self) -> Instant {
+        self.standing.times().refused_or_not_since
+    }
+
     /// As `gateway_credential_state` shows it.
     #[must_use]
     pub fn state_as_number(&self) -> i64 {
@@ -148,24 +161,31 @@ impl Credential {
 
     /// Notes whether the upstream takes it; `true` where that is news.
     pub fn set_refused(&self, refused: bool) -> bool {
-        self.while_in_force(|_| self.standing.refused.swap(refused, Ordering::Relaxed) != refused)
-            .unwrap_or(false)
+        self.while_in_force(|times| {
+            let news = self.standing.refused.swap(refused, Ordering::Relaxed) != refused;
+            if news {
+                times.refused_or_not_since = Instant::now();
+            }
+            news
+        })
+        .unwrap_or(false)
     }
 
     /// Lets no call be made with it for a while, since the upstream has just refused all its tokens.
     pub fn hold(&self, now: Instant) {
-        self.while_in_force(|held_until| *held_until = Some(now + HOLD));
+        self.while_in_force(|times| times.held_until = Some(now + HOLD));
     }
 
     /// What `act` gives, unless other tokens are in force; none are put in force meanwhile.
-    fn while_in_force<T>(&self, act: impl FnOnce(&mut Option<Instant>) -> T) -> Option<T> {
-        let mut held_until = self.standing.held();
-        self.is_in_force().then(|| act(&mut held_until))
+    fn while_in_force<T>(&self, act: impl FnOnce(&mut Times) -> T) -> Option<T> {
+        let mut times = self.standing.times();
+        self.is_in_force().then(|| act(&mut times))
     }
 
     #[must_use]
     pub fn is_held(&self, now: Instant) -> bool {
-        self.standing.held().is_some_and(|until| until > now)
+        let held_until = self.standing.times().held_until;
+        held_until.is_some_and(|until| until > now)
     }
 
     /// Whether `token`, as an `Authorization` value, is one of its own.
@@ -179,23 +199,24 @@ impl Standing {
         Self {
             in_force: AtomicU64::new(0),
             refused: AtomicBool::new(false),
-            held_until: Mutex::default(),
+            times: Mutex::new(Times {
+                refused_or_not_since: Instant::now(),
+                held_until: None,
+            }),
             purse,
         }
     }
 
     /// Hears only the pair `token_pair` from now on. A new pair is asked with at once: the operator may just have mended it.
     fn put_in_force(&self, token_pair: u64) {
-        let mut held_until = self.held();
+        let mut times = self.times();
         if self.in_force.swap(token_pair, Ordering::AcqRel) != token_pair {
-            *held_until = None;
+            times.held_until = None;
         }
     }
 
-    fn held(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
-        self.held_until
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    fn times(&self) -> MutexGuard<'_, Times> {
+        self.times.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
