@@ -29,8 +29,8 @@ use self::retry::RetryLayer;
 pub use self::{
     circuit::{Circuit, CircuitLayer, CircuitState, Evidence, Sent},
     client::{
-        BuildError, Calls, Client, ClientError, PageRequest, RawAnswer, USER_AGENT, Validators,
-        other_client, read_body,
+        BuildError, Calls, Client, ClientError, LastError, PageRequest, RawAnswer, USER_AGENT,
+        Validators, other_client, read_body,
     },
     credential::{Credential, Credentials, Succession, TokenSlot},
     deadline::DeadlineLayer,

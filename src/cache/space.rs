@@ -208,6 +208,13 @@ impl Space {
         state.refused_pages.remove(&query);
     }
 
+    /// Forgets all that was refused: who asks is another.
+    pub fn forget_refusals(&self) {
+        let mut state = self.lock();
+        state.refused = None;
+        state.refused_pages.clear();
+    }
+
     /// Whether nothing would be lost by forgetting the space.
     #[must_use]
     pub fn is_idle(&self, now: Instant) -> bool {

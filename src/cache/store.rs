@@ -83,7 +83,10 @@ pub struct Kept {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keep {
     Yes,
+    /// Not the page, but what it tells of what is stored counts.
     No,
+    /// Nor that: it was asked for with a token that others have replaced.
+    Overtaken,
 }
 
 impl PageStore {
@@ -164,7 +167,7 @@ impl PageStore {
     /// Takes in the page that a fill brought.
     pub fn put(&self, began: &Began, page: TaskPage, answer: &Received<'_>, keep: Keep) -> Kept {
         let content = Arc::new(Content::new(page));
-        let version = self.observe(began, &content.page, answer.received);
+        let version = self.observe(began, &content.page, answer.received, keep);
         let page = StoredPage::new(
             content.clone(),
             answer,
@@ -185,7 +188,7 @@ impl PageStore {
         answer: &Received<'_>,
         keep: Keep,
     ) -> Kept {
-        let version = self.observe(began, &page.content.page, answer.received);
+        let version = self.observe(began, &page.content.page, answer.received, keep);
         let lifetimes = self
             .rules()
             .lifetimes_of(began.key.query, &page.content.page);
@@ -202,6 +205,9 @@ impl PageStore {
         keep: Keep,
         now: Instant,
     ) {
+        if keep == Keep::Overtaken {
+            return;
+        }
         let rules = self.rules();
         let (space, query) = (&began.space, began.key.query);
         // A purge forgets refusals too: one told before it is not remembered after it.
@@ -210,7 +216,7 @@ impl PageStore {
             let lifetime = match keep {
                 Keep::Yes => refusal_lifetime(answer, &rules.lifetimes, configured),
                 // Old pages go all the same: that they no longer hold is no part of the answer.
-                Keep::No => None,
+                Keep::No | Keep::Overtaken => None,
             };
             lifetime.filter(|_| !overtaken).map(|lifetime| Remembered {
                 refusal,
@@ -276,10 +282,11 @@ impl PageStore {
         }
     }
 
-    /// Turns all pages of `credential` stale: until filled anew they stand in for errors and quota alone.
+    /// Turns all pages of `credential` stale, and forgets what was refused: until filled anew they stand in for errors and quota alone.
     pub fn distrust(&self, credential: CredentialId, now: Instant) {
         for space in self.spaces_of(credential).values() {
             space.move_on(|| self.generation(), now);
+            space.forget_refusals();
         }
     }
 
@@ -319,8 +326,8 @@ impl PageStore {
         self.rules().coherent
     }
 
-    fn observe(&self, began: &Began, page: &TaskPage, now: Instant) -> Version {
-        if self.is_coherent() {
+    fn observe(&self, began: &Began, page: &TaskPage, now: Instant, keep: Keep) -> Version {
+        if self.is_coherent() && keep != Keep::Overtaken {
             let next = || self.generation();
             began
                 .space
@@ -337,7 +344,7 @@ impl PageStore {
         let page = Arc::new(page);
         let stored = {
             let _one_at_a_time = self.inserting();
-            if began.space.dropped_since(began.version) {
+            if keep == Keep::Overtaken || began.space.dropped_since(began.version) {
                 false
             } else if !allowed {
                 // What the upstream forbids to keep takes the place of what it allowed before.

@@ -4,7 +4,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
     task::{Context, Poll},
@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use tower::Service;
 use url::Url;
 
-use super::{Credential, Head, Sent, TokenSlot, Urgency, error::causes};
+use super::{Credential, Head, Sent, TokenSlot, UpstreamError, Urgency, error::causes};
 use crate::{
     config::UpstreamConfig,
     domain::{PageQuery, SpaceToken},
@@ -56,6 +56,8 @@ pub struct PageRequest {
     pub sent: Sent,
     /// Counts the tries.
     pub calls: Calls,
+    /// What the last of them failed with.
+    pub last_error: LastError,
     /// What each try's span stands below.
     pub trace: Place,
 }
@@ -73,6 +75,27 @@ impl Calls {
     /// Counts one more; returns how many there were before it.
     pub(super) fn add(&self) -> u32 {
         self.0.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// What the last try that was made failed with. A clone is the same.
+#[derive(Clone, Debug, Default)]
+pub struct LastError(Arc<Mutex<Option<(UpstreamError, u32)>>>);
+
+impl LastError {
+    /// Notes `error`, with which the last of `calls` ended.
+    pub(super) fn note(&self, error: &UpstreamError, calls: &Calls) {
+        *self.lock() = Some((error.clone(), calls.count()));
+    }
+
+    /// The noted error where none of `calls` was made since: of a try that was never made there is nothing to tell.
+    pub(super) fn of_no_try_since(&self, calls: &Calls) -> Option<UpstreamError> {
+        let noted = self.lock().clone();
+        noted.and_then(|(error, then)| (then == calls.count()).then_some(error))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<(UpstreamError, u32)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -12,8 +12,11 @@ use std::{
 
 use http::HeaderValue;
 use secrecy::ExposeSecret;
-use tokio::time::Instant;
-use url::Url;
+use tokio::{
+    sync::{Notify, futures::OwnedNotified},
+    time::Instant,
+};
+use url::{Origin, Url};
 
 use super::{Circuit, Purse};
 use crate::{
@@ -42,6 +45,7 @@ pub struct Credential {
     /// Which of the pairs of tokens that it has had this is.
     token_pair: u64,
     standing: Arc<Standing>,
+    purse: Arc<Purse>,
     circuit: Arc<Circuit>,
 }
 
@@ -53,7 +57,8 @@ struct Standing {
     in_force: AtomicU64,
     refused: AtomicBool,
     times: Mutex<Times>,
-    purse: Arc<Purse>,
+    holds: Arc<Notify>,
+    refusals: Arc<Notify>,
 }
 
 #[derive(Debug)]
@@ -116,7 +121,7 @@ impl Credential {
     /// The calls it may make.
     #[must_use]
     pub fn purse(&self) -> &Arc<Purse> {
-        &self.standing.purse
+        &self.purse
     }
 
     /// Whether the upstream is asked with it.
@@ -173,7 +178,26 @@ impl Credential {
 
     /// Lets no call be made with it for a while, since the upstream has just refused all its tokens.
     pub fn hold(&self, now: Instant) {
-        self.while_in_force(|times| times.held_until = Some(now + HOLD));
+        let held = self.while_in_force(|times| times.held_until = Some(now + HOLD));
+        if held.is_some() {
+            self.standing.holds.notify_waiters();
+            self.standing.refusals.notify_waiters();
+        }
+    }
+
+    /// Comes when it is held the next time, from this call on.
+    pub(super) fn next_hold(&self) -> OwnedNotified {
+        self.standing.holds.clone().notified_owned()
+    }
+
+    /// Tells who is about to ask with the preferred token that the upstream has just refused it.
+    pub(super) fn tell_refusal(&self) {
+        self.while_in_force(|_| self.standing.refusals.notify_waiters());
+    }
+
+    /// Comes when its preferred token is refused the next time, from this call on.
+    pub(super) fn next_refusal(&self) -> OwnedNotified {
+        self.standing.refusals.clone().notified_owned()
     }
 
     /// What `act` gives, unless other tokens are in force; none are put in force meanwhile.
@@ -188,14 +212,18 @@ impl Credential {
         held_until.is_some_and(|until| until > now)
     }
 
-    /// Whether `token`, as an `Authorization` value, is one of its own.
+    /// Its tokens, as `Authorization` values.
+    fn tokens(&self) -> impl Iterator<Item = &HeaderValue> {
+        std::iter::once(&self.current).chain(&self.next)
+    }
+
     fn has(&self, token: &HeaderValue) -> bool {
-        self.current == *token || self.next.as_ref() == Some(token)
+        self.tokens().any(|own| own == token)
     }
 }
 
 impl Standing {
-    fn new(purse: Arc<Purse>) -> Self {
+    fn new() -> Self {
         Self {
             in_force: AtomicU64::new(0),
             refused: AtomicBool::new(false),
@@ -203,7 +231,8 @@ impl Standing {
                 refused_or_not_since: Instant::now(),
                 held_until: None,
             }),
-            purse,
+            holds: Arc::default(),
+            refusals: Arc::default(),
         }
     }
 
@@ -238,6 +267,32 @@ pub struct Credentials {
     next_id: u32,
     circuit: CircuitConfig,
     quota_per_minute: u32,
+    purses: Purses,
+}
+
+/// The purse of each token that is configured, or was within the last minute: what was spent with it counts whatever the credential
+/// is called, and wherever it was in between.
+#[derive(Clone, Debug, Default)]
+struct Purses(HashMap<(Origin, HeaderValue), (Arc<Purse>, Instant)>);
+
+impl Purses {
+    fn forget(&mut self, now: Instant) {
+        self.0
+            .retain(|_, (_, seen)| now.saturating_duration_since(*seen) < Purse::MEMORY);
+    }
+
+    fn note(&mut self, origin: &Origin, credential: &Credential, now: Instant) {
+        for token in credential.tokens() {
+            let purse = credential.purse().clone();
+            self.0.insert((origin.clone(), token.clone()), (purse, now));
+        }
+    }
+
+    fn of(&self, origin: &Origin, secrets: &Secrets) -> Option<&Arc<Purse>> {
+        let mut tokens = std::iter::once(&secrets.current).chain(&secrets.next);
+        let (purse, _) = tokens.find_map(|token| self.0.get(&(origin.clone(), token.clone())))?;
+        Some(purse)
+    }
 }
 
 /// What a reload means for the pages that were read with the credentials before it.
@@ -278,6 +333,14 @@ impl Credentials {
             }
         }
         for new in self.all() {
+            // A call may have found since they were read that the other token is the good one.
+            if let Some(old) = before.by_name.get(&new.name) {
+                let in_use = old.authorization(old.preferred());
+                if new.has(in_use) {
+                    let is_next = new.next.as_ref() == Some(in_use);
+                    new.prefers_next.store(is_next, Ordering::Relaxed);
+                }
+            }
             new.standing.put_in_force(new.token_pair);
             new.purse().set_quota(self.quota_per_minute);
         }
@@ -296,13 +359,17 @@ impl Credentials {
             next_id: before.map_or(0, |before| before.next_id),
             circuit: config.circuit.clone(),
             quota_per_minute: config.quota_per_minute,
+            purses: before.map(Self::known_purses).unwrap_or_default(),
         };
+        let (origin, now) = (all.origin.origin(), Instant::now());
         for (name, section) in &config.credentials {
             let Some(secrets) = Secrets::read(name, section, &mut problems) else {
                 continue;
             };
             let known = before.and_then(|before| before.by_name.get(name));
             let credential = all.credential(name, secrets, known, before, config);
+            // Two credentials of one token spend from one purse.
+            all.purses.note(&origin, &credential, now);
             let spaces = section.spaces.iter();
             all.by_space.extend(
                 spaces.filter_map(|space| Some((SpaceToken::new(space).ok()?, credential.clone()))),
@@ -315,6 +382,16 @@ impl Credentials {
         }
         let succession = before.map(|before| before.succession(&all));
         Ok((all, succession.unwrap_or_default()))
+    }
+
+    fn known_purses(&self) -> Purses {
+        let now = Instant::now();
+        let mut purses = self.purses.clone();
+        purses.forget(now);
+        for credential in self.all() {
+            purses.note(&self.origin.origin(), credential, now);
+        }
+        purses
     }
 
     fn credential(
@@ -333,12 +410,9 @@ impl Credentials {
         });
         let standing = match same_user {
             Some(known) => known.standing.clone(),
-            None => Arc::new(Standing::new(match known {
-                // The quota is the token's, whatever the organization.
-                Some(known) if same_origin => known.purse().clone(),
-                _ => Arc::new(Purse::new(config.quota_per_minute, config.max_queue)),
-            })),
+            None => Arc::new(Standing::new()),
         };
+        let purse = self.purse(&secrets, known, before, config);
         let same_circuit = before.is_some_and(|before| before.circuit == self.circuit);
         let circuit = match same_user.filter(|_| same_circuit) {
             Some(known) => known.circuit.clone(),
@@ -359,8 +433,28 @@ impl Credentials {
             prefers_next: AtomicBool::new(prefers_next),
             token_pair,
             standing,
+            purse,
             circuit,
         })
+    }
+
+    /// The quota is the token's, whatever the organization; and the account's, whatever the token.
+    fn purse(
+        &self,
+        secrets: &Secrets,
+        known: Option<&Arc<Credential>>,
+        before: Option<&Self>,
+        config: &UpstreamConfig,
+    ) -> Arc<Purse> {
+        let origin = self.origin.origin();
+        let same_place = before.is_some_and(|before| before.origin.origin() == origin);
+        let of_account = || known.filter(|_| same_place).map(|known| known.purse());
+        let purse = self
+            .purses
+            .of(&origin, secrets)
+            .or_else(of_account)
+            .cloned();
+        purse.unwrap_or_else(|| Arc::new(Purse::new(config.quota_per_minute, config.max_queue)))
     }
 
     /// What became of these credentials in `after`.

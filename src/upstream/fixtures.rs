@@ -3,7 +3,7 @@
 use http::HeaderValue;
 use tokio::time::Instant;
 
-use super::{Calls, Credentials, PageRequest, Sent, TokenSlot, Urgency, Validators};
+use super::{Calls, Credentials, LastError, PageRequest, Sent, TokenSlot, Urgency, Validators};
 use crate::{
     config::{Config, UpstreamConfig},
     domain::{PageQuery, SpaceToken},
@@ -35,6 +35,7 @@ pub(super) fn request(lines: &str) -> PageRequest {
         urgency: Urgency::Waiting,
         sent: Sent::default(),
         calls: Calls::default(),
+        last_error: LastError::default(),
         trace: Place::default(),
     }
 }

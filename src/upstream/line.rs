@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     ops::ControlFlow,
+    pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -47,6 +48,25 @@ struct Ticket {
 struct Told {
     news: Notify,
     turned_away: AtomicBool,
+}
+
+/// What `call` gives; `None` where it was not sent yet when `news` came: who still stands in line would only find out, one after
+/// another, what is known already.
+pub(super) async fn unless_in_line<T>(
+    call: impl Future<Output = T>,
+    news: impl Future<Output = ()>,
+    is_sent: impl Fn() -> bool,
+) -> Option<T> {
+    let mut call = pin!(call);
+    tokio::select! {
+        biased;
+        outcome = &mut call => Some(outcome),
+        () = news => if is_sent() {
+            Some(call.await)
+        } else {
+            None
+        },
+    }
 }
 
 /// There is no place in the line, or it went to somebody who had fewer or a better claim.

@@ -56,7 +56,6 @@ impl RetryLayer {
             deadline: self.deadline,
             pauses: FullJitter::new(),
             metrics: self.metrics.clone(),
-            earlier: None,
         }
     }
 }
@@ -107,8 +106,6 @@ pub(super) struct TransientRetry {
     deadline: Duration,
     pauses: FullJitter,
     metrics: Arc<Metrics>,
-    /// What the try before this one failed with, and how many calls had been made by then.
-    earlier: Option<(UpstreamError, u32)>,
 }
 
 impl TransientRetry {
@@ -134,11 +131,7 @@ impl<R> Policy<PageRequest, R, UpstreamError> for TransientRetry {
             self.budget.deposit();
             return None;
         };
-        // Of a try that was never made there is nothing to tell.
-        let calls = request.calls.count();
-        if let Some((earlier, calls_then)) = self.earlier.take()
-            && calls == calls_then
-        {
+        if let Some(earlier) = request.last_error.of_no_try_since(&request.calls) {
             *error = earlier;
             return None;
         }
@@ -154,7 +147,7 @@ impl<R> Policy<PageRequest, R, UpstreamError> for TransientRetry {
             return None;
         }
         self.left -= 1;
-        self.earlier = Some((error.clone(), calls));
+        request.last_error.note(error, &request.calls);
         self.metrics.retried();
         request.urgency = request.urgency.of_a_retry();
         Some(sleep(pause))

@@ -88,6 +88,7 @@ impl Readers {
             .layer(QuotaLayer::new(config.upstream.timeout))
             .service(service_fn(move |request: PageRequest| {
                 let upstream = answering.clone();
+                request.sent.set();
                 async move {
                     tokio::time::sleep(Duration::from_millis(300)).await;
                     Ok::<_, UpstreamError>(upstream.answer(&request))

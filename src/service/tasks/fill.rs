@@ -16,8 +16,8 @@ use crate::{
     domain::Refusal,
     telemetry::metrics::Shed,
     upstream::{
-        Answer, Content, FailureSource, Head, PageRequest, Sent, Upstream, UpstreamError,
-        Validators,
+        Answer, Content, FailureSource, Head, LastError, PageRequest, Sent, Upstream,
+        UpstreamError, Validators,
     },
 };
 
@@ -50,6 +50,7 @@ impl Tasks {
             urgency: errand.urgency,
             sent: Sent::default(),
             calls: errand.calls,
+            last_error: LastError::default(),
             trace: span.place().clone(),
         };
         let upstream = Upstream::clone(&ask.upstream);
@@ -166,10 +167,10 @@ fn outcome_of(filled: &Filled) -> &'static str {
 /// What those who wait for a fill want: asked when it has ended, since one may still join. What a token that was replaced
 /// meanwhile may see is answered to them and no more.
 fn keep(ask: &Ask, wanted: &Wanted) -> Keep {
-    if wanted.is_set() && ask.credential.is_in_force() {
-        Keep::Yes
-    } else {
-        Keep::No
+    match (ask.credential.is_in_force(), wanted.is_set()) {
+        (false, _) => Keep::Overtaken,
+        (true, true) => Keep::Yes,
+        (true, false) => Keep::No,
     }
 }
 

@@ -176,3 +176,56 @@ fn who_is_gone_is_heard_no_more() {
         assert!(!default(&before).is_in_force(), "{after}");
     }
 }
+
+#[tokio::test]
+async fn a_token_spends_from_one_purse_whatever_it_is_called_and_wherever_it_was() {
+    let acme = "token = \"a\"\norg_handle = \"acme\"";
+    let default = format!("[default]\n{acme}");
+    let purse =
+        |credentials: &Credentials, name: &str| credentials.named(name).unwrap().purse().clone();
+    let first = load(&default);
+    let spent = purse(&first, "default");
+
+    let (renamed, _) = reload(&first, &format!("[acme]\n{acme}"));
+    assert!(Arc::ptr_eq(&purse(&renamed, "acme"), &spent), "renamed");
+
+    let (gone, _) = reload(&renamed, "[other]\ntoken = \"b\"");
+    assert!(!Arc::ptr_eq(&purse(&gone, "other"), &spent), "another");
+    let (back, _) = reload(&gone, &default);
+    assert!(Arc::ptr_eq(&purse(&back, "default"), &spent), "back");
+
+    let elsewhere = config("https://unpod.invalid", &default);
+    let (elsewhere, _) = back.reload(&elsewhere.upstream).unwrap();
+    assert!(!Arc::ptr_eq(&purse(&elsewhere, "default"), &spent));
+    let (returned, _) = reload(&elsewhere, &default);
+    assert!(
+        Arc::ptr_eq(&purse(&returned, "default"), &spent),
+        "returned"
+    );
+
+    let (both, _) = reload(
+        &returned,
+        &format!("{default}\n[globex]\ntoken = \"a\"\norg_handle = \"globex\""),
+    );
+    assert!(Arc::ptr_eq(&purse(&both, "globex"), &spent), "shared");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_purse_of_a_token_that_is_gone_is_forgotten_after_its_minute() {
+    let first = load(FIRST);
+    let spent = default(&first).purse().clone();
+    let (gone, _) = reload(&first, "[other]\ntoken = \"b\"");
+    tokio::time::advance(Purse::MEMORY).await;
+    let (back, _) = reload(&gone, FIRST);
+    assert!(!Arc::ptr_eq(default(&back).purse(), &spent));
+}
+
+#[test]
+fn tokens_that_change_places_keep_what_was_spent_with_them() {
+    let before = load("[one]\ntoken = \"a\"\n[two]\ntoken = \"b\"");
+    let (after, _) = reload(&before, "[one]\ntoken = \"b\"\n[two]\ntoken = \"a\"");
+    let purse =
+        |credentials: &Credentials, name: &str| credentials.named(name).unwrap().purse().clone();
+    assert!(Arc::ptr_eq(&purse(&after, "one"), &purse(&before, "two")));
+    assert!(Arc::ptr_eq(&purse(&after, "two"), &purse(&before, "one")));
+}

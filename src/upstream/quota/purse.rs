@@ -22,6 +22,8 @@ use crate::upstream::{
 const MINUTE: Duration = Duration::from_secs(60);
 /// The longest that an upstream's `Retry-After` is believed.
 const LONGEST_HOLD: Duration = Duration::from_secs(3600);
+/// Calls of the last minute that are remembered: no quota is larger.
+const MOST_REMEMBERED: usize = 65_536;
 /// One call in this many is kept back from background fills.
 const RESERVE: u32 = 5;
 
@@ -84,6 +86,9 @@ pub struct Spent {
 }
 
 impl Purse {
+    /// For how long what was spent counts.
+    pub const MEMORY: Duration = MINUTE;
+
     /// A purse of `quota_per_minute` calls, for which `max_queue` may wait.
     #[must_use]
     pub fn new(quota_per_minute: u32, max_queue: usize) -> Self {
@@ -274,7 +279,10 @@ impl Purse {
         let mut state = self.lock();
         self.check(&mut state, urgency, now)?;
         state.in_flight += 1;
-        Ok(Call(self.clone()))
+        Ok(Call {
+            purse: self.clone(),
+            is_made: true,
+        })
     }
 
     /// Whether one more call is allowed now; if not, how long until it may be.
@@ -356,6 +364,14 @@ impl Purse {
 }
 
 impl State {
+    fn note_ended(&mut self, now: Instant) {
+        self.forget(now);
+        if self.ended.len() == MOST_REMEMBERED {
+            self.ended.pop_front();
+        }
+        self.ended.push_back(now);
+    }
+
     /// Drops what no longer counts.
     fn forget(&mut self, now: Instant) {
         while self
@@ -399,17 +415,28 @@ impl State {
 
 /// A call that was paid for. It counts from its end, which is no earlier than the upstream counts it.
 #[derive(Debug)]
-pub struct Call(Arc<Purse>);
+pub struct Call {
+    purse: Arc<Purse>,
+    is_made: bool,
+}
+
+impl Call {
+    /// Gives it back: it was never made.
+    pub fn give_back(mut self) {
+        self.is_made = false;
+    }
+}
 
 impl Drop for Call {
     fn drop(&mut self) {
-        let mut state = self.0.lock();
+        let mut state = self.purse.lock();
         state.in_flight -= 1;
-        if self.0.limit(&state).is_some() {
-            state.ended.push_back(Instant::now());
+        if self.is_made {
+            // Without a limit, too: one may be set within the minute.
+            state.note_ended(Instant::now());
         }
         drop(state);
-        self.0.line.wake();
+        self.purse.line.wake();
     }
 }
 
@@ -438,8 +465,9 @@ impl Said {
         Self {
             limit: count("x-ratelimit-limit"),
             remaining: count("x-ratelimit-remaining"),
-            reset_in: number("x-ratelimit-reset")
-                .map(|reset| Duration::from_secs(u64::try_from(reset - now).unwrap_or(0))),
+            reset_in: number("x-ratelimit-reset").map(|reset| {
+                Duration::from_secs(u64::try_from(reset.saturating_sub(now)).unwrap_or(0))
+            }),
         }
     }
 }

@@ -82,6 +82,7 @@ async fn a_further_try_that_cannot_be_made_leaves_the_error_of_the_one_before() 
         .layer(QuotaLayer::new(32 * SECOND))
         .service(service_fn(|request: PageRequest| async move {
             request.calls.add();
+            request.sent.set();
             sleep(5 * SECOND).await;
             Err(UpstreamError::Failed(FailureSource::Inner))
         }))

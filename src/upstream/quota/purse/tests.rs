@@ -359,3 +359,45 @@ async fn who_waits_goes_on_as_soon_as_more_is_allowed() {
     assert!(waiting.await.unwrap());
     assert_eq!(Instant::now(), began);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_was_given_back_was_not_spent() {
+    let purse = settled_purse(2).await;
+    for _ in 0..10 {
+        let call = spend(&purse, Urgency::Waiting, Duration::ZERO).await;
+        call.unwrap().give_back();
+    }
+    assert_eq!(purse.remaining(Instant::now()), Some(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quota_that_is_set_counts_the_minute_before() {
+    let purse = settled_purse(0).await;
+    for _ in 0..70_000 {
+        drop(
+            spend(&purse, Urgency::Waiting, Duration::ZERO)
+                .await
+                .unwrap(),
+        );
+    }
+    assert_eq!(purse.lock().ended.len(), MOST_REMEMBERED);
+    purse.set_quota(60);
+    assert_eq!(purse.remaining(Instant::now()), Some(0));
+    tokio::time::advance(MINUTE).await;
+    assert_eq!(purse.remaining(Instant::now()), Some(60));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reset_beyond_all_numbers_is_a_minute_at_most() {
+    let purse = settled_purse(5).await;
+    for reset in [i64::MIN, i64::MAX] {
+        let fields = [
+            ("x-ratelimit-limit", "5"),
+            ("x-ratelimit-remaining", "0"),
+            ("x-ratelimit-reset", &reset.to_string()),
+        ];
+        purse.learn(StatusCode::OK, &head(&fields));
+        tokio::time::advance(MINUTE).await;
+        assert_eq!(purse.remaining(Instant::now()), Some(5), "{reset}");
+    }
+}
