@@ -174,8 +174,8 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// Those that are configured, and those that tokens of `issuers` speak for. Those of `previous` whose limit is the same keep what
-    /// is left of it. Which tokens have been verified is remembered here, so that new clients begin with none.
+    /// Those that are configured, and those that tokens of `issuers` speak for. Of those of `previous` whose limit is the same what is
+    /// left of it goes on, and a token that it has verified need not be verified again while the issuers are the same.
     #[must_use]
     pub fn new(
         configured: &[ClientConfig],
@@ -223,7 +223,7 @@ impl Clients {
             credentials,
             views,
             limiters,
-            tokens: Tokens::new(issuers),
+            tokens: Tokens::new(issuers, previous.map(|previous| &previous.tokens)),
         }
     }
 

@@ -116,6 +116,14 @@ pub(super) fn clients(config: &Config, running: Option<&Issuers>) -> Clients {
     Clients::new(&config.clients, &config.views, credentials, issuers, None)
 }
 
+/// The clients of `config` after a reload of `before`.
+fn successors(config: &Config, before: &Clients) -> Clients {
+    let issuers = Issuers::load(&config.auth, Some(before.issuers())).unwrap();
+    let credentials = Credentials::load(&config.upstream).unwrap();
+    let before = Some(before);
+    Clients::new(&config.clients, &config.views, credentials, issuers, before)
+}
+
 pub(super) fn asks(clients: &Clients, token: &str, now: u64) -> Result<Arc<Client>, AuthFailure> {
     let field = format!("Bearer {token}");
     clients.authenticate(Some(field.as_bytes()), at(now), || true)
@@ -243,14 +251,39 @@ async fn a_verdict_ends_with_the_clients_it_was_about() {
     assert!(reads(&asks(&before, &token, NOW).unwrap(), "A"));
 
     config.clients[0].spaces = vec!["B".to_owned()];
-    let narrower = clients(&config, Some(before.issuers()));
+    let narrower = successors(&config, &before);
     assert!(!reads(&asks(&narrower, &token, NOW).unwrap(), "A"));
 
     config.clients.remove(0);
-    let without = clients(&config, Some(narrower.issuers()));
+    let without = successors(&config, &narrower);
     assert_eq!(
         name(asks(&without, &token, NOW)),
         Err(AuthFailure::UnknownClient)
+    );
+}
+
+#[tokio::test]
+async fn a_reload_has_no_token_verified_again_unless_the_issuers_are_others() {
+    let provider = Provider::new();
+    let mut config = provider.config();
+    let before = clients(&config, None);
+    let token = provider.token(&json!({}));
+    asks(&before, &token, NOW).unwrap();
+    let asks_unverified = |clients: &Clients| {
+        let field = format!("Bearer {token}");
+        name(clients.authenticate(Some(field.as_bytes()), at(NOW), || false))
+    };
+
+    let same = successors(&config, &before);
+    assert_eq!(asks_unverified(&same), Ok("crm".to_owned()));
+    assert_eq!(asks_unverified(&same), Ok("crm".to_owned()), "remembered");
+
+    config.auth.jwt.as_mut().unwrap().audience = "other".to_owned();
+    let other = successors(&config, &same);
+    assert_eq!(asks_unverified(&other), Err(AuthFailure::RateLimited));
+    assert_eq!(
+        name(asks(&other, &token, NOW)),
+        Err(AuthFailure::WrongAudience)
     );
 }
 
