@@ -15,6 +15,7 @@ use crate::{
     config::{Config, Problems},
     server::Tls,
     service::{Snapshot, Tasks},
+    shared::Link,
     telemetry::{
         Log,
         metrics::{Metrics, ReloadOutcome},
@@ -42,6 +43,7 @@ const AT_START: &[&str] = &[
     "upstream.max_queue",
     "cache.max_bytes",
     "cache.snapshot_file",
+    "cache.redis",
     "telemetry.format",
     "telemetry.access_log",
     "telemetry.otlp_endpoint",
@@ -55,6 +57,7 @@ pub(super) struct Reloader {
     pub(super) snapshot: Option<Arc<Snapshot>>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) limit: LimitLayer,
+    pub(super) redis: Option<Arc<Link>>,
     pub(super) tls: Option<Tls>,
     pub(super) log: Log,
     /// What operators are shown.
@@ -180,6 +183,10 @@ impl Reloader {
         // Where the provider is the same its keys go on; their file may hold others now.
         clients.issuers().reload_keys();
         let credentials = clients.credentials().clone();
+        if let Some(link) = &self.redis {
+            clients.share_limits(link);
+            parts::share_calls(link, &credentials);
+        }
         // The store first, and the stack before who asks it: no request under the new policy meets the old.
         let store = self.tasks.store();
         store.reconfigure(&config.cache);
@@ -197,6 +204,7 @@ impl Reloader {
         if let Some((tls, setup)) = self.tls.as_ref().zip(next.tls) {
             tls.replace(setup);
         }
+        self.tasks.set_credentials(credentials.clone());
         if let Some(snapshot) = &self.snapshot {
             snapshot.set_credentials(credentials);
         }
@@ -275,6 +283,7 @@ mod tests {
             ("admin.key_sha256", false, false),
             ("cache.ttl", false, false),
             ("cache.max_bytes", true, false),
+            ("cache.redis.timeout", true, false),
             ("clients", false, false),
             ("upstream.timeout", false, true),
             ("upstream.max_concurrency", true, true),

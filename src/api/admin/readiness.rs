@@ -8,7 +8,8 @@ use serde::Serialize;
 use super::Admin;
 use crate::upstream::CircuitState;
 
-/// Each part and why. A refused credential and an open circuit degrade: pages are still served, and other credentials work.
+/// Each part and why. A refused credential, an open circuit and a lost Redis degrade: pages are still served, and other credentials
+/// work.
 #[derive(Debug, Serialize)]
 pub(super) struct Readiness {
     pub(super) status: &'static str,
@@ -22,6 +23,17 @@ struct Parts {
     listener: Listener,
     credentials: Credentials,
     circuits: Circuits,
+    /// Absent where none is configured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    redis: Option<Redis>,
+}
+
+#[derive(Debug, Serialize)]
+struct Redis {
+    status: &'static str,
+    answers: bool,
+    /// For how long it has or has not.
+    since_seconds: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -57,7 +69,9 @@ impl Readiness {
             .collect();
         let health = |is_whole| if is_whole { "ready" } else { "degraded" };
         let listener = if draining { "draining" } else { "ready" };
-        let whole = refused_by_upstream.is_empty() && not_closed.is_empty();
+        let redis = admin.redis.as_ref().map(|link| link.health());
+        let redis_up = redis.is_none_or(|redis| redis.is_up);
+        let whole = refused_by_upstream.is_empty() && not_closed.is_empty() && redis_up;
         Self {
             status: if draining { listener } else { health(whole) },
             draining,
@@ -71,6 +85,11 @@ impl Readiness {
                     status: health(not_closed.is_empty()),
                     not_closed,
                 },
+                redis: redis.map(|redis| Redis {
+                    status: health(redis.is_up),
+                    answers: redis.is_up,
+                    since_seconds: redis.since.elapsed().as_secs(),
+                }),
             },
         }
     }
