@@ -4,7 +4,7 @@ use std::{io, sync::Arc};
 
 use arc_swap::ArcSwap;
 use tokio::{task::JoinHandle, time::Instant};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{info, warn};
 
 mod parts;
@@ -26,6 +26,7 @@ use crate::{
     config::{Config, Problems, value::ListenAddress},
     server::{self, Entrance, Limits, Listener, Shutdown, Tls},
     service::{Snapshot, Tasks},
+    shared::Link,
     telemetry::{
         Log,
         metrics::Metrics,
@@ -61,6 +62,8 @@ pub struct Gateway {
     data: Serving,
     admin: Serving,
     snapshot: Option<Snapshotting>,
+    /// Ends the connection to Redis when dropped.
+    sharing: Option<DropGuard>,
     traces: Option<Export>,
     reloader: Arc<Reloader>,
     watching: JoinHandle<()>,
@@ -103,8 +106,13 @@ impl Gateway {
             metrics.watch_log(losses.clone());
         }
         let credentials = Credentials::load(&config.upstream)?;
+        let link = config.cache.redis.is_configured();
+        let link = link.then(|| Link::new(config.cache.redis.clone(), metrics.clone()));
         let issuers = Issuers::load(&config.auth, None)?;
         let clients = Clients::new(&config.clients, &config.views, credentials, issuers, None);
+        if let Some(link) = &link {
+            clients.share_limits(link);
+        }
         let credentials = clients.credentials().clone();
         let limit = LimitLayer::new(config.upstream.max_concurrency, config.upstream.max_queue);
         let upstream = Arc::new(parts::upstream(&config, limit.clone(), &metrics)?);
@@ -131,7 +139,11 @@ impl Gateway {
             .address()
             .map_err(listen_error(&config.admin.listen))?;
         // Not before the addresses are ours: another gateway may still be writing the file.
-        let snapshot = start_snapshot(&config, &tasks, credentials);
+        let snapshot = start_snapshot(&config, &tasks, credentials.clone());
+        let sharing = match &link {
+            Some(link) => Some(parts::share(link.clone(), &tasks, credentials).await),
+            None => None,
+        };
         let effective = Arc::new(ArcSwap::from_pointee(config.effective()));
         let reloader = Arc::new(Reloader {
             policy: policy.clone(),
@@ -139,6 +151,7 @@ impl Gateway {
             snapshot: snapshot.as_ref().map(|running| running.snapshot.clone()),
             metrics: metrics.clone(),
             limit: limit.clone(),
+            redis: link.clone(),
             tls: tls.clone(),
             log,
             effective: effective.clone(),
@@ -158,6 +171,7 @@ impl Gateway {
             policy,
             metrics: metrics.clone(),
             limit,
+            redis: link,
             draining: draining.clone(),
             effective_config: effective,
             reload: reloader.clone(),
@@ -185,6 +199,7 @@ impl Gateway {
             data,
             admin,
             snapshot,
+            sharing,
             traces,
             watching: watch_files(reloader.clone()),
             reloader,
@@ -240,6 +255,7 @@ impl Gateway {
             // It reports its own failures.
             let _ = task.await;
         }
+        drop(self.sharing);
         if let Some(traces) = self.traces {
             traces.end().await;
         }

@@ -29,7 +29,7 @@ pub mod views;
 pub use self::{
     admin::AdminConfig,
     auth::{AuthConfig, BrowserTokensConfig, ClientConfig, JwtConfig, RateLimitConfig},
-    cache::CacheConfig,
+    cache::{CacheConfig, RedisConfig},
     cors::CorsConfig,
     normalize::NormalizeConfig,
     problem::{Problem, Problems},

@@ -32,6 +32,7 @@ use crate::{
     config::Problems,
     domain::{PageKey, PageQuery, SpaceKey, SpaceToken},
     service::Tasks,
+    shared::Link,
     telemetry::metrics::Metrics,
     upstream::LimitLayer,
 };
@@ -58,6 +59,8 @@ pub struct Admin {
     pub policy: LivePolicy,
     pub metrics: Arc<Metrics>,
     pub limit: LimitLayer,
+    /// What replicas share, where they do.
+    pub redis: Option<Arc<Link>>,
     pub draining: Draining,
     /// The configuration in force, secrets hidden.
     pub effective_config: Arc<ArcSwap<String>>,
@@ -182,7 +185,7 @@ async fn reload(State(admin): State<Admin>, Extension(operator): Extension<Opera
 }
 
 async fn purge(State(admin): State<Admin>, Extension(operator): Extension<Operator>) -> StatusCode {
-    admin.tasks.store().purge();
+    admin.tasks.purge().await;
     info!(%operator, "operator dropped the whole cache");
     StatusCode::NO_CONTENT
 }
@@ -267,7 +270,7 @@ async fn purge_space(
 ) -> Response {
     match SpaceToken::new(&token) {
         Ok(space) => {
-            admin.tasks.store().purge_space(&space);
+            admin.tasks.purge_space(&space).await;
             info!(%space, %operator, "operator dropped a space from the cache");
             StatusCode::NO_CONTENT.into_response()
         }
@@ -281,8 +284,7 @@ async fn purge_fingerprint(
     Extension(operator): Extension<Operator>,
     Path(fingerprint): Path<String>,
 ) -> Response {
-    let store = admin.tasks.store();
-    if !store.purge_spaces(|space| space.to_string() == fingerprint) {
+    if !admin.tasks.purge_fingerprint(&fingerprint).await {
         return (StatusCode::NOT_FOUND, "nothing is known of such a space").into_response();
     }
     info!(space = fingerprint, %operator, "operator dropped a space from the cache");

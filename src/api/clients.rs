@@ -15,6 +15,7 @@ use crate::{
     api::peer::ClientCertificate,
     config::{ClientConfig, ViewsConfig, value::CertificateSubject},
     domain::{SpaceToken, View},
+    shared::{Link, SharedLimit},
     telemetry::metrics::AuthFailure,
     upstream::{Credential, Credentials},
 };
@@ -142,8 +143,8 @@ impl Client {
     /// # Errors
     ///
     /// Returns the limit that is spent.
-    pub fn take_request(&self) -> Result<Vec<RateLimit>, RateLimit> {
-        take_all(&self.limiters)
+    pub async fn take_request(&self) -> Result<Vec<RateLimit>, RateLimit> {
+        take_all(&self.limiters).await
     }
 
     /// This client as a browser stands for it: narrowed, and with none of its rights but to read.
@@ -326,6 +327,13 @@ impl Clients {
     #[must_use]
     pub fn view(&self, name: &str) -> Option<&Arc<View>> {
         self.views.get(name)
+    }
+
+    /// Has the budgets drawn on by all replicas behind `link` together.
+    pub fn share_limits(&self, link: &Arc<Link>) {
+        for (client, limiter) in &self.limiters {
+            limiter.share(|| SharedLimit::new(link.clone(), client));
+        }
     }
 
     /// For the next configuration's clients, which may go on with the same keys.

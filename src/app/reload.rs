@@ -19,6 +19,7 @@ use crate::{
     config::{Config, Problems},
     server::Tls,
     service::{Snapshot, Tasks},
+    shared::Link,
     telemetry::{
         Log,
         metrics::{Metrics, ReloadOutcome},
@@ -46,6 +47,7 @@ const AT_START: &[&str] = &[
     "upstream.max_queue",
     "cache.max_bytes",
     "cache.snapshot_file",
+    "cache.redis",
     "telemetry.format",
     "telemetry.access_log",
     "telemetry.otlp_endpoint",
@@ -59,6 +61,7 @@ pub(super) struct Reloader {
     pub(super) snapshot: Option<Arc<Snapshot>>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) limit: LimitLayer,
+    pub(super) redis: Option<Arc<Link>>,
     pub(super) tls: Option<Tls>,
     pub(super) log: Log,
     /// What operators are shown.
@@ -210,6 +213,10 @@ impl Reloader {
         // Where the provider is the same its keys go on; their file may hold others now.
         clients.issuers().reload_keys();
         let credentials = clients.credentials().clone();
+        if let Some(link) = &self.redis {
+            clients.share_limits(link);
+            parts::share_calls(link, &credentials);
+        }
         // What is known of the old tokens and of their pages ends first: no request under the new policy meets it. Calls under way
         // are heard no more, and what they bring is not kept.
         credentials.succeed(before.clients.credentials());
@@ -227,6 +234,7 @@ impl Reloader {
         if let Some((tls, setup)) = self.tls.as_ref().zip(next.tls) {
             tls.replace(setup);
         }
+        self.tasks.set_credentials(credentials.clone());
         if let Some(snapshot) = &self.snapshot {
             snapshot.set_credentials(credentials);
         }
@@ -302,6 +310,7 @@ mod tests {
             ("admin.key_sha256", false, false),
             ("cache.ttl", false, false),
             ("cache.max_bytes", true, false),
+            ("cache.redis.timeout", true, false),
             ("clients", false, false),
             ("upstream.timeout", false, true),
             ("upstream.max_concurrency", true, true),

@@ -159,10 +159,30 @@ impl StoredPage {
     #[must_use]
     pub fn restored(self, age: Duration, lifetime: Duration) -> Self {
         Self {
-            freshness: self.freshness.aged(age, lifetime),
             restored_at: Some(self.freshness.received()),
+            ..self.aged(age, lifetime)
+        }
+    }
+
+    /// This page as another replica filled it: `age` old.
+    #[must_use]
+    pub fn aged(self, age: Duration, lifetime: Duration) -> Self {
+        Self {
+            freshness: self.freshness.aged(age, lifetime),
             ..self
         }
+    }
+
+    /// How long it is fresh from its birth, whatever the quota asks for.
+    #[must_use]
+    pub fn stated_lifetime(&self) -> Duration {
+        self.freshness.lifetime()
+    }
+
+    /// How long it can be of use yet: shown as it is, or in place of an error.
+    #[must_use]
+    pub fn useful_for(&self, now: Instant) -> Duration {
+        self.freshness(now).useful_for(now)
     }
 
     /// The upstream's fields that outlive an answer.

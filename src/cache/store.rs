@@ -18,7 +18,7 @@ use tokio::{sync::Notify, time::Instant};
 use super::{
     entry::{Content, Received, StoredPage},
     freshness::{initial_age, may_store, refusal_lifetime},
-    space::{Remembered, Space, Version},
+    space::{Move, Remembered, Space, Version},
     stretch::Demand,
 };
 use crate::{
@@ -30,8 +30,10 @@ mod lifetimes;
 mod lists;
 mod rules;
 mod saved;
+mod shared;
 
 use self::rules::Rules;
+pub use self::shared::Shared;
 
 /// Spaces of which no page is stored, but a refusal is remembered; beyond it the refusals go.
 const MAX_PAGELESS_SPACES: usize = 16_384;
@@ -77,6 +79,8 @@ pub struct Began {
 pub struct Kept {
     pub page: Arc<StoredPage>,
     pub stored: bool,
+    /// Whether it may be kept at all, room or not.
+    pub may_be_kept: bool,
 }
 
 /// Whether anybody wants a page kept.
@@ -256,22 +260,16 @@ impl PageStore {
 
     /// Drops all pages of `space`, of every credential. Fills under way will not be stored.
     pub fn purge_space(&self, space: &SpaceToken) {
-        self.purge_spaces(|known| known == space);
-    }
-
-    /// The same for each space that `is_meant`; `false` where nothing is known of any.
-    pub fn purge_spaces(&self, is_meant: impl Fn(&SpaceToken) -> bool) -> bool {
         let known: Vec<_> = self
             .spaces()
             .known
             .iter()
-            .filter(|(key, _)| is_meant(&key.space))
+            .filter(|(key, _)| key.space == *space)
             .map(|(key, space)| (key.clone(), space.clone()))
             .collect();
         for (key, space) in &known {
             self.drop_pages(key, space);
         }
-        !known.is_empty()
     }
 
     /// Drops everything.
@@ -328,7 +326,7 @@ impl PageStore {
 
     fn observe(&self, began: &Began, page: &TaskPage, now: Instant, keep: Keep) -> Version {
         if self.is_coherent() && keep != Keep::Overtaken {
-            let next = || self.generation();
+            let next = |to: Move<'_>| next_generation(began.version.generation, to);
             began
                 .space
                 .observe(began.version, began.key.query, page, next, now)
@@ -342,6 +340,7 @@ impl PageStore {
             && page.is_worth_keeping()
             && page.weight() <= self.max_bytes / LARGEST_SHARE;
         let page = Arc::new(page);
+        let mut may_be_kept = false;
         let stored = {
             let _one_at_a_time = self.inserting();
             if keep == Keep::Overtaken || began.space.dropped_since(began.version) {
@@ -353,6 +352,7 @@ impl PageStore {
             } else if keep == Keep::No {
                 false
             } else {
+                may_be_kept = true;
                 began.space.allow(began.key.query);
                 began.space.add_page(began.key.query);
                 self.insert(&began.key, page.clone());
@@ -360,7 +360,11 @@ impl PageStore {
                 self.pages.contains_key(&began.key)
             }
         };
-        Kept { page, stored }
+        Kept {
+            page,
+            stored,
+            may_be_kept,
+        }
     }
 
     /// Only under `inserting`.
@@ -431,6 +435,19 @@ impl Spaces {
         }
         self.sweep_at = (2 * self.known.len()).max(FIRST_SWEEP_AT);
     }
+}
+
+/// The generation that follows `before` when the list is seen to have moved: whoever sees the same move names it alike.
+fn next_generation(before: u64, to: Move<'_>) -> u64 {
+    let mut hasher = blake3::Hasher::new_derive_key("unpod-gateway list generation");
+    hasher.update(&before.to_le_bytes());
+    match to {
+        Move::Count(count) => hasher.update(b"count").update(&count.to_le_bytes()),
+        Move::FirstTask(id) => hasher.update(b"first").update(id.as_bytes()),
+    };
+    let digest: [u8; blake3::OUT_LEN] = hasher.finalize().into();
+    let (first, _) = digest.split_first_chunk().expect("a digest is longer");
+    u64::from_le_bytes(*first)
 }
 
 fn random() -> u64 {

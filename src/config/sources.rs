@@ -17,7 +17,7 @@ use super::{DEFAULTS, Problems};
 const PREFIX: &str = "UNPOD_GATEWAY__";
 /// Set by systemd for a service of `Type=notify`.
 const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
-const SECRET_KEYS: [&str; 3] = ["token", "next_token", "proxy"];
+const SECRET_KEYS: [&str; 4] = ["token", "next_token", "proxy", "url"];
 
 pub(super) fn defaults() -> Dict {
     Figment::from(Toml::string(DEFAULTS))

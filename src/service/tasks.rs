@@ -1,10 +1,14 @@
 //! Reading a page of tasks: from the store if it may be served, else from the upstream.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use http::HeaderValue;
 use tokio::{sync::Semaphore, time::Instant};
 
+use super::SecondTier;
 use crate::{
     cache::{
         CacheStatus, Flights, PageStore, Rendition, Role, StoredPage, Verdict,
@@ -25,6 +29,7 @@ use crate::{
 };
 
 mod fill;
+mod shared;
 
 /// What is asked, and on whose account.
 #[derive(Clone, Debug)]
@@ -106,6 +111,24 @@ struct Fill {
     kept: Kept,
     /// The upstream's status: 200, or 304 where the stored page still held.
     status: u16,
+    source: Source,
+}
+
+/// Where a page came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Upstream,
+    /// Another replica filled it: it is as old as it is there, and each waiter judges it.
+    SecondTier,
+}
+
+/// Where a fill looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    /// First for what another replica may have filled.
+    Anywhere,
+    /// What others filled was not what the client wants.
+    Upstream,
 }
 
 /// On whose account a fill goes, and how much it matters.
@@ -154,6 +177,8 @@ pub struct Tasks {
     store: PageStore,
     flights: Flights<FlightKey, Filled>,
     metrics: Arc<Metrics>,
+    /// What replicas share, where there is any.
+    second_tier: OnceLock<SecondTier>,
     /// How long a waiter waits at most.
     patience: Duration,
     /// A place for each waiter. Fewer than the requests that may be under way: however many wait for an upstream that hangs, there
@@ -173,6 +198,7 @@ impl Tasks {
             store,
             flights: Flights::default(),
             metrics,
+            second_tier: OnceLock::new(),
             patience,
             places: Semaphore::new(max_waiting),
         })
@@ -229,6 +255,7 @@ impl Tasks {
 
     async fn page_uncounted(self: &Arc<Self>, ask: &Ask) -> Result<Served, TasksError> {
         let key = ask.key();
+        let mut look = Look::Anywhere;
         loop {
             match self.look_up(&key, ask) {
                 Decision::Serve(served) => {
@@ -263,8 +290,12 @@ impl Tasks {
                     };
                     // `None`: another fill ended since the decision, so there is a new one to make.
                     let calls = Calls::default();
-                    if let Some(waiting) = self.begin_fill(&key, ask, &calls) {
+                    if let Some(waiting) = self.begin_fill(&key, ask, look, &calls) {
                         let outcome = self.wait(waiting, ask, reason, stored).await;
+                        let Some(outcome) = outcome else {
+                            look = Look::Upstream;
+                            continue;
+                        };
                         // A fill that another began counts on its own account.
                         return charged(outcome, calls.count());
                     }
@@ -368,6 +399,7 @@ impl Tasks {
         self: &Arc<Self>,
         key: &PageKey,
         ask: &Ask,
+        look: Look,
         calls: &Calls,
     ) -> Option<Waiting<Filled>> {
         let keep = !ask.directives.no_store;
@@ -382,7 +414,10 @@ impl Tasks {
                         urgency,
                         calls,
                     };
-                    Some(self.clone().fill(ask.clone(), errand, stored, wanted))
+                    Some(
+                        self.clone()
+                            .fetch(ask.clone(), look, errand, stored, wanted),
+                    )
                 }
                 Decision::Serve(_) | Decision::ServeAndRefresh(..) | Decision::Refuse(_) => None,
             }
@@ -392,10 +427,8 @@ impl Tasks {
     /// Fetches a page anew that nobody waits for, if there is a call to spare for it and the upstream is asked at all.
     fn refresh(self: &Arc<Self>, key: &PageKey, ask: &Ask) {
         let now = Instant::now();
-        let purse = ask.credential.purse();
-        if purse.would_take(Urgency::Background, now).is_err()
-            || ask.credential.circuit().refuses().is_some()
-        {
+        // Another replica may have fetched it.
+        if !may_refresh(ask, now) && !self.shares_pages() {
             return;
         }
         let begun = self.flights.join(&self.flight(key, ask), true, |wanted| {
@@ -406,7 +439,13 @@ impl Tasks {
                         urgency: Urgency::Background,
                         calls: Calls::default(),
                     };
-                    Some(self.clone().fill(ask.clone(), errand, Some(stored), wanted))
+                    Some(self.clone().fetch(
+                        ask.clone(),
+                        Look::Anywhere,
+                        errand,
+                        Some(stored),
+                        wanted,
+                    ))
                 }
                 // It has just been refreshed.
                 Decision::Serve(_) | Decision::Refuse(_) | Decision::Fill { .. } => None,
@@ -423,13 +462,14 @@ impl Tasks {
         }
     }
 
+    /// Waits for a fill; `None` where it found what another replica filled, and this client wants another.
     async fn wait(
-        &self,
+        self: &Arc<Self>,
         waiting: Waiting<Filled>,
         ask: &Ask,
         reason: FillReason,
         stored: Option<Arc<StoredPage>>,
-    ) -> Result<Served, TasksError> {
+    ) -> Option<Result<Served, TasksError>> {
         let _counted = self.metrics.fill_waiter();
         let joined = waiting.role == Role::Joined;
         let forward = |fill: Option<&Fill>| CacheStatus::Forward {
@@ -447,22 +487,36 @@ impl Tasks {
             span.fail(error.as_str());
         }
         drop(span);
-        match outcome {
+        Some(match outcome {
+            Some(Ok(fill)) if fill.source == Source::SecondTier => {
+                return self.serve_shared(fill.kept.page, ask).map(Ok);
+            }
             Some(Ok(fill)) => Ok(Served {
                 status: forward(Some(&fill)),
                 page: fill.kept.page,
                 at: Instant::now(),
                 calls: 0,
             }),
-            Some(Err(error)) => failed(error, stored.as_ref(), ask, forward(None)),
+            Some(Err(error)) => {
+                // It may have found one that is too old to be shown but in its place.
+                let stored = stored.or_else(|| self.found_meanwhile(ask));
+                failed(error, stored.as_ref(), ask, forward(None))
+            }
             None => Err(TasksError {
                 kind: TasksErrorKind::Lost,
                 status: forward(None),
                 age: None,
                 calls: 0,
             }),
-        }
+        })
     }
+}
+
+/// Whether there is a call to spare for a page that nobody waits for, and the upstream is asked at all.
+fn may_refresh(ask: &Ask, now: Instant) -> bool {
+    let purse = ask.credential.purse();
+    purse.would_take(Urgency::Background, now).is_ok()
+        && ask.credential.circuit().refuses().is_none()
 }
 
 /// The same, with what it cost.

@@ -57,9 +57,11 @@ impl Slots {
             return Ok(slot);
         }
         self.line
-            .stand(urgency, client, || match self.take() {
-                Some(slot) => ControlFlow::Break(slot),
-                None => ControlFlow::Continue(None),
+            .stand(urgency, client, || async {
+                match self.take() {
+                    Some(slot) => ControlFlow::Break(slot),
+                    None => ControlFlow::Continue(None),
+                }
             })
             .await
     }

@@ -90,19 +90,22 @@ impl Line {
     /// # Errors
     ///
     /// Returns [`TurnedAway`] where the line is full, at once or when others need the place more.
-    pub(super) async fn stand<T>(
+    pub(super) async fn stand<T, F>(
         &self,
         urgency: Urgency,
         client: &Arc<str>,
-        mut take: impl FnMut() -> ControlFlow<T, Option<Duration>>,
-    ) -> Result<T, TurnedAway> {
+        mut take: impl FnMut() -> F,
+    ) -> Result<T, TurnedAway>
+    where
+        F: Future<Output = ControlFlow<T, Option<Duration>>>,
+    {
         let mut place = self.join(urgency, client)?;
         loop {
             if place.told.turned_away.load(Ordering::Acquire) {
                 return Err(TurnedAway);
             }
             let again_after = if place.is_first() {
-                match take() {
+                match take().await {
                     ControlFlow::Break(taken) => {
                         place.is_served = true;
                         return Ok(taken);

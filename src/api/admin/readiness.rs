@@ -9,7 +9,8 @@ use tokio::time::Instant;
 use super::Admin;
 use crate::upstream::{CircuitState, Credential};
 
-/// Each part and why. A refused credential and an open circuit degrade: pages are still served, and other credentials work.
+/// Each part and why. A refused credential, an open circuit and a lost Redis degrade: pages are still served, and other credentials
+/// work.
 #[derive(Debug, Serialize)]
 pub(super) struct Readiness {
     pub(super) status: &'static str,
@@ -23,6 +24,9 @@ struct Parts {
     listener: Part<Nothing>,
     credentials: Part<Refused>,
     circuits: Part<NotClosed>,
+    /// Absent where none is configured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    redis: Option<Part<Answers>>,
 }
 
 /// How a part does, since when, and why.
@@ -45,6 +49,11 @@ struct Refused {
 #[derive(Debug, Serialize)]
 struct NotClosed {
     not_closed: BTreeMap<String, &'static str>,
+}
+
+#[derive(Debug, Serialize)]
+struct Answers {
+    answers: bool,
 }
 
 impl Readiness {
@@ -94,8 +103,19 @@ impl Readiness {
             ),
             why: NotClosed { not_closed },
         };
+        let redis = admin.redis.as_ref().map(|link| {
+            let redis = link.health();
+            Part {
+                status: health(redis.is_up),
+                since: redis.since.into(),
+                why: Answers {
+                    answers: redis.is_up,
+                },
+            }
+        });
         let whole = credentials_part.why.refused_by_upstream.is_empty()
-            && circuits.why.not_closed.is_empty();
+            && circuits.why.not_closed.is_empty()
+            && redis.as_ref().is_none_or(|redis| redis.why.answers);
         Self {
             status: match draining {
                 Some(_) => listener.status,
@@ -106,6 +126,7 @@ impl Readiness {
                 listener,
                 credentials: credentials_part,
                 circuits,
+                redis,
             },
         }
     }

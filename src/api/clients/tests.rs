@@ -534,8 +534,8 @@ async fn what_is_left_of_a_limit_outlives_a_reload_that_leaves_it_alone() {
         let rest = format!("rate_limit = {{ per_second = 1, burst = {burst} }}");
         section(name, &rest)
     };
-    let left = |clients: &Clients, name| {
-        let limits = named(clients, name).take_request().unwrap();
+    let left = async |clients: &Clients, name: &str| {
+        let limits = named(clients, name).take_request().await.unwrap();
         limits
             .iter()
             .map(|limit| limit.remaining)
@@ -543,21 +543,21 @@ async fn what_is_left_of_a_limit_outlives_a_reload_that_leaves_it_alone() {
     };
     let before = clients_of(&(limited("same", 5) + &limited("changed", 5) + &limited("freed", 5)));
     for name in ["same", "changed", "freed"] {
-        assert_eq!(left(&before, name), [4]);
+        assert_eq!(left(&before, name).await, [4]);
     }
 
     let toml = limited("new", 5) + &limited("changed", 9) + &limited("same", 5);
     let after = reloaded(&(toml + &section("freed", "")), Some(&before));
 
-    assert_eq!(left(&after, "same"), [3]);
+    assert_eq!(left(&after, "same").await, [3]);
     assert_eq!(
-        left(&before, "same"),
+        left(&before, "same").await,
         [2],
         "requests under way draw on it too"
     );
-    assert_eq!(left(&after, "changed"), [8]);
-    assert_eq!(left(&after, "new"), [4]);
-    assert!(left(&after, "freed").is_empty());
+    assert_eq!(left(&after, "changed").await, [8]);
+    assert_eq!(left(&after, "new").await, [4]);
+    assert!(left(&after, "freed").await.is_empty());
 }
 
 #[tokio::test(start_paused = true)]
@@ -575,8 +575,8 @@ async fn what_is_narrowed_draws_on_the_limit_of_its_origin_and_on_its_own() {
     let token = minter
         .narrowed(&AllowedSpaces::All, at(NOW))
         .limited_by(own);
-    let left = |client: &Client| {
-        let limits = client.take_request();
+    let left = async |client: &Client| {
+        let limits = client.take_request().await;
         limits.map(|limits| {
             limits
                 .iter()
@@ -585,11 +585,11 @@ async fn what_is_narrowed_draws_on_the_limit_of_its_origin_and_on_its_own() {
         })
     };
 
-    assert_eq!(left(&token), Ok(vec![1, 2]));
-    assert_eq!(left(&minter), Ok(vec![1]));
-    assert_eq!(left(&token), Ok(vec![0, 0]));
-    assert_eq!(left(&token).unwrap_err().policy, "token");
-    assert_eq!(left(&minter).unwrap_err().policy, CLIENT_LIMIT);
+    assert_eq!(left(&token).await, Ok(vec![1, 2]));
+    assert_eq!(left(&minter).await, Ok(vec![1]));
+    assert_eq!(left(&token).await, Ok(vec![0, 0]));
+    assert_eq!(left(&token).await.unwrap_err().policy, "token");
+    assert_eq!(left(&minter).await.unwrap_err().policy, CLIENT_LIMIT);
 }
 
 #[test]

@@ -27,6 +27,7 @@ impl PageStore {
                 lifetime: page.freshness(now).lifetime(),
                 headers: page.kept().clone(),
                 body: page.content.page.body.clone(),
+                mark: None,
             })
         })
     }

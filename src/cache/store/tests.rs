@@ -700,14 +700,27 @@ fn the_spaces_with_most_pages_come_first_and_no_more_than_asked_for() {
 }
 
 #[test]
-fn a_purge_by_description_says_whether_anything_fits() {
+fn spaces_are_found_by_description_once_whoever_reads_them() {
     let store = store("");
     put(&store, key_of(0, "A", 1), page(5, "a"));
+    put(&store, key_of(1, "A", 1), page(5, "a"));
     put(&store, key_of(0, "B", 1), page(5, "a"));
 
-    assert!(store.purge_spaces(|space| space.as_str() == "A"));
-    assert!(!store.purge_spaces(|space| space.as_str() == "C"));
+    let named = |name| store.spaces_where(|space| space.as_str() == name);
+    assert_eq!(named("A"), [SpaceToken::new("A").unwrap()]);
+    assert!(named("C").is_empty());
+}
 
-    assert!(store.get(&key_of(0, "A", 1)).is_none());
-    assert!(store.get(&key_of(0, "B", 1)).is_some());
+#[test]
+fn who_sees_the_same_move_names_the_same_generation() {
+    let after = |to| next_generation(7, to);
+    assert_eq!(after(Move::Count(6)), after(Move::Count(6)));
+    let others = [
+        after(Move::Count(5)),
+        after(Move::FirstTask("n")),
+        after(Move::FirstTask("m")),
+        next_generation(8, Move::Count(6)),
+    ];
+    assert!(!others.contains(&after(Move::Count(6))));
+    assert_ne!(others[1], others[2]);
 }

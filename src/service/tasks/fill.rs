@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use tower::ServiceExt;
 use tracing::{debug, info, warn};
 
-use super::{Ask, Errand, Fill, Filled, Tasks};
+use super::{Ask, Errand, Fill, Filled, Source, Tasks};
 use crate::{
     cache::{
         Received, StoredPage,
@@ -89,10 +89,12 @@ impl Tasks {
             (Content::Page(page), _) => Ok(Fill {
                 kept: self.store.put(began, page, &head, keep),
                 status: 200,
+                source: Source::Upstream,
             }),
             (Content::NotModified, Some(stored)) => Ok(Fill {
                 kept: self.store.renew(began, stored, &head, keep),
                 status: 304,
+                source: Source::Upstream,
             }),
             // Normalize lets no 304 through that was not asked for.
             (Content::NotModified, None) => Err(UpstreamError::Failed(FailureSource::Status {

@@ -135,7 +135,7 @@ impl Stock {
     async fn take(&self, name: &str) -> Result<(), TurnedAway> {
         let less = |there: usize| there.checked_sub(1);
         self.line
-            .stand(Waiting, &client(name), || {
+            .stand(Waiting, &client(name), || async {
                 match self
                     .there
                     .fetch_update(Ordering::AcqRel, Ordering::Acquire, less)

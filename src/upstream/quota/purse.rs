@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     ops::ControlFlow,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
     time::Duration,
@@ -13,6 +13,7 @@ use std::{
 use http::{HeaderMap, StatusCode, header::DATE};
 use tokio::time::Instant;
 
+use crate::shared::{Calls, Grant, Lost, SharedCall};
 use crate::upstream::{
     Head, Urgency,
     line::{Line, TurnedAway},
@@ -55,6 +56,8 @@ pub struct Purse {
     configured: AtomicU32,
     /// Who waits for a call; woken when one ends, since its place in the minute is known only then.
     line: Line,
+    /// What replicas share, where they do: then each call is asked for there too.
+    shared: OnceLock<Arc<Calls>>,
     state: Mutex<State>,
 }
 
@@ -67,6 +70,8 @@ struct State {
     others: Option<(u32, Instant)>,
     hold_until: Option<Instant>,
     learned: Option<u32>,
+    /// Until then all replicas together have spent what there is.
+    shared_until: Option<Instant>,
     /// Until then the process before this one may have spent what nobody knows of.
     cautious_until: Option<Instant>,
     is_closed: bool,
@@ -95,11 +100,23 @@ impl Purse {
         Self {
             configured: AtomicU32::new(quota_per_minute),
             line: Line::new(max_queue),
+            shared: OnceLock::new(),
             state: Mutex::new(State {
                 cautious_until: Some(Instant::now() + MINUTE),
                 ..State::default()
             }),
         }
+    }
+
+    /// Asks for each call among all replicas from now on; what is shared already stays so.
+    pub fn share(&self, calls: Arc<Calls>) {
+        let _ = self.shared.set(calls);
+    }
+
+    /// What replicas share.
+    #[must_use]
+    pub fn shared(&self) -> Option<&Arc<Calls>> {
+        self.shared.get()
     }
 
     /// What a purse after this one must know. No call is made from now on.
@@ -156,10 +173,15 @@ impl Purse {
     }
 
     fn limit(&self, state: &State) -> Option<u32> {
-        match (self.configured(), state.learned) {
-            (0, learned) => learned,
-            (configured, learned) => Some(learned.map_or(configured, |l| l.min(configured))),
-        }
+        let limit = match (self.configured(), state.learned) {
+            (0, learned) => learned?,
+            (configured, learned) => learned.map_or(configured, |l| l.min(configured)),
+        };
+        Some(
+            self.shared
+                .get()
+                .map_or(limit, |calls| calls.share_of(limit)),
+        )
     }
 
     /// Calls left in this minute; `None`: no limit is known.
@@ -202,10 +224,10 @@ impl Purse {
             Urgency::Waiting | Urgency::Retry if self.is_bounded(now) => {
                 self.stand_in_line(urgency, client, given_up).await
             }
-            Urgency::Waiting | Urgency::Retry => Ok(self.take(urgency, now)?),
+            Urgency::Waiting | Urgency::Retry => Ok(self.take(urgency, now).await?),
             Urgency::CanStandIn | Urgency::Background => {
                 self.yield_to_those_in_line(now)?;
-                Ok(self.take(urgency, now)?)
+                Ok(self.take(urgency, now).await?)
             }
         }
     }
@@ -242,7 +264,7 @@ impl Purse {
         let now = Instant::now();
         // Where nobody waits there is no line to stand in, nor need there be room for one.
         if self.line.is_empty()
-            && let Ok(call) = self.take(urgency, now)
+            && let Ok(call) = self.take(urgency, now).await
         {
             return Ok(call);
         }
@@ -253,9 +275,9 @@ impl Purse {
         if ahead > 0 && now + at_best > given_up {
             return Err(at_best.into());
         }
-        let taken = self.line.stand(urgency, client, || {
+        let taken = self.line.stand(urgency, client, || async {
             let now = Instant::now();
-            match self.take(urgency, now) {
+            match self.take(urgency, now).await {
                 Ok(call) => ControlFlow::Break(Ok(call)),
                 Err(wait) if now + wait > given_up => ControlFlow::Break(Err(wait)),
                 Err(wait) => ControlFlow::Continue(Some(wait)),
@@ -274,15 +296,52 @@ impl Purse {
             .map_or(Duration::ZERO, |limit| MINUTE / limit.max(1))
     }
 
-    /// Takes a call if one may be made now.
-    fn take(self: &Arc<Self>, urgency: Urgency, now: Instant) -> Result<Call, Duration> {
+    /// Takes a call if one may be made now, by what this process counts and by what all replicas do.
+    async fn take(self: &Arc<Self>, urgency: Urgency, now: Instant) -> Result<Call, Duration> {
+        let mut call = self.take_own(urgency, now)?;
+        if let Some(calls) = self.shared.get() {
+            call.shared = self.ask_all(calls, urgency, now).await?;
+        }
+        call.is_made = true;
+        Ok(call)
+    }
+
+    fn take_own(self: &Arc<Self>, urgency: Urgency, now: Instant) -> Result<Call, Duration> {
         let mut state = self.lock();
         self.check(&mut state, urgency, now)?;
         state.in_flight += 1;
         Ok(Call {
             purse: self.clone(),
-            is_made: true,
+            shared: None,
+            is_made: false,
         })
+    }
+
+    /// Asks for a call among all replicas; `None` where nothing is counted.
+    async fn ask_all(
+        &self,
+        calls: &Arc<Calls>,
+        urgency: Urgency,
+        now: Instant,
+    ) -> Result<Option<SharedCall>, Duration> {
+        let Some(limit) = self.per_minute() else {
+            return Ok(None);
+        };
+        if !calls.is_counted() {
+            return Ok(Some(calls.alone()));
+        }
+        match calls.ask(limit).await {
+            Ok(Grant::Granted(call)) => Ok(Some(call)),
+            Ok(Grant::Refused(wait)) => {
+                self.lock().shared_until = Some(now + wait);
+                Err(wait)
+            }
+            // It was lost just now: what may be spent without it is another matter.
+            Err(Lost) => {
+                self.check(&mut self.lock(), urgency, Instant::now())?;
+                Ok(Some(calls.alone()))
+            }
+        }
     }
 
     /// Whether one more call is allowed now; if not, how long until it may be.
@@ -294,6 +353,7 @@ impl Purse {
             return Err(until - now);
         }
         if let Some(limit) = self.limit(state) {
+            self.check_shared(state, now)?;
             state.forget(now);
             let reserve = match urgency {
                 Urgency::Background => limit / RESERVE,
@@ -313,6 +373,20 @@ impl Purse {
             state.room(burst.min(allowed), burst_window, now)?;
         }
         Ok(())
+    }
+
+    /// Whether all replicas together have a call left, as far as this one knows without asking.
+    fn check_shared(&self, state: &State, now: Instant) -> Result<(), Duration> {
+        let Some(calls) = self.shared.get() else {
+            return Ok(());
+        };
+        if let Some(hold) = calls.hold(now) {
+            return Err(hold);
+        }
+        match state.shared_until.filter(|until| *until > now) {
+            Some(until) if calls.is_counted() => Err(until - now),
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// What may be spent in the minute that ends now. In the process's first minute it is half: nobody knows what the process
@@ -353,8 +427,11 @@ impl Purse {
             _ => None,
         };
         if let Some(hold) = hold {
-            let until = now + hold.min(LONGEST_HOLD);
-            state.hold_until = state.hold_until.max(Some(until));
+            let hold = hold.min(LONGEST_HOLD);
+            state.hold_until = state.hold_until.max(Some(now + hold));
+            if let Some(calls) = self.shared.get() {
+                calls.hold_all(hold);
+            }
         }
     }
 
@@ -417,6 +494,8 @@ impl State {
 #[derive(Debug)]
 pub struct Call {
     purse: Arc<Purse>,
+    /// The same as all replicas count it.
+    shared: Option<SharedCall>,
     is_made: bool,
 }
 
@@ -424,6 +503,9 @@ impl Call {
     /// Gives it back: it was never made.
     pub fn give_back(mut self) {
         self.is_made = false;
+        if let Some(shared) = self.shared.take() {
+            shared.give_back();
+        }
     }
 }
 

@@ -1,0 +1,184 @@
+//! The stored pages and what replicas share: taking up another's state of a space, and pages on their way to the others and back.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{Keep, Kept, PageStore};
+use crate::{
+    cache::{
+        Received, StoredPage,
+        entry::Content,
+        snapshot::SavedPage,
+        space::{Adopted, ListHead, Mark, Space},
+    },
+    domain::{PageKey, SpaceKey, SpaceToken, TaskPage},
+};
+
+impl PageStore {
+    /// Goes by the state of a space that all replicas share: what was dropped elsewhere is dropped, what moved on is stale.
+    pub fn adopt(&self, key: &SpaceKey, mark: Mark, list: &ListHead, now: Instant) {
+        let space = self.space(key, now);
+        if space.adopt(mark, list, now) == Adopted::MustDrop {
+            self.drop_pages(key, &space);
+            space.adopt(mark, list, now);
+        }
+    }
+
+    /// Drops the pages of a space as far as they are of another epoch than `epoch`.
+    pub fn drop_other_epochs(&self, key: &SpaceKey, epoch: u64) {
+        if let Some(space) = self.known(key)
+            && space.mark().is_none_or(|mark| mark.epoch != epoch)
+        {
+            self.drop_pages(key, &space);
+        }
+    }
+
+    /// Turns the pages of a space stale as far as they are of another generation.
+    pub fn move_to(&self, key: &SpaceKey, generation: u64, now: Instant) {
+        if let Some(space) = self.known(key) {
+            space.move_to(generation, now);
+        }
+    }
+
+    /// Every space of which pages are stored, what all replicas know its state by, and its generation here.
+    #[must_use]
+    pub fn marks(&self) -> Vec<(SpaceKey, Option<Mark>, u64)> {
+        let spaces = self.spaces();
+        let stored = spaces.known.iter();
+        stored
+            .filter(|(_, space)| !space.has_no_pages())
+            .map(|(key, space)| (key.clone(), space.mark(), space.version().generation))
+            .collect()
+    }
+
+    /// The generation of a space, where anything is known of it.
+    #[must_use]
+    pub fn generation_of(&self, key: &SpaceKey) -> Option<u64> {
+        self.known(key).map(|space| space.version().generation)
+    }
+
+    /// Goes by `mark`, whose epoch names what is stored of a space here.
+    pub fn confirm(&self, key: &SpaceKey, mark: Mark, now: Instant) {
+        if let Some(space) = self.known(key) {
+            space.confirm(mark, now);
+        }
+    }
+
+    /// The spaces of which anything is known and that are `meant`.
+    #[must_use]
+    pub fn spaces_where(&self, meant: impl Fn(&SpaceToken) -> bool) -> Vec<SpaceToken> {
+        let spaces = self.spaces();
+        let known = spaces.known.keys().map(|key| &key.space);
+        let meant: HashSet<_> = known.filter(|space| meant(space)).cloned().collect();
+        meant.into_iter().collect()
+    }
+
+    /// Drops what is stored of a space.
+    pub fn drop_space(&self, key: &SpaceKey) {
+        if let Some(space) = self.known(key) {
+            self.drop_pages(key, &space);
+        }
+    }
+
+    /// Whether anything is known of a space.
+    #[must_use]
+    pub fn knows(&self, key: &SpaceKey) -> bool {
+        self.known(key).is_some()
+    }
+
+    /// Takes in a page that another replica filled, `age` ago, if it is of the state of the space in force here; one that is no younger
+    /// than what is stored changes nothing.
+    pub fn take_shared(
+        &self,
+        saved: &SavedPage,
+        page: TaskPage,
+        age: Duration,
+        now: Instant,
+        now_unix: i64,
+    ) -> Option<Kept> {
+        let began = self.begin(saved.key.clone(), now);
+        // This replica may have seen the list move, and the others not have heard of it yet.
+        let generation = began.version.generation;
+        if saved.mark.is_none_or(|mark| mark.generation != generation) {
+            return None;
+        }
+        if let Some(stored) = self.get(&saved.key).filter(|stored| {
+            stored.moved_at().is_none() && !stored.is_assembled && stored.age(now) <= age
+        }) {
+            return Some(Kept {
+                page: stored,
+                stored: true,
+                may_be_kept: true,
+            });
+        }
+        let seconds = i64::try_from(age.as_secs()).unwrap_or(i64::MAX);
+        let answer = Received {
+            headers: &saved.headers,
+            received: now,
+            // Where the upstream told no date, it is that of the first receipt.
+            received_unix: now_unix.saturating_sub(seconds),
+            response_delay: Duration::ZERO,
+        };
+        let page = StoredPage::new(
+            Arc::new(Content::new(page)),
+            &answer,
+            &self.rules().lifetimes,
+            1.0,
+            began.space.clone(),
+            began.version,
+            self.popularity(&began.key, now),
+        )
+        .aged(age, saved.lifetime);
+        Some(self.keep(&began, page, &answer, Keep::Yes))
+    }
+
+    /// A page for the other replicas, if it is one of the state in force that they share. `now_unix_ms` is of the clock they share.
+    #[must_use]
+    pub fn share(
+        &self,
+        key: &PageKey,
+        page: &StoredPage,
+        now: Instant,
+        now_unix_ms: u64,
+    ) -> Option<Shared> {
+        let is_current = page.moved_at().is_none() && !page.is_dropped() && !page.is_assembled;
+        let before = page.space.mark().filter(|_| is_current)?;
+        let age = u64::try_from(page.age(now).as_millis()).unwrap_or(u64::MAX);
+        let mark = Mark {
+            generation: page.generation(),
+            ..before
+        };
+        Some(Shared {
+            page: SavedPage {
+                key: key.clone(),
+                born_unix_ms: now_unix_ms.saturating_sub(age),
+                lifetime: page.stated_lifetime(),
+                headers: page.kept().clone(),
+                body: page.content.page.body.clone(),
+                mark: Some(mark),
+            },
+            before,
+            mark,
+            list: page.space.list_head(),
+            useful_for: page.useful_for(now),
+        })
+    }
+
+    fn known(&self, key: &SpaceKey) -> Option<Arc<Space>> {
+        self.spaces().known.get(key).cloned()
+    }
+}
+
+/// A page on its way to the other replicas.
+#[derive(Debug)]
+pub struct Shared {
+    pub page: SavedPage,
+    /// The state they knew when this replica asked last.
+    pub before: Mark,
+    /// The state the page shows: another generation where its fill saw the list move.
+    pub mark: Mark,
+    pub list: ListHead,
+    /// How long anybody could use it.
+    pub useful_for: Duration,
+}
