@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use http::HeaderValue;
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::time::Instant;
 
 use crate::{
     cache::{
@@ -25,6 +25,9 @@ use crate::{
 };
 
 mod fill;
+mod places;
+
+use self::places::Places;
 
 /// What is asked, and on whose account.
 #[derive(Clone, Debug)]
@@ -156,9 +159,7 @@ pub struct Tasks {
     metrics: Arc<Metrics>,
     /// How long a waiter waits at most.
     patience: Duration,
-    /// A place for each waiter. Fewer than the requests that may be under way: however many wait for an upstream that hangs, there
-    /// is room for those who need not.
-    places: Semaphore,
+    places: Places,
 }
 
 impl Tasks {
@@ -174,7 +175,7 @@ impl Tasks {
             flights: Flights::default(),
             metrics,
             patience,
-            places: Semaphore::new(max_waiting),
+            places: Places::new(max_waiting),
         })
     }
 
@@ -251,26 +252,40 @@ impl Tasks {
                         return Ok(served);
                     }
                     // Before anything is begun: a fill that nobody may wait for would only add to the load.
-                    let Ok(_place) = self.places.try_acquire() else {
-                        self.metrics.shed(Shed::WaitingPlaces);
-                        let status = CacheStatus::Forward {
-                            reason,
-                            status: None,
-                            stored: false,
-                            collapsed: false,
-                        };
-                        return failed(UpstreamError::Overloaded, stored.as_ref(), ask, status);
+                    let Some(place) = self.places.take(&ask.client) else {
+                        return self.no_place(ask, reason, stored.as_ref());
                     };
                     // `None`: another fill ended since the decision, so there is a new one to make.
                     let calls = Calls::default();
                     if let Some(waiting) = self.begin_fill(&key, ask, &calls) {
-                        let outcome = self.wait(waiting, ask, reason, stored).await;
+                        let outcome = tokio::select! {
+                            biased;
+                            outcome = self.wait(waiting, ask, reason, stored.as_ref()) => outcome,
+                            () = place.given_away() => self.no_place(ask, reason, stored.as_ref()),
+                        };
                         // A fill that another began counts on its own account.
                         return charged(outcome, calls.count());
                     }
                 }
             }
         }
+    }
+
+    /// The answer to who may not wait for a fill, or no longer.
+    fn no_place(
+        &self,
+        ask: &Ask,
+        reason: FillReason,
+        stored: Option<&Arc<StoredPage>>,
+    ) -> Result<Served, TasksError> {
+        self.metrics.shed(Shed::WaitingPlaces);
+        let status = CacheStatus::Forward {
+            reason,
+            status: None,
+            stored: false,
+            collapsed: false,
+        };
+        failed(UpstreamError::Overloaded, stored, ask, status)
     }
 
     /// The page cut from others, where the client takes what is stored at all.
@@ -428,7 +443,7 @@ impl Tasks {
         waiting: Waiting<Filled>,
         ask: &Ask,
         reason: FillReason,
-        stored: Option<Arc<StoredPage>>,
+        stored: Option<&Arc<StoredPage>>,
     ) -> Result<Served, TasksError> {
         let _counted = self.metrics.fill_waiter();
         let joined = waiting.role == Role::Joined;
@@ -454,7 +469,7 @@ impl Tasks {
                 at: Instant::now(),
                 calls: 0,
             }),
-            Some(Err(error)) => failed(error, stored.as_ref(), ask, forward(None)),
+            Some(Err(error)) => failed(error, stored, ask, forward(None)),
             None => Err(TasksError {
                 kind: TasksErrorKind::Lost,
                 status: forward(None),

@@ -184,6 +184,16 @@ impl Bench {
     }
 }
 
+impl Ask {
+    /// The same, asked by another client.
+    fn of(self, client: &str) -> Self {
+        Self {
+            client: client.into(),
+            ..self
+        }
+    }
+}
+
 /// Lets every task run as far as it can without time going on.
 async fn settle() {
     for _ in 0..32 {
@@ -387,6 +397,29 @@ async fn beyond_the_places_a_caller_that_would_wait_is_refused_and_nothing_is_be
         waiting.await.unwrap().unwrap();
     }
     bench.get_page(2).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_most_makes_room_for_another_and_is_answered_as_if_there_was_none() {
+    let bench = Bench::with_places(2);
+    let stale = bench.ask_page(3, PLAIN);
+    bench.get_page(3).await.unwrap();
+    pass(FRESH_FOR + REFRESHED_FOR + SECOND).await;
+    let answers = [bench.upstream.then_stall(), bench.upstream.then_stall()];
+    let first = bench.get_meanwhile(bench.ask_page(1, PLAIN)).await;
+    let newest = bench.get_meanwhile(stale).await;
+
+    let other = bench.ask_page(2, PLAIN).of("other");
+    bench.tasks.page(&other).await.unwrap();
+
+    let stands_in = newest.await.unwrap().unwrap();
+    let ttl = -i64::try_from((REFRESHED_FOR + SECOND).as_secs()).unwrap();
+    assert_eq!(stands_in.status, hit(ttl, Detail::StaleIfError));
+    assert!(!first.is_finished());
+    for answer in answers {
+        assert!(answer.send(page(&[])).is_ok(), "its fill goes on");
+    }
+    first.await.unwrap().unwrap();
 }
 
 #[tokio::test(start_paused = true)]
