@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use crate::{
     cache::{
         CacheStatus, Flights, PageStore, Rendition, Role, StoredPage, Verdict,
-        flight::Waiting,
+        flight::{Waiting, Wanted},
         freshness::{FillReason, refusal_answers},
         http_semantics::RequestDirectives,
         judge_page,
@@ -21,7 +21,7 @@ use crate::{
         metrics::{BACKGROUND, Metrics, Shed},
         traces::Place,
     },
-    upstream::{Calls, Credential, FailureSource, Upstream, UpstreamError, Urgency},
+    upstream::{Calls, Claim, Claims, Credential, FailureSource, Upstream, UpstreamError, Urgency},
 };
 
 mod fill;
@@ -56,12 +56,16 @@ impl Ask {
         }
     }
 
-    /// How much the call matters: by whether anybody waits, and with what in hand.
-    fn urgency(&self, stored: Option<&Arc<StoredPage>>) -> Urgency {
+    /// How much the call matters to its client, which waits: by what it has in hand.
+    fn claim(&self, stored: Option<&Arc<StoredPage>>) -> Claim {
         let spent = UpstreamError::QuotaExhausted { retry_after: None };
-        match stand_in(&spent, stored, &self.credential, Instant::now()) {
+        let urgency = match stand_in(&spent, stored, &self.credential, Instant::now()) {
             Some(_) => Urgency::CanStandIn,
             None => Urgency::Waiting,
+        };
+        Claim {
+            urgency,
+            client: self.client.clone(),
         }
     }
 }
@@ -111,11 +115,22 @@ struct Fill {
     status: u16,
 }
 
-/// On whose account a fill goes, and how much it matters.
+/// On whose account a fill goes, and who wants it how much.
 struct Errand {
     cause: Arc<str>,
-    urgency: Urgency,
+    claims: Claims,
     calls: Calls,
+}
+
+impl Errand {
+    /// On the account of who claims it first.
+    fn new(claim: Claim, calls: Calls) -> Self {
+        Self {
+            cause: claim.client.clone(),
+            claims: Claims::new(claim),
+            calls,
+        }
+    }
 }
 
 /// What to do about an [`Ask`], by what is stored now.
@@ -155,7 +170,7 @@ struct FlightKey {
 #[derive(Debug)]
 pub struct Tasks {
     store: PageStore,
-    flights: Flights<FlightKey, Filled>,
+    flights: Flights<FlightKey, Filled, Claims>,
     metrics: Arc<Metrics>,
     /// How long a waiter waits at most.
     patience: Duration,
@@ -257,7 +272,8 @@ impl Tasks {
                     };
                     // `None`: another fill ended since the decision, so there is a new one to make.
                     let calls = Calls::default();
-                    if let Some(waiting) = self.begin_fill(&key, ask, &calls) {
+                    let waiting = self.begin_fill(&key, ask, stored.as_ref(), &calls);
+                    if let Some(waiting) = waiting {
                         let outcome = tokio::select! {
                             biased;
                             outcome = self.wait(waiting, ask, reason, stored.as_ref()) => outcome,
@@ -379,29 +395,44 @@ impl Tasks {
     }
 
     /// Joins the fill of `key` or begins one; `None` where a fill that ended meanwhile left something to serve.
+    ///
+    /// Who joins claims it too, so that it stands in line as well as a fill of its own would.
     fn begin_fill(
         self: &Arc<Self>,
         key: &PageKey,
         ask: &Ask,
+        stored: Option<&Arc<StoredPage>>,
         calls: &Calls,
-    ) -> Option<Waiting<Filled>> {
+    ) -> Option<Waiting<Filled, Claims>> {
         let keep = !ask.directives.no_store;
-        self.flights.join(&self.flight(key, ask), keep, |wanted| {
+        let waiting = self.flights.join(&self.flight(key, ask), keep, |wanted| {
             match self.decide(key, ask, Instant::now()) {
                 Decision::Fill { stored, .. } => {
-                    let cause = ask.client.clone();
-                    let urgency = ask.urgency(stored.as_ref());
-                    let calls = calls.clone();
-                    let errand = Errand {
-                        cause,
-                        urgency,
-                        calls,
-                    };
-                    Some(self.clone().fill(ask.clone(), errand, stored, wanted))
+                    let errand = Errand::new(ask.claim(stored.as_ref()), calls.clone());
+                    Some(self.begin(ask, errand, stored, wanted))
                 }
                 Decision::Serve(_) | Decision::ServeAndRefresh(..) | Decision::Refuse(_) => None,
             }
-        })
+        })?;
+        if waiting.role == Role::Joined {
+            waiting.shared.add(ask.claim(stored));
+        }
+        Some(waiting)
+    }
+
+    /// A fill, and the claims that may be added to it.
+    fn begin(
+        self: &Arc<Self>,
+        ask: &Ask,
+        errand: Errand,
+        stored: Option<Arc<StoredPage>>,
+        wanted: Wanted,
+    ) -> (Claims, impl Future<Output = Filled> + use<>) {
+        let claims = errand.claims.clone();
+        (
+            claims,
+            self.clone().fill(ask.clone(), errand, stored, wanted),
+        )
     }
 
     /// Fetches a page anew that nobody waits for, if there is a call to spare for it and the upstream is asked at all.
@@ -416,12 +447,12 @@ impl Tasks {
         let begun = self.flights.join(&self.flight(key, ask), true, |wanted| {
             match self.decide(key, ask, now) {
                 Decision::ServeAndRefresh(_, stored) => {
-                    let errand = Errand {
-                        cause: BACKGROUND.into(),
+                    let claim = Claim {
                         urgency: Urgency::Background,
-                        calls: Calls::default(),
+                        client: BACKGROUND.into(),
                     };
-                    Some(self.clone().fill(ask.clone(), errand, Some(stored), wanted))
+                    let errand = Errand::new(claim, Calls::default());
+                    Some(self.begin(ask, errand, Some(stored), wanted))
                 }
                 // It has just been refreshed.
                 Decision::Serve(_) | Decision::Refuse(_) | Decision::Fill { .. } => None,
@@ -440,7 +471,7 @@ impl Tasks {
 
     async fn wait(
         &self,
-        waiting: Waiting<Filled>,
+        waiting: Waiting<Filled, Claims>,
         ask: &Ask,
         reason: FillReason,
         stored: Option<&Arc<StoredPage>>,

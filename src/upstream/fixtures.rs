@@ -3,7 +3,7 @@
 use http::HeaderValue;
 use tokio::time::Instant;
 
-use super::{Calls, Credentials, PageRequest, Sent, TokenSlot, Urgency, Validators};
+use super::{Calls, Claim, Claims, Credentials, PageRequest, Sent, TokenSlot, Urgency, Validators};
 use crate::{
     config::{Config, UpstreamConfig},
     domain::{PageQuery, SpaceToken},
@@ -32,9 +32,17 @@ pub(super) fn request(lines: &str) -> PageRequest {
         request_id: HeaderValue::from_static("test"),
         began: Instant::now(),
         cause: "test".into(),
-        urgency: Urgency::Waiting,
+        claims: claims(Urgency::Waiting, "test"),
         sent: Sent::default(),
         calls: Calls::default(),
         trace: Place::default(),
     }
+}
+
+/// What a client claims that asks alone.
+pub(super) fn claims(urgency: Urgency, client: &str) -> Claims {
+    Claims::new(Claim {
+        urgency,
+        client: client.into(),
+    })
 }

@@ -156,7 +156,7 @@ impl<R> Policy<PageRequest, R, UpstreamError> for TransientRetry {
         self.left -= 1;
         self.earlier = Some((error.clone(), calls));
         self.metrics.retried();
-        request.urgency = request.urgency.of_a_retry();
+        request.claims = request.claims.of_a_retry();
         Some(sleep(pause))
     }
 

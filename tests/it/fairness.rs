@@ -78,6 +78,25 @@ async fn a_client_that_walks_many_spaces_leaves_the_others_their_turn() {
 }
 
 #[tokio::test]
+async fn who_joins_a_fill_has_its_own_turn_for_it() {
+    let gateway = setup().with(NARROW).start().await;
+    let hold = gateway.upstream().hold();
+    let mut asking = walk(&gateway, 8).await;
+    asking.push(gateway.tasks(ARCHIVE, &page(8)).key(REFRESHER).spawn());
+    wait_until_waiting(&gateway, 9).await;
+
+    hold.release();
+    for answer in asking {
+        assert_eq!(answer.await.unwrap().status, 200);
+    }
+
+    let order = targets(&gateway);
+    assert_eq!(order.len(), 8, "one fill a page: {order:?}");
+    let place = order.iter().position(|target| target.ends_with(&page(8)));
+    assert!(place.unwrap() <= 2, "{order:?}");
+}
+
+#[tokio::test]
 async fn a_client_that_waits_for_many_pages_leaves_the_others_a_place() {
     let gateway = setup().with(NARROW).start().await;
     let hold = gateway.upstream().hold();

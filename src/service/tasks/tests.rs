@@ -175,6 +175,14 @@ impl Bench {
         self.tasks.page(&self.ask_page(page, PLAIN)).await
     }
 
+    /// Who wants how much what the upstream was asked for last.
+    fn claims(&self) -> Vec<(Urgency, String)> {
+        let asked = self.upstream.asked();
+        let present = asked.last().expect("it was asked").claims.present();
+        let pair = |claim: Claim| (claim.urgency, claim.client.to_string());
+        present.into_iter().map(pair).collect()
+    }
+
     /// Asks in a task of its own, and lets it come as far as it can.
     async fn get_meanwhile(&self, ask: Ask) -> tokio::task::JoinHandle<Result<Served, TasksError>> {
         let tasks = self.tasks.clone();
@@ -420,6 +428,38 @@ async fn who_waits_for_most_makes_room_for_another_and_is_answered_as_if_there_w
         assert!(answer.send(page(&[])).is_ok(), "its fill goes on");
     }
     first.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_joins_a_fill_claims_it_too() {
+    let bench = Bench::new();
+    let answer = bench.upstream.then_stall();
+    let leader = bench.get_meanwhile(bench.ask(PLAIN)).await;
+    let other = bench.get_meanwhile(bench.ask(PLAIN).of("other")).await;
+    let expected = [(Urgency::Waiting, "crm"), (Urgency::Waiting, "other")];
+    assert_eq!(bench.claims(), expected.map(owned));
+    assert!(answer.send(page(&[])).is_ok());
+    for waiting in [leader, other] {
+        waiting.await.unwrap().unwrap();
+    }
+
+    // A refresh that nobody waited for matters as much as who joins it says.
+    pass(FRESH_FOR + SECOND).await;
+    let answer = bench.upstream.then_stall();
+    bench.get().await.unwrap();
+    let forced = bench.get_meanwhile(bench.ask(NO_CACHE)).await;
+    let expected = [
+        (Urgency::Background, BACKGROUND),
+        (Urgency::CanStandIn, "crm"),
+    ];
+    assert_eq!(bench.claims(), expected.map(owned));
+    assert_eq!(&*bench.upstream.asked()[1].cause, BACKGROUND);
+    assert!(answer.send(page(&[])).is_ok());
+    forced.await.unwrap().unwrap();
+}
+
+fn owned((urgency, client): (Urgency, &str)) -> (Urgency, String) {
+    (urgency, client.to_owned())
 }
 
 #[tokio::test(start_paused = true)]
