@@ -6,13 +6,13 @@ use std::{
 };
 
 use http::HeaderValue;
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::time::Instant;
 
 use super::SecondTier;
 use crate::{
     cache::{
         CacheStatus, Flights, PageStore, Rendition, Role, StoredPage, Verdict,
-        flight::Waiting,
+        flight::{Waiting, Wanted},
         freshness::{FillReason, refusal_answers},
         http_semantics::RequestDirectives,
         judge_page,
@@ -25,11 +25,14 @@ use crate::{
         metrics::{BACKGROUND, Metrics, Shed},
         traces::Place,
     },
-    upstream::{Calls, Credential, FailureSource, Upstream, UpstreamError, Urgency},
+    upstream::{Calls, Claim, Claims, Credential, FailureSource, Upstream, UpstreamError, Urgency},
 };
 
 mod fill;
+mod places;
 mod shared;
+
+use self::places::Places;
 
 /// What is asked, and on whose account.
 #[derive(Clone, Debug)]
@@ -58,12 +61,16 @@ impl Ask {
         }
     }
 
-    /// How much the call matters: by whether anybody waits, and with what in hand.
-    fn urgency(&self, stored: Option<&Arc<StoredPage>>) -> Urgency {
+    /// How much the call matters to its client, which waits: by what it has in hand.
+    fn claim(&self, stored: Option<&Arc<StoredPage>>) -> Claim {
         let spent = UpstreamError::QuotaExhausted { retry_after: None };
-        match stand_in(&spent, stored, &self.credential, Instant::now()) {
+        let urgency = match stand_in(&spent, stored, &self.credential, Instant::now()) {
             Some(_) => Urgency::CanStandIn,
             None => Urgency::Waiting,
+        };
+        Claim {
+            urgency,
+            client: self.client.clone(),
         }
     }
 }
@@ -131,11 +138,22 @@ enum Look {
     Upstream,
 }
 
-/// On whose account a fill goes, and how much it matters.
+/// On whose account a fill goes, and who wants it how much.
 struct Errand {
     cause: Arc<str>,
-    urgency: Urgency,
+    claims: Claims,
     calls: Calls,
+}
+
+impl Errand {
+    /// On the account of who claims it first.
+    fn new(claim: Claim, calls: Calls) -> Self {
+        Self {
+            cause: claim.client.clone(),
+            claims: Claims::new(claim),
+            calls,
+        }
+    }
 }
 
 /// What to do about an [`Ask`], by what is stored now.
@@ -175,15 +193,13 @@ struct FlightKey {
 #[derive(Debug)]
 pub struct Tasks {
     store: PageStore,
-    flights: Flights<FlightKey, Filled>,
+    flights: Flights<FlightKey, Filled, Claims>,
     metrics: Arc<Metrics>,
     /// What replicas share, where there is any.
     second_tier: OnceLock<SecondTier>,
     /// How long a waiter waits at most.
     patience: Duration,
-    /// A place for each waiter. Fewer than the requests that may be under way: however many wait for an upstream that hangs, there
-    /// is room for those who need not.
-    places: Semaphore,
+    places: Places,
 }
 
 impl Tasks {
@@ -200,7 +216,7 @@ impl Tasks {
             metrics,
             second_tier: OnceLock::new(),
             patience,
-            places: Semaphore::new(max_waiting),
+            places: Places::new(max_waiting),
         })
     }
 
@@ -278,20 +294,18 @@ impl Tasks {
                         return Ok(served);
                     }
                     // Before anything is begun: a fill that nobody may wait for would only add to the load.
-                    let Ok(_place) = self.places.try_acquire() else {
-                        self.metrics.shed(Shed::WaitingPlaces);
-                        let status = CacheStatus::Forward {
-                            reason,
-                            status: None,
-                            stored: false,
-                            collapsed: false,
-                        };
-                        return failed(UpstreamError::Overloaded, stored.as_ref(), ask, status);
+                    let Some(place) = self.places.take(&ask.client) else {
+                        return self.no_place(ask, reason, stored.as_ref());
                     };
                     // `None`: another fill ended since the decision, so there is a new one to make.
                     let calls = Calls::default();
-                    if let Some(waiting) = self.begin_fill(&key, ask, look, &calls) {
-                        let outcome = self.wait(waiting, ask, reason, stored).await;
+                    let waiting = self.begin_fill(&key, ask, look, stored.as_ref(), &calls);
+                    if let Some(waiting) = waiting {
+                        let outcome = tokio::select! {
+                            biased;
+                            outcome = self.wait(waiting, ask, reason, stored.as_ref()) => outcome,
+                            () = place.given_away() => Some(self.no_place(ask, reason, stored.as_ref())),
+                        };
                         let Some(outcome) = outcome else {
                             look = Look::Upstream;
                             continue;
@@ -302,6 +316,23 @@ impl Tasks {
                 }
             }
         }
+    }
+
+    /// The answer to who may not wait for a fill, or no longer.
+    fn no_place(
+        &self,
+        ask: &Ask,
+        reason: FillReason,
+        stored: Option<&Arc<StoredPage>>,
+    ) -> Result<Served, TasksError> {
+        self.metrics.shed(Shed::WaitingPlaces);
+        let status = CacheStatus::Forward {
+            reason,
+            status: None,
+            stored: false,
+            collapsed: false,
+        };
+        failed(UpstreamError::Overloaded, stored, ask, status)
     }
 
     /// The page cut from others, where the client takes what is stored at all.
@@ -395,33 +426,46 @@ impl Tasks {
     }
 
     /// Joins the fill of `key` or begins one; `None` where a fill that ended meanwhile left something to serve.
+    ///
+    /// Who joins claims it too, so that it stands in line as well as a fill of its own would.
     fn begin_fill(
         self: &Arc<Self>,
         key: &PageKey,
         ask: &Ask,
         look: Look,
+        stored: Option<&Arc<StoredPage>>,
         calls: &Calls,
-    ) -> Option<Waiting<Filled>> {
+    ) -> Option<Waiting<Filled, Claims>> {
         let keep = !ask.directives.no_store;
-        self.flights.join(&self.flight(key, ask), keep, |wanted| {
+        let waiting = self.flights.join(&self.flight(key, ask), keep, |wanted| {
             match self.decide(key, ask, Instant::now()) {
                 Decision::Fill { stored, .. } => {
-                    let cause = ask.client.clone();
-                    let urgency = ask.urgency(stored.as_ref());
-                    let calls = calls.clone();
-                    let errand = Errand {
-                        cause,
-                        urgency,
-                        calls,
-                    };
-                    Some(
-                        self.clone()
-                            .fetch(ask.clone(), look, errand, stored, wanted),
-                    )
+                    let errand = Errand::new(ask.claim(stored.as_ref()), calls.clone());
+                    Some(self.begin(ask, look, errand, stored, wanted))
                 }
                 Decision::Serve(_) | Decision::ServeAndRefresh(..) | Decision::Refuse(_) => None,
             }
-        })
+        })?;
+        if waiting.role == Role::Joined {
+            waiting.shared.add(ask.claim(stored));
+        }
+        Some(waiting)
+    }
+
+    /// A fill, and the claims that may be added to it.
+    fn begin(
+        self: &Arc<Self>,
+        ask: &Ask,
+        look: Look,
+        errand: Errand,
+        stored: Option<Arc<StoredPage>>,
+        wanted: Wanted,
+    ) -> (Claims, impl Future<Output = Filled> + use<>) {
+        let claims = errand.claims.clone();
+        let fill = self
+            .clone()
+            .fetch(ask.clone(), look, errand, stored, wanted);
+        (claims, fill)
     }
 
     /// Fetches a page anew that nobody waits for, if there is a call to spare for it and the upstream is asked at all.
@@ -434,18 +478,12 @@ impl Tasks {
         let begun = self.flights.join(&self.flight(key, ask), true, |wanted| {
             match self.decide(key, ask, now) {
                 Decision::ServeAndRefresh(_, stored) => {
-                    let errand = Errand {
-                        cause: BACKGROUND.into(),
+                    let claim = Claim {
                         urgency: Urgency::Background,
-                        calls: Calls::default(),
+                        client: BACKGROUND.into(),
                     };
-                    Some(self.clone().fetch(
-                        ask.clone(),
-                        Look::Anywhere,
-                        errand,
-                        Some(stored),
-                        wanted,
-                    ))
+                    let errand = Errand::new(claim, Calls::default());
+                    Some(self.begin(ask, Look::Anywhere, errand, Some(stored), wanted))
                 }
                 // It has just been refreshed.
                 Decision::Serve(_) | Decision::Refuse(_) | Decision::Fill { .. } => None,
@@ -465,10 +503,10 @@ impl Tasks {
     /// Waits for a fill; `None` where it found what another replica filled, and this client wants another.
     async fn wait(
         self: &Arc<Self>,
-        waiting: Waiting<Filled>,
+        waiting: Waiting<Filled, Claims>,
         ask: &Ask,
         reason: FillReason,
-        stored: Option<Arc<StoredPage>>,
+        stored: Option<&Arc<StoredPage>>,
     ) -> Option<Result<Served, TasksError>> {
         let _counted = self.metrics.fill_waiter();
         let joined = waiting.role == Role::Joined;
@@ -499,8 +537,8 @@ impl Tasks {
             }),
             Some(Err(error)) => {
                 // It may have found one that is too old to be shown but in its place.
-                let stored = stored.or_else(|| self.found_meanwhile(ask));
-                failed(error, stored.as_ref(), ask, forward(None))
+                let found = stored.cloned().or_else(|| self.found_meanwhile(ask));
+                failed(error, found.as_ref(), ask, forward(None))
             }
             None => Err(TasksError {
                 kind: TasksErrorKind::Lost,

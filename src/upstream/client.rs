@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use tower::Service;
 use url::Url;
 
-use super::{Credential, Head, Sent, TokenSlot, UpstreamError, Urgency, error::causes};
+use super::{Claims, Credential, Head, Sent, TokenSlot, UpstreamError, error::causes};
 use crate::{
     config::UpstreamConfig,
     domain::{PageQuery, SpaceToken},
@@ -50,8 +50,8 @@ pub struct PageRequest {
     pub began: Instant,
     /// The client on whose account the call goes.
     pub cause: Arc<str>,
-    /// How much it matters when few calls are left.
-    pub urgency: Urgency,
+    /// Who wants it how much, when few calls are left.
+    pub claims: Claims,
     /// Tells the circuit when this try leaves; each try has its own.
     pub sent: Sent,
     /// Counts the tries.

@@ -3,7 +3,9 @@
 use http::HeaderValue;
 use tokio::time::Instant;
 
-use super::{Calls, Credentials, LastError, PageRequest, Sent, TokenSlot, Urgency, Validators};
+use super::{
+    Calls, Claim, Claims, Credentials, LastError, PageRequest, Sent, TokenSlot, Urgency, Validators,
+};
 use crate::{
     config::{Config, UpstreamConfig},
     domain::{PageQuery, SpaceToken},
@@ -32,10 +34,18 @@ pub(super) fn request(lines: &str) -> PageRequest {
         request_id: HeaderValue::from_static("test"),
         began: Instant::now(),
         cause: "test".into(),
-        urgency: Urgency::Waiting,
+        claims: claims(Urgency::Waiting, "test"),
         sent: Sent::default(),
         calls: Calls::default(),
         last_error: LastError::default(),
         trace: Place::default(),
     }
+}
+
+/// What a client claims that asks alone.
+pub(super) fn claims(urgency: Urgency, client: &str) -> Claims {
+    Claims::new(Claim {
+        urgency,
+        client: client.into(),
+    })
 }

@@ -65,14 +65,13 @@ where
 
     fn call(&mut self, request: PageRequest) -> Self::Future {
         let purse = request.credential.purse().clone();
-        let urgency = request.urgency;
-        let cause = request.cause.clone();
+        let claims = request.claims.clone();
         let sent = request.sent.clone();
         let given_up = request.began + self.patience;
         // Lazy: it holds no slot while it stands in line.
         let call = self.inner.call(request);
         Box::pin(async move {
-            let call_paid_for = purse.spend(urgency, &cause, given_up).await?;
+            let call_paid_for = purse.spend(&claims, given_up).await?;
             let _paid = Paid {
                 call: Some(call_paid_for),
                 sent,

@@ -149,7 +149,7 @@ impl<R> Policy<PageRequest, R, UpstreamError> for TransientRetry {
         self.left -= 1;
         request.last_error.note(error, &request.calls);
         self.metrics.retried();
-        request.urgency = request.urgency.of_a_retry();
+        request.claims = request.claims.of_a_retry();
         Some(sleep(pause))
     }
 

@@ -47,7 +47,7 @@ impl Tasks {
             request_id: ask.request_id.clone(),
             began: started,
             cause: errand.cause,
-            urgency: errand.urgency,
+            claims: errand.claims,
             sent: Sent::default(),
             calls: errand.calls,
             last_error: LastError::default(),

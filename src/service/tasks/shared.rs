@@ -18,7 +18,7 @@ use crate::{
         snapshot::unix_ms,
     },
     shared::{Follower, Lost, Nonce, Session},
-    upstream::{Credential, Credentials, UpstreamError, Urgency, read_page},
+    upstream::{Claims, Credential, Credentials, UpstreamError, Urgency, read_page},
 };
 
 /// A lock that ended a moment ago may not have ended there yet.
@@ -116,7 +116,7 @@ impl Tasks {
             self.spread_refusal(&key, &credential, &filled).await;
             return filled;
         };
-        let found = self.find(second_tier, &names, &ask, look, errand.urgency);
+        let found = self.find(second_tier, &names, &ask, look, &errand.claims);
         let turn = match found.await {
             Found::Page(kept) => {
                 return Ok(Fill {
@@ -150,7 +150,7 @@ impl Tasks {
         names: &Names,
         ask: &Ask,
         look: Look,
-        urgency: Urgency,
+        claims: &Claims,
     ) -> Found {
         let deadline = Instant::now() + self.patience;
         let told = second_tier.listen(names);
@@ -163,7 +163,8 @@ impl Tasks {
                 Err(Lost) => return Found::Ours(None),
                 Ok(kept) => {
                     let wanted = kept.filter(|kept| {
-                        look == Look::Anywhere && is_found(&kept.page, ask, urgency, Instant::now())
+                        look == Look::Anywhere
+                            && is_found(&kept.page, ask, claims.urgency(), Instant::now())
                     });
                     self.metrics.redis_looked(wanted.is_some());
                     if let Some(kept) = wanted {
@@ -171,7 +172,7 @@ impl Tasks {
                     }
                 }
             }
-            if urgency == Urgency::Background && !may_refresh(ask, Instant::now()) {
+            if claims.urgency() == Urgency::Background && !may_refresh(ask, Instant::now()) {
                 return Found::NoCall;
             }
             if look == Look::Upstream || ask.directives.no_cache {
@@ -183,7 +184,9 @@ impl Tasks {
                     // Who filled it may have ended between the look and this.
                     let found = self.look_among(second_tier, names, ask).await;
                     return match found.ok().flatten() {
-                        Some(kept) if is_found(&kept.page, ask, urgency, Instant::now()) => {
+                        Some(kept)
+                            if is_found(&kept.page, ask, claims.urgency(), Instant::now()) =>
+                        {
                             Found::Page(kept)
                         }
                         Some(_) | None => Found::Ours(Some(turn)),

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use crate::shared::{Calls, Grant, Lost, SharedCall};
 use crate::upstream::{
-    Head, Urgency,
+    Claims, Head, Urgency,
     line::{Line, TurnedAway},
     retry_after,
 };
@@ -205,7 +205,7 @@ impl Purse {
         self.line.len()
     }
 
-    /// Waits until a call may be made for `client`, as long as `urgency` warrants, and no longer than until `given_up`.
+    /// Waits until a call may be made, as long as the most urgent of `claims` warrants, and no longer than until `given_up`.
     ///
     /// Clients that wait take turns, so that one that wants many calls leaves the others theirs.
     ///
@@ -214,15 +214,15 @@ impl Purse {
     /// Returns why there is none.
     pub async fn spend(
         self: &Arc<Self>,
-        urgency: Urgency,
-        client: &Arc<str>,
+        claims: &Claims,
         given_up: Instant,
     ) -> Result<Call, NoCall> {
         let now = Instant::now();
+        let urgency = claims.urgency();
         match urgency {
             // Where nothing is counted there is no line to stand in.
             Urgency::Waiting | Urgency::Retry if self.is_bounded(now) => {
-                self.stand_in_line(urgency, client, given_up).await
+                self.stand_in_line(claims, given_up).await
             }
             Urgency::Waiting | Urgency::Retry => Ok(self.take(urgency, now).await?),
             Urgency::CanStandIn | Urgency::Background => {
@@ -257,27 +257,26 @@ impl Purse {
 
     async fn stand_in_line(
         self: &Arc<Self>,
-        urgency: Urgency,
-        client: &Arc<str>,
+        claims: &Claims,
         given_up: Instant,
     ) -> Result<Call, NoCall> {
         let now = Instant::now();
         // Where nobody waits there is no line to stand in, nor need there be room for one.
         if self.line.is_empty()
-            && let Ok(call) = self.take(urgency, now).await
+            && let Ok(call) = self.take(claims.urgency(), now).await
         {
             return Ok(call);
         }
         // Those ahead each need a call too, beyond what is there already.
-        let ahead = u32::try_from(self.line.ahead_of(urgency, client)).unwrap_or(u32::MAX);
+        let ahead = u32::try_from(self.line.ahead_of(claims)).unwrap_or(u32::MAX);
         let ahead = ahead.saturating_sub(self.remaining(now).unwrap_or(u32::MAX));
         let at_best = self.wait_of_one().saturating_mul(ahead);
         if ahead > 0 && now + at_best > given_up {
             return Err(at_best.into());
         }
-        let taken = self.line.stand(urgency, client, || async {
+        let taken = self.line.stand(claims, || async {
             let now = Instant::now();
-            match self.take(urgency, now).await {
+            match self.take(claims.urgency(), now).await {
                 Ok(call) => ControlFlow::Break(Ok(call)),
                 Err(wait) if now + wait > given_up => ControlFlow::Break(Err(wait)),
                 Err(wait) => ControlFlow::Continue(Some(wait)),

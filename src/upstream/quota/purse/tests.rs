@@ -1,6 +1,7 @@
 use http::HeaderValue;
 
 use super::*;
+use crate::upstream::fixtures;
 
 fn purse(quota: u32) -> Arc<Purse> {
     Arc::new(Purse::new(quota, 256))
@@ -8,7 +9,8 @@ fn purse(quota: u32) -> Arc<Purse> {
 
 async fn spend(purse: &Arc<Purse>, urgency: Urgency, patience: Duration) -> Result<Call, NoCall> {
     let given_up = Instant::now() + patience;
-    purse.spend(urgency, &"crm".into(), given_up).await
+    let claims = fixtures::claims(urgency, "crm");
+    purse.spend(&claims, given_up).await
 }
 
 /// A purse whose first, cautious minute is over.
@@ -281,9 +283,9 @@ async fn one_client_that_asks_for_much_leaves_the_others_their_turns() {
     let mut ask = |client: &'static str, patience| {
         let (purse, calls) = (purse.clone(), calls.clone());
         asking.spawn(async move {
-            let name = client.into();
+            let claims = fixtures::claims(Urgency::Waiting, client);
             let given_up = Instant::now() + patience;
-            let call = purse.spend(Urgency::Waiting, &name, given_up).await;
+            let call = purse.spend(&claims, given_up).await;
             if call.is_ok() {
                 calls.lock().unwrap().push(client);
             }
