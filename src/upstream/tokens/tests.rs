@@ -3,7 +3,7 @@ use std::{sync::Mutex, time::Duration};
 use tower::{ServiceBuilder, service_fn};
 
 use super::*;
-use crate::upstream::{Calls, FailureSource, LimitLayer, fixtures};
+use crate::upstream::{Calls, FailureSource, LimitLayer, Urgency, fixtures};
 
 use TokenSlot::{Current, Next};
 
@@ -138,6 +138,7 @@ async fn who_stands_in_line_when_all_tokens_are_refused_makes_no_call() {
     let fills: Vec<_> = (0..50)
         .map(|_| {
             let request = PageRequest {
+                claims: fixtures::claims(Urgency::Waiting, "test"),
                 calls: Calls::default(),
                 ..bench.request.clone()
             };
