@@ -96,9 +96,12 @@ pub struct ListHead {
 /// What taking up another's state of a space comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Adopted {
-    Done,
+    /// It is this space's state now.
+    Done(Version),
     /// What is stored was dropped elsewhere, or may have been: drop it, and take the state up then.
     MustDrop,
+    /// It was dropped or moved on while the other's state was asked for, which may be from before.
+    Overtaken,
 }
 
 impl Space {
@@ -191,11 +194,14 @@ impl Space {
         state.count = None;
     }
 
-    /// Goes by `mark`, which all replicas share, and by what they know of the list.
+    /// Goes by `mark`, which all replicas share, and by what they know of the list; asked for when this was of `seen`.
     ///
     /// A move that this replica saw and the others have not heard of yet stays.
-    pub fn adopt(&self, mark: Mark, list: &ListHead, now: Instant) -> Adopted {
+    pub fn adopt(&self, seen: Version, mark: Mark, list: &ListHead, now: Instant) -> Adopted {
         let mut state = self.lock();
+        if self.version() != seen {
+            return Adopted::Overtaken;
+        }
         let must_drop = match state.mark {
             None => !state.pages.is_empty(),
             // What was dropped under its other name was told under both.
@@ -209,7 +215,7 @@ impl Space {
         let is_ahead = known
             .is_some_and(|known| (known.name, known.generation) == (mark.name, mark.generation));
         if is_ahead {
-            return Adopted::Done;
+            return Adopted::Done(seen);
         }
         if self.generation.load(Ordering::Acquire) != mark.generation {
             self.advance(&mut state, mark.generation, now);
@@ -219,7 +225,7 @@ impl Space {
         if state.first_task.is_none() {
             state.first_task.clone_from(&list.first_task);
         }
-        Adopted::Done
+        Adopted::Done(self.version())
     }
 
     /// Goes by `generation`, which another replica's list moved on to.

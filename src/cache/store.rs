@@ -93,6 +93,14 @@ pub enum Keep {
     Overtaken,
 }
 
+impl Began {
+    /// The generation of the list by then.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.version.generation
+    }
+}
+
 impl PageStore {
     #[must_use]
     pub fn new(config: &CacheConfig) -> Self {

@@ -5,7 +5,7 @@
 //! space's token and none is found by who reads with another.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
@@ -13,8 +13,7 @@ use std::{
 use arc_swap::ArcSwap;
 use compact_str::CompactString;
 use redis::Script;
-use serde::{Deserialize, Serialize};
-use tokio::{sync::Notify, task::JoinHandle};
+use tokio::sync::Notify;
 
 use super::snapshot::owners;
 use crate::{
@@ -29,43 +28,26 @@ use crate::{
     upstream::{Credential, Credentials},
 };
 
+mod drops;
+mod news;
 mod scripts;
+mod turn;
+
+use self::drops::Unsent;
+pub(super) use self::{
+    news::News,
+    turn::{Lock, Turn},
+};
 
 /// How long a space's state outlives the last look at it: longer than any page that was written under it.
 const LONGEST_PAGE: Duration = Duration::from_secs(24 * 60 * 60);
 const STATE_FOR: Duration = Duration::from_secs(2 * 24 * 60 * 60);
 /// A larger page would hold up what else goes over the connection for longer than an operation may take.
 const LARGEST_PAGE: usize = 4 << 20;
-/// How long a page is some replica's to fill, unless it says again that it is: what one that died costs the others.
-const LOCK_FOR: Duration = Duration::from_secs(3);
 /// Spaces whose names are remembered before those are let go that nothing is known of any more.
 const FIRST_SWEEP_AT: usize = 1024;
-/// Drops that Redis has not been told of; beyond them all is dropped there.
-const MOST_UNSENT: usize = 10_000;
 /// Spaces asked for at once while catching up.
 const AT_ONCE: usize = 200;
-
-/// What replicas tell each other.
-#[derive(Debug, Serialize, Deserialize)]
-struct Message {
-    from: Nonce,
-    news: News,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum News {
-    /// Everything was dropped.
-    Purged { purge: Nonce },
-    /// A space was dropped.
-    Dropped { space: String, epoch: Nonce },
-    /// A list moved on.
-    Moved { space: String, generation: Nonce },
-    /// An operator wants the space dropped that the log calls so; who knows it drops it for all.
-    Unwanted { fingerprint: String },
-    /// Who filled a page has ended, with a page or without.
-    Filled { page: String },
-}
 
 /// What a replica shares with the others.
 #[derive(Debug)]
@@ -85,13 +67,6 @@ struct Named {
     sweep_at: usize,
 }
 
-/// What was dropped here while Redis was lost.
-#[derive(Debug, Default)]
-struct Unsent {
-    everything: bool,
-    spaces: HashSet<String>,
-}
-
 /// What a page and its space are called in Redis.
 #[derive(Clone, Debug)]
 pub(super) struct Names {
@@ -109,25 +84,6 @@ pub(super) struct Looked {
     pub list: ListHead,
     /// One of the state in force, and its age.
     pub page: Option<(SavedPage, Duration)>,
-}
-
-/// Who fills a page.
-#[derive(Debug)]
-pub(super) enum Turn {
-    Ours(Lock),
-    /// Another replica, for so long unless it says again that it does.
-    Theirs(Duration),
-}
-
-/// The right to fill a page, until it is dropped.
-#[derive(Debug)]
-pub(super) struct Lock {
-    link: Arc<Link>,
-    key: String,
-    page: String,
-    token: Nonce,
-    renewing: JoinHandle<()>,
-    is_released: bool,
 }
 
 impl SecondTier {
@@ -155,6 +111,11 @@ impl SecondTier {
         self.link.is_up()
     }
 
+    /// Waits until Redis is lost: then nobody is waited for.
+    pub(super) async fn until_lost(&self) {
+        self.link.until_lost().await;
+    }
+
     pub(super) fn link(&self) -> &Link {
         &self.link
     }
@@ -172,20 +133,6 @@ impl SecondTier {
             lock: named("lock"),
             space,
         })
-    }
-
-    /// What a space is called by each credential that may read it, with either of its tokens: another replica may use the other.
-    fn names_of_space(&self, key: impl Fn(&Credential) -> Option<SpaceKey>) -> Vec<String> {
-        let credentials = self.credentials.load();
-        let mut names = Vec::new();
-        for credential in credentials.all() {
-            if let Some(key) = key(credential) {
-                let owners = owners(&credentials, std::iter::once(credential));
-                let known = owners.known(key.credential);
-                names.extend(known.map(|(owner, seal)| named(owner, seal, &key.space)));
-            }
-        }
-        names
     }
 
     fn state_key(&self, space: &str) -> String {
@@ -215,7 +162,7 @@ impl SecondTier {
         &self,
         names: &Names,
         key: &PageKey,
-        generation: Option<u64>,
+        generation: u64,
     ) -> Result<Looked, Lost> {
         let era = self.link.era().ok_or(Lost)?;
         let script = Script::new(scripts::LOOK);
@@ -223,7 +170,7 @@ impl SecondTier {
         look.key(&names.state)
             .key(&names.page)
             .arg(Nonce::fresh())
-            .arg(generation.map_or_else(Nonce::fresh, Nonce))
+            .arg(Nonce(generation))
             .arg(ms(STATE_FOR));
         let answer: LookAnswer = self.link.ask(RedisOperation::Look, &look).await?;
         let (birth, purge, epoch, generation, count, first, value) = answer;
@@ -262,26 +209,6 @@ impl SecondTier {
         let now = self.link.unix_ms()?;
         let age = Duration::from_millis(now.saturating_sub(page.born_unix_ms));
         (page.mark == Some(mark)).then_some((page, age))
-    }
-
-    /// Asks to be the one who fills a page.
-    pub(super) async fn take_turn(&self, names: &Names) -> Result<Turn, Lost> {
-        let token = Nonce::fresh();
-        let script = Script::new(scripts::LOCK);
-        let mut take = script.key(&names.lock);
-        take.arg(token).arg(ms(LOCK_FOR));
-        let wait: u64 = self.link.ask(RedisOperation::Lock, &take).await?;
-        if wait > 0 {
-            return Ok(Turn::Theirs(Duration::from_millis(wait)));
-        }
-        Ok(Turn::Ours(Lock {
-            renewing: tokio::spawn(renew(self.link.clone(), names.lock.clone(), token)),
-            link: self.link.clone(),
-            key: names.lock.clone(),
-            page: names.page.clone(),
-            token,
-            is_released: false,
-        }))
     }
 
     /// Is told when who fills the page has ended.
@@ -363,106 +290,6 @@ impl SecondTier {
         }))
     }
 
-    /// Drops a space on all replicas, as each credential that may read it sees it; where Redis is lost, when it is back.
-    pub(super) async fn drop_space(&self, key: impl Fn(&Credential) -> Option<SpaceKey>) {
-        for space in self.names_of_space(key) {
-            let script = Script::new(scripts::DROP);
-            let state = self.state_key(&space);
-            let told = self.dropping(&script, &state, &space);
-            let dropped: Result<u8, Lost> = self.link.ask(RedisOperation::Drop, &told).await;
-            if dropped.is_err() {
-                lock(&self.unsent).add(space);
-            }
-        }
-    }
-
-    /// Drops everything on all replicas; where Redis is lost, when it is back.
-    pub(super) async fn drop_everything(&self) {
-        let script = Script::new(scripts::PURGE);
-        let purge = Nonce::fresh();
-        let told = self.purging(&script, purge);
-        let dropped: Result<u8, Lost> = self.link.ask(RedisOperation::Drop, &told).await;
-        match dropped {
-            Ok(_) => self.link.purged(purge),
-            Err(Lost) => lock(&self.unsent).everything = true,
-        }
-    }
-
-    /// Has every replica that knows the space of this fingerprint drop it. Whether any other was told.
-    pub(super) async fn drop_fingerprint(&self, fingerprint: &str) -> bool {
-        let script = Script::new(scripts::TELL);
-        let channel = self.link.channel();
-        let mut tell = script.key(channel);
-        tell.arg(self.message(News::Unwanted {
-            fingerprint: fingerprint.to_owned(),
-        }));
-        let told: Result<u32, Lost> = self.link.ask(RedisOperation::Drop, &tell).await;
-        told.is_ok_and(|told| told > 1)
-    }
-
-    fn dropping<'a>(
-        &self,
-        script: &'a Script,
-        state: &str,
-        space: &str,
-    ) -> redis::ScriptInvocation<'a> {
-        let epoch = Nonce::fresh();
-        let mut drop = script.key(state);
-        drop.arg(epoch)
-            .arg(ms(STATE_FOR))
-            .arg(self.link.channel())
-            .arg(self.message(News::Dropped {
-                space: space.to_owned(),
-                epoch,
-            }));
-        drop
-    }
-
-    fn purging<'a>(&self, script: &'a Script, purge: Nonce) -> redis::ScriptInvocation<'a> {
-        let mut told = script.key(self.link.era_key());
-        told.arg(purge)
-            .arg(self.link.channel())
-            .arg(self.message(News::Purged { purge }));
-        told
-    }
-
-    fn message(&self, news: News) -> Vec<u8> {
-        let from = self.link.replica();
-        serde_json::to_vec(&Message { from, news }).expect("a message is plain JSON")
-    }
-
-    /// What another replica told; what this one told itself is no news.
-    pub(super) fn news(&self, message: &[u8]) -> Option<News> {
-        let message: Message = serde_json::from_slice(message).ok()?;
-        (message.from != self.link.replica()).then_some(message.news)
-    }
-
-    /// Tells Redis what was dropped while it was lost. Returns the purge in force where that was everything.
-    pub(super) async fn send_unsent(&self, session: &Session) -> Result<Option<Nonce>, Lost> {
-        let unsent = std::mem::take(&mut *lock(&self.unsent));
-        let sent = self.send(session, &unsent).await;
-        if sent.is_err() {
-            lock(&self.unsent).merge(unsent);
-        }
-        sent
-    }
-
-    async fn send(&self, session: &Session, unsent: &Unsent) -> Result<Option<Nonce>, Lost> {
-        let purge = unsent.everything.then(Nonce::fresh);
-        if let Some(purge) = purge {
-            let script = Script::new(scripts::PURGE);
-            let told = self.purging(&script, purge);
-            let _: u8 = session.ask(&told).await?;
-        }
-        let script = Script::new(scripts::DROP);
-        for space in &unsent.spaces {
-            let state = self.state_key(space);
-            let drop = self.dropping(&script, &state, space);
-            let _: u8 = session.ask(&drop).await?;
-        }
-        Ok(purge)
-    }
-
     /// Tells Redis of the calls of the upstream that this replica made by itself.
     pub(super) async fn report_calls(&self, session: &Session) -> Result<(), Lost> {
         let credentials = self.credentials.load_full();
@@ -515,7 +342,8 @@ impl SecondTier {
                 still
                     .key(self.state_key(name))
                     .arg(epoch)
-                    .arg(Nonce(generation));
+                    .arg(Nonce(generation))
+                    .arg(u8::from(known.is_some()));
                 self.remember(name, key, |_| true);
                 offered.push((key, mark, name, epoch));
             }
@@ -548,72 +376,6 @@ type LookAnswer = (
 );
 /// Epoch, generation, and how the list begins.
 type StoreAnswer = Option<(Nonce, Nonce, Option<u64>, Option<String>)>;
-
-impl Unsent {
-    fn add(&mut self, space: String) {
-        self.spaces.insert(space);
-        if self.spaces.len() > MOST_UNSENT {
-            self.spaces.clear();
-            self.everything = true;
-        }
-    }
-
-    fn merge(&mut self, other: Self) {
-        self.everything |= other.everything;
-        for space in other.spaces {
-            self.add(space);
-        }
-    }
-}
-
-impl Lock {
-    /// It is gone in Redis already.
-    fn released(mut self) {
-        self.is_released = true;
-    }
-}
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        self.renewing.abort();
-        if self.is_released {
-            return;
-        }
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            return;
-        };
-        let (link, key, token) = (self.link.clone(), self.key.clone(), self.token);
-        let message = Message {
-            from: link.replica(),
-            news: News::Filled {
-                page: self.page.clone(),
-            },
-        };
-        let message = serde_json::to_vec(&message).expect("a message is plain JSON");
-        runtime.spawn(async move {
-            let script = Script::new(scripts::UNLOCK);
-            let mut unlock = script.key(key);
-            unlock.arg(token).arg(link.channel()).arg(message);
-            // One that stays ends by itself.
-            let _: Result<u8, Lost> = link.ask(RedisOperation::Lock, &unlock).await;
-        });
-    }
-}
-
-/// Says again and again that a page is still being filled.
-async fn renew(link: Arc<Link>, key: String, token: Nonce) {
-    let script = Script::new(scripts::RENEW);
-    let mut renew = script.key(key);
-    renew.arg(token).arg(ms(LOCK_FOR));
-    let renew = renew;
-    loop {
-        tokio::time::sleep(LOCK_FOR / 3).await;
-        let held: Result<bool, Lost> = link.ask(RedisOperation::Lock, &renew).await;
-        if held == Ok(false) {
-            return;
-        }
-    }
-}
 
 fn space_name(owners: &Owners, key: &SpaceKey) -> Option<String> {
     let (owner, seal) = owners.known(key.credential).next()?;

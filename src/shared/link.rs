@@ -93,6 +93,9 @@ pub trait Follower: Send + Sync {
     /// Takes note of what another replica published. Must not block.
     fn heard(&self, message: &[u8]);
 
+    /// Does what is left to do, now and then while there is a connection. Must not block.
+    fn beat(&self);
+
     /// Takes up what changed while there was no connection; until it has, nobody is told that there is one. Returns the purge in force
     /// where it dropped everything itself.
     fn catch_up<'a>(&'a self, session: &'a Session) -> BoxFuture<'a, Result<Option<Nonce>, Lost>>;
@@ -106,7 +109,10 @@ pub struct Link {
     replica: Nonce,
     live: ArcSwapOption<Live>,
     standing: Mutex<Standing>,
+    /// Has [`Link::keep`] connect anew.
     failed: Notify,
+    /// Told whenever a connection is lost.
+    lost: Notify,
     metrics: Arc<Metrics>,
 }
 
@@ -181,6 +187,7 @@ impl Link {
                 lost: None,
             }),
             failed: Notify::new(),
+            lost: Notify::new(),
             metrics,
         })
     }
@@ -222,6 +229,16 @@ impl Link {
     #[must_use]
     pub fn is_up(&self) -> bool {
         self.live.load().is_some()
+    }
+
+    /// Waits until there is no connection.
+    pub async fn until_lost(&self) {
+        let lost = self.lost.notified();
+        tokio::pin!(lost);
+        lost.as_mut().enable();
+        if self.is_up() {
+            lost.await;
+        }
     }
 
     #[must_use]
@@ -319,6 +336,7 @@ impl Link {
         self.metrics.redis_up(false);
         warn!(redis.reason = reason, "Redis is lost, going on without it");
         self.failed.notify_one();
+        self.lost.notify_waiters();
     }
 
     /// Connects, and connects anew whenever the connection is lost, until `end`. `first` is told when the first attempt has ended,
@@ -406,6 +424,7 @@ impl Link {
             ..era
         };
         // Not before the others know what it did alone: as a member it has a share of the quota.
+        let sent = now_ms();
         let (birth, purge, now): Beat = session
             .ask(&self.heartbeat(&Script::new(HEARTBEATS)))
             .await
@@ -416,7 +435,7 @@ impl Link {
         let live = Arc::new(Live {
             connection,
             era: Mutex::new(era),
-            clock: AtomicI64::new(now - now_ms()),
+            clock: AtomicI64::new(ahead(now, sent, now_ms())),
         });
         self.connected(&live, before);
         Ok((live, news))
@@ -490,7 +509,10 @@ impl Link {
                     }
                     None => self.give_up(live, "too much news"),
                 },
-                _ = heartbeat.tick() => self.beat(live).await,
+                _ = heartbeat.tick() => {
+                    follower.beat();
+                    self.beat(live).await;
+                }
                 () = self.failed.notified() => {}
             }
         }
@@ -499,11 +521,13 @@ impl Link {
     async fn beat(&self, live: &Arc<Live>) {
         let script = Script::new(HEARTBEATS);
         let beat = self.heartbeat(&script);
+        let sent = now_ms();
         let answer: Result<Beat, Lost> = self.ask(RedisOperation::Heartbeat, &beat).await;
         let Ok((birth, purge, now)) = answer else {
             return;
         };
-        live.clock.store(now - now_ms(), Ordering::Relaxed);
+        live.clock
+            .store(ahead(now, sent, now_ms()), Ordering::Relaxed);
         let era = live.era();
         if (birth, purge) != (Some(era.birth), Some(era.purge)) {
             // It was emptied, or a purge went unheard.
@@ -533,6 +557,11 @@ fn source_text(source: &(dyn std::error::Error + 'static)) -> String {
         Some(error) => error.code().unwrap_or_else(|| error.category()).to_owned(),
         None => source.to_string(),
     }
+}
+
+/// How far a clock is ahead of ours that said `now` between `sent` and `received`, as likely halfway as not.
+fn ahead(now: i64, sent: i64, received: i64) -> i64 {
+    now - sent - (received - sent) / 2
 }
 
 pub(super) fn ms(time: Duration) -> u64 {

@@ -4,7 +4,7 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{Keep, Kept, PageStore};
+use super::{Began, Keep, Kept, PageStore};
 use crate::{
     cache::{
         Received, StoredPage,
@@ -17,11 +17,24 @@ use crate::{
 
 impl PageStore {
     /// Goes by the state of a space that all replicas share: what was dropped elsewhere is dropped, what moved on is stale.
-    pub fn adopt(&self, key: &SpaceKey, mark: Mark, list: &ListHead, now: Instant) {
-        let space = self.space(key, now);
-        if space.adopt(mark, list, now) == Adopted::MustDrop {
-            self.drop_pages(key, &space);
-            space.adopt(mark, list, now);
+    ///
+    /// `asked` is from before it was asked for. Returns what begins with that state; `None` where it may be out of date already.
+    #[must_use]
+    pub fn adopt(&self, asked: &Began, mark: Mark, list: &ListHead, now: Instant) -> Option<Began> {
+        let space = &asked.space;
+        let adopted = match space.adopt(asked.version, mark, list, now) {
+            Adopted::MustDrop => {
+                self.drop_pages(&asked.key.space, space);
+                space.adopt(space.version(), mark, list, now)
+            }
+            adopted => adopted,
+        };
+        match adopted {
+            Adopted::Done(version) => Some(Began {
+                version,
+                ..asked.clone()
+            }),
+            Adopted::MustDrop | Adopted::Overtaken => None,
         }
     }
 
@@ -50,12 +63,6 @@ impl PageStore {
             .filter(|(_, space)| !space.has_no_pages())
             .map(|(key, space)| (key.clone(), space.mark(), space.version().generation))
             .collect()
-    }
-
-    /// The generation of a space, where anything is known of it.
-    #[must_use]
-    pub fn generation_of(&self, key: &SpaceKey) -> Option<u64> {
-        self.known(key).map(|space| space.version().generation)
     }
 
     /// Goes by `mark`, whose epoch names what is stored of a space here.
@@ -87,30 +94,21 @@ impl PageStore {
         self.known(key).is_some()
     }
 
-    /// Takes in a page that another replica filled, `age` ago, if it is of the state of the space in force here; one that is no younger
+    /// Takes in a page that another replica filled, `age` ago, if it is of the state of the space in force here; one that is no better
     /// than what is stored changes nothing.
     pub fn take_shared(
         &self,
+        began: &Began,
         saved: &SavedPage,
         page: TaskPage,
         age: Duration,
         now: Instant,
         now_unix: i64,
     ) -> Option<Kept> {
-        let began = self.begin(saved.key.clone(), now);
         // This replica may have seen the list move, and the others not have heard of it yet.
         let generation = began.version.generation;
         if saved.mark.is_none_or(|mark| mark.generation != generation) {
             return None;
-        }
-        if let Some(stored) = self.get(&saved.key).filter(|stored| {
-            stored.moved_at().is_none() && !stored.is_assembled && stored.age(now) <= age
-        }) {
-            return Some(Kept {
-                page: stored,
-                stored: true,
-                may_be_kept: true,
-            });
         }
         let seconds = i64::try_from(age.as_secs()).unwrap_or(i64::MAX);
         let answer = Received {
@@ -130,7 +128,24 @@ impl PageStore {
             self.popularity(&began.key, now),
         )
         .aged(age, saved.lifetime);
-        Some(self.keep(&began, page, &answer, Keep::Yes))
+        // The fresh one, or the younger: their ages are by two clocks.
+        let is_no_better = |stored: &Arc<StoredPage>| {
+            let is_fresh = |page: &StoredPage| !page.fresh_for(now).is_zero();
+            let is_own = !stored.is_assembled && stored.moved_at().is_none();
+            match (is_fresh(stored), is_fresh(&page)) {
+                (true, false) => true,
+                (false, true) => false,
+                (true, true) | (false, false) => is_own && stored.age(now) <= age,
+            }
+        };
+        if let Some(stored) = self.get(&saved.key).filter(is_no_better) {
+            return Some(Kept {
+                page: stored,
+                stored: true,
+                may_be_kept: true,
+            });
+        }
+        Some(self.keep(began, page, &answer, Keep::Yes))
     }
 
     /// A page for the other replicas, if it is one of the state in force that they share. `now_unix_ms` is of the clock they share.

@@ -1,12 +1,15 @@
 //! What is done in Redis in one step each.
 //!
 //! The state of a space is a hash: `epoch`, which names what is stored of it and is another after it was dropped; `generation`, which
-//! names what its list looked like; `count` and `first`, by which a move of the list is seen. Pages are values of their own, which
+//! names what its list looked like; `count` and `first`, by which a move of the list is seen; and `guessed` where the epoch is that of
+//! the first who came, not knowing of another, and gives way to one that a replica knew before Redis forgot it. Pages are values of their own, which
 //! carry the names under which they were written.
 
 /// `KEYS`: era, state, page. `ARGV`: an epoch and a generation for a space that has none, how long the state is kept.
 pub(super) const LOOK: &str = r"
-redis.call('HSETNX', KEYS[2], 'epoch', ARGV[1])
+if redis.call('HSETNX', KEYS[2], 'epoch', ARGV[1]) == 1 then
+    redis.call('HSET', KEYS[2], 'guessed', '1')
+end
 redis.call('HSETNX', KEYS[2], 'generation', ARGV[2])
 redis.call('PEXPIRE', KEYS[2], ARGV[3])
 local era = redis.call('HMGET', KEYS[1], 'birth', 'purge')
@@ -72,7 +75,7 @@ return state";
 /// `KEYS`: state. `ARGV`: another epoch, how long the state is kept, channel, what is told there.
 pub(super) const DROP: &str = r"
 redis.call('HSET', KEYS[1], 'epoch', ARGV[1])
-redis.call('HDEL', KEYS[1], 'count', 'first')
+redis.call('HDEL', KEYS[1], 'count', 'first', 'guessed')
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 redis.call('PUBLISH', ARGV[3], ARGV[4])
 return 0";
@@ -86,12 +89,20 @@ return 0";
 /// `KEYS`: channel. `ARGV`: what is told there. Answers how many were told.
 pub(super) const TELL: &str = "return redis.call('PUBLISH', KEYS[1], ARGV[1])";
 
-/// `KEYS`: states. `ARGV`: how long they are kept, then for each an epoch and a generation, should it have none.
+/// `KEYS`: states. `ARGV`: how long they are kept, then for each an epoch and a generation, should it have none, and whether those were
+/// known before.
 pub(super) const STILL: &str = r"
 local found = {}
 for place, key in ipairs(KEYS) do
-    redis.call('HSETNX', key, 'epoch', ARGV[2 * place])
-    redis.call('HSETNX', key, 'generation', ARGV[2 * place + 1])
+    local epoch, generation, is_known = ARGV[3 * place - 1], ARGV[3 * place], ARGV[3 * place + 1] == '1'
+    local state = redis.call('HMGET', key, 'epoch', 'guessed')
+    if not state[1] or is_known and state[2] then
+        redis.call('DEL', key)
+        redis.call('HSET', key, 'epoch', epoch, 'generation', generation)
+        if not is_known then
+            redis.call('HSET', key, 'guessed', '1')
+        end
+    end
     redis.call('PEXPIRE', key, ARGV[1])
     found[place] = redis.call('HMGET', key, 'epoch', 'generation')
 end

@@ -200,6 +200,7 @@ impl Tasks {
                     let until = deadline.min(now + held_for + SLACK);
                     tokio::select! {
                         () = news.as_mut() => {}
+                        () = second_tier.until_lost() => return Found::Ours(None),
                         () = tokio::time::sleep_until(until) => {}
                     }
                 }
@@ -215,14 +216,19 @@ impl Tasks {
         ask: &Ask,
     ) -> Result<Option<Kept>, Lost> {
         let key = &ask.key();
-        let generation = self.store.generation_of(&key.space);
-        let looked = second_tier.look(names, key, generation).await?;
-        if !ask.credential.is_in_force() {
-            return Ok(None);
-        }
-        let now = Instant::now();
         second_tier.remember(&names.space, &key.space, |key| self.store.knows(key));
-        self.store.adopt(&key.space, looked.mark, &looked.list, now);
+        let (began, looked) = loop {
+            let asked = self.store.begin(key.clone(), Instant::now());
+            let looked = second_tier.look(names, key, asked.generation()).await?;
+            if !ask.credential.is_in_force() {
+                return Ok(None);
+            }
+            let (mark, list) = (looked.mark, &looked.list);
+            // What was told in between is newer.
+            if let Some(began) = self.store.adopt(&asked, mark, list, Instant::now()) {
+                break (began, looked);
+            }
+        };
         let Some((saved, age)) = looked.page else {
             return Ok(None);
         };
@@ -231,7 +237,10 @@ impl Tasks {
             return Ok(None);
         };
         let now_unix = i64::try_from(unix_ms() / 1000).unwrap_or(i64::MAX);
-        Ok(self.store.take_shared(&saved, page, age, now, now_unix))
+        let now = Instant::now();
+        Ok(self
+            .store
+            .take_shared(&began, &saved, page, age, now, now_unix))
     }
 
     /// Answers with a page that another replica filled, as with one of its own; `None` where this client wants another.
@@ -291,16 +300,15 @@ impl Tasks {
             return;
         };
         let now = Instant::now();
+        let asked = self.store.begin(key.clone(), now);
         let Some(shared) = self.store.share(key, page, now, now_unix_ms) else {
             return;
         };
-        let ours = shared.mark;
         match second_tier.publish(names, shared, turn).await {
-            Ok(Some((mark, _))) if mark == ours => {
-                self.store.confirm(&key.space, mark, Instant::now());
+            // As this replica says, or dropped, or moved on as another saw it. What was told in between is newer.
+            Ok(Some((mark, list))) => {
+                let _ = self.store.adopt(&asked, mark, &list, Instant::now());
             }
-            // Dropped, or moved on as another saw it.
-            Ok(Some((mark, list))) => self.store.adopt(&key.space, mark, &list, Instant::now()),
             Ok(None) => {}
             Err(Lost) => debug!(space = %key.space.space, "page is not shared"),
         }
@@ -350,6 +358,18 @@ impl Follower for Arc<Tasks> {
                     }
                 });
             }
+        }
+    }
+
+    fn beat(&self) {
+        let tasks = self.clone();
+        let has_unsent = self.second_tier.get().is_some_and(SecondTier::has_unsent);
+        if has_unsent {
+            tokio::spawn(async move {
+                if let Some(second_tier) = tasks.second_tier.get() {
+                    second_tier.send_late().await;
+                }
+            });
         }
     }
 

@@ -28,6 +28,9 @@ const MOST_REMEMBERED: usize = 65_536;
 /// One call in this many is kept back from background fills.
 const RESERVE: u32 = 5;
 
+/// How long who may wait waits for what replicas share to be back: it may be any moment.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+
 /// Why no call may be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoCall {
@@ -299,7 +302,7 @@ impl Purse {
     async fn take(self: &Arc<Self>, urgency: Urgency, now: Instant) -> Result<Call, Duration> {
         let mut call = self.take_own(urgency, now)?;
         if let Some(calls) = self.shared.get() {
-            call.shared = self.ask_all(calls, urgency, now).await?;
+            call.shared = self.take_shared(calls, urgency).await?;
         }
         call.is_made = true;
         Ok(call)
@@ -316,28 +319,27 @@ impl Purse {
         })
     }
 
-    /// Asks for a call among all replicas; `None` where nothing is counted.
-    async fn ask_all(
+    /// Takes one of the calls of all replicas; `None` where nothing is counted.
+    async fn take_shared(
         &self,
         calls: &Arc<Calls>,
         urgency: Urgency,
-        now: Instant,
     ) -> Result<Option<SharedCall>, Duration> {
         let Some(limit) = self.per_minute() else {
             return Ok(None);
         };
-        if !calls.is_counted() {
-            return Ok(Some(calls.alone()));
-        }
-        match calls.ask(limit).await {
+        match calls.ask(limit - reserve(limit, urgency)).await {
             Ok(Grant::Granted(call)) => Ok(Some(call)),
             Ok(Grant::Refused(wait)) => {
-                self.lock().shared_until = Some(now + wait);
+                // What is kept back from it others may still have.
+                if urgency != Urgency::Background {
+                    self.lock().shared_until = Some(Instant::now() + wait);
+                }
                 Err(wait)
             }
-            // It was lost just now: what may be spent without it is another matter.
+            // It may have been lost just now: then what the others spent is not known.
             Err(Lost) => {
-                self.check(&mut self.lock(), urgency, Instant::now())?;
+                self.check_shared(&self.lock(), Instant::now())?;
                 Ok(Some(calls.alone()))
             }
         }
@@ -354,11 +356,7 @@ impl Purse {
         if let Some(limit) = self.limit(state) {
             self.check_shared(state, now)?;
             state.forget(now);
-            let reserve = match urgency {
-                Urgency::Background => limit / RESERVE,
-                Urgency::Waiting | Urgency::Retry | Urgency::CanStandIn => 0,
-            };
-            let allowed = self.allowed(state, limit, now) - reserve;
+            let allowed = self.allowed(state, limit, now) - reserve(limit, urgency);
             // Half a minute's calls at once, the rest evenly: a window that starts anywhere sees no double edge.
             let burst = limit.div_ceil(2);
             let burst_window = MINUTE * burst / limit.max(1);
@@ -380,7 +378,7 @@ impl Purse {
             return Ok(());
         };
         if let Some(hold) = calls.hold(now) {
-            return Err(hold);
+            return Err(hold.min(LOOK_AGAIN));
         }
         match state.shared_until.filter(|until| *until > now) {
             Some(until) if calls.is_counted() => Err(until - now),
@@ -436,6 +434,14 @@ impl Purse {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How many of `limit` calls are kept back from who is no more urgent.
+fn reserve(limit: u32, urgency: Urgency) -> u32 {
+    match urgency {
+        Urgency::Background => limit / RESERVE,
+        Urgency::Waiting | Urgency::Retry | Urgency::CanStandIn => 0,
     }
 }
 
