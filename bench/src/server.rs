@@ -232,12 +232,14 @@ impl Bench {
         Ok(command)
     }
 
+    /// A command that runs on the servers' core, and ends should the benchmark be ended.
     fn on_its_cpu(&self, program: impl AsRef<Path>) -> Command {
-        let Some(cpu) = self.server_cpu else {
-            return Command::new(program.as_ref());
-        };
-        let mut command = Command::new("taskset");
-        command.arg("-c").arg(cpu.to_string()).arg(program.as_ref());
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "TERM"]);
+        if let Some(cpu) = self.server_cpu {
+            command.args(["taskset", "-c", &cpu.to_string()]);
+        }
+        command.arg(program.as_ref());
         command
     }
 }
