@@ -199,7 +199,11 @@ fn entity_tag(reply: &Reply) -> Result<String, String> {
     Ok(tag.to_owned())
 }
 
-fn expect<T: PartialEq + std::fmt::Debug>(what: &str, expected: T, got: T) -> Result<(), String> {
+fn expect<T: Copy + PartialEq + std::fmt::Debug>(
+    what: &str,
+    expected: T,
+    got: T,
+) -> Result<(), String> {
     if expected == got {
         return Ok(());
     }

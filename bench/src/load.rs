@@ -404,3 +404,71 @@ impl Connection {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{net::TcpListener, thread};
+
+    use super::*;
+    use crate::{pages::Key, request::Form};
+
+    const STALL: Duration = Duration::from_millis(200);
+    const EXPECTED: Expect = Expect {
+        status: 200,
+        body_len: Some(2),
+    };
+
+    /// A server of one connection that stalls before its first answer, and of all its answers gives the same.
+    fn server_that_stalls(answer: &'static str) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = [0; 4096];
+            let mut stall = STALL;
+            while stream.read(&mut request).is_ok_and(|came| came > 0) {
+                thread::sleep(std::mem::take(&mut stall));
+                if stream.write_all(answer.as_bytes()).is_err() {
+                    return;
+                }
+            }
+        });
+        address
+    }
+
+    #[test]
+    fn a_stall_counts_for_all_who_should_have_been_sent_meanwhile() {
+        let server = server_that_stalls("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        let feed = Feed::one(&Form::new(server, 2));
+        let mut load = Load::new().unwrap();
+        let pace = Pace::PerSecond(100.0);
+        load.add_lane(server, 1, feed, EXPECTED, pace).unwrap();
+        load.run_for(STALL * 3 / 2).unwrap();
+        // Two in three were due within the stall; a closed loop would have seen one slow answer.
+        assert!(load.tally(0).times.quantile(0.5) >= STALL / 10);
+    }
+
+    #[test]
+    fn a_lane_sends_what_it_has_and_ends() {
+        let server = server_that_stalls("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        let feed = Feed::times(&Form::new(server, 2), Key(0), 5);
+        let mut load = Load::closed(server, 1, feed, EXPECTED).unwrap();
+        load.run_out().unwrap();
+        assert_eq!(load.tally(0).answers, 5);
+        assert!(load.tally(0).times.quantile(1.0) >= STALL);
+    }
+
+    #[test]
+    fn a_wrong_answer_ends_it() {
+        for answer in [
+            "HTTP/1.1 500 Internal Server Error\r\nContent-Length: 2\r\n\r\nok",
+            "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\noh!",
+        ] {
+            let server = server_that_stalls(answer);
+            let feed = Feed::one(&Form::new(server, 2));
+            let mut load = Load::closed(server, 1, feed, EXPECTED).unwrap();
+            let ended = load.run_for(PATIENCE);
+            assert!(matches!(ended, Err(LoadError::Wrong { .. })), "{ended:?}");
+        }
+    }
+}
