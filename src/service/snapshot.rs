@@ -66,7 +66,7 @@ impl Snapshot {
                 let (now, now_unix_ms) = (Instant::now(), unix_ms());
                 let mut restored = 0;
                 for saved in &pages {
-                    if let Ok(page) = read_page(saved.body.clone()) {
+                    if let Ok(page) = read_page(&saved.body) {
                         let store = self.tasks.store();
                         store.restore(saved, page, now, now_unix_ms);
                         restored += 1;

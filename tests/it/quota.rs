@@ -53,7 +53,7 @@ impl Counting {
             request.space.as_str()
         );
         Answer {
-            content: Content::Page(read_page(Bytes::from(body)).unwrap()),
+            content: Content::Page(read_page(&Bytes::from(body)).unwrap()),
             head: Head {
                 headers: HeaderMap::new(),
                 received: now,

@@ -232,7 +232,7 @@ impl Tasks {
         let Some((saved, age)) = looked.page else {
             return Ok(None);
         };
-        let Ok(page) = read_page(saved.body.clone()) else {
+        let Ok(page) = read_page(&saved.body) else {
             second_tier.link().unreadable();
             return Ok(None);
         };
