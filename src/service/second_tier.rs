@@ -152,6 +152,14 @@ impl SecondTier {
         spaces.known.insert(space.to_owned(), key.clone());
     }
 
+    /// Remembers all that other replicas may call a space, whichever of its credential's tokens they use.
+    pub(super) fn remember_space(&self, key: &SpaceKey, knows: impl Fn(&SpaceKey) -> bool) {
+        let of = |credential: &Credential| (credential.id == key.credential).then(|| key.clone());
+        for name in self.names_of_space(of) {
+            self.remember(&name, key, &knows);
+        }
+    }
+
     /// The space that others call so.
     pub(super) fn space(&self, name: &str) -> Option<SpaceKey> {
         lock(&self.spaces).known.get(name).cloned()
@@ -174,8 +182,12 @@ impl SecondTier {
             .arg(ms(STATE_FOR));
         let answer: LookAnswer = self.link.ask(RedisOperation::Look, &look).await?;
         let (birth, purge, epoch, generation, count, first, value) = answer;
-        if (birth, purge) != (Some(era.birth), Some(era.purge)) {
+        if birth != Some(era.birth) {
             self.link.doubt();
+            return Err(Lost);
+        }
+        // A purge of which word is on its way.
+        if purge != Some(era.purge) {
             return Err(Lost);
         }
         let mark = mark(&names.space, era, epoch, generation);

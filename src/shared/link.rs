@@ -6,7 +6,7 @@
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -122,6 +122,8 @@ struct Live {
     era: Mutex<Era>,
     /// Redis' clock less ours, in milliseconds.
     clock: AtomicI64,
+    /// Whether Redis knew of a purge at the last beat that this replica had not heard of.
+    purge_is_unheard: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -404,6 +406,13 @@ impl Link {
                 .await
                 .map_err(DialError::Refused)?;
             let era = self.hello(&mut connection).await?;
+            // One that is too slow to be asked is none: it would be lost again with the first question.
+            let ping = redis::cmd("PING");
+            let answered = ping.query_async(&mut connection.commands);
+            let answered: Result<(), _> = tokio::time::timeout(self.config.timeout, answered)
+                .await
+                .map_err(|_| DialError::Timeout(self.config.timeout))?;
+            answered.map_err(DialError::Refused)?;
             Ok((connection, era))
         };
         let (connection, era) = tokio::time::timeout(CONNECT_TIMEOUT, connecting)
@@ -436,6 +445,7 @@ impl Link {
             connection,
             era: Mutex::new(era),
             clock: AtomicI64::new(ahead(now, sent, now_ms())),
+            purge_is_unheard: AtomicBool::new(false),
         });
         self.connected(&live, before);
         Ok((live, news))
@@ -529,8 +539,10 @@ impl Link {
         live.clock
             .store(ahead(now, sent, now_ms()), Ordering::Relaxed);
         let era = live.era();
-        if (birth, purge) != (Some(era.birth), Some(era.purge)) {
-            // It was emptied, or a purge went unheard.
+        // Word of a purge may still be on its way: unheard at two beats it was missed.
+        let is_unheard = purge != Some(era.purge);
+        let was_unheard = live.purge_is_unheard.swap(is_unheard, Ordering::Relaxed);
+        if birth != Some(era.birth) || is_unheard && was_unheard {
             self.give_up(live, "another era");
         }
     }

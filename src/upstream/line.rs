@@ -142,6 +142,7 @@ impl Line {
         let present = claims.present();
         let mut state = self.lock();
         if state.tickets.len() >= self.most {
+            state.enter_late_claims();
             let last = state.who_makes_room_for(&present).ok_or(TurnedAway)?;
             state.turn_away(last);
         }
@@ -210,6 +211,17 @@ impl State {
             }
             ticket.entered.push(claim.clone());
             self.ranks[claim.urgency as usize].enter(&claim.client, id);
+        }
+    }
+
+    /// Enters what was claimed meanwhile: nobody should be turned away for what a better claim would have kept.
+    fn enter_late_claims(&mut self) {
+        let tickets = self.tickets.iter();
+        let all: Vec<_> = tickets
+            .map(|(id, ticket)| (*id, ticket.claims.present()))
+            .collect();
+        for (id, present) in all {
+            self.enter(id, &present);
         }
     }
 

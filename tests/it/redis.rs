@@ -202,6 +202,14 @@ async fn a_right_that_one_replica_saw_revoked_is_gone_on_all() {
     until(|| pages(&second) == 0).await;
     let refused = second.tasks(SUPPORT, "").await;
     refused.assert_error("space_access_denied");
+
+    // Each remembers it, whatever the other tells.
+    let calls = fleet.upstream().requests();
+    for gateway in [&first, &second, &first, &second] {
+        let refused = gateway.tasks(SUPPORT, "").await;
+        refused.assert_error("space_access_denied");
+    }
+    assert_eq!(fleet.upstream().requests(), calls);
 }
 
 #[tokio::test]

@@ -38,12 +38,30 @@ impl PageStore {
         }
     }
 
-    /// Drops the pages of a space as far as they are of another epoch than `epoch`.
-    pub fn drop_other_epochs(&self, key: &SpaceKey, epoch: u64) {
-        if let Some(space) = self.known(key)
-            && space.mark().is_none_or(|mark| mark.epoch != epoch)
-        {
+    /// Drops the pages of a space as far as they are of another epoch than `epoch`; `refused`: since the upstream refused it.
+    pub fn drop_other_epochs(&self, key: &SpaceKey, epoch: u64, refused: bool, now: Instant) {
+        let Some(space) = self.known(key) else {
+            return;
+        };
+        if space.mark().is_some_and(|mark| mark.epoch == epoch) {
+            return;
+        }
+        if refused {
+            self.drop_refused(key, now);
+        } else {
             self.drop_pages(key, &space);
+        }
+    }
+
+    /// Drops the pages of a space that the upstream refused, and remembers on.
+    pub fn drop_refused(&self, key: &SpaceKey, now: Instant) {
+        let Some(space) = self.known(key) else {
+            return;
+        };
+        let known = space.refused(now);
+        self.drop_pages(key, &space);
+        if let Some(known) = known {
+            space.refuse(known);
         }
     }
 

@@ -23,20 +23,22 @@ pub(super) struct Unsent {
 }
 
 impl SecondTier {
-    /// Drops a space on all replicas, as each credential that may read it sees it; where Redis is lost, when it is back.
+    /// Drops a space on all replicas, as each credential that may read it sees it; where Redis is lost, when it is back. `refused`: since
+    /// Unpod refused it.
     pub(in crate::service) async fn drop_space(
         &self,
+        refused: bool,
         key: impl Fn(&Credential) -> Option<SpaceKey>,
     ) {
         for space in self.names_of_space(key) {
-            self.drop_named(space).await;
+            self.drop_named(space, refused).await;
         }
     }
 
-    async fn drop_named(&self, space: String) {
+    async fn drop_named(&self, space: String, refused: bool) {
         let script = Script::new(scripts::DROP);
         let state = self.state_key(&space);
-        let told = self.dropping(&script, &state, &space);
+        let told = self.dropping(&script, &state, &space, refused);
         let dropped: Result<u8, Lost> = self.link.ask(RedisOperation::Drop, &told).await;
         if dropped.is_err() {
             lock(&self.unsent).add(space);
@@ -67,7 +69,13 @@ impl SecondTier {
         told.is_ok_and(|told| told > 1)
     }
 
-    fn dropping<'a>(&self, script: &'a Script, state: &str, space: &str) -> ScriptInvocation<'a> {
+    fn dropping<'a>(
+        &self,
+        script: &'a Script,
+        state: &str,
+        space: &str,
+        refused: bool,
+    ) -> ScriptInvocation<'a> {
         let epoch = Nonce::fresh();
         let mut drop = script.key(state);
         drop.arg(epoch)
@@ -76,6 +84,7 @@ impl SecondTier {
             .arg(self.message(News::Dropped {
                 space: space.to_owned(),
                 epoch,
+                refused,
             }));
         drop
     }
@@ -101,7 +110,7 @@ impl SecondTier {
             self.drop_everything().await;
         }
         for space in unsent.spaces {
-            self.drop_named(space).await;
+            self.drop_named(space, false).await;
         }
     }
 
@@ -128,14 +137,17 @@ impl SecondTier {
         let script = Script::new(scripts::DROP);
         for space in &unsent.spaces {
             let state = self.state_key(space);
-            let drop = self.dropping(&script, &state, space);
+            let drop = self.dropping(&script, &state, space, false);
             let _: u8 = session.ask(&drop).await?;
         }
         Ok(purge)
     }
 
     /// What a space is called by each credential that may read it, with either of its tokens: another replica may use the other.
-    fn names_of_space(&self, key: impl Fn(&Credential) -> Option<SpaceKey>) -> Vec<String> {
+    pub(super) fn names_of_space(
+        &self,
+        key: impl Fn(&Credential) -> Option<SpaceKey>,
+    ) -> Vec<String> {
         let credentials = self.credentials.load();
         let mut names = Vec::new();
         for credential in credentials.all() {

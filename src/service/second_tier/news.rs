@@ -16,8 +16,13 @@ struct Message {
 pub(in crate::service) enum News {
     /// Everything was dropped.
     Purged { purge: Nonce },
-    /// A space was dropped.
-    Dropped { space: String, epoch: Nonce },
+    /// A space was dropped; where Unpod refused it, each replica may go on remembering that.
+    Dropped {
+        space: String,
+        epoch: Nonce,
+        #[serde(default)]
+        refused: bool,
+    },
     /// A list moved on.
     Moved { space: String, generation: Nonce },
     /// An operator wants the space dropped that the log calls so; who knows it drops it for all.

@@ -64,8 +64,10 @@ impl Tasks {
                 space: space.clone(),
             };
             second_tier
-                .drop_space(|credential| Some(key(credential.id)))
+                .drop_space(false, |credential| Some(key(credential.id)))
                 .await;
+            // A look in between may have brought back what nobody knew to be dropped.
+            self.store.purge_space(space);
         }
     }
 
@@ -91,6 +93,8 @@ impl Tasks {
         self.store.purge();
         if let Some(second_tier) = self.second_tier.get() {
             second_tier.drop_everything().await;
+            // As above.
+            self.store.purge();
         }
     }
 
@@ -104,6 +108,10 @@ impl Tasks {
         wanted: Wanted,
     ) -> Filled {
         let key = ask.key();
+        if let Some(second_tier) = self.second_tier.get() {
+            // Whether Redis is there or not: it may be back before the page is.
+            second_tier.remember_space(&key.space, |key| self.store.knows(key));
+        }
         let names = self
             .second_tier
             .get()
@@ -216,7 +224,6 @@ impl Tasks {
         ask: &Ask,
     ) -> Result<Option<Kept>, Lost> {
         let key = &ask.key();
-        second_tier.remember(&names.space, &key.space, |key| self.store.knows(key));
         let (began, looked) = loop {
             let asked = self.store.begin(key.clone(), Instant::now());
             let looked = second_tier.look(names, key, asked.generation()).await?;
@@ -287,7 +294,10 @@ impl Tasks {
                 filled
         {
             let of = |id: CredentialId| (id == key.space.credential).then(|| key.space.clone());
-            second_tier.drop_space(|credential| of(credential.id)).await;
+            let of = |credential: &Credential| of(credential.id);
+            second_tier.drop_space(true, of).await;
+            // As above.
+            self.store.drop_refused(&key.space, Instant::now());
         }
     }
 
@@ -340,9 +350,14 @@ impl Follower for Arc<Tasks> {
                 self.store.purge();
                 second_tier.link().purged(purge);
             }
-            News::Dropped { space, epoch } => {
+            News::Dropped {
+                space,
+                epoch,
+                refused,
+            } => {
                 if let Some(key) = second_tier.space(&space) {
-                    self.store.drop_other_epochs(&key, epoch.0);
+                    let now = Instant::now();
+                    self.store.drop_other_epochs(&key, epoch.0, refused, now);
                 }
             }
             News::Moved { space, generation } => {

@@ -304,6 +304,18 @@ fn what_somebody_with_less_wants_too_is_not_turned_away() {
 }
 
 #[test]
+fn what_was_claimed_a_moment_ago_counts_where_room_is_made() {
+    let line = Line::new(2);
+    let refresh = join(&line, (Background, "a")).unwrap();
+    let other = join(&line, (Background, "b")).unwrap();
+    // Its holder has not looked yet.
+    other.claims.add(claim((Waiting, "c")));
+    let _newcomer = join(&line, (Waiting, "d")).unwrap();
+    assert_eq!(refresh.turn(), Err(TurnedAway));
+    assert!(other.turn().is_ok());
+}
+
+#[test]
 fn who_leaves_leaves_all_queues() {
     let line = Line::new(100);
     let place = join_together(&line, &[(Waiting, "a"), (Retry, "b")]).unwrap();

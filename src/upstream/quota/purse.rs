@@ -220,8 +220,23 @@ impl Purse {
         claims: &Claims,
         given_up: Instant,
     ) -> Result<Call, NoCall> {
+        loop {
+            let urgency = claims.urgency();
+            match self.spend_as(urgency, claims, given_up).await {
+                // Somebody joined meanwhile to whom it matters more.
+                Err(_) if claims.urgency() < urgency => {}
+                spent => return spent,
+            }
+        }
+    }
+
+    async fn spend_as(
+        self: &Arc<Self>,
+        urgency: Urgency,
+        claims: &Claims,
+        given_up: Instant,
+    ) -> Result<Call, NoCall> {
         let now = Instant::now();
-        let urgency = claims.urgency();
         match urgency {
             // Where nothing is counted there is no line to stand in.
             Urgency::Waiting | Urgency::Retry if self.is_bounded(now) => {
