@@ -140,7 +140,7 @@ impl SecondTier {
     }
 
     /// Remembers what `key` is called; those are let go that the caller does not know.
-    pub(super) fn remember(&self, space: &str, key: &SpaceKey, knows: impl Fn(&SpaceKey) -> bool) {
+    fn remember(&self, space: &str, key: &SpaceKey, knows: impl Fn(&SpaceKey) -> bool) {
         let mut spaces = lock(&self.spaces);
         if spaces.known.get(space) == Some(key) {
             return;

@@ -334,13 +334,9 @@ impl Credentials {
         }
         for new in self.all() {
             // A call may have found since they were read that the other token is the good one.
-            if let Some(old) = before.by_name.get(&new.name) {
-                let in_use = old.authorization(old.preferred());
-                if new.has(in_use) {
-                    let is_next = new.next.as_ref() == Some(in_use);
-                    new.prefers_next.store(is_next, Ordering::Relaxed);
-                }
-            }
+            let old = before.by_name.get(&new.name);
+            let prefers_next = goes_on_with(old, new.next.as_ref());
+            new.prefers_next.store(prefers_next, Ordering::Relaxed);
             new.standing.put_in_force(new.token_pair);
             new.purse().set_quota(self.quota_per_minute);
         }
@@ -422,8 +418,7 @@ impl Credentials {
             let unchanged = known.current == secrets.current && known.next == secrets.next;
             known.token_pair + u64::from(!unchanged)
         });
-        let in_use = known.map(|known| known.authorization(known.preferred()).clone());
-        let prefers_next = in_use.is_some() && in_use == secrets.next;
+        let prefers_next = goes_on_with(known, secrets.next.as_ref());
         Arc::new(Credential {
             id,
             name: name.to_owned(),
@@ -492,6 +487,11 @@ impl Credentials {
     pub fn all(&self) -> impl Iterator<Item = &Arc<Credential>> {
         self.by_name.values()
     }
+}
+
+/// Whether the token that `old` has in use is `next`: what is in use stays so, wherever it stands in the configuration.
+fn goes_on_with(old: Option<&Arc<Credential>>, next: Option<&HeaderValue>) -> bool {
+    old.is_some_and(|old| Some(old.authorization(old.preferred())) == next)
 }
 
 /// What one section of the configuration says, ready to send.
