@@ -8,7 +8,6 @@ use super::{Began, Keep, Kept, PageStore};
 use crate::{
     cache::{
         Received, StoredPage,
-        entry::Content,
         snapshot::SavedPage,
         space::{Adopted, ListHead, Mark, Space},
     },
@@ -136,16 +135,9 @@ impl PageStore {
             received_unix: now_unix.saturating_sub(seconds),
             response_delay: Duration::ZERO,
         };
-        let page = StoredPage::new(
-            Arc::new(Content::new(page)),
-            &answer,
-            &self.rules().lifetimes,
-            1.0,
-            began.space.clone(),
-            began.version,
-            self.popularity(&began.key, now),
-        )
-        .aged(age, saved.lifetime);
+        let popularity = self.popularity(&began.key, now);
+        let page = self.page_again(began, page, &answer, popularity);
+        let page = page.aged(age, saved.lifetime);
         // The fresh one, or the younger: their ages are by two clocks.
         let is_no_better = |stored: &Arc<StoredPage>| {
             let is_fresh = |page: &StoredPage| !page.fresh_for(now).is_zero();
