@@ -19,16 +19,22 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     && cargo build --release --locked --bin unpod-gateway
 
 
-FROM debian:bookworm-slim
-# The certificate authorities by which the upstream is verified; `upstream.ca_file` adds one of your own.
-COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
-# The file lets CMD start with the environment alone, too.
-RUN groupadd --gid 10001 gateway \
-    && useradd --uid 10001 --gid gateway --no-log-init --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin gateway \
-    && install -d /etc/unpod-gateway \
-    && echo '# Nothing is set here. Mount a file over this one, or set UNPOD_GATEWAY__SECTION__KEY.' > /etc/unpod-gateway/config.toml
-COPY LICENSE /usr/share/doc/unpod-gateway/LICENSE
-COPY --from=build /build/target/release/unpod-gateway /usr/local/bin/unpod-gateway
+# The image as a whole: the program, the libraries it is linked with, the certificate authorities by which the upstream is verified
+# (`upstream.ca_file` adds one of your own), and a file that lets CMD start with the environment alone.
+RUN mkdir -p /image/etc/unpod-gateway /image/usr/local/bin /image/usr/share/doc/unpod-gateway \
+    && cp target/release/unpod-gateway /image/usr/local/bin \
+    && ldd target/release/unpod-gateway | grep -o '/[^ ]*' | xargs cp --parents --dereference --target-directory=/image \
+    && cp --parents --dereference /etc/ssl/certs/ca-certificates.crt /image \
+    && echo 'hosts: files dns' > /image/etc/nsswitch.conf \
+    && echo 'gateway:x:10001:10001::/nonexistent:/usr/sbin/nologin' > /image/etc/passwd \
+    && echo 'gateway:x:10001:' > /image/etc/group \
+    && echo '# Nothing is set here. Mount a file over this one, or set UNPOD_GATEWAY__SECTION__KEY.' > /image/etc/unpod-gateway/config.toml
+COPY LICENSE /image/usr/share/doc/unpod-gateway/LICENSE
+
+
+# No shell, no package manager: what is not there needs no update and helps nobody who breaks in.
+FROM scratch
+COPY --from=build /image /
 USER 10001:10001
 
 # Stronger than `server.listen` in the configuration file: inside a container loopback reaches nobody.

@@ -165,7 +165,7 @@ async fn fill(store: Arc<PageStore>, writer: usize, pages: usize, model: Arc<Byt
             received_unix: 0,
             response_delay: Duration::ZERO,
         };
-        let page = read_page(Bytes::copy_from_slice(&model)).expect("the body is a page");
+        let page = read_page(&Bytes::copy_from_slice(&model)).expect("the body is a page");
         let began = store.begin(key, now);
         store.put(&began, page, &answer, Keep::Yes);
         tokio::task::yield_now().await;

@@ -5,7 +5,7 @@ use std::{fmt, io, sync::Arc};
 use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
 use tokio::{task::JoinHandle, time::Instant};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{info, warn};
 
 mod parts;
@@ -27,6 +27,7 @@ use crate::{
     config::{Config, Problems, value::ListenAddress},
     server::{Connection, Entrance, Limits, Listener, Server, Shutdown, Tls},
     service::{Snapshot, Tasks},
+    shared::Link,
     telemetry::{
         Log,
         metrics::Metrics,
@@ -63,6 +64,8 @@ pub struct Gateway {
     converse: Converse,
     admin: Serving,
     snapshot: Option<Snapshotting>,
+    /// Ends the connection to Redis when dropped.
+    sharing: Option<DropGuard>,
     traces: Option<Export>,
     reloader: Arc<Reloader>,
     watching: JoinHandle<()>,
@@ -117,16 +120,21 @@ impl Gateway {
             metrics.watch_log(losses.clone());
         }
         let credentials = Credentials::load(&config.upstream)?;
+        let link = config.cache.redis.is_configured();
+        let link = link.then(|| Link::new(config.cache.redis.clone(), metrics.clone()));
         let issuers = Issuers::load(&config.auth, None)?;
         let clients = Clients::new(&config.clients, &config.views, credentials, issuers, None);
+        if let Some(link) = &link {
+            clients.share_limits(link);
+        }
         let credentials = clients.credentials().clone();
-        let policy: LivePolicy = Arc::new(ArcSwap::from_pointee(Policy::new(&config, clients)));
         let limit = LimitLayer::new(config.upstream.max_concurrency, config.upstream.max_queue);
-        let stack = parts::upstream(&config, limit.clone(), &metrics)?;
+        let upstream = Arc::new(parts::upstream(&config, limit.clone(), &metrics)?);
+        let policy = Policy::new(&config, clients, upstream);
+        let policy: LivePolicy = Arc::new(ArcSwap::from_pointee(policy));
         let (tracer, traces) = parts::traces(&config.telemetry, &metrics)?.unzip();
         let tasks = Tasks::new(
             PageStore::new(&config.cache),
-            stack,
             metrics.clone(),
             config.server.request_timeout,
             config.server.max_waiting(),
@@ -145,7 +153,11 @@ impl Gateway {
             .address()
             .map_err(listen_error(&config.admin.listen))?;
         // Not before the addresses are ours: another gateway may still be writing the file.
-        let snapshot = start_snapshot(&config, &tasks, credentials);
+        let snapshot = start_snapshot(&config, &tasks, credentials.clone());
+        let sharing = match &link {
+            Some(link) => Some(parts::share(link.clone(), &tasks, credentials).await),
+            None => None,
+        };
         let effective = Arc::new(ArcSwap::from_pointee(config.effective()));
         let reloader = Arc::new(Reloader {
             policy: policy.clone(),
@@ -153,6 +165,7 @@ impl Gateway {
             snapshot: snapshot.as_ref().map(|running| running.snapshot.clone()),
             metrics: metrics.clone(),
             limit: limit.clone(),
+            redis: link.clone(),
             tls: tls.clone(),
             log,
             effective: effective.clone(),
@@ -173,6 +186,7 @@ impl Gateway {
             policy,
             metrics: metrics.clone(),
             limit,
+            redis: link,
             draining: draining.clone(),
             effective_config: effective,
             reload: reloader.clone(),
@@ -201,6 +215,7 @@ impl Gateway {
             converse,
             admin,
             snapshot,
+            sharing,
             traces,
             watching: watch_files(reloader.clone()),
             reloader,
@@ -261,6 +276,7 @@ impl Gateway {
             // It reports its own failures.
             let _ = task.await;
         }
+        drop(self.sharing);
         if let Some(traces) = self.traces {
             traces.end().await;
         }
@@ -301,7 +317,7 @@ fn watch_files(reloader: Arc<Reloader>) -> JoinHandle<()> {
     tokio::spawn(async move {
         let mut watch = Watch::default();
         loop {
-            watch.changed(|| reloader.config().files()).await;
+            watch.changed(|| reloader.files()).await;
             let reloader = reloader.clone();
             // A bug there ends one reload, not the watch.
             let _ = tokio::task::spawn_blocking(move || reloader.files_changed()).await;

@@ -29,7 +29,7 @@ pub mod views;
 pub use self::{
     admin::AdminConfig,
     auth::{AuthConfig, BrowserTokensConfig, ClientConfig, JwtConfig, RateLimitConfig},
-    cache::CacheConfig,
+    cache::{CacheConfig, RedisConfig},
     cors::CorsConfig,
     normalize::NormalizeConfig,
     problem::{Problem, Problems},
@@ -114,37 +114,17 @@ impl Config {
         }
     }
 
-    /// The files whose change changes the configuration: its own, and those that hold secrets and certificates.
+    /// The files whose change may change the configuration: its own, and those that hold secrets and certificates, as it names them
+    /// now, valid or not: what is missing today may come tomorrow.
     #[must_use]
     pub fn files(&self) -> Vec<PathBuf> {
-        let own = match &self.source {
-            Source::Process(file) => file.iter(),
-            Source::Text => None.iter(),
+        let Source::Process(own) = &self.source else {
+            return sources::named_files(&self.merged);
         };
-        let credentials = self.upstream.credentials.values();
-        let tokens = credentials
-            .flat_map(|section| section.token_file.iter().chain(&section.next_token_file));
-        let tls = self.server.tls.iter().flat_map(TlsConfig::files);
-        let keys = self.auth.files();
-        own.chain(&self.upstream.ca_file)
-            .chain(tokens)
-            .map(PathBuf::as_path)
-            .chain(tls)
-            .chain(keys)
-            .map(Path::to_owned)
-            .collect()
-    }
-
-    /// A digest of what those files hold now: tells a change from a mere touch.
-    #[must_use]
-    pub fn files_digest(&self) -> blake3::Hash {
-        let mut hasher = blake3::Hasher::new();
-        for file in self.files() {
-            let text = std::fs::read(&file).unwrap_or_default();
-            hasher.update(&(text.len() as u64).to_le_bytes());
-            hasher.update(&text);
-        }
-        hasher.finalize()
+        let text = own.as_deref().and_then(|own| sources::read_file(own).ok());
+        let merged = sources::merge(text.as_deref(), sources::environment());
+        let named = sources::named_files(&merged.unwrap_or_default());
+        own.iter().cloned().chain(named).collect()
     }
 
     /// The dotted keys whose values differ from those of `before`, such as `cache.ttl`; a list counts as one.

@@ -6,10 +6,11 @@
 //!
 //! ```text
 //! main → cli → app → everything        api → service → cache | upstream → domain
+//!                                      api | service | upstream → shared
 //! ```
 //!
 //! `config` and `telemetry` may be used by all but `domain`, which uses nothing of ours. `cache` and `upstream` do not know
-//! each other: `service` joins them. `simulator` stands outside: it plays the upstream for `demo` and the tests.
+//! each other: `service` joins them. `shared` is what replicas share by way of a Redis, where there is one. `simulator` stands outside: it plays the upstream for `demo` and the tests.
 
 pub mod api;
 pub mod app;
@@ -19,6 +20,7 @@ pub mod config;
 pub mod domain;
 pub mod server;
 pub mod service;
+pub mod shared;
 pub mod simulator;
 pub mod telemetry;
 pub mod upstream;

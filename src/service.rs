@@ -1,8 +1,9 @@
 //! The use cases, where cache and upstream meet.
 
 pub mod inspect;
+mod second_tier;
 pub mod snapshot;
 pub mod tasks;
 
-pub use self::snapshot::Snapshot;
 pub use self::tasks::{Ask, Served, Tasks, TasksError, TasksErrorKind};
+pub use self::{second_tier::SecondTier, snapshot::Snapshot};

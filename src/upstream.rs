@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use tower::{ServiceBuilder, util::BoxCloneSyncService};
 
 mod circuit;
+mod claims;
 mod client;
 mod credential;
 mod deadline;
@@ -28,9 +29,10 @@ mod urgency;
 use self::retry::RetryLayer;
 pub use self::{
     circuit::{Circuit, CircuitLayer, CircuitState, Evidence, Sent},
+    claims::{Claim, Claims},
     client::{
-        BuildError, Calls, Client, ClientError, PageRequest, RawAnswer, USER_AGENT, Validators,
-        other_client, read_body,
+        BuildError, Calls, Client, ClientError, LastError, PageRequest, RawAnswer, USER_AGENT,
+        Validators, other_client, read_body,
     },
     credential::{Credential, Credentials, Succession, TokenSlot},
     deadline::DeadlineLayer,

@@ -2,10 +2,7 @@
 
 use std::{
     fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, OnceLock},
 };
 
 use arc_swap::ArcSwap;
@@ -35,22 +32,23 @@ use crate::{
     config::Problems,
     domain::{PageKey, PageQuery, SpaceKey, SpaceToken},
     service::Tasks,
+    shared::Link,
     telemetry::metrics::Metrics,
     upstream::LimitLayer,
 };
 
 /// Whether the gateway takes requests: not while it drains.
 #[derive(Clone, Debug, Default)]
-pub struct Draining(Arc<AtomicBool>);
+pub struct Draining(Arc<OnceLock<Instant>>);
 
 impl Draining {
     pub fn begin(&self) {
-        self.0.store(true, Ordering::Release);
+        self.0.get_or_init(Instant::now);
     }
 
     #[must_use]
-    pub fn has_begun(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+    pub fn since(&self) -> Option<Instant> {
+        self.0.get().copied()
     }
 }
 
@@ -61,6 +59,8 @@ pub struct Admin {
     pub policy: LivePolicy,
     pub metrics: Arc<Metrics>,
     pub limit: LimitLayer,
+    /// What replicas share, where they do.
+    pub redis: Option<Arc<Link>>,
     pub draining: Draining,
     /// The configuration in force, secrets hidden.
     pub effective_config: Arc<ArcSwap<String>>,
@@ -185,7 +185,7 @@ async fn reload(State(admin): State<Admin>, Extension(operator): Extension<Opera
 }
 
 async fn purge(State(admin): State<Admin>, Extension(operator): Extension<Operator>) -> StatusCode {
-    admin.tasks.store().purge();
+    admin.tasks.purge().await;
     info!(%operator, "operator dropped the whole cache");
     StatusCode::NO_CONTENT
 }
@@ -270,7 +270,7 @@ async fn purge_space(
 ) -> Response {
     match SpaceToken::new(&token) {
         Ok(space) => {
-            admin.tasks.store().purge_space(&space);
+            admin.tasks.purge_space(&space).await;
             info!(%space, %operator, "operator dropped a space from the cache");
             StatusCode::NO_CONTENT.into_response()
         }
@@ -284,8 +284,7 @@ async fn purge_fingerprint(
     Extension(operator): Extension<Operator>,
     Path(fingerprint): Path<String>,
 ) -> Response {
-    let store = admin.tasks.store();
-    if !store.purge_spaces(|space| space.to_string() == fingerprint) {
+    if !admin.tasks.purge_fingerprint(&fingerprint).await {
         return (StatusCode::NOT_FOUND, "nothing is known of such a space").into_response();
     }
     info!(space = fingerprint, %operator, "operator dropped a space from the cache");

@@ -15,6 +15,7 @@ use crate::{
     api::peer::ClientCertificate,
     config::{ClientConfig, ViewsConfig, value::CertificateSubject},
     domain::{SpaceToken, View},
+    shared::{Link, SharedLimit},
     telemetry::metrics::{Account, AuthFailure},
     upstream::{Credential, Credentials},
 };
@@ -145,8 +146,8 @@ impl Client {
     /// # Errors
     ///
     /// Returns the limit that is spent.
-    pub fn take_request(&self) -> Result<Vec<RateLimit>, RateLimit> {
-        take_all(&self.limiters)
+    pub async fn take_request(&self) -> Result<Vec<RateLimit>, RateLimit> {
+        take_all(&self.limiters).await
     }
 
     /// This client as a browser stands for it: narrowed, and with none of its rights but to read.
@@ -177,8 +178,8 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// Those that are configured, and those that tokens of `issuers` speak for. Those of `previous` whose limit is the same keep what
-    /// is left of it. Which tokens have been verified is remembered here, so that new clients begin with none.
+    /// Those that are configured, and those that tokens of `issuers` speak for. Of those of `previous` whose limit is the same what is
+    /// left of it goes on, and a token that it has verified need not be verified again while the issuers are the same.
     #[must_use]
     pub fn new(
         configured: &[ClientConfig],
@@ -226,14 +227,14 @@ impl Clients {
             credentials,
             views,
             limiters,
-            tokens: Tokens::new(issuers),
+            tokens: Tokens::new(issuers, previous.map(|previous| &previous.tokens)),
         }
     }
 
     /// The client that `authorization`, a field value, proves to be there.
     ///
     /// Every refusal of a key costs the same: one digest, one look-up, one comparison. What is no key and has the form of a token
-    /// is verified as one.
+    /// is verified as one, where it is not known already and `may_verify` allows the work.
     ///
     /// # Errors
     ///
@@ -242,6 +243,7 @@ impl Clients {
         &self,
         authorization: Option<&[u8]>,
         now: SystemTime,
+        may_verify: impl FnOnce() -> bool,
     ) -> Result<Arc<Client>, AuthFailure> {
         let presented = match authorization {
             None => Err(AuthFailure::Missing),
@@ -261,9 +263,10 @@ impl Clients {
         if let Some(client) = known.filter(|client| !client.is_expired(now)) {
             return Ok(client.clone());
         }
+        let admit = |proof: &Proof, by: &ProvenBy| self.admit(proof, by);
         let by_token = self
             .tokens
-            .client(presented, digest, now, |proof, by| self.admit(proof, by));
+            .client(presented, digest, now, may_verify, admit);
         // Not before: an expired key costs what an unknown one does.
         if known.is_some() {
             return Err(AuthFailure::Expired);
@@ -327,6 +330,13 @@ impl Clients {
     #[must_use]
     pub fn view(&self, name: &str) -> Option<&Arc<View>> {
         self.views.get(name)
+    }
+
+    /// Has the budgets drawn on by all replicas behind `link` together.
+    pub fn share_limits(&self, link: &Arc<Link>) {
+        for (client, limiter) in &self.limiters {
+            limiter.share(|| SharedLimit::new(link.clone(), client));
+        }
     }
 
     /// For the next configuration's clients, which may go on with the same keys.

@@ -9,12 +9,15 @@ use super::{Client, Clients, admin::OperatorKeys};
 use crate::{
     config::{Config, CorsConfig, routes::TasksRouteConfig},
     telemetry::traces::Place,
+    upstream::Upstream,
 };
 
 /// One state of what may change while the gateway runs.
 #[derive(Debug)]
 pub struct Policy {
     pub clients: Clients,
+    /// What the clients' credentials are good for.
+    pub upstream: Arc<Upstream>,
     pub operators: OperatorKeys,
     pub route: TasksRouteConfig,
     /// How long clients may reuse an answer without asking.
@@ -24,9 +27,10 @@ pub struct Policy {
 
 impl Policy {
     #[must_use]
-    pub fn new(config: &Config, clients: Clients) -> Self {
+    pub fn new(config: &Config, clients: Clients, upstream: Arc<Upstream>) -> Self {
         Self {
             clients,
+            upstream,
             operators: OperatorKeys::new(config.admin.keys()),
             route: config.routes.tasks.clone(),
             client_max_age: config.cache.client_max_age,

@@ -1,6 +1,10 @@
 //! How often a client may ask, and how it is told.
 
-use std::{fmt::Write as _, sync::Arc, time::Duration};
+use std::{
+    fmt::Write as _,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use governor::{
     Quota, RateLimiter,
@@ -11,7 +15,10 @@ use governor::{
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::Instant;
 
-use crate::config::RateLimitConfig;
+use crate::{
+    config::RateLimitConfig,
+    shared::{SharedLimit, Taken},
+};
 
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
@@ -72,6 +79,8 @@ pub struct Limiter {
     /// In which one more request is allowed.
     period: Duration,
     cells: RateLimiter<NotKeyed, InMemoryState, TokioClock, StateInformationMiddleware>,
+    /// The same budget as all replicas count it.
+    shared: OnceLock<SharedLimit>,
 }
 
 impl Limiter {
@@ -90,7 +99,13 @@ impl Limiter {
                 InMemoryState::default(),
                 TokioClock(Instant::now()),
             ),
+            shared: OnceLock::new(),
         }
+    }
+
+    /// This budget, drawn on at all replicas together for as long as they can be asked.
+    pub fn share(&self, shared: impl FnOnce() -> SharedLimit) {
+        self.shared.get_or_init(shared);
     }
 
     /// What it was made of.
@@ -104,7 +119,20 @@ impl Limiter {
     /// # Errors
     ///
     /// Returns how long it takes until there is one, where there is none.
-    pub fn take(&self) -> Result<RateLimit, RateLimit> {
+    pub async fn take(&self) -> Result<RateLimit, RateLimit> {
+        // In any case: when the replicas can no longer be asked, what was spent here is spent.
+        let own = self.take_own();
+        let Some(shared) = self.shared.get() else {
+            return own;
+        };
+        match shared.take(self.period, self.config.burst.get()).await {
+            Ok(Taken::Yes { left, full_in }) => Ok(self.state(left, full_in)),
+            Ok(Taken::No { wait }) => Err(self.state(0, wait)),
+            Err(_lost) => own,
+        }
+    }
+
+    fn take_own(&self) -> Result<RateLimit, RateLimit> {
         match self.cells.check() {
             Ok(state) => {
                 let remaining = state.remaining_burst_capacity();
@@ -138,8 +166,12 @@ impl Limiter {
 /// # Errors
 ///
 /// Returns the limit that is spent.
-pub(super) fn take_all(limiters: &[Arc<Limiter>]) -> Result<Vec<RateLimit>, RateLimit> {
-    limiters.iter().map(|limiter| limiter.take()).collect()
+pub(super) async fn take_all(limiters: &[Arc<Limiter>]) -> Result<Vec<RateLimit>, RateLimit> {
+    let mut limits = Vec::with_capacity(limiters.len());
+    for limiter in limiters {
+        limits.push(limiter.take().await?);
+    }
+    Ok(limits)
 }
 
 /// tokio's clock, which tests can turn, as time since some moment.
@@ -168,12 +200,12 @@ mod tests {
     }
 
     fn left(limiter: &Limiter) -> (u32, Duration) {
-        let state = limiter.take().unwrap();
+        let state = limiter.take_own().unwrap();
         (state.remaining, state.reset_after)
     }
 
     fn wait(limiter: &Limiter) -> Duration {
-        limiter.take().unwrap_err().reset_after
+        limiter.take_own().unwrap_err().reset_after
     }
 
     fn milliseconds(count: u64) -> Duration {
@@ -209,7 +241,7 @@ mod tests {
         ] {
             let limiter = limiter("default", per_second, burst);
             for spent in 1..=burst {
-                assert_eq!(limiter.take().unwrap().remaining, burst - spent);
+                assert_eq!(limiter.take_own().unwrap().remaining, burst - spent);
             }
             assert_eq!(wait(&limiter), period, "{per_second}");
         }
@@ -225,14 +257,14 @@ mod tests {
             limits.iter().map(|limit| limit.remaining).collect()
         };
 
-        assert_eq!(take_all(&greedy).map(remaining), Ok(vec![0, 2]));
+        assert_eq!(take_all(&greedy).await.map(remaining), Ok(vec![0, 2]));
         for _ in 0..5 {
-            assert_eq!(take_all(&greedy).unwrap_err().policy, "token");
+            assert_eq!(take_all(&greedy).await.unwrap_err().policy, "token");
         }
-        assert_eq!(take_all(&modest).map(remaining), Ok(vec![4, 1]));
-        assert_eq!(take_all(&modest).map(remaining), Ok(vec![3, 0]));
-        assert_eq!(take_all(&modest).unwrap_err().policy, "default");
-        assert_eq!(take_all(&[]), Ok(Vec::new()));
+        assert_eq!(take_all(&modest).await.map(remaining), Ok(vec![4, 1]));
+        assert_eq!(take_all(&modest).await.map(remaining), Ok(vec![3, 0]));
+        assert_eq!(take_all(&modest).await.unwrap_err().policy, "default");
+        assert_eq!(take_all(&[]).await, Ok(Vec::new()));
     }
 
     fn parsed(headers: &HeaderMap, name: &str) -> List {

@@ -2,13 +2,18 @@
 
 use std::{sync::Arc, time::Duration};
 
+use tokio::sync::Notify;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
 use crate::{
     config::{Config, telemetry::TelemetryConfig},
+    service::{SecondTier, Tasks},
+    shared::{Calls, Link},
     telemetry::{
         metrics::Metrics,
         traces::{Export, Tracer},
     },
-    upstream::{self, BuildError, Client, LimitLayer, Upstream},
+    upstream::{self, BuildError, Client, Credentials, LimitLayer, Upstream},
 };
 
 const COLLECTOR_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -28,6 +33,33 @@ pub(super) fn traces(
         .timeout(COLLECTOR_TIMEOUT)
         .build()?;
     Ok(Some(Tracer::exporting_to(collector, http, metrics.clone())))
+}
+
+/// Shares pages and calls with the replicas behind `link`, until the guard is dropped.
+///
+/// Waits for the first attempt to connect, so that a replica that starts begins with what the others have.
+pub(super) async fn share(
+    link: Arc<Link>,
+    tasks: &Arc<Tasks>,
+    credentials: Arc<Credentials>,
+) -> DropGuard {
+    share_calls(&link, &credentials);
+    tasks.share_pages(SecondTier::new(link.clone(), credentials));
+    let end = CancellationToken::new();
+    let first = Arc::new(Notify::new());
+    let follower = Arc::new(tasks.clone());
+    tokio::spawn(link.keep(follower, first.clone(), end.clone()));
+    first.notified().await;
+    end.drop_guard()
+}
+
+/// Counts the calls of `credentials` among all replicas.
+pub(super) fn share_calls(link: &Arc<Link>, credentials: &Credentials) {
+    for credential in credentials.all() {
+        let origin = credentials.origin().as_str();
+        let calls = Calls::new(link.clone(), origin, &credential.name);
+        credential.purse().share(calls);
+    }
 }
 
 /// The upstream stack as `config` describes it, within the slots of `limit`.

@@ -1,6 +1,10 @@
 //! Reading the configuration anew: what may change while the gateway runs changes all at once, or not at all.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use arc_swap::ArcSwap;
 use tokio::time::Instant;
@@ -15,6 +19,7 @@ use crate::{
     config::{Config, Problems},
     server::Tls,
     service::{Snapshot, Tasks},
+    shared::Link,
     telemetry::{
         Log,
         metrics::{Metrics, ReloadOutcome},
@@ -42,6 +47,7 @@ const AT_START: &[&str] = &[
     "upstream.max_queue",
     "cache.max_bytes",
     "cache.snapshot_file",
+    "cache.redis",
     "telemetry.format",
     "telemetry.access_log",
     "telemetry.otlp_endpoint",
@@ -55,6 +61,7 @@ pub(super) struct Reloader {
     pub(super) snapshot: Option<Arc<Snapshot>>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) limit: LimitLayer,
+    pub(super) redis: Option<Arc<Link>>,
     pub(super) tls: Option<Tls>,
     pub(super) log: Log,
     /// What operators are shown.
@@ -68,16 +75,41 @@ pub(super) struct Configs {
     started: Arc<Config>,
     in_force: Arc<Config>,
     /// Of the files as they were read last, whether that was put in force or not.
-    files: blake3::Hash,
+    files: Digests,
+}
+
+/// What each file holds: tells a change from a mere touch.
+type Digests = BTreeMap<PathBuf, blake3::Hash>;
+
+fn digests(files: Vec<PathBuf>) -> Digests {
+    let with_digest = |file: PathBuf| {
+        let digest = digest(&file);
+        (file, digest)
+    };
+    files.into_iter().map(with_digest).collect()
+}
+
+fn digest(file: &Path) -> blake3::Hash {
+    blake3::hash(&std::fs::read(file).unwrap_or_default())
 }
 
 impl Configs {
     pub(super) fn new(started: Arc<Config>) -> Mutex<Self> {
         Mutex::new(Self {
-            files: started.files_digest(),
+            files: digests(started.files()),
             in_force: started.clone(),
             started,
         })
+    }
+
+    fn read_anew(&mut self) -> Result<Config, Problems> {
+        // Before they are read: what changes meanwhile is a change.
+        self.files = digests(self.in_force.files());
+        self.in_force.reread()
+    }
+
+    fn have_files_changed(&self) -> bool {
+        self.files != digests(self.in_force.files())
     }
 }
 
@@ -86,7 +118,7 @@ struct Next {
     config: Arc<Config>,
     credentials: Credentials,
     succession: Succession,
-    upstream: Option<Upstream>,
+    upstream: Arc<Upstream>,
     tls: Option<Arc<rustls::ServerConfig>>,
     issuers: Issuers,
 }
@@ -97,8 +129,10 @@ impl Reload for Reloader {
     /// Blocks on the file system.
     fn reload(&self, who: &str) -> Result<Reloaded, Problems> {
         let mut configs = self.configs();
-        configs.files = configs.in_force.files_digest();
-        match self.prepare(&configs) {
+        let next = configs
+            .read_anew()
+            .and_then(|config| self.prepare(Arc::new(config), &configs));
+        match next {
             Ok(next) => {
                 let reloaded = self.put_in_force(next, &mut configs);
                 self.metrics.reloaded(ReloadOutcome::Applied);
@@ -130,9 +164,8 @@ impl Reload for Reloader {
 }
 
 impl Reloader {
-    /// Builds what the configuration says now, without changing anything.
-    fn prepare(&self, configs: &Configs) -> Result<Next, Problems> {
-        let config = Arc::new(configs.in_force.reread()?);
+    /// Builds what `config` says, without changing anything.
+    fn prepare(&self, config: Arc<Config>, configs: &Configs) -> Result<Next, Problems> {
         check_reachable(&config, configs)?;
         let changed = config.changed_since(&configs.in_force);
         let policy = self.policy.load();
@@ -141,9 +174,9 @@ impl Reloader {
         // Its text may have changed, whatever its name.
         let upstream = if rebuilt || config.upstream.ca_file.is_some() {
             let built = parts::upstream(&config, self.limit.clone(), &self.metrics);
-            Some(built.map_err(|error| Problems::one("upstream", error.to_string()))?)
+            Arc::new(built.map_err(|error| Problems::one("upstream", error.to_string()))?)
         } else {
-            None
+            policy.upstream.clone()
         };
         // Whether there is TLS at all is settled at start.
         let tls = config.server.tls.as_ref().filter(|_| self.tls.is_some());
@@ -180,16 +213,20 @@ impl Reloader {
         // Where the provider is the same its keys go on; their file may hold others now.
         clients.issuers().reload_keys();
         let credentials = clients.credentials().clone();
-        // The store first, and the stack before who asks it: no request under the new policy meets the old.
+        if let Some(link) = &self.redis {
+            clients.share_limits(link);
+            parts::share_calls(link, &credentials);
+        }
+        // What is known of the old tokens and of their pages ends first: no request under the new policy meets it. Calls under way
+        // are heard no more, and what they bring is not kept.
+        credentials.succeed(before.clients.credentials());
         let store = self.tasks.store();
         store.reconfigure(&config.cache);
-        if let Some(upstream) = next.upstream {
-            self.tasks.set_upstream(upstream);
-        }
         for credential in next.succession.distrusted {
             store.distrust(credential, Instant::now());
         }
-        self.policy.store(Arc::new(Policy::new(&config, clients)));
+        let policy = Policy::new(&config, clients, next.upstream);
+        self.policy.store(Arc::new(policy));
         // Last: who came in under the old policy may have filled another page of theirs.
         for credential in next.succession.dropped {
             store.forget(credential);
@@ -197,6 +234,7 @@ impl Reloader {
         if let Some((tls, setup)) = self.tls.as_ref().zip(next.tls) {
             tls.replace(setup);
         }
+        self.tasks.set_credentials(credentials.clone());
         if let Some(snapshot) = &self.snapshot {
             snapshot.set_credentials(credentials);
         }
@@ -206,17 +244,14 @@ impl Reloader {
         reloaded
     }
 
-    /// The configuration in force.
-    pub(super) fn config(&self) -> Arc<Config> {
-        self.configs().in_force.clone()
+    /// The files whose change may change the configuration.
+    pub(super) fn files(&self) -> Vec<PathBuf> {
+        self.configs().files.keys().cloned().collect()
     }
 
     /// Reads anew after a file has changed; a touch that changes nothing is no news.
     pub(super) fn files_changed(&self) {
-        let changed = {
-            let configs = self.configs();
-            configs.files != configs.in_force.files_digest()
-        };
+        let changed = self.configs().have_files_changed();
         if changed {
             // It tells the log, whichever way it ends.
             let _ = self.reload("a changed file");
@@ -275,6 +310,7 @@ mod tests {
             ("admin.key_sha256", false, false),
             ("cache.ttl", false, false),
             ("cache.max_bytes", true, false),
+            ("cache.redis.timeout", true, false),
             ("clients", false, false),
             ("upstream.timeout", false, true),
             ("upstream.max_concurrency", true, true),

@@ -14,16 +14,19 @@ use std::{
 use tokio::sync::watch;
 use tracing::Instrument;
 
-/// The fetches under way, by key.
+/// The fetches under way, by key. `S` is what those who wait for one share with it.
 #[derive(Debug)]
-pub struct Flights<K, T> {
-    under_way: Arc<Mutex<HashMap<K, Flight<T>>>>,
+pub struct Flights<K, T, S> {
+    under_way: UnderWay<K, T, S>,
 }
 
+type UnderWay<K, T, S> = Arc<Mutex<HashMap<K, Flight<T, S>>>>;
+
 #[derive(Clone, Debug)]
-struct Flight<T> {
+struct Flight<T, S> {
     landed: watch::Receiver<Option<T>>,
     wanted: Wanted,
+    shared: S,
 }
 
 /// Whether anybody who waits for a fetch wants it kept.
@@ -48,12 +51,13 @@ pub enum Role {
 
 /// A place among the waiters of a fetch. Dropping it leaves the fetch running.
 #[derive(Debug)]
-pub struct Waiting<T> {
+pub struct Waiting<T, S> {
     landed: watch::Receiver<Option<T>>,
     pub role: Role,
+    pub shared: S,
 }
 
-impl<T: Clone> Waiting<T> {
+impl<T: Clone, S> Waiting<T, S> {
     /// Waits for the outcome; `None` if the fetch panicked.
     pub async fn outcome(mut self) -> Option<T> {
         match self.landed.wait_for(Option::is_some).await {
@@ -63,7 +67,7 @@ impl<T: Clone> Waiting<T> {
     }
 }
 
-impl<K, T> Default for Flights<K, T> {
+impl<K, T, S> Default for Flights<K, T, S> {
     fn default() -> Self {
         Self {
             under_way: Arc::default(),
@@ -71,21 +75,23 @@ impl<K, T> Default for Flights<K, T> {
     }
 }
 
-impl<K, T> Flights<K, T>
+impl<K, T, S> Flights<K, T, S>
 where
     K: Clone + Eq + Hash + Send + 'static,
     T: Clone + Send + Sync + 'static,
+    S: Clone + Send + 'static,
 {
     /// Joins the fetch of `key`, or begins the one that `fetch` makes.
     ///
     /// `fetch` is called with no other fetch of any key being begun or ended, so it can look once more whether one is still
-    /// needed: `None` begins nothing. `keep` says whether this caller wants the outcome kept.
+    /// needed: `None` begins nothing. What it gives beside the fetch, each [`Waiting`] gets too. `keep` says whether this caller wants
+    /// the outcome kept.
     pub fn join<F>(
         &self,
         key: &K,
         keep: bool,
-        fetch: impl FnOnce(Wanted) -> Option<F>,
-    ) -> Option<Waiting<T>>
+        fetch: impl FnOnce(Wanted) -> Option<(S, F)>,
+    ) -> Option<Waiting<T, S>>
     where
         F: Future<Output = T> + Send + 'static,
     {
@@ -95,16 +101,18 @@ where
             return Some(Waiting {
                 landed: flight.landed.clone(),
                 role: Role::Joined,
+                shared: flight.shared.clone(),
             });
         }
         let wanted = Wanted(Arc::new(AtomicBool::new(keep)));
-        let fetch = fetch(wanted.clone())?;
+        let (shared, fetch) = fetch(wanted.clone())?;
         let (land, landed) = watch::channel(None);
         under_way.insert(
             key.clone(),
             Flight {
                 landed: landed.clone(),
                 wanted,
+                shared: shared.clone(),
             },
         );
         drop(under_way);
@@ -124,6 +132,7 @@ where
         Some(Waiting {
             landed,
             role: Role::Leader,
+            shared,
         })
     }
 
@@ -139,7 +148,7 @@ where
         self.len() == 0
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<K, Flight<T>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<K, Flight<T, S>>> {
         self.under_way
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -147,12 +156,12 @@ where
 }
 
 /// Takes a fetch off the map, also when it panics.
-struct Departure<K: Eq + Hash, T> {
-    under_way: Arc<Mutex<HashMap<K, Flight<T>>>>,
+struct Departure<K: Eq + Hash, T, S> {
+    under_way: UnderWay<K, T, S>,
     key: K,
 }
 
-impl<K: Eq + Hash, T> Drop for Departure<K, T> {
+impl<K: Eq + Hash, T, S> Drop for Departure<K, T, S> {
     fn drop(&mut self) {
         self.under_way
             .lock()
@@ -167,12 +176,21 @@ mod tests {
 
     use super::*;
 
-    type Few = Flights<&'static str, u32>;
+    /// Those who wait share who began it.
+    type Few = Flights<&'static str, u32, &'static str>;
 
-    fn begin(flights: &Few, answer: oneshot::Receiver<u32>) -> Waiting<u32> {
+    fn begin(flights: &Few, answer: oneshot::Receiver<u32>) -> Waiting<u32, &'static str> {
+        begin_as("any", flights, answer)
+    }
+
+    fn begin_as(
+        name: &'static str,
+        flights: &Few,
+        answer: oneshot::Receiver<u32>,
+    ) -> Waiting<u32, &'static str> {
         flights
             .join(&"key", true, |_| {
-                Some(async { answer.await.expect("the test answers") })
+                Some((name, async { answer.await.expect("the test answers") }))
             })
             .expect("a fetch was given")
     }
@@ -195,6 +213,15 @@ mod tests {
             assert_eq!(waiting.outcome().await, Some(7));
         }
         assert!(flights.is_empty());
+    }
+
+    #[tokio::test]
+    async fn who_joins_shares_what_the_fetch_began_with() {
+        let flights = Few::default();
+        let (_answer, receiver) = oneshot::channel();
+        let leader = begin_as("leader", &flights, receiver);
+        let joined = begin_as("joined", &flights, oneshot::channel().1);
+        assert_eq!((leader.shared, joined.shared), ("leader", "leader"));
     }
 
     #[tokio::test]
@@ -224,7 +251,7 @@ mod tests {
         let mut seen = None;
         let waiting = flights.join(&"key", false, |wanted| {
             seen = Some(wanted);
-            Some(std::future::pending())
+            Some(("any", std::future::pending()))
         });
         let wanted = seen.expect("the fetch was made");
         assert!(waiting.is_some() && !wanted.is_set());

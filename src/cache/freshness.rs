@@ -145,6 +145,16 @@ impl Freshness {
         }
     }
 
+    /// How long it may be served yet, as it is or stale.
+    #[must_use]
+    pub fn useful_for(&self, now: Instant) -> Duration {
+        let stale = match self.never_stale {
+            true => Duration::ZERO,
+            false => self.stale_while_revalidate.max(self.stale_if_error),
+        };
+        (self.lifetime + stale).saturating_sub(self.age(now))
+    }
+
     /// How long it is fresh from its birth.
     #[must_use]
     pub fn lifetime(&self) -> Duration {

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 
+use super::space::Mark;
 use crate::domain::{CredentialId, PageKey, PageQuery, SpaceKey, SpaceToken};
 
 /// Raised whenever a file of before could be misread.
@@ -25,7 +26,14 @@ const DIGEST_LENGTH: usize = blake3::OUT_LEN;
 
 /// Whose pages: a credential's name, and a digest of what it reads with and where. Another token may see other pages.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Owners(HashMap<CredentialId, Vec<Owner>>);
+pub struct Owners(HashMap<CredentialId, Vec<Known>>);
+
+/// A way to know a credential by, and what only those know who have it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Known {
+    owner: Owner,
+    key: [u8; blake3::KEY_LEN],
+}
 
 /// Who read a page, as a file tells it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,25 +42,37 @@ pub struct Owner {
     fingerprint: String,
 }
 
+impl Owner {
+    /// What tells it from others, of its secret nothing.
+    #[must_use]
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+}
+
 impl Owners {
     /// Adds a way to know a credential by; `secret` is all that decides what it sees. The first added is what is written.
     pub fn add(&mut self, id: CredentialId, name: &str, secret: &[&[u8]]) {
-        let mut hasher = blake3::Hasher::new_derive_key("unpod-gateway snapshot owner");
-        for part in secret {
-            hasher.update(&(part.len() as u64).to_le_bytes());
-            hasher.update(part);
-        }
+        let derived = |context| {
+            let mut hasher = blake3::Hasher::new_derive_key(context);
+            for part in secret {
+                hasher.update(&(part.len() as u64).to_le_bytes());
+                hasher.update(part);
+            }
+            hasher.finalize()
+        };
         let owner = Owner {
             name: name.to_owned(),
-            fingerprint: hasher.finalize().to_hex().to_string(),
+            fingerprint: derived("unpod-gateway snapshot owner").to_hex().to_string(),
         };
-        self.0.entry(id).or_default().push(owner);
+        let key = derived("unpod-gateway shared pages").into();
+        self.0.entry(id).or_default().push(Known { owner, key });
     }
 
     /// Under whom to write what belongs to a credential.
     #[must_use]
     pub fn owner(&self, id: CredentialId) -> Option<&Owner> {
-        self.0.get(&id)?.first()
+        Some(&self.0.get(&id)?.first()?.owner)
     }
 
     /// Whose it is that `owner` wrote.
@@ -60,8 +80,23 @@ impl Owners {
     pub fn id(&self, owner: &Owner) -> Option<CredentialId> {
         self.0
             .iter()
-            .find(|(_, known)| known.contains(owner))
+            .find(|(_, known)| known.iter().any(|known| known.owner == *owner))
             .map(|(id, _)| *id)
+    }
+
+    /// Every owner a credential is known by, each with the key that only those have who have its secret.
+    pub fn known(
+        &self,
+        id: CredentialId,
+    ) -> impl Iterator<Item = (&Owner, &[u8; blake3::KEY_LEN])> {
+        let known = self.0.get(&id).into_iter().flatten();
+        known.map(|known| (&known.owner, &known.key))
+    }
+
+    /// The key that only those have who have the secret of what belongs to a credential.
+    #[must_use]
+    pub fn key(&self, id: CredentialId) -> Option<&[u8; blake3::KEY_LEN]> {
+        Some(&self.0.get(&id)?.first()?.key)
     }
 }
 
@@ -76,6 +111,8 @@ pub struct SavedPage {
     /// The upstream's fields that outlive an answer.
     pub headers: HeaderMap,
     pub body: Bytes,
+    /// Under which state of the space all replicas share it.
+    pub mark: Option<Mark>,
 }
 
 /// Why a file is not used.
@@ -114,6 +151,8 @@ struct PageHead {
     born_unix_ms: u64,
     lifetime_ms: u64,
     headers: Vec<(String, String)>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    mark: Option<Mark>,
 }
 
 /// Writes `pages` in place of what `path` holds, readable by its owner alone.
@@ -126,7 +165,35 @@ pub fn write(
     owners: &Owners,
     pages: impl Iterator<Item = SavedPage>,
 ) -> Result<usize, SnapshotError> {
-    replace(path, |file| write_to(file, owners, pages))
+    replace(path, |file| {
+        let out = BufWriter::new(file);
+        let (out, count) = write_to(out, blake3::Hasher::new(), owners, pages)?;
+        let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+        file.sync_all()?;
+        Ok(count)
+    })
+}
+
+/// One page as a file of it alone would hold it, sealed with its owner's key: nobody else could have written it. `None` where it
+/// cannot be written as it is, or is nobody's.
+#[must_use]
+pub fn seal(owners: &Owners, page: SavedPage) -> Option<Vec<u8>> {
+    let digest = blake3::Hasher::new_keyed(owners.key(page.key.space.credential)?);
+    let (bytes, count) = write_to(Vec::new(), digest, owners, std::iter::once(page)).ok()?;
+    (count == 1).then_some(bytes)
+}
+
+/// The page under `key` that [`seal`] wrote.
+///
+/// # Errors
+///
+/// Returns in which way the bytes are not to be trusted; those of another page are foreign.
+pub fn unseal(bytes: &[u8], owners: &Owners, key: &PageKey) -> Result<SavedPage, SnapshotError> {
+    let seal = owners.key(key.space.credential);
+    let digest = blake3::Hasher::new_keyed(seal.ok_or(SnapshotError::Foreign)?);
+    let pages = decode(bytes, digest, owners)?.pages;
+    let mut pages = pages.into_iter().filter(|page| page.key == *key);
+    pages.next().ok_or(SnapshotError::Foreign)
 }
 
 /// Puts a file that `write` fills in place of what `path` holds, in one step and readable by its owner alone.
@@ -164,15 +231,14 @@ pub fn replace<T, E: From<io::Error>>(
     }
 }
 
-fn write_to(
-    file: File,
+/// Writes to `out`, with what `digest` makes of it at the end.
+fn write_to<W: Write>(
+    out: W,
+    digest: blake3::Hasher,
     owners: &Owners,
     pages: impl Iterator<Item = SavedPage>,
-) -> Result<usize, SnapshotError> {
-    let mut out = Digesting {
-        out: BufWriter::new(file),
-        digest: blake3::Hasher::new(),
-    };
+) -> Result<(W, usize), SnapshotError> {
+    let mut out = Digesting { out, digest };
     let preface = Preface {
         magic: MAGIC.to_owned(),
         version: VERSION,
@@ -194,12 +260,7 @@ fn write_to(
     }
     let digest = out.digest.finalize();
     out.out.write_all(digest.as_bytes())?;
-    let file = out
-        .out
-        .into_inner()
-        .map_err(io::IntoInnerError::into_error)?;
-    file.sync_all()?;
-    Ok(count)
+    Ok((out.out, count))
 }
 
 /// `None` for a page that could not be written as it is, or is nobody's.
@@ -217,6 +278,7 @@ fn head_of(page: &SavedPage, owners: &Owners) -> Option<PageHead> {
         born_unix_ms: page.born_unix_ms,
         lifetime_ms: u64::try_from(page.lifetime.as_millis()).unwrap_or(u64::MAX),
         headers,
+        mark: page.mark,
     })
 }
 
@@ -244,10 +306,14 @@ pub fn read(path: &Path, owners: &Owners) -> Result<Option<Restored>, SnapshotEr
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error.into()),
     };
-    decode(&bytes, owners).map(Some)
+    decode(&bytes, blake3::Hasher::new(), owners).map(Some)
 }
 
-fn decode(bytes: &[u8], owners: &Owners) -> Result<Restored, SnapshotError> {
+fn decode(
+    bytes: &[u8],
+    mut digests: blake3::Hasher,
+    owners: &Owners,
+) -> Result<Restored, SnapshotError> {
     let line = bytes
         .iter()
         .take(256)
@@ -265,7 +331,7 @@ fn decode(bytes: &[u8], owners: &Owners) -> Result<Restored, SnapshotError> {
         .split_last_chunk::<DIGEST_LENGTH>()
         .filter(|(content, _)| content.len() > line)
         .ok_or(SnapshotError::Damaged)?;
-    if blake3::hash(content) != *digest {
+    if digests.update(content).finalize() != *digest {
         return Err(SnapshotError::Damaged);
     }
     let mut rest = &content[line + 1..];
@@ -318,6 +384,7 @@ fn saved(head: PageHead, body: &[u8], credential: CredentialId) -> Option<SavedP
         lifetime: Duration::from_millis(head.lifetime_ms),
         headers,
         body: Bytes::copy_from_slice(body),
+        mark: head.mark,
     })
 }
 
@@ -358,7 +425,12 @@ mod tests {
                 HeaderValue::from_static("\"upstream\""),
             )]),
             body: Bytes::from(format!("{{\"n\":{number}}}\n")),
+            mark: None,
         }
+    }
+
+    fn plain() -> blake3::Hasher {
+        blake3::Hasher::new()
     }
 
     fn written(pages: &[SavedPage]) -> (tempfile::TempDir, std::path::PathBuf) {
@@ -400,23 +472,63 @@ mod tests {
         let good = fs::read(&path).unwrap();
         let owners = owners("token");
         for cut in 0..good.len() {
-            assert!(decode(&good[..cut], &owners).is_err(), "cut at {cut}");
+            assert!(
+                decode(&good[..cut], plain(), &owners).is_err(),
+                "cut at {cut}"
+            );
         }
         for place in 0..good.len() {
             let mut bad = good.clone();
             bad[place] ^= 1;
-            assert!(decode(&bad, &owners).is_err(), "bit {place}");
+            assert!(decode(&bad, plain(), &owners).is_err(), "bit {place}");
         }
         let newer = String::from_utf8_lossy(&good).replace("\"version\":1", "\"version\":2");
         assert!(matches!(
-            decode(newer.as_bytes(), &owners),
+            decode(newer.as_bytes(), plain(), &owners),
             Err(SnapshotError::Version(2))
         ));
         assert!(matches!(
-            decode(b"{}\n", &owners),
+            decode(b"{}\n", plain(), &owners),
             Err(SnapshotError::Foreign)
         ));
-        assert!(matches!(decode(b"", &owners), Err(SnapshotError::Foreign)));
+        assert!(matches!(
+            decode(b"", plain(), &owners),
+            Err(SnapshotError::Foreign)
+        ));
+    }
+
+    #[test]
+    fn a_sealed_page_is_read_by_its_owner_alone_and_for_itself_alone() {
+        let first = page(1);
+        let mark = Mark {
+            name: 5,
+            era: [3, 4],
+            epoch: 1,
+            generation: 2,
+        };
+        let shared = SavedPage {
+            mark: Some(mark),
+            ..page(1)
+        };
+        let sealed = seal(&owners("token"), shared.clone()).unwrap();
+        let read = |bytes: &[u8], token, page: &SavedPage| unseal(bytes, &owners(token), &page.key);
+        assert_eq!(read(&sealed, "token", &first).unwrap(), shared);
+        assert!(read(&sealed, "another", &first).is_err());
+        assert!(read(&sealed, "token", &page(2)).is_err());
+        for place in 0..sealed.len() {
+            let mut bad = sealed.clone();
+            bad[place] ^= 1;
+            assert!(read(&bad, "token", &first).is_err(), "bit {place}");
+        }
+        // What anybody could have written.
+        let (forged, _) = write_to(
+            Vec::new(),
+            plain(),
+            &owners("token"),
+            std::iter::once(page(1)),
+        )
+        .unwrap();
+        assert!(read(&forged, "token", &first).is_err());
     }
 
     #[test]
@@ -431,7 +543,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_are_refused_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
-            prop_assert!(decode(&bytes, &owners("token")).is_err());
+            prop_assert!(decode(&bytes, plain(), &owners("token")).is_err());
         }
     }
 }

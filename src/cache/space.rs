@@ -11,6 +11,7 @@ use std::{
 
 use compact_str::CompactString;
 use http::HeaderValue;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::stretch::Demand;
@@ -32,6 +33,8 @@ pub struct Space {
 
 #[derive(Debug, Default)]
 struct State {
+    /// What all replicas knew the space's state by when this one asked last.
+    mark: Option<Mark>,
     count: Option<u64>,
     first_task: Option<CompactString>,
     moved_at: Option<Instant>,
@@ -59,6 +62,13 @@ impl Remembered {
     }
 }
 
+/// By what a list is seen to have moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Move<'a> {
+    Count(u64),
+    FirstTask(&'a str),
+}
+
 /// The state of a space when a page was cut from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Version {
@@ -72,6 +82,35 @@ impl Version {
         HeaderValue::try_from(format!("{:016x}", self.generation))
             .expect("hex digits are visible ASCII")
     }
+}
+
+/// The state of a space as all replicas name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// What the space is called: another name for another token of its credential, which knows of other states.
+    pub name: u64,
+    /// What the whole store they share was written under.
+    pub era: [u64; 2],
+    pub epoch: u64,
+    pub generation: u64,
+}
+
+/// How a list begins and how long it is, as far as known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ListHead {
+    pub count: Option<u64>,
+    pub first_task: Option<CompactString>,
+}
+
+/// What taking up another's state of a space comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Adopted {
+    /// It is this space's state now.
+    Done(Version),
+    /// What is stored was dropped elsewhere, or may have been: drop it, and take the state up then.
+    MustDrop,
+    /// It was dropped or moved on while the other's state was asked for, which may be from before.
+    Overtaken,
 }
 
 impl Space {
@@ -126,7 +165,7 @@ impl Space {
         began: Version,
         query: PageQuery,
         page: &TaskPage,
-        next_generation: impl FnOnce() -> u64,
+        next_generation: impl FnOnce(Move<'_>) -> u64,
         now: Instant,
     ) -> Version {
         let mut state = self.lock();
@@ -142,7 +181,13 @@ impl Space {
             (None, _) | (_, None) => false,
         };
         if other_count || other_first {
-            self.advance(&mut state, next_generation(), now);
+            // Not by both: a page beyond the first sees the count alone, and must name the same state.
+            let to = if other_count {
+                Move::Count(page.count)
+            } else {
+                Move::FirstTask(first.as_deref().unwrap_or_default())
+            };
+            self.advance(&mut state, next_generation(to), now);
         }
         state.count = Some(page.count);
         if first.is_some() {
@@ -158,6 +203,79 @@ impl Space {
         state.count = None;
     }
 
+    /// Goes by `mark`, which all replicas share, and by what they know of the list; asked for when this was of `seen`.
+    ///
+    /// A move that this replica saw and the others have not heard of yet stays.
+    pub fn adopt(&self, seen: Version, mark: Mark, list: &ListHead, now: Instant) -> Adopted {
+        let mut state = self.lock();
+        if self.version() != seen {
+            return Adopted::Overtaken;
+        }
+        let must_drop = match state.mark {
+            None => !state.pages.is_empty(),
+            // What was dropped under its other name was told under both.
+            Some(known) if known.name != mark.name => false,
+            Some(known) => (known.era, known.epoch) != (mark.era, mark.epoch),
+        };
+        if must_drop {
+            return Adopted::MustDrop;
+        }
+        let known = state.mark.replace(mark);
+        let is_ahead = known
+            .is_some_and(|known| (known.name, known.generation) == (mark.name, mark.generation));
+        if is_ahead {
+            return Adopted::Done(seen);
+        }
+        if self.generation.load(Ordering::Acquire) != mark.generation {
+            self.advance(&mut state, mark.generation, now);
+            state.count = None;
+        }
+        state.count = state.count.or(list.count);
+        if state.first_task.is_none() {
+            state.first_task.clone_from(&list.first_task);
+        }
+        Adopted::Done(self.version())
+    }
+
+    /// Goes by `generation`, which another replica's list moved on to.
+    pub fn move_to(&self, generation: u64, now: Instant) {
+        let mut state = self.lock();
+        if let Some(mark) = &mut state.mark {
+            mark.generation = generation;
+        }
+        if self.generation.load(Ordering::Acquire) != generation {
+            self.advance(&mut state, generation, now);
+            state.count = None;
+        }
+    }
+
+    /// What all replicas knew its state by when this one asked last.
+    #[must_use]
+    pub fn mark(&self) -> Option<Mark> {
+        self.lock().mark
+    }
+
+    /// Goes by `mark`, whose epoch names what is stored here.
+    pub fn confirm(&self, mark: Mark, now: Instant) {
+        let mut state = self.lock();
+        let known = state.mark.replace(mark);
+        let is_ahead = known.is_some_and(|known| known.generation == mark.generation);
+        if !is_ahead && self.generation.load(Ordering::Acquire) != mark.generation {
+            self.advance(&mut state, mark.generation, now);
+            state.count = None;
+        }
+    }
+
+    /// What is known of its list.
+    #[must_use]
+    pub fn list_head(&self) -> ListHead {
+        let state = self.lock();
+        ListHead {
+            count: state.count,
+            first_task: state.first_task.clone(),
+        }
+    }
+
     fn advance(&self, state: &mut State, generation: u64, now: Instant) {
         state.moved_at = Some(now);
         state.first_task = None;
@@ -168,6 +286,7 @@ impl Space {
     pub fn drop_pages(&self) -> BTreeSet<PageQuery> {
         let mut state = self.lock();
         self.epoch.fetch_add(1, Ordering::AcqRel);
+        state.mark = None;
         state.count = None;
         state.first_task = None;
         state.refused = None;
@@ -215,6 +334,13 @@ impl Space {
         let mut state = self.lock();
         state.refused = None;
         state.refused_pages.remove(&query);
+    }
+
+    /// Forgets all that was refused: who asks is another.
+    pub fn forget_refusals(&self) {
+        let mut state = self.lock();
+        state.refused = None;
+        state.refused_pages.clear();
     }
 
     /// Whether nothing would be lost by forgetting the space.

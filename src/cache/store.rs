@@ -18,7 +18,7 @@ use tokio::{sync::Notify, time::Instant};
 use super::{
     entry::{Content, Received, StoredPage},
     freshness::{initial_age, may_store, refusal_lifetime},
-    space::{Remembered, Space, Version},
+    space::{Move, Remembered, Space, Version},
     stretch::Demand,
 };
 use crate::{
@@ -30,8 +30,10 @@ mod lifetimes;
 mod lists;
 mod rules;
 mod saved;
+mod shared;
 
 use self::rules::Rules;
+pub use self::shared::Shared;
 
 /// Spaces of which no page is stored, but a refusal is remembered; beyond it the refusals go.
 const MAX_PAGELESS_SPACES: usize = 16_384;
@@ -77,13 +79,26 @@ pub struct Began {
 pub struct Kept {
     pub page: Arc<StoredPage>,
     pub stored: bool,
+    /// Whether it may be kept at all, room or not.
+    pub may_be_kept: bool,
 }
 
 /// Whether anybody wants a page kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keep {
     Yes,
+    /// Not the page, but what it tells of what is stored counts.
     No,
+    /// Nor that: it was asked for with a token that others have replaced.
+    Overtaken,
+}
+
+impl Began {
+    /// The generation of the list by then.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.version.generation
+    }
 }
 
 impl PageStore {
@@ -164,7 +179,7 @@ impl PageStore {
     /// Takes in the page that a fill brought.
     pub fn put(&self, began: &Began, page: TaskPage, answer: &Received<'_>, keep: Keep) -> Kept {
         let content = Arc::new(Content::new(page));
-        let version = self.observe(began, &content.page, answer.received);
+        let version = self.observe(began, &content.page, answer.received, keep);
         let page = StoredPage::new(
             content.clone(),
             answer,
@@ -185,7 +200,7 @@ impl PageStore {
         answer: &Received<'_>,
         keep: Keep,
     ) -> Kept {
-        let version = self.observe(began, &page.content.page, answer.received);
+        let version = self.observe(began, &page.content.page, answer.received, keep);
         let lifetimes = self
             .rules()
             .lifetimes_of(began.key.query, &page.content.page);
@@ -202,6 +217,9 @@ impl PageStore {
         keep: Keep,
         now: Instant,
     ) {
+        if keep == Keep::Overtaken {
+            return;
+        }
         let rules = self.rules();
         let (space, query) = (&began.space, began.key.query);
         // A purge forgets refusals too: one told before it is not remembered after it.
@@ -210,7 +228,7 @@ impl PageStore {
             let lifetime = match keep {
                 Keep::Yes => refusal_lifetime(answer, &rules.lifetimes, configured),
                 // Old pages go all the same: that they no longer hold is no part of the answer.
-                Keep::No => None,
+                Keep::No | Keep::Overtaken => None,
             };
             lifetime.filter(|_| !overtaken).map(|lifetime| Remembered {
                 refusal,
@@ -250,22 +268,16 @@ impl PageStore {
 
     /// Drops all pages of `space`, of every credential. Fills under way will not be stored.
     pub fn purge_space(&self, space: &SpaceToken) {
-        self.purge_spaces(|known| known == space);
-    }
-
-    /// The same for each space that `is_meant`; `false` where nothing is known of any.
-    pub fn purge_spaces(&self, is_meant: impl Fn(&SpaceToken) -> bool) -> bool {
         let known: Vec<_> = self
             .spaces()
             .known
             .iter()
-            .filter(|(key, _)| is_meant(&key.space))
+            .filter(|(key, _)| key.space == *space)
             .map(|(key, space)| (key.clone(), space.clone()))
             .collect();
         for (key, space) in &known {
             self.drop_pages(key, space);
         }
-        !known.is_empty()
     }
 
     /// Drops everything.
@@ -276,10 +288,11 @@ impl PageStore {
         }
     }
 
-    /// Turns all pages of `credential` stale: until filled anew they stand in for errors and quota alone.
+    /// Turns all pages of `credential` stale, and forgets what was refused: until filled anew they stand in for errors and quota alone.
     pub fn distrust(&self, credential: CredentialId, now: Instant) {
         for space in self.spaces_of(credential).values() {
             space.move_on(|| self.generation(), now);
+            space.forget_refusals();
         }
     }
 
@@ -319,9 +332,9 @@ impl PageStore {
         self.rules().coherent
     }
 
-    fn observe(&self, began: &Began, page: &TaskPage, now: Instant) -> Version {
-        if self.is_coherent() {
-            let next = || self.generation();
+    fn observe(&self, began: &Began, page: &TaskPage, now: Instant, keep: Keep) -> Version {
+        if self.is_coherent() && keep != Keep::Overtaken {
+            let next = |to: Move<'_>| next_generation(began.version.generation, to);
             began
                 .space
                 .observe(began.version, began.key.query, page, next, now)
@@ -335,9 +348,10 @@ impl PageStore {
             && page.is_worth_keeping()
             && page.weight() <= self.max_bytes / LARGEST_SHARE;
         let page = Arc::new(page);
+        let mut may_be_kept = false;
         let stored = {
             let _one_at_a_time = self.inserting();
-            if began.space.dropped_since(began.version) {
+            if keep == Keep::Overtaken || began.space.dropped_since(began.version) {
                 false
             } else if !allowed {
                 // What the upstream forbids to keep takes the place of what it allowed before.
@@ -346,6 +360,7 @@ impl PageStore {
             } else if keep == Keep::No {
                 false
             } else {
+                may_be_kept = true;
                 began.space.allow(began.key.query);
                 began.space.add_page(began.key.query);
                 self.insert(&began.key, page.clone());
@@ -353,7 +368,11 @@ impl PageStore {
                 self.pages.contains_key(&began.key)
             }
         };
-        Kept { page, stored }
+        Kept {
+            page,
+            stored,
+            may_be_kept,
+        }
     }
 
     /// Only under `inserting`.
@@ -424,6 +443,19 @@ impl Spaces {
         }
         self.sweep_at = (2 * self.known.len()).max(FIRST_SWEEP_AT);
     }
+}
+
+/// The generation that follows `before` when the list is seen to have moved: whoever sees the same move names it alike.
+fn next_generation(before: u64, to: Move<'_>) -> u64 {
+    let mut hasher = blake3::Hasher::new_derive_key("unpod-gateway list generation");
+    hasher.update(&before.to_le_bytes());
+    match to {
+        Move::Count(count) => hasher.update(b"count").update(&count.to_le_bytes()),
+        Move::FirstTask(id) => hasher.update(b"first").update(id.as_bytes()),
+    };
+    let digest: [u8; blake3::OUT_LEN] = hasher.finalize().into();
+    let (first, _) = digest.split_first_chunk().expect("a digest is longer");
+    u64::from_le_bytes(*first)
 }
 
 fn random() -> u64 {

@@ -1,11 +1,6 @@
 //! `[auth]` and `[[clients]]`: who may call.
 
-use std::{
-    collections::HashMap,
-    iter,
-    num::NonZeroU32,
-    path::{Path, PathBuf},
-};
+use std::{collections::HashMap, num::NonZeroU32};
 
 use figment::value::Dict;
 use serde::Deserialize;
@@ -35,16 +30,6 @@ pub struct AuthConfig {
 }
 
 impl AuthConfig {
-    /// The files that hold keys.
-    pub fn files(&self) -> impl Iterator<Item = &Path> {
-        let jwks = self.jwt.iter().filter_map(|jwt| jwt.jwks_file.as_deref());
-        let browser = self.browser_tokens.iter().flat_map(|tokens| {
-            iter::once(tokens.signing_key_file.as_path())
-                .chain(tokens.verify_key_files.iter().map(PathBuf::as_path))
-        });
-        jwks.chain(browser)
-    }
-
     pub(super) fn check(&self, problems: &mut Problems) {
         if let Some(jwt) = &self.jwt {
             jwt.check(problems);

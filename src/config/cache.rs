@@ -7,10 +7,11 @@ use std::{
 
 use serde::Deserialize;
 
-use super::{
-    Problems,
-    value::{self, NotYet},
-};
+use super::{Problems, value};
+
+mod redis;
+
+pub use self::redis::{Encryption, RedisAddress, RedisConfig};
 
 /// `[cache]`: how long a page lives, what may stand in for it, and how many bytes are kept.
 #[derive(Clone, Debug, Deserialize)]
@@ -44,7 +45,7 @@ pub struct CacheConfig {
     pub obey_upstream: bool,
     /// Where pages are kept over a restart.
     pub snapshot_file: Option<PathBuf>,
-    pub redis: Option<NotYet>,
+    pub redis: RedisConfig,
 }
 
 impl CacheConfig {
@@ -65,6 +66,7 @@ impl CacheConfig {
                 problems.add(key, "expected 10years or less");
             }
         }
+        self.redis.check(problems);
         if self.max_bytes < 64 * 1024 {
             problems.add("cache.max_bytes", "expected 64KiB or more");
         }

@@ -1,6 +1,10 @@
 //! The three sources of settings and how they merge.
 
-use std::{collections::BTreeSet, ffi::OsString, path::Path};
+use std::{
+    collections::BTreeSet,
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
 
 use figment::{
     Figment,
@@ -13,7 +17,7 @@ use super::{DEFAULTS, Problems};
 const PREFIX: &str = "UNPOD_GATEWAY__";
 /// Set by systemd for a service of `Type=notify`.
 const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
-const SECRET_KEYS: [&str; 3] = ["token", "next_token", "proxy"];
+const SECRET_KEYS: [&str; 4] = ["token", "next_token", "proxy", "url"];
 
 pub(super) fn defaults() -> Dict {
     Figment::from(Toml::string(DEFAULTS))
@@ -129,6 +133,26 @@ pub(super) fn hide_secrets(dict: &mut Dict) {
     }
 }
 
+/// The files that `dict` names to be read, wherever it does.
+pub(super) fn named_files(dict: &Dict) -> Vec<PathBuf> {
+    let paths = |value: &Value| match value {
+        Value::String(_, path) => Some(PathBuf::from(path)),
+        _ => None,
+    };
+    let in_value = |(key, value): (&String, &Value)| match value {
+        Value::Dict(_, inner) => named_files(inner),
+        Value::Array(_, items) if key.ends_with("_files") => {
+            items.iter().filter_map(paths).collect()
+        }
+        // That one is written.
+        other if key.ends_with("_file") && key != "snapshot_file" => {
+            paths(other).into_iter().collect()
+        }
+        _ => Vec::new(),
+    };
+    dict.iter().flat_map(in_value).collect()
+}
+
 /// The dotted keys whose values are not the same in both, in order.
 pub(super) fn changed_keys(before: &Dict, after: &Dict) -> Vec<String> {
     let names: BTreeSet<_> = before.keys().chain(after.keys()).collect();
@@ -144,4 +168,29 @@ pub(super) fn changed_keys(before: &Dict, after: &Dict) -> Vec<String> {
         }
     }
     changed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_files_to_read_are_found_wherever_they_are_named() {
+        let text = "
+            [server.tls]
+            cert_file = 'a'
+            key_file = 1
+            [upstream]
+            ca_file = 'b'
+            credentials.other.token_file = 'c'
+            [auth.browser_tokens]
+            verify_key_files = ['d', 'e']
+            [cache]
+            snapshot_file = 'written'
+            no_such_file = { inner_file = 'f' }
+        ";
+        let mut named = named_files(&toml::from_str(text).unwrap());
+        named.sort();
+        assert_eq!(named, ["a", "b", "c", "d", "e", "f"].map(PathBuf::from));
+    }
 }

@@ -750,7 +750,7 @@ fn a_problem_is_told_as_key_and_text() {
 }
 
 /// Paths that no default names.
-const OPTIONAL: [&str; 51] = [
+const OPTIONAL: [&str; 52] = [
     "server.tls",
     "server.tls.cert_file",
     "server.tls.key_file",
@@ -781,7 +781,8 @@ const OPTIONAL: [&str; 51] = [
     "upstream.credentials.default.org_handle",
     "upstream.credentials.default.spaces",
     "cache.snapshot_file",
-    "cache.redis",
+    "cache.redis.url",
+    "cache.redis.url_file",
     "telemetry.otlp_endpoint",
     "clients",
     "clients.0",
@@ -860,13 +861,32 @@ fn no_value_is_ever_told() {
 }
 
 #[test]
-fn keys_of_later_features_are_refused_and_not_passed_over() {
-    let problems = refused(&with(&[("cache.redis", "{url = 'redis://r'}")]));
-    let told = Problem {
-        key: "cache.redis".to_owned(),
-        text: "not supported yet".to_owned(),
-    };
-    assert_eq!(problems, [told]);
+fn a_redis_is_used_where_it_has_an_address() {
+    let redis = |changes: &[(&str, &str)]| Config::from_toml(&with(changes)).map(|c| c.cache.redis);
+    assert!(!redis(&[]).unwrap().is_configured());
+    let used = redis(&[("cache.redis.url", "'redis://:secret@r:6380/1'")]).unwrap();
+    let address = used.read_address().unwrap();
+    assert_eq!((address.host.as_str(), address.port), ("r", 6380));
+    for (key, value) in [
+        ("cache.redis.url", "'http://r'"),
+        ("cache.redis.url_file", "'/nowhere/at/all'"),
+        ("cache.redis.timeout", "'0s'"),
+        ("cache.redis.timeout", "'1m'"),
+        ("cache.redis.replicas", "0"),
+        ("cache.redis.prefix", "'a b'"),
+    ] {
+        let problems = redis(&[(key, value)]).unwrap_err();
+        let told = problems.iter().next().unwrap().key.clone();
+        assert!(key.starts_with(&told), "{key}: {told}");
+    }
+}
+
+#[test]
+fn the_address_of_a_redis_is_not_shown() {
+    let text = with(&[("cache.redis.url", "'redis://:c4n4ry@r:6380/1'")]);
+    let config = Config::from_toml(&text).unwrap();
+    let shown = format!("{} {:?}", config.effective(), config.cache.redis);
+    assert!(!shown.contains("c4n4ry"), "{shown}");
 }
 
 #[test]

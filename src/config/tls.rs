@@ -38,13 +38,6 @@ pub struct TlsMaterial {
 }
 
 impl TlsConfig {
-    /// The files to watch.
-    pub fn files(&self) -> impl Iterator<Item = &Path> {
-        [&self.cert_file, &self.key_file, &self.client_ca_file]
-            .into_iter()
-            .filter_map(|file| file.as_deref())
-    }
-
     /// Reads the files.
     ///
     /// # Errors

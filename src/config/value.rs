@@ -7,19 +7,6 @@ use serde::{
     de::{self, Visitor},
 };
 
-/// What a key gets that a later version will know.
-pub const NOT_SUPPORTED: &str = "not supported yet";
-
-/// Stands for a key that is named but not built yet: giving it is an error, never a silent nothing.
-#[derive(Clone, Debug)]
-pub struct NotYet;
-
-impl<'de> Deserialize<'de> for NotYet {
-    fn deserialize<D: Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
-        Err(de::Error::custom(NOT_SUPPORTED))
-    }
-}
-
 /// Text that is parsed by `FromStr`, with `EXPECTED` in place of the parser's own words.
 struct Parsed<T> {
     expected: &'static str,

@@ -5,7 +5,10 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::{Tasks, tasks::remembered};
+use super::{
+    Tasks,
+    tasks::{remembered, stand_in},
+};
 use crate::{
     cache::{
         StoredPage, Verdict, freshness::FillReason, http_semantics::RequestDirectives, judge_page,
@@ -120,8 +123,15 @@ impl Tasks {
         let overtaken = stored
             .as_ref()
             .is_some_and(|page| page.moved_at().is_some());
-        let (verdict, why) = words(verdict, overtaken);
         let refusal = self.store().refusal(key, now);
+        let (verdict, why) = match (&verdict, &refusal) {
+            (Verdict::Fill(_), Some(known)) => {
+                let error = remembered(known.refusal);
+                let page = stand_in(&error, stored.as_ref(), credential, now);
+                words_of_a_refusal(page.is_some())
+            }
+            _ => words(verdict, overtaken),
+        };
         Explanation {
             verdict,
             why,
@@ -154,6 +164,20 @@ fn report(query: PageQuery, page: &StoredPage, now: Instant) -> PageReport {
 
 fn seconds(time: Duration) -> i64 {
     i64::try_from(time.as_secs()).unwrap_or(i64::MAX)
+}
+
+fn words_of_a_refusal(a_page_stands_in: bool) -> (&'static str, &'static str) {
+    if a_page_stands_in {
+        (
+            "stale-if-error",
+            "the upstream failed a moment ago: the old page stands in until it is asked again",
+        )
+    } else {
+        (
+            "refused",
+            "the upstream refused it a moment ago: the same error until that is forgotten",
+        )
+    }
 }
 
 fn words(verdict: Verdict, overtaken: bool) -> (&'static str, &'static str) {

@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use super::Tasks;
 use crate::{
     cache::snapshot::{self, Owners, Restored},
-    upstream::{Credentials, read_page},
+    upstream::{Credential, Credentials, read_page},
 };
 
 mod calls;
@@ -52,18 +52,7 @@ impl Snapshot {
 
     fn owners(&self) -> Owners {
         let credentials = self.credentials.load();
-        let origin = credentials.origin().as_str().as_bytes();
-        let mut owners = Owners::default();
-        for credential in credentials.all() {
-            for [token, organization] in credential.secrets() {
-                owners.add(
-                    credential.id,
-                    &credential.name,
-                    &[origin, token, organization],
-                );
-            }
-        }
-        owners
+        owners(&credentials, credentials.all())
     }
 
     /// Takes in what the file holds. A file that is not to be trusted is left out with one warning.
@@ -77,7 +66,7 @@ impl Snapshot {
                 let (now, now_unix_ms) = (Instant::now(), unix_ms());
                 let mut restored = 0;
                 for saved in &pages {
-                    if let Ok(page) = read_page(saved.body.clone()) {
+                    if let Ok(page) = read_page(&saved.body) {
                         let store = self.tasks.store();
                         store.restore(saved, page, now, now_unix_ms);
                         restored += 1;
@@ -143,7 +132,26 @@ impl Snapshot {
     }
 }
 
-fn unix_ms() -> u64 {
+/// By what those of `credentials` are known outside the process: what they read, where, and with which secrets.
+pub(super) fn owners<'a>(
+    all: &Credentials,
+    credentials: impl Iterator<Item = &'a Arc<Credential>>,
+) -> Owners {
+    let origin = all.origin().as_str().as_bytes();
+    let mut owners = Owners::default();
+    for credential in credentials {
+        for [token, organization] in credential.secrets() {
+            owners.add(
+                credential.id,
+                &credential.name,
+                &[origin, token, organization],
+            );
+        }
+    }
+    owners
+}
+
+pub(super) fn unix_ms() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| {

@@ -1,15 +1,18 @@
 //! Reading a page of tasks: from the store if it may be served, else from the upstream.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
-use arc_swap::ArcSwap;
 use http::HeaderValue;
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::time::Instant;
 
+use super::SecondTier;
 use crate::{
     cache::{
         CacheStatus, Flights, PageStore, Rendition, Role, StoredPage, Verdict,
-        flight::Waiting,
+        flight::{Waiting, Wanted},
         freshness::{FillReason, refusal_answers},
         http_semantics::RequestDirectives,
         judge_page,
@@ -22,15 +25,21 @@ use crate::{
         metrics::{Account, BACKGROUND, Metrics, Shed},
         traces::Place,
     },
-    upstream::{Calls, Credential, FailureSource, Upstream, UpstreamError, Urgency},
+    upstream::{Calls, Claim, Claims, Credential, FailureSource, Upstream, UpstreamError, Urgency},
 };
 
 mod fill;
+mod places;
+mod shared;
+
+use self::places::Places;
 
 /// What is asked, and on whose account.
 #[derive(Clone, Debug)]
 pub struct Ask {
     pub credential: Arc<Credential>,
+    /// What it is asked through: of the same configuration, so that a token never goes to another upstream than its own.
+    pub upstream: Arc<Upstream>,
     pub space: SpaceToken,
     pub query: PageQuery,
     /// As far as the client may ask for it: see [`crate::cache::freshness::permitted`].
@@ -52,12 +61,16 @@ impl Ask {
         }
     }
 
-    /// How much the call matters: by whether anybody waits, and with what in hand.
-    fn urgency(&self, stored: Option<&Arc<StoredPage>>) -> Urgency {
+    /// How much the call matters to its client, which waits: by what it has in hand.
+    fn claim(&self, stored: Option<&Arc<StoredPage>>) -> Claim {
         let spent = UpstreamError::QuotaExhausted { retry_after: None };
-        match stand_in(&spent, stored, self, Instant::now()) {
+        let urgency = match stand_in(&spent, stored, &self.credential, Instant::now()) {
             Some(_) => Urgency::CanStandIn,
             None => Urgency::Waiting,
+        };
+        Claim {
+            urgency,
+            client: self.account.client().clone(),
         }
     }
 }
@@ -105,13 +118,42 @@ struct Fill {
     kept: Kept,
     /// The upstream's status: 200, or 304 where the stored page still held.
     status: u16,
+    source: Source,
 }
 
-/// On whose account a fill goes, and how much it matters.
+/// Where a page came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Upstream,
+    /// Another replica filled it: it is as old as it is there, and each waiter judges it.
+    SecondTier,
+}
+
+/// Where a fill looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    /// First for what another replica may have filled.
+    Anywhere,
+    /// What others filled was not what the client wants.
+    Upstream,
+}
+
+/// On whose account a fill goes, and who wants it how much.
 struct Errand {
     cause: Arc<str>,
-    urgency: Urgency,
+    claims: Claims,
     calls: Calls,
+}
+
+impl Errand {
+    /// On the account of who claims it first.
+    fn new(claim: Claim, calls: Calls) -> Self {
+        Self {
+            cause: claim.client.clone(),
+            claims: Claims::new(claim),
+            calls,
+        }
+    }
 }
 
 /// What to do about an [`Ask`], by what is stored now.
@@ -137,26 +179,33 @@ impl Decision {
     }
 }
 
+/// Who may share a fill.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct FlightKey {
+    page: PageKey,
+    /// How often its space was dropped: who asks after a purge is not given what was asked before it.
+    epoch: u64,
+    /// Nor is who asks with a new token given what the old one may still see.
+    token_pair: u64,
+}
+
 /// The use case: one page of tasks.
 #[derive(Debug)]
 pub struct Tasks {
     store: PageStore,
-    /// By page, and how often its space was dropped: who asks after a purge is not given what was asked before it.
-    flights: Flights<(PageKey, u64), Filled>,
-    upstream: ArcSwap<Upstream>,
+    flights: Flights<FlightKey, Filled, Claims>,
     metrics: Arc<Metrics>,
+    /// What replicas share, where there is any.
+    second_tier: OnceLock<SecondTier>,
     /// How long a waiter waits at most.
     patience: Duration,
-    /// A place for each waiter. Fewer than the requests that may be under way: however many wait for an upstream that hangs, there
-    /// is room for those who need not.
-    places: Semaphore,
+    places: Places,
 }
 
 impl Tasks {
     #[must_use]
     pub fn new(
         store: PageStore,
-        upstream: Upstream,
         metrics: Arc<Metrics>,
         patience: Duration,
         max_waiting: usize,
@@ -164,21 +213,16 @@ impl Tasks {
         Arc::new(Self {
             store,
             flights: Flights::default(),
-            upstream: ArcSwap::from_pointee(upstream),
             metrics,
+            second_tier: OnceLock::new(),
             patience,
-            places: Semaphore::new(max_waiting),
+            places: Places::new(max_waiting),
         })
     }
 
     #[must_use]
     pub fn store(&self) -> &PageStore {
         &self.store
-    }
-
-    /// Asks `upstream` from now on; fills under way end where they began.
-    pub fn set_upstream(&self, upstream: Upstream) {
-        self.upstream.store(Arc::new(upstream));
     }
 
     /// The page of `ask` as it goes out: all of it, or what `view` shows.
@@ -227,6 +271,7 @@ impl Tasks {
 
     async fn page_uncounted(self: &Arc<Self>, ask: &Ask) -> Result<Served, TasksError> {
         let key = ask.key();
+        let mut look = Look::Anywhere;
         loop {
             match self.look_up(&key, ask) {
                 Decision::Serve(served) => {
@@ -249,26 +294,45 @@ impl Tasks {
                         return Ok(served);
                     }
                     // Before anything is begun: a fill that nobody may wait for would only add to the load.
-                    let Ok(_place) = self.places.try_acquire() else {
-                        self.metrics.shed(Shed::WaitingPlaces);
-                        let status = CacheStatus::Forward {
-                            reason,
-                            status: None,
-                            stored: false,
-                            collapsed: false,
-                        };
-                        return failed(UpstreamError::Overloaded, stored.as_ref(), ask, status);
+                    let Some(place) = self.places.take(ask.account.client()) else {
+                        return self.no_place(ask, reason, stored.as_ref());
                     };
                     // `None`: another fill ended since the decision, so there is a new one to make.
                     let calls = Calls::default();
-                    if let Some(waiting) = self.begin_fill(&key, ask, &calls) {
-                        let outcome = self.wait(waiting, ask, reason, stored).await;
+                    let waiting = self.begin_fill(&key, ask, look, stored.as_ref(), &calls);
+                    if let Some(waiting) = waiting {
+                        let outcome = tokio::select! {
+                            biased;
+                            outcome = self.wait(waiting, ask, reason, stored.as_ref()) => outcome,
+                            () = place.given_away() => Some(self.no_place(ask, reason, stored.as_ref())),
+                        };
+                        let Some(outcome) = outcome else {
+                            look = Look::Upstream;
+                            continue;
+                        };
                         // A fill that another began counts on its own account.
                         return charged(outcome, calls.count());
                     }
                 }
             }
         }
+    }
+
+    /// The answer to who may not wait for a fill, or no longer.
+    fn no_place(
+        &self,
+        ask: &Ask,
+        reason: FillReason,
+        stored: Option<&Arc<StoredPage>>,
+    ) -> Result<Served, TasksError> {
+        self.metrics.shed(Shed::WaitingPlaces);
+        let status = CacheStatus::Forward {
+            reason,
+            status: None,
+            stored: false,
+            collapsed: false,
+        };
+        failed(UpstreamError::Overloaded, stored, ask, status)
     }
 
     /// The page cut from others, where the client takes what is stored at all.
@@ -347,7 +411,7 @@ impl Tasks {
         now: Instant,
     ) -> Decision {
         let error = remembered(known.refusal);
-        match stand_in(&error, stored, ask, now) {
+        match stand_in(&error, stored, &ask.credential, now) {
             Some(served) => Decision::Serve(served),
             None => Decision::Refuse(TasksError {
                 kind: error.into(),
@@ -362,49 +426,64 @@ impl Tasks {
     }
 
     /// Joins the fill of `key` or begins one; `None` where a fill that ended meanwhile left something to serve.
+    ///
+    /// Who joins claims it too, so that it stands in line as well as a fill of its own would.
     fn begin_fill(
         self: &Arc<Self>,
         key: &PageKey,
         ask: &Ask,
+        look: Look,
+        stored: Option<&Arc<StoredPage>>,
         calls: &Calls,
-    ) -> Option<Waiting<Filled>> {
+    ) -> Option<Waiting<Filled, Claims>> {
         let keep = !ask.directives.no_store;
-        self.flights.join(&self.flight(key), keep, |wanted| {
+        let waiting = self.flights.join(&self.flight(key, ask), keep, |wanted| {
             match self.decide(key, ask, Instant::now()) {
                 Decision::Fill { stored, .. } => {
-                    let cause = ask.account.client().clone();
-                    let urgency = ask.urgency(stored.as_ref());
-                    let calls = calls.clone();
-                    let errand = Errand {
-                        cause,
-                        urgency,
-                        calls,
-                    };
-                    Some(self.clone().fill(ask.clone(), errand, stored, wanted))
+                    let errand = Errand::new(ask.claim(stored.as_ref()), calls.clone());
+                    Some(self.begin(ask, look, errand, stored, wanted))
                 }
                 Decision::Serve(_) | Decision::ServeAndRefresh(..) | Decision::Refuse(_) => None,
             }
-        })
+        })?;
+        if waiting.role == Role::Joined {
+            waiting.shared.add(ask.claim(stored));
+        }
+        Some(waiting)
+    }
+
+    /// A fill, and the claims that may be added to it.
+    fn begin(
+        self: &Arc<Self>,
+        ask: &Ask,
+        look: Look,
+        errand: Errand,
+        stored: Option<Arc<StoredPage>>,
+        wanted: Wanted,
+    ) -> (Claims, impl Future<Output = Filled> + use<>) {
+        let claims = errand.claims.clone();
+        let fill = self
+            .clone()
+            .fetch(ask.clone(), look, errand, stored, wanted);
+        (claims, fill)
     }
 
     /// Fetches a page anew that nobody waits for, if there is a call to spare for it and the upstream is asked at all.
     fn refresh(self: &Arc<Self>, key: &PageKey, ask: &Ask) {
         let now = Instant::now();
-        let purse = ask.credential.purse();
-        if purse.would_take(Urgency::Background, now).is_err()
-            || ask.credential.circuit().refuses().is_some()
-        {
+        // Another replica may have fetched it.
+        if !may_refresh(ask, now) && !self.shares_pages() {
             return;
         }
-        let begun = self.flights.join(&self.flight(key), true, |wanted| {
+        let begun = self.flights.join(&self.flight(key, ask), true, |wanted| {
             match self.decide(key, ask, now) {
                 Decision::ServeAndRefresh(_, stored) => {
-                    let errand = Errand {
-                        cause: BACKGROUND.into(),
+                    let claim = Claim {
                         urgency: Urgency::Background,
-                        calls: Calls::default(),
+                        client: BACKGROUND.into(),
                     };
-                    Some(self.clone().fill(ask.clone(), errand, Some(stored), wanted))
+                    let errand = Errand::new(claim, Calls::default());
+                    Some(self.begin(ask, Look::Anywhere, errand, Some(stored), wanted))
                 }
                 // It has just been refreshed.
                 Decision::Serve(_) | Decision::Refuse(_) | Decision::Fill { .. } => None,
@@ -413,17 +492,22 @@ impl Tasks {
         drop(begun);
     }
 
-    fn flight(&self, key: &PageKey) -> (PageKey, u64) {
-        (key.clone(), self.store.epoch(&key.space))
+    fn flight(&self, key: &PageKey, ask: &Ask) -> FlightKey {
+        FlightKey {
+            page: key.clone(),
+            epoch: self.store.epoch(&key.space),
+            token_pair: ask.credential.token_pair(),
+        }
     }
 
+    /// Waits for a fill; `None` where it found what another replica filled, and this client wants another.
     async fn wait(
-        &self,
-        waiting: Waiting<Filled>,
+        self: &Arc<Self>,
+        waiting: Waiting<Filled, Claims>,
         ask: &Ask,
         reason: FillReason,
-        stored: Option<Arc<StoredPage>>,
-    ) -> Result<Served, TasksError> {
+        stored: Option<&Arc<StoredPage>>,
+    ) -> Option<Result<Served, TasksError>> {
         let _counted = self.metrics.fill_waiter();
         let joined = waiting.role == Role::Joined;
         let forward = |fill: Option<&Fill>| CacheStatus::Forward {
@@ -441,22 +525,36 @@ impl Tasks {
             span.fail(error.as_str());
         }
         drop(span);
-        match outcome {
+        Some(match outcome {
+            Some(Ok(fill)) if fill.source == Source::SecondTier => {
+                return self.serve_shared(fill.kept.page, ask).map(Ok);
+            }
             Some(Ok(fill)) => Ok(Served {
                 status: forward(Some(&fill)),
                 page: fill.kept.page,
                 at: Instant::now(),
                 calls: 0,
             }),
-            Some(Err(error)) => failed(error, stored.as_ref(), ask, forward(None)),
+            Some(Err(error)) => {
+                // It may have found one that is too old to be shown but in its place.
+                let found = stored.cloned().or_else(|| self.found_meanwhile(ask));
+                failed(error, found.as_ref(), ask, forward(None))
+            }
             None => Err(TasksError {
                 kind: TasksErrorKind::Lost,
                 status: forward(None),
                 age: None,
                 calls: 0,
             }),
-        }
+        })
     }
+}
+
+/// Whether there is a call to spare for a page that nobody waits for, and the upstream is asked at all.
+fn may_refresh(ask: &Ask, now: Instant) -> bool {
+    let purse = ask.credential.purse();
+    purse.would_take(Urgency::Background, now).is_ok()
+        && ask.credential.circuit().refuses().is_none()
 }
 
 /// The same, with what it cost.
@@ -474,7 +572,7 @@ fn failed(
     ask: &Ask,
     status: CacheStatus,
 ) -> Result<Served, TasksError> {
-    stand_in(&error, stored, ask, Instant::now()).ok_or_else(|| TasksError {
+    stand_in(&error, stored, &ask.credential, Instant::now()).ok_or_else(|| TasksError {
         kind: error.into(),
         status,
         age: None,
@@ -494,13 +592,13 @@ fn hit(page: Arc<StoredPage>, ttl: i64, at: Instant) -> Served {
 }
 
 /// A stored page in place of `error`, where both allow it.
-fn stand_in(
+pub(super) fn stand_in(
     error: &UpstreamError,
     stored: Option<&Arc<StoredPage>>,
-    ask: &Ask,
+    credential: &Credential,
     now: Instant,
 ) -> Option<Served> {
-    if !error.allows_stale() || ask.credential.is_refused() {
+    if !error.allows_stale() || credential.is_refused() {
         return None;
     }
     // It was looked up before the fill: a right revoked meanwhile must not show.

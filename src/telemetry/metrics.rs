@@ -108,6 +108,11 @@ struct CredentialLabels {
     credential: String,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OperationLabels {
+    operation: &'static str,
+}
+
 #[derive(Clone, Debug)]
 struct Durations;
 
@@ -295,6 +300,58 @@ impl SpanLoss {
     }
 }
 
+/// What Redis was asked for, as its failures are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RedisOperation {
+    /// Connecting, and taking up what changed meanwhile.
+    Connect,
+    /// Asking whether it still answers.
+    Heartbeat,
+    /// Looking for a page.
+    Look,
+    /// Keeping a page.
+    Store,
+    /// Being the one who fills a page.
+    Lock,
+    /// Dropping pages on all replicas.
+    Drop,
+    /// A client's rate limit.
+    Limit,
+    /// The upstream's quota.
+    Quota,
+    /// Reading a value that is damaged or not ours: Redis itself is well.
+    Read,
+}
+
+impl RedisOperation {
+    const ALL: [Self; 9] = [
+        Self::Connect,
+        Self::Heartbeat,
+        Self::Look,
+        Self::Store,
+        Self::Lock,
+        Self::Drop,
+        Self::Limit,
+        Self::Quota,
+        Self::Read,
+    ];
+
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Heartbeat => "heartbeat",
+            Self::Look => "look",
+            Self::Store => "store",
+            Self::Lock => "lock",
+            Self::Drop => "drop",
+            Self::Limit => "limit",
+            Self::Quota => "quota",
+            Self::Read => "read",
+        }
+    }
+}
+
 /// Every metric of one gateway.
 #[derive(Debug)]
 pub struct Metrics {
@@ -332,6 +389,9 @@ pub struct Metrics {
     log_lines_dropped: Counter,
     log_losses: OnceLock<LogLosses>,
     traces_dropped: Family<ReasonLabels, Counter>,
+    redis_up: Gauge,
+    redis_errors: Family<OperationLabels, Counter>,
+    redis_pages: Family<OutcomeLabels, Counter>,
     panics: Counter,
 }
 
@@ -374,6 +434,9 @@ impl Metrics {
             log_lines_dropped: Counter::default(),
             log_losses: OnceLock::new(),
             traces_dropped: Family::default(),
+            redis_up: Gauge::default(),
+            redis_errors: Family::default(),
+            redis_pages: Family::default(),
             panics: Counter::default(),
         };
         metrics.register();
@@ -532,6 +595,21 @@ impl Metrics {
             self.traces_dropped.clone(),
         );
         all.register(
+            "redis_up",
+            "Whether Redis answers: 1 it does, 0 it does not; -1 where none is configured",
+            self.redis_up.clone(),
+        );
+        all.register(
+            "redis_errors",
+            "Operations of Redis that failed, by operation; read is a value that was damaged or not ours",
+            self.redis_errors.clone(),
+        );
+        all.register(
+            "redis_pages",
+            "Pages looked for in Redis before the upstream is asked, by outcome",
+            self.redis_pages.clone(),
+        );
+        all.register(
             "panics",
             "Requests that ended in a bug",
             self.panics.clone(),
@@ -579,6 +657,15 @@ impl Metrics {
         }
         for reason in SpanLoss::ALL.map(SpanLoss::as_str) {
             let _ = self.traces_dropped.get_or_create(&ReasonLabels { reason });
+        }
+        self.redis_up.set(-1);
+        for operation in RedisOperation::ALL.map(RedisOperation::as_str) {
+            let _ = self
+                .redis_errors
+                .get_or_create(&OperationLabels { operation });
+        }
+        for outcome in ["hit", "miss"] {
+            let _ = self.redis_pages.get_or_create(&OutcomeLabels { outcome });
         }
         for outcome in [ReloadOutcome::Applied, ReloadOutcome::Refused] {
             let outcome = outcome.as_str();
@@ -685,6 +772,27 @@ impl Metrics {
         self.traces_dropped
             .get_or_create(&ReasonLabels { reason })
             .inc_by(count);
+    }
+
+    /// Whether Redis answers.
+    pub fn redis_up(&self, up: bool) {
+        self.redis_up.set(up.into());
+    }
+
+    /// An operation of Redis failed.
+    pub fn redis_failed(&self, operation: RedisOperation) {
+        let operation = operation.as_str();
+        self.redis_errors
+            .get_or_create(&OperationLabels { operation })
+            .inc();
+    }
+
+    /// A page was looked for in Redis.
+    pub fn redis_looked(&self, found: bool) {
+        let outcome = if found { "hit" } else { "miss" };
+        self.redis_pages
+            .get_or_create(&OutcomeLabels { outcome })
+            .inc();
     }
 
     /// The cache did `outcome` for a request on `account`.
@@ -935,6 +1043,9 @@ mod tests {
             "gateway_credential_state",
             "gateway_log_lines_dropped_total",
             "gateway_traces_dropped_total",
+            "gateway_redis_up",
+            "gateway_redis_errors_total",
+            "gateway_redis_pages_total",
         ] {
             assert!(described.contains(&name), "{name} is missing");
         }

@@ -5,7 +5,6 @@
 
 use std::{
     future::ready,
-    pin::pin,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     task::{Context, Poll},
     time::Duration,
@@ -19,7 +18,7 @@ use tokio::{
 use tower::{Layer, Service};
 use tracing::{debug, info, warn};
 
-use super::{Credential, PageRequest, UpstreamError};
+use super::{Credential, PageRequest, UpstreamError, line::unless_in_line};
 use crate::{
     config::CircuitConfig,
     domain::{PageKey, SpaceKey},
@@ -84,6 +83,11 @@ impl Sent {
         self.0.get_or_init(Instant::now);
     }
 
+    #[must_use]
+    pub fn is_set(&self) -> bool {
+        self.at().is_some()
+    }
+
     fn at(&self) -> Option<Instant> {
         self.0.get().copied()
     }
@@ -112,6 +116,12 @@ impl Circuit {
         self.breaker().map_or(CircuitState::Closed, |breaker| {
             breaker.state(Instant::now())
         })
+    }
+
+    /// Since when it is closed, or is not; `None`: it never opens.
+    #[must_use]
+    pub fn closed_or_not_since(&self) -> Option<Instant> {
+        Some(self.breaker()?.closed_or_not_since())
     }
 
     /// How long to wait where a call would be refused now.
@@ -200,17 +210,8 @@ where
         // Not before it was admitted: it takes its place in the queue at once.
         let call = self.inner.call(request);
         Box::pin(async move {
-            let mut call = pin!(call);
-            let outcome = tokio::select! {
-                biased;
-                outcome = &mut call => outcome,
-                // Who still stands in line would only find out, one after another, what is known already.
-                () = opened => if attempt.sent.at().is_some() {
-                    call.await
-                } else {
-                    Err(attempt.refused())
-                },
-            };
+            let outcome = unless_in_line(call, opened, || attempt.sent.is_set()).await;
+            let outcome = outcome.unwrap_or_else(|| Err(attempt.refused()));
             attempt.end(&outcome);
             outcome
         })

@@ -4,7 +4,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
     task::{Context, Poll},
@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use tower::Service;
 use url::Url;
 
-use super::{Credential, Head, Sent, TokenSlot, Urgency, error::causes};
+use super::{Claims, Credential, Head, Sent, TokenSlot, UpstreamError, error::causes};
 use crate::{
     config::UpstreamConfig,
     domain::{PageQuery, SpaceToken},
@@ -46,14 +46,18 @@ pub struct PageRequest {
     pub query: PageQuery,
     pub validators: Validators,
     pub request_id: HeaderValue,
+    /// When the fill began that it is asked for: its patience is counted from there, whichever try this is.
+    pub began: Instant,
     /// The client on whose account the call goes.
     pub cause: Arc<str>,
-    /// How much it matters when few calls are left.
-    pub urgency: Urgency,
+    /// Who wants it how much, when few calls are left.
+    pub claims: Claims,
     /// Tells the circuit when this try leaves; each try has its own.
     pub sent: Sent,
     /// Counts the tries.
     pub calls: Calls,
+    /// What the last of them failed with.
+    pub last_error: LastError,
     /// What each try's span stands below.
     pub trace: Place,
 }
@@ -69,8 +73,29 @@ impl Calls {
     }
 
     /// Counts one more; returns how many there were before it.
-    fn add(&self) -> u32 {
+    pub(super) fn add(&self) -> u32 {
         self.0.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// What the last try that was made failed with. A clone is the same.
+#[derive(Clone, Debug, Default)]
+pub struct LastError(Arc<Mutex<Option<(UpstreamError, u32)>>>);
+
+impl LastError {
+    /// Notes `error`, with which the last of `calls` ended.
+    pub(super) fn note(&self, error: &UpstreamError, calls: &Calls) {
+        *self.lock() = Some((error.clone(), calls.count()));
+    }
+
+    /// The noted error where none of `calls` was made since: of a try that was never made there is nothing to tell.
+    pub(super) fn of_no_try_since(&self, calls: &Calls) -> Option<UpstreamError> {
+        let noted = self.lock().clone();
+        noted.and_then(|(error, then)| (then == calls.count()).then_some(error))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<(UpstreamError, u32)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -4,16 +4,19 @@ use std::{
     collections::{BTreeMap, HashMap},
     fmt,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use http::HeaderValue;
 use secrecy::ExposeSecret;
-use tokio::time::Instant;
-use url::Url;
+use tokio::{
+    sync::{Notify, futures::OwnedNotified},
+    time::Instant,
+};
+use url::{Origin, Url};
 
 use super::{Circuit, Purse};
 use crate::{
@@ -39,17 +42,34 @@ pub struct Credential {
     current: HeaderValue,
     next: Option<HeaderValue>,
     prefers_next: AtomicBool,
+    /// Which of the pairs of tokens that it has had this is.
+    token_pair: u64,
     standing: Arc<Standing>,
+    purse: Arc<Purse>,
     circuit: Arc<Circuit>,
 }
 
 /// How a credential stands with the upstream: outlives a reload.
+///
+/// What a call with a replaced token learns late says nothing of the token in its place: only the pair in force is heard.
 #[derive(Debug)]
 struct Standing {
+    in_force: AtomicU64,
     refused: AtomicBool,
-    held_until: Mutex<Option<Instant>>,
-    purse: Arc<Purse>,
+    times: Mutex<Times>,
+    holds: Arc<Notify>,
+    refusals: Arc<Notify>,
 }
+
+#[derive(Debug)]
+struct Times {
+    /// Since when it is refused, or is not.
+    refused_or_not_since: Instant,
+    held_until: Option<Instant>,
+}
+
+/// The pair in force of a credential that is no more.
+const NONE_IN_FORCE: u64 = u64::MAX;
 
 impl Credential {
     /// What decides what it sees: its organization and the token in use, then the same with the other token.
@@ -101,7 +121,7 @@ impl Credential {
     /// The calls it may make.
     #[must_use]
     pub fn purse(&self) -> &Arc<Purse> {
-        &self.standing.purse
+        &self.purse
     }
 
     /// Whether the upstream is asked with it.
@@ -116,6 +136,12 @@ impl Credential {
         self.standing.refused.load(Ordering::Relaxed)
     }
 
+    /// Since when that is so.
+    #[must_use]
+    pub fn refused_or_not_since(&self) -> Instant {
+        self.standing.times().refused_or_not_since
+    }
+
     /// As `gateway_credential_state` shows it.
     #[must_use]
     pub fn state_as_number(&self) -> i64 {
@@ -126,40 +152,100 @@ impl Credential {
         }
     }
 
+    /// Whether its tokens are those in force: not once a reload has put others in their place.
+    #[must_use]
+    pub fn is_in_force(&self) -> bool {
+        self.standing.in_force.load(Ordering::Acquire) == self.token_pair
+    }
+
+    /// Which of the pairs of tokens that it has had this is: pages read with one are not given to who asks under another.
+    #[must_use]
+    pub fn token_pair(&self) -> u64 {
+        self.token_pair
+    }
+
     /// Notes whether the upstream takes it; `true` where that is news.
     pub fn set_refused(&self, refused: bool) -> bool {
-        self.standing.refused.swap(refused, Ordering::Relaxed) != refused
+        self.while_in_force(|times| {
+            let news = self.standing.refused.swap(refused, Ordering::Relaxed) != refused;
+            if news {
+                times.refused_or_not_since = Instant::now();
+            }
+            news
+        })
+        .unwrap_or(false)
     }
 
     /// Lets no call be made with it for a while, since the upstream has just refused all its tokens.
     pub fn hold(&self, now: Instant) {
-        *self.standing.held() = Some(now + HOLD);
+        let held = self.while_in_force(|times| times.held_until = Some(now + HOLD));
+        if held.is_some() {
+            self.standing.holds.notify_waiters();
+            self.standing.refusals.notify_waiters();
+        }
+    }
+
+    /// Comes when it is held the next time, from this call on.
+    pub(super) fn next_hold(&self) -> OwnedNotified {
+        self.standing.holds.clone().notified_owned()
+    }
+
+    /// Tells who is about to ask with the preferred token that the upstream has just refused it.
+    pub(super) fn tell_refusal(&self) {
+        self.while_in_force(|_| self.standing.refusals.notify_waiters());
+    }
+
+    /// Comes when its preferred token is refused the next time, from this call on.
+    pub(super) fn next_refusal(&self) -> OwnedNotified {
+        self.standing.refusals.clone().notified_owned()
+    }
+
+    /// What `act` gives, unless other tokens are in force; none are put in force meanwhile.
+    fn while_in_force<T>(&self, act: impl FnOnce(&mut Times) -> T) -> Option<T> {
+        let mut times = self.standing.times();
+        self.is_in_force().then(|| act(&mut times))
     }
 
     #[must_use]
     pub fn is_held(&self, now: Instant) -> bool {
-        self.standing.held().is_some_and(|until| until > now)
+        let held_until = self.standing.times().held_until;
+        held_until.is_some_and(|until| until > now)
     }
 
-    /// Whether `token`, as an `Authorization` value, is one of its own.
+    /// Its tokens, as `Authorization` values.
+    fn tokens(&self) -> impl Iterator<Item = &HeaderValue> {
+        std::iter::once(&self.current).chain(&self.next)
+    }
+
     fn has(&self, token: &HeaderValue) -> bool {
-        self.current == *token || self.next.as_ref() == Some(token)
+        self.tokens().any(|own| own == token)
     }
 }
 
 impl Standing {
-    fn new(purse: Arc<Purse>) -> Self {
+    fn new() -> Self {
         Self {
+            in_force: AtomicU64::new(0),
             refused: AtomicBool::new(false),
-            held_until: Mutex::default(),
-            purse,
+            times: Mutex::new(Times {
+                refused_or_not_since: Instant::now(),
+                held_until: None,
+            }),
+            holds: Arc::default(),
+            refusals: Arc::default(),
         }
     }
 
-    fn held(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
-        self.held_until
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    /// Hears only the pair `token_pair` from now on. A new pair is asked with at once: the operator may just have mended it.
+    fn put_in_force(&self, token_pair: u64) {
+        let mut times = self.times();
+        if self.in_force.swap(token_pair, Ordering::AcqRel) != token_pair {
+            times.held_until = None;
+        }
+    }
+
+    fn times(&self) -> MutexGuard<'_, Times> {
+        self.times.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -180,6 +266,33 @@ pub struct Credentials {
     default: Option<Arc<Credential>>,
     next_id: u32,
     circuit: CircuitConfig,
+    quota_per_minute: u32,
+    purses: Purses,
+}
+
+/// The purse of each token that is configured, or was within the last minute: what was spent with it counts whatever the credential
+/// is called, and wherever it was in between.
+#[derive(Clone, Debug, Default)]
+struct Purses(HashMap<(Origin, HeaderValue), (Arc<Purse>, Instant)>);
+
+impl Purses {
+    fn forget(&mut self, now: Instant) {
+        self.0
+            .retain(|_, (_, seen)| now.saturating_duration_since(*seen) < Purse::MEMORY);
+    }
+
+    fn note(&mut self, origin: &Origin, credential: &Credential, now: Instant) {
+        for token in credential.tokens() {
+            let purse = credential.purse().clone();
+            self.0.insert((origin.clone(), token.clone()), (purse, now));
+        }
+    }
+
+    fn of(&self, origin: &Origin, secrets: &Secrets) -> Option<&Arc<Purse>> {
+        let mut tokens = std::iter::once(&secrets.current).chain(&secrets.next);
+        let (purse, _) = tokens.find_map(|token| self.0.get(&(origin.clone(), token.clone())))?;
+        Some(purse)
+    }
 }
 
 /// What a reload means for the pages that were read with the credentials before it.
@@ -201,13 +314,32 @@ impl Credentials {
         Self::read(config, None).map(|(credentials, _)| credentials)
     }
 
-    /// Reads every token anew. A credential that is the same user as before keeps its pages, quota and standing.
+    /// Reads every token anew. A credential that is the same user as before keeps its pages, quota and standing. Changes nothing of
+    /// what is in force: see [`Credentials::succeed`].
     ///
     /// # Errors
     ///
     /// As [`Credentials::load`].
     pub fn reload(&self, config: &UpstreamConfig) -> Result<(Self, Succession), Problems> {
         Self::read(config, Some(self))
+    }
+
+    /// Puts these in force in the place of `before`, whose calls under way are heard no more where their tokens are others.
+    pub fn succeed(&self, before: &Self) {
+        for old in before.all() {
+            let goes_on = |new: &Arc<Credential>| Arc::ptr_eq(&new.standing, &old.standing);
+            if !self.by_name.get(&old.name).is_some_and(goes_on) {
+                old.standing.put_in_force(NONE_IN_FORCE);
+            }
+        }
+        for new in self.all() {
+            // A call may have found since they were read that the other token is the good one.
+            let old = before.by_name.get(&new.name);
+            let prefers_next = goes_on_with(old, new.next.as_ref());
+            new.prefers_next.store(prefers_next, Ordering::Relaxed);
+            new.standing.put_in_force(new.token_pair);
+            new.purse().set_quota(self.quota_per_minute);
+        }
     }
 
     fn read(
@@ -222,13 +354,18 @@ impl Credentials {
             default: None,
             next_id: before.map_or(0, |before| before.next_id),
             circuit: config.circuit.clone(),
+            quota_per_minute: config.quota_per_minute,
+            purses: before.map(Self::known_purses).unwrap_or_default(),
         };
+        let (origin, now) = (all.origin.origin(), Instant::now());
         for (name, section) in &config.credentials {
             let Some(secrets) = Secrets::read(name, section, &mut problems) else {
                 continue;
             };
             let known = before.and_then(|before| before.by_name.get(name));
             let credential = all.credential(name, secrets, known, before, config);
+            // Two credentials of one token spend from one purse.
+            all.purses.note(&origin, &credential, now);
             let spaces = section.spaces.iter();
             all.by_space.extend(
                 spaces.filter_map(|space| Some((SpaceToken::new(space).ok()?, credential.clone()))),
@@ -241,6 +378,16 @@ impl Credentials {
         }
         let succession = before.map(|before| before.succession(&all));
         Ok((all, succession.unwrap_or_default()))
+    }
+
+    fn known_purses(&self) -> Purses {
+        let now = Instant::now();
+        let mut purses = self.purses.clone();
+        purses.forget(now);
+        for credential in self.all() {
+            purses.note(&self.origin.origin(), credential, now);
+        }
+        purses
     }
 
     fn credential(
@@ -259,27 +406,19 @@ impl Credentials {
         });
         let standing = match same_user {
             Some(known) => known.standing.clone(),
-            None => Arc::new(Standing::new(match known {
-                // The quota is the token's, whatever the organization.
-                Some(known) if same_origin => known.purse().clone(),
-                _ => Arc::new(Purse::new(config.quota_per_minute, config.max_queue)),
-            })),
+            None => Arc::new(Standing::new()),
         };
+        let purse = self.purse(&secrets, known, before, config);
         let same_circuit = before.is_some_and(|before| before.circuit == self.circuit);
         let circuit = match same_user.filter(|_| same_circuit) {
             Some(known) => known.circuit.clone(),
             None => Arc::new(Circuit::new(&self.circuit)),
         };
-        standing.purse.set_quota(config.quota_per_minute);
-        let unchanged = |known: &&Arc<Credential>| {
-            known.current == secrets.current && known.next == secrets.next
-        };
-        if !known.is_some_and(|known| unchanged(&known)) {
-            // The operator may just have mended it.
-            *standing.held() = None;
-        }
-        let in_use = known.map(|known| known.authorization(known.preferred()).clone());
-        let prefers_next = in_use.is_some() && in_use == secrets.next;
+        let token_pair = same_user.map_or(0, |known| {
+            let unchanged = known.current == secrets.current && known.next == secrets.next;
+            known.token_pair + u64::from(!unchanged)
+        });
+        let prefers_next = goes_on_with(known, secrets.next.as_ref());
         Arc::new(Credential {
             id,
             name: name.to_owned(),
@@ -287,9 +426,30 @@ impl Credentials {
             current: secrets.current,
             next: secrets.next,
             prefers_next: AtomicBool::new(prefers_next),
+            token_pair,
             standing,
+            purse,
             circuit,
         })
+    }
+
+    /// The quota is the token's, whatever the organization; and the account's, whatever the token.
+    fn purse(
+        &self,
+        secrets: &Secrets,
+        known: Option<&Arc<Credential>>,
+        before: Option<&Self>,
+        config: &UpstreamConfig,
+    ) -> Arc<Purse> {
+        let origin = self.origin.origin();
+        let same_place = before.is_some_and(|before| before.origin.origin() == origin);
+        let of_account = || known.filter(|_| same_place).map(|known| known.purse());
+        let purse = self
+            .purses
+            .of(&origin, secrets)
+            .or_else(of_account)
+            .cloned();
+        purse.unwrap_or_else(|| Arc::new(Purse::new(config.quota_per_minute, config.max_queue)))
     }
 
     /// What became of these credentials in `after`.
@@ -327,6 +487,11 @@ impl Credentials {
     pub fn all(&self) -> impl Iterator<Item = &Arc<Credential>> {
         self.by_name.values()
     }
+}
+
+/// Whether the token that `old` has in use is `next`: what is in use stays so, wherever it stands in the configuration.
+fn goes_on_with(old: Option<&Arc<Credential>>, next: Option<&HeaderValue>) -> bool {
+    old.is_some_and(|old| Some(old.authorization(old.preferred())) == next)
 }
 
 /// What one section of the configuration says, ready to send.

@@ -8,7 +8,7 @@ use std::{
 use futures_util::future::BoxFuture;
 use tower::{Layer, Service};
 
-use super::UpstreamError;
+use super::{PageRequest, UpstreamError};
 
 /// Bounds a whole call in time.
 #[derive(Clone, Debug)]
@@ -34,16 +34,17 @@ impl<S> Layer<S> for DeadlineLayer {
     }
 }
 
-/// Answers [`UpstreamError::Timeout`] where the inner service takes too long, and drops its future.
+/// Answers [`UpstreamError::Timeout`] where the inner service takes too long, and drops its future. Where that only waits for a
+/// further try, the error of the one before is the better answer.
 #[derive(Clone, Debug)]
 pub struct Deadline<S> {
     inner: S,
     after: Duration,
 }
 
-impl<S, R> Service<R> for Deadline<S>
+impl<S> Service<PageRequest> for Deadline<S>
 where
-    S: Service<R, Error = UpstreamError>,
+    S: Service<PageRequest, Error = UpstreamError>,
     S::Future: Send + 'static,
     S::Response: Send + 'static,
 {
@@ -55,9 +56,45 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: R) -> Self::Future {
+    fn call(&mut self, request: PageRequest) -> Self::Future {
         let after = self.after;
+        let (calls, last_error) = (request.calls.clone(), request.last_error.clone());
         let call = tokio::time::timeout(after, self.inner.call(request));
-        Box::pin(async move { call.await.unwrap_or(Err(UpstreamError::Timeout(after))) })
+        Box::pin(async move {
+            call.await.unwrap_or_else(|_| {
+                let earlier = last_error.of_no_try_since(&calls);
+                Err(earlier.unwrap_or(UpstreamError::Timeout(after)))
+            })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use tower::{ServiceBuilder, ServiceExt, service_fn};
+
+    use super::*;
+    use crate::upstream::{FailureSource, fixtures};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_further_try_that_only_waits_leaves_the_error_of_the_one_before() {
+        for (is_sent, expected) in [(false, "upstream_failed"), (true, "upstream_timeout")] {
+            let outcome: Result<(), _> = ServiceBuilder::new()
+                .layer(DeadlineLayer::new(Duration::from_secs(10)))
+                .service(service_fn(move |request: PageRequest| async move {
+                    request.calls.add();
+                    let error = UpstreamError::Failed(FailureSource::Inner);
+                    request.last_error.note(&error, &request.calls);
+                    if is_sent {
+                        request.calls.add();
+                    }
+                    pending().await
+                }))
+                .oneshot(fixtures::request(""))
+                .await;
+            assert_eq!(outcome.unwrap_err().as_str(), expected);
+        }
     }
 }

@@ -96,8 +96,11 @@ impl UpstreamError {
     pub fn is_told_to_a_known_user(&self) -> bool {
         match self {
             Self::SpaceNotFound { .. } | Self::SpaceAccessDenied | Self::Rejected => true,
+            Self::Failed(source) => match source {
+                FailureSource::Inner | FailureSource::InnerSlowDown => true,
+                FailureSource::Status { .. } | FailureSource::Html => false,
+            },
             Self::AuthFailed
-            | Self::Failed(_)
             | Self::InvalidResponse(_)
             | Self::Unreachable(_)
             | Self::Timeout(_)

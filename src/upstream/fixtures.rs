@@ -1,8 +1,11 @@
 //! What the tests of this floor begin with.
 
 use http::HeaderValue;
+use tokio::time::Instant;
 
-use super::{Calls, Credentials, PageRequest, Sent, TokenSlot, Urgency, Validators};
+use super::{
+    Calls, Claim, Claims, Credentials, LastError, PageRequest, Sent, TokenSlot, Urgency, Validators,
+};
 use crate::{
     config::{Config, UpstreamConfig},
     domain::{PageQuery, SpaceToken},
@@ -29,10 +32,20 @@ pub(super) fn request(lines: &str) -> PageRequest {
         },
         validators: Validators::default(),
         request_id: HeaderValue::from_static("test"),
+        began: Instant::now(),
         cause: "test".into(),
-        urgency: Urgency::Waiting,
+        claims: claims(Urgency::Waiting, "test"),
         sent: Sent::default(),
         calls: Calls::default(),
+        last_error: LastError::default(),
         trace: Place::default(),
     }
+}
+
+/// What a client claims that asks alone.
+pub(super) fn claims(urgency: Urgency, client: &str) -> Claims {
+    Claims::new(Claim {
+        urgency,
+        client: client.into(),
+    })
 }

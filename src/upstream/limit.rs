@@ -10,7 +10,7 @@ use futures_util::future::BoxFuture;
 use tower::{Layer, Service};
 
 use super::{
-    PageRequest, UpstreamError, Urgency,
+    Claims, PageRequest, UpstreamError,
     line::{Line, TurnedAway},
 };
 
@@ -45,11 +45,7 @@ struct Slots {
 }
 
 impl Slots {
-    async fn acquire(
-        self: Arc<Self>,
-        urgency: Urgency,
-        client: &Arc<str>,
-    ) -> Result<Slot, TurnedAway> {
+    async fn acquire(self: Arc<Self>, claims: &Claims) -> Result<Slot, TurnedAway> {
         // Nobody is passed by.
         if self.line.is_empty()
             && let Some(slot) = self.take()
@@ -57,9 +53,11 @@ impl Slots {
             return Ok(slot);
         }
         self.line
-            .stand(urgency, client, || match self.take() {
-                Some(slot) => ControlFlow::Break(slot),
-                None => ControlFlow::Continue(None),
+            .stand(claims, || async {
+                match self.take() {
+                    Some(slot) => ControlFlow::Break(slot),
+                    None => ControlFlow::Continue(None),
+                }
             })
             .await
     }
@@ -121,11 +119,11 @@ where
 
     fn call(&mut self, request: PageRequest) -> Self::Future {
         let slots = self.slots.clone();
-        let (urgency, client) = (request.urgency, request.cause.clone());
+        let claims = request.claims.clone();
         // Lazy: nothing is sent before the slot is ours.
         let call = self.inner.call(request);
         Box::pin(async move {
-            let slot = slots.acquire(urgency, &client).await;
+            let slot = slots.acquire(&claims).await;
             let _slot = slot.map_err(|TurnedAway| UpstreamError::Overloaded)?;
             call.await
         })

@@ -1,18 +1,16 @@
 //! A bounded line in which clients take turns, the urgent ones first: one client that asks for much waits for itself, not the others for it.
+//!
+//! What several clients want stands in the queue of each, and is served when the first of them has its turn.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     ops::ControlFlow,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use tokio::sync::Notify;
-
-use super::Urgency;
+use super::{Claim, Claims, Urgency};
 
 /// Who waits for something that there is not enough of.
 #[derive(Debug)]
@@ -21,32 +19,50 @@ pub(super) struct Line {
     state: Mutex<State>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct State {
     ranks: [Rank; Urgency::ALL.len()],
-    waiting: usize,
-    next_ticket: u64,
+    tickets: BTreeMap<TicketId, Ticket>,
+    next_ticket: TicketId,
 }
 
 /// Those who are equally urgent.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Rank {
     /// Each client that waits once, whose turn it is first.
     turns: VecDeque<Arc<str>>,
-    /// What each of them waits with, oldest first.
-    tickets: HashMap<Arc<str>, VecDeque<Ticket>>,
+    /// What each of them waits with, oldest claim first.
+    queues: HashMap<Arc<str>, VecDeque<TicketId>>,
 }
+
+/// The higher the newer.
+type TicketId = u64;
 
 #[derive(Clone, Debug)]
 struct Ticket {
-    id: u64,
-    told: Arc<Told>,
+    /// Told when it is time to look.
+    claims: Claims,
+    /// Those of the claims that are in a queue.
+    entered: Vec<Claim>,
 }
 
-#[derive(Debug, Default)]
-struct Told {
-    news: Notify,
-    turned_away: AtomicBool,
+/// What `call` gives; `None` where it was not sent yet when `news` came: who still stands in line would only find out, one after
+/// another, what is known already.
+pub(super) async fn unless_in_line<T>(
+    call: impl Future<Output = T>,
+    news: impl Future<Output = ()>,
+    is_sent: impl Fn() -> bool,
+) -> Option<T> {
+    let mut call = pin!(call);
+    tokio::select! {
+        biased;
+        outcome = &mut call => Some(outcome),
+        () = news => if is_sent() {
+            Some(call.await)
+        } else {
+            None
+        },
+    }
 }
 
 /// There is no place in the line, or it went to somebody who had fewer or a better claim.
@@ -62,41 +78,38 @@ impl Line {
         }
     }
 
-    /// Waits in line until `take`, called only while it is this one's turn, breaks with what was waited for.
+    /// Waits in line until `take`, called only while it is the turn of one of `claims`, breaks with what was waited for.
     ///
-    /// Where `take` continues, it is called again after the time it names, or at the next [`Line::wake`]. A dropped future leaves
-    /// the line.
+    /// Where `take` continues, it is called again after the time it names, or at the next [`Line::wake`]. A claim that is added
+    /// meanwhile counts from then on. A dropped future leaves the line.
     ///
     /// # Errors
     ///
     /// Returns [`TurnedAway`] where the line is full, at once or when others need the place more.
-    pub(super) async fn stand<T>(
+    pub(super) async fn stand<T, F>(
         &self,
-        urgency: Urgency,
-        client: &Arc<str>,
-        mut take: impl FnMut() -> ControlFlow<T, Option<Duration>>,
-    ) -> Result<T, TurnedAway> {
-        let mut place = self.join(urgency, client)?;
+        claims: &Claims,
+        mut take: impl FnMut() -> F,
+    ) -> Result<T, TurnedAway>
+    where
+        F: Future<Output = ControlFlow<T, Option<Duration>>>,
+    {
+        let mut place = self.join(claims)?;
         loop {
-            if place.told.turned_away.load(Ordering::Acquire) {
-                return Err(TurnedAway);
-            }
-            let again_after = if place.is_first() {
-                match take() {
+            let again_after = match place.turn()? {
+                Some(turn) => match take().await {
                     ControlFlow::Break(taken) => {
-                        place.is_served = true;
+                        place.served = Some(turn);
                         return Ok(taken);
                     }
                     ControlFlow::Continue(wait) => wait,
-                }
-            } else {
-                None
+                },
+                None => None,
             };
-            let news = place.told.news.notified();
             match again_after {
-                None => news.await,
+                None => claims.told().await,
                 Some(wait) => tokio::select! {
-                    () = news => {}
+                    () = claims.told() => {}
                     () = tokio::time::sleep(wait) => {}
                 },
             }
@@ -114,31 +127,31 @@ impl Line {
 
     /// How many wait.
     pub(super) fn len(&self) -> usize {
-        self.lock().waiting
+        self.lock().tickets.len()
     }
 
-    /// How many would be served before `client` if it came now.
-    pub(super) fn ahead_of(&self, urgency: Urgency, client: &str) -> usize {
-        self.lock().ahead_of(urgency, client)
+    /// How many would be served before `claims` if they came now.
+    pub(super) fn ahead_of(&self, claims: &Claims) -> usize {
+        // Played through on a copy: what several want leaves several queues at once, which no sum of lengths tells.
+        let mut rehearsal = self.lock().clone();
+        let ours = rehearsal.add(claims, &claims.present());
+        rehearsal.count_before(ours)
     }
 
-    fn join(&self, urgency: Urgency, client: &Arc<str>) -> Result<Place<'_>, TurnedAway> {
+    fn join(&self, claims: &Claims) -> Result<Place<'_>, TurnedAway> {
+        let present = claims.present();
         let mut state = self.lock();
-        if state.waiting >= self.most && !state.make_room(urgency, client) {
-            return Err(TurnedAway);
+        if state.tickets.len() >= self.most {
+            state.enter_late_claims();
+            let last = state.who_makes_room_for(&present).ok_or(TurnedAway)?;
+            state.turn_away(last);
         }
-        let first = state.first().map(|ticket| ticket.id);
-        let ticket = state.add(urgency, client);
-        if state.first().map(|ticket| ticket.id) != first {
-            state.tell_first();
-        }
+        let id = state.add(claims, &present);
         Ok(Place {
             line: self,
-            urgency,
-            client: client.clone(),
-            id: ticket.id,
-            told: ticket.told,
-            is_served: false,
+            claims: claims.clone(),
+            id,
+            served: None,
         })
     }
 
@@ -152,118 +165,187 @@ impl State {
         &mut self.ranks[urgency as usize]
     }
 
-    /// Whose turn it is.
-    fn first(&self) -> Option<&Ticket> {
-        let rank = self.ranks.iter().find(|rank| !rank.turns.is_empty())?;
-        rank.tickets.get(rank.turns.front()?)?.front()
+    /// What is served next, and whose turn that is.
+    fn first(&self) -> Option<(TicketId, Claim)> {
+        Urgency::ALL.into_iter().find_map(|urgency| {
+            let rank = &self.ranks[urgency as usize];
+            let client = rank.turns.front()?;
+            let id = rank.queues.get(client)?.front()?;
+            let client = client.clone();
+            Some((*id, Claim { urgency, client }))
+        })
     }
 
     fn tell_first(&self) {
-        if let Some(ticket) = self.first() {
-            ticket.told.news.notify_one();
+        let first = self.first().and_then(|(id, _)| self.tickets.get(&id));
+        if let Some(ticket) = first {
+            ticket.claims.tell();
         }
     }
 
-    fn add(&mut self, urgency: Urgency, client: &Arc<str>) -> Ticket {
-        let ticket = Ticket {
-            id: self.next_ticket,
-            told: Arc::default(),
-        };
+    fn add(&mut self, claims: &Claims, present: &[Claim]) -> TicketId {
+        let id = self.next_ticket;
         self.next_ticket += 1;
-        self.waiting += 1;
-        let rank = self.rank(urgency);
-        let tickets = rank.tickets.entry(client.clone()).or_default();
-        if tickets.is_empty() {
-            rank.turns.push_back(client.clone());
-        }
-        tickets.push_back(ticket.clone());
-        ticket
+        let ticket = Ticket {
+            claims: claims.clone(),
+            entered: Vec::new(),
+        };
+        self.tickets.insert(id, ticket);
+        self.enter(id, present);
+        id
     }
 
-    /// Takes a ticket out; a client that was served has had its turn.
-    fn remove(&mut self, urgency: Urgency, client: &Arc<str>, id: u64, is_served: bool) {
-        let rank = self.rank(urgency);
-        let Some(tickets) = rank.tickets.get_mut(client) else {
+    /// Puts a ticket into the queues of those of its claims that are new.
+    fn enter(&mut self, id: TicketId, present: &[Claim]) {
+        let Some(ticket) = self.tickets.get_mut(&id) else {
             return;
         };
-        let before = tickets.len();
-        tickets.retain(|ticket| ticket.id != id);
-        let removed = before - tickets.len();
-        let has_more = !tickets.is_empty();
-        if !has_more {
-            rank.tickets.remove(client);
+        for claim in present {
+            if ticket.entered.contains(claim) {
+                continue;
+            }
+            let of_client = |held: &Claim| held.client == claim.client;
+            if let Some(less_urgent) = ticket.entered.iter().position(of_client) {
+                let left = ticket.entered.swap_remove(less_urgent);
+                self.ranks[left.urgency as usize].leave(&left.client, id);
+            }
+            ticket.entered.push(claim.clone());
+            self.ranks[claim.urgency as usize].enter(&claim.client, id);
         }
-        if !has_more || is_served {
-            rank.turns.retain(|waiting| waiting != client);
-        }
-        if has_more && is_served {
-            rank.turns.push_back(client.clone());
-        }
-        self.waiting -= removed;
     }
 
-    /// Turns away the last one who is less urgent, or else of a client that would still have more waiting than `client` has.
-    fn make_room(&mut self, urgency: Urgency, client: &Arc<str>) -> bool {
-        let of = |rank: &Rank, client: &str| rank.tickets.get(client).map_or(0, VecDeque::len);
-        let ours = of(&self.ranks[urgency as usize], client);
-        let found = Urgency::ALL.into_iter().rev().find_map(|other| {
-            let rank = &self.ranks[other as usize];
-            let longest = rank.turns.iter().max_by_key(|client| of(rank, client))?;
-            let less = other > urgency || other == urgency && of(rank, longest) > ours + 1;
-            less.then(|| (other, longest.clone()))
-        });
-        let Some((other, longest)) = found else {
-            return false;
-        };
-        let rank = &self.ranks[other as usize];
-        let Some(last) = rank.tickets[&longest].back().cloned() else {
-            return false;
-        };
-        last.told.turned_away.store(true, Ordering::Release);
-        last.told.news.notify_one();
-        self.remove(other, &longest, last.id, false);
-        true
+    /// Enters what was claimed meanwhile: nobody should be turned away for what a better claim would have kept.
+    fn enter_late_claims(&mut self) {
+        let tickets = self.tickets.iter();
+        let all: Vec<_> = tickets
+            .map(|(id, ticket)| (*id, ticket.claims.present()))
+            .collect();
+        for (id, present) in all {
+            self.enter(id, &present);
+        }
     }
 
-    fn ahead_of(&self, urgency: Urgency, client: &str) -> usize {
-        let more_urgent = self.ranks[..urgency as usize].iter();
-        let before: usize = more_urgent
-            .flat_map(|rank| rank.tickets.values())
-            .map(VecDeque::len)
-            .sum();
-        let tickets = &self.ranks[urgency as usize].tickets;
-        let ours = tickets.get(client).map_or(0, VecDeque::len);
-        // Clients take turns: until it is our next one's, each other has had as many as we will have.
-        let others = tickets.iter().filter(|(other, _)| ***other != *client);
+    /// Takes a ticket out of all its queues.
+    fn remove(&mut self, id: TicketId) {
+        let Some(ticket) = self.tickets.remove(&id) else {
+            return;
+        };
+        for claim in &ticket.entered {
+            self.rank(claim.urgency).leave(&claim.client, id);
+        }
+    }
+
+    /// Takes a ticket out by the turn of `turn`; the others that wanted it have still to have theirs.
+    fn serve(&mut self, id: TicketId, turn: &Claim) {
+        self.remove(id);
+        self.rank(turn.urgency).end_turn(&turn.client);
+    }
+
+    /// Tells a ticket's holder by taking the ticket out.
+    fn turn_away(&mut self, id: TicketId) {
+        if let Some(ticket) = self.tickets.get(&id) {
+            ticket.claims.tell();
+        }
+        self.remove(id);
+        // It may have been the first.
+        self.tell_first();
+    }
+
+    /// The newest of what matters least, where all who claim it yield to who comes with `newcomers`.
+    fn who_makes_room_for(&self, newcomers: &[Claim]) -> Option<TicketId> {
+        let yields = |held: &Claim| newcomers.iter().any(|new| self.yields(held, new));
+        let rank = |held: &Claim| (held.urgency, self.waiting_of(held));
+        let tickets = self.tickets.iter();
+        let last = tickets
+            .filter(|(_, ticket)| ticket.entered.iter().all(yields))
+            // A ticket matters as much as to the one to whom it matters most.
+            .max_by_key(|(id, ticket)| (ticket.entered.iter().map(rank).min(), **id));
+        last.map(|(id, _)| *id)
+    }
+
+    /// Whether who holds a claim is less urgent than a newcomer, or would even with one fewer have no less than it with one more.
+    fn yields(&self, held: &Claim, newcomer: &Claim) -> bool {
+        held.urgency > newcomer.urgency
+            || held.urgency == newcomer.urgency
+                && self.waiting_of(held) > self.waiting_of(newcomer) + 1
+    }
+
+    /// How much the client of `claim` waits for as urgently.
+    fn waiting_of(&self, claim: &Claim) -> usize {
+        let rank = &self.ranks[claim.urgency as usize];
+        rank.queues.get(&claim.client).map_or(0, VecDeque::len)
+    }
+
+    /// Serves the line until `ours` is first; returns how many were before it.
+    fn count_before(&mut self, ours: TicketId) -> usize {
+        let mut before = 0;
+        while let Some((id, turn)) = self.first().filter(|(id, _)| *id != ours) {
+            self.serve(id, &turn);
+            before += 1;
+        }
         before
-            + ours
-            + others
-                .map(|(_, theirs)| theirs.len().min(ours + 1))
-                .sum::<usize>()
+    }
+}
+
+impl Rank {
+    fn enter(&mut self, client: &Arc<str>, id: TicketId) {
+        let queue = self.queues.entry(client.clone()).or_default();
+        if queue.is_empty() {
+            self.turns.push_back(client.clone());
+        }
+        queue.push_back(id);
+    }
+
+    fn leave(&mut self, client: &Arc<str>, id: TicketId) {
+        let Some(queue) = self.queues.get_mut(client) else {
+            return;
+        };
+        queue.retain(|waiting| *waiting != id);
+        if queue.is_empty() {
+            self.queues.remove(client);
+            self.turns.retain(|waiting| waiting != client);
+        }
+    }
+
+    /// Lets the others have their turn first, where `client` waits for more.
+    fn end_turn(&mut self, client: &Arc<str>) {
+        if let Some(at) = self.turns.iter().position(|waiting| waiting == client) {
+            self.turns.remove(at);
+            self.turns.push_back(client.clone());
+        }
     }
 }
 
 /// A place in the line, left when dropped.
 struct Place<'a> {
     line: &'a Line,
-    urgency: Urgency,
-    client: Arc<str>,
-    id: u64,
-    told: Arc<Told>,
-    is_served: bool,
+    claims: Claims,
+    id: TicketId,
+    /// By whose turn.
+    served: Option<Claim>,
 }
 
 impl Place<'_> {
-    fn is_first(&self) -> bool {
-        let state = self.line.lock();
-        state.first().is_some_and(|ticket| ticket.id == self.id)
+    /// Whose turn it is to have this served, if it is one of its own.
+    fn turn(&self) -> Result<Option<Claim>, TurnedAway> {
+        let present = self.claims.present();
+        let mut state = self.line.lock();
+        if !state.tickets.contains_key(&self.id) {
+            return Err(TurnedAway);
+        }
+        state.enter(self.id, &present);
+        let first = state.first().filter(|(id, _)| *id == self.id);
+        Ok(first.map(|(_, turn)| turn))
     }
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         let mut state = self.line.lock();
-        state.remove(self.urgency, &self.client, self.id, self.is_served);
+        match &self.served {
+            Some(turn) => state.serve(self.id, turn),
+            None => state.remove(self.id),
+        }
         // Whoever is first now may not know, and what this one was woken for may still be there.
         state.tell_first();
     }

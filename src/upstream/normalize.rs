@@ -15,10 +15,11 @@ use tracing::warn;
 use super::{
     Answer, ClientError, Content, FailureSource, Head, InvalidAnswer, PageRequest, RawAnswer,
     UpstreamError, retry_after,
-    tasks::{Envelope, read_envelope, read_page},
+    tasks::{self, Envelope, Reading},
 };
 use crate::{
     config::{NormalizeConfig, normalize::RuleCode},
+    domain::TaskPage,
     telemetry::metrics::Metrics,
 };
 
@@ -142,7 +143,9 @@ enum Verdict {
 
 /// Decides what `raw` means. Pure: [`Normalize`] only carries it out.
 fn normalize(rules: &Rules, raw: RawAnswer) -> Verdict {
-    let envelope = read_envelope(&raw.body);
+    let body = raw.body.clone();
+    let reading = tasks::read(&body);
+    let envelope = reading.as_ref().ok().map(Reading::envelope);
     let said = envelope.as_ref().and_then(|envelope| envelope.status_code);
     let status = effective_status(raw.status, said);
     if status == StatusCode::PARTIAL_CONTENT {
@@ -157,7 +160,8 @@ fn normalize(rules: &Rules, raw: RawAnswer) -> Verdict {
             None => Verdict::UnknownMessage(envelope.message),
         };
     }
-    Verdict::Known(by_status(status, envelope.as_ref(), raw))
+    let page = || reading.and_then(|reading| reading.page(&body));
+    Verdict::Known(by_status(status, envelope.as_ref(), page, raw))
 }
 
 /// A failure told in the body under a 200 counts as the status it names.
@@ -178,6 +182,7 @@ fn effective_status(status: StatusCode, said: Option<u64>) -> StatusCode {
 fn by_status(
     status: StatusCode,
     envelope: Option<&Envelope>,
+    page: impl FnOnce() -> Result<TaskPage, InvalidAnswer>,
     raw: RawAnswer,
 ) -> Result<Answer, UpstreamError> {
     let is_json = envelope.is_some();
@@ -185,7 +190,7 @@ fn by_status(
     match status.as_u16() {
         200 if is_html(&raw) => failed(FailureSource::Html),
         200 => {
-            let page = read_page(raw.body).map_err(UpstreamError::InvalidResponse)?;
+            let page = page().map_err(UpstreamError::InvalidResponse)?;
             Ok(Answer {
                 content: Content::Page(page),
                 head: raw.head,

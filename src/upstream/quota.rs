@@ -10,10 +10,11 @@ use std::{
 use futures_util::future::BoxFuture;
 use tower::{Layer, Service};
 
-use super::{ClientError, PageRequest, RawAnswer, UpstreamError};
+use super::{ClientError, PageRequest, RawAnswer, Sent, UpstreamError};
 
 mod purse;
 
+use self::purse::Call;
 pub use self::purse::{NoCall, Purse, Spent};
 
 /// Pays for each call from its credential's purse.
@@ -23,7 +24,7 @@ pub struct QuotaLayer {
 }
 
 impl QuotaLayer {
-    /// `patience` is how long a waiting client stands in line at most.
+    /// `patience` is how long after a fill's beginning a waiting client stands in line at most.
     #[must_use]
     pub fn new(patience: Duration) -> Self {
         Self { patience }
@@ -64,15 +65,35 @@ where
 
     fn call(&mut self, request: PageRequest) -> Self::Future {
         let purse = request.credential.purse().clone();
-        let urgency = request.urgency;
-        let cause = request.cause.clone();
-        let patience = self.patience;
+        let claims = request.claims.clone();
+        let sent = request.sent.clone();
+        let given_up = request.began + self.patience;
         // Lazy: it holds no slot while it stands in line.
         let call = self.inner.call(request);
         Box::pin(async move {
-            let _paid = purse.spend(urgency, &cause, patience).await?;
+            let call_paid_for = purse.spend(&claims, given_up).await?;
+            let _paid = Paid {
+                call: Some(call_paid_for),
+                sent,
+            };
             call.await
         })
+    }
+}
+
+/// A call that was paid for; given back where it ends, in whatever way, before it was sent.
+struct Paid {
+    call: Option<Call>,
+    sent: Sent,
+}
+
+impl Drop for Paid {
+    fn drop(&mut self) {
+        if let Some(call) = self.call.take()
+            && !self.sent.is_set()
+        {
+            call.give_back();
+        }
     }
 }
 
@@ -126,5 +147,53 @@ where
             purse.learn(answer.status, &answer.head);
             Ok(answer)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{convert::Infallible, future::pending};
+
+    use tokio::time::Instant;
+    use tower::{ServiceBuilder, ServiceExt, service_fn};
+
+    use super::*;
+    use crate::upstream::{LimitLayer, fixtures};
+
+    #[tokio::test(start_paused = true)]
+    async fn only_what_was_sent_is_spent() {
+        let request = fixtures::request("quota_per_minute = 60");
+        tokio::time::advance(Purse::MEMORY).await;
+        let service = ServiceBuilder::new()
+            .layer(QuotaLayer::new(Duration::from_secs(7)))
+            .layer(LimitLayer::new(1, 1))
+            .service(service_fn(|request: PageRequest| async move {
+                request.sent.set();
+                pending::<Result<Infallible, UpstreamError>>().await
+            }));
+        let ask = || {
+            let request = PageRequest {
+                sent: Sent::default(),
+                began: Instant::now(),
+                ..request.clone()
+            };
+            tokio::spawn(service.clone().oneshot(request))
+        };
+        let sent = ask();
+        tokio::task::yield_now().await;
+        let in_line = ask();
+        tokio::task::yield_now().await;
+        for _ in 0..40 {
+            assert!(ask().await.unwrap().is_err(), "no room in the line");
+        }
+        let left = || request.credential.purse().remaining(Instant::now());
+        assert_eq!(left(), Some(58), "one is sent, one may be");
+
+        in_line.abort();
+        assert!(in_line.await.is_err());
+        assert_eq!(left(), Some(59));
+        sent.abort();
+        assert!(sent.await.is_err());
+        assert_eq!(left(), Some(59));
     }
 }

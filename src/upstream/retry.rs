@@ -131,6 +131,10 @@ impl<R> Policy<PageRequest, R, UpstreamError> for TransientRetry {
             self.budget.deposit();
             return None;
         };
+        if let Some(earlier) = request.last_error.of_no_try_since(&request.calls) {
+            *error = earlier;
+            return None;
+        }
         if !error.is_transient() || self.left == 0 {
             return None;
         }
@@ -143,8 +147,9 @@ impl<R> Policy<PageRequest, R, UpstreamError> for TransientRetry {
             return None;
         }
         self.left -= 1;
+        request.last_error.note(error, &request.calls);
         self.metrics.retried();
-        request.urgency = request.urgency.of_a_retry();
+        request.claims = request.claims.of_a_retry();
         Some(sleep(pause))
     }
 

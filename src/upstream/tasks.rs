@@ -1,10 +1,13 @@
 //! The wire form of a page of tasks: where `count`, `status_code`, `message` and the tasks lie in the upstream's bytes.
 
-use std::ops::Range;
+use std::{fmt, ops::Range};
 
 use bytes::Bytes;
 use compact_str::CompactString;
-use serde::Deserialize;
+use serde::{
+    Deserialize, Deserializer,
+    de::{IgnoredAny, MapAccess, SeqAccess, Visitor},
+};
 use serde_json::value::RawValue;
 
 use super::InvalidAnswer;
@@ -19,8 +22,9 @@ pub(super) struct Envelope {
     pub errors: Option<String>,
 }
 
+/// An answer's JSON as it lies in its bytes.
 #[derive(Deserialize)]
-struct RawEnvelope<'a> {
+pub(super) struct Reading<'a> {
     #[serde(borrow)]
     status_code: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -30,7 +34,13 @@ struct RawEnvelope<'a> {
     #[serde(borrow)]
     count: Option<&'a RawValue>,
     #[serde(borrow)]
-    data: Option<&'a RawValue>,
+    data: Option<Data<'a>>,
+}
+
+/// The value of `data`. Its elements are told apart while it is skipped: a page is too long to be gone through for each.
+enum Data<'a> {
+    Array(Vec<&'a RawValue>),
+    Other,
 }
 
 #[derive(Deserialize)]
@@ -41,14 +51,49 @@ struct TaskHead<'a> {
     status: Option<&'a RawValue>,
 }
 
-/// What `body` says of itself; `None` where it is no JSON object.
-pub(super) fn read_envelope(body: &[u8]) -> Option<Envelope> {
-    let raw: RawEnvelope<'_> = serde_json::from_slice(body).ok()?;
-    Some(Envelope {
-        status_code: raw.status_code.and_then(value),
-        message: raw.message.and_then(value),
-        errors: raw.errors.map(|errors| errors.get().to_owned()),
-    })
+/// Reads `body` as a JSON object, once.
+///
+/// # Errors
+///
+/// Returns where it is none.
+pub(super) fn read(body: &[u8]) -> Result<Reading<'_>, InvalidAnswer> {
+    serde_json::from_slice(body).map_err(|error| not_json(&error))
+}
+
+impl Reading<'_> {
+    /// What the answer says of itself.
+    pub(super) fn envelope(&self) -> Envelope {
+        Envelope {
+            status_code: self.status_code.and_then(value),
+            message: self.message.and_then(value),
+            errors: self.errors.map(|errors| errors.get().to_owned()),
+        }
+    }
+
+    /// The page that the answer is; its bytes are those of `body`, which it was read from.
+    ///
+    /// # Errors
+    ///
+    /// Returns in which way it is no page.
+    pub(super) fn page(&self, body: &Bytes) -> Result<TaskPage, InvalidAnswer> {
+        let Some(Data::Array(elements)) = &self.data else {
+            return Err(InvalidAnswer::NoData);
+        };
+        let count = self
+            .count
+            .and_then(value::<u64>)
+            .ok_or(InvalidAnswer::NoCount)?;
+        let tasks = elements
+            .iter()
+            .map(|element| read_task(body, element))
+            .collect::<Option<_>>()
+            .ok_or(InvalidAnswer::TooLarge(u32::MAX as usize))?;
+        Ok(TaskPage {
+            body: body.clone(),
+            count,
+            tasks,
+        })
+    }
 }
 
 /// Finds the tasks of a page in its bytes, without copying or rebuilding them.
@@ -56,20 +101,57 @@ pub(super) fn read_envelope(body: &[u8]) -> Option<Envelope> {
 /// # Errors
 ///
 /// Returns in which way the bytes are no page.
-pub fn read_page(body: Bytes) -> Result<TaskPage, InvalidAnswer> {
-    let raw: RawEnvelope<'_> = serde_json::from_slice(&body).map_err(|error| not_json(&error))?;
-    let data = raw.data.ok_or(InvalidAnswer::NoData)?;
-    let elements: Vec<&RawValue> = value(data).ok_or(InvalidAnswer::NoData)?;
-    let count = raw
-        .count
-        .and_then(value::<u64>)
-        .ok_or(InvalidAnswer::NoCount)?;
-    let tasks = elements
-        .into_iter()
-        .map(|element| read_task(&body, element))
-        .collect::<Option<_>>()
-        .ok_or(InvalidAnswer::TooLarge(u32::MAX as usize))?;
-    Ok(TaskPage { body, count, tasks })
+pub fn read_page(body: &Bytes) -> Result<TaskPage, InvalidAnswer> {
+    read(body)?.page(body)
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Data<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(DataVisitor)
+    }
+}
+
+struct DataVisitor;
+
+impl<'de> Visitor<'de> for DataVisitor {
+    type Value = Data<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any value")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Data<'de>, A::Error> {
+        let mut found = Vec::new();
+        while let Some(element) = elements.next_element()? {
+            found.push(element);
+        }
+        Ok(Data::Array(found))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Data<'de>, A::Error> {
+        while members.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(Data::Other)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Data<'de>, E> {
+        Ok(Data::Other)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Data<'de>, E> {
+        Ok(Data::Other)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Data<'de>, E> {
+        Ok(Data::Other)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Data<'de>, E> {
+        Ok(Data::Other)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Data<'de>, E> {
+        Ok(Data::Other)
+    }
 }
 
 fn read_task(body: &[u8], element: &RawValue) -> Option<Task> {
@@ -106,7 +188,7 @@ mod tests {
     use super::*;
 
     fn page(body: &'static str) -> Result<TaskPage, InvalidAnswer> {
-        read_page(Bytes::from_static(body.as_bytes()))
+        read_page(&Bytes::from_static(body.as_bytes()))
     }
 
     #[test]
@@ -153,6 +235,9 @@ mod tests {
             r#"{"count":1,"data":null}"#,
             r#"{"count":1,"data":{}}"#,
             r#"{"count":1,"data":"[]"}"#,
+            r#"{"count":1,"data":-1.5}"#,
+            r#"{"data":{"a":[1]},"count":1}"#,
+            r#"{"data":true}"#,
         ] {
             assert!(matches!(page(body), Err(InvalidAnswer::NoData)), "{body}");
         }
@@ -170,7 +255,7 @@ mod tests {
 
     #[test]
     fn an_envelope_of_wrong_types_is_read_as_far_as_it_goes() {
-        let read = |body: &str| read_envelope(body.as_bytes());
+        let read = |body: &str| Some(read(body.as_bytes()).ok()?.envelope());
         assert_eq!(read("[1]"), None);
         assert_eq!(
             read(r#"{"status_code":"404","message":["x"],"data":1}"#),
@@ -194,6 +279,6 @@ mod tests {
             "]".repeat(100_000)
         );
         // Whether it is taken or refused, the process lives.
-        let _ = read_page(Bytes::from(deep)).is_ok();
+        let _ = read_page(&Bytes::from(deep)).is_ok();
     }
 }

@@ -10,7 +10,9 @@ use tokio::time::Instant;
 use tower::{Layer, Service, ServiceExt};
 use tracing::{error, warn};
 
-use super::{Credential, PageRequest, UpstreamError, credential::TokenSlot};
+use super::{
+    Calls, Credential, PageRequest, UpstreamError, credential::TokenSlot, line::unless_in_line,
+};
 use crate::telemetry::metrics::Metrics;
 
 /// Tries the other token once where one is refused, and remembers which was taken.
@@ -60,32 +62,45 @@ where
 
     fn call(&mut self, request: PageRequest) -> Self::Future {
         let credential = request.credential.clone();
+        // Listens before it asks: no refusal falls between.
+        let refusal = credential.next_refusal();
         if credential.is_held(Instant::now()) {
             return Box::pin(std::future::ready(Err(UpstreamError::AuthFailed)));
         }
         let tried = credential.preferred();
-        let other = credential.other(tried);
-        let first = PageRequest {
+        let call = self.inner.call(PageRequest {
             token: tried,
             ..request.clone()
-        };
-        let call = self.inner.call(first);
+        });
         let again = self.inner.clone();
         let metrics = self.metrics.clone();
         Box::pin(async move {
-            let outcome = call.await;
-            if !matches!(outcome, Err(UpstreamError::AuthFailed)) {
+            let is_sent = sent_since(&request.calls);
+            let outcome = unless_in_line(call, refusal, is_sent).await;
+            let is_refused = matches!(outcome, Some(Err(UpstreamError::AuthFailed)));
+            if let Some(outcome) = outcome.filter(|_| !is_refused) {
                 return outcome;
             }
-            let Some(other) = other else {
+            let hold = credential.next_hold();
+            // Another call may have found all to be refused meanwhile.
+            if credential.is_held(Instant::now()) {
+                return Err(UpstreamError::AuthFailed);
+            }
+            let Some(other) = credential.other(tried) else {
                 refused(&credential);
-                return outcome;
+                return Err(UpstreamError::AuthFailed);
             };
-            let second = PageRequest {
+            if is_refused {
+                credential.tell_refusal();
+            }
+            let is_sent = sent_since(&request.calls);
+            let call = again.oneshot(PageRequest {
                 token: other,
                 ..request
+            });
+            let Some(outcome) = unless_in_line(call, hold, is_sent).await else {
+                return Err(UpstreamError::AuthFailed);
             };
-            let outcome = again.oneshot(second).await;
             match &outcome {
                 Err(UpstreamError::AuthFailed) => refused(&credential),
                 outcome if proves_token(outcome.as_ref().err()) => {
@@ -97,6 +112,12 @@ where
             outcome
         })
     }
+}
+
+/// Whether a call has been made since now.
+fn sent_since(calls: &Calls) -> impl Fn() -> bool + use<> {
+    let (calls, before) = (calls.clone(), calls.count());
+    move || calls.count() > before
 }
 
 /// Whether the upstream looked at the token and took it.

@@ -1,6 +1,6 @@
 //! An upstream that keeps failing is left alone, and tried with one call at a time until it works.
 
-use std::future::IntoFuture;
+use std::{future::IntoFuture, time::SystemTime};
 
 use tokio::task::JoinSet;
 use unpod_gateway::simulator::{Fault, FaultKind, Options, Scripted, Simulator, world};
@@ -101,14 +101,18 @@ async fn while_it_is_open_stored_pages_stand_in() {
 async fn an_open_circuit_degrades_readiness_and_shows_in_the_metrics() {
     let gateway = guarded().start().await;
     assert_eq!(metric(&gateway).await, "0");
+    let before = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
     open(&gateway).await;
     gateway.tasks(world::SUPPORT, &page(4)).await;
 
     let (status, body) = operators::ask(&gateway, "GET", "/readyz").await;
     let told: serde_json::Value = serde_json::from_str(&body).unwrap();
     assert_eq!((status, &told["status"]), (200, &"degraded".into()));
-    let part = serde_json::json!({"status": "degraded", "not_closed": {"default": "open"}});
-    assert_eq!(told["parts"]["circuits"], part);
+    let part = &told["parts"]["circuits"];
+    assert_eq!(part["status"], "degraded");
+    assert_eq!(part["not_closed"], serde_json::json!({"default": "open"}));
+    let since = part["since"].as_str().unwrap();
+    assert!(since >= before.as_str(), "{since}, opened after {before}");
     assert_eq!(told["parts"]["credentials"]["status"], "ready");
 
     let explain = format!("/cache/explain?space={}", world::SUPPORT);

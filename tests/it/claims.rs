@@ -1,11 +1,25 @@
 //! What the documents claim is shown by a test: the tables that name tests name tests that there are.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 const PAGES: [&str; 2] = ["docs/resilience.md", "docs/security.md"];
 
 fn read(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
+
+/// Everything that the Rust files below `directory` hold.
+fn texts_below(directory: &Path) -> String {
+    let entries = fs::read_dir(directory).unwrap();
+    let text = |path: PathBuf| match path.extension() {
+        _ if path.is_dir() => texts_below(&path),
+        Some(extension) if extension == "rs" => fs::read_to_string(path).unwrap(),
+        _ => String::new(),
+    };
+    entries.map(|entry| text(entry.unwrap().path())).collect()
 }
 
 /// The last cell of every row of every table, headings and rulers apart.
@@ -22,11 +36,8 @@ fn last_cells(text: &str) -> Vec<String> {
 
 #[test]
 fn every_test_that_a_page_names_is_there() {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it");
-    let files = fs::read_dir(directory).unwrap();
-    let sources: String = files
-        .map(|file| fs::read_to_string(file.unwrap().path()).unwrap())
-        .collect();
+    let project = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let sources = texts_below(&project.join("tests/it")) + &texts_below(&project.join("src"));
     for page in PAGES {
         let cells = last_cells(&read(page));
         assert!(cells.len() > 20, "{page}");

@@ -3,16 +3,24 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 /// What each floor may name besides itself. `config` and `telemetry` serve all of them and name what they describe.
-const MAY_NAME: [(&str, &[&str]); 11] = [
+const MAY_NAME: [(&str, &[&str]); 12] = [
     ("domain", &[]),
     ("config", &["domain"]),
     // The outcomes it counts are the cache's.
     ("telemetry", &["config", "cache"]),
     ("cache", &["domain", "config", "telemetry"]),
-    ("upstream", &["domain", "config", "telemetry"]),
+    ("shared", &["config", "telemetry"]),
+    ("upstream", &["domain", "config", "shared", "telemetry"]),
     (
         "service",
-        &["cache", "upstream", "domain", "config", "telemetry"],
+        &[
+            "cache",
+            "upstream",
+            "domain",
+            "config",
+            "shared",
+            "telemetry",
+        ],
     ),
     (
         "api",
@@ -22,6 +30,7 @@ const MAY_NAME: [(&str, &[&str]); 11] = [
             "upstream",
             "domain",
             "config",
+            "shared",
             "telemetry",
         ],
     ),
@@ -37,6 +46,7 @@ const MAY_NAME: [(&str, &[&str]); 11] = [
             "config",
             "server",
             "service",
+            "shared",
             "telemetry",
             "upstream",
         ],

@@ -10,6 +10,7 @@ mod http2;
 mod pki;
 mod provider;
 mod raw;
+mod redis_server;
 
 mod admin_auth;
 mod auth;
@@ -39,6 +40,7 @@ mod process;
 mod proxy_protocol;
 mod quota;
 mod rate_limit;
+mod redis;
 mod reload;
 mod secrets;
 mod service_manager;

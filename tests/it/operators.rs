@@ -75,6 +75,25 @@ async fn a_purge_costs_the_next_request_a_call() {
 }
 
 #[tokio::test]
+async fn what_a_request_would_get_is_explained() {
+    let gateway = start().await;
+    let verdict = async |space: &str| {
+        let path = format!("/cache/explain?space={space}");
+        let (status, body) = ask(&gateway, "GET", &path).await;
+        assert_eq!(status, 200);
+        let told: Value = serde_json::from_str(&body).unwrap();
+        told["verdict"].as_str().unwrap().to_owned()
+    };
+    for (space, then) in [(world::SUPPORT, "hit"), (world::UNKNOWN_SPACE, "refused")] {
+        assert_eq!(verdict(space).await, "fill");
+        gateway.tasks(space, "").await;
+        assert_eq!(verdict(space).await, then);
+        gateway.tasks(space, "").await;
+        assert_eq!(gateway.upstream().requests_to(space), 1, "as it said");
+    }
+}
+
+#[tokio::test]
 async fn a_purge_of_one_space_leaves_the_others() {
     let gateway = start().await;
     gateway.tasks(world::SUPPORT, "").await;

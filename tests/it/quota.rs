@@ -20,8 +20,8 @@ use unpod_gateway::{
         traces::Place,
     },
     upstream::{
-        Answer, Content, Credential, Credentials, Head, PageRequest, QuotaLayer, UpstreamError,
-        read_page,
+        Answer, Content, Credential, Credentials, Head, PageRequest, QuotaLayer, Upstream,
+        UpstreamError, read_page,
     },
 };
 
@@ -56,7 +56,7 @@ impl Counting {
             request.space.as_str()
         );
         Answer {
-            content: Content::Page(read_page(Bytes::from(body)).unwrap()),
+            content: Content::Page(read_page(&Bytes::from(body)).unwrap()),
             head: Head {
                 headers: HeaderMap::new(),
                 received: now,
@@ -70,6 +70,7 @@ impl Counting {
 struct Readers {
     tasks: Arc<Tasks>,
     credential: Arc<Credential>,
+    stack: Arc<Upstream>,
     upstream: Counting,
 }
 
@@ -90,6 +91,7 @@ impl Readers {
             .layer(QuotaLayer::new(config.upstream.timeout))
             .service(service_fn(move |request: PageRequest| {
                 let upstream = answering.clone();
+                request.sent.set();
                 async move {
                     tokio::time::sleep(Duration::from_millis(300)).await;
                     Ok::<_, UpstreamError>(upstream.answer(&request))
@@ -98,7 +100,6 @@ impl Readers {
         Self {
             tasks: Tasks::new(
                 PageStore::new(&config.cache),
-                BoxCloneSyncService::new(stack),
                 Metrics::new([]),
                 config.server.request_timeout,
                 config.server.max_waiting(),
@@ -108,6 +109,7 @@ impl Readers {
                 .named("default")
                 .unwrap()
                 .clone(),
+            stack: Arc::new(BoxCloneSyncService::new(stack)),
             upstream,
         }
     }
@@ -115,6 +117,7 @@ impl Readers {
     async fn read(&self, page: usize) -> Result<Served, TasksError> {
         let ask = Ask {
             credential: self.credential.clone(),
+            upstream: self.stack.clone(),
             space: SpaceToken::new(&format!("SPACE{page}")).unwrap(),
             query: PageQuery {
                 page: 1,

@@ -1,12 +1,14 @@
 //! A configuration that changes while the gateway runs: as a whole or not at all, and no request notices the change itself.
 
+use std::collections::HashSet;
+
 use serde_json::json;
 use unpod_gateway::simulator::{
-    Options, Simulator,
-    world::{ARCHIVE, SUPPORT},
+    Control, Options, Simulator,
+    world::{self, ARCHIVE, SUPPORT},
 };
 
-use crate::gateway::{FromFile, READER, REFRESHER, Setup, client, setup, until};
+use crate::gateway::{ConfigFile, FromFile, READER, REFRESHER, Setup, client, setup, until};
 
 fn counted(running: &FromFile, outcome: &str) -> u64 {
     let text = running.gateway.app.metrics().encode((0, 0));
@@ -176,6 +178,74 @@ async fn another_upstream_is_asked_and_nothing_of_the_first_is_shown() {
     assert_eq!(after.cache_status(), "fwd=uri-miss; fwd-status=200; stored");
     assert_eq!(gateway.upstream().requests(), 1);
     assert_eq!(other.control().requests(), 1);
+}
+
+/// What `upstream` was sent as `Authorization`, in all requests so far.
+fn authorizations(upstream: &Control) -> HashSet<String> {
+    let recorded = upstream.recorded();
+    let sent = |request: &unpod_gateway::simulator::RecordedRequest| {
+        request.header("authorization").map(str::to_owned)
+    };
+    recorded.iter().filter_map(sent).collect()
+}
+
+#[tokio::test]
+async fn a_token_goes_to_its_own_upstream_alone_whenever_a_reload_comes() {
+    let running = setup().start_from_file().await;
+    let gateway = &running.gateway;
+    let other = Simulator::start(Options::default()).await.unwrap();
+    let there = setup().with(&format!(
+        "[upstream.credentials.default]\ntoken = \"{}\"",
+        world::ACME_NEXT_TOKEN
+    ));
+    let there = there.toml(&other.base_url());
+    let here = setup().toml(&gateway.upstream_url());
+    // Each a miss, so that fills begin at every moment of a reload.
+    let ask = |first: u32| async move {
+        for page in (first..).step_by(4).take(150) {
+            let answer = gateway.tasks(SUPPORT, &format!("?page={page}")).await;
+            assert_eq!(answer.status, 200);
+        }
+    };
+    let reload = async {
+        for round in 0..40 {
+            running
+                .file
+                .rewrite(if round % 2 == 0 { &there } else { &here });
+            assert_eq!(running.reload().await.0, 200);
+        }
+    };
+
+    tokio::join!(reload, ask(1), ask(2), ask(3), ask(4));
+
+    for (upstream, token) in [
+        (gateway.upstream(), world::ACME_TOKEN),
+        (&other.control(), world::ACME_NEXT_TOKEN),
+    ] {
+        assert_eq!(
+            authorizations(upstream),
+            HashSet::from([format!("Token {token}")])
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_a_refused_configuration_misses_is_read_when_it_comes() {
+    let running = setup().start_from_file().await;
+    let folder = ConfigFile::new("");
+    let missing = folder.path().replace("gateway.toml", "token");
+    running.rewrite(setup().token_file(&missing));
+    assert_eq!(running.reload().await.0, 422);
+
+    folder.put("token", world::ACME_NEXT_TOKEN);
+    until(|| counted(&running, "applied") == 1).await;
+
+    running.gateway.tasks(SUPPORT, "").await;
+    let sent = authorizations(running.gateway.upstream());
+    assert_eq!(
+        sent,
+        HashSet::from([format!("Token {}", world::ACME_NEXT_TOKEN)])
+    );
 }
 
 /// A folder as Kubernetes mounts a map: the file is a link into `..data`, itself a link that is swapped.

@@ -4,6 +4,12 @@ use unpod_gateway::simulator::world::{self, SUPPORT};
 
 use crate::gateway::{Gateway, Setup, setup, until};
 
+fn with_token(token: &str) -> Setup {
+    setup().with(&format!(
+        "[upstream.credentials.default]\ntoken = \"{token}\""
+    ))
+}
+
 fn two_tokens() -> Setup {
     setup().with(&format!(
         "[upstream.credentials.default]\nnext_token = \"{}\"",
@@ -83,10 +89,7 @@ async fn a_token_that_nobody_knew_turns_pages_into_stand_ins() {
     let running = setup().start_from_file().await;
     let gateway = &running.gateway;
     let old = gateway.tasks(SUPPORT, "").await.body;
-    running.rewrite(setup().with(&format!(
-        "[upstream.credentials.default]\ntoken = \"{}\"",
-        world::ACME_NEXT_TOKEN
-    )));
+    running.rewrite(with_token(world::ACME_NEXT_TOKEN));
     assert_eq!(running.reload().await.0, 200);
     let fault =
         unpod_gateway::simulator::Fault::always(unpod_gateway::simulator::FaultKind::ServerError);
@@ -100,4 +103,62 @@ async fn a_token_that_nobody_knew_turns_pages_into_stand_ins() {
     gateway.upstream().set_faults(Vec::new());
     let filled = gateway.tasks(SUPPORT, "").await;
     assert_eq!(filled.cache_status(), "fwd=stale; fwd-status=200; stored");
+}
+
+#[tokio::test]
+async fn a_late_401_of_a_replaced_token_holds_nothing_against_the_new_one() {
+    let running = with_token(world::UNKNOWN_TOKEN).start_from_file().await;
+    let gateway = &running.gateway;
+    let upstream = gateway.upstream();
+    let held = upstream.hold();
+    let replaced = async {
+        upstream.wait_for_requests(1).await;
+        running.rewrite(setup());
+        assert_eq!(running.reload().await.0, 200);
+        held.release();
+    };
+
+    let (late, ()) = tokio::join!(gateway.tasks(SUPPORT, ""), replaced);
+
+    late.assert_error("upstream_auth_failed");
+    for page in 2..5 {
+        let answer = gateway.tasks(SUPPORT, &format!("?page={page}")).await;
+        assert_eq!(answer.status, 200);
+    }
+    let text = gateway.app.metrics().encode((0, 0));
+    let good = "gateway_credential_state{credential=\"default\"} 0";
+    assert!(text.contains(good), "{text}");
+}
+
+#[tokio::test]
+async fn what_a_replaced_token_reads_late_is_neither_shared_nor_kept() {
+    let running = setup().start_from_file().await;
+    let gateway = &running.gateway;
+    let upstream = gateway.upstream();
+    let held = upstream.hold();
+    let replaced = async {
+        upstream.wait_for_requests(2).await;
+        running.rewrite(with_token(world::ACME_NEXT_TOKEN));
+        assert_eq!(running.reload().await.0, 200);
+        let released = async {
+            upstream.wait_for_requests(3).await;
+            held.release();
+        };
+        tokio::join!(gateway.tasks(SUPPORT, ""), released).0
+    };
+
+    let (shared, alone, after) = tokio::join!(
+        gateway.tasks(SUPPORT, ""),
+        gateway.tasks(SUPPORT, "?page=2"),
+        replaced
+    );
+
+    for answer in [&shared, &alone] {
+        assert_eq!(answer.cache_status(), "fwd=uri-miss; fwd-status=200");
+    }
+    let stored = "fwd=uri-miss; fwd-status=200; stored";
+    assert_eq!(after.cache_status(), stored, "a call of its own");
+    let again = gateway.tasks(SUPPORT, "?page=2").await;
+    assert_eq!(again.cache_status(), stored);
+    assert_eq!(calls(gateway), [2, 2]);
 }

@@ -1,14 +1,16 @@
 //! Whether the gateway is fit to serve, part by part.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::SystemTime};
 
 use http::StatusCode;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
+use tokio::time::Instant;
 
 use super::Admin;
-use crate::upstream::CircuitState;
+use crate::upstream::{CircuitState, Credential};
 
-/// Each part and why. A refused credential and an open circuit degrade: pages are still served, and other credentials work.
+/// Each part and why. A refused credential, an open circuit and a lost Redis degrade: pages are still served, and other credentials
+/// work.
 #[derive(Debug, Serialize)]
 pub(super) struct Readiness {
     pub(super) status: &'static str,
@@ -19,58 +21,112 @@ pub(super) struct Readiness {
 
 #[derive(Debug, Serialize)]
 struct Parts {
-    listener: Listener,
-    credentials: Credentials,
-    circuits: Circuits,
+    listener: Part<Nothing>,
+    credentials: Part<Refused>,
+    circuits: Part<NotClosed>,
+    /// Absent where none is configured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    redis: Option<Part<Answers>>,
+}
+
+/// How a part does, since when, and why.
+#[derive(Debug, Serialize)]
+struct Part<Why> {
+    status: &'static str,
+    since: Rfc3339,
+    #[serde(flatten)]
+    why: Why,
 }
 
 #[derive(Debug, Serialize)]
-struct Listener {
-    status: &'static str,
-}
+struct Nothing {}
 
 #[derive(Debug, Serialize)]
-struct Credentials {
-    status: &'static str,
+struct Refused {
     refused_by_upstream: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
-struct Circuits {
-    status: &'static str,
+struct NotClosed {
     not_closed: BTreeMap<String, &'static str>,
+}
+
+#[derive(Debug, Serialize)]
+struct Answers {
+    answers: bool,
 }
 
 impl Readiness {
     pub(super) fn of(admin: &Admin) -> Self {
-        let draining = admin.draining.has_begun();
         let policy = admin.policy.load();
-        let credentials = || policy.clients.credentials().all();
-        let refused_by_upstream: Vec<_> = credentials()
-            .filter(|credential| credential.is_refused())
-            .map(|credential| credential.name.clone())
+        let credentials: Vec<_> = policy.clients.credentials().all().collect();
+        let draining = admin.draining.since();
+        let listener = Part {
+            status: if draining.is_some() {
+                "draining"
+            } else {
+                "ready"
+            },
+            since: draining.unwrap_or(admin.started).into(),
+            why: Nothing {},
+        };
+        let refused = credentials
+            .iter()
+            .filter(|credential| credential.is_refused());
+        let refused: Vec<_> = refused.map(|credential| credential.name.clone()).collect();
+        let credentials_part = Part {
+            status: health(refused.is_empty()),
+            since: since(
+                admin,
+                credentials
+                    .iter()
+                    .map(|credential| (credential.is_refused(), credential.refused_or_not_since())),
+            ),
+            why: Refused {
+                refused_by_upstream: refused,
+            },
+        };
+        let state = |credential: &Credential| credential.circuit().state();
+        let not_closed: BTreeMap<_, _> = credentials
+            .iter()
+            .filter(|credential| state(credential) != CircuitState::Closed)
+            .map(|credential| (credential.name.clone(), state(credential).as_str()))
             .collect();
-        let not_closed: BTreeMap<_, _> = credentials()
-            .map(|credential| (credential.name.clone(), credential.circuit().state()))
-            .filter(|(_, state)| *state != CircuitState::Closed)
-            .map(|(name, state)| (name, state.as_str()))
-            .collect();
-        let health = |is_whole| if is_whole { "ready" } else { "degraded" };
-        let listener = if draining { "draining" } else { "ready" };
-        let whole = refused_by_upstream.is_empty() && not_closed.is_empty();
+        let circuits = Part {
+            status: health(not_closed.is_empty()),
+            since: since(
+                admin,
+                credentials.iter().filter_map(|credential| {
+                    let is_bad = state(credential) != CircuitState::Closed;
+                    Some((is_bad, credential.circuit().closed_or_not_since()?))
+                }),
+            ),
+            why: NotClosed { not_closed },
+        };
+        let redis = admin.redis.as_ref().map(|link| {
+            let redis = link.health();
+            Part {
+                status: health(redis.is_up),
+                since: redis.since.into(),
+                why: Answers {
+                    answers: redis.is_up,
+                },
+            }
+        });
+        let whole = credentials_part.why.refused_by_upstream.is_empty()
+            && circuits.why.not_closed.is_empty()
+            && redis.as_ref().is_none_or(|redis| redis.why.answers);
         Self {
-            status: if draining { listener } else { health(whole) },
-            draining,
+            status: match draining {
+                Some(_) => listener.status,
+                None => health(whole),
+            },
+            draining: draining.is_some(),
             parts: Parts {
-                listener: Listener { status: listener },
-                credentials: Credentials {
-                    status: health(refused_by_upstream.is_empty()),
-                    refused_by_upstream,
-                },
-                circuits: Circuits {
-                    status: health(not_closed.is_empty()),
-                    not_closed,
-                },
+                listener,
+                credentials: credentials_part,
+                circuits,
+                redis,
             },
         }
     }
@@ -82,5 +138,34 @@ impl Readiness {
         } else {
             StatusCode::OK
         }
+    }
+}
+
+fn health(is_whole: bool) -> &'static str {
+    if is_whole { "ready" } else { "degraded" }
+}
+
+/// Since when a part does as it does, by what is bad or good of it and since when: bad since the first went bad, good since the last
+/// mended.
+fn since(admin: &Admin, members: impl Iterator<Item = (bool, Instant)> + Clone) -> Rfc3339 {
+    let bad = members.clone().filter(|(is_bad, _)| *is_bad);
+    let first_bad = bad.map(|(_, since)| since).min();
+    let last_mended = members.map(|(_, since)| since).max();
+    first_bad.or(last_mended).unwrap_or(admin.started).into()
+}
+
+/// A moment by the wall clock, in UTC and whole seconds.
+#[derive(Debug)]
+struct Rfc3339(SystemTime);
+
+impl From<Instant> for Rfc3339 {
+    fn from(moment: Instant) -> Self {
+        Self(SystemTime::now() - moment.elapsed())
+    }
+}
+
+impl Serialize for Rfc3339 {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&humantime::format_rfc3339_seconds(self.0))
     }
 }

@@ -82,6 +82,15 @@ impl BrowserTokens {
         })
     }
 
+    pub(super) fn judge_like(&self, other: &Self) -> bool {
+        // An id is the digest of its key.
+        let ids = |tokens: &Self| -> Vec<String> {
+            let keys = tokens.verifying.iter();
+            keys.map(|(id, _)| id.clone()).collect()
+        };
+        ids(self) == ids(other) && self.max_ttl == other.max_ttl
+    }
+
     /// A token for `spaces`, which the caller has seen to be `minter`'s. It ends after `ttl`, or the longest that is configured, or
     /// with its minter.
     #[must_use]

@@ -53,6 +53,10 @@ impl IdentityProvider {
         })
     }
 
+    pub(super) fn judges_like(&self, other: &Self) -> bool {
+        self.config == other.config && Arc::ptr_eq(&self.keys, &other.keys)
+    }
+
     pub(super) fn keys(&self) -> &LiveKeys {
         &self.keys
     }

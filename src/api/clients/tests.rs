@@ -116,9 +116,17 @@ pub(super) fn clients(config: &Config, running: Option<&Issuers>) -> Clients {
     Clients::new(&config.clients, &config.views, credentials, issuers, None)
 }
 
+/// The clients of `config` after a reload of `before`.
+fn successors(config: &Config, before: &Clients) -> Clients {
+    let issuers = Issuers::load(&config.auth, Some(before.issuers())).unwrap();
+    let credentials = Credentials::load(&config.upstream).unwrap();
+    let before = Some(before);
+    Clients::new(&config.clients, &config.views, credentials, issuers, before)
+}
+
 pub(super) fn asks(clients: &Clients, token: &str, now: u64) -> Result<Arc<Client>, AuthFailure> {
     let field = format!("Bearer {token}");
-    clients.authenticate(Some(field.as_bytes()), at(now))
+    clients.authenticate(Some(field.as_bytes()), at(now), || true)
 }
 
 fn name(asked: Result<Arc<Client>, AuthFailure>) -> Result<String, AuthFailure> {
@@ -194,6 +202,24 @@ async fn a_remembered_token_ends_when_it_says() {
 }
 
 #[tokio::test]
+async fn a_known_token_is_taken_where_no_other_is_verified() {
+    let provider = Provider::new();
+    let clients = clients(&provider.config(), None);
+    let [known, fresh] = [600, 601].map(|life| provider.token(&json!({"exp": NOW + life})));
+    asks(&clients, &known, NOW).unwrap();
+    let asks_unverified = |token: &str| {
+        let field = format!("Bearer {token}");
+        name(clients.authenticate(Some(field.as_bytes()), at(NOW), || false))
+    };
+    assert_eq!(asks_unverified(&known), Ok("crm".to_owned()));
+    assert_eq!(asks_unverified(&fresh), Err(AuthFailure::RateLimited));
+    assert_eq!(
+        asks_unverified("ugw_no_such_key"),
+        Err(AuthFailure::Unknown)
+    );
+}
+
+#[tokio::test]
 async fn whose_client_is_unknown_or_has_ended_is_refused() {
     let provider = Provider::new();
     let clients = clients(&provider.config(), None);
@@ -225,14 +251,39 @@ async fn a_verdict_ends_with_the_clients_it_was_about() {
     assert!(reads(&asks(&before, &token, NOW).unwrap(), "A"));
 
     config.clients[0].spaces = vec!["B".to_owned()];
-    let narrower = clients(&config, Some(before.issuers()));
+    let narrower = successors(&config, &before);
     assert!(!reads(&asks(&narrower, &token, NOW).unwrap(), "A"));
 
     config.clients.remove(0);
-    let without = clients(&config, Some(narrower.issuers()));
+    let without = successors(&config, &narrower);
     assert_eq!(
         name(asks(&without, &token, NOW)),
         Err(AuthFailure::UnknownClient)
+    );
+}
+
+#[tokio::test]
+async fn a_reload_has_no_token_verified_again_unless_the_issuers_are_others() {
+    let provider = Provider::new();
+    let mut config = provider.config();
+    let before = clients(&config, None);
+    let token = provider.token(&json!({}));
+    asks(&before, &token, NOW).unwrap();
+    let asks_unverified = |clients: &Clients| {
+        let field = format!("Bearer {token}");
+        name(clients.authenticate(Some(field.as_bytes()), at(NOW), || false))
+    };
+
+    let same = successors(&config, &before);
+    assert_eq!(asks_unverified(&same), Ok("crm".to_owned()));
+    assert_eq!(asks_unverified(&same), Ok("crm".to_owned()), "remembered");
+
+    config.auth.jwt.as_mut().unwrap().audience = "other".to_owned();
+    let other = successors(&config, &same);
+    assert_eq!(asks_unverified(&other), Err(AuthFailure::RateLimited));
+    assert_eq!(
+        name(asks(&other, &token, NOW)),
+        Err(AuthFailure::WrongAudience)
     );
 }
 
@@ -424,7 +475,8 @@ fn section(name: &str, rest: &str) -> String {
 
 fn named(clients: &Clients, name: &str) -> Arc<Client> {
     let authorization = format!("Token {name}");
-    let found = clients.authenticate(Some(authorization.as_bytes()), SystemTime::UNIX_EPOCH);
+    let now = SystemTime::UNIX_EPOCH;
+    let found = clients.authenticate(Some(authorization.as_bytes()), now, || true);
     found.unwrap()
 }
 
@@ -482,8 +534,8 @@ async fn what_is_left_of_a_limit_outlives_a_reload_that_leaves_it_alone() {
         let rest = format!("rate_limit = {{ per_second = 1, burst = {burst} }}");
         section(name, &rest)
     };
-    let left = |clients: &Clients, name| {
-        let limits = named(clients, name).take_request().unwrap();
+    let left = async |clients: &Clients, name: &str| {
+        let limits = named(clients, name).take_request().await.unwrap();
         limits
             .iter()
             .map(|limit| limit.remaining)
@@ -491,21 +543,21 @@ async fn what_is_left_of_a_limit_outlives_a_reload_that_leaves_it_alone() {
     };
     let before = clients_of(&(limited("same", 5) + &limited("changed", 5) + &limited("freed", 5)));
     for name in ["same", "changed", "freed"] {
-        assert_eq!(left(&before, name), [4]);
+        assert_eq!(left(&before, name).await, [4]);
     }
 
     let toml = limited("new", 5) + &limited("changed", 9) + &limited("same", 5);
     let after = reloaded(&(toml + &section("freed", "")), Some(&before));
 
-    assert_eq!(left(&after, "same"), [3]);
+    assert_eq!(left(&after, "same").await, [3]);
     assert_eq!(
-        left(&before, "same"),
+        left(&before, "same").await,
         [2],
         "requests under way draw on it too"
     );
-    assert_eq!(left(&after, "changed"), [8]);
-    assert_eq!(left(&after, "new"), [4]);
-    assert!(left(&after, "freed").is_empty());
+    assert_eq!(left(&after, "changed").await, [8]);
+    assert_eq!(left(&after, "new").await, [4]);
+    assert!(left(&after, "freed").await.is_empty());
 }
 
 #[tokio::test(start_paused = true)]
@@ -523,8 +575,8 @@ async fn what_is_narrowed_draws_on_the_limit_of_its_origin_and_on_its_own() {
     let token = minter
         .narrowed(&AllowedSpaces::All, at(NOW))
         .limited_by(own);
-    let left = |client: &Client| {
-        let limits = client.take_request();
+    let left = async |client: &Client| {
+        let limits = client.take_request().await;
         limits.map(|limits| {
             limits
                 .iter()
@@ -533,11 +585,11 @@ async fn what_is_narrowed_draws_on_the_limit_of_its_origin_and_on_its_own() {
         })
     };
 
-    assert_eq!(left(&token), Ok(vec![1, 2]));
-    assert_eq!(left(&minter), Ok(vec![1]));
-    assert_eq!(left(&token), Ok(vec![0, 0]));
-    assert_eq!(left(&token).unwrap_err().policy, "token");
-    assert_eq!(left(&minter).unwrap_err().policy, CLIENT_LIMIT);
+    assert_eq!(left(&token).await, Ok(vec![1, 2]));
+    assert_eq!(left(&minter).await, Ok(vec![1]));
+    assert_eq!(left(&token).await, Ok(vec![0, 0]));
+    assert_eq!(left(&token).await.unwrap_err().policy, "token");
+    assert_eq!(left(&minter).await.unwrap_err().policy, CLIENT_LIMIT);
 }
 
 #[test]

@@ -64,6 +64,21 @@ impl Issuers {
         self.browser_tokens.as_deref()
     }
 
+    /// Whether both take the same tokens for good, but for keys of an identity provider that change by themselves.
+    fn judge_like(&self, other: &Self) -> bool {
+        let provider = match (&self.provider, &other.provider) {
+            (None, None) => true,
+            (Some(ours), Some(theirs)) => ours.judges_like(theirs),
+            (None, Some(_)) | (Some(_), None) => false,
+        };
+        let browser_tokens = match (&self.browser_tokens, &other.browser_tokens) {
+            (None, None) => true,
+            (Some(ours), Some(theirs)) => ours.judge_like(theirs),
+            (None, Some(_)) | (Some(_), None) => false,
+        };
+        provider && browser_tokens
+    }
+
     /// Reads the identity provider's keys again, in the background; for whoever sees that their file has changed.
     pub fn reload_keys(&self) {
         if let Some(provider) = &self.provider {
@@ -104,24 +119,39 @@ pub(super) struct Tokens {
     issuers: Issuers,
     /// By the SHA-256 of the whole token: no part of it may stand for another.
     verdicts: Cache<[u8; 32], Verdict>,
+    /// Another one for each configuration that shares the verdicts.
+    configuration: u64,
 }
 
-/// A client as a token narrows it.
+/// What a token proves, and the client that it narrows by the configuration it was last asked under.
 #[derive(Clone, Debug)]
 struct Verdict {
-    client: Arc<Client>,
-    until: SystemTime,
+    proof: Arc<Proof>,
     proven_by: ProvenBy,
+    client: Arc<Client>,
+    configuration: u64,
 }
 
 impl Tokens {
-    pub(super) fn new(issuers: Issuers) -> Self {
+    /// Goes on with what `previous` has verified, where both believe the same issuers.
+    pub(super) fn new(issuers: Issuers, previous: Option<&Self>) -> Self {
+        if let Some(previous) = previous.filter(|previous| previous.issuers.judge_like(&issuers)) {
+            return Self {
+                issuers,
+                verdicts: previous.verdicts.clone(),
+                configuration: previous.configuration + 1,
+            };
+        }
         let verdicts = Cache::builder()
             .max_capacity(MOST_REMEMBERED)
             .weigher(|_, verdict: &Verdict| 1 + verdict.client.spaces.count())
             .time_to_idle(REMEMBERED_FOR)
             .build();
-        Self { issuers, verdicts }
+        Self {
+            issuers,
+            verdicts,
+            configuration: 0,
+        }
     }
 
     pub(super) fn issuers(&self) -> &Issuers {
@@ -138,21 +168,31 @@ impl Tokens {
         token: &[u8],
         digest: [u8; 32],
         now: SystemTime,
+        may_verify: impl FnOnce() -> bool,
         admit: impl FnOnce(&Proof, &ProvenBy) -> Result<Client, AuthFailure>,
     ) -> Result<Arc<Client>, AuthFailure> {
         if !is_compact(token) {
             return Err(AuthFailure::Unknown);
         }
-        if let Some(client) = self.remembered(&digest, now) {
-            return Ok(client);
-        }
-        let (proof, proven_by) = self.verify(token, now)?;
+        let (proof, proven_by) = match self.remembered(&digest, now) {
+            Some(verdict) if verdict.configuration == self.configuration => {
+                return Ok(verdict.client);
+            }
+            // What its client may do is judged anew, its signature is not.
+            Some(verdict) => (verdict.proof, verdict.proven_by),
+            None if !may_verify() => return Err(AuthFailure::RateLimited),
+            None => {
+                let (proof, proven_by) = self.verify(token, now)?;
+                (Arc::new(proof), proven_by)
+            }
+        };
         let client = Arc::new(admit(&proof, &proven_by)?);
         if proof.expires > now {
             let verdict = Verdict {
-                client: client.clone(),
-                until: proof.expires,
+                proof,
                 proven_by,
+                client: client.clone(),
+                configuration: self.configuration,
             };
             self.verdicts.insert(digest, verdict);
         }
@@ -184,10 +224,10 @@ impl Tokens {
     }
 
     /// The verdict on the same token, as long as it has not ended and what proved it is still in force.
-    fn remembered(&self, digest: &[u8; 32], now: SystemTime) -> Option<Arc<Client>> {
+    fn remembered(&self, digest: &[u8; 32], now: SystemTime) -> Option<Verdict> {
         let verdict = self.verdicts.get(digest)?;
-        if verdict.until > now && self.is_in_force(&verdict.proven_by) {
-            return Some(verdict.client);
+        if verdict.proof.expires > now && self.is_in_force(&verdict.proven_by) {
+            return Some(verdict);
         }
         self.verdicts.invalidate(digest);
         None
@@ -195,7 +235,7 @@ impl Tokens {
 
     fn is_in_force(&self, proven_by: &ProvenBy) -> bool {
         match proven_by {
-            // Its keys change with the configuration, and that with these verdicts.
+            // Where its keys change these verdicts go.
             ProvenBy::Gateway => true,
             ProvenBy::Provider(keys) => {
                 let provider = self.issuers.provider.as_ref();

@@ -172,16 +172,16 @@ where
 
 #[cfg(test)]
 mod tests {
-    use std::{convert::Infallible, sync::Arc};
+    use std::{convert::Infallible, future::ready, sync::Arc};
 
     use arc_swap::ArcSwap;
-    use tower::{ServiceExt, service_fn};
+    use tower::{ServiceExt, service_fn, util::BoxCloneSyncService};
 
     use super::*;
     use crate::{
         api::{Clients, Issuers, Policy},
         config::Config,
-        upstream::Credentials,
+        upstream::{Credentials, PageRequest, UpstreamError},
     };
 
     const APP: &str = "https://app.example.com";
@@ -198,7 +198,9 @@ mod tests {
         let credentials = Credentials::load(&config.upstream).unwrap();
         let issuers = Issuers::load(&config.auth, None).unwrap();
         let clients = Clients::new(&config.clients, &config.views, credentials, issuers, None);
-        Arc::new(Policy::new(&config, clients))
+        let upstream = service_fn(|_: PageRequest| ready(Err(UpstreamError::Overloaded)));
+        let upstream = Arc::new(BoxCloneSyncService::new(upstream));
+        Arc::new(Policy::new(&config, clients, upstream))
     }
 
     fn request(method: &str, path: &str, lines: &Lines) -> Request<()> {

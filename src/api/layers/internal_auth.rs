@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     future::{Ready, ready},
     net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
     time::{Duration, SystemTime},
 };
@@ -30,6 +30,9 @@ use crate::{
 const WINDOW: Duration = Duration::from_secs(60);
 /// Addresses whose failures are counted at once.
 const MAX_ADDRESSES: usize = 10_000;
+/// Tokens a second that are verified for an address with too many failures: those who share it with an attacker are let in within
+/// seconds, and it costs less than a hundredth of a core.
+const VERIFIED_A_SECOND: u32 = 20;
 
 /// Lets through who is known, and a few paths that ask for nobody.
 #[derive(Clone, Debug)]
@@ -104,7 +107,10 @@ where
         }
         let policy = self.shared.policy.load_full();
         let trace = request.extensions().get().cloned().unwrap_or_default();
-        match identify_traced(&trace, &policy.clients, &request) {
+        match self
+            .shared
+            .identify_traced(&trace, &policy.clients, &request)
+        {
             Ok(client) => {
                 request.extensions_mut().insert(Caller {
                     client,
@@ -121,31 +127,6 @@ where
     }
 }
 
-fn identify_traced<B>(
-    trace: &Place,
-    clients: &Clients,
-    request: &Request<B>,
-) -> Result<Arc<Client>, AuthFailure> {
-    let mut span = trace.begin("auth");
-    let identified = identify(clients, request);
-    match &identified {
-        Ok(client) => span.set_with("gateway.client", || client.name.to_string()),
-        Err(reason) => span.fail(reason.as_str()),
-    }
-    identified
-}
-
-/// By `Authorization` where there is one, good or bad; else by the connection's certificate.
-fn identify<B>(clients: &Clients, request: &Request<B>) -> Result<Arc<Client>, AuthFailure> {
-    let now = SystemTime::now();
-    match request.extensions().get::<Arc<ClientCertificate>>() {
-        Some(certificate) if !request.headers().contains_key(AUTHORIZATION) => {
-            clients.recognize(certificate, now).cloned()
-        }
-        _ => clients.authenticate(sole_authorization(request.headers()), now),
-    }
-}
-
 /// The one `Authorization`; two could be read differently by whoever stands before us.
 pub(in crate::api) fn sole_authorization(headers: &HeaderMap) -> Option<&[u8]> {
     let mut values = headers.get_all(AUTHORIZATION).into_iter();
@@ -154,10 +135,47 @@ pub(in crate::api) fn sole_authorization(headers: &HeaderMap) -> Option<&[u8]> {
 }
 
 impl Shared {
-    fn refuse<B>(&self, request: &Request<B>, reason: AuthFailure) -> ApiError {
+    fn identify_traced<B>(
+        &self,
+        trace: &Place,
+        clients: &Clients,
+        request: &Request<B>,
+    ) -> Result<Arc<Client>, AuthFailure> {
+        let mut span = trace.begin("auth");
+        let identified = self.identify(clients, request);
+        match &identified {
+            Ok(client) => span.set_with("gateway.client", || client.name.to_string()),
+            Err(reason) => span.fail(reason.as_str()),
+        }
+        identified
+    }
+
+    /// By `Authorization` where there is one, good or bad; else by the connection's certificate.
+    fn identify<B>(
+        &self,
+        clients: &Clients,
+        request: &Request<B>,
+    ) -> Result<Arc<Client>, AuthFailure> {
+        let now = SystemTime::now();
+        match request.extensions().get::<Arc<ClientCertificate>>() {
+            Some(certificate) if !request.headers().contains_key(AUTHORIZATION) => {
+                clients.recognize(certificate, now).cloned()
+            }
+            _ => {
+                let may_verify =
+                    || (self.failures).may_verify(self.address(request), Instant::now());
+                clients.authenticate(sole_authorization(request.headers()), now, may_verify)
+            }
+        }
+    }
+
+    fn address<B>(&self, request: &Request<B>) -> Option<IpAddr> {
         let peer = request.extensions().get().copied().unwrap_or(Peer(None));
-        let address = self.proxies.client_address(peer, request.headers());
-        match self.failures.count(address, Instant::now()) {
+        self.proxies.client_address(peer, request.headers())
+    }
+
+    fn refuse<B>(&self, request: &Request<B>, reason: AuthFailure) -> ApiError {
+        match self.failures.count(self.address(request), Instant::now()) {
             None => {
                 self.metrics.auth_failed(reason);
                 ApiError::Unauthenticated
@@ -187,6 +205,18 @@ pub(in crate::api) struct Failures {
 struct Window {
     began: Instant,
     count: u32,
+    /// The second in which a token was verified last though there were too many failures, and how many were in it.
+    verified: (u64, u32),
+}
+
+impl Window {
+    fn new(now: Instant) -> Self {
+        Self {
+            began: now,
+            count: 0,
+            verified: (0, 0),
+        }
+    }
 }
 
 impl Failures {
@@ -204,10 +234,7 @@ impl Failures {
             return None;
         }
         let address = address.map(network);
-        let mut known = self
-            .by_address
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known();
         if known.len() >= MAX_ADDRESSES && !known.contains_key(&address) {
             known.retain(|_, window| now - window.began < WINDOW);
             // Still too many: an attack from everywhere, which a limit by address does not stop anyway.
@@ -215,18 +242,36 @@ impl Failures {
                 known.clear();
             }
         }
-        let window = known.entry(address).or_insert(Window {
-            began: now,
-            count: 0,
-        });
+        let window = known.entry(address).or_insert(Window::new(now));
         if now - window.began >= WINDOW {
-            *window = Window {
-                began: now,
-                count: 0,
-            };
+            *window = Window::new(now);
         }
         window.count = window.count.saturating_add(1);
         (window.count > self.most).then(|| WINDOW - (now - window.began))
+    }
+
+    /// Whether a token from `address` may cost a verification: with too many failures behind it only a few a second may.
+    fn may_verify(&self, address: Option<IpAddr>, now: Instant) -> bool {
+        let mut known = self.known();
+        let Some(window) = known.get_mut(&address.map(network)) else {
+            return true;
+        };
+        let age = now - window.began;
+        if age >= WINDOW || window.count < self.most {
+            return true;
+        }
+        let (second, verified) = &mut window.verified;
+        if *second != age.as_secs() {
+            (*second, *verified) = (age.as_secs(), 0);
+        }
+        *verified += 1;
+        *verified <= VERIFIED_A_SECOND
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<Option<IpAddr>, Window>> {
+        self.by_address
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -259,6 +304,26 @@ mod tests {
         );
         assert_eq!(failures.count(address("192.0.2.2"), now), None);
         assert_eq!(failures.count(from, now + WINDOW), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn beyond_the_limit_few_tokens_are_verified() {
+        let failures = Failures::new(1);
+        let start = Instant::now();
+        let from = address("192.0.2.1");
+        let verified = |now| (0..100).filter(|_| failures.may_verify(from, now)).count();
+        assert_eq!(verified(start), 100, "of an address without a failure");
+        failures.count(from, start);
+        assert_eq!(verified(start), VERIFIED_A_SECOND as usize);
+        assert_eq!(
+            verified(start + Duration::from_secs(1)),
+            VERIFIED_A_SECOND as usize
+        );
+        assert!(failures.may_verify(address("192.0.2.2"), start));
+        assert_eq!(verified(start + WINDOW), 100);
+        let unlimited = Failures::new(0);
+        unlimited.count(from, start);
+        assert!((0..100).all(|_| unlimited.may_verify(from, start)));
     }
 
     #[tokio::test(start_paused = true)]

@@ -107,7 +107,8 @@ async fn answer(
     if !spaces.iter().all(|space| client.may_read(space)) {
         return Err(ApiError::SpaceNotAllowed);
     }
-    let limits = client.take_request().map_err(ApiError::RateLimited)?;
+    let limits = client.take_request().await;
+    let limits = limits.map_err(ApiError::RateLimited)?;
     let ttl = Duration::from_secs(wanted.ttl_seconds.get());
     let minted = tokens.mint(client, &spaces, wanted.view, ttl, SystemTime::now());
     Ok((minted, limits))

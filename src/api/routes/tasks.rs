@@ -51,10 +51,11 @@ pub async fn page(data: &Data, asked: &mut Parts) -> Response {
         age_s: None,
         upstream_calls: 0,
     };
-    let (mut response, facts) = match admit(&caller.client, &space) {
+    let (mut response, facts) = match admit(&caller.client, &space).await {
         Ok(Admitted { credential, limits }) => {
             let ask = Ask {
                 credential,
+                upstream: caller.policy.upstream.clone(),
                 space,
                 query,
                 directives: permitted(
@@ -83,13 +84,14 @@ struct Admitted {
 }
 
 /// Whether the client may ask for `space`, and may ask now. A request that may not read the space draws on no limit.
-fn admit(client: &Client, space: &SpaceToken) -> Result<Admitted, ApiError> {
+async fn admit(client: &Client, space: &SpaceToken) -> Result<Admitted, ApiError> {
     if !client.may_read(space) {
         return Err(ApiError::SpaceNotAllowed);
     }
     // The configuration admits no client whose spaces have no credential.
     let credential = client.credential(space).ok_or(ApiError::SpaceNotAllowed)?;
-    let limits = client.take_request().map_err(ApiError::RateLimited)?;
+    let limits = client.take_request().await;
+    let limits = limits.map_err(ApiError::RateLimited)?;
     Ok(Admitted {
         credential: credential.clone(),
         limits,

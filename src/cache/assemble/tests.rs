@@ -75,7 +75,7 @@ impl Kept {
             received_unix: 0,
             response_delay: Duration::ZERO,
         };
-        let page = read_page(body.into()).unwrap();
+        let page = read_page(&body.into()).unwrap();
         let began = self.0.begin(Self::key(query), now);
         assert!(self.0.put(&began, page, &answer, Keep::Yes).stored);
     }

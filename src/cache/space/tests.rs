@@ -57,7 +57,7 @@ impl Watched {
     }
 
     fn observe(&self, began: Version, number: u32, page: &TaskPage) -> Version {
-        let next = || {
+        let next = |_: Move<'_>| {
             self.last_generation.set(self.last_generation.get() + 1);
             self.last_generation.get()
         };
@@ -256,4 +256,114 @@ fn a_space_with_a_page_is_not_idle() {
     assert!(!space.is_idle(Instant::now()) && !space.has_no_pages());
     space.remove_page(query(1));
     assert!(space.is_idle(Instant::now()) && space.has_no_pages());
+}
+
+fn mark(epoch: u64, generation: u64) -> Mark {
+    Mark {
+        name: 1,
+        era: [1, 1],
+        epoch,
+        generation,
+    }
+}
+
+impl Watched {
+    fn adopt(&self, mark: Mark, list: &ListHead) -> Adopted {
+        let now = self.space.version();
+        self.space.adopt(now, mark, list, self.now)
+    }
+}
+
+fn list(count: u64, first: &str) -> ListHead {
+    ListHead {
+        count: Some(count),
+        first_task: Some(first.into()),
+    }
+}
+
+#[test]
+fn anothers_state_is_taken_up_as_far_as_it_is_news() {
+    let of_another_token = Mark {
+        name: 2,
+        ..mark(7, 8)
+    };
+    let of_another_store = Mark {
+        era: [2, 1],
+        ..mark(10, 20)
+    };
+    // (what was known, what is stored, what another says, whether that drops it, the generation then)
+    let table = [
+        (None, 0, mark(10, 20), false, 20),
+        // Of what nobody said anything before nobody can say that it was not dropped.
+        (None, 1, mark(10, 20), true, 1),
+        (Some(mark(10, 20)), 1, mark(10, 20), false, 20),
+        (Some(mark(10, 20)), 1, mark(10, 21), false, 21),
+        (Some(mark(10, 20)), 1, mark(11, 20), true, 20),
+        (Some(mark(10, 20)), 0, mark(11, 20), true, 20),
+        (Some(mark(10, 20)), 1, of_another_store, true, 20),
+        (Some(mark(10, 20)), 1, of_another_token, false, 8),
+    ];
+    for (known, stored, told, drops, generation) in table {
+        let watched = Watched::new();
+        if let Some(known) = known {
+            watched.adopt(known, &ListHead::default());
+        }
+        if stored > 0 {
+            watched.space.add_page(query(1));
+        }
+        let adopted = watched.adopt(told, &list(5, "a"));
+        let must_drop = adopted == Adopted::MustDrop;
+        assert_eq!(must_drop, drops, "{known:?} {stored} {told:?}");
+        assert_eq!(
+            watched.generation(),
+            generation,
+            "{known:?} {stored} {told:?}"
+        );
+    }
+}
+
+#[test]
+fn a_move_that_the_others_have_not_heard_of_stays() {
+    let watched = Watched::new();
+    watched.adopt(mark(10, 20), &list(5, "a"));
+    watched.see(1, &page(6, &["n"]));
+    let ours = watched.generation();
+    assert_ne!(ours, 20);
+
+    watched.adopt(mark(10, 20), &list(5, "a"));
+    assert_eq!(watched.generation(), ours);
+
+    watched.adopt(mark(10, 21), &list(7, "m"));
+    assert_eq!(watched.generation(), 21);
+    watched.see(1, &page(7, &["m"]));
+    assert_eq!(watched.generation(), 21, "it is the list the others saw");
+}
+
+#[test]
+fn a_list_that_another_replica_saw_is_the_one_to_compare_with() {
+    let watched = Watched::new();
+    watched.adopt(mark(10, 20), &list(5, "a"));
+    watched.see(1, &page(5, &["a"]));
+    assert_eq!(watched.generation(), 20);
+    watched.see(2, &page(6, &["b"]));
+    assert_ne!(watched.generation(), 20);
+}
+
+#[test]
+fn what_was_told_while_another_was_asked_is_newer() {
+    let watched = Watched::new();
+    watched.adopt(mark(10, 20), &list(5, "a"));
+    let asked = watched.space.version();
+    watched.space.move_to(21, watched.now);
+    let adopt = |asked, told| {
+        let space = &watched.space;
+        space.adopt(asked, told, &list(5, "a"), watched.now)
+    };
+    assert_eq!(adopt(asked, mark(10, 20)), Adopted::Overtaken);
+    assert_eq!(watched.generation(), 21);
+
+    let asked = watched.space.version();
+    watched.space.drop_pages();
+    assert_eq!(adopt(asked, mark(10, 21)), Adopted::Overtaken);
+    assert_eq!(watched.space.mark(), None);
 }

@@ -23,7 +23,10 @@ impl PageStore {
         if self.rules().stretch_max.is_none() {
             return;
         }
-        let demand = self.demand(credential);
+        // A fill may end after its credential was forgotten.
+        let Some(demand) = self.demands().get(&credential).cloned() else {
+            return;
+        };
         if calls_per_minute.is_none() {
             demand.share_out(std::iter::empty(), None);
             return;

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{Keep, PageStore};
+use super::{Began, Keep, PageStore};
 use crate::{
     cache::{Received, StoredPage, entry::Content, snapshot::SavedPage, stretch::Popularity},
     domain::TaskPage,
@@ -27,6 +27,7 @@ impl PageStore {
                 lifetime: page.freshness(now).lifetime(),
                 headers: page.kept().clone(),
                 body: page.content.page.body.clone(),
+                mark: None,
             })
         })
     }
@@ -41,16 +42,27 @@ impl PageStore {
             response_delay: Duration::ZERO,
         };
         let age = Duration::from_millis(now_unix_ms.saturating_sub(saved.born_unix_ms));
-        let page = StoredPage::new(
+        let page = self.page_again(&began, page, &answer, Popularity::new(now));
+        let page = page.restored(age, saved.lifetime);
+        self.keep(&began, page, &answer, Keep::Yes);
+    }
+
+    /// A page that was stored before, here or elsewhere; its age and lifetime are still to be set.
+    pub(super) fn page_again(
+        &self,
+        began: &Began,
+        page: TaskPage,
+        answer: &Received<'_>,
+        popularity: Popularity,
+    ) -> StoredPage {
+        StoredPage::new(
             Arc::new(Content::new(page)),
-            &answer,
+            answer,
             &self.rules().lifetimes,
             1.0,
             began.space.clone(),
             began.version,
-            Popularity::new(now),
+            popularity,
         )
-        .restored(age, saved.lifetime);
-        self.keep(&began, page, &answer, Keep::Yes);
     }
 }

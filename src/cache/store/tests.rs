@@ -350,6 +350,55 @@ fn what_nobody_wants_kept_is_refused_and_not_remembered() {
 }
 
 #[test]
+fn what_a_replaced_token_learns_late_changes_nothing() {
+    let store = store("");
+    let now = Instant::now();
+    let late = begin(&store, key(2));
+    put(&store, key(1), page(5, "a"));
+    let fresh = begin(&store, key(3));
+    let no_store = HeaderMap::from_iter([(
+        http::header::CACHE_CONTROL,
+        HeaderValue::from_static("no-store"),
+    )]);
+
+    for refusal in [Refusal::SpaceAccessDenied, Refusal::Failed] {
+        store.refuse(&late, refusal, None, Keep::Overtaken, now);
+    }
+    let answer = received(&no_store);
+    let again = Began {
+        key: key(1),
+        ..late.clone()
+    };
+    assert!(
+        !store
+            .put(&again, page(9, "z"), &answer, Keep::Overtaken)
+            .stored
+    );
+
+    assert!(store.refusal(&key(2), now).is_none());
+    let kept = store.get(&key(1)).expect("it stays");
+    assert!(kept.moved_at().is_none(), "and its list has not moved");
+    let no_headers = HeaderMap::new();
+    let answer = received(&no_headers);
+    assert!(store.put(&fresh, page(5, "a"), &answer, Keep::Yes).stored);
+}
+
+#[test]
+fn a_new_token_is_not_refused_what_the_old_one_was() {
+    let store = store("");
+    let now = Instant::now();
+    for (number, refusal) in [(1, Refusal::SpaceNotFound), (2, Refusal::Failed)] {
+        let began = begin(&store, key(number));
+        store.refuse(&began, refusal, None, Keep::Yes, now);
+        assert!(store.refusal(&key(number), now).is_some());
+    }
+    store.distrust(key(1).space.credential, now);
+    for number in [1, 2] {
+        assert!(store.refusal(&key(number), now).is_none());
+    }
+}
+
+#[test]
 fn a_good_page_ends_a_refusal() {
     let store = store("");
     let now = Instant::now();
@@ -651,14 +700,27 @@ fn the_spaces_with_most_pages_come_first_and_no_more_than_asked_for() {
 }
 
 #[test]
-fn a_purge_by_description_says_whether_anything_fits() {
+fn spaces_are_found_by_description_once_whoever_reads_them() {
     let store = store("");
     put(&store, key_of(0, "A", 1), page(5, "a"));
+    put(&store, key_of(1, "A", 1), page(5, "a"));
     put(&store, key_of(0, "B", 1), page(5, "a"));
 
-    assert!(store.purge_spaces(|space| space.as_str() == "A"));
-    assert!(!store.purge_spaces(|space| space.as_str() == "C"));
+    let named = |name| store.spaces_where(|space| space.as_str() == name);
+    assert_eq!(named("A"), [SpaceToken::new("A").unwrap()]);
+    assert!(named("C").is_empty());
+}
 
-    assert!(store.get(&key_of(0, "A", 1)).is_none());
-    assert!(store.get(&key_of(0, "B", 1)).is_some());
+#[test]
+fn who_sees_the_same_move_names_the_same_generation() {
+    let after = |to| next_generation(7, to);
+    assert_eq!(after(Move::Count(6)), after(Move::Count(6)));
+    let others = [
+        after(Move::Count(5)),
+        after(Move::FirstTask("n")),
+        after(Move::FirstTask("m")),
+        next_generation(8, Move::Count(6)),
+    ];
+    assert!(!others.contains(&after(Move::Count(6))));
+    assert_ne!(others[1], others[2]);
 }

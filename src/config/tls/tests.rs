@@ -181,8 +181,8 @@ fn certified_clients(subjects: &[&str]) -> String {
 fn the_files_are_read_with_the_rest_of_the_configuration() {
     let files = Files::new();
     let good = load(&tls(&files, ["cert", "key", "cert"]), "").unwrap();
-    let names: Vec<_> = good.server.tls.iter().flat_map(TlsConfig::files).collect();
-    assert_eq!(names.len(), 3);
+    let watched = good.files();
+    assert_eq!(watched.len(), 3);
 
     let bad = tls(&files, ["cert", "other_key", "empty"]);
     let unnamed = "[[clients]]\nname = 'c'\nspaces = ['*']\n[cache]\njitter = 7.0";

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use tower::ServiceExt;
 use tracing::{debug, info, warn};
 
-use super::{Ask, Errand, Fill, Filled, Tasks};
+use super::{Ask, Errand, Fill, Filled, Source, Tasks};
 use crate::{
     cache::{
         Received, StoredPage,
@@ -16,8 +16,8 @@ use crate::{
     domain::Refusal,
     telemetry::metrics::Shed,
     upstream::{
-        Answer, Content, FailureSource, Head, PageRequest, Sent, Upstream, UpstreamError,
-        Validators,
+        Answer, Content, FailureSource, Head, LastError, PageRequest, Sent, Upstream,
+        UpstreamError, Validators,
     },
 };
 
@@ -45,16 +45,18 @@ impl Tasks {
             query: ask.query,
             validators: stored.as_deref().map(validators).unwrap_or_default(),
             request_id: ask.request_id.clone(),
+            began: started,
             cause: errand.cause,
-            urgency: errand.urgency,
+            claims: errand.claims,
             sent: Sent::default(),
             calls: errand.calls,
+            last_error: LastError::default(),
             trace: span.place().clone(),
         };
-        let upstream = Upstream::clone(&self.upstream.load());
+        let upstream = Upstream::clone(&ask.upstream);
         let answer = upstream.oneshot(request).await;
         let filled = match answer {
-            Ok(answer) => self.take(&began, answer, stored.as_deref(), keep(&wanted)),
+            Ok(answer) => self.take(&began, answer, stored.as_deref(), keep(&ask, &wanted)),
             Err(error) => Err(error),
         };
         if !matches!(
@@ -70,7 +72,7 @@ impl Tasks {
             span.fail(error.as_str());
         }
         drop(span);
-        self.note(&ask, &began, &filled, keep(&wanted), started);
+        self.note(&ask, &began, &filled, keep(&ask, &wanted), started);
         filled
     }
 
@@ -87,10 +89,12 @@ impl Tasks {
             (Content::Page(page), _) => Ok(Fill {
                 kept: self.store.put(began, page, &head, keep),
                 status: 200,
+                source: Source::Upstream,
             }),
             (Content::NotModified, Some(stored)) => Ok(Fill {
                 kept: self.store.renew(began, stored, &head, keep),
                 status: 304,
+                source: Source::Upstream,
             }),
             // Normalize lets no 304 through that was not asked for.
             (Content::NotModified, None) => Err(UpstreamError::Failed(FailureSource::Status {
@@ -162,9 +166,14 @@ fn outcome_of(filled: &Filled) -> &'static str {
     }
 }
 
-/// What those who wait for a fill want: asked when it has ended, since one may still join.
-fn keep(wanted: &Wanted) -> Keep {
-    if wanted.is_set() { Keep::Yes } else { Keep::No }
+/// What those who wait for a fill want: asked when it has ended, since one may still join. What a token that was replaced
+/// meanwhile may see is answered to them and no more.
+fn keep(ask: &Ask, wanted: &Wanted) -> Keep {
+    match (ask.credential.is_in_force(), wanted.is_set()) {
+        (false, _) => Keep::Overtaken,
+        (true, true) => Keep::Yes,
+        (true, false) => Keep::No,
+    }
 }
 
 fn validators(page: &StoredPage) -> Validators {

@@ -133,7 +133,6 @@ impl Bench {
         Self {
             tasks: Tasks::new(
                 PageStore::new(&config.cache),
-                upstream.service(),
                 metrics.clone(),
                 PATIENCE,
                 max_waiting,
@@ -147,6 +146,7 @@ impl Bench {
     fn ask_page(&self, page: u32, directives: RequestDirectives) -> Ask {
         Ask {
             credential: self.credential.clone(),
+            upstream: Arc::new(self.upstream.service()),
             space: SpaceToken::new("SPACE").unwrap(),
             query: PageQuery {
                 page,
@@ -175,12 +175,30 @@ impl Bench {
         self.tasks.page(&self.ask_page(page, PLAIN)).await
     }
 
+    /// Who wants how much what the upstream was asked for last.
+    fn claims(&self) -> Vec<(Urgency, String)> {
+        let asked = self.upstream.asked();
+        let present = asked.last().expect("it was asked").claims.present();
+        let pair = |claim: Claim| (claim.urgency, claim.client.to_string());
+        present.into_iter().map(pair).collect()
+    }
+
     /// Asks in a task of its own, and lets it come as far as it can.
     async fn get_meanwhile(&self, ask: Ask) -> tokio::task::JoinHandle<Result<Served, TasksError>> {
         let tasks = self.tasks.clone();
         let waiting = tokio::spawn(async move { tasks.page(&ask).await });
         settle().await;
         waiting
+    }
+}
+
+impl Ask {
+    /// The same, asked by another client.
+    fn of(self, client: &str) -> Self {
+        Self {
+            account: Account::new(client.into()),
+            ..self
+        }
     }
 }
 
@@ -387,6 +405,61 @@ async fn beyond_the_places_a_caller_that_would_wait_is_refused_and_nothing_is_be
         waiting.await.unwrap().unwrap();
     }
     bench.get_page(2).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_most_makes_room_for_another_and_is_answered_as_if_there_was_none() {
+    let bench = Bench::with_places(2);
+    let stale = bench.ask_page(3, PLAIN);
+    bench.get_page(3).await.unwrap();
+    pass(FRESH_FOR + REFRESHED_FOR + SECOND).await;
+    let answers = [bench.upstream.then_stall(), bench.upstream.then_stall()];
+    let first = bench.get_meanwhile(bench.ask_page(1, PLAIN)).await;
+    let newest = bench.get_meanwhile(stale).await;
+
+    let other = bench.ask_page(2, PLAIN).of("other");
+    bench.tasks.page(&other).await.unwrap();
+
+    let stands_in = newest.await.unwrap().unwrap();
+    let ttl = -i64::try_from((REFRESHED_FOR + SECOND).as_secs()).unwrap();
+    assert_eq!(stands_in.status, hit(ttl, Detail::StaleIfError));
+    assert!(!first.is_finished());
+    for answer in answers {
+        assert!(answer.send(page(&[])).is_ok(), "its fill goes on");
+    }
+    first.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_joins_a_fill_claims_it_too() {
+    let bench = Bench::new();
+    let answer = bench.upstream.then_stall();
+    let leader = bench.get_meanwhile(bench.ask(PLAIN)).await;
+    let other = bench.get_meanwhile(bench.ask(PLAIN).of("other")).await;
+    let expected = [(Urgency::Waiting, "crm"), (Urgency::Waiting, "other")];
+    assert_eq!(bench.claims(), expected.map(owned));
+    assert!(answer.send(page(&[])).is_ok());
+    for waiting in [leader, other] {
+        waiting.await.unwrap().unwrap();
+    }
+
+    // A refresh that nobody waited for matters as much as who joins it says.
+    pass(FRESH_FOR + SECOND).await;
+    let answer = bench.upstream.then_stall();
+    bench.get().await.unwrap();
+    let forced = bench.get_meanwhile(bench.ask(NO_CACHE)).await;
+    let expected = [
+        (Urgency::Background, BACKGROUND),
+        (Urgency::CanStandIn, "crm"),
+    ];
+    assert_eq!(bench.claims(), expected.map(owned));
+    assert_eq!(&*bench.upstream.asked()[1].cause, BACKGROUND);
+    assert!(answer.send(page(&[])).is_ok());
+    forced.await.unwrap().unwrap();
+}
+
+fn owned((urgency, client): (Urgency, &str)) -> (Urgency, String) {
+    (urgency, client.to_owned())
 }
 
 #[tokio::test(start_paused = true)]

@@ -22,6 +22,8 @@ pub(super) struct Breaker {
     open_for: Duration,
     window: Window,
     state: State,
+    /// Since when it is closed, or is not.
+    closed_or_not_since: Instant,
     /// Another one after each change of state and for each probe: what was let through before tells nothing about now.
     epoch: u64,
 }
@@ -56,6 +58,7 @@ impl Breaker {
             open_for: config.open_for,
             window: Window::new(config.window, now),
             state: State::Closed,
+            closed_or_not_since: now,
             epoch: 0,
         }
     }
@@ -66,6 +69,10 @@ impl Breaker {
             State::Open { since } if self.rest(since, now).is_some() => CircuitState::Open,
             State::Open { .. } | State::HalfOpen { .. } => CircuitState::HalfOpen,
         }
+    }
+
+    pub(super) fn closed_or_not_since(&self) -> Instant {
+        self.closed_or_not_since
     }
 
     /// How long to wait where a call would be refused now.
@@ -111,6 +118,7 @@ impl Breaker {
             }
             (State::HalfOpen { .. }, Some(true)) => {
                 self.enter(State::Closed);
+                self.closed_or_not_since = now;
                 Some(Change::Closed)
             }
             (State::HalfOpen { .. }, Some(false)) => Some(self.open(now, Change::StaysOpen)),
@@ -140,6 +148,9 @@ impl Breaker {
 
     fn open(&mut self, now: Instant, change: Change) -> Change {
         self.window.forget_calls();
+        if change == Change::Opened {
+            self.closed_or_not_since = now;
+        }
         self.enter(State::Open { since: now });
         change
     }

@@ -17,9 +17,10 @@ fn load(sections: &str) -> Credentials {
 }
 
 fn reload(before: &Credentials, sections: &str) -> (Credentials, Succession) {
-    before
-        .reload(&config("https://unpod.example", sections).upstream)
-        .unwrap()
+    let config = config("https://unpod.example", sections);
+    let (after, succession) = before.reload(&config.upstream).unwrap();
+    after.succeed(before);
+    (after, succession)
 }
 
 fn default(credentials: &Credentials) -> &Arc<Credential> {
@@ -95,11 +96,11 @@ async fn a_reload_keeps_what_was_spent_and_how_the_credential_stands() {
         default(&before).purse()
     ));
 
-    let (mended, _) = reload(&before, "[default]\ntoken = \"b\"\norg_handle = \"acme\"");
+    let (mended, _) = reload(&same, "[default]\ntoken = \"b\"\norg_handle = \"acme\"");
     assert!(!default(&mended).is_held(Instant::now()), "asked at once");
     assert!(default(&mended).is_refused(), "until a good fill");
 
-    let (moved, _) = reload(&before, "[default]\ntoken = \"a\"\norg_handle = \"globex\"");
+    let (moved, _) = reload(&mended, "[default]\ntoken = \"a\"\norg_handle = \"globex\"");
     assert!(!default(&moved).is_refused());
     assert!(
         Arc::ptr_eq(default(&moved).purse(), default(&before).purse()),
@@ -129,4 +130,102 @@ fn two_equal_tokens_are_one() {
     let one = load("[default]\ntoken = \"a\"\nnext_token = \"a\"");
     assert_eq!(default(&one).other(TokenSlot::Current), None);
     assert_eq!(default(&one).secrets().count(), 1);
+}
+
+#[tokio::test]
+async fn what_a_replaced_token_learns_late_says_nothing_of_the_new_one() {
+    let old = load(FIRST);
+    let (new, _) = reload(&old, "[default]\ntoken = \"b\"\norg_handle = \"acme\"");
+    let (old, new) = (default(&old), default(&new));
+    assert!(new.is_in_force() && !old.is_in_force());
+    assert_ne!(new.token_pair(), old.token_pair());
+
+    old.hold(Instant::now());
+    assert!(!old.set_refused(true), "no news");
+    assert!(!new.is_held(Instant::now()) && !new.is_refused());
+
+    assert!(new.set_refused(true));
+    old.set_refused(false);
+    assert!(new.is_refused(), "nor that it is good");
+}
+
+#[test]
+fn a_configuration_that_is_only_read_changes_nothing() {
+    let before = load(FIRST);
+    let less = config(
+        "https://unpod.example",
+        "[default]\ntoken = \"b\"\norg_handle = \"acme\"",
+    );
+    let mut less = less.upstream;
+    less.quota_per_minute = 5;
+    let (read, _) = before.reload(&less).unwrap();
+    let before = default(&before);
+    assert!(before.is_in_force());
+    assert_eq!(before.purse().per_minute(), Some(60));
+    drop(read);
+}
+
+#[test]
+fn who_is_gone_is_heard_no_more() {
+    for after in [
+        "[default]\ntoken = \"a\"\norg_handle = \"globex\"",
+        "[other]\ntoken = \"a\"",
+    ] {
+        let before = load(FIRST);
+        reload(&before, after);
+        assert!(!default(&before).is_in_force(), "{after}");
+    }
+}
+
+#[tokio::test]
+async fn a_token_spends_from_one_purse_whatever_it_is_called_and_wherever_it_was() {
+    let acme = "token = \"a\"\norg_handle = \"acme\"";
+    let default = format!("[default]\n{acme}");
+    let purse =
+        |credentials: &Credentials, name: &str| credentials.named(name).unwrap().purse().clone();
+    let first = load(&default);
+    let spent = purse(&first, "default");
+
+    let (renamed, _) = reload(&first, &format!("[acme]\n{acme}"));
+    assert!(Arc::ptr_eq(&purse(&renamed, "acme"), &spent), "renamed");
+
+    let (gone, _) = reload(&renamed, "[other]\ntoken = \"b\"");
+    assert!(!Arc::ptr_eq(&purse(&gone, "other"), &spent), "another");
+    let (back, _) = reload(&gone, &default);
+    assert!(Arc::ptr_eq(&purse(&back, "default"), &spent), "back");
+
+    let elsewhere = config("https://unpod.invalid", &default);
+    let (elsewhere, _) = back.reload(&elsewhere.upstream).unwrap();
+    assert!(!Arc::ptr_eq(&purse(&elsewhere, "default"), &spent));
+    let (returned, _) = reload(&elsewhere, &default);
+    assert!(
+        Arc::ptr_eq(&purse(&returned, "default"), &spent),
+        "returned"
+    );
+
+    let (both, _) = reload(
+        &returned,
+        &format!("{default}\n[globex]\ntoken = \"a\"\norg_handle = \"globex\""),
+    );
+    assert!(Arc::ptr_eq(&purse(&both, "globex"), &spent), "shared");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_purse_of_a_token_that_is_gone_is_forgotten_after_its_minute() {
+    let first = load(FIRST);
+    let spent = default(&first).purse().clone();
+    let (gone, _) = reload(&first, "[other]\ntoken = \"b\"");
+    tokio::time::advance(Purse::MEMORY).await;
+    let (back, _) = reload(&gone, FIRST);
+    assert!(!Arc::ptr_eq(default(&back).purse(), &spent));
+}
+
+#[test]
+fn tokens_that_change_places_keep_what_was_spent_with_them() {
+    let before = load("[one]\ntoken = \"a\"\n[two]\ntoken = \"b\"");
+    let (after, _) = reload(&before, "[one]\ntoken = \"b\"\n[two]\ntoken = \"a\"");
+    let purse =
+        |credentials: &Credentials, name: &str| credentials.named(name).unwrap().purse().clone();
+    assert!(Arc::ptr_eq(&purse(&after, "one"), &purse(&before, "two")));
+    assert!(Arc::ptr_eq(&purse(&after, "two"), &purse(&before, "one")));
 }

@@ -3,7 +3,7 @@ use std::{convert::Infallible, future::pending};
 use tower::{ServiceBuilder, ServiceExt, service_fn};
 
 use super::*;
-use crate::upstream::fixtures;
+use crate::upstream::{Urgency, fixtures};
 
 fn stuck(
     layer: &LimitLayer,
@@ -37,7 +37,9 @@ async fn a_dropped_call_gives_its_slot_to_the_next() {
     tokio::task::yield_now().await;
     let slots = layer.slots.clone();
     let waiting = tokio::spawn(async move {
-        let slot = slots.acquire(Urgency::Waiting, &"crm".into()).await;
+        let slot = slots
+            .acquire(&fixtures::claims(Urgency::Waiting, "crm"))
+            .await;
         slot.is_ok()
     });
     tokio::task::yield_now().await;
@@ -58,7 +60,10 @@ async fn who_waits_goes_before_a_refresh() {
         .map(|urgency| {
             let (slots, order) = (layer.slots.clone(), order.clone());
             tokio::spawn(async move {
-                let slot = slots.acquire(urgency, &"crm".into()).await.unwrap();
+                let slot = slots
+                    .acquire(&fixtures::claims(urgency, "crm"))
+                    .await
+                    .unwrap();
                 order.lock().unwrap().push(urgency);
                 drop(slot);
             })

@@ -1,28 +1,68 @@
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use proptest::prelude::*;
 
 use super::*;
+use crate::upstream::fixtures;
 
-use Urgency::{Background, Retry, Waiting};
+use Urgency::{Background, CanStandIn, Retry, Waiting};
 
-fn client(name: &str) -> Arc<str> {
-    name.into()
+/// Comes to stand in line, as the only one who wants it.
+fn join<'a>(line: &'a Line, (urgency, name): (Urgency, &str)) -> Result<Place<'a>, TurnedAway> {
+    line.join(&fixtures::claims(urgency, name))
+}
+
+/// The same for what several want.
+fn join_together<'a>(line: &'a Line, all: &[(Urgency, &str)]) -> Result<Place<'a>, TurnedAway> {
+    line.join(&together(all))
+}
+
+fn together(all: &[(Urgency, &str)]) -> Claims {
+    let claims = fixtures::claims(all[0].0, all[0].1);
+    all[1..].iter().for_each(|one| claims.add(claim(*one)));
+    claims
+}
+
+fn claim((urgency, name): (Urgency, &str)) -> Claim {
+    let client = name.into();
+    Claim { urgency, client }
+}
+
+/// Lets a client join those who want what has its place.
+fn claim_too(place: &Place<'_>, one: (Urgency, &str)) {
+    place.claims.add(claim(one));
+    // As the holder does once it is told.
+    place.turn().unwrap();
+}
+
+/// Serves the line empty: by whose turns, in order, and what each got. Who was turned away is served nothing.
+fn serve_out(mut places: Vec<Place<'_>>) -> Vec<(String, TicketId)> {
+    let mut order = Vec::new();
+    while let Some((at, turn)) = places
+        .iter()
+        .enumerate()
+        .find_map(|(at, place)| place.turn().ok().flatten().map(|turn| (at, turn)))
+    {
+        let mut place = places.remove(at);
+        order.push((turn.client.to_string(), place.id));
+        place.served = Some(turn);
+    }
+    order
 }
 
 /// Puts `all` into a line in this order, then serves it empty: who was served, in order.
 fn served(line: &Line, all: &[(Urgency, &str)]) -> Vec<String> {
-    let mut places: Vec<_> = all
-        .iter()
-        .filter_map(|(urgency, name)| line.join(*urgency, &client(name)).ok())
-        .collect();
-    let mut order = Vec::new();
-    while let Some(first) = places.iter().position(Place::is_first) {
-        let mut place = places.remove(first);
-        place.is_served = true;
-        order.push(place.client.to_string());
-    }
-    order
+    let places = all.iter().filter_map(|one| join(line, *one).ok()).collect();
+    serve_out(places)
+        .into_iter()
+        .map(|(name, _)| name)
+        .collect()
+}
+
+fn is_unused(line: &Line) -> bool {
+    let state = line.lock();
+    let is_unused = |rank: &Rank| rank.queues.is_empty() && rank.turns.is_empty();
+    state.tickets.is_empty() && state.ranks.iter().all(is_unused)
 }
 
 #[test]
@@ -104,7 +144,7 @@ fn what_is_ahead_is_what_is_served_before() {
         (Waiting, "b"),
         (Retry, "c"),
     ]
-    .map(|(urgency, name)| line.join(urgency, &client(name)).unwrap())
+    .map(|one| join(&line, one).unwrap())
     .into();
     for (urgency, name, ahead) in [
         (Waiting, "new", 2),
@@ -113,8 +153,178 @@ fn what_is_ahead_is_what_is_served_before() {
         (Retry, "new", 5),
         (Retry, "c", 5),
     ] {
-        assert_eq!(line.ahead_of(urgency, name), ahead, "{name}");
+        let claims = fixtures::claims(urgency, name);
+        assert_eq!(line.ahead_of(&claims), ahead, "{name}");
     }
+}
+
+#[test]
+fn what_several_want_is_ahead_once_and_at_the_best_of_their_places() {
+    let line = Line::new(100);
+    let _shared: Vec<_> = (0..3)
+        .map(|_| join_together(&line, &[(Waiting, "a"), (Waiting, "b")]).unwrap())
+        .collect();
+    let _own = join(&line, (Waiting, "a")).unwrap();
+    for (all, ahead, why) in [
+        (vec![(Waiting, "new")], 2, "one turn each"),
+        (vec![(Waiting, "a")], 4, "behind all of its own"),
+        (vec![(Retry, "new")], 4, "behind all"),
+        (
+            vec![(Retry, "new"), (Waiting, "c")],
+            2,
+            "as one of them would be",
+        ),
+    ] {
+        assert_eq!(line.ahead_of(&together(&all)), ahead, "{why}");
+    }
+}
+
+#[test]
+fn a_late_claim_moves_a_ticket_forward() {
+    for (first, late, position, why) in [
+        ((Waiting, "a"), (Waiting, "b"), 1, "to the turn of who came"),
+        (
+            (Background, "x"),
+            (Waiting, "b"),
+            1,
+            "to who has nothing to show",
+        ),
+        (
+            (Retry, "a"),
+            (Waiting, "a"),
+            3,
+            "as the same client wants it more",
+        ),
+        (
+            (Waiting, "a"),
+            (Background, "x"),
+            3,
+            "or not, for who wants it less",
+        ),
+    ] {
+        let line = Line::new(100);
+        let mut places: Vec<_> = (0..3)
+            .map(|_| join(&line, (Waiting, "a")).unwrap())
+            .collect();
+        let behind = join(&line, first).unwrap();
+        let id = behind.id;
+
+        claim_too(&behind, late);
+
+        places.push(behind);
+        let order = serve_out(places);
+        assert_eq!(
+            order.iter().position(|(_, served)| *served == id),
+            Some(position),
+            "{why}"
+        );
+        assert_eq!(order.len(), 4, "each once");
+        assert!(is_unused(&line), "{why}");
+    }
+}
+
+#[test]
+fn what_is_served_uses_one_turn_alone() {
+    let line = Line::new(100);
+    let shared = join_together(&line, &[(Waiting, "a"), (Waiting, "b")]).unwrap();
+    let mut places = vec![shared];
+    for name in ["a", "b", "c", "b"] {
+        places.push(join(&line, (Waiting, name)).unwrap());
+    }
+
+    let order = serve_out(places);
+
+    // By the turn of a: b still has its own, before c.
+    let turns: Vec<_> = order.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(turns, ["a", "b", "c", "a", "b"]);
+}
+
+#[test]
+fn what_somebody_with_less_wants_too_is_not_turned_away() {
+    for (tickets, newcomer, turned_away, why) in [
+        (
+            vec![
+                vec![(Waiting, "a")],
+                vec![(Waiting, "a")],
+                vec![(Waiting, "a"), (Waiting, "b")],
+            ],
+            (Waiting, "c"),
+            Some(1),
+            "the newest that a alone wants",
+        ),
+        (
+            vec![
+                vec![(Waiting, "a"), (Waiting, "b")],
+                vec![(Waiting, "a"), (Waiting, "b")],
+            ],
+            (Waiting, "c"),
+            Some(1),
+            "both have more",
+        ),
+        (
+            vec![
+                vec![(Waiting, "a"), (Waiting, "b")],
+                vec![(Waiting, "a"), (Waiting, "c")],
+            ],
+            (Waiting, "d"),
+            None,
+            "b and c have one each",
+        ),
+        (
+            vec![
+                vec![(Background, "x"), (Waiting, "a")],
+                vec![(Waiting, "b")],
+            ],
+            (CanStandIn, "c"),
+            None,
+            "a has nothing to show",
+        ),
+        (
+            vec![
+                vec![(Background, "x"), (CanStandIn, "a")],
+                vec![(Waiting, "b")],
+            ],
+            (Waiting, "c"),
+            Some(0),
+            "neither has nothing to show",
+        ),
+    ] {
+        let line = Line::new(tickets.len());
+        let places: Vec<_> = tickets
+            .iter()
+            .map(|all| join_together(&line, all).unwrap())
+            .collect();
+
+        let place = join(&line, newcomer);
+
+        assert_eq!(place.is_ok(), turned_away.is_some(), "{why}");
+        let gone = places.iter().position(|place| place.turn().is_err());
+        assert_eq!(gone, turned_away, "{why}");
+    }
+}
+
+#[test]
+fn what_was_claimed_a_moment_ago_counts_where_room_is_made() {
+    let line = Line::new(2);
+    let refresh = join(&line, (Background, "a")).unwrap();
+    let other = join(&line, (Background, "b")).unwrap();
+    // Its holder has not looked yet.
+    other.claims.add(claim((Waiting, "c")));
+    let _newcomer = join(&line, (Waiting, "d")).unwrap();
+    assert_eq!(refresh.turn(), Err(TurnedAway));
+    assert!(other.turn().is_ok());
+}
+
+#[test]
+fn who_leaves_leaves_all_queues() {
+    let line = Line::new(100);
+    let place = join_together(&line, &[(Waiting, "a"), (Retry, "b")]).unwrap();
+    claim_too(&place, (Waiting, "b"));
+    assert_eq!(line.len(), 1, "tickets are counted, not claims");
+
+    drop(place);
+
+    assert!(is_unused(&line));
 }
 
 /// A stock of things to wait for.
@@ -133,9 +343,13 @@ impl Stock {
     }
 
     async fn take(&self, name: &str) -> Result<(), TurnedAway> {
+        self.take_for(&fixtures::claims(Waiting, name)).await
+    }
+
+    async fn take_for(&self, claims: &Claims) -> Result<(), TurnedAway> {
         let less = |there: usize| there.checked_sub(1);
         self.line
-            .stand(Waiting, &client(name), || {
+            .stand(claims, || async {
                 match self
                     .there
                     .fetch_update(Ordering::AcqRel, Ordering::Acquire, less)
@@ -219,7 +433,107 @@ async fn who_is_turned_away_is_told() {
     assert_eq!(ends, [Ok(()), Err(TurnedAway)]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_claim_is_heard_while_its_ticket_waits() {
+    let stock = Stock::empty(10);
+    let last = fixtures::claims(Waiting, "a");
+    let mut waiting: Vec<_> = (0..3)
+        .map(|_| {
+            let stock = stock.clone();
+            tokio::spawn(async move { stock.take("a").await })
+        })
+        .collect();
+    tokio::task::yield_now().await;
+    waiting.push(tokio::spawn({
+        let (stock, last) = (stock.clone(), last.clone());
+        async move { stock.take_for(&last).await }
+    }));
+    tokio::task::yield_now().await;
+
+    last.add(claim((Waiting, "b")));
+    tokio::task::yield_now().await;
+    stock.add(2);
+
+    waiting.pop().unwrap().await.unwrap().unwrap();
+    assert_eq!(stock.line.len(), 2, "by its second turn");
+}
+
+/// What may happen to a line.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Come(Urgency, usize),
+    Claim(Urgency, usize, usize),
+    Leave(usize),
+    Serve,
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    let urgency = || proptest::sample::select(&Urgency::ALL[..]);
+    prop_oneof![
+        3 => (urgency(), 0..4_usize).prop_map(|(urgency, who)| Step::Come(urgency, who)),
+        3 => (urgency(), 0..4_usize, 0..8_usize).prop_map(|(urgency, who, place)| Step::Claim(urgency, who, place)),
+        1 => (0..8_usize).prop_map(Step::Leave),
+        1 => Just(Step::Serve),
+    ]
+}
+
+/// Those in line as the line must have them: every ticket in the queue of each of its claims and in no other, and every client that
+/// waits has one turn to come.
+fn assert_consistent(line: &Line, places: &[Place<'_>]) {
+    let state = line.lock();
+    let ids: Vec<_> = places.iter().map(|place| place.id).collect();
+    assert!(state.tickets.keys().all(|id| ids.contains(id)));
+    assert!(state.tickets.len() <= line.most);
+    let mut queued = Vec::new();
+    for (urgency, rank) in Urgency::ALL.into_iter().zip(&state.ranks) {
+        for (client, queue) in &rank.queues {
+            assert_eq!(
+                rank.turns.iter().filter(|other| *other == client).count(),
+                1
+            );
+            queued.extend(queue.iter().map(|id| (*id, urgency, client.clone())));
+        }
+        assert_eq!(rank.turns.len(), rank.queues.len());
+    }
+    let claims = |(id, ticket): (&TicketId, &Ticket)| {
+        let id = *id;
+        let held = ticket.claims.present();
+        held.into_iter()
+            .map(move |held| (id, held.urgency, held.client))
+    };
+    let mut claimed: Vec<_> = state.tickets.iter().flat_map(claims).collect();
+    queued.sort_unstable();
+    claimed.sort_unstable();
+    assert_eq!(queued, claimed);
+}
+
 proptest! {
+    /// Whatever comes, is claimed, leaves and is served: nothing is lost, and nothing is left.
+    #[test]
+    fn every_ticket_is_where_its_claims_put_it(steps in proptest::collection::vec(any_step(), 1..60)) {
+        const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+        let line = Line::new(6);
+        let mut places: Vec<Place<'_>> = Vec::new();
+        for step in steps {
+            match step {
+                Step::Come(urgency, who) => places.extend(join(&line, (urgency, NAMES[who]))),
+                Step::Claim(urgency, who, at) if at < places.len() => claim_too(&places[at], (urgency, NAMES[who])),
+                Step::Leave(at) if at < places.len() => drop(places.remove(at)),
+                Step::Serve => if let Some(at) = places.iter().position(|place| place.turn().unwrap().is_some()) {
+                    let mut place = places.remove(at);
+                    place.served = place.turn().unwrap();
+                },
+                Step::Claim(..) | Step::Leave(_) => {}
+            }
+            places.retain(|place| place.turn().is_ok());
+            assert_consistent(&line, &places);
+            prop_assert_eq!(line.len(), places.len());
+        }
+        let waiting = places.len();
+        prop_assert_eq!(serve_out(places).len(), waiting);
+        prop_assert!(is_unused(&line));
+    }
+
     /// Whatever comes and goes: nobody is lost, and none waits longer than all others have had one turn each.
     #[test]
     fn no_client_is_passed_by_twice(arrivals in proptest::collection::vec(0..4_usize, 1..40)) {
@@ -228,8 +542,7 @@ proptest! {
         let all: Vec<_> = arrivals.iter().map(|who| (Waiting, names[*who])).collect();
         let order = served(&line, &all);
         prop_assert_eq!(order.len(), all.len());
-        prop_assert!(line.is_empty());
-        prop_assert!(line.lock().ranks.iter().all(|rank| rank.tickets.is_empty() && rank.turns.is_empty()));
+        prop_assert!(is_unused(&line));
         for (place, name) in order.iter().enumerate() {
             let since = order[..place].iter().rev().take_while(|other| *other != name);
             for other in names {

@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     ops::ControlFlow,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
     time::Duration,
@@ -13,8 +13,9 @@ use std::{
 use http::{HeaderMap, StatusCode, header::DATE};
 use tokio::time::Instant;
 
+use crate::shared::{Calls, Grant, Lost, SharedCall};
 use crate::upstream::{
-    Head, Urgency,
+    Claims, Head, Urgency,
     line::{Line, TurnedAway},
     retry_after,
 };
@@ -22,8 +23,13 @@ use crate::upstream::{
 const MINUTE: Duration = Duration::from_secs(60);
 /// The longest that an upstream's `Retry-After` is believed.
 const LONGEST_HOLD: Duration = Duration::from_secs(3600);
+/// Calls of the last minute that are remembered: no quota is larger.
+const MOST_REMEMBERED: usize = 65_536;
 /// One call in this many is kept back from background fills.
 const RESERVE: u32 = 5;
+
+/// How long who may wait waits for what replicas share to be back: it may be any moment.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// Why no call may be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +59,8 @@ pub struct Purse {
     configured: AtomicU32,
     /// Who waits for a call; woken when one ends, since its place in the minute is known only then.
     line: Line,
+    /// What replicas share, where they do: then each call is asked for there too.
+    shared: OnceLock<Arc<Calls>>,
     state: Mutex<State>,
 }
 
@@ -65,6 +73,8 @@ struct State {
     others: Option<(u32, Instant)>,
     hold_until: Option<Instant>,
     learned: Option<u32>,
+    /// Until then all replicas together have spent what there is.
+    shared_until: Option<Instant>,
     /// Until then the process before this one may have spent what nobody knows of.
     cautious_until: Option<Instant>,
     is_closed: bool,
@@ -84,17 +94,32 @@ pub struct Spent {
 }
 
 impl Purse {
+    /// For how long what was spent counts.
+    pub const MEMORY: Duration = MINUTE;
+
     /// A purse of `quota_per_minute` calls, for which `max_queue` may wait.
     #[must_use]
     pub fn new(quota_per_minute: u32, max_queue: usize) -> Self {
         Self {
             configured: AtomicU32::new(quota_per_minute),
             line: Line::new(max_queue),
+            shared: OnceLock::new(),
             state: Mutex::new(State {
                 cautious_until: Some(Instant::now() + MINUTE),
                 ..State::default()
             }),
         }
+    }
+
+    /// Asks for each call among all replicas from now on; what is shared already stays so.
+    pub fn share(&self, calls: Arc<Calls>) {
+        let _ = self.shared.set(calls);
+    }
+
+    /// What replicas share.
+    #[must_use]
+    pub fn shared(&self) -> Option<&Arc<Calls>> {
+        self.shared.get()
     }
 
     /// What a purse after this one must know. No call is made from now on.
@@ -137,6 +162,7 @@ impl Purse {
     /// Changes what is configured; what was spent stays spent.
     pub fn set_quota(&self, per_minute: u32) {
         self.configured.store(per_minute, Ordering::Relaxed);
+        self.line.wake();
     }
 
     fn configured(&self) -> u32 {
@@ -150,10 +176,15 @@ impl Purse {
     }
 
     fn limit(&self, state: &State) -> Option<u32> {
-        match (self.configured(), state.learned) {
-            (0, learned) => learned,
-            (configured, learned) => Some(learned.map_or(configured, |l| l.min(configured))),
-        }
+        let limit = match (self.configured(), state.learned) {
+            (0, learned) => learned?,
+            (configured, learned) => learned.map_or(configured, |l| l.min(configured)),
+        };
+        Some(
+            self.shared
+                .get()
+                .map_or(limit, |calls| calls.share_of(limit)),
+        )
     }
 
     /// Calls left in this minute; `None`: no limit is known.
@@ -177,7 +208,7 @@ impl Purse {
         self.line.len()
     }
 
-    /// Waits until a call may be made for `client`, as long as `urgency` warrants and `patience` allows.
+    /// Waits until a call may be made, as long as the most urgent of `claims` warrants, and no longer than until `given_up`.
     ///
     /// Clients that wait take turns, so that one that wants many calls leaves the others theirs.
     ///
@@ -186,20 +217,35 @@ impl Purse {
     /// Returns why there is none.
     pub async fn spend(
         self: &Arc<Self>,
+        claims: &Claims,
+        given_up: Instant,
+    ) -> Result<Call, NoCall> {
+        loop {
+            let urgency = claims.urgency();
+            match self.spend_as(urgency, claims, given_up).await {
+                // Somebody joined meanwhile to whom it matters more.
+                Err(_) if claims.urgency() < urgency => {}
+                spent => return spent,
+            }
+        }
+    }
+
+    async fn spend_as(
+        self: &Arc<Self>,
         urgency: Urgency,
-        client: &Arc<str>,
-        patience: Duration,
+        claims: &Claims,
+        given_up: Instant,
     ) -> Result<Call, NoCall> {
         let now = Instant::now();
         match urgency {
             // Where nothing is counted there is no line to stand in.
             Urgency::Waiting | Urgency::Retry if self.is_bounded(now) => {
-                self.stand_in_line(urgency, client, patience).await
+                self.stand_in_line(claims, given_up).await
             }
-            Urgency::Waiting | Urgency::Retry => Ok(self.take(urgency, now)?),
+            Urgency::Waiting | Urgency::Retry => Ok(self.take(urgency, now).await?),
             Urgency::CanStandIn | Urgency::Background => {
                 self.yield_to_those_in_line(now)?;
-                Ok(self.take(urgency, now)?)
+                Ok(self.take(urgency, now).await?)
             }
         }
     }
@@ -229,21 +275,26 @@ impl Purse {
 
     async fn stand_in_line(
         self: &Arc<Self>,
-        urgency: Urgency,
-        client: &Arc<str>,
-        patience: Duration,
+        claims: &Claims,
+        given_up: Instant,
     ) -> Result<Call, NoCall> {
-        let given_up = Instant::now() + patience;
+        let now = Instant::now();
+        // Where nobody waits there is no line to stand in, nor need there be room for one.
+        if self.line.is_empty()
+            && let Ok(call) = self.take(claims.urgency(), now).await
+        {
+            return Ok(call);
+        }
         // Those ahead each need a call too, beyond what is there already.
-        let ahead = u32::try_from(self.line.ahead_of(urgency, client)).unwrap_or(u32::MAX);
-        let ahead = ahead.saturating_sub(self.remaining(Instant::now()).unwrap_or(u32::MAX));
+        let ahead = u32::try_from(self.line.ahead_of(claims)).unwrap_or(u32::MAX);
+        let ahead = ahead.saturating_sub(self.remaining(now).unwrap_or(u32::MAX));
         let at_best = self.wait_of_one().saturating_mul(ahead);
-        if ahead > 0 && at_best > patience {
+        if ahead > 0 && now + at_best > given_up {
             return Err(at_best.into());
         }
-        let taken = self.line.stand(urgency, client, || {
+        let taken = self.line.stand(claims, || async {
             let now = Instant::now();
-            match self.take(urgency, now) {
+            match self.take(claims.urgency(), now).await {
                 Ok(call) => ControlFlow::Break(Ok(call)),
                 Err(wait) if now + wait > given_up => ControlFlow::Break(Err(wait)),
                 Err(wait) => ControlFlow::Continue(Some(wait)),
@@ -262,12 +313,51 @@ impl Purse {
             .map_or(Duration::ZERO, |limit| MINUTE / limit.max(1))
     }
 
-    /// Takes a call if one may be made now.
-    fn take(self: &Arc<Self>, urgency: Urgency, now: Instant) -> Result<Call, Duration> {
+    /// Takes a call if one may be made now, by what this process counts and by what all replicas do.
+    async fn take(self: &Arc<Self>, urgency: Urgency, now: Instant) -> Result<Call, Duration> {
+        let mut call = self.take_own(urgency, now)?;
+        if let Some(calls) = self.shared.get() {
+            call.shared = self.take_shared(calls, urgency).await?;
+        }
+        call.is_made = true;
+        Ok(call)
+    }
+
+    fn take_own(self: &Arc<Self>, urgency: Urgency, now: Instant) -> Result<Call, Duration> {
         let mut state = self.lock();
         self.check(&mut state, urgency, now)?;
         state.in_flight += 1;
-        Ok(Call(self.clone()))
+        Ok(Call {
+            purse: self.clone(),
+            shared: None,
+            is_made: false,
+        })
+    }
+
+    /// Takes one of the calls of all replicas; `None` where nothing is counted.
+    async fn take_shared(
+        &self,
+        calls: &Arc<Calls>,
+        urgency: Urgency,
+    ) -> Result<Option<SharedCall>, Duration> {
+        let Some(limit) = self.per_minute() else {
+            return Ok(None);
+        };
+        match calls.ask(limit - reserve(limit, urgency)).await {
+            Ok(Grant::Granted(call)) => Ok(Some(call)),
+            Ok(Grant::Refused(wait)) => {
+                // What is kept back from it others may still have.
+                if urgency != Urgency::Background {
+                    self.lock().shared_until = Some(Instant::now() + wait);
+                }
+                Err(wait)
+            }
+            // It may have been lost just now: then what the others spent is not known.
+            Err(Lost) => {
+                self.check_shared(&self.lock(), Instant::now())?;
+                Ok(Some(calls.alone()))
+            }
+        }
     }
 
     /// Whether one more call is allowed now; if not, how long until it may be.
@@ -279,12 +369,9 @@ impl Purse {
             return Err(until - now);
         }
         if let Some(limit) = self.limit(state) {
+            self.check_shared(state, now)?;
             state.forget(now);
-            let reserve = match urgency {
-                Urgency::Background => limit / RESERVE,
-                Urgency::Waiting | Urgency::Retry | Urgency::CanStandIn => 0,
-            };
-            let allowed = self.allowed(state, limit, now) - reserve;
+            let allowed = self.allowed(state, limit, now) - reserve(limit, urgency);
             // Half a minute's calls at once, the rest evenly: a window that starts anywhere sees no double edge.
             let burst = limit.div_ceil(2);
             let burst_window = MINUTE * burst / limit.max(1);
@@ -298,6 +385,20 @@ impl Purse {
             state.room(burst.min(allowed), burst_window, now)?;
         }
         Ok(())
+    }
+
+    /// Whether all replicas together have a call left, as far as this one knows without asking.
+    fn check_shared(&self, state: &State, now: Instant) -> Result<(), Duration> {
+        let Some(calls) = self.shared.get() else {
+            return Ok(());
+        };
+        if let Some(hold) = calls.hold(now) {
+            return Err(hold.min(LOOK_AGAIN));
+        }
+        match state.shared_until.filter(|until| *until > now) {
+            Some(until) if calls.is_counted() => Err(until - now),
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// What may be spent in the minute that ends now. In the process's first minute it is half: nobody knows what the process
@@ -338,8 +439,11 @@ impl Purse {
             _ => None,
         };
         if let Some(hold) = hold {
-            let until = now + hold.min(LONGEST_HOLD);
-            state.hold_until = state.hold_until.max(Some(until));
+            let hold = hold.min(LONGEST_HOLD);
+            state.hold_until = state.hold_until.max(Some(now + hold));
+            if let Some(calls) = self.shared.get() {
+                calls.hold_all(hold);
+            }
         }
     }
 
@@ -348,7 +452,23 @@ impl Purse {
     }
 }
 
+/// How many of `limit` calls are kept back from who is no more urgent.
+fn reserve(limit: u32, urgency: Urgency) -> u32 {
+    match urgency {
+        Urgency::Background => limit / RESERVE,
+        Urgency::Waiting | Urgency::Retry | Urgency::CanStandIn => 0,
+    }
+}
+
 impl State {
+    fn note_ended(&mut self, now: Instant) {
+        self.forget(now);
+        if self.ended.len() == MOST_REMEMBERED {
+            self.ended.pop_front();
+        }
+        self.ended.push_back(now);
+    }
+
     /// Drops what no longer counts.
     fn forget(&mut self, now: Instant) {
         while self
@@ -392,17 +512,33 @@ impl State {
 
 /// A call that was paid for. It counts from its end, which is no earlier than the upstream counts it.
 #[derive(Debug)]
-pub struct Call(Arc<Purse>);
+pub struct Call {
+    purse: Arc<Purse>,
+    /// The same as all replicas count it.
+    shared: Option<SharedCall>,
+    is_made: bool,
+}
+
+impl Call {
+    /// Gives it back: it was never made.
+    pub fn give_back(mut self) {
+        self.is_made = false;
+        if let Some(shared) = self.shared.take() {
+            shared.give_back();
+        }
+    }
+}
 
 impl Drop for Call {
     fn drop(&mut self) {
-        let mut state = self.0.lock();
+        let mut state = self.purse.lock();
         state.in_flight -= 1;
-        if self.0.limit(&state).is_some() {
-            state.ended.push_back(Instant::now());
+        if self.is_made {
+            // Without a limit, too: one may be set within the minute.
+            state.note_ended(Instant::now());
         }
         drop(state);
-        self.0.line.wake();
+        self.purse.line.wake();
     }
 }
 
@@ -431,8 +567,9 @@ impl Said {
         Self {
             limit: count("x-ratelimit-limit"),
             remaining: count("x-ratelimit-remaining"),
-            reset_in: number("x-ratelimit-reset")
-                .map(|reset| Duration::from_secs(u64::try_from(reset - now).unwrap_or(0))),
+            reset_in: number("x-ratelimit-reset").map(|reset| {
+                Duration::from_secs(u64::try_from(reset.saturating_sub(now)).unwrap_or(0))
+            }),
         }
     }
 }

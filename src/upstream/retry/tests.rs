@@ -4,7 +4,7 @@ use http::StatusCode;
 use tower::{ServiceBuilder, ServiceExt, service_fn};
 
 use super::*;
-use crate::upstream::{CircuitLayer, FailureSource, fixtures};
+use crate::upstream::{CircuitLayer, FailureSource, QuotaLayer, fixtures};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -39,7 +39,8 @@ impl Bench {
         ServiceBuilder::new()
             .layer(self.layer.clone())
             .layer(CircuitLayer::new(SECOND))
-            .service(service_fn(move |_: PageRequest| {
+            .service(service_fn(move |request: PageRequest| {
+                request.calls.add();
                 let mut asked = asked.lock().unwrap();
                 asked.push(Instant::now());
                 let fails = asked.len() - before <= failures;
@@ -65,6 +66,31 @@ impl Bench {
         let asked = self.asked.lock().unwrap();
         asked.windows(2).map(|two| two[1] - two[0]).collect()
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_further_try_that_cannot_be_made_leaves_the_error_of_the_one_before() {
+    // A call in half a minute; its five seconds count into the patience of the next.
+    let bench = Bench::new("quota_per_minute = 2\ntimeout = '60s'");
+    tokio::time::advance(60 * SECOND).await;
+    let request = PageRequest {
+        began: Instant::now(),
+        ..bench.request.clone()
+    };
+    let outcome: Result<(), _> = ServiceBuilder::new()
+        .layer(bench.layer.clone())
+        .layer(QuotaLayer::new(32 * SECOND))
+        .service(service_fn(|request: PageRequest| async move {
+            request.calls.add();
+            request.sent.set();
+            sleep(5 * SECOND).await;
+            Err(UpstreamError::Failed(FailureSource::Inner))
+        }))
+        .oneshot(request.clone())
+        .await;
+    assert_eq!(outcome.unwrap_err().as_str(), "upstream_failed");
+    assert_eq!(request.calls.count(), 1);
+    assert!(request.began.elapsed() < 6 * SECOND, "told at once");
 }
 
 #[tokio::test(start_paused = true)]

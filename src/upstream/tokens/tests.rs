@@ -1,9 +1,9 @@
-use std::sync::Mutex;
+use std::{sync::Mutex, time::Duration};
 
 use tower::{ServiceBuilder, service_fn};
 
 use super::*;
-use crate::upstream::{FailureSource, fixtures};
+use crate::upstream::{Calls, FailureSource, LimitLayer, Urgency, fixtures};
 
 use TokenSlot::{Current, Next};
 
@@ -78,11 +78,11 @@ async fn after_a_refusal_of_both_nothing_is_asked_for_a_while() {
         assert!(bench.ask(|_| REFUSED).await.is_err());
         assert_eq!(bench.asked(), tokens);
 
-        tokio::time::advance(std::time::Duration::from_millis(4999)).await;
+        tokio::time::advance(Duration::from_millis(4999)).await;
         let held = bench.ask(|_| panic!("is held")).await;
         assert!(matches!(held, Err(UpstreamError::AuthFailed)));
 
-        tokio::time::advance(std::time::Duration::from_millis(1)).await;
+        tokio::time::advance(Duration::from_millis(1)).await;
         assert!(bench.ask(|_| Ok(())).await.is_ok());
         assert_eq!(bench.asked(), [Current]);
     }
@@ -94,6 +94,8 @@ async fn only_an_answer_to_a_known_user_proves_a_token() {
         (UpstreamError::SpaceNotFound { head: None }, true),
         (UpstreamError::SpaceAccessDenied, true),
         (UpstreamError::Rejected, true),
+        (UpstreamError::Failed(FailureSource::Inner), true),
+        (UpstreamError::Failed(FailureSource::InnerSlowDown), true),
         (UpstreamError::Failed(FailureSource::Html), false),
         (UpstreamError::QuotaExhausted { retry_after: None }, false),
         (UpstreamError::Overloaded, false),
@@ -115,4 +117,42 @@ async fn only_an_answer_to_a_known_user_proves_a_token() {
             "{answer}"
         );
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_stands_in_line_when_all_tokens_are_refused_makes_no_call() {
+    let bench = Bench::with_two();
+    let asked = bench.asked.clone();
+    let service = ServiceBuilder::new()
+        .layer(TokensLayer::new(bench.metrics.clone()))
+        .layer(LimitLayer::new(2, 256))
+        .service(service_fn(move |request: PageRequest| {
+            let asked = asked.clone();
+            async move {
+                request.calls.add();
+                asked.lock().unwrap().push(request.token);
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                REFUSED
+            }
+        }));
+    let fills: Vec<_> = (0..50)
+        .map(|_| {
+            let request = PageRequest {
+                claims: fixtures::claims(Urgency::Waiting, "test"),
+                calls: Calls::default(),
+                ..bench.request.clone()
+            };
+            tokio::spawn(service.clone().oneshot(request))
+        })
+        .collect();
+
+    let began = Instant::now();
+    for fill in fills {
+        let outcome = fill.await.unwrap();
+        assert!(matches!(outcome, Err(UpstreamError::AuthFailed)));
+    }
+
+    let calls = bench.asked().len();
+    assert!(calls <= 8, "two at a time, until both are known: {calls}");
+    assert!(began.elapsed() < Duration::from_secs(5), "nobody waits on");
 }

@@ -338,7 +338,7 @@ function dropButton(fingerprint) {
   return button
 }
 
-const PARTS = { listener: 'Listener', credentials: 'Credentials', circuits: 'Circuits' }
+const PARTS = { listener: 'Listener', credentials: 'Credentials', circuits: 'Circuits', redis: 'Redis' }
 
 function showReadiness({ status, parts }) {
   const state = $('state')

@@ -1,5 +1,9 @@
 use super::*;
-use crate::{config::Config, domain::CredentialId, upstream::Urgency};
+use crate::{
+    config::Config,
+    domain::CredentialId,
+    upstream::{Claim, Claims, Urgency},
+};
 
 const NOW_MS: u64 = 1_800_000_000_000;
 const MINUTE: Duration = Duration::from_secs(60);
@@ -32,14 +36,13 @@ fn remaining(credentials: &Credentials) -> Option<u32> {
 async fn spend_and_end(path: &Path) {
     let before = credentials("token");
     let purse = before.named("default").unwrap().purse().clone();
+    let claims = Claims::new(Claim {
+        urgency: Urgency::Waiting,
+        client: "crm".into(),
+    });
     for _ in 0..5 {
         tokio::time::advance(Duration::from_secs(10)).await;
-        drop(
-            purse
-                .spend(Urgency::Waiting, &"crm".into(), MINUTE)
-                .await
-                .unwrap(),
-        );
+        drop(purse.spend(&claims, Instant::now() + MINUTE).await.unwrap());
     }
     write(path, &before, &owners(&before, "token"), NOW_MS);
     assert!(purse.would_take(Urgency::Waiting, Instant::now()).is_err());

@@ -1,13 +1,16 @@
 use http::HeaderValue;
 
 use super::*;
+use crate::upstream::fixtures;
 
 fn purse(quota: u32) -> Arc<Purse> {
     Arc::new(Purse::new(quota, 256))
 }
 
 async fn spend(purse: &Arc<Purse>, urgency: Urgency, patience: Duration) -> Result<Call, NoCall> {
-    purse.spend(urgency, &"crm".into(), patience).await
+    let given_up = Instant::now() + patience;
+    let claims = fixtures::claims(urgency, "crm");
+    purse.spend(&claims, given_up).await
 }
 
 /// A purse whose first, cautious minute is over.
@@ -280,8 +283,9 @@ async fn one_client_that_asks_for_much_leaves_the_others_their_turns() {
     let mut ask = |client: &'static str, patience| {
         let (purse, calls) = (purse.clone(), calls.clone());
         asking.spawn(async move {
-            let name = client.into();
-            let call = purse.spend(Urgency::Waiting, &name, patience).await;
+            let claims = fixtures::claims(Urgency::Waiting, client);
+            let given_up = Instant::now() + patience;
+            let call = purse.spend(&claims, given_up).await;
             if call.is_ok() {
                 calls.lock().unwrap().push(client);
             }
@@ -327,4 +331,75 @@ async fn a_retry_stands_behind_those_who_have_had_no_try_yet() {
     tokio::task::yield_now().await;
     let first_try = in_line(Urgency::Waiting);
     assert!(first_try.await.unwrap() < retry.await.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_line_without_places_refuses_only_who_would_have_to_wait() {
+    let purse = Arc::new(Purse::new(2, 0));
+    tokio::time::advance(MINUTE).await;
+    drop(spend(&purse, Urgency::Waiting, MINUTE).await.unwrap());
+    let refused = spend(&purse, Urgency::Waiting, MINUTE).await;
+    assert_eq!(refused.unwrap_err(), NoCall::LineFull);
+    tokio::time::advance(MINUTE / 2).await;
+    assert!(spend(&purse, Urgency::Retry, MINUTE).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_goes_on_as_soon_as_more_is_allowed() {
+    let purse = settled_purse(1).await;
+    drop(spend(&purse, Urgency::Waiting, MINUTE).await.unwrap());
+    let began = Instant::now();
+    let waiting = tokio::spawn({
+        let purse = purse.clone();
+        async move { spend(&purse, Urgency::Waiting, MINUTE).await.is_ok() }
+    });
+    tokio::task::yield_now().await;
+    assert_eq!(purse.waiting(), 1);
+
+    purse.set_quota(60);
+
+    assert!(waiting.await.unwrap());
+    assert_eq!(Instant::now(), began);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_given_back_was_not_spent() {
+    let purse = settled_purse(2).await;
+    for _ in 0..10 {
+        let call = spend(&purse, Urgency::Waiting, Duration::ZERO).await;
+        call.unwrap().give_back();
+    }
+    assert_eq!(purse.remaining(Instant::now()), Some(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quota_that_is_set_counts_the_minute_before() {
+    let purse = settled_purse(0).await;
+    for _ in 0..70_000 {
+        drop(
+            spend(&purse, Urgency::Waiting, Duration::ZERO)
+                .await
+                .unwrap(),
+        );
+    }
+    assert_eq!(purse.lock().ended.len(), MOST_REMEMBERED);
+    purse.set_quota(60);
+    assert_eq!(purse.remaining(Instant::now()), Some(0));
+    tokio::time::advance(MINUTE).await;
+    assert_eq!(purse.remaining(Instant::now()), Some(60));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reset_beyond_all_numbers_is_a_minute_at_most() {
+    let purse = settled_purse(5).await;
+    for reset in [i64::MIN, i64::MAX] {
+        let fields = [
+            ("x-ratelimit-limit", "5"),
+            ("x-ratelimit-remaining", "0"),
+            ("x-ratelimit-reset", &reset.to_string()),
+        ];
+        purse.learn(StatusCode::OK, &head(&fields));
+        tokio::time::advance(MINUTE).await;
+        assert_eq!(purse.remaining(Instant::now()), Some(5), "{reset}");
+    }
 }

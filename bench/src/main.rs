@@ -1,0 +1,166 @@
+//! Measures the gateway beside nginx, Varnish, HAProxy and a bare hyper. `bench/run` builds everything and starts it.
+//!
+//! One core is the server's, one the generator's and the upstream's. Rounds of the servers are interleaved; ratios are taken within a
+//! round, and their median counts. `docs/performance.md` says more.
+
+use std::{fs, path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use serde_json::json;
+
+mod chart;
+mod check;
+mod client;
+mod histogram;
+mod limit;
+mod load;
+mod measure;
+mod pages;
+mod reader;
+mod request;
+mod results;
+mod rows;
+mod server;
+mod upstream;
+mod usage;
+
+use crate::{
+    limit::LimitArgs,
+    measure::{Effort, Measure},
+    results::RowResult,
+    rows::{ROWS, Row},
+    server::Bench,
+    upstream::Upstream,
+};
+
+/// The gateway's own.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+#[derive(Debug, Parser)]
+#[command(name = "bench/run", about = "Measures the gateway beside its peers")]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Role>,
+    /// Checks every server and tries each row for a moment; what is measured then means nothing.
+    #[arg(long)]
+    check: bool,
+    /// Only these rows, such as `W1,W4`.
+    #[arg(long, value_delimiter = ',', value_parser = row_id)]
+    only: Vec<String>,
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Draws the throughput as an SVG picture.
+    #[arg(long, value_name = "FILE")]
+    chart: Option<PathBuf>,
+    /// Where the rows go as JSON.
+    #[arg(long, default_value = "target/bench/results.json")]
+    json: PathBuf,
+    #[arg(long, default_value = "target/release/unpod-gateway")]
+    gateway: PathBuf,
+    /// Configurations and logs of the servers.
+    #[arg(long, default_value = "target/bench/work")]
+    work: PathBuf,
+    /// The core of the servers; `bench/run` puts itself on another.
+    #[arg(long)]
+    server_cpu: Option<u32>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Role {
+    /// Serves as a limit to compare with.
+    #[command(hide = true)]
+    Limit(LimitArgs),
+}
+
+fn row_id(id: &str) -> Result<String, String> {
+    if ROWS.iter().any(|row| row.id == id) {
+        return Ok(id.to_owned());
+    }
+    let known: Vec<_> = ROWS.iter().map(|row| row.id).collect();
+    Err(format!("rows are {}", known.join(", ")))
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let ran = match &cli.command {
+        Some(Role::Limit(args)) => limit::run(args).map_err(|error| error.to_string()),
+        None => run(&cli),
+    };
+    match ran {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<(), String> {
+    let upstream = Upstream::start().map_err(|error| format!("upstream: {error}"))?;
+    let bench = Bench {
+        gateway: absolute(&cli.gateway)?,
+        work: absolute(&cli.work)?,
+        server_cpu: cli.server_cpu,
+        keep_logs: cli.check,
+    };
+    let effort = if cli.check {
+        Effort::short()
+    } else {
+        Effort::full(cli.rounds.max(1))
+    };
+    let measure = Measure {
+        bench: &bench,
+        upstream: &upstream,
+        effort,
+    };
+    let is_wanted = |row: &&Row| cli.only.is_empty() || cli.only.iter().any(|id| id == row.id);
+    let mut results = Vec::new();
+    for row in ROWS.iter().filter(is_wanted) {
+        let result = measure.row(row)?;
+        if cli.check {
+            println!("{}: works", row.id);
+        } else {
+            print!("{}", result.table());
+        }
+        results.push(result);
+    }
+    if cli.check {
+        return Ok(());
+    }
+    write(&cli.json, &as_json(cli, &results))?;
+    if let Some(path) = &cli.chart {
+        write(path, &chart::draw(&results))?;
+    }
+    let (met, missed) = results
+        .iter()
+        .map(RowResult::marks)
+        .fold((0, 0), |(met, missed), (one_met, one_missed)| {
+            (met + one_met, missed + one_missed)
+        });
+    println!(
+        "\nmarks met: {met}, missed: {missed}; {}",
+        cli.json.display()
+    );
+    Ok(())
+}
+
+fn as_json(cli: &Cli, results: &[RowResult]) -> String {
+    let rows: Vec<_> = results.iter().map(RowResult::json).collect();
+    let all = json!({ "rounds": cli.rounds, "rows": rows });
+    let mut text = serde_json::to_string_pretty(&all).expect("its keys are strings");
+    text.push('\n');
+    text
+}
+
+fn absolute(path: &PathBuf) -> Result<PathBuf, String> {
+    std::path::absolute(path).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+fn write(path: &PathBuf, text: &str) -> Result<(), String> {
+    let written = path
+        .parent()
+        .map_or(Ok(()), fs::create_dir_all)
+        .and_then(|()| fs::write(path, text));
+    written.map_err(|error| format!("{}: {error}", path.display()))
+}

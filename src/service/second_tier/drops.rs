@@ -1,0 +1,179 @@
+//! What is dropped here is dropped on all replicas; what Redis could not be told it is told when it is back.
+
+use std::collections::HashSet;
+
+use redis::{Script, ScriptInvocation};
+
+use super::{News, STATE_FOR, SecondTier, lock, ms, named, owners, scripts};
+use crate::{
+    domain::SpaceKey,
+    shared::{Lost, Nonce, Session},
+    telemetry::metrics::RedisOperation,
+    upstream::Credential,
+};
+
+/// Drops that Redis has not been told of; beyond them all is dropped there.
+const MOST_UNSENT: usize = 10_000;
+
+/// What was dropped here while Redis was lost.
+#[derive(Debug, Default)]
+pub(super) struct Unsent {
+    everything: bool,
+    spaces: HashSet<String>,
+}
+
+impl SecondTier {
+    /// Drops a space on all replicas, as each credential that may read it sees it; where Redis is lost, when it is back. `refused`: since
+    /// Unpod refused it.
+    pub(in crate::service) async fn drop_space(
+        &self,
+        refused: bool,
+        key: impl Fn(&Credential) -> Option<SpaceKey>,
+    ) {
+        for space in self.names_of_space(key) {
+            self.drop_named(space, refused).await;
+        }
+    }
+
+    async fn drop_named(&self, space: String, refused: bool) {
+        let script = Script::new(scripts::DROP);
+        let state = self.state_key(&space);
+        let told = self.dropping(&script, &state, &space, refused);
+        let dropped: Result<u8, Lost> = self.link.ask(RedisOperation::Drop, &told).await;
+        if dropped.is_err() {
+            lock(&self.unsent).add(space);
+        }
+    }
+
+    /// Drops everything on all replicas; where Redis is lost, when it is back.
+    pub(in crate::service) async fn drop_everything(&self) {
+        let script = Script::new(scripts::PURGE);
+        let purge = Nonce::fresh();
+        let told = self.purging(&script, purge);
+        let dropped: Result<u8, Lost> = self.link.ask(RedisOperation::Drop, &told).await;
+        match dropped {
+            Ok(_) => self.link.purged(purge),
+            Err(Lost) => lock(&self.unsent).everything = true,
+        }
+    }
+
+    /// Has every replica that knows the space of this fingerprint drop it. Whether any other was told.
+    pub(in crate::service) async fn drop_fingerprint(&self, fingerprint: &str) -> bool {
+        let script = Script::new(scripts::TELL);
+        let channel = self.link.channel();
+        let mut tell = script.key(channel);
+        tell.arg(self.message(News::Unwanted {
+            fingerprint: fingerprint.to_owned(),
+        }));
+        let told: Result<u32, Lost> = self.link.ask(RedisOperation::Drop, &tell).await;
+        told.is_ok_and(|told| told > 1)
+    }
+
+    fn dropping<'a>(
+        &self,
+        script: &'a Script,
+        state: &str,
+        space: &str,
+        refused: bool,
+    ) -> ScriptInvocation<'a> {
+        let epoch = Nonce::fresh();
+        let mut drop = script.key(state);
+        drop.arg(epoch)
+            .arg(ms(STATE_FOR))
+            .arg(self.link.channel())
+            .arg(self.message(News::Dropped {
+                space: space.to_owned(),
+                epoch,
+                refused,
+            }));
+        drop
+    }
+
+    fn purging<'a>(&self, script: &'a Script, purge: Nonce) -> ScriptInvocation<'a> {
+        let mut told = script.key(self.link.era_key());
+        told.arg(purge)
+            .arg(self.link.channel())
+            .arg(self.message(News::Purged { purge }));
+        told
+    }
+
+    /// Whether Redis is to be told of drops yet.
+    pub(in crate::service) fn has_unsent(&self) -> bool {
+        let unsent = lock(&self.unsent);
+        unsent.everything || !unsent.spaces.is_empty()
+    }
+
+    /// Tells Redis of what was dropped while this replica was catching up.
+    pub(in crate::service) async fn send_late(&self) {
+        let unsent = std::mem::take(&mut *lock(&self.unsent));
+        if unsent.everything {
+            self.drop_everything().await;
+        }
+        for space in unsent.spaces {
+            self.drop_named(space, false).await;
+        }
+    }
+
+    /// Tells Redis what was dropped while it was lost. Returns the purge in force where that was everything.
+    pub(in crate::service) async fn send_unsent(
+        &self,
+        session: &Session,
+    ) -> Result<Option<Nonce>, Lost> {
+        let unsent = std::mem::take(&mut *lock(&self.unsent));
+        let sent = self.send(session, &unsent).await;
+        if sent.is_err() {
+            lock(&self.unsent).merge(unsent);
+        }
+        sent
+    }
+
+    async fn send(&self, session: &Session, unsent: &Unsent) -> Result<Option<Nonce>, Lost> {
+        let purge = unsent.everything.then(Nonce::fresh);
+        if let Some(purge) = purge {
+            let script = Script::new(scripts::PURGE);
+            let told = self.purging(&script, purge);
+            let _: u8 = session.ask(&told).await?;
+        }
+        let script = Script::new(scripts::DROP);
+        for space in &unsent.spaces {
+            let state = self.state_key(space);
+            let drop = self.dropping(&script, &state, space, false);
+            let _: u8 = session.ask(&drop).await?;
+        }
+        Ok(purge)
+    }
+
+    /// What a space is called by each credential that may read it, with either of its tokens: another replica may use the other.
+    pub(super) fn names_of_space(
+        &self,
+        key: impl Fn(&Credential) -> Option<SpaceKey>,
+    ) -> Vec<String> {
+        let credentials = self.credentials.load();
+        let mut names = Vec::new();
+        for credential in credentials.all() {
+            if let Some(key) = key(credential) {
+                let owners = owners(&credentials, std::iter::once(credential));
+                let known = owners.known(key.credential);
+                names.extend(known.map(|(owner, seal)| named(owner, seal, &key.space)));
+            }
+        }
+        names
+    }
+}
+
+impl Unsent {
+    fn add(&mut self, space: String) {
+        self.spaces.insert(space);
+        if self.spaces.len() > MOST_UNSENT {
+            self.spaces.clear();
+            self.everything = true;
+        }
+    }
+
+    fn merge(&mut self, other: Self) {
+        self.everything |= other.everything;
+        for space in other.spaces {
+            self.add(space);
+        }
+    }
+}

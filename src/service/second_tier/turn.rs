@@ -1,0 +1,100 @@
+//! One replica fills a page at a time: who it is, and for how long.
+
+use std::{sync::Arc, time::Duration};
+
+use redis::Script;
+use tokio::task::JoinHandle;
+
+use super::{Names, News, SecondTier, ms, news::to_bytes, scripts};
+use crate::{
+    shared::{Link, Lost, Nonce},
+    telemetry::metrics::RedisOperation,
+};
+
+/// How long a page is some replica's to fill, unless it says again that it is: what one that died costs the others.
+const LOCK_FOR: Duration = Duration::from_secs(3);
+
+/// Who fills a page.
+#[derive(Debug)]
+pub(in crate::service) enum Turn {
+    Ours(Lock),
+    /// Another replica, for so long unless it says again that it does.
+    Theirs(Duration),
+}
+
+/// The right to fill a page, until it is dropped.
+#[derive(Debug)]
+pub(in crate::service) struct Lock {
+    link: Arc<Link>,
+    key: String,
+    page: String,
+    pub(super) token: Nonce,
+    renewing: JoinHandle<()>,
+    is_released: bool,
+}
+
+impl SecondTier {
+    /// Asks to be the one who fills a page.
+    pub(in crate::service) async fn take_turn(&self, names: &Names) -> Result<Turn, Lost> {
+        let token = Nonce::fresh();
+        let script = Script::new(scripts::LOCK);
+        let mut take = script.key(&names.lock);
+        take.arg(token).arg(ms(LOCK_FOR));
+        let wait: u64 = self.link.ask(RedisOperation::Lock, &take).await?;
+        if wait > 0 {
+            return Ok(Turn::Theirs(Duration::from_millis(wait)));
+        }
+        Ok(Turn::Ours(Lock {
+            renewing: tokio::spawn(renew(self.link.clone(), names.lock.clone(), token)),
+            link: self.link.clone(),
+            key: names.lock.clone(),
+            page: names.page.clone(),
+            token,
+            is_released: false,
+        }))
+    }
+}
+
+impl Lock {
+    /// It is gone in Redis already.
+    pub(super) fn released(mut self) {
+        self.is_released = true;
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        self.renewing.abort();
+        if self.is_released {
+            return;
+        }
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        let (link, key, token) = (self.link.clone(), self.key.clone(), self.token);
+        let page = self.page.clone();
+        let message = to_bytes(link.replica(), News::Filled { page });
+        runtime.spawn(async move {
+            let script = Script::new(scripts::UNLOCK);
+            let mut unlock = script.key(key);
+            unlock.arg(token).arg(link.channel()).arg(message);
+            // One that stays ends by itself.
+            let _: Result<u8, Lost> = link.ask(RedisOperation::Lock, &unlock).await;
+        });
+    }
+}
+
+/// Says again and again that a page is still being filled.
+async fn renew(link: Arc<Link>, key: String, token: Nonce) {
+    let script = Script::new(scripts::RENEW);
+    let mut renew = script.key(key);
+    renew.arg(token).arg(ms(LOCK_FOR));
+    let renew = renew;
+    loop {
+        tokio::time::sleep(LOCK_FOR / 3).await;
+        let held: Result<bool, Lost> = link.ask(RedisOperation::Lock, &renew).await;
+        if held == Ok(false) {
+            return;
+        }
+    }
+}
