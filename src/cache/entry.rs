@@ -9,13 +9,14 @@ use http::{
 use tokio::time::Instant;
 
 use super::{
+    forms::Packed,
     freshness::{Candidate, Freshness, Lifetimes, Verdict, judge},
-    http_semantics::{RequestDirectives, fmt_http_date, parse_age, parse_http_date},
+    http_semantics::{Coding, RequestDirectives, fmt_http_date, parse_age, parse_http_date},
     rendition::{Rendition, Views},
     space::{Space, Version},
     stretch::Popularity,
 };
-use crate::domain::{TaskPage, View};
+use crate::domain::{Task, TaskPage, View};
 
 /// The header of an answer, and when it came.
 #[derive(Clone, Copy, Debug)]
@@ -60,22 +61,44 @@ pub struct StoredPage {
 /// What stays the same when a 304 renews a page.
 #[derive(Debug)]
 pub struct Content {
-    pub page: TaskPage,
+    /// How many tasks the list has, over all pages.
+    pub count: u64,
+    tasks: Arc<[Task]>,
+    /// What the tasks occupy beside the page's bytes.
+    tasks_weight: usize,
     whole: Arc<Rendition>,
     views: Views,
 }
 
 impl Content {
     #[must_use]
-    pub fn new(page: TaskPage) -> Self {
+    pub fn new(page: TaskPage, now: Instant) -> Self {
         Self {
-            whole: Arc::new(Rendition::new(page.body.clone())),
-            page,
+            count: page.count,
+            tasks_weight: page.heap_bytes() - page.body.len(),
+            tasks: page.tasks,
+            whole: Arc::new(Rendition::new(page.body, now)),
             views: Views::default(),
         }
     }
 
-    /// The page as it came.
+    /// The page as it came, for work on it: where it is packed it is read back, and stays packed.
+    #[must_use]
+    pub fn page(&self) -> TaskPage {
+        TaskPage {
+            body: self.whole.forms.plain(),
+            count: self.count,
+            tasks: self.tasks.clone(),
+        }
+    }
+
+    /// How many tasks this page holds.
+    #[must_use]
+    pub fn task_count(&self) -> usize {
+        self.tasks.len()
+    }
+
+    /// The page as it goes out.
     #[must_use]
     pub fn whole(&self) -> &Arc<Rendition> {
         &self.whole
@@ -83,13 +106,24 @@ impl Content {
 
     /// What `view` shows of the page, and whether that was made only now. It is made once and kept, as its coded variants are.
     #[must_use]
-    pub fn seen_through(&self, view: &View) -> (Arc<Rendition>, bool) {
-        self.views.get(view, &self.page.body)
+    pub fn seen_through(&self, view: &View, now: Instant) -> (Arc<Rendition>, bool) {
+        self.views.get(view, || self.whole.forms.plain(), now)
+    }
+
+    /// Whether its identity has gone, nobody having asked for it.
+    #[must_use]
+    pub fn is_packed(&self) -> bool {
+        !self.whole.forms.is_held(Coding::Identity)
+    }
+
+    /// As [`super::forms::Forms::pack`], the whole and what each view shows by itself.
+    pub(super) fn pack(&self, now: Instant) -> Packed {
+        self.whole.forms.pack(now).and(self.views.pack(now))
     }
 
     /// Bytes it occupies, beside the struct itself.
     fn heap_bytes(&self) -> usize {
-        self.page.heap_bytes() + self.whole.variants.len() + self.views.weight()
+        self.tasks_weight + self.whole.forms.weight() + self.views.weight()
     }
 }
 
@@ -137,7 +171,7 @@ impl StoredPage {
     pub fn assembled(page: TaskPage, parts: &[Arc<Self>], now: Instant) -> Option<Self> {
         let oldest = parts.iter().max_by_key(|part| part.age(now))?;
         Some(Self {
-            content: Arc::new(Content::new(page)),
+            content: Arc::new(Content::new(page, now)),
             freshness: {
                 let parts: Vec<_> = parts.iter().map(|part| part.freshness(now)).collect();
                 Freshness::of_parts(parts.iter(), now)?

@@ -227,18 +227,19 @@ impl Tasks {
 
     /// The page of `ask` as it goes out: all of it, or what `view` shows.
     #[must_use]
-    pub fn rendition(&self, ask: &Ask, page: &StoredPage, view: Option<&View>) -> Arc<Rendition> {
+    pub fn rendition(&self, ask: &Ask, served: &Served, view: Option<&View>) -> Arc<Rendition> {
+        let page = &served.page;
         let Some(view) = view else {
             return page.content.whole().clone();
         };
-        let (rendition, is_new) = page.content.seen_through(view);
+        let (rendition, is_new) = page.content.seen_through(view, served.at);
         if is_new {
             self.reweigh(ask, page);
         }
         rendition
     }
 
-    /// Weighs the page of `ask` anew, after a variant of it was made.
+    /// Weighs the page of `ask` anew, after a form of it was made.
     pub fn reweigh(&self, ask: &Ask, page: &StoredPage) {
         self.store.reweigh(&ask.key(), page);
     }

@@ -7,7 +7,7 @@ use axum::{
     extract::{Extension, Path, RawQuery, State, rejection::PathRejection},
     response::{IntoResponse, Response},
 };
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 
 use crate::{
     api::{
@@ -18,6 +18,7 @@ use crate::{
     },
     cache::{
         CacheStatus, Rendition, StoredPage,
+        forms::Coded,
         freshness::permitted,
         http_semantics::{Coding, RequestDirectives, negotiate, not_modified},
     },
@@ -43,6 +44,7 @@ pub async fn page(
     Extension(RequestId(request_id)): Extension<RequestId>,
     path: Result<Path<String>, PathRejection>,
     RawQuery(raw_query): RawQuery,
+    method: Method,
     headers: HeaderMap,
 ) -> Response {
     let read = read_request(&caller.policy, path, raw_query.as_deref());
@@ -72,7 +74,8 @@ pub async fn page(
                 request_id,
                 trace: caller.trace.clone(),
             };
-            let (mut response, facts) = answer(&data, &caller, &ask, &headers, facts).await;
+            let (mut response, facts) =
+                answer(&data, &caller, &ask, &method, &headers, facts).await;
             rate_limit::write(&limits, response.headers_mut());
             (response, facts)
         }
@@ -119,6 +122,7 @@ async fn answer(
     data: &Data,
     caller: &Caller,
     ask: &Ask,
+    method: &Method,
     headers: &HeaderMap,
     facts: Facts,
 ) -> (Response, Facts) {
@@ -130,7 +134,7 @@ async fn answer(
                 upstream_calls: served.calls,
                 ..facts
             };
-            let response = respond(data, caller, ask, &served, headers).await;
+            let response = respond(data, caller, ask, &served, method, headers).await;
             (response, facts)
         }
         Err(error) => {
@@ -150,12 +154,13 @@ async fn respond(
     caller: &Caller,
     ask: &Ask,
     served: &Served,
+    method: &Method,
     request: &HeaderMap,
 ) -> Response {
     let page = &served.page;
     let rendition = data
         .tasks
-        .rendition(ask, page, caller.client.view.as_deref());
+        .rendition(ask, served, caller.client.view.as_deref());
     let mut response = Response::new(Body::empty());
     describe(data, &caller.policy, ask, served, response.headers_mut());
     response
@@ -167,59 +172,53 @@ async fn respond(
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         return response;
     }
-    let coding = negotiate(request, &CODINGS);
-    let body = coded(data, ask, served, &rendition, coding).await;
+    let coding = wanted(served, &rendition, negotiate(request, &CODINGS));
+    let known = rendition.forms.length_in(coding);
+    let (coding, length) = match known.filter(|_| method == Method::HEAD) {
+        // Nothing is made to be thrown away.
+        Some(length) => (coding, length),
+        None => {
+            let body = body(data, ask, served, &rendition, coding).await;
+            let length = body.bytes.len();
+            *response.body_mut() = Body::from(body.bytes);
+            (body.coding, length)
+        }
+    };
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, JSON);
-    headers.insert(header::CONTENT_LENGTH, body.len().into());
-    if body.is_coded {
+    headers.insert(header::CONTENT_LENGTH, length.into());
+    if coding != Coding::Identity {
         headers.insert(
             header::CONTENT_ENCODING,
             HeaderValue::from_static(coding.as_str()),
         );
     }
-    *response.body_mut() = Body::from(body.bytes);
     response
 }
 
-struct CodedBody {
-    bytes: bytes::Bytes,
-    is_coded: bool,
-}
-
-impl CodedBody {
-    fn len(&self) -> usize {
-        self.bytes.len()
+/// The coding to answer in. Who waited for the fill gets the identity rather than wait for the coder too.
+fn wanted(served: &Served, rendition: &Rendition, accepted: Coding) -> Coding {
+    let from_store = matches!(served.status, CacheStatus::Hit { .. });
+    if from_store || rendition.forms.is_held(accepted) {
+        accepted
+    } else {
+        Coding::Identity
     }
 }
 
-/// The body in `coding`. Who waited for the fill gets the identity rather than wait for the coder too.
-async fn coded(
+async fn body(
     data: &Data,
     ask: &Ask,
     served: &Served,
     rendition: &Rendition,
     coding: Coding,
-) -> CodedBody {
-    let identity = || CodedBody {
-        bytes: rendition.body.clone(),
-        is_coded: false,
-    };
-    let from_store = matches!(served.status, CacheStatus::Hit { .. });
-    let is_new = !rendition.variants.is_made(coding);
-    if is_new && !from_store {
-        return identity();
-    }
-    let Some(bytes) = rendition.variants.get(coding, &rendition.body).await else {
-        return identity();
-    };
+) -> Coded {
+    let is_new = !rendition.forms.is_held(coding);
+    let body = rendition.forms.get(coding, served.at).await;
     if is_new {
         data.tasks.reweigh(ask, &served.page);
     }
-    CodedBody {
-        bytes,
-        is_coded: true,
-    }
+    body
 }
 
 /// Every field that 200 and 304 share, but for the entity tag.
@@ -239,7 +238,7 @@ fn describe(data: &Data, policy: &Policy, ask: &Ask, served: &Served, headers: &
     if let Some(age) = shown_age(served) {
         headers.insert(header::AGE, age.as_secs().into());
     }
-    if let Some(link) = link(ask.query, page.content.page.count) {
+    if let Some(link) = link(ask.query, page.content.count) {
         headers.insert(header::LINK, link);
     }
     if data.tasks.store().is_coherent() {
