@@ -64,6 +64,8 @@ pub struct Gateway {
     snapshot: Option<Snapshotting>,
     /// Ends the connection to Redis when dropped.
     sharing: Option<DropGuard>,
+    /// Ends the packing of cold pages when dropped.
+    packing: DropGuard,
     traces: Option<Export>,
     reloader: Arc<Reloader>,
     watching: JoinHandle<()>,
@@ -192,6 +194,7 @@ impl Gateway {
         Ok(Self {
             data_address,
             admin_address,
+            packing: parts::pack(&tasks),
             tasks,
             metrics,
             draining,
@@ -255,6 +258,7 @@ impl Gateway {
             // It reports its own failures.
             let _ = task.await;
         }
+        drop(self.packing);
         drop(self.sharing);
         if let Some(traces) = self.traces {
             traces.end().await;
