@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod clients;
 pub mod error;
+pub mod exchange;
 pub mod key;
 pub mod layers;
 pub mod peer;

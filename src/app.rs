@@ -6,6 +6,7 @@ use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
 use tokio::{task::JoinHandle, time::Instant};
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tower::ServiceBuilder;
 use tracing::{info, warn};
 
 mod parts;
@@ -20,6 +21,7 @@ use crate::{
     api::{
         self, Clients, Data, Issuers, LivePolicy, Policy,
         admin::{Admin, Door, Draining, Reload, Reloaded},
+        exchange::Arrived,
         layers::observe::AccessLog,
         peer::{Peer, TrustedProxies},
     },
@@ -66,6 +68,8 @@ pub struct Gateway {
     snapshot: Option<Snapshotting>,
     /// Ends the connection to Redis when dropped.
     sharing: Option<DropGuard>,
+    /// Ends the packing of cold pages when dropped.
+    packing: DropGuard,
     traces: Option<Export>,
     reloader: Arc<Reloader>,
     watching: JoinHandle<()>,
@@ -207,6 +211,7 @@ impl Gateway {
         Ok(Self {
             data_address,
             admin_address,
+            packing: parts::pack(&tasks),
             tasks,
             metrics,
             draining,
@@ -276,6 +281,7 @@ impl Gateway {
             // It reports its own failures.
             let _ = task.await;
         }
+        drop(self.packing);
         drop(self.sharing);
         if let Some(traces) = self.traces {
             traces.end().await;
@@ -376,6 +382,13 @@ fn serve_admin(listener: Listener, router: axum::Router, limits: Limits) -> Serv
         ..limits
     };
     let service = router.into_service();
+    let service = ServiceBuilder::new()
+        .map_request(|arrived: Arrived| {
+            let mut request = arrived.request;
+            request.extensions_mut().insert(arrived.peer);
+            request
+        })
+        .service(service);
     let server = Server::new(service, Entrance::default(), limits, None, shutdown.clone());
     Serving {
         task: tokio::spawn(server.serve(listener)),

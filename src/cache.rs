@@ -4,9 +4,10 @@
 //! [`freshness`]; [`store`] keeps, [`flight`] joins.
 
 pub mod assemble;
-pub mod coding;
+mod coding;
 pub mod entry;
 pub mod flight;
+pub mod forms;
 pub mod freshness;
 pub mod http_semantics;
 mod link;

@@ -1,9 +1,12 @@
 //! Serves a service on a bound listener until told to stop, then drains.
 
-use std::{convert::Infallible, io, path::PathBuf, pin::pin, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell, convert::Infallible, error::Error, io, path::PathBuf, pin::pin, sync::Arc,
+    time::Duration,
+};
 
-use axum::response::Response;
-use http::{HeaderValue, Request, header};
+use http::{HeaderValue, Request, Response, header};
+use http_body::Body;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -20,7 +23,7 @@ use tower::Service;
 use tracing::{debug, warn};
 
 use crate::{
-    api::peer::{ClientCertificate, Peer},
+    api::{exchange::Arrived, peer::Peer},
     config::{ServerConfig, value::ListenAddress},
     telemetry::metrics::Metrics,
 };
@@ -171,12 +174,13 @@ pub struct Server<S> {
     shutdown: Shutdown,
 }
 
-impl<S> Server<S>
+impl<S, B> Server<S>
 where
-    S: Service<Request<Incoming>, Response = Response, Error = Infallible, Future: Send>
+    S: Service<Arrived, Response = Response<B>, Error = Infallible, Future: Send>
         + Clone
         + Send
         + 'static,
+    B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
 {
     /// `metrics`, where there are any, count its connections.
     #[must_use]
@@ -254,7 +258,7 @@ where
     }
 
     fn not_opened(&self, Peer(address): Peer, error: &OpenError) {
-        let cause = std::error::Error::source(error).map(tracing::field::display);
+        let cause = Error::source(error).map(tracing::field::display);
         debug!(
             peer.address = address.map(tracing::field::display),
             %error,
@@ -275,12 +279,16 @@ where
         let activity = Arc::new(Activity::new());
         let io = TokioIo::new(Watched::new(io, activity.clone()));
         let requests = activity.clone();
-        let closing = self.shutdown.closing.clone();
-        let service = service_fn(move |mut request: Request<Incoming>| {
-            introduce(&mut request, peer, certificate.as_ref());
+        let closing = Arc::new(self.shutdown.closing.clone());
+        // The connection's own: nobody else calls it meanwhile.
+        let service = RefCell::new(self.service);
+        let service = service_fn(move |request: Request<Incoming>| {
             let in_flight = requests.request(request.version());
-            // The router is always ready; a clone of it is what hyper would make too.
-            let answer = self.service.clone().call(request);
+            let answer = service.borrow_mut().call(Arrived {
+                request,
+                peer,
+                certificate: certificate.clone(),
+            });
             let closing = closing.clone();
             async move {
                 let mut answer = answer.await?;
@@ -321,18 +329,5 @@ where
                 }
             }
         }
-    }
-}
-
-/// Says whose request it is.
-fn introduce(
-    request: &mut Request<Incoming>,
-    peer: Peer,
-    certificate: Option<&Arc<ClientCertificate>>,
-) {
-    let extensions = request.extensions_mut();
-    extensions.insert(peer);
-    if let Some(certificate) = certificate {
-        extensions.insert(certificate.clone());
     }
 }

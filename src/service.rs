@@ -1,6 +1,7 @@
 //! The use cases, where cache and upstream meet.
 
 pub mod inspect;
+pub mod packing;
 mod second_tier;
 pub mod snapshot;
 pub mod tasks;

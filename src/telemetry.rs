@@ -1,6 +1,6 @@
 //! Logs, metrics and traces: how they look and where they go, not what they say.
 
-use std::io::Write;
+use std::io::{BufWriter, Write};
 
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{
@@ -17,6 +17,9 @@ pub mod traces;
 
 /// Lines that wait to be written; a few hundred bytes each.
 const LINES: usize = 8192;
+
+/// Bytes that are written at once.
+const BATCH: usize = 64 << 10;
 
 /// A hold on what the process logs; the default one holds nothing.
 #[derive(Clone, Debug, Default)]
@@ -99,7 +102,8 @@ fn queued(sink: impl Write + Send + 'static) -> (NonBlocking, LogWriter) {
         .buffered_lines_limit(LINES)
         .lossy(true)
         .thread_name("log")
-        .finish(sink);
+        // Flushed whenever no line waits: what came together is written together.
+        .finish(BufWriter::with_capacity(BATCH, sink));
     (lines, LogWriter(guard))
 }
 

@@ -363,7 +363,16 @@ fn internal() -> Problem {
 /// Without its body: [`super::layers::observe`] writes it, since it knows the request's id.
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let mut response = Response::new(axum::body::Body::empty());
+        self.into_bare_response()
+            .map(|()| axum::body::Body::empty())
+    }
+}
+
+impl ApiError {
+    /// Its status and fields, with the error itself among the extensions.
+    #[must_use]
+    pub fn into_bare_response(self) -> http::Response<()> {
+        let mut response = http::Response::new(());
         *response.status_mut() = self.problem().status;
         let headers = response.headers_mut();
         if matches!(self, Self::Unauthenticated) {
@@ -391,8 +400,8 @@ impl IntoResponse for ApiError {
 
 /// The 405 of a path that takes `methods`.
 #[must_use]
-pub fn method_not_allowed(methods: &'static [Method]) -> Response {
-    let mut response = ApiError::MethodNotAllowed.into_response();
+pub fn method_not_allowed(methods: &'static [Method]) -> http::Response<()> {
+    let mut response = ApiError::MethodNotAllowed.into_bare_response();
     let allow: Vec<&str> = methods.iter().map(Method::as_str).collect();
     response.headers_mut().insert(
         header::ALLOW,

@@ -12,7 +12,12 @@ pub fn digest(key: &[u8]) -> [u8; 32] {
 /// Whether a presented key is the one whose digest is stored. Takes as long for any other.
 #[must_use]
 pub fn is_same(stored: &[u8; 32], presented: &[u8; 32]) -> bool {
-    stored.ct_eq(presented).into()
+    // Eight bytes at a time: one by one it costs six times as much.
+    let words = |digest: &[u8; 32]| {
+        let (words, _) = digest.as_chunks();
+        [0, 1, 2, 3].map(|word| u64::from_ne_bytes(words[word]))
+    };
+    words(stored).ct_eq(&words(presented)).into()
 }
 
 /// The scheme of an `Authorization` and the one word after it (RFC 9110 section 11.4).

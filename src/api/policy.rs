@@ -3,12 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use http::request::Parts;
 
 use super::{Client, Clients, admin::OperatorKeys};
 use crate::{
     config::{Config, CorsConfig, routes::TasksRouteConfig},
-    telemetry::traces::Place,
     upstream::Upstream,
 };
 
@@ -47,19 +45,4 @@ pub type LivePolicy = Arc<ArcSwap<Policy>>;
 pub struct Caller {
     pub client: Arc<Client>,
     pub policy: Arc<Policy>,
-    /// Where the request's own span is.
-    pub trace: Place,
-}
-
-impl Caller {
-    /// Takes who asked this out of it.
-    ///
-    /// # Panics
-    ///
-    /// Panics where [`super::layers::internal_auth`] has not let it through.
-    #[must_use]
-    pub fn take(asked: &mut Parts) -> Self {
-        let caller = asked.extensions.remove();
-        caller.expect("authentication lets nobody through without a name")
-    }
 }

@@ -125,7 +125,9 @@ impl Limiter {
         let Some(shared) = self.shared.get() else {
             return own;
         };
-        match shared.take(self.period, self.config.burst.get()).await {
+        // Boxed, as whatever a hit does not wait for.
+        let taken = Box::pin(shared.take(self.period, self.config.burst.get())).await;
+        match taken {
             Ok(Taken::Yes { left, full_in }) => Ok(self.state(left, full_in)),
             Ok(Taken::No { wait }) => Err(self.state(0, wait)),
             Err(_lost) => own,

@@ -3,22 +3,24 @@
 use std::{convert::Infallible, sync::Arc};
 
 use axum::{
+    Router,
     body::Body,
-    response::{IntoResponse, Response},
+    response::Response,
+    routing::{MethodRouter, any, get},
 };
-use http::{HeaderValue, Method, Request, header};
-use http_body::Body as _;
-use hyper::body::Incoming;
+use futures_util::future::Either;
+use http::{HeaderValue, Method, header};
 use tower::{Service, ServiceBuilder, service_fn};
 
 use super::{
     ApiError, LivePolicy,
     error::method_not_allowed,
+    exchange::{self, Answer, Arrived, Asked},
     layers::{
         catch_panic::CatchPanicLayer,
         cors::CorsLayer,
         internal_auth::InternalAuthLayer,
-        observe::{AccessLog, ObserveLayer, route},
+        observe::{AccessLog, ObserveLayer},
         shed::ShedLayer,
     },
     peer::TrustedProxies,
@@ -36,9 +38,8 @@ use crate::{
     },
 };
 
-/// Paths served to anybody.
-const PUBLIC: &[&str] = &[HEALTH, "/openapi.json"];
-const HEALTH: &str = "/healthz";
+/// What is served to anybody.
+const PUBLIC: &[Route] = &[Route::Health, Route::OpenApi];
 const OPENAPI: &str = include_str!("../../docs/openapi.json");
 
 /// What the routes share.
@@ -57,20 +58,14 @@ pub fn data_service(
     access_log: AccessLog,
     metrics: Arc<Metrics>,
     tracer: Option<Tracer>,
-) -> impl Service<Request<Incoming>, Response = Response, Error = Infallible, Future: Send>
+) -> impl Service<Arrived, Response = http::Response<exchange::Body>, Error = Infallible, Future: Send>
 + Clone
 + Send
 + 'static {
     let cors = CorsLayer::new(policy.clone());
-    let authenticate = InternalAuthLayer::new(
-        policy,
-        PUBLIC,
-        TrustedProxies::configured(server),
-        auth.max_failures,
-        metrics.clone(),
-    );
+    let authenticate = InternalAuthLayer::new(policy, PUBLIC, auth.max_failures, metrics.clone());
     // A body is as short as a header, and is given as long.
-    let body = ReadWithin(server.header_read_timeout);
+    let others = others(ReadWithin(server.header_read_timeout));
     ServiceBuilder::new()
         // Outermost: whatever happens below gets a request id, a body if it is an error, and its line in the log.
         .layer(ObserveLayer::new(
@@ -84,44 +79,51 @@ pub fn data_service(
         // A bug costs one request, and is counted.
         .layer(CatchPanicLayer::new(metrics.clone()))
         // Before any work: refusing must stay cheap when there is too much of it.
-        .layer(ShedLayer::new(server.max_in_flight, HEALTH, metrics))
+        .layer(ShedLayer::new(server.max_in_flight, Route::Health, metrics))
         // Before routing: a stranger learns of no route, no space and no parameter.
         .layer(authenticate)
-        .service(service_fn(move |request| {
-            let answer = answer(data.clone(), body, request);
-            async { Ok(answer.await) }
+        // Pages leave before the router: the edge has told their route by its form, and finding it again would cost a hit boxed
+        // futures, captures and a copy of the header.
+        .service(service_fn(move |asked: Asked| match asked.route {
+            Route::Tasks => Either::Left(tasks::answer(data.clone(), asked)),
+            Route::BrowserTokens | Route::OpenApi | Route::Health | Route::Other => {
+                Either::Right(Box::pin(route(others.clone(), asked)))
+            }
         }))
 }
 
-/// Goes by the route's form, which it is counted under: axum's router would cost a hit more than all that is done for it, in boxed
-/// futures, captures and copies of the header.
-async fn answer(data: Data, body: ReadWithin, request: Request<Incoming>) -> Response {
-    let (mut asked, incoming) = request.into_parts();
-    let reads = [Method::GET, Method::HEAD].contains(&asked.method);
-    let mut response = match route(asked.uri.path()) {
-        Route::Other => ApiError::RouteNotFound.into_response(),
+/// Every route but that of the pages.
+fn others(body: ReadWithin) -> Router {
+    Router::new()
         // Every method: whether there is such a route is for the policy to say, before what it takes.
-        Route::BrowserTokens => browser_tokens::mint(body, &mut asked, incoming).await,
-        Route::Tasks | Route::OpenApi | Route::Health if !reads => {
-            method_not_allowed(&[Method::GET, Method::HEAD])
-        }
-        Route::Tasks => tasks::page(&data, &mut asked).await,
-        Route::OpenApi => plain("application/json", OPENAPI),
-        Route::Health => plain("text/plain; charset=utf-8", "ok"),
-    };
-    if asked.method == Method::HEAD {
-        leave_body_out(&mut response);
-    }
-    response
+        .route(
+            "/browser-tokens",
+            any(browser_tokens::mint).with_state(body),
+        )
+        .route("/openapi.json", reading(get(openapi)))
+        .route("/healthz", reading(get(healthz)))
+        .fallback(|| async { ApiError::RouteNotFound })
 }
 
-/// hyper does it for HTTP/1 alone (RFC 9110 section 9.3.2), and tells the length only of a body that there is.
-fn leave_body_out(response: &mut Response) {
-    let body = std::mem::take(response.body_mut());
-    if let Some(length @ 1..) = body.size_hint().exact() {
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_LENGTH, length.into());
+async fn route(mut others: Router, mut asked: Asked) -> Result<Answer, Infallible> {
+    if let Some(caller) = asked.caller.take() {
+        asked.request.extensions_mut().insert(caller);
     }
+    others.call(asked.request).await.map(Answer::from)
+}
+
+fn reading(route: MethodRouter) -> MethodRouter {
+    route.fallback(|| async {
+        method_not_allowed(&[Method::GET, Method::HEAD]).map(|()| Body::empty())
+    })
+}
+
+async fn openapi() -> Response {
+    plain("application/json", OPENAPI)
+}
+
+async fn healthz() -> Response {
+    plain("text/plain; charset=utf-8", "ok")
 }
 
 fn plain(content_type: &'static str, text: &'static str) -> Response {

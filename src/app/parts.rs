@@ -7,7 +7,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
     config::{Config, telemetry::TelemetryConfig},
-    service::{SecondTier, Tasks},
+    service::{SecondTier, Tasks, packing::keep_packing},
     shared::{Calls, Link},
     telemetry::{
         metrics::Metrics,
@@ -50,6 +50,13 @@ pub(super) async fn share(
     let follower = Arc::new(tasks.clone());
     tokio::spawn(link.keep(follower, first.clone(), end.clone()));
     first.notified().await;
+    end.drop_guard()
+}
+
+/// Packs the cold pages of `tasks` until the guard is dropped.
+pub(super) fn pack(tasks: &Arc<Tasks>) -> DropGuard {
+    let end = CancellationToken::new();
+    tokio::spawn(keep_packing(tasks.clone(), end.clone()));
     end.drop_guard()
 }
 

@@ -44,20 +44,18 @@ pub fn assemble(
         .into_iter()
         .filter(|part| part.page.generation() == generation)
         .collect();
-    let count = usable.first()?.page.content.page.count;
+    let count = usable.first()?.page.content.count;
     let wanted = query.span();
-    if wanted.start >= count
-        || usable
-            .iter()
-            .any(|part| part.page.content.page.count != count)
-    {
+    let agrees = |part: &&Part| part.page.content.count == count;
+    if wanted.start >= count || !usable.iter().all(agrees) {
         return None;
     }
     let cuts = cover(&usable, wanted.start..wanted.end.min(count))?;
     if !filled_within(&cuts, within) {
         return None;
     }
-    let page = join(&cuts, count)?;
+    let pieces: Vec<_> = cuts.iter().map(Piece::of).collect();
+    let page = join(&pieces, count)?;
     Some(Assembled {
         page,
         parts: cuts.into_iter().map(|cut| cut.part.page.clone()).collect(),
@@ -66,16 +64,16 @@ pub fn assemble(
 
 /// Whether the page holds as many tasks as its place in the list says.
 fn is_whole(part: &Part) -> bool {
-    let page = &part.page.content.page;
+    let content = &part.page.content;
     let span = part.query.span();
-    let expected = page.count.min(span.end).saturating_sub(span.start);
-    page.tasks.len() as u64 == expected && expected > 0
+    let expected = content.count.min(span.end).saturating_sub(span.start);
+    content.task_count() as u64 == expected && expected > 0
 }
 
-/// Some neighbouring tasks of one part.
+/// Some neighbouring tasks of one part, by their places in it.
 struct Cut<'a> {
     part: &'a Part,
-    tasks: &'a [Task],
+    tasks: Range<usize>,
 }
 
 /// Parts that cover `wanted` without a gap, each taken as far as it goes.
@@ -87,11 +85,7 @@ fn cover<'a>(parts: &[&'a Part], wanted: Span) -> Option<Vec<Cut<'a>>> {
             .iter()
             .map(|part| {
                 let start = part.query.span().start;
-                (
-                    part,
-                    start,
-                    start + part.page.content.page.tasks.len() as u64,
-                )
+                (part, start, start + part.page.content.task_count() as u64)
             })
             .filter(|(_, start, end)| (*start..*end).contains(&at))
             .map(|(part, _, end)| (part, end))
@@ -99,7 +93,7 @@ fn cover<'a>(parts: &[&'a Part], wanted: Span) -> Option<Vec<Cut<'a>>> {
         let end = end.min(wanted.end);
         let start = part.query.span().start;
         let place = |position: u64| usize::try_from(position - start).ok();
-        let tasks = part.page.content.page.tasks.get(place(at)?..place(end)?)?;
+        let tasks = place(at)?..place(end)?;
         cuts.push(Cut { part, tasks });
         at = end;
     }
@@ -134,18 +128,36 @@ fn envelope(page: &TaskPage) -> Option<Envelope<'_>> {
     })
 }
 
-fn join(cuts: &[Cut<'_>], count: u64) -> Option<TaskPage> {
-    let frame = envelope(&cuts.first()?.part.page.content.page)?;
+/// Some neighbouring tasks of a page in hand.
+struct Piece {
+    page: TaskPage,
+    tasks: Range<usize>,
+}
+
+impl Piece {
+    fn of(cut: &Cut<'_>) -> Self {
+        Self {
+            page: cut.part.page.content.page(),
+            tasks: cut.tasks.clone(),
+        }
+    }
+
+    fn tasks(&self) -> &[Task] {
+        &self.page.tasks[self.tasks.clone()]
+    }
+}
+
+fn join(pieces: &[Piece], count: u64) -> Option<TaskPage> {
+    let frame = envelope(&pieces.first()?.page)?;
     let mut seen = HashSet::new();
-    let mut body = BytesMut::with_capacity(size(cuts, &frame));
+    let mut body = BytesMut::with_capacity(size(pieces, &frame));
     let mut tasks = Vec::new();
     body.extend_from_slice(frame.head);
-    for cut in cuts {
-        let page = &cut.part.page.content.page;
-        if envelope(page)? != frame {
+    for piece in pieces {
+        if envelope(&piece.page)? != frame {
             return None;
         }
-        for task in cut.tasks {
+        for task in piece.tasks() {
             // A task without an id cannot be told from its double.
             if !seen.insert(task.id.as_ref()?) {
                 return None;
@@ -154,7 +166,7 @@ fn join(cuts: &[Cut<'_>], count: u64) -> Option<TaskPage> {
                 body.extend_from_slice(b",");
             }
             let start = u32::try_from(body.len()).ok()?;
-            body.extend_from_slice(bytes(page, task.span.clone()));
+            body.extend_from_slice(bytes(&piece.page, task.span.clone()));
             tasks.push(Task {
                 span: start..u32::try_from(body.len()).ok()?,
                 ..task.clone()
@@ -169,8 +181,8 @@ fn join(cuts: &[Cut<'_>], count: u64) -> Option<TaskPage> {
     })
 }
 
-fn size(cuts: &[Cut<'_>], frame: &Envelope<'_>) -> usize {
-    let tasks = cuts.iter().flat_map(|cut| cut.tasks);
+fn size(pieces: &[Piece], frame: &Envelope<'_>) -> usize {
+    let tasks = pieces.iter().flat_map(Piece::tasks);
     let bytes: usize = tasks.map(|task| task.span.len() + 1).sum();
     frame.head.len() + bytes + frame.tail.len()
 }

@@ -1,12 +1,12 @@
-//! Coded variants of a body: each made at most once, off the async threads, and kept with the page.
+//! Coding bodies, and reading coded ones back.
 
 use std::{
-    io::{self, Write},
-    sync::atomic::{AtomicUsize, Ordering},
+    cell::RefCell,
+    io::{self, Read, Write},
 };
 
 use bytes::Bytes;
-use tokio::sync::OnceCell;
+use zstd::bulk::{Compressor, Decompressor};
 
 use super::http_semantics::Coding;
 
@@ -16,75 +16,30 @@ const GZIP_LEVEL: u32 = 6;
 const ZSTD_LEVEL: i32 = 3;
 const BROTLI_QUALITY: u32 = 4;
 const BROTLI_WINDOW: u32 = 20;
+const BROTLI_BUFFER: usize = 4096;
+/// Up to so long a body is read back within some 40 µs of its zstd copy: less than what handing it to another thread may cost.
+const QUICK_LENGTH: usize = 64 << 10;
 
-/// A body's variants, made when first asked for.
-#[derive(Debug, Default)]
-pub struct Variants {
-    brotli: OnceCell<Bytes>,
-    zstd: OnceCell<Bytes>,
-    gzip: OnceCell<Bytes>,
-    bytes: AtomicUsize,
+thread_local! {
+    // Each is a table of some 100 KB to 1 MB: what it costs to have them anew is most of what a page of 40 KB would cost.
+    static ZSTD_CODER: RefCell<Option<Compressor<'static>>> = const { RefCell::new(None) };
+    static ZSTD_READER: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
 }
 
-impl Variants {
-    /// The variant of `body` in `coding`; made on a thread for blocking work if it is the first time.
-    ///
-    /// `None` for the identity, and where coding failed: the body itself does then.
-    pub async fn get(&self, coding: Coding, body: &Bytes) -> Option<Bytes> {
-        let cell = self.cell(coding)?;
-        if let Some(made) = cell.get() {
-            return Some(made.clone());
-        }
-        cell.get_or_try_init(|| async {
-            let body = body.clone();
-            let made = tokio::task::spawn_blocking(move || encode(coding, &body))
-                .await
-                .map_err(io::Error::other)??;
-            self.bytes.fetch_add(made.len(), Ordering::Relaxed);
-            Ok::<_, io::Error>(made)
-        })
-        .await
-        .ok()
-        .cloned()
-    }
-
-    /// Whether the variant is there already.
-    #[must_use]
-    pub fn is_made(&self, coding: Coding) -> bool {
-        self.cell(coding).is_none_or(OnceCell::initialized)
-    }
-
-    /// Bytes of all variants so far.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.bytes.load(Ordering::Relaxed)
-    }
-
-    /// Whether none is made yet.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    fn cell(&self, coding: Coding) -> Option<&OnceCell<Bytes>> {
-        match coding {
-            Coding::Brotli => Some(&self.brotli),
-            Coding::Zstd => Some(&self.zstd),
-            Coding::Gzip => Some(&self.gzip),
-            Coding::Identity => None,
-        }
-    }
-}
-
-fn encode(coding: Coding, body: &[u8]) -> io::Result<Bytes> {
+/// `body` in `coding`, in a buffer of just its length.
+pub(super) fn encode(coding: Coding, body: &[u8]) -> io::Result<Bytes> {
     let coded = match coding {
         Coding::Brotli => {
-            let mut coder =
-                brotli::CompressorWriter::new(Vec::new(), 4096, BROTLI_QUALITY, BROTLI_WINDOW);
+            let mut coder = brotli::CompressorWriter::new(
+                Vec::new(),
+                BROTLI_BUFFER,
+                BROTLI_QUALITY,
+                BROTLI_WINDOW,
+            );
             coder.write_all(body)?;
             coder.into_inner()
         }
-        Coding::Zstd => zstd::bulk::compress(body, ZSTD_LEVEL)?,
+        Coding::Zstd => zstd_encode(body)?,
         Coding::Gzip => {
             let mut coder =
                 flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(GZIP_LEVEL));
@@ -93,5 +48,68 @@ fn encode(coding: Coding, body: &[u8]) -> io::Result<Bytes> {
         }
         Coding::Identity => body.to_vec(),
     };
-    Ok(coded.into())
+    Ok(exact(coded))
+}
+
+/// The body of `length` bytes that `coded` was made of.
+pub(super) fn decode(coding: Coding, coded: &Bytes, length: usize) -> io::Result<Bytes> {
+    let body = match coding {
+        Coding::Brotli => read(brotli::Decompressor::new(&coded[..], BROTLI_BUFFER), length)?,
+        Coding::Zstd => zstd_decode(coded, length)?,
+        Coding::Gzip => read(flate2::read::GzDecoder::new(&coded[..]), length)?,
+        Coding::Identity => return Ok(coded.clone()),
+    };
+    if body.len() == length {
+        Ok(exact(body))
+    } else {
+        Err(io::ErrorKind::InvalidData.into())
+    }
+}
+
+/// Whether reading a body of `length` bytes back from `coding` may be done between two requests.
+pub(super) fn is_quick(coding: Coding, length: usize) -> bool {
+    match coding {
+        Coding::Identity => true,
+        Coding::Zstd => length <= QUICK_LENGTH,
+        // Four times as slow.
+        Coding::Gzip | Coding::Brotli => length <= QUICK_LENGTH / 4,
+    }
+}
+
+fn read(coded: impl Read, length: usize) -> io::Result<Vec<u8>> {
+    let mut body = Vec::with_capacity(length);
+    // One more than there may be, so that a longer one is seen to be longer.
+    coded.take(length as u64 + 1).read_to_end(&mut body)?;
+    Ok(body)
+}
+
+fn zstd_encode(body: &[u8]) -> io::Result<Vec<u8>> {
+    with(
+        &ZSTD_CODER,
+        || Compressor::new(ZSTD_LEVEL),
+        |coder| coder.compress(body),
+    )
+}
+
+fn zstd_decode(coded: &[u8], length: usize) -> io::Result<Vec<u8>> {
+    with(&ZSTD_READER, Decompressor::new, |reader| {
+        reader.decompress(coded, length)
+    })
+}
+
+/// Does `work` with this thread's own `tool`, which is made when it is first needed.
+fn with<T, R>(
+    tool: &'static std::thread::LocalKey<RefCell<Option<T>>>,
+    make: impl FnOnce() -> io::Result<T>,
+    work: impl FnOnce(&mut T) -> io::Result<R>,
+) -> io::Result<R> {
+    tool.with_borrow_mut(|tool| match tool {
+        Some(tool) => work(tool),
+        None => work(tool.insert(make()?)),
+    })
+}
+
+/// Without the room that a buffer was grown by: it would be held as long as the page.
+fn exact(bytes: Vec<u8>) -> Bytes {
+    bytes.into_boxed_slice().into()
 }

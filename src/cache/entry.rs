@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwapOption;
 use http::{
     HeaderMap, HeaderName, HeaderValue,
     header::{CACHE_CONTROL, DATE, ETAG, EXPIRES, LAST_MODIFIED, VARY},
@@ -12,14 +13,16 @@ use http::{
 use tokio::time::Instant;
 
 use super::{
+    forms::Packed,
     freshness::{Candidate, Freshness, Lifetimes, Verdict, judge},
-    http_semantics::{RequestDirectives, fmt_http_date, parse_age, parse_http_date},
+    http_semantics::{Coding, RequestDirectives, fmt_http_date, parse_age, parse_http_date},
     link::link,
     rendition::{Rendition, Views},
     space::{Space, Version},
+    status::CacheStatus,
     stretch::Popularity,
 };
-use crate::domain::{PageQuery, TaskPage, View};
+use crate::domain::{PageQuery, Task, TaskPage, View};
 
 /// The header of an answer, and when it came.
 #[derive(Clone, Copy, Debug)]
@@ -59,14 +62,37 @@ pub struct StoredPage {
     /// When it was read from a snapshot: until it is filled anew it may only stand in.
     restored_at: Option<Instant>,
     kept: HeaderMap,
+    of_hits: ArcSwapOption<HitFields>,
     pub(super) space: Arc<Space>,
     pub(super) version: Version,
+}
+
+/// The fields of a hit that change from second to second: made once for all hits of that second.
+#[derive(Debug)]
+pub struct HitFields {
+    of: (CacheStatus, u64),
+    pub cache_status: HeaderValue,
+    pub age: HeaderValue,
+}
+
+impl HitFields {
+    fn new(status: CacheStatus, age_s: u64) -> Self {
+        Self {
+            of: (status, age_s),
+            cache_status: status.header_value(),
+            age: HeaderValue::from(age_s),
+        }
+    }
 }
 
 /// What stays the same when a 304 renews a page.
 #[derive(Debug)]
 pub struct Content {
-    pub page: TaskPage,
+    /// How many tasks the list has, over all pages.
+    pub count: u64,
+    tasks: Arc<[Task]>,
+    /// What the tasks occupy beside the page's bytes.
+    tasks_weight: usize,
     whole: Arc<Rendition>,
     views: Views,
     link: OnceLock<Option<HeaderValue>>,
@@ -74,10 +100,12 @@ pub struct Content {
 
 impl Content {
     #[must_use]
-    pub fn new(page: TaskPage) -> Self {
+    pub fn new(page: TaskPage, now: Instant) -> Self {
         Self {
-            whole: Arc::new(Rendition::new(page.body.clone())),
-            page,
+            count: page.count,
+            tasks_weight: page.heap_bytes() - page.body.len(),
+            tasks: page.tasks,
+            whole: Arc::new(Rendition::new(page.body, now)),
             views: Views::default(),
             link: OnceLock::new(),
         }
@@ -86,11 +114,27 @@ impl Content {
     /// Where the pages around it are: it is always kept under the same `query`. Made when first asked for.
     #[must_use]
     pub fn link(&self, query: PageQuery) -> Option<&HeaderValue> {
-        let link = self.link.get_or_init(|| link(query, self.page.count));
+        let link = self.link.get_or_init(|| link(query, self.count));
         link.as_ref()
     }
 
-    /// The page as it came.
+    /// The page as it came, for work on it: where it is packed it is read back, and stays packed.
+    #[must_use]
+    pub fn page(&self) -> TaskPage {
+        TaskPage {
+            body: self.whole.forms.plain(),
+            count: self.count,
+            tasks: self.tasks.clone(),
+        }
+    }
+
+    /// How many tasks this page holds.
+    #[must_use]
+    pub fn task_count(&self) -> usize {
+        self.tasks.len()
+    }
+
+    /// The page as it goes out.
     #[must_use]
     pub fn whole(&self) -> &Arc<Rendition> {
         &self.whole
@@ -98,13 +142,24 @@ impl Content {
 
     /// What `view` shows of the page, and whether that was made only now. It is made once and kept, as its coded variants are.
     #[must_use]
-    pub fn seen_through(&self, view: &View) -> (Arc<Rendition>, bool) {
-        self.views.get(view, &self.page.body)
+    pub fn seen_through(&self, view: &View, now: Instant) -> (Arc<Rendition>, bool) {
+        self.views.get(view, || self.whole.forms.plain(), now)
+    }
+
+    /// Whether its identity has gone, nobody having asked for it.
+    #[must_use]
+    pub fn is_packed(&self) -> bool {
+        !self.whole.forms.is_held(Coding::Identity)
+    }
+
+    /// As [`super::forms::Forms::pack`], the whole and what each view shows by itself.
+    pub(super) fn pack(&self, now: Instant) -> Packed {
+        self.whole.forms.pack(now).and(self.views.pack(now))
     }
 
     /// Bytes it occupies, beside the struct itself.
     fn heap_bytes(&self) -> usize {
-        self.page.heap_bytes() + self.whole.variants.len() + self.views.weight()
+        self.tasks_weight + self.whole.forms.weight() + self.views.weight()
     }
 }
 
@@ -143,6 +198,7 @@ impl StoredPage {
             is_assembled: false,
             restored_at: None,
             kept,
+            of_hits: ArcSwapOption::empty(),
             space,
             version,
         }
@@ -153,7 +209,7 @@ impl StoredPage {
     pub fn assembled(page: TaskPage, parts: &[Arc<Self>], now: Instant) -> Option<Self> {
         let oldest = parts.iter().max_by_key(|part| part.age(now))?;
         Some(Self {
-            content: Arc::new(Content::new(page)),
+            content: Arc::new(Content::new(page, now)),
             freshness: {
                 let parts: Vec<_> = parts.iter().map(|part| part.freshness(now)).collect();
                 Freshness::of_parts(parts.iter(), now)?
@@ -167,6 +223,7 @@ impl StoredPage {
             is_assembled: true,
             restored_at: None,
             kept: HeaderMap::new(),
+            of_hits: ArcSwapOption::empty(),
             space: oldest.space.clone(),
             version: oldest.version,
         })
@@ -300,6 +357,19 @@ impl StoredPage {
             moved_at: self.moved_at(),
             only_fresh,
         }
+    }
+
+    /// What a hit at `now` that is described by `status` says of itself.
+    #[must_use]
+    pub fn fields_of_hit(&self, status: CacheStatus, now: Instant) -> Arc<HitFields> {
+        let age_s = self.age(now).as_secs();
+        let known = self.of_hits.load();
+        if let Some(known) = known.as_ref().filter(|known| known.of == (status, age_s)) {
+            return known.clone();
+        }
+        let fields = Arc::new(HitFields::new(status, age_s));
+        self.of_hits.store(Some(fields.clone()));
+        fields
     }
 
     /// Its age (RFC 9111 section 4.2.3).

@@ -1,43 +1,29 @@
 //! A page as it goes out: whole, or as a view shows it, each with an entity tag and coded variants of its own.
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
-};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use http::HeaderValue;
+use tokio::time::Instant;
 
-use super::coding::Variants;
+use super::forms::{Forms, Packed};
 use crate::domain::{View, ViewId};
 
 /// Bytes of a page as a client gets them.
+#[derive(Debug)]
 pub struct Rendition {
-    pub body: Bytes,
     /// Weak, always our own: a digest of the identity bytes, whichever coding goes out.
     pub etag: HeaderValue,
-    pub variants: Variants,
+    pub forms: Forms,
 }
 
 impl Rendition {
     #[must_use]
-    pub fn new(body: Bytes) -> Self {
+    pub fn new(body: Bytes, now: Instant) -> Self {
         Self {
             etag: etag(&body),
-            body,
-            variants: Variants::default(),
+            forms: Forms::new(body, now),
         }
-    }
-}
-
-/// Without the tasks: they hold people's names, numbers and words.
-impl fmt::Debug for Rendition {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Rendition")
-            .field("bytes", &self.body.len())
-            .field("etag", &self.etag)
-            .field("variants", &self.variants.len())
-            .finish()
     }
 }
 
@@ -63,15 +49,20 @@ struct Seen {
 }
 
 impl Views {
-    /// What `view` shows of `page`, and whether it was made by this call.
-    pub(super) fn get(&self, view: &View, page: &[u8]) -> (Arc<Rendition>, bool) {
+    /// What `view` shows of the page that `plain` gives, and whether it was made by this call.
+    pub(super) fn get(
+        &self,
+        view: &View,
+        plain: impl FnOnce() -> Bytes,
+        now: Instant,
+    ) -> (Arc<Rendition>, bool) {
         let place = self.place(view.id());
         let mut is_new = false;
         let rendition = place.get_or_init(|| {
             is_new = true;
-            let shown = view.apply(page);
+            let shown = view.apply(&plain());
             let shown = shown.expect("a page was read as JSON before it became one");
-            Arc::new(Rendition::new(shown))
+            Arc::new(Rendition::new(shown, now))
         });
         (rendition.clone(), is_new)
     }
@@ -96,10 +87,22 @@ impl Views {
     pub(super) fn weight(&self) -> usize {
         // The structs and the allocator's share.
         const OVERHEAD: usize = 512;
+        let made = self.made().into_iter();
+        made.map(|rendition| OVERHEAD + rendition.forms.weight())
+            .sum()
+    }
+
+    /// As [`Forms::pack`], each view by itself.
+    pub(super) fn pack(&self, now: Instant) -> Packed {
+        let made = self.made().into_iter();
+        made.map(|rendition| rendition.forms.pack(now))
+            .fold(Packed::default(), Packed::and)
+    }
+
+    fn made(&self) -> Vec<Arc<Rendition>> {
         let known = self.known();
         let made = known.iter().filter_map(|seen| seen.rendition.get());
-        made.map(|rendition| OVERHEAD + rendition.body.len() + rendition.variants.len())
-            .sum()
+        made.cloned().collect()
     }
 
     fn known(&self) -> MutexGuard<'_, Vec<Seen>> {
@@ -112,7 +115,13 @@ mod tests {
     use super::*;
     use crate::domain::FieldPath;
 
-    const PAGE: &[u8] = br#"{"count":1,"data":[{"a":1,"b":2}]}"#;
+    fn page() -> Bytes {
+        Bytes::from_static(br#"{"count":1,"data":[{"a":1,"b":2}]}"#)
+    }
+
+    fn get(views: &Views, view: &View) -> (Arc<Rendition>, bool) {
+        views.get(view, page, Instant::now())
+    }
 
     fn view(name: &str) -> View {
         View::new(&[FieldPath::dotted(name).unwrap()])
@@ -121,13 +130,13 @@ mod tests {
     #[test]
     fn what_a_view_shows_is_made_once() {
         let views = Views::default();
-        let (first, is_new) = views.get(&view("a"), PAGE);
+        let (first, is_new) = get(&views, &view("a"));
         assert!(is_new);
-        assert_eq!(first.body, r#"{"count":1,"data":[{"a":1}]}"#);
-        let (again, is_new) = views.get(&view("a"), PAGE);
+        assert_eq!(first.forms.plain(), r#"{"count":1,"data":[{"a":1}]}"#);
+        let (again, is_new) = get(&views, &view("a"));
         assert!(!is_new && Arc::ptr_eq(&first, &again));
 
-        let (other, is_new) = views.get(&view("b"), PAGE);
+        let (other, is_new) = get(&views, &view("b"));
         assert!(is_new);
         assert_ne!(first.etag, other.etag);
     }
@@ -135,7 +144,8 @@ mod tests {
     #[test]
     fn what_is_printed_holds_no_task() {
         let views = Views::default();
-        let _ = views.get(&view("a"), br#"{"data":[{"a":"secret"}]}"#);
+        let page = || Bytes::from_static(br#"{"data":[{"a":"secret"}]}"#);
+        let _ = views.get(&view("a"), page, Instant::now());
         let printed = format!("{views:?}");
         assert!(printed.contains("etag") && !printed.contains("secret"));
     }
@@ -145,7 +155,7 @@ mod tests {
         let views = Views::default();
         let made: Vec<_> = std::thread::scope(|scope| {
             let asking: Vec<_> = (0..8)
-                .map(|_| scope.spawn(|| views.get(&view("a"), PAGE)))
+                .map(|_| scope.spawn(|| get(&views, &view("a"))))
                 .collect();
             let asking = asking.into_iter();
             asking.map(|thread| thread.join().unwrap()).collect()
@@ -158,12 +168,12 @@ mod tests {
     fn views_of_old_make_room_for_new_ones() {
         let views = Views::default();
         for number in 0..3 * View::MOST {
-            let (_, is_new) = views.get(&view(&number.to_string()), PAGE);
+            let (_, is_new) = get(&views, &view(&number.to_string()));
             assert!(is_new);
         }
         assert_eq!(views.known().len(), View::MOST);
         let newest = (3 * View::MOST - 1).to_string();
-        assert!(!views.get(&view(&newest), PAGE).1);
-        assert!(views.get(&view("0"), PAGE).1);
+        assert!(!get(&views, &view(&newest)).1);
+        assert!(get(&views, &view("0")).1);
     }
 }

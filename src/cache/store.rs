@@ -28,6 +28,7 @@ use crate::{
 
 mod lifetimes;
 mod lists;
+mod packing;
 mod rules;
 mod saved;
 mod shared;
@@ -56,6 +57,7 @@ pub struct PageStore {
     demands: Mutex<HashMap<CredentialId, Arc<Demand>>>,
     max_bytes: usize,
     dropped: Notify,
+    stirred: Notify,
     next_generation: AtomicU64,
     evictions: Arc<AtomicU64>,
 }
@@ -131,6 +133,7 @@ impl PageStore {
             demands: Mutex::default(),
             max_bytes: config.max_bytes,
             dropped: Notify::new(),
+            stirred: Notify::new(),
             next_generation: AtomicU64::new(random()),
             evictions,
         }
@@ -178,12 +181,12 @@ impl PageStore {
 
     /// Takes in the page that a fill brought.
     pub fn put(&self, began: &Began, page: TaskPage, answer: &Received<'_>, keep: Keep) -> Kept {
-        let content = Arc::new(Content::new(page));
-        let version = self.observe(began, &content.page, answer.received, keep);
+        let version = self.observe(began, &page, answer.received, keep);
+        let lifetimes = self.rules().lifetimes_of(began.key.query, &page);
         let page = StoredPage::new(
-            content.clone(),
+            Arc::new(Content::new(page, answer.received)),
             answer,
-            &self.rules().lifetimes_of(began.key.query, &content.page),
+            &lifetimes,
             self.jitter_factor(),
             began.space.clone(),
             version,
@@ -200,10 +203,9 @@ impl PageStore {
         answer: &Received<'_>,
         keep: Keep,
     ) -> Kept {
-        let version = self.observe(began, &page.content.page, answer.received, keep);
-        let lifetimes = self
-            .rules()
-            .lifetimes_of(began.key.query, &page.content.page);
+        let shown = page.content.page();
+        let version = self.observe(began, &shown, answer.received, keep);
+        let lifetimes = self.rules().lifetimes_of(began.key.query, &shown);
         let page = page.renewed(answer, &lifetimes, self.jitter_factor(), version);
         self.keep(began, page, answer, keep)
     }
@@ -256,7 +258,7 @@ impl PageStore {
         }
     }
 
-    /// Weighs a page anew, after a variant or a view of it was made.
+    /// Weighs a page anew, after a form or a view of it was made or dropped.
     pub fn reweigh(&self, key: &PageKey, page: &StoredPage) {
         let _one_at_a_time = self.inserting();
         // It may have been renewed meanwhile: what was made is part of the new one too.
@@ -379,6 +381,7 @@ impl PageStore {
     fn insert(&self, key: &PageKey, page: Arc<StoredPage>) {
         self.pages.insert(key.clone(), page);
         self.pages.run_pending_tasks();
+        self.stirred.notify_one();
     }
 
     fn drop_pages(&self, key: &SpaceKey, space: &Space) {

@@ -3,6 +3,7 @@ use std::fmt;
 use compact_str::CompactString;
 
 const MAX_LENGTH: usize = 128;
+const HEX: &[u8; 16] = b"0123456789abcdef";
 
 /// Names a space of the upstream.
 ///
@@ -40,8 +41,13 @@ impl SpaceToken {
 impl fmt::Display for SpaceToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let digest = blake3::hash(self.0.as_bytes());
-        f.write_str("space-")?;
-        f.write_str(&digest.to_hex()[..12])
+        let mut text = *b"space-............";
+        let digits = text[6..].chunks_exact_mut(2);
+        for (pair, byte) in digits.zip(digest.as_bytes()) {
+            pair[0] = HEX[usize::from(byte >> 4)];
+            pair[1] = HEX[usize::from(byte & 0xf)];
+        }
+        f.write_str(std::str::from_utf8(&text).expect("hex digits are ASCII"))
     }
 }
 

@@ -1,4 +1,4 @@
-use std::{fmt, ops::Range};
+use std::{fmt, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use compact_str::CompactString;
@@ -13,7 +13,7 @@ pub struct TaskPage {
     /// How many tasks the list has, over all pages.
     pub count: u64,
     /// The tasks of this page, in order.
-    pub tasks: Box<[Task]>,
+    pub tasks: Arc<[Task]>,
 }
 
 /// One task of a page.

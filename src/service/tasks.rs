@@ -161,10 +161,19 @@ enum Decision {
     Serve(Served),
     ServeAndRefresh(Served, Arc<StoredPage>),
     Refuse(TasksError),
-    Fill {
-        reason: FillReason,
-        stored: Option<Arc<StoredPage>>,
-    },
+    Fill(WantedFill),
+}
+
+/// A fill, why it is wanted, and what is stored meanwhile.
+struct WantedFill {
+    reason: FillReason,
+    stored: Option<Arc<StoredPage>>,
+}
+
+/// How far an [`Ask`] is answered from what is stored.
+enum Settled {
+    Now(Result<Served, TasksError>),
+    By(WantedFill),
 }
 
 impl Decision {
@@ -174,7 +183,7 @@ impl Decision {
             Self::Serve(_) => "serve",
             Self::ServeAndRefresh(..) => "serve_and_refresh",
             Self::Refuse(_) => "refuse",
-            Self::Fill { .. } => "fill",
+            Self::Fill(_) => "fill",
         }
     }
 }
@@ -227,18 +236,19 @@ impl Tasks {
 
     /// The page of `ask` as it goes out: all of it, or what `view` shows.
     #[must_use]
-    pub fn rendition(&self, ask: &Ask, page: &StoredPage, view: Option<&View>) -> Arc<Rendition> {
+    pub fn rendition(&self, ask: &Ask, served: &Served, view: Option<&View>) -> Arc<Rendition> {
+        let page = &served.page;
         let Some(view) = view else {
             return page.content.whole().clone();
         };
-        let (rendition, is_new) = page.content.seen_through(view);
+        let (rendition, is_new) = page.content.seen_through(view, served.at);
         if is_new {
             self.reweigh(ask, page);
         }
         rendition
     }
 
-    /// Weighs the page of `ask` anew, after a variant of it was made.
+    /// Weighs the page of `ask` anew, after a form of it was made.
     pub fn reweigh(&self, ask: &Ask, page: &StoredPage) {
         self.store.reweigh(&ask.key(), page);
     }
@@ -257,7 +267,12 @@ impl Tasks {
     ///
     /// Returns the upstream's error where it failed and no stored page may stand in.
     pub async fn page(self: &Arc<Self>, ask: &Ask) -> Result<Served, TasksError> {
-        let outcome = self.page_uncounted(ask).await;
+        let key = ask.key();
+        let outcome = match self.settle(&key, ask) {
+            Settled::Now(outcome) => outcome,
+            // Boxed: what it takes to wait would be part of every answer that need not.
+            Settled::By(wanted) => Box::pin(self.page_filled(&key, ask, wanted)).await,
+        };
         let status = match &outcome {
             Ok(served) => served.status,
             Err(error) => error.status,
@@ -269,52 +284,63 @@ impl Tasks {
         outcome
     }
 
-    async fn page_uncounted(self: &Arc<Self>, ask: &Ask) -> Result<Served, TasksError> {
-        let key = ask.key();
+    /// Answers from what is stored, where it can.
+    fn settle(self: &Arc<Self>, key: &PageKey, ask: &Ask) -> Settled {
+        Settled::Now(match self.look_up(key, ask) {
+            Decision::Serve(served) => {
+                served.page.note_asked(served.at);
+                Ok(served)
+            }
+            Decision::Refuse(error) => {
+                let whatever_is_stored = matches!(error.kind, TasksErrorKind::NotCached)
+                    .then(|| self.assemble(key, ask, FillReason::UriMiss))
+                    .flatten();
+                whatever_is_stored.ok_or(error)
+            }
+            Decision::ServeAndRefresh(served, _) => {
+                served.page.note_asked(served.at);
+                self.refresh(key, ask);
+                Ok(served)
+            }
+            Decision::Fill(wanted) => match self.assemble(key, ask, wanted.reason) {
+                Some(served) => Ok(served),
+                None => return Settled::By(wanted),
+            },
+        })
+    }
+
+    async fn page_filled(
+        self: &Arc<Self>,
+        key: &PageKey,
+        ask: &Ask,
+        mut wanted: WantedFill,
+    ) -> Result<Served, TasksError> {
         let mut look = Look::Anywhere;
         loop {
-            match self.look_up(&key, ask) {
-                Decision::Serve(served) => {
-                    served.page.note_asked(served.at);
-                    return Ok(served);
-                }
-                Decision::Refuse(error) => {
-                    let whatever_is_stored = matches!(error.kind, TasksErrorKind::NotCached)
-                        .then(|| self.assemble(&key, ask, FillReason::UriMiss))
-                        .flatten();
-                    return whatever_is_stored.ok_or(error);
-                }
-                Decision::ServeAndRefresh(served, _) => {
-                    served.page.note_asked(served.at);
-                    self.refresh(&key, ask);
-                    return Ok(served);
-                }
-                Decision::Fill { reason, stored } => {
-                    if let Some(served) = self.assemble(&key, ask, reason) {
-                        return Ok(served);
-                    }
-                    // Before anything is begun: a fill that nobody may wait for would only add to the load.
-                    let Some(place) = self.places.take(ask.account.client()) else {
-                        return self.no_place(ask, reason, stored.as_ref());
-                    };
-                    // `None`: another fill ended since the decision, so there is a new one to make.
-                    let calls = Calls::default();
-                    let waiting = self.begin_fill(&key, ask, look, stored.as_ref(), &calls);
-                    if let Some(waiting) = waiting {
-                        let outcome = tokio::select! {
-                            biased;
-                            outcome = self.wait(waiting, ask, reason, stored.as_ref()) => outcome,
-                            () = place.given_away() => Some(self.no_place(ask, reason, stored.as_ref())),
-                        };
-                        let Some(outcome) = outcome else {
-                            look = Look::Upstream;
-                            continue;
-                        };
-                        // A fill that another began counts on its own account.
-                        return charged(outcome, calls.count());
-                    }
+            let WantedFill { reason, stored } = wanted;
+            // Before anything is begun: a fill that nobody may wait for would only add to the load.
+            let Some(place) = self.places.take(ask.account.client()) else {
+                return self.no_place(ask, reason, stored.as_ref());
+            };
+            // `None`: another fill ended since the decision, so there is a new one to make.
+            let calls = Calls::default();
+            let waiting = self.begin_fill(key, ask, look, stored.as_ref(), &calls);
+            if let Some(waiting) = waiting {
+                let outcome = tokio::select! {
+                    biased;
+                    outcome = self.wait(waiting, ask, reason, stored.as_ref()) => outcome,
+                    () = place.given_away() => Some(self.no_place(ask, reason, stored.as_ref())),
+                };
+                match outcome {
+                    // A fill that another began counts on its own account.
+                    Some(outcome) => return charged(outcome, calls.count()),
+                    None => look = Look::Upstream,
                 }
             }
+            wanted = match self.settle(key, ask) {
+                Settled::Now(outcome) => return outcome,
+                Settled::By(wanted) => wanted,
+            };
         }
     }
 
@@ -385,7 +411,7 @@ impl Tasks {
             }
             (Verdict::Fill(reason), stored) => match refusal() {
                 Some(known) => self.refused(&known, stored.as_ref(), ask, now),
-                None => Decision::Fill { reason, stored },
+                None => Decision::Fill(WantedFill { reason, stored }),
             },
             (
                 Verdict::NotCached | Verdict::Hit { .. } | Verdict::HitWhileRevalidate { .. },
@@ -439,7 +465,7 @@ impl Tasks {
         let keep = !ask.directives.no_store;
         let waiting = self.flights.join(&self.flight(key, ask), keep, |wanted| {
             match self.decide(key, ask, Instant::now()) {
-                Decision::Fill { stored, .. } => {
+                Decision::Fill(WantedFill { stored, .. }) => {
                     let errand = Errand::new(ask.claim(stored.as_ref()), calls.clone());
                     Some(self.begin(ask, look, errand, stored, wanted))
                 }
@@ -486,7 +512,7 @@ impl Tasks {
                     Some(self.begin(ask, Look::Anywhere, errand, Some(stored), wanted))
                 }
                 // It has just been refreshed.
-                Decision::Serve(_) | Decision::Refuse(_) | Decision::Fill { .. } => None,
+                Decision::Serve(_) | Decision::Refuse(_) | Decision::Fill(_) => None,
             }
         });
         drop(begun);

@@ -3,19 +3,19 @@
 //! Of our own: tracing-subscriber's formatter passes each piece of a line through four writers, the last of which reads it as UTF-8 again.
 //! That was half of what a hit costs.
 
-use std::fmt::{self, Write as _};
+use std::{
+    fmt::{self, Write as _},
+    time::SystemTime,
+};
 
+use humantime::format_rfc3339_micros;
 use tracing::{
     Event, Subscriber,
     field::{Field, Visit},
 };
 use tracing_log::NormalizeEvent;
 use tracing_subscriber::{
-    fmt::{
-        FmtContext, FormatEvent, FormatFields,
-        format::Writer,
-        time::{FormatTime, SystemTime},
-    },
+    fmt::{FmtContext, FormatEvent, FormatFields, format::Writer},
     registry::LookupSpan,
 };
 
@@ -42,7 +42,7 @@ where
         let metadata = of_log.as_ref().unwrap_or_else(|| event.metadata());
         let mut line = Line(String::with_capacity(USUAL_LENGTH));
         line.0.push_str("{\"timestamp\":\"");
-        SystemTime.format_time(&mut Writer::new(&mut line.0))?;
+        write!(line.0, "{}", format_rfc3339_micros(SystemTime::now()))?;
         line.0.push('"');
         line.text("level", metadata.level().as_str());
         event.record(&mut line);
@@ -118,8 +118,9 @@ struct Escaped<'a>(&'a mut String);
 
 impl Escaped<'_> {
     fn push(&mut self, mut text: &str) {
-        let special = |byte: u8| byte < b' ' || byte == b'"' || byte == b'\\';
-        while let Some(place) = text.bytes().position(special) {
+        while has_special(text.as_bytes())
+            && let Some(place) = text.bytes().position(is_special)
+        {
             let (plain, rest) = text.split_at(place);
             self.0.push_str(plain);
             self.escape(rest.as_bytes()[0]);
@@ -140,6 +141,16 @@ impl Escaped<'_> {
             }
         }
     }
+}
+
+fn is_special(byte: u8) -> bool {
+    byte < b' ' || byte == b'"' || byte == b'\\'
+}
+
+/// Without an early end, so that it is done on many bytes at once: a tenth of what looking for the first one costs.
+fn has_special(text: &[u8]) -> bool {
+    text.iter()
+        .fold(false, |found, byte| found | is_special(*byte))
 }
 
 impl fmt::Write for Escaped<'_> {

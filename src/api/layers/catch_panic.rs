@@ -10,11 +10,13 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use axum::response::{IntoResponse, Response};
 use futures_util::future::{CatchUnwind, FutureExt};
 use tower::{Layer, Service};
 
-use crate::{api::ApiError, telemetry::metrics::Metrics};
+use crate::{
+    api::{ApiError, exchange::Answer},
+    telemetry::metrics::Metrics,
+};
 
 /// Answers `internal` where what it wraps panics.
 #[derive(Clone, Debug)]
@@ -49,9 +51,9 @@ pub struct CatchPanic<S> {
 
 impl<S, R> Service<R> for CatchPanic<S>
 where
-    S: Service<R, Response = Response>,
+    S: Service<R, Response = Answer>,
 {
-    type Response = Response;
+    type Response = Answer;
     type Error = S::Error;
     type Future = CatchPanicFuture<S::Future>;
 
@@ -84,9 +86,9 @@ pin_project_lite::pin_project! {
 
 impl<F, E> Future for CatchPanicFuture<F>
 where
-    F: Future<Output = Result<Response, E>>,
+    F: Future<Output = Result<Answer, E>>,
 {
-    type Output = Result<Response, E>;
+    type Output = Result<Answer, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
@@ -96,7 +98,7 @@ where
             return Poll::Ready(answer);
         }
         this.metrics.panicked();
-        Poll::Ready(Ok(ApiError::Internal.into_response()))
+        Poll::Ready(Ok(ApiError::Internal.into()))
     }
 }
 
@@ -113,9 +115,9 @@ mod tests {
     async fn a_panic_is_answered_and_counted_wherever_it_comes() {
         let metrics = Metrics::new([]);
         let layer = CatchPanicLayer::new(metrics.clone());
-        let at_once = ServiceBuilder::new().layer(layer.clone()).service_fn(
-            |()| -> std::future::Ready<Result<Response, Infallible>> { panic!("call") },
-        );
+        let at_once = ServiceBuilder::new()
+            .layer(layer.clone())
+            .service_fn(|()| -> std::future::Ready<Result<Answer, Infallible>> { panic!("call") });
         let later = ServiceBuilder::new()
             .layer(layer)
             .service(service_fn(|()| async {
@@ -123,7 +125,7 @@ mod tests {
                 if true {
                     panic!("poll");
                 }
-                Ok::<Response, Infallible>(Response::default())
+                Ok::<Answer, Infallible>(http::Response::new(()).into())
             }));
 
         let answers = [
@@ -132,7 +134,7 @@ mod tests {
         ];
 
         for answer in answers {
-            assert_eq!(answer.status(), StatusCode::INTERNAL_SERVER_ERROR);
+            assert_eq!(answer.response.status(), StatusCode::INTERNAL_SERVER_ERROR);
         }
         assert!(metrics.encode((0, 0)).contains("gateway_panics_total 2"));
     }

@@ -9,12 +9,17 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use axum::{body::Body, response::Response};
-use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use tower::{Layer, Service};
 
-use super::observe::route;
-use crate::{api::LivePolicy, config::CorsConfig, telemetry::metrics::Route};
+use crate::{
+    api::{
+        LivePolicy,
+        exchange::{Answer, Asked},
+    },
+    config::CorsConfig,
+    telemetry::metrics::Route,
+};
 
 /// Whatever the origin: a stored answer must not be taken for another's.
 const VARY: HeaderValue = HeaderValue::from_static("Accept-Encoding, Authorization, Origin");
@@ -59,11 +64,11 @@ pub struct Cors<S> {
     policy: LivePolicy,
 }
 
-impl<S, B> Service<Request<B>> for Cors<S>
+impl<S, B> Service<Asked<B>> for Cors<S>
 where
-    S: Service<Request<B>, Response = Response>,
+    S: Service<Asked<B>, Response = Answer>,
 {
-    type Response = Response;
+    type Response = Answer;
     type Error = S::Error;
     type Future = CorsFuture<S::Future>;
 
@@ -71,11 +76,11 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        let terms = Terms::of(&self.policy.load().cors, &request);
+    fn call(&mut self, asked: Asked<B>) -> Self::Future {
+        let terms = Terms::of(&self.policy.load().cors, asked.route, &asked.request);
         let is_preflight = terms.as_ref().is_some_and(|terms| terms.is_preflight);
         CorsFuture {
-            inner: (!is_preflight).then(|| self.inner.call(request)),
+            inner: (!is_preflight).then(|| self.inner.call(asked)),
             terms,
         }
     }
@@ -91,8 +96,8 @@ struct Terms {
 
 impl Terms {
     /// `None` where CORS has no part: none is configured, or the path is no tasks route.
-    fn of<B>(cors: &CorsConfig, request: &Request<B>) -> Option<Self> {
-        if cors.origins.is_empty() || route(request.uri().path()) != Route::Tasks {
+    fn of<B>(cors: &CorsConfig, route: Route, request: &Request<B>) -> Option<Self> {
+        if cors.origins.is_empty() || route != Route::Tasks {
             return None;
         }
         let headers = request.headers();
@@ -132,12 +137,12 @@ fn sole_origin(headers: &HeaderMap) -> Option<&HeaderValue> {
 }
 
 /// The same for any origin: what it may do, the fields say.
-fn preflight() -> Response {
-    let mut response = Response::new(Body::empty());
+fn preflight() -> Answer {
+    let mut response = Response::new(());
     *response.status_mut() = StatusCode::NO_CONTENT;
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, NO_STORE);
-    response
+    Answer::from(response)
 }
 
 pin_project_lite::pin_project! {
@@ -153,20 +158,20 @@ pin_project_lite::pin_project! {
 
 impl<F, E> Future for CorsFuture<F>
 where
-    F: Future<Output = Result<Response, E>>,
+    F: Future<Output = Result<Answer, E>>,
 {
-    type Output = Result<Response, E>;
+    type Output = Result<Answer, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let mut response = match this.inner.as_pin_mut() {
+        let mut answer = match this.inner.as_pin_mut() {
             Some(inner) => ready!(inner.poll(cx))?,
             None => preflight(),
         };
         if let Some(terms) = this.terms.take() {
-            terms.write(response.headers_mut());
+            terms.write(answer.response.headers_mut());
         }
-        Poll::Ready(Ok(response))
+        Poll::Ready(Ok(answer))
     }
 }
 
@@ -179,8 +184,9 @@ mod tests {
 
     use super::*;
     use crate::{
-        api::{Clients, Issuers, Policy},
+        api::{Clients, Issuers, Policy, layers::observe::route},
         config::Config,
+        telemetry::traces::Place,
         upstream::{Credentials, PageRequest, UpstreamError},
     };
 
@@ -203,16 +209,25 @@ mod tests {
         Arc::new(Policy::new(&config, clients, upstream))
     }
 
-    fn request(method: &str, path: &str, lines: &Lines) -> Request<()> {
+    fn asked(method: &str, path: &str, lines: &Lines) -> Asked<()> {
         let mut request = Request::builder().method(method).uri(path);
         for (name, value) in lines {
             request = request.header(*name, *value);
         }
-        request.body(()).unwrap()
+        Asked {
+            request: request.body(()).unwrap(),
+            certificate: None,
+            client_address: None,
+            route: route(path),
+            id: HeaderValue::from_static("1"),
+            trace: Place::default(),
+            caller: None,
+        }
     }
 
     fn terms(method: &str, path: &str, lines: &Lines) -> Option<Terms> {
-        Terms::of(&policy(&[APP]).cors, &request(method, path, lines))
+        let asked = asked(method, path, lines);
+        Terms::of(&policy(&[APP]).cors, asked.route, &asked.request)
     }
 
     #[test]
@@ -262,15 +277,15 @@ mod tests {
     #[tokio::test]
     async fn the_policy_in_force_decides() {
         let live: LivePolicy = Arc::new(ArcSwap::new(policy(&[])));
-        let inner = service_fn(|_: Request<()>| async {
-            Ok::<_, Infallible>(Response::new(Body::empty()))
+        let inner = service_fn(|_: Asked<()>| async {
+            Ok::<_, Infallible>(Answer::from(Response::new(())))
         });
         let service = CorsLayer::new(live.clone()).layer(inner);
         let answer = async || {
             let asked = service
                 .clone()
-                .oneshot(request("GET", PATH, &[("origin", APP)]));
-            let headers = asked.await.unwrap().headers().clone();
+                .oneshot(asked("GET", PATH, &[("origin", APP)]));
+            let headers = asked.await.unwrap().response.headers().clone();
             let allowed = headers.get(header::ACCESS_CONTROL_ALLOW_ORIGIN).cloned();
             (headers.contains_key(header::VARY), allowed)
         };
@@ -286,7 +301,7 @@ mod tests {
     #[tokio::test]
     async fn a_preflight_reaches_nobody() {
         let live: LivePolicy = Arc::new(ArcSwap::new(policy(&[APP])));
-        let inner = service_fn(|_: Request<()>| async { panic!("it was passed on") });
+        let inner = service_fn(|_: Asked<()>| async { panic!("it was passed on") });
         let mut service = CorsLayer::new(live).layer(inner);
         for origin in [APP, "https://evil.test"] {
             let lines = [("origin", origin), ("access-control-request-method", "GET")];
@@ -294,9 +309,9 @@ mod tests {
                 .ready()
                 .await
                 .unwrap()
-                .call(request("OPTIONS", PATH, &lines));
-            let answer: Result<_, Infallible> = asked.await;
-            assert_eq!(answer.unwrap().status(), StatusCode::NO_CONTENT);
+                .call(asked("OPTIONS", PATH, &lines));
+            let answer: Result<Answer, Infallible> = asked.await;
+            assert_eq!(answer.unwrap().response.status(), StatusCode::NO_CONTENT);
         }
     }
 }

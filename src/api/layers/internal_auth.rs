@@ -9,22 +9,18 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use axum::response::{IntoResponse, Response};
 use futures_util::future::Either;
-use http::{HeaderMap, Request, header::AUTHORIZATION};
+use http::{HeaderMap, header::AUTHORIZATION};
 use tokio::time::Instant;
 use tower::{Layer, Service};
 
 use crate::{
     api::{
         ApiError, Caller, Client, Clients, LivePolicy,
-        peer::{ClientCertificate, Peer, TrustedProxies},
+        exchange::{Answer, Asked},
         rate_limit::RateLimit,
     },
-    telemetry::{
-        metrics::{AuthFailure, Metrics},
-        traces::Place,
-    },
+    telemetry::metrics::{AuthFailure, Metrics, Route},
 };
 
 const WINDOW: Duration = Duration::from_secs(60);
@@ -43,19 +39,17 @@ pub struct InternalAuthLayer {
 #[derive(Debug)]
 struct Shared {
     policy: LivePolicy,
-    public: &'static [&'static str],
-    proxies: TrustedProxies,
+    public: &'static [Route],
     failures: Failures,
     metrics: Arc<Metrics>,
 }
 
 impl InternalAuthLayer {
-    /// `public` are the paths served to anybody; `max_failures` a minute and address, 0 being no limit.
+    /// `public` are the routes served to anybody; `max_failures` a minute and address, 0 being no limit.
     #[must_use]
     pub fn new(
         policy: LivePolicy,
-        public: &'static [&'static str],
-        proxies: TrustedProxies,
+        public: &'static [Route],
         max_failures: u32,
         metrics: Arc<Metrics>,
     ) -> Self {
@@ -63,7 +57,6 @@ impl InternalAuthLayer {
             shared: Arc::new(Shared {
                 policy,
                 public,
-                proxies,
                 failures: Failures::new(max_failures),
                 metrics,
             }),
@@ -89,39 +82,31 @@ pub struct InternalAuth<S> {
     shared: Arc<Shared>,
 }
 
-impl<S, B> Service<Request<B>> for InternalAuth<S>
+impl<S, B> Service<Asked<B>> for InternalAuth<S>
 where
-    S: Service<Request<B>, Response = Response>,
+    S: Service<Asked<B>, Response = Answer>,
 {
-    type Response = Response;
+    type Response = Answer;
     type Error = S::Error;
-    type Future = Either<S::Future, Ready<Result<Response, S::Error>>>;
+    type Future = Either<S::Future, Ready<Result<Answer, S::Error>>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        if self.shared.public.contains(&request.uri().path()) {
-            return Either::Left(self.inner.call(request));
+    fn call(&mut self, mut asked: Asked<B>) -> Self::Future {
+        if self.shared.public.contains(&asked.route) {
+            return Either::Left(self.inner.call(asked));
         }
         let policy = self.shared.policy.load_full();
-        let trace = request.extensions().get().cloned().unwrap_or_default();
-        match self
-            .shared
-            .identify_traced(&trace, &policy.clients, &request)
-        {
+        match self.shared.identify_traced(&policy.clients, &asked) {
             Ok(client) => {
-                request.extensions_mut().insert(Caller {
-                    client,
-                    policy,
-                    trace,
-                });
-                Either::Left(self.inner.call(request))
+                asked.caller = Some(Caller { client, policy });
+                Either::Left(self.inner.call(asked))
             }
             Err(reason) => {
-                let error = self.shared.refuse(&request, reason);
-                Either::Right(ready(Ok(error.into_response())))
+                let error = self.shared.refuse(asked.client_address, reason);
+                Either::Right(ready(Ok(error.into())))
             }
         }
     }
@@ -137,12 +122,11 @@ pub(in crate::api) fn sole_authorization(headers: &HeaderMap) -> Option<&[u8]> {
 impl Shared {
     fn identify_traced<B>(
         &self,
-        trace: &Place,
         clients: &Clients,
-        request: &Request<B>,
+        asked: &Asked<B>,
     ) -> Result<Arc<Client>, AuthFailure> {
-        let mut span = trace.begin("auth");
-        let identified = self.identify(clients, request);
+        let mut span = asked.trace.begin("auth");
+        let identified = self.identify(clients, asked);
         match &identified {
             Ok(client) => span.set_with("gateway.client", || client.name.to_string()),
             Err(reason) => span.fail(reason.as_str()),
@@ -151,31 +135,23 @@ impl Shared {
     }
 
     /// By `Authorization` where there is one, good or bad; else by the connection's certificate.
-    fn identify<B>(
-        &self,
-        clients: &Clients,
-        request: &Request<B>,
-    ) -> Result<Arc<Client>, AuthFailure> {
+    fn identify<B>(&self, clients: &Clients, asked: &Asked<B>) -> Result<Arc<Client>, AuthFailure> {
         let now = SystemTime::now();
-        match request.extensions().get::<Arc<ClientCertificate>>() {
-            Some(certificate) if !request.headers().contains_key(AUTHORIZATION) => {
+        let headers = asked.request.headers();
+        match &asked.certificate {
+            Some(certificate) if !headers.contains_key(AUTHORIZATION) => {
                 clients.recognize(certificate, now).cloned()
             }
-            _ => {
+            Some(_) | None => {
                 let may_verify =
-                    || (self.failures).may_verify(self.address(request), Instant::now());
-                clients.authenticate(sole_authorization(request.headers()), now, may_verify)
+                    || (self.failures).may_verify(asked.client_address, Instant::now());
+                clients.authenticate(sole_authorization(headers), now, may_verify)
             }
         }
     }
 
-    fn address<B>(&self, request: &Request<B>) -> Option<IpAddr> {
-        let peer = request.extensions().get().copied().unwrap_or(Peer(None));
-        self.proxies.client_address(peer, request.headers())
-    }
-
-    fn refuse<B>(&self, request: &Request<B>, reason: AuthFailure) -> ApiError {
-        match self.failures.count(self.address(request), Instant::now()) {
+    fn refuse(&self, address: Option<IpAddr>, reason: AuthFailure) -> ApiError {
+        match self.failures.count(address, Instant::now()) {
             None => {
                 self.metrics.auth_failed(reason);
                 ApiError::Unauthenticated

@@ -7,28 +7,29 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use axum::response::{IntoResponse, Response};
-use http::Request;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::{Layer, Service};
 
 use crate::{
-    api::ApiError,
-    telemetry::metrics::{self, Metrics},
+    api::{
+        ApiError,
+        exchange::{Answer, Asked},
+    },
+    telemetry::metrics::{self, Metrics, Route},
 };
 
 /// Lets `most` requests run at once.
 #[derive(Clone, Debug)]
 pub struct ShedLayer {
     places: Arc<Semaphore>,
-    exempt: &'static str,
+    exempt: Route,
     metrics: Arc<Metrics>,
 }
 
 impl ShedLayer {
-    /// `exempt` is the path that is never refused: a busy process is a live one, and must not be restarted for it.
+    /// `exempt` is the route that is never refused: a busy process is a live one, and must not be restarted for it.
     #[must_use]
-    pub fn new(most: usize, exempt: &'static str, metrics: Arc<Metrics>) -> Self {
+    pub fn new(most: usize, exempt: Route, metrics: Arc<Metrics>) -> Self {
         Self {
             places: Arc::new(Semaphore::new(most)),
             exempt,
@@ -55,11 +56,11 @@ pub struct Shed<S> {
     layer: ShedLayer,
 }
 
-impl<S, B> Service<Request<B>> for Shed<S>
+impl<S, B> Service<Asked<B>> for Shed<S>
 where
-    S: Service<Request<B>, Response = Response>,
+    S: Service<Asked<B>, Response = Answer>,
 {
-    type Response = Response;
+    type Response = Answer;
     type Error = S::Error;
     type Future = ShedFuture<S::Future>;
 
@@ -67,16 +68,16 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        if request.uri().path() == self.layer.exempt {
+    fn call(&mut self, asked: Asked<B>) -> Self::Future {
+        if asked.route == self.layer.exempt {
             return ShedFuture {
-                inner: Some(self.inner.call(request)),
+                inner: Some(self.inner.call(asked)),
                 _place: None,
             };
         }
         match self.layer.places.clone().try_acquire_owned() {
             Ok(place) => ShedFuture {
-                inner: Some(self.inner.call(request)),
+                inner: Some(self.inner.call(asked)),
                 _place: Some(place),
             },
             Err(_) => {
@@ -102,14 +103,14 @@ pin_project_lite::pin_project! {
 
 impl<F, E> Future for ShedFuture<F>
 where
-    F: Future<Output = Result<Response, E>>,
+    F: Future<Output = Result<Answer, E>>,
 {
-    type Output = Result<Response, E>;
+    type Output = Result<Answer, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().inner.as_pin_mut() {
             Some(inner) => Poll::Ready(ready!(inner.poll(cx))),
-            None => Poll::Ready(Ok(ApiError::Overloaded.into_response())),
+            None => Poll::Ready(Ok(ApiError::Overloaded.into())),
         }
     }
 }

@@ -2,19 +2,18 @@
 
 use std::{
     collections::BTreeSet,
-    error::Error,
     num::NonZeroU64,
     time::{Duration, SystemTime},
 };
 
 use axum::{
     body::Body,
+    extract::{Extension, RawQuery, State},
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use http::{HeaderValue, Method, header, request::Parts};
+use http::{HeaderValue, Method, header};
 use http_body_util::{BodyExt, Limited};
-use hyper::body::Incoming;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{
@@ -22,7 +21,8 @@ use crate::{
         ApiError, Caller,
         clients::{BrowserTokens, Minted},
         error::method_not_allowed,
-        layers::observe::{Facts, VARY},
+        exchange::Facts,
+        layers::observe::VARY,
         query,
         rate_limit::{self, RateLimit},
     },
@@ -55,15 +55,20 @@ fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D:
 ///
 /// The route is there where the policy has browser tokens. Checked in the order in which things may be told; the body is read last,
 /// and only of who may mint.
-pub async fn mint(ReadWithin(limit): ReadWithin, asked: &mut Parts, body: Incoming) -> Response {
-    let caller = Caller::take(asked);
+pub async fn mint(
+    State(ReadWithin(limit)): State<ReadWithin>,
+    Extension(caller): Extension<Caller>,
+    method: Method,
+    RawQuery(query): RawQuery,
+    body: Body,
+) -> Response {
     let Some(tokens) = caller.policy.clients.issuers().browser_tokens() else {
         return ApiError::RouteNotFound.into_response();
     };
-    if asked.method != Method::POST {
-        return method_not_allowed(&[Method::POST]);
+    if method != Method::POST {
+        return method_not_allowed(&[Method::POST]).map(|()| Body::empty());
     }
-    let minted = answer(tokens, &caller, asked.uri.query(), body, limit).await;
+    let minted = answer(tokens, &caller, query.as_deref(), body, limit).await;
     let mut response = match minted {
         Ok((minted, limits)) => {
             let mut response = respond(&minted);
@@ -86,7 +91,7 @@ async fn answer(
     tokens: &BrowserTokens,
     caller: &Caller,
     query: Option<&str>,
-    body: Incoming,
+    body: Body,
     limit: Duration,
 ) -> Result<(Minted, Vec<RateLimit>), ApiError> {
     query::none(query.unwrap_or_default())?;
@@ -115,10 +120,7 @@ async fn answer(
 }
 
 /// The whole body, if it is short and does not dribble.
-async fn read<B: http_body::Body>(body: B, limit: Duration) -> Result<Bytes, ApiError>
-where
-    B::Error: Into<Box<dyn Error + Send + Sync>>,
-{
+async fn read(body: Body, limit: Duration) -> Result<Bytes, ApiError> {
     let whole = Limited::new(body, MAX_BODY).collect();
     match tokio::time::timeout(limit, whole).await {
         Ok(Ok(whole)) => Ok(whole.to_bytes()),

@@ -1,23 +1,26 @@
 //! `GET /spaces/{space_token}/tasks`: a page of tasks.
 
-use std::{mem, sync::Arc, time::Duration};
+use std::{convert::Infallible, mem, sync::Arc, time::Duration};
 
-use axum::{
-    body::Body,
-    response::{IntoResponse, Response},
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header, request::Parts};
+use http_body::Body as _;
 use percent_encoding::percent_decode_str;
 
 use crate::{
     api::{
         ApiError, Caller, Client, Data, Policy,
-        layers::observe::{Facts, RequestId, VARY, named_space},
+        error::method_not_allowed,
+        exchange::{Answer, Asked, Body, Facts, whole},
+        layers::observe::{VARY, named_space},
         query,
         rate_limit::{self, RateLimit},
     },
     cache::{
         CacheStatus, Rendition,
+        forms::Coded,
         freshness::permitted,
         http_semantics::{Coding, RequestDirectives, negotiate, not_modified},
     },
@@ -34,46 +37,63 @@ const ASK_EACH_TIME: HeaderValue = HeaderValue::from_static("private, no-cache")
 const CODINGS: [Coding; 3] = [Coding::Brotli, Coding::Zstd, Coding::Gzip];
 
 /// Answers with the page that path and query name.
-///
+pub async fn answer(data: Data, mut asked: Asked) -> Result<Answer, Infallible> {
+    let caller = asked.take_caller();
+    let is_head = asked.request.method() == Method::HEAD;
+    if !is_head && asked.request.method() != Method::GET {
+        return Ok(method_not_allowed(&[Method::GET, Method::HEAD]).into());
+    }
+    let mut answer = page(&data, &caller, asked).await;
+    if is_head {
+        leave_body_out(&mut answer.response);
+    }
+    Ok(answer)
+}
+
+/// hyper does it for HTTP/1 alone (RFC 9110 section 9.3.2), and tells the length only of a body that there is.
+fn leave_body_out(response: &mut Response<Body>) {
+    let body = mem::replace(response.body_mut(), whole(Bytes::new()));
+    if let Some(length @ 1..) = body.size_hint().exact() {
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_LENGTH, length.into());
+    }
+}
+
 /// Checked in the order in which things may be told: path and query, then whether the client may read the space, then how often it
 /// may ask, then the cache.
-pub async fn page(data: &Data, asked: &mut Parts) -> Response {
-    let caller = Caller::take(asked);
-    let read = read_request(&caller.policy, &asked.uri);
-    let (space, query) = match read {
+async fn page(data: &Data, caller: &Caller, asked: Asked) -> Answer {
+    let (space, query) = match read(&caller.policy, asked.request.uri()) {
         Ok(read) => read,
-        Err(error) => return error.into_response(),
+        Err(error) => return error.into(),
     };
-    let facts = Facts {
+    let mut facts = Facts {
         account: caller.client.account.clone(),
         space: Some(space.clone()),
         cache: None,
         age_s: None,
         upstream_calls: 0,
     };
-    let (mut response, facts) = match admit(&caller.client, &space).await {
+    let mut answer = match admit(&caller.client, &space).await {
         Ok(Admitted { credential, limits }) => {
+            let headers = asked.request.headers();
             let ask = Ask {
                 credential,
                 upstream: caller.policy.upstream.clone(),
                 space,
                 query,
-                directives: permitted(
-                    RequestDirectives::parse(&asked.headers),
-                    caller.client.may_refresh,
-                ),
+                directives: permitted(RequestDirectives::parse(headers), caller.client.may_refresh),
                 account: caller.client.account.clone(),
-                request_id: RequestId::of(asked),
-                trace: caller.trace.clone(),
+                request_id: asked.id,
+                trace: asked.trace,
             };
-            let (mut response, facts) = answer(data, &caller, &ask, asked, facts).await;
+            let mut response = serve(data, caller, &ask, asked.request, &mut facts).await;
             rate_limit::write(&limits, response.headers_mut());
-            (response, facts)
+            response.into()
         }
-        Err(error) => (error.into_response(), facts),
+        Err(error) => Answer::from(error),
     };
-    response.extensions_mut().insert(facts);
-    response
+    answer.facts = Some(facts);
+    answer
 }
 
 /// What a request may go on with.
@@ -98,57 +118,54 @@ async fn admit(client: &Client, space: &SpaceToken) -> Result<Admitted, ApiError
     })
 }
 
-fn read_request(policy: &Policy, uri: &Uri) -> Result<(SpaceToken, PageQuery), ApiError> {
+fn read(policy: &Policy, uri: &Uri) -> Result<(SpaceToken, PageQuery), ApiError> {
     let space = named_space(uri.path()).and_then(|space| {
-        let space = percent_decode_str(space).decode_utf8().ok()?;
-        SpaceToken::new(&space).ok()
+        // No token has a percent sign.
+        SpaceToken::new(space).ok().or_else(|| {
+            let space = percent_decode_str(space).decode_utf8().ok()?;
+            SpaceToken::new(&space).ok()
+        })
     });
     let query = query::parse(uri.query().unwrap_or_default(), &policy.route);
     Ok((space.ok_or(ApiError::InvalidSpaceToken)?, query?))
 }
 
-async fn answer(
+async fn serve<B>(
     data: &Data,
     caller: &Caller,
     ask: &Ask,
-    asked: &mut Parts,
-    facts: Facts,
-) -> (Response, Facts) {
+    request: Request<B>,
+    facts: &mut Facts,
+) -> Response<Body> {
     match data.tasks.page(ask).await {
         Ok(served) => {
-            let facts = Facts {
-                cache: Some(served.status.outcome()),
-                age_s: Some(served.page.age(served.at).as_secs()),
-                upstream_calls: served.calls,
-                ..facts
-            };
-            let response = respond(data, caller, ask, &served, asked).await;
-            (response, facts)
+            facts.cache = Some(served.status.outcome());
+            facts.age_s = Some(served.page.age(served.at).as_secs());
+            facts.upstream_calls = served.calls;
+            respond(data, caller, ask, &served, request).await
         }
         Err(error) => {
-            let facts = Facts {
-                cache: Some(error.status.outcome()),
-                upstream_calls: error.calls,
-                ..facts
-            };
-            (ApiError::from(error).into_response(), facts)
+            facts.cache = Some(error.status.outcome());
+            facts.upstream_calls = error.calls;
+            Answer::from(ApiError::from(error)).response
         }
     }
 }
 
 /// The answer for a page that was found: 304 where the client has it already.
-async fn respond(
+async fn respond<B>(
     data: &Data,
     caller: &Caller,
     ask: &Ask,
     served: &Served,
-    asked: &mut Parts,
-) -> Response {
+    request: Request<B>,
+) -> Response<Body> {
+    let (request, _) = request.into_parts();
     let rendition = data
         .tasks
-        .rendition(ask, &served.page, caller.client.view.as_deref());
-    let coding = wanted_coding(&asked.headers, &rendition, served);
-    let mut response = answering(asked);
+        .rendition(ask, served, caller.client.view.as_deref());
+    let coding = coding(&request.headers, served, &rendition);
+    let mut response = answering(request.headers);
     let headers = response.headers_mut();
     describe(data, &caller.policy, ask, served, headers);
     headers.insert(header::ETAG, rendition.etag.clone());
@@ -157,73 +174,70 @@ async fn respond(
         return response;
     };
     headers.insert(header::CONTENT_TYPE, JSON);
-    let body = coded(data, ask, served, &rendition, coding).await;
-    if body.is_coded {
+    let known = rendition.forms.length_in(coding);
+    let coding = match known.filter(|_| request.method == Method::HEAD) {
+        // Nothing is made to be thrown away.
+        Some(length) => {
+            headers.insert(header::CONTENT_LENGTH, length.into());
+            coding
+        }
+        // The length is left to hyper, which writes it without an allocation.
+        None => {
+            let body = body(data, ask, served, &rendition, coding).await;
+            *response.body_mut() = whole(body.bytes);
+            body.coding
+        }
+    };
+    if coding != Coding::Identity {
         response.headers_mut().insert(
             header::CONTENT_ENCODING,
             HeaderValue::from_static(coding.as_str()),
         );
     }
-    *response.body_mut() = Body::from(body.bytes);
     response
 }
 
-/// How the client wants the body; `None`: it has it already.
-fn wanted_coding(request: &HeaderMap, rendition: &Rendition, served: &Served) -> Option<Coding> {
+/// The coding to answer in; `None` where the client has the page already.
+///
+/// Who waited for the fill gets the identity rather than wait for the coder too.
+fn coding(request: &HeaderMap, served: &Served, rendition: &Rendition) -> Option<Coding> {
     let etag = rendition.etag.to_str().unwrap_or_default();
-    let has_it = not_modified(request, etag, served.page.last_modified_unix, unix_now);
-    (!has_it).then(|| negotiate(request, &CODINGS))
+    if not_modified(request, etag, served.page.last_modified_unix, unix_now) {
+        return None;
+    }
+    let accepted = negotiate(request, &CODINGS);
+    let from_store = matches!(served.status, CacheStatus::Hit { .. });
+    let is_there = from_store || rendition.forms.is_held(accepted);
+    Some(if is_there { accepted } else { Coding::Identity })
 }
 
-/// An answer in the maps that the request came in, emptied: hyper keeps the header's from request to request, so that none is
+/// An answer in the map that the request's header came in, emptied: hyper keeps it from request to request, so that none is
 /// allocated for a hit.
-fn answering(asked: &mut Parts) -> Response {
-    let mut response = Response::new(Body::empty());
-    let mut headers = mem::take(&mut asked.headers);
+fn answering(mut headers: HeaderMap) -> Response<Body> {
     headers.clear();
+    let mut response = Response::new(whole(Bytes::new()));
     *response.headers_mut() = headers;
-    *response.extensions_mut() = mem::take(&mut asked.extensions);
     response
 }
 
-struct CodedBody {
-    bytes: bytes::Bytes,
-    is_coded: bool,
-}
-
-/// The body in `coding`. Who waited for the fill gets the identity rather than wait for the coder too.
-async fn coded(
+async fn body(
     data: &Data,
     ask: &Ask,
     served: &Served,
     rendition: &Rendition,
     coding: Coding,
-) -> CodedBody {
-    let identity = || CodedBody {
-        bytes: rendition.body.clone(),
-        is_coded: false,
-    };
-    let from_store = matches!(served.status, CacheStatus::Hit { .. });
-    let is_new = !rendition.variants.is_made(coding);
-    if is_new && !from_store {
-        return identity();
-    }
-    let Some(bytes) = rendition.variants.get(coding, &rendition.body).await else {
-        return identity();
-    };
+) -> Coded {
+    let is_new = !rendition.forms.is_held(coding);
+    let body = rendition.forms.get(coding, served.at).await;
     if is_new {
         data.tasks.reweigh(ask, &served.page);
     }
-    CodedBody {
-        bytes,
-        is_coded: true,
-    }
+    body
 }
 
 /// Every field that 200 and 304 share, but for the entity tag.
 fn describe(data: &Data, policy: &Policy, ask: &Ask, served: &Served, headers: &mut HeaderMap) {
     let page = &served.page;
-    headers.insert(CACHE_STATUS, served.status.header_value());
     headers.insert(header::DATE, page.date.clone());
     headers.insert(header::VARY, VARY);
     let rest = client_rest(served);
@@ -234,22 +248,26 @@ fn describe(data: &Data, policy: &Policy, ask: &Ask, served: &Served, headers: &
     if let Some(last_modified) = &page.last_modified {
         headers.insert(header::LAST_MODIFIED, last_modified.clone());
     }
-    if let Some(age) = shown_age(served) {
-        headers.insert(header::AGE, number(age.as_secs()));
+    match served.status {
+        // A stored answer tells its age.
+        CacheStatus::Hit { .. } => {
+            let fields = page.fields_of_hit(served.status, served.at);
+            headers.insert(CACHE_STATUS, fields.cache_status.clone());
+            headers.insert(header::AGE, fields.age.clone());
+        }
+        // One that was just filled tells what the upstream told, if anything.
+        CacheStatus::Forward { .. } | CacheStatus::NotCached => {
+            headers.insert(CACHE_STATUS, served.status.header_value());
+            if let Some(age) = page.upstream_age {
+                headers.insert(header::AGE, age.as_secs().into());
+            }
+        }
     }
     if let Some(link) = page.content.link(ask.query) {
         headers.insert(header::LINK, link.clone());
     }
     if data.tasks.store().is_coherent() {
         headers.insert(LIST_GENERATION, page.generation_field.clone());
-    }
-}
-
-/// A stored answer tells its age; one that was just filled tells what the upstream told, if anything.
-fn shown_age(served: &Served) -> Option<Duration> {
-    match served.status {
-        CacheStatus::Hit { .. } => Some(served.page.age(served.at)),
-        CacheStatus::Forward { .. } | CacheStatus::NotCached => served.page.upstream_age,
     }
 }
 
@@ -269,11 +287,6 @@ fn cache_control(client_max_age: Duration, rest: Duration) -> HeaderValue {
         seconds => HeaderValue::try_from(format!("private, max-age={seconds}"))
             .expect("digits are visible ASCII"),
     }
-}
-
-/// Made in one allocation; the crate's own way takes two.
-fn number(value: u64) -> HeaderValue {
-    HeaderValue::from_str(itoa::Buffer::new().format(value)).expect("digits are visible ASCII")
 }
 
 fn unix_now() -> i64 {

@@ -82,7 +82,7 @@ impl Kept {
 
     fn cut(&self, query: PageQuery) -> Option<String> {
         let page = self.0.assemble(&Self::key(query), Instant::now())?;
-        Some(String::from_utf8(page.content.page.body.to_vec()).unwrap())
+        Some(String::from_utf8(page.content.page().body.to_vec()).unwrap())
     }
 }
 

@@ -14,7 +14,8 @@ pub enum Coding {
 }
 
 impl Coding {
-    const BY_PREFERENCE: [Self; 4] = [Self::Brotli, Self::Zstd, Self::Gzip, Self::Identity];
+    /// Every coding, best first, each at the place of its number.
+    pub const BY_PREFERENCE: [Self; 4] = [Self::Brotli, Self::Zstd, Self::Gzip, Self::Identity];
 
     /// Returns the name that `Content-Encoding` knows it by.
     pub fn as_str(self) -> &'static str {

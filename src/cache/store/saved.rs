@@ -26,7 +26,7 @@ impl PageStore {
                 born_unix_ms: now_unix_ms.saturating_sub(age),
                 lifetime: page.freshness(now).lifetime(),
                 headers: page.kept().clone(),
-                body: page.content.page.body.clone(),
+                body: page.content.page().body,
                 mark: None,
             })
         })
@@ -56,7 +56,7 @@ impl PageStore {
         popularity: Popularity,
     ) -> StoredPage {
         StoredPage::new(
-            Arc::new(Content::new(page)),
+            Arc::new(Content::new(page, answer.received)),
             answer,
             &self.rules().lifetimes,
             1.0,

@@ -180,7 +180,7 @@ impl PageStore {
                 born_unix_ms: now_unix_ms.saturating_sub(age),
                 lifetime: page.stated_lifetime(),
                 headers: page.kept().clone(),
-                body: page.content.page.body.clone(),
+                body: page.content.page().body,
                 mark: Some(mark),
             },
             before,

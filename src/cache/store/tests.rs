@@ -41,7 +41,7 @@ fn sized(bytes: usize) -> TaskPage {
     TaskPage {
         body: vec![b'x'; bytes].into(),
         count: 5,
-        tasks: Box::default(),
+        tasks: Arc::default(),
     }
 }
 
@@ -107,7 +107,7 @@ fn put_saying(store: &PageStore, lines: &[(&'static str, &'static str)]) -> Kept
 fn a_page_is_kept_under_its_key_and_no_other() {
     let store = store("");
     assert!(put(&store, key(1), page(5, "a")).stored);
-    assert_eq!(store.get(&key(1)).unwrap().content.page.body, "a");
+    assert_eq!(store.get(&key(1)).unwrap().content.page().body, "a");
     for other in [key(2), key_of(1, "SPACE", 1), key_of(0, "OTHER", 1)] {
         assert!(store.get(&other).is_none(), "{other:?}");
     }
@@ -122,7 +122,7 @@ fn what_the_upstream_forbids_to_keep_takes_the_place_of_what_it_allowed() {
         assert!(put_saying(&store, &[]).stored);
         let kept = put_saying(&store, &[("cache-control", forbidding)]);
         assert!(!kept.stored, "{forbidding}");
-        assert_eq!(kept.page.content.page.body, "a");
+        assert_eq!(kept.page.content.page().body, "a");
         assert!(store.get(&key(1)).is_none(), "{forbidding}");
         assert_eq!(store.size(), (0, 0), "{forbidding}");
     }
@@ -152,8 +152,8 @@ fn what_nobody_wants_kept_is_answered_and_leaves_the_old_page_in_place() {
         Keep::No,
     );
     assert!(!kept.stored);
-    assert_eq!(kept.page.content.page.body, "new");
-    assert_eq!(store.get(&key(1)).unwrap().content.page.body, "old");
+    assert_eq!(kept.page.content.page().body, "new");
+    assert_eq!(store.get(&key(1)).unwrap().content.page().body, "old");
 }
 
 #[test]
@@ -440,7 +440,7 @@ fn a_fill_begun_before_a_drop_is_answered_and_not_stored() {
         );
 
         assert!(!kept.stored);
-        assert_eq!(kept.page.content.page.body, "a");
+        assert_eq!(kept.page.content.page().body, "a");
         assert_eq!(store.size(), (0, 0));
         assert!(put(&store, key(1), page(5, "c")).stored, "the next fill is");
     }
@@ -559,7 +559,10 @@ fn a_page_too_large_for_the_store_is_answered_and_not_stored() {
     put(&store, key(1), page(5, "a"));
     let kept = put(&store, key(1), sized((1 << 20) / LARGEST_SHARE));
     assert!(!kept.stored);
-    assert_eq!(kept.page.content.page.body.len(), (1 << 20) / LARGEST_SHARE);
+    assert_eq!(
+        kept.page.content.page().body.len(),
+        (1 << 20) / LARGEST_SHARE
+    );
     assert!(store.get(&key(1)).is_none(), "nor is the page it outdates");
     assert!(put(&store, key(2), sized((1 << 20) / LARGEST_SHARE - 4096)).stored);
 }
@@ -593,11 +596,11 @@ async fn a_variant_is_weighed_with_its_page() {
     let kept = put(&store, key(1), sized(100 << 10));
     let before = store.size().0;
     let whole = kept.page.content.whole();
-    let made = whole.variants.get(Coding::Gzip, &whole.body).await;
+    let made = whole.forms.get(Coding::Gzip, Instant::now()).await;
 
     store.reweigh(&key(1), &kept.page);
 
-    assert_eq!(store.size(), (before + made.unwrap().len() as u64, 1));
+    assert_eq!(store.size(), (before + made.bytes.len() as u64, 1));
     assert_eq!(store.size().0, kept.page.weight() as u64);
 }
 
@@ -613,16 +616,16 @@ async fn a_view_and_its_variants_are_weighed_with_their_page_even_once_it_is_ren
     let plain = store.size().0;
     let view = View::new(&[FieldPath::dotted("a").unwrap()]);
 
-    let (shown, _) = old.page.content.seen_through(&view);
+    let (shown, _) = old.page.content.seen_through(&view, Instant::now());
     store.reweigh(&key(1), &old.page);
     let with_view = store.size().0;
     assert!(with_view >= plain + text.len() as u64);
 
     let again = begin(&store, key(1));
     store.renew(&again, &old.page, &received(&HeaderMap::new()), Keep::Yes);
-    let coded = shown.variants.get(Coding::Brotli, &shown.body).await;
+    let coded = shown.forms.get(Coding::Brotli, Instant::now()).await;
     store.reweigh(&key(1), &old.page);
-    let coded = coded.unwrap().len() as u64;
+    let coded = coded.bytes.len() as u64;
     assert_eq!(store.size(), (with_view + coded, 1));
 }
 
@@ -632,7 +635,7 @@ async fn a_page_that_was_replaced_is_not_brought_back_by_its_variant() {
     let old = put(&store, key(1), page(5, "old"));
     put(&store, key(1), page(5, "new"));
     store.reweigh(&key(1), &old.page);
-    assert_eq!(store.get(&key(1)).unwrap().content.page.body, "new");
+    assert_eq!(store.get(&key(1)).unwrap().content.page().body, "new");
 
     store.purge();
     store.reweigh(&key(1), &old.page);

@@ -103,7 +103,7 @@ fn page_of(count: u64, lines: &[(&'static str, &'static str)]) -> Outcome {
     let page = TaskPage {
         body: Bytes::from(format!(r#"{{"count":{count},"data":[]}}"#)),
         count,
-        tasks: Box::default(),
+        tasks: Arc::default(),
     };
     answer(Content::Page(page), lines)
 }
@@ -494,7 +494,7 @@ async fn a_stale_page_is_served_while_one_fill_refreshes_it() {
 
     let served = bench.get().await.unwrap();
     assert_eq!(served.status, hit(30, None));
-    assert_eq!(served.page.content.page.count, 6);
+    assert_eq!(served.page.content.count, 6);
 }
 
 #[tokio::test(start_paused = true)]

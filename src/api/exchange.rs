@@ -1,0 +1,117 @@
+//! A request on its way in and its answer on its way out, as the data listener's layers hand them to each other.
+//!
+//! Typed, where `http` would have a map of extensions: what a layer needs is there, and a hit allocates nothing for it.
+
+use std::{net::IpAddr, sync::Arc};
+
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response};
+use http_body_util::{Either, Full};
+use hyper::body::Incoming;
+
+use super::{
+    ApiError, Caller,
+    peer::{ClientCertificate, Peer},
+};
+use crate::{
+    domain::SpaceToken,
+    telemetry::{
+        metrics::{Account, Route},
+        traces::Place,
+    },
+};
+
+/// A request, and the connection it came by.
+#[derive(Debug)]
+pub struct Arrived<B = Incoming> {
+    pub request: Request<B>,
+    pub peer: Peer,
+    pub certificate: Option<Arc<ClientCertificate>>,
+}
+
+/// A request that the edge has seen.
+#[derive(Debug)]
+pub struct Asked<B = Incoming> {
+    pub request: Request<B>,
+    pub certificate: Option<Arc<ClientCertificate>>,
+    /// The peer's, or the one that a trusted proxy reports.
+    pub client_address: Option<IpAddr>,
+    pub route: Route,
+    /// The client's own if it is fit, else a new one.
+    pub id: HeaderValue,
+    /// Where the request's own span is.
+    pub trace: Place,
+    /// `None` before authentication, and where a path is served to anybody.
+    pub caller: Option<Caller>,
+}
+
+impl<B> Asked<B> {
+    /// Takes who asks out of it.
+    ///
+    /// # Panics
+    ///
+    /// Panics where [`super::layers::internal_auth`] has not let it through.
+    #[must_use]
+    pub fn take_caller(&mut self) -> Caller {
+        let caller = self.caller.take();
+        caller.expect("authentication lets nobody through without a name")
+    }
+}
+
+/// What goes out: bytes that are there, or whatever axum made.
+pub type Body = Either<Full<Bytes>, axum::body::Body>;
+
+/// An answer, and what the edge tells of it.
+#[derive(Debug)]
+pub struct Answer {
+    /// One that is an [`ApiError`] has it among its extensions, and no body yet.
+    pub response: Response<Body>,
+    pub facts: Option<Facts>,
+}
+
+/// What a handler tells the edge for metrics, traces and the access log; one of axum's does so in the answer's extensions.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    pub account: Account,
+    pub space: Option<SpaceToken>,
+    pub cache: Option<&'static str>,
+    pub age_s: Option<u64>,
+    /// What the request cost: 0 where the page was stored, or fetched for another.
+    pub upstream_calls: u32,
+}
+
+impl From<Response<Body>> for Answer {
+    fn from(response: Response<Body>) -> Self {
+        Self {
+            response,
+            facts: None,
+        }
+    }
+}
+
+impl From<Response<()>> for Answer {
+    fn from(response: Response<()>) -> Self {
+        response.map(|()| whole(Bytes::new())).into()
+    }
+}
+
+impl From<axum::response::Response> for Answer {
+    fn from(mut response: axum::response::Response) -> Self {
+        Self {
+            facts: response.extensions_mut().remove(),
+            response: response.map(Either::Right),
+        }
+    }
+}
+
+impl From<ApiError> for Answer {
+    fn from(error: ApiError) -> Self {
+        error.into_bare_response().into()
+    }
+}
+
+/// The body of these bytes.
+#[must_use]
+pub fn whole(bytes: impl Into<Bytes>) -> Body {
+    Either::Left(Full::new(bytes.into()))
+}
