@@ -1,25 +1,20 @@
 //! Logs, metrics and traces: how they look and where they go, not what they say.
 
-use std::io::{BufWriter, Write};
-
-use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{
     EnvFilter, Registry, layer::SubscriberExt, reload, util::SubscriberInitExt,
 };
 
-use self::json::JsonLines;
+use self::{
+    json::JsonLines,
+    lines::{LineWriter, Lines, lines},
+};
 use crate::config::{TelemetryConfig, telemetry::LogFormat};
 
 mod json;
+mod lines;
 pub mod metrics;
 pub mod samples;
 pub mod traces;
-
-/// Lines that wait to be written; a few hundred bytes each.
-const LINES: usize = 8192;
-
-/// Bytes that are written at once.
-const BATCH: usize = 64 << 10;
 
 /// A hold on what the process logs; the default one holds nothing.
 #[derive(Clone, Debug, Default)]
@@ -46,19 +41,19 @@ impl Log {
 
 /// How many lines could not be written in time.
 #[derive(Clone, Debug)]
-pub struct LogLosses(ErrorCounter);
+pub struct LogLosses(Lines);
 
 impl LogLosses {
     #[must_use]
     pub fn count(&self) -> u64 {
-        self.0.dropped_lines() as u64
+        self.0.lost()
     }
 }
 
 /// Writes the log. Dropped, it writes what is left, for a second at most; nothing is written after that.
 #[derive(Debug)]
 #[must_use = "the log ends when it is dropped"]
-pub struct LogWriter(#[expect(dead_code, reason = "it is there to be dropped")] WorkerGuard);
+pub struct LogWriter(#[expect(dead_code, reason = "it is there to be dropped")] LineWriter);
 
 fn filter(config: &TelemetryConfig) -> EnvFilter {
     EnvFilter::try_new(&config.filter).unwrap_or_else(|_| EnvFilter::new("info"))
@@ -70,8 +65,8 @@ fn filter(config: &TelemetryConfig) -> EnvFilter {
 /// effect: the subscriber is global.
 pub fn init(config: &TelemetryConfig) -> (Log, LogWriter) {
     let (filter, handle) = reload::Layer::new(filter(config));
-    let (lines, writer) = queued(std::io::stderr());
-    let losses = LogLosses(lines.error_counter());
+    let (lines, writer) = lines(std::io::stderr());
+    let losses = LogLosses(lines.clone());
     let registry = tracing_subscriber::registry().with(filter);
     let installed = match config.format {
         LogFormat::Json => registry
@@ -94,70 +89,5 @@ pub fn init(config: &TelemetryConfig) -> (Log, LogWriter) {
         filter: Some(handle),
         losses: Some(losses),
     });
-    (log.unwrap_or_default(), writer)
-}
-
-fn queued(sink: impl Write + Send + 'static) -> (NonBlocking, LogWriter) {
-    let (lines, guard) = NonBlockingBuilder::default()
-        .buffered_lines_limit(LINES)
-        .lossy(true)
-        .thread_name("log")
-        // Flushed whenever no line waits: what came together is written together.
-        .finish(BufWriter::with_capacity(BATCH, sink));
-    (lines, LogWriter(guard))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::{
-        io,
-        sync::{Arc, Mutex, mpsc},
-    };
-
-    use super::*;
-
-    /// Says when a line has come, and takes no further before it may.
-    struct Stuck {
-        come: mpsc::Sender<()>,
-        may: mpsc::Receiver<()>,
-        written: Arc<Mutex<Vec<u8>>>,
-    }
-
-    impl Write for Stuck {
-        fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-            let _ = self.come.send(());
-            // An error is leave for all that follow.
-            let _ = self.may.recv();
-            self.written.lock().unwrap().extend_from_slice(line);
-            Ok(line.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    #[test]
-    fn a_log_that_nobody_reads_loses_lines_and_counts_them() {
-        let (come, has_come) = mpsc::channel();
-        let (allow, may) = mpsc::channel();
-        let written = Arc::default();
-        let (mut lines, writer) = queued(Stuck {
-            come,
-            may,
-            written: Arc::clone(&written),
-        });
-        let losses = LogLosses(lines.error_counter());
-        lines.write_all(b".").unwrap();
-        has_come.recv().unwrap();
-
-        for _ in 0..LINES + 3 {
-            lines.write_all(b".").unwrap();
-        }
-
-        assert_eq!(losses.count(), 3);
-        drop(allow);
-        drop(writer);
-        assert_eq!(written.lock().unwrap().len(), 1 + LINES);
-    }
+    (log.unwrap_or_default(), LogWriter(writer))
 }

@@ -147,10 +147,21 @@ fn is_special(byte: u8) -> bool {
     byte < b' ' || byte == b'"' || byte == b'\\'
 }
 
-/// Without an early end, so that it is done on many bytes at once: a tenth of what looking for the first one costs.
+/// Eight bytes at a time: most texts are short and hold none, and looking byte by byte was a tenth of a hit.
 fn has_special(text: &[u8]) -> bool {
-    text.iter()
-        .fold(false, |found, byte| found | is_special(*byte))
+    let (words, rest) = text.as_chunks();
+    let mut last = [b' '; 8];
+    last[..rest.len()].copy_from_slice(rest);
+    let mut words = words.iter().chain([&last]);
+    words.any(|word| is_any_special(u64::from_ne_bytes(*word)))
+}
+
+/// Whether one of the eight bytes is special, by what borrows from the next one as it is subtracted from.
+fn is_any_special(word: u64) -> bool {
+    const EACH: u64 = u64::from_ne_bytes([1; 8]);
+    let below = |word: u64, bound: u8| word.wrapping_sub(EACH * u64::from(bound)) & !word;
+    let is = |byte: u8| below(word ^ EACH * u64::from(byte), 1);
+    (below(word, b' ') | is(b'"') | is(b'\\')) & EACH << 7 != 0
 }
 
 impl fmt::Write for Escaped<'_> {
