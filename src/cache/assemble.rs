@@ -147,7 +147,7 @@ fn join(cuts: &[Cut<'_>], count: u64) -> Option<TaskPage> {
         }
         for task in cut.tasks {
             // A task without an id cannot be told from its double.
-            if !seen.insert(task.id.as_ref()?) {
+            if !seen.insert(page.id_of(task)?) {
                 return None;
             }
             if !tasks.is_empty() {
@@ -157,7 +157,6 @@ fn join(cuts: &[Cut<'_>], count: u64) -> Option<TaskPage> {
             body.extend_from_slice(bytes(page, task.span.clone()));
             tasks.push(Task {
                 span: start..u32::try_from(body.len()).ok()?,
-                ..task.clone()
             });
         }
     }
