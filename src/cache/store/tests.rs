@@ -1,7 +1,5 @@
 use std::sync::Barrier;
 
-use bytes::Bytes;
-use compact_str::CompactString;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::*;
@@ -45,16 +43,20 @@ fn sized(bytes: usize) -> TaskPage {
     }
 }
 
-fn page(count: u64, first: &'static str) -> TaskPage {
+/// What a page is whose first task is called so.
+fn body(first: &str) -> String {
+    format!(r#"{{"task_id":"{first}"}}"#)
+}
+
+fn page(count: u64, first: &str) -> TaskPage {
+    let body = body(first);
     TaskPage {
-        body: Bytes::from_static(first.as_bytes()),
         count,
         tasks: [Task {
-            span: 0..0,
-            id: Some(CompactString::from(first)),
-            status: None,
+            span: 0..u32::try_from(body.len()).unwrap(),
         }]
         .into(),
+        body: body.into(),
     }
 }
 
@@ -107,7 +109,7 @@ fn put_saying(store: &PageStore, lines: &[(&'static str, &'static str)]) -> Kept
 fn a_page_is_kept_under_its_key_and_no_other() {
     let store = store("");
     assert!(put(&store, key(1), page(5, "a")).stored);
-    assert_eq!(store.get(&key(1)).unwrap().content.page().body, "a");
+    assert_eq!(store.get(&key(1)).unwrap().content.page().body, body("a"));
     for other in [key(2), key_of(1, "SPACE", 1), key_of(0, "OTHER", 1)] {
         assert!(store.get(&other).is_none(), "{other:?}");
     }
@@ -122,7 +124,7 @@ fn what_the_upstream_forbids_to_keep_takes_the_place_of_what_it_allowed() {
         assert!(put_saying(&store, &[]).stored);
         let kept = put_saying(&store, &[("cache-control", forbidding)]);
         assert!(!kept.stored, "{forbidding}");
-        assert_eq!(kept.page.content.page().body, "a");
+        assert_eq!(kept.page.content.page().body, body("a"));
         assert!(store.get(&key(1)).is_none(), "{forbidding}");
         assert_eq!(store.size(), (0, 0), "{forbidding}");
     }
@@ -152,8 +154,8 @@ fn what_nobody_wants_kept_is_answered_and_leaves_the_old_page_in_place() {
         Keep::No,
     );
     assert!(!kept.stored);
-    assert_eq!(kept.page.content.page().body, "new");
-    assert_eq!(store.get(&key(1)).unwrap().content.page().body, "old");
+    assert_eq!(kept.page.content.page().body, body("new"));
+    assert_eq!(store.get(&key(1)).unwrap().content.page().body, body("old"));
 }
 
 #[test]
@@ -440,7 +442,7 @@ fn a_fill_begun_before_a_drop_is_answered_and_not_stored() {
         );
 
         assert!(!kept.stored);
-        assert_eq!(kept.page.content.page().body, "a");
+        assert_eq!(kept.page.content.page().body, body("a"));
         assert_eq!(store.size(), (0, 0));
         assert!(put(&store, key(1), page(5, "c")).stored, "the next fill is");
     }
@@ -635,7 +637,7 @@ async fn a_page_that_was_replaced_is_not_brought_back_by_its_variant() {
     let old = put(&store, key(1), page(5, "old"));
     put(&store, key(1), page(5, "new"));
     store.reweigh(&key(1), &old.page);
-    assert_eq!(store.get(&key(1)).unwrap().content.page().body, "new");
+    assert_eq!(store.get(&key(1)).unwrap().content.page().body, body("new"));
 
     store.purge();
     store.reweigh(&key(1), &old.page);
