@@ -51,8 +51,8 @@ const PAGES: u64 = 10_000;
 const HOT: usize = 10;
 /// How many pages a time is the median of.
 const TIMED: u64 = 500;
-/// The allocator gives back what was free for a second.
-const GIVEN_BACK: Duration = Duration::from_millis(2500);
+/// The allocator gives back what was free for a second when the thread that packed ends, ten seconds after its work.
+const GIVEN_BACK: Duration = Duration::from_secs(13);
 /// What the measured process is told to do.
 const SCENES: [&str; 4] = ["packed", "in-use-again", "in-use", "times"];
 
@@ -154,10 +154,15 @@ impl Scene {
         self.store.get(key).expect("it is stored")
     }
 
-    /// As the gateway does, `later` than the fill, but without rest.
+    /// As the gateway does, `later` than the fill.
     async fn pack(&self, later: Duration) {
         let (store, now) = (self.store.clone(), self.began + later);
-        let packing = move || store.pack_cold(now, |_| ControlFlow::Continue(()));
+        let packing = move || {
+            store.pack_cold(now, |pause| {
+                std::thread::sleep(pause);
+                ControlFlow::Continue(())
+            })
+        };
         let packing = tokio::task::spawn_blocking(packing);
         packing.await.expect("packing does not panic");
     }

@@ -155,6 +155,29 @@ async fn a_form_in_use_outlives_the_identity_that_nobody_takes() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_identity_that_stays_in_use_is_moved_once() {
+    let body = tasks(400);
+    let forms = Forms::new(body.clone(), Instant::now());
+    let mut moves = 0;
+    let mut lay_at = body.as_ptr();
+    for _ in 0..5 {
+        let taken = forms.get(Coding::Identity, advance().await).await;
+        assert_eq!(taken.bytes, body);
+        moves += usize::from(taken.bytes.as_ptr() != lay_at);
+        lay_at = taken.bytes.as_ptr();
+        let due = Some(Instant::now() + COLD_AFTER);
+        assert_eq!(
+            forms.pack(Instant::now()),
+            Packed {
+                changed: false,
+                due
+            }
+        );
+    }
+    assert_eq!(moves, 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_would_save_too_little_stays_plain() {
     for body in [tasks(10), noise(100_000)] {
         let forms = Forms::new(body, Instant::now());

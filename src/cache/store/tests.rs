@@ -722,7 +722,7 @@ fn packing_ends_when_it_is_told_to_and_goes_on_where_it_must() {
     let store = store("max_bytes = '1GiB'");
     for number in 1..=2 {
         // Long enough to take a stint each.
-        put(&store, key(number), sized(64 << 20));
+        put(&store, key(number), sized(16 << 20));
     }
     let now = Instant::now() + 2 * COLD_AFTER;
     let packed = || {
