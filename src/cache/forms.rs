@@ -90,6 +90,14 @@ impl Forms {
         }
     }
 
+    /// The body in `coding`, if it is there.
+    #[must_use]
+    pub fn take(&self, coding: Coding, now: Instant) -> Option<Bytes> {
+        let bytes = self.held.load().get(coding).cloned()?;
+        self.note_taken(coding, now);
+        Some(bytes)
+    }
+
     /// The body in `coding`, made from what is there if need be; quick work is done at once, the rest on a thread for blocking work.
     ///
     /// The identity where coding failed.
@@ -198,12 +206,6 @@ impl Forms {
             self.stays_plain.store(true, Ordering::Relaxed);
         }
         Some(Held::default().with(Coding::Zstd, copy?))
-    }
-
-    fn take(&self, coding: Coding, now: Instant) -> Option<Bytes> {
-        let bytes = self.held.load().get(coding).cloned()?;
-        self.note_taken(coding, now);
-        Some(bytes)
     }
 
     async fn make(&self, coding: Coding, now: Instant) -> Coded {
