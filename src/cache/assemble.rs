@@ -159,7 +159,7 @@ fn join(pieces: &[Piece], count: u64) -> Option<TaskPage> {
         }
         for task in piece.tasks() {
             // A task without an id cannot be told from its double.
-            if !seen.insert(task.id.as_ref()?) {
+            if !seen.insert(page.id_of(task)?) {
                 return None;
             }
             if !tasks.is_empty() {
@@ -169,7 +169,6 @@ fn join(pieces: &[Piece], count: u64) -> Option<TaskPage> {
             body.extend_from_slice(bytes(&piece.page, task.span.clone()));
             tasks.push(Task {
                 span: start..u32::try_from(body.len()).ok()?,
-                ..task.clone()
             });
         }
     }

@@ -26,6 +26,9 @@ const COLD_SECONDS: u32 = COLD_AFTER.as_secs() as u32;
 /// Less is not worth packing: what else a page costs is as much.
 const SMALLEST_PACKED: usize = 4 << 10;
 
+/// An identity that was moved already.
+const SETTLED: u32 = u32::MAX;
+
 /// How many forms a body may have.
 const FORMS: usize = Coding::BY_PREFERENCE.len();
 
@@ -41,6 +44,8 @@ pub struct Forms {
     taken: [AtomicU32; FORMS],
     /// Whether coding it was tried and saved too little.
     stays_plain: AtomicBool,
+    /// Since which second the identity has lain where it does; [`SETTLED`] once it was moved.
+    lies_since: AtomicU32,
 }
 
 /// A body as it goes out.
@@ -81,7 +86,16 @@ impl Forms {
             since: now,
             taken: Default::default(),
             stays_plain: AtomicBool::new(false),
+            lies_since: AtomicU32::new(0),
         }
+    }
+
+    /// The body in `coding`, if it is there.
+    #[must_use]
+    pub fn take(&self, coding: Coding, now: Instant) -> Option<Bytes> {
+        let bytes = self.held.load().get(coding).cloned()?;
+        self.note_taken(coding, now);
+        Some(bytes)
     }
 
     /// The body in `coding`, made from what is there if need be; quick work is done at once, the rest on a thread for blocking work.
@@ -142,6 +156,7 @@ impl Forms {
         let kept = match plan(&self.taken_of(&held), self.seconds(now)) {
             Plan::Nothing => return Packed::default(),
             Plan::NotBefore(second) => {
+                self.settle(&held, self.seconds(now));
                 return Packed {
                     changed: false,
                     due: Some(self.since + Duration::from_secs(second.into())),
@@ -157,6 +172,20 @@ impl Forms {
         let due = self.due_of(&kept);
         self.held.store(Arc::new(kept));
         Packed { changed: true, due }
+    }
+
+    /// Moves an identity that has stayed in use, once. It lies among others that were made when it was and that are packed by now, and an
+    /// allocator gives no memory back that holds anything: without this a tenth of the pages in use kept all of it resident.
+    fn settle(&self, held: &Held, now: u32) {
+        let since = self.lies_since.load(Ordering::Relaxed);
+        if since == SETTLED || now < since.saturating_add(COLD_SECONDS) {
+            return;
+        }
+        if let Some(plain) = held.get(Coding::Identity) {
+            let moved = held.with(Coding::Identity, Bytes::copy_from_slice(plain));
+            self.held.store(Arc::new(moved));
+        }
+        self.lies_since.store(SETTLED, Ordering::Relaxed);
     }
 
     fn due_of(&self, kept: &Held) -> Option<Instant> {
@@ -180,12 +209,6 @@ impl Forms {
         Some(Held::default().with(Coding::Zstd, copy?))
     }
 
-    fn take(&self, coding: Coding, now: Instant) -> Option<Bytes> {
-        let bytes = self.held.load().get(coding).cloned()?;
-        self.note_taken(coding, now);
-        Some(bytes)
-    }
-
     async fn make(&self, coding: Coding, now: Instant) -> Coded {
         let _changing = self.changing.lock().await;
         if let Some(bytes) = self.take(coding, now) {
@@ -207,6 +230,9 @@ impl Forms {
         };
         self.held.store(Arc::new(held.with(coding, bytes.clone())));
         self.note_taken(coding, now);
+        if coding == Coding::Identity {
+            self.lies_since.store(self.seconds(now), Ordering::Relaxed);
+        }
         Coded { bytes, coding }
     }
 

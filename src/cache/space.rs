@@ -172,9 +172,8 @@ impl Space {
         if self.version() != began {
             return began;
         }
-        let first = (query.page == 1)
-            .then(|| page.tasks.first().and_then(|task| task.id.clone()))
-            .flatten();
+        let first = page.tasks.first().filter(|_| query.page == 1);
+        let first = first.and_then(|task| page.id_of(task).map(CompactString::from));
         let other_count = state.count.is_some_and(|count| count != page.count);
         let other_first = match (&state.first_task, &first) {
             (Some(known), Some(seen)) => known != seen,

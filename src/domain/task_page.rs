@@ -1,7 +1,8 @@
-use std::{fmt, ops::Range, sync::Arc};
+use std::{borrow::Cow, fmt, ops::Range, str, sync::Arc};
 
 use bytes::Bytes;
-use compact_str::CompactString;
+
+use super::json;
 
 /// One page of tasks: the upstream's bytes, and where in them each task lies.
 ///
@@ -16,15 +17,13 @@ pub struct TaskPage {
     pub tasks: Arc<[Task]>,
 }
 
-/// One task of a page.
+/// One task of a page: where it lies.
+///
+/// What it says is read where it is asked for. Most of it never is, and there are dozens to every page that is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Task {
     /// Its JSON within [`TaskPage::body`].
     pub span: Range<u32>,
-    /// Its `task_id`, if that is a string.
-    pub id: Option<CompactString>,
-    /// Its `status`, if that is a string.
-    pub status: Option<CompactString>,
 }
 
 /// Without the tasks: they hold people's names, numbers and words.
@@ -39,19 +38,27 @@ impl fmt::Debug for TaskPage {
 }
 
 impl TaskPage {
+    /// The `task_id` of `task`, one of this page, if that is a string.
+    #[must_use]
+    pub fn id_of(&self, task: &Task) -> Option<Cow<'_, str>> {
+        self.text_of(task, "task_id")
+    }
+
+    /// The `status` of `task`, one of this page, if that is a string.
+    #[must_use]
+    pub fn status_of(&self, task: &Task) -> Option<Cow<'_, str>> {
+        self.text_of(task, "status")
+    }
+
+    fn text_of(&self, task: &Task, name: &str) -> Option<Cow<'_, str>> {
+        let span = task.span.start as usize..task.span.end as usize;
+        let task = str::from_utf8(&self.body[span]).ok()?;
+        json::text(json::member(task, name)?)
+    }
+
     /// Bytes this page holds beside the struct itself.
     #[must_use]
     pub fn heap_bytes(&self) -> usize {
-        let spilled = |text: &Option<CompactString>| {
-            text.as_ref()
-                .filter(|text| text.is_heap_allocated())
-                .map_or(0, CompactString::capacity)
-        };
-        self.body.len()
-            + self
-                .tasks
-                .iter()
-                .map(|task| size_of::<Task>() + spilled(&task.id) + spilled(&task.status))
-                .sum::<usize>()
+        self.body.len() + size_of_val(&*self.tasks)
     }
 }

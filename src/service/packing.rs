@@ -50,3 +50,71 @@ fn pack(store: &PageStore, end: &CancellationToken) -> Option<Instant> {
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use http::HeaderMap;
+
+    use super::*;
+    use crate::{
+        cache::{Received, StoredPage, store::Keep},
+        config::Config,
+        domain::{CredentialId, PageKey, PageQuery, SpaceKey, SpaceToken, TaskPage},
+        telemetry::metrics::Metrics,
+    };
+
+    fn tasks() -> Arc<Tasks> {
+        let config = Config::from_toml(
+            "[upstream]\nbase_url = 'https://unpod.example'\n\
+             [upstream.credentials.default]\ntoken = 'abc'",
+        )
+        .unwrap();
+        let store = PageStore::new(&config.cache);
+        Tasks::new(store, Metrics::new([]), Duration::from_secs(1), 1)
+    }
+
+    fn put(tasks: &Tasks, page: u32) -> Arc<StoredPage> {
+        let key = PageKey {
+            space: SpaceKey {
+                credential: CredentialId(0),
+                space: SpaceToken::new("SPACE").unwrap(),
+            },
+            query: PageQuery {
+                page,
+                page_size: 20,
+            },
+        };
+        let answer = Received {
+            headers: &HeaderMap::new(),
+            received: Instant::now(),
+            received_unix: 0,
+            response_delay: Duration::ZERO,
+        };
+        let page = TaskPage {
+            body: Bytes::from(vec![b'x'; 40 << 10]),
+            count: 5,
+            tasks: Arc::default(),
+        };
+        let began = tasks.store().begin(key, Instant::now());
+        tasks.store().put(&began, page, &answer, Keep::Yes).page
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pages_are_packed_once_they_are_cold_until_the_end() {
+        let tasks = tasks();
+        let end = CancellationToken::new();
+        let packing = tokio::spawn(keep_packing(tasks.clone(), end.clone()));
+        // Before there is any page, and after one was packed.
+        for number in 1..=2 {
+            tokio::time::sleep(100 * COLD_AFTER).await;
+            let page = put(&tasks, number);
+            tokio::time::sleep(COLD_AFTER - EVERY).await;
+            assert!(!page.content.is_packed(), "{number}");
+            tokio::time::sleep(3 * EVERY).await;
+            assert!(page.content.is_packed(), "{number}");
+        }
+        end.cancel();
+        packing.await.unwrap();
+    }
+}

@@ -3,6 +3,7 @@
 //! What it sends is fixed here and holds nothing of a client's but the request id. It follows no redirect and knows one origin.
 
 use std::{
+    mem,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
@@ -11,11 +12,13 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{
     HeaderMap, HeaderName, HeaderValue, StatusCode,
-    header::{ACCEPT, ACCEPT_LANGUAGE, AUTHORIZATION, IF_MODIFIED_SINCE, IF_NONE_MATCH},
+    header::{
+        ACCEPT, ACCEPT_LANGUAGE, AUTHORIZATION, CONTENT_LENGTH, IF_MODIFIED_SINCE, IF_NONE_MATCH,
+    },
 };
 use tokio::time::Instant;
 use tower::Service;
@@ -247,7 +250,7 @@ impl Client {
         );
         request.sent.set();
         let sent = Instant::now();
-        let response = self
+        let mut response = self
             .http
             .get(url)
             .headers(request_headers(request, place))
@@ -256,13 +259,14 @@ impl Client {
             .map_err(request_error)?;
         let received = Instant::now();
         let status = response.status();
+        let expected = expected_length(response.headers());
         let head = Head {
-            headers: response.headers().clone(),
+            headers: mem::take(response.headers_mut()),
             received,
             received_unix: unix_now(),
             response_delay: received - sent,
         };
-        let body = read_body(response, self.max_body).await?;
+        let body = read_chunks(response, expected, self.max_body).await?;
         Ok(RawAnswer { status, head, body })
     }
 }
@@ -357,18 +361,30 @@ fn request_headers(request: PageRequest, place: &Place) -> HeaderMap {
 /// # Errors
 ///
 /// Returns why there is no whole body of at most `max_body` bytes.
-pub async fn read_body(
+pub async fn read_body(response: reqwest::Response, max_body: usize) -> Result<Bytes, ClientError> {
+    let expected = expected_length(response.headers());
+    read_chunks(response, expected, max_body).await
+}
+
+/// How long the body will be, where its header tells.
+///
+/// Not [`reqwest::Response::content_length`], which has gone through what decodes and knows of no length any more. Where something
+/// was decoded the field is gone too.
+fn expected_length(headers: &HeaderMap) -> usize {
+    let length = headers.get(CONTENT_LENGTH);
+    let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
+    length.unwrap_or(0)
+}
+
+async fn read_chunks(
     mut response: reqwest::Response,
+    expected: usize,
     max_body: usize,
 ) -> Result<Bytes, ClientError> {
-    let expected = response
-        .content_length()
-        .and_then(|length| usize::try_from(length).ok())
-        .unwrap_or(0);
     if expected > max_body {
         return Err(ClientError::TooLarge(max_body));
     }
-    let mut body = BytesMut::with_capacity(expected);
+    let mut body = Vec::with_capacity(expected);
     while let Some(chunk) = response.chunk().await.map_err(body_error)? {
         if body.len() + chunk.len() > max_body {
             return Err(ClientError::TooLarge(max_body));
@@ -379,7 +395,7 @@ pub async fn read_body(
     if body.capacity() > body.len() + body.len() / 8 {
         return Ok(Bytes::copy_from_slice(&body));
     }
-    Ok(body.freeze())
+    Ok(body.into())
 }
 
 /// Something answered, but no HTTP: another port's service, or a middlebox. Asking it again would not help.

@@ -1,17 +1,14 @@
 //! The wire form of a page of tasks: where `count`, `status_code`, `message` and the tasks lie in the upstream's bytes.
 
-use std::{fmt, ops::Range};
+use std::{borrow::Cow, ops::Range, str};
 
 use bytes::Bytes;
-use compact_str::CompactString;
-use serde::{
-    Deserialize, Deserializer,
-    de::{IgnoredAny, MapAccess, SeqAccess, Visitor},
-};
-use serde_json::value::RawValue;
 
 use super::InvalidAnswer;
-use crate::domain::{Task, TaskPage};
+use crate::domain::{
+    Task, TaskPage,
+    json::{NotJson, Scanner, text},
+};
 
 /// What an answer says of itself, page or not. Values of a wrong type count as absent.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -23,50 +20,57 @@ pub(super) struct Envelope {
 }
 
 /// An answer's JSON as it lies in its bytes.
-#[derive(Deserialize)]
+#[derive(Default)]
 pub(super) struct Reading<'a> {
-    #[serde(borrow)]
-    status_code: Option<&'a RawValue>,
-    #[serde(borrow)]
-    message: Option<&'a RawValue>,
-    #[serde(borrow)]
-    errors: Option<&'a RawValue>,
-    #[serde(borrow)]
-    count: Option<&'a RawValue>,
-    #[serde(borrow)]
-    data: Option<Data<'a>>,
+    status_code: Option<&'a str>,
+    message: Option<&'a str>,
+    errors: Option<&'a str>,
+    count: Option<&'a str>,
+    data: Option<Data>,
 }
 
-/// The value of `data`. Its elements are told apart while it is skipped: a page is too long to be gone through for each.
-enum Data<'a> {
-    Array(Vec<&'a RawValue>),
+/// The value of `data`.
+enum Data {
+    Array(Vec<Task>),
     Other,
 }
 
-#[derive(Deserialize)]
-struct TaskHead<'a> {
-    #[serde(borrow)]
-    task_id: Option<&'a RawValue>,
-    #[serde(borrow)]
-    status: Option<&'a RawValue>,
-}
-
-/// Reads `body` as a JSON object, once.
+/// Reads `body` as a JSON object, once: a page is too long to be gone through for its tasks anew.
 ///
 /// # Errors
 ///
 /// Returns where it is none.
 pub(super) fn read(body: &[u8]) -> Result<Reading<'_>, InvalidAnswer> {
-    serde_json::from_slice(body).map_err(|error| not_json(&error))
+    let read = str::from_utf8(body).map_err(|error| error.valid_up_to());
+    let read = read.and_then(|text| Reading::of(text).map_err(|NotJson { at }| at));
+    read.map_err(|at| not_json(body, at))
 }
 
-impl Reading<'_> {
+impl<'a> Reading<'a> {
+    fn of(text: &'a str) -> Result<Self, NotJson> {
+        let mut reading = Self::default();
+        let mut scanner = Scanner::new(text);
+        scanner.members(|scanner, name| {
+            let value = match &*name {
+                "data" => return read_once(&mut reading.data, scanner, Data::read),
+                "status_code" => &mut reading.status_code,
+                "message" => &mut reading.message,
+                "errors" => &mut reading.errors,
+                "count" => &mut reading.count,
+                _ => return scanner.value().map(drop),
+            };
+            read_once(value, scanner, Scanner::value)
+        })?;
+        scanner.end()?;
+        Ok(reading)
+    }
+
     /// What the answer says of itself.
     pub(super) fn envelope(&self) -> Envelope {
         Envelope {
-            status_code: self.status_code.and_then(value),
-            message: self.message.and_then(value),
-            errors: self.errors.map(|errors| errors.get().to_owned()),
+            status_code: self.status_code.and_then(integer),
+            message: self.message.and_then(text).map(Cow::into_owned),
+            errors: self.errors.and_then(present).map(str::to_owned),
         }
     }
 
@@ -75,23 +79,18 @@ impl Reading<'_> {
     /// # Errors
     ///
     /// Returns in which way it is no page.
-    pub(super) fn page(&self, body: &Bytes) -> Result<TaskPage, InvalidAnswer> {
-        let Some(Data::Array(elements)) = &self.data else {
+    pub(super) fn page(self, body: &Bytes) -> Result<TaskPage, InvalidAnswer> {
+        let Some(Data::Array(tasks)) = self.data else {
             return Err(InvalidAnswer::NoData);
         };
-        let count = self
-            .count
-            .and_then(value::<u64>)
-            .ok_or(InvalidAnswer::NoCount)?;
-        let tasks = elements
-            .iter()
-            .map(|element| read_task(body, element))
-            .collect::<Option<_>>()
-            .ok_or(InvalidAnswer::TooLarge(u32::MAX as usize))?;
+        if u32::try_from(body.len()).is_err() {
+            return Err(InvalidAnswer::TooLarge(u32::MAX as usize));
+        }
+        let count = self.count.and_then(integer).ok_or(InvalidAnswer::NoCount)?;
         Ok(TaskPage {
             body: body.clone(),
             count,
-            tasks,
+            tasks: tasks.into(),
         })
     }
 }
@@ -105,81 +104,55 @@ pub fn read_page(body: &Bytes) -> Result<TaskPage, InvalidAnswer> {
     read(body)?.page(body)
 }
 
-impl<'de: 'a, 'a> Deserialize<'de> for Data<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(DataVisitor)
-    }
-}
-
-struct DataVisitor;
-
-impl<'de> Visitor<'de> for DataVisitor {
-    type Value = Data<'de>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("any value")
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Data<'de>, A::Error> {
-        let mut found = Vec::new();
-        while let Some(element) = elements.next_element()? {
-            found.push(element);
+impl Data {
+    fn read(scanner: &mut Scanner<'_>) -> Result<Self, NotJson> {
+        if scanner.peek()? != b'[' {
+            scanner.value()?;
+            return Ok(Self::Other);
         }
-        Ok(Data::Array(found))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Data<'de>, A::Error> {
-        while members.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok(Data::Other)
-    }
-
-    fn visit_bool<E>(self, _: bool) -> Result<Data<'de>, E> {
-        Ok(Data::Other)
-    }
-
-    fn visit_u64<E>(self, _: u64) -> Result<Data<'de>, E> {
-        Ok(Data::Other)
-    }
-
-    fn visit_i64<E>(self, _: i64) -> Result<Data<'de>, E> {
-        Ok(Data::Other)
-    }
-
-    fn visit_f64<E>(self, _: f64) -> Result<Data<'de>, E> {
-        Ok(Data::Other)
-    }
-
-    fn visit_str<E>(self, _: &str) -> Result<Data<'de>, E> {
-        Ok(Data::Other)
+        let mut tasks = Vec::new();
+        scanner.elements(|scanner| {
+            let Range { start, end } = scanner.span()?;
+            // Of a body in which it would be wrong no page is made.
+            let place = |at| u32::try_from(at).unwrap_or(u32::MAX);
+            tasks.push(Task {
+                span: place(start)..place(end),
+            });
+            Ok(())
+        })?;
+        Ok(Self::Array(tasks))
     }
 }
 
-fn read_task(body: &[u8], element: &RawValue) -> Option<Task> {
-    let head = value::<TaskHead<'_>>(element);
-    let text = |raw: Option<&RawValue>| raw.and_then(value::<String>).map(CompactString::from);
-    Some(Task {
-        span: place(body, element.get().as_bytes())?,
-        id: text(head.as_ref().and_then(|head| head.task_id)),
-        status: text(head.as_ref().and_then(|head| head.status)),
-    })
+/// Reads a member into its place, which must be empty: of two that are called alike nobody knows which is meant.
+fn read_once<'a, T>(
+    place: &mut Option<T>,
+    scanner: &mut Scanner<'a>,
+    read: impl FnOnce(&mut Scanner<'a>) -> Result<T, NotJson>,
+) -> Result<(), NotJson> {
+    if place.is_some() {
+        return Err(scanner.here());
+    }
+    *place = Some(read(scanner)?);
+    Ok(())
 }
 
-/// Where `part`, a slice of `body`, begins and ends in it.
-fn place(body: &[u8], part: &[u8]) -> Option<Range<u32>> {
-    let start = part.as_ptr().addr() - body.as_ptr().addr();
-    let start = u32::try_from(start).ok()?;
-    let length = u32::try_from(part.len()).ok()?;
-    Some(start..start.checked_add(length)?)
+/// A value, but for null, which says as much as none.
+fn present(value: &str) -> Option<&str> {
+    (value != "null").then_some(value)
 }
 
-fn value<'a, T: Deserialize<'a>>(raw: &'a RawValue) -> Option<T> {
-    serde_json::from_str(raw.get()).ok()
+fn integer(value: &str) -> Option<u64> {
+    serde_json::from_str(value).ok()
 }
 
-fn not_json(error: &serde_json::Error) -> InvalidAnswer {
+fn not_json(body: &[u8], at: usize) -> InvalidAnswer {
+    let read = &body[..at.min(body.len())];
+    let lines = read.iter().filter(|byte| **byte == b'\n').count();
+    let of_line = read.rsplit(|byte| *byte == b'\n').next();
     InvalidAnswer::Json {
-        line: error.line(),
-        column: error.column(),
+        line: lines + 1,
+        column: of_line.map_or(0, <[u8]>::len) + 1,
     }
 }
 
@@ -195,6 +168,8 @@ mod tests {
     fn each_task_is_found_in_the_bytes_as_it_stands() {
         let body = r#"{"count":9007199254740993,"status_code":200,"message":"ok","data":[ {"task_id":"a","n":1e+22,"":-0.0} ,{"status":"failed","task_id":7,"dotted.key":null},null]}"#;
         let page = page(body).unwrap();
+        let id = |place: usize| page.id_of(&page.tasks[place]);
+        let status = |place: usize| page.status_of(&page.tasks[place]);
         let texts: Vec<&str> = page
             .tasks
             .iter()
@@ -209,9 +184,10 @@ mod tests {
             ]
         );
         assert_eq!(page.count, 9_007_199_254_740_993);
-        assert_eq!(page.tasks[0].id.as_deref(), Some("a"));
-        assert_eq!(page.tasks[1].id, None);
-        assert_eq!(page.tasks[1].status.as_deref(), Some("failed"));
+        assert_eq!(id(0).as_deref(), Some("a"));
+        assert_eq!(id(1), None);
+        assert_eq!(status(1).as_deref(), Some("failed"));
+        assert_eq!((id(2), status(2)), (None, None));
     }
 
     #[test]
@@ -250,6 +226,24 @@ mod tests {
             r#"{"count":[[1]],"data":[]}"#,
         ] {
             assert!(matches!(page(body), Err(InvalidAnswer::NoCount)), "{body}");
+        }
+    }
+
+    #[test]
+    fn where_it_is_wrong_is_told_by_line_and_column() {
+        for (body, place) in [
+            (&b"<html>"[..], (1, 1)),
+            (b"{\n \"count\": 01}", (2, 12)),
+            (b"{\"count\":0,\n\n\"data\":[\"\xff\"]}", (3, 10)),
+            (b"{\"other\":\"\xff\",\"count\":0,\"data\":[]}", (1, 11)),
+            (b"{\"data\":[]}\n}", (2, 1)),
+            (b"", (1, 1)),
+        ] {
+            let Err(InvalidAnswer::Json { line, column }) = read_page(&Bytes::from_static(body))
+            else {
+                panic!("{body:?} is JSON");
+            };
+            assert_eq!((line, column), place, "{}", body.escape_ascii());
         }
     }
 

@@ -34,6 +34,7 @@ mod metrics;
 mod never;
 mod operators;
 mod overload;
+mod packing;
 mod paths;
 mod privacy;
 mod process;

@@ -174,8 +174,8 @@ async fn respond<B>(
         return response;
     };
     headers.insert(header::CONTENT_TYPE, JSON);
-    let known = rendition.forms.length_in(coding);
-    let coding = match known.filter(|_| request.method == Method::HEAD) {
+    let known = || rendition.forms.length_in(coding);
+    let coding = match (request.method == Method::HEAD).then(known).flatten() {
         // Nothing is made to be thrown away.
         Some(length) => {
             headers.insert(header::CONTENT_LENGTH, length.into());
@@ -227,12 +227,12 @@ async fn body(
     rendition: &Rendition,
     coding: Coding,
 ) -> Coded {
-    let is_new = !rendition.forms.is_held(coding);
-    let body = rendition.forms.get(coding, served.at).await;
-    if is_new {
-        data.tasks.reweigh(ask, &served.page);
+    if let Some(bytes) = rendition.forms.take(coding, served.at) {
+        return Coded { bytes, coding };
     }
-    body
+    let made = rendition.forms.get(coding, served.at).await;
+    data.tasks.reweigh(ask, &served.page);
+    made
 }
 
 /// Every field that 200 and 304 share, but for the entity tag.

@@ -4,6 +4,9 @@ use super::*;
 
 const CODINGS: [Coding; 3] = [Coding::Brotli, Coding::Zstd, Coding::Gzip];
 
+/// Forms that are there, and the second each was taken in.
+type TakenAt = &'static [(Coding, u32)];
+
 /// A body that shrinks well.
 fn tasks(count: usize) -> Bytes {
     let task = |number| format!(r#"{{"task_id":"T{number}","status":"completed","output":null}}"#);
@@ -30,7 +33,6 @@ async fn advance() -> Instant {
 
 #[test]
 fn what_is_kept_is_what_somebody_took_lately() {
-    const PLAIN: usize = Coding::Identity as usize;
     let taken = |forms: &[(Coding, u32)]| {
         let mut taken = Taken::default();
         for (coding, second) in forms {
@@ -38,31 +40,60 @@ fn what_is_kept_is_what_somebody_took_lately() {
         }
         taken
     };
-    assert_eq!(PLAIN, FORMS - 1, "the variants come first");
-    let (plain, gzip, zstd, brotli) =
-        (Coding::Identity, Coding::Gzip, Coding::Zstd, Coding::Brotli);
-    let cold = COLD_SECONDS;
-    let table: &[(&[(Coding, u32)], u32, Plan)] = &[
-        (&[(plain, 0)], cold - 1, Plan::NotBefore(cold)),
-        (&[(plain, 0)], cold, Plan::Code),
-        (&[(plain, 5)], cold, Plan::NotBefore(cold + 5)),
+    let table: &[(TakenAt, u32, Plan)] = &[
+        (
+            &[(Coding::Identity, 0)],
+            COLD_SECONDS - 1,
+            Plan::NotBefore(COLD_SECONDS),
+        ),
+        (&[(Coding::Identity, 0)], COLD_SECONDS, Plan::Code),
+        (
+            &[(Coding::Identity, 5)],
+            COLD_SECONDS,
+            Plan::NotBefore(COLD_SECONDS + 5),
+        ),
         // A variant is there already: it is what clients take.
-        (&[(plain, 0), (gzip, 0)], cold, Plan::Only(gzip)),
-        (&[(plain, 0), (gzip, 1)], cold, Plan::Variants),
-        (&[(plain, 1), (gzip, 0)], cold, Plan::NotBefore(cold + 1)),
+        (
+            &[(Coding::Identity, 0), (Coding::Gzip, 0)],
+            COLD_SECONDS,
+            Plan::Only(Coding::Gzip),
+        ),
+        (
+            &[(Coding::Identity, 0), (Coding::Gzip, 1)],
+            COLD_SECONDS,
+            Plan::Variants,
+        ),
+        (
+            &[(Coding::Identity, 1), (Coding::Gzip, 0)],
+            COLD_SECONDS,
+            Plan::NotBefore(COLD_SECONDS + 1),
+        ),
         // The one taken last, of several.
         (
-            &[(plain, 0), (gzip, 2), (zstd, 0), (brotli, 1)],
-            cold + 2,
-            Plan::Only(gzip),
+            &[
+                (Coding::Identity, 0),
+                (Coding::Gzip, 2),
+                (Coding::Zstd, 0),
+                (Coding::Brotli, 1),
+            ],
+            COLD_SECONDS + 2,
+            Plan::Only(Coding::Gzip),
         ),
-        (&[(gzip, 0), (brotli, 1)], cold, Plan::NotBefore(cold + 1)),
-        (&[(gzip, 0), (brotli, 1)], cold + 1, Plan::Only(brotli)),
-        // Nothing is left to drop.
-        (&[(gzip, 0)], cold, Plan::Nothing),
-        (&[(zstd, 7)], 0, Plan::Nothing),
         (
-            &[(plain, u32::MAX)],
+            &[(Coding::Gzip, 0), (Coding::Brotli, 1)],
+            COLD_SECONDS,
+            Plan::NotBefore(COLD_SECONDS + 1),
+        ),
+        (
+            &[(Coding::Gzip, 0), (Coding::Brotli, 1)],
+            COLD_SECONDS + 1,
+            Plan::Only(Coding::Brotli),
+        ),
+        // Nothing is left to drop.
+        (&[(Coding::Gzip, 0)], COLD_SECONDS, Plan::Nothing),
+        (&[(Coding::Zstd, 7)], 0, Plan::Nothing),
+        (
+            &[(Coding::Identity, u32::MAX)],
             u32::MAX - 1,
             Plan::NotBefore(u32::MAX),
         ),
@@ -152,6 +183,29 @@ async fn a_form_in_use_outlives_the_identity_that_nobody_takes() {
     assert_eq!(packed.due, Some(Instant::now() + COLD_AFTER));
     forms.pack(advance().await);
     assert_eq!(held(&forms), [Coding::Gzip]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_identity_that_stays_in_use_is_moved_once() {
+    let body = tasks(400);
+    let forms = Forms::new(body.clone(), Instant::now());
+    let mut moves = 0;
+    let mut lay_at = body.as_ptr();
+    for _ in 0..5 {
+        let taken = forms.get(Coding::Identity, advance().await).await;
+        assert_eq!(taken.bytes, body);
+        moves += usize::from(taken.bytes.as_ptr() != lay_at);
+        lay_at = taken.bytes.as_ptr();
+        let due = Some(Instant::now() + COLD_AFTER);
+        assert_eq!(
+            forms.pack(Instant::now()),
+            Packed {
+                changed: false,
+                due
+            }
+        );
+    }
+    assert_eq!(moves, 1);
 }
 
 #[tokio::test(start_paused = true)]

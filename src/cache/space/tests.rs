@@ -1,7 +1,5 @@
 use std::cell::Cell;
 
-use bytes::Bytes;
-
 use super::*;
 use crate::domain::Task;
 
@@ -13,17 +11,21 @@ fn query(page: u32) -> PageQuery {
 }
 
 fn page(count: u64, tasks: &[&str]) -> TaskPage {
+    let mut body = String::new();
+    let tasks = tasks.iter().map(|id| {
+        let start = u32::try_from(body.len()).unwrap();
+        body += &match *id {
+            "" => "{}".to_owned(),
+            id => format!(r#"{{"task_id":"{id}"}}"#),
+        };
+        Task {
+            span: start..u32::try_from(body.len()).unwrap(),
+        }
+    });
     TaskPage {
-        body: Bytes::from_static(b"{}"),
+        tasks: tasks.collect(),
         count,
-        tasks: tasks
-            .iter()
-            .map(|id| Task {
-                span: 0..0,
-                id: (!id.is_empty()).then(|| CompactString::from(*id)),
-                status: None,
-            })
-            .collect(),
+        body: body.into(),
     }
 }
 

@@ -22,7 +22,7 @@ impl PageStore {
     ) -> Option<Instant> {
         let mut next: Option<Instant> = None;
         let mut began = Instant::now();
-        for (key, page) in self.pages.iter() {
+        for (key, page) in &self.pages {
             let packed = page.content.pack(now);
             next = next.into_iter().chain(packed.due).min();
             if packed.changed {

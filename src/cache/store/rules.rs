@@ -67,8 +67,8 @@ impl Settled {
     /// Whether `page` is one: after the first, where new tasks appear, with every task in a final state.
     fn covers(&self, query: PageQuery, page: &TaskPage) -> bool {
         let is_final = |task: &Task| {
-            let status = task.status.as_deref();
-            status.is_some_and(|status| self.final_states.iter().any(|known| known == status))
+            let status = page.status_of(task);
+            status.is_some_and(|status| self.final_states.iter().any(|known| *known == status))
         };
         query.page > 1 && !page.tasks.is_empty() && page.tasks.iter().all(is_final)
     }

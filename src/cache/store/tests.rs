@@ -1,12 +1,10 @@
-use std::sync::Barrier;
+use std::{ops::ControlFlow, sync::Barrier};
 
-use bytes::Bytes;
-use compact_str::CompactString;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::*;
 use crate::{
-    cache::http_semantics::Coding,
+    cache::{forms::COLD_AFTER, http_semantics::Coding},
     config::Config,
     domain::{CredentialId, FieldPath, PageQuery, SpaceToken, Task, View},
 };
@@ -45,16 +43,20 @@ fn sized(bytes: usize) -> TaskPage {
     }
 }
 
-fn page(count: u64, first: &'static str) -> TaskPage {
+/// What a page is whose first task is called so.
+fn body(first: &str) -> String {
+    format!(r#"{{"task_id":"{first}"}}"#)
+}
+
+fn page(count: u64, first: &str) -> TaskPage {
+    let body = body(first);
     TaskPage {
-        body: Bytes::from_static(first.as_bytes()),
         count,
         tasks: [Task {
-            span: 0..0,
-            id: Some(CompactString::from(first)),
-            status: None,
+            span: 0..u32::try_from(body.len()).unwrap(),
         }]
         .into(),
+        body: body.into(),
     }
 }
 
@@ -107,7 +109,7 @@ fn put_saying(store: &PageStore, lines: &[(&'static str, &'static str)]) -> Kept
 fn a_page_is_kept_under_its_key_and_no_other() {
     let store = store("");
     assert!(put(&store, key(1), page(5, "a")).stored);
-    assert_eq!(store.get(&key(1)).unwrap().content.page().body, "a");
+    assert_eq!(store.get(&key(1)).unwrap().content.page().body, body("a"));
     for other in [key(2), key_of(1, "SPACE", 1), key_of(0, "OTHER", 1)] {
         assert!(store.get(&other).is_none(), "{other:?}");
     }
@@ -122,7 +124,7 @@ fn what_the_upstream_forbids_to_keep_takes_the_place_of_what_it_allowed() {
         assert!(put_saying(&store, &[]).stored);
         let kept = put_saying(&store, &[("cache-control", forbidding)]);
         assert!(!kept.stored, "{forbidding}");
-        assert_eq!(kept.page.content.page().body, "a");
+        assert_eq!(kept.page.content.page().body, body("a"));
         assert!(store.get(&key(1)).is_none(), "{forbidding}");
         assert_eq!(store.size(), (0, 0), "{forbidding}");
     }
@@ -152,8 +154,8 @@ fn what_nobody_wants_kept_is_answered_and_leaves_the_old_page_in_place() {
         Keep::No,
     );
     assert!(!kept.stored);
-    assert_eq!(kept.page.content.page().body, "new");
-    assert_eq!(store.get(&key(1)).unwrap().content.page().body, "old");
+    assert_eq!(kept.page.content.page().body, body("new"));
+    assert_eq!(store.get(&key(1)).unwrap().content.page().body, body("old"));
 }
 
 #[test]
@@ -440,7 +442,7 @@ fn a_fill_begun_before_a_drop_is_answered_and_not_stored() {
         );
 
         assert!(!kept.stored);
-        assert_eq!(kept.page.content.page().body, "a");
+        assert_eq!(kept.page.content.page().body, body("a"));
         assert_eq!(store.size(), (0, 0));
         assert!(put(&store, key(1), page(5, "c")).stored, "the next fill is");
     }
@@ -635,11 +637,108 @@ async fn a_page_that_was_replaced_is_not_brought_back_by_its_variant() {
     let old = put(&store, key(1), page(5, "old"));
     put(&store, key(1), page(5, "new"));
     store.reweigh(&key(1), &old.page);
-    assert_eq!(store.get(&key(1)).unwrap().content.page().body, "new");
+    assert_eq!(store.get(&key(1)).unwrap().content.page().body, body("new"));
 
     store.purge();
     store.reweigh(&key(1), &old.page);
     assert!(store.get(&key(1)).is_none());
+}
+
+/// Packs at `now`, without rest.
+fn pack(store: &PageStore, now: Instant) -> Option<Instant> {
+    store.pack_cold(now, |_| ControlFlow::Continue(()))
+}
+
+#[test]
+fn a_cold_page_is_weighed_as_what_is_left_of_it() {
+    let store = store("");
+    let now = Instant::now();
+    let kept = put(&store, key(1), sized(100 << 10));
+    let before = store.size().0;
+    let due = pack(&store, now).unwrap();
+    assert!(due >= now + COLD_AFTER);
+    assert_eq!(store.size().0, before);
+
+    assert_eq!(pack(&store, due), None);
+
+    assert!(kept.page.content.is_packed());
+    assert!(store.size().0 < before - (90 << 10), "{}", store.size().0);
+    assert_eq!(store.size().0, kept.page.weight() as u64);
+    assert_eq!(
+        store.get(&key(1)).unwrap().content.page().body,
+        sized(100 << 10).body
+    );
+}
+
+#[tokio::test]
+async fn a_page_that_is_asked_for_is_left_as_it_is() {
+    let store = store("");
+    let hot = put(&store, key(1), sized(100 << 10));
+    let cold = put(&store, key(2), sized(100 << 10));
+    let now = Instant::now() + COLD_AFTER;
+    let taken = hot.page.content.whole().forms.get(Coding::Identity, now);
+    assert_eq!(taken.await.bytes.len(), 100 << 10);
+
+    let due = pack(&store, now);
+
+    assert!(!hot.page.content.is_packed() && cold.page.content.is_packed());
+    assert!(due.is_some_and(|due| due > now + COLD_AFTER / 2), "{due:?}");
+}
+
+#[test]
+fn a_page_that_a_304_renews_stays_packed() {
+    let store = store("");
+    let old = put(&store, key(1), sized(100 << 10));
+    pack(&store, Instant::now() + 2 * COLD_AFTER);
+
+    let again = begin(&store, key(1));
+    store.renew(&again, &old.page, &received(&HeaderMap::new()), Keep::Yes);
+
+    let renewed = store.get(&key(1)).unwrap();
+    assert!(renewed.content.is_packed());
+    assert_eq!(store.size().0, renewed.weight() as u64);
+}
+
+#[test]
+fn what_a_view_shows_is_packed_by_itself() {
+    let store = store("");
+    let text = format!(r#"{{"count":1,"data":[{{"a":"{}"}}]}}"#, "x".repeat(10_000));
+    let page = TaskPage {
+        body: text.into(),
+        ..page(1, "T")
+    };
+    let kept = put(&store, key(1), page);
+    let view = View::new(&[FieldPath::dotted("a").unwrap()]);
+    let later = Instant::now() + 2 * COLD_AFTER;
+    let (shown, _) = kept.page.content.seen_through(&view, later);
+
+    pack(&store, later);
+    assert!(kept.page.content.is_packed());
+    assert!(shown.forms.is_held(Coding::Identity));
+    pack(&store, later + COLD_AFTER);
+    assert!(!shown.forms.is_held(Coding::Identity));
+}
+
+#[test]
+fn packing_ends_when_it_is_told_to_and_goes_on_where_it_must() {
+    let store = store("max_bytes = '1GiB'");
+    for number in 1..=2 {
+        // Long enough to take a stint each.
+        put(&store, key(number), sized(16 << 20));
+    }
+    let now = Instant::now() + 2 * COLD_AFTER;
+    let packed = || {
+        let numbers = (1..=2).filter_map(|number| store.get(&key(number)));
+        numbers.filter(|page| page.content.is_packed()).count()
+    };
+    let mut rests = Vec::new();
+    let _ = store.pack_cold(now, |rest| {
+        rests.push(rest);
+        ControlFlow::Break(())
+    });
+    assert_eq!((rests.len(), packed()), (1, 1));
+    pack(&store, now);
+    assert_eq!(packed(), 2);
 }
 
 #[test]
