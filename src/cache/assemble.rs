@@ -159,7 +159,7 @@ fn join(pieces: &[Piece], count: u64) -> Option<TaskPage> {
         }
         for task in piece.tasks() {
             // A task without an id cannot be told from its double.
-            if !seen.insert(page.id_of(task)?) {
+            if !seen.insert(piece.page.id_of(task)?) {
                 return None;
             }
             if !tasks.is_empty() {
