@@ -14,6 +14,7 @@ mod client;
 mod histogram;
 mod limit;
 mod load;
+mod markdown;
 mod measure;
 mod pages;
 mod reader;
@@ -29,7 +30,7 @@ use crate::{
     measure::{Effort, Measure},
     results::RowResult,
     rows::{ROWS, Row},
-    server::Bench,
+    server::{Bench, Cores, Machine},
     upstream::Upstream,
 };
 
@@ -53,6 +54,12 @@ struct Cli {
     /// Draws the throughput as an SVG picture.
     #[arg(long, value_name = "FILE")]
     chart: Option<PathBuf>,
+    /// Draws the row about growth as another.
+    #[arg(long, value_name = "FILE")]
+    growth: Option<PathBuf>,
+    /// Where the rows go as the tables of docs/performance.md.
+    #[arg(long, default_value = "target/bench/results.md")]
+    markdown: PathBuf,
     /// Where the rows go as JSON.
     #[arg(long, default_value = "target/bench/results.json")]
     json: PathBuf,
@@ -61,9 +68,12 @@ struct Cli {
     /// Configurations and logs of the servers.
     #[arg(long, default_value = "target/bench/work")]
     work: PathBuf,
-    /// The core of the servers; `bench/run` puts itself on another.
+    /// The core of the servers.
     #[arg(long)]
     server_cpu: Option<u32>,
+    /// The core of the generator and the upstream.
+    #[arg(long)]
+    own_cpu: Option<u32>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -97,11 +107,18 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<(), String> {
+    let machine = Machine {
+        server_cpu: cli.server_cpu,
+        own_cpu: cli.own_cpu,
+    };
+    machine
+        .place_own(Cores::One)
+        .map_err(|error| error.to_string())?;
     let upstream = Upstream::start().map_err(|error| format!("upstream: {error}"))?;
     let bench = Bench {
         gateway: absolute(&cli.gateway)?,
         work: absolute(&cli.work)?,
-        server_cpu: cli.server_cpu,
+        machine,
         keep_logs: cli.check,
     };
     let effort = if cli.check {
@@ -125,12 +142,17 @@ fn run(cli: &Cli) -> Result<(), String> {
         }
         results.push(result);
     }
+    // A check writes them too: that is part of what must work.
+    write(&cli.json, &as_json(cli, &results))?;
+    write(&cli.markdown, &markdown::tables(&results, cli.rounds))?;
+    if let Some(path) = &cli.chart {
+        write(path, &chart::throughput(&results))?;
+    }
+    if let Some(path) = &cli.growth {
+        write(path, &chart::growth(&results))?;
+    }
     if cli.check {
         return Ok(());
-    }
-    write(&cli.json, &as_json(cli, &results))?;
-    if let Some(path) = &cli.chart {
-        write(path, &chart::draw(&results))?;
     }
     let (met, missed) = results
         .iter()
@@ -139,8 +161,9 @@ fn run(cli: &Cli) -> Result<(), String> {
             (met + one_met, missed + one_missed)
         });
     println!(
-        "\nmarks met: {met}, missed: {missed}; {}",
-        cli.json.display()
+        "\nmarks met: {met}, missed: {missed}; {}, {}",
+        cli.json.display(),
+        cli.markdown.display()
     );
     Ok(())
 }
