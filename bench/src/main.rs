@@ -3,7 +3,11 @@
 //! One core is the server's, one the generator's and the upstream's. Rounds of the servers are interleaved; ratios are taken within a
 //! round, and their median counts. `docs/performance.md` says more.
 
-use std::{fs, path::PathBuf, process::ExitCode};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::{Parser, Subcommand};
 use serde_json::json;
@@ -57,12 +61,12 @@ struct Cli {
     /// Draws the row about growth as another.
     #[arg(long, value_name = "FILE")]
     growth: Option<PathBuf>,
-    /// Where the rows go as the tables of docs/performance.md.
-    #[arg(long, default_value = "target/bench/results.md")]
-    markdown: PathBuf,
-    /// Where the rows go as JSON.
-    #[arg(long, default_value = "target/bench/results.json")]
-    json: PathBuf,
+    /// Where the rows go as the tables of docs/performance.md; `target/bench/results.md` unless told.
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
+    /// Where the rows go as JSON; `target/bench/results.json` unless told.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
     #[arg(long, default_value = "target/release/unpod-gateway")]
     gateway: PathBuf,
     /// Configurations and logs of the servers.
@@ -142,9 +146,20 @@ fn run(cli: &Cli) -> Result<(), String> {
         }
         results.push(result);
     }
-    // A check writes them too: that is part of what must work.
-    write(&cli.json, &as_json(cli, &results))?;
-    write(&cli.markdown, &markdown::tables(&results, cli.rounds))?;
+    // A check writes them too, which must work as well, but not in the place of what was measured.
+    let folder = if cli.check {
+        &cli.work
+    } else {
+        Path::new("target/bench")
+    };
+    let place =
+        |given: &Option<PathBuf>, name: &str| given.clone().unwrap_or_else(|| folder.join(name));
+    let (json, markdown) = (
+        place(&cli.json, "results.json"),
+        place(&cli.markdown, "results.md"),
+    );
+    write(&json, &as_json(cli, &results))?;
+    write(&markdown, &markdown::tables(&results, cli.rounds))?;
     if let Some(path) = &cli.chart {
         write(path, &chart::throughput(&results))?;
     }
@@ -162,8 +177,8 @@ fn run(cli: &Cli) -> Result<(), String> {
         });
     println!(
         "\nmarks met: {met}, missed: {missed}; {}, {}",
-        cli.json.display(),
-        cli.markdown.display()
+        json.display(),
+        markdown.display()
     );
     Ok(())
 }
@@ -176,11 +191,11 @@ fn as_json(cli: &Cli, results: &[RowResult]) -> String {
     text
 }
 
-fn absolute(path: &PathBuf) -> Result<PathBuf, String> {
+fn absolute(path: &Path) -> Result<PathBuf, String> {
     std::path::absolute(path).map_err(|error| format!("{}: {error}", path.display()))
 }
 
-fn write(path: &PathBuf, text: &str) -> Result<(), String> {
+fn write(path: &Path, text: &str) -> Result<(), String> {
     let written = path
         .parent()
         .map_or(Ok(()), fs::create_dir_all)
