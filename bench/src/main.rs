@@ -158,8 +158,8 @@ fn run(cli: &Cli) -> Result<(), String> {
         place(&cli.json, "results.json"),
         place(&cli.markdown, "results.md"),
     );
-    write(&json, &as_json(cli, &results))?;
-    write(&markdown, &markdown::tables(&results, cli.rounds))?;
+    write(&json, &as_json(effort.rounds, &results))?;
+    write(&markdown, &markdown::tables(&results, effort.rounds))?;
     if let Some(path) = &cli.chart {
         write(path, &chart::throughput(&results))?;
     }
@@ -183,9 +183,9 @@ fn run(cli: &Cli) -> Result<(), String> {
     Ok(())
 }
 
-fn as_json(cli: &Cli, results: &[RowResult]) -> String {
+fn as_json(rounds: usize, results: &[RowResult]) -> String {
     let rows: Vec<_> = results.iter().map(RowResult::json).collect();
-    let all = json!({ "rounds": cli.rounds, "rows": rows });
+    let all = json!({ "rounds": rounds, "rows": rows });
     let mut text = serde_json::to_string_pretty(&all).expect("its keys are strings");
     text.push('\n');
     text
