@@ -22,7 +22,7 @@ const AT_ONCE: u64 = 100;
 /// Fewer than the checks ask for.
 const ENOUGH_LINES: usize = 10;
 const GZIP: (&str, &str) = ("Accept-Encoding", "gzip");
-const LOGGED_WITHIN: Duration = Duration::from_secs(10);
+const LOGGED_WITHIN: Duration = Duration::from_secs(60);
 
 /// Checks a server, one sort of answer after the other.
 ///

@@ -18,8 +18,8 @@ use crate::{
     usage,
 };
 
-/// Longer than the slowest takes: Varnish compiles its configuration.
-const START: Duration = Duration::from_secs(30);
+/// Longer than the slowest takes on a busy machine: Varnish compiles its configuration, hyper-map codes its pages.
+const START: Duration = Duration::from_secs(120);
 const STOP: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
