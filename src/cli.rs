@@ -29,6 +29,9 @@ mod signals;
 /// EX_CONFIG of sysexits.h.
 const EXIT_CONFIG: u8 = 78;
 const EXIT_FAILURE: u8 = 1;
+/// Threads for what blocks: coding pages, looking up names, reading files. tokio's 512 all came when clients first asked for coded copies of
+/// many pages, no faster than a few, and the allocator kept 800 MB for them.
+const BLOCKING_THREADS: usize = 16;
 
 /// A caching gateway in front of Unpod's tasks endpoint.
 #[derive(Debug, Parser)]
@@ -166,7 +169,11 @@ fn run(workers: usize, command: impl Future<Output = ExitCode>) -> ExitCode {
     if workers > 0 {
         builder.worker_threads(workers);
     }
-    match builder.enable_all().build() {
+    match builder
+        .max_blocking_threads(BLOCKING_THREADS)
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => {
             let code = runtime.block_on(command);
             // A blocked thread must not hold the end up.

@@ -3,7 +3,11 @@
 //! One core is the server's, one the generator's and the upstream's. Rounds of the servers are interleaved; ratios are taken within a
 //! round, and their median counts. `docs/performance.md` says more.
 
-use std::{fs, path::PathBuf, process::ExitCode};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::{Parser, Subcommand};
 use serde_json::json;
@@ -14,6 +18,7 @@ mod client;
 mod histogram;
 mod limit;
 mod load;
+mod markdown;
 mod measure;
 mod pages;
 mod reader;
@@ -29,7 +34,7 @@ use crate::{
     measure::{Effort, Measure},
     results::RowResult,
     rows::{ROWS, Row},
-    server::Bench,
+    server::{Bench, Cores, Machine},
     upstream::Upstream,
 };
 
@@ -53,17 +58,26 @@ struct Cli {
     /// Draws the throughput as an SVG picture.
     #[arg(long, value_name = "FILE")]
     chart: Option<PathBuf>,
-    /// Where the rows go as JSON.
-    #[arg(long, default_value = "target/bench/results.json")]
-    json: PathBuf,
+    /// Draws the row about growth as another.
+    #[arg(long, value_name = "FILE")]
+    growth: Option<PathBuf>,
+    /// Where the rows go as the tables of docs/performance.md; `target/bench/results.md` unless told.
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
+    /// Where the rows go as JSON; `target/bench/results.json` unless told.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
     #[arg(long, default_value = "target/release/unpod-gateway")]
     gateway: PathBuf,
     /// Configurations and logs of the servers.
     #[arg(long, default_value = "target/bench/work")]
     work: PathBuf,
-    /// The core of the servers; `bench/run` puts itself on another.
+    /// The core of the servers.
     #[arg(long)]
     server_cpu: Option<u32>,
+    /// The core of the generator and the upstream.
+    #[arg(long)]
+    own_cpu: Option<u32>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -97,11 +111,18 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<(), String> {
+    let machine = Machine {
+        server_cpu: cli.server_cpu,
+        own_cpu: cli.own_cpu,
+    };
+    machine
+        .place_own(Cores::One)
+        .map_err(|error| error.to_string())?;
     let upstream = Upstream::start().map_err(|error| format!("upstream: {error}"))?;
     let bench = Bench {
         gateway: absolute(&cli.gateway)?,
         work: absolute(&cli.work)?,
-        server_cpu: cli.server_cpu,
+        machine,
         keep_logs: cli.check,
     };
     let effort = if cli.check {
@@ -125,12 +146,28 @@ fn run(cli: &Cli) -> Result<(), String> {
         }
         results.push(result);
     }
+    // A check writes them too, which must work as well, but not in the place of what was measured.
+    let folder = if cli.check {
+        &cli.work
+    } else {
+        Path::new("target/bench")
+    };
+    let place =
+        |given: &Option<PathBuf>, name: &str| given.clone().unwrap_or_else(|| folder.join(name));
+    let (json, markdown) = (
+        place(&cli.json, "results.json"),
+        place(&cli.markdown, "results.md"),
+    );
+    write(&json, &as_json(effort.rounds, &results))?;
+    write(&markdown, &markdown::tables(&results, effort.rounds))?;
+    if let Some(path) = &cli.chart {
+        write(path, &chart::throughput(&results))?;
+    }
+    if let Some(path) = &cli.growth {
+        write(path, &chart::growth(&results))?;
+    }
     if cli.check {
         return Ok(());
-    }
-    write(&cli.json, &as_json(cli, &results))?;
-    if let Some(path) = &cli.chart {
-        write(path, &chart::draw(&results))?;
     }
     let (met, missed) = results
         .iter()
@@ -139,25 +176,26 @@ fn run(cli: &Cli) -> Result<(), String> {
             (met + one_met, missed + one_missed)
         });
     println!(
-        "\nmarks met: {met}, missed: {missed}; {}",
-        cli.json.display()
+        "\nmarks met: {met}, missed: {missed}; {}, {}",
+        json.display(),
+        markdown.display()
     );
     Ok(())
 }
 
-fn as_json(cli: &Cli, results: &[RowResult]) -> String {
+fn as_json(rounds: usize, results: &[RowResult]) -> String {
     let rows: Vec<_> = results.iter().map(RowResult::json).collect();
-    let all = json!({ "rounds": cli.rounds, "rows": rows });
+    let all = json!({ "rounds": rounds, "rows": rows });
     let mut text = serde_json::to_string_pretty(&all).expect("its keys are strings");
     text.push('\n');
     text
 }
 
-fn absolute(path: &PathBuf) -> Result<PathBuf, String> {
+fn absolute(path: &Path) -> Result<PathBuf, String> {
     std::path::absolute(path).map_err(|error| format!("{}: {error}", path.display()))
 }
 
-fn write(path: &PathBuf, text: &str) -> Result<(), String> {
+fn write(path: &Path, text: &str) -> Result<(), String> {
     let written = path
         .parent()
         .map_or(Ok(()), fs::create_dir_all)

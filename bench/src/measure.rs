@@ -1,15 +1,19 @@
 //! Does the work of the rows.
 
-use std::{fmt::Display, time::Duration};
+use std::{
+    fmt::Display,
+    thread,
+    time::{Duration, Instant},
+};
 
 use crate::{
     check::{check, tag_of_first_page},
     load::{Expect, Load, LoadError, Pace},
     pages::{Key, LARGE, SMALL},
     request::{Feed, Form},
-    results::{Comparison, Fact, RowResult, Throughput, median},
-    rows::{HOT_TENTH, Hits, MANY, Row, Work},
-    server::{Bench, Kind, Server},
+    results::{Comparison, Fact, Point, RowResult, Size, Throughput, median},
+    rows::{HOT_TENTH, Hits, MANY, Row, Servers, TWO_CORES, Work},
+    server::{Bench, Cores, Kind, Server},
     upstream::Upstream,
     usage,
 };
@@ -22,6 +26,11 @@ const ROOMY_MIB: u64 = 1024;
 const TIGHT_MIB: u64 = 64;
 /// Pages of 40 KB that fill it twice.
 const TO_FILL: u64 = 2 * (TIGHT_MIB << 20) / 40_000;
+/// What a page of 2 KB takes, its keys and the allocator's share included.
+const BYTES_STORED: u64 = 6_000;
+/// How often memory is looked at while it settles, and by how much it then still may fall.
+const LOOK: Duration = Duration::from_secs(1);
+const STILL: f64 = 0.005;
 
 /// How long and how often.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +43,8 @@ pub struct Effort {
     /// Pages stored, and connections, of the rows about growth.
     pub stored: &'static [u64],
     pub connected: &'static [usize],
+    /// How long servers are left alone, at least and at most, before their memory is read.
+    pub settling: (Duration, Duration),
 }
 
 impl Effort {
@@ -44,7 +55,8 @@ impl Effort {
             measured: Duration::from_secs(2),
             scale: 1,
             stored: &[100, 10_000, 1_000_000],
-            connected: &[1, 10, 64, 1_000, 10_000],
+            connected: &[1, 10, 100, 1_000, 10_000],
+            settling: (Duration::from_secs(20), Duration::from_secs(90)),
         }
     }
 
@@ -57,9 +69,13 @@ impl Effort {
             scale: 20,
             stored: &[100, 500],
             connected: &[1, 200],
+            settling: (Duration::ZERO, Duration::from_secs(3)),
         }
     }
 }
+
+/// What to ask for, and what must come.
+type Lane = (Feed, Expect);
 
 pub struct Measure<'a> {
     pub bench: &'a Bench,
@@ -87,6 +103,7 @@ impl Measure<'_> {
             Work::Misses => self.misses(row),
             Work::Burst => self.burst(row),
             Work::Memory => self.memory(row),
+            Work::TwoCores => self.two_cores(row),
             Work::Tail => self.tail(row),
             Work::Start => self.start(row),
             Work::Growth => self.growth(row),
@@ -95,22 +112,42 @@ impl Measure<'_> {
     }
 
     fn hits(&self, row: &Row, hits: Hits) -> Result<RowResult, String> {
+        let mut servers = Vec::new();
+        for (kind, _) in row.servers {
+            servers.push(self.started(*kind, Cores::One, ROOMY_MIB)?);
+        }
+        let servers: Vec<_> = servers.iter().collect();
+        self.hits_on(&servers, row.servers, hits)
+            .map(|found| found.of(row))
+    }
+
+    /// Hits on servers that run, compared as `wanted` says.
+    fn hits_on(
+        &self,
+        servers: &[&Server],
+        wanted: Servers,
+        hits: Hits,
+    ) -> Result<RowResult, String> {
         let hits = self.scaled(hits);
         let mut lanes = Vec::new();
-        for (kind, _) in row.servers {
-            let server = self.started(*kind, ROOMY_MIB)?;
-            let (feed, expected) = self.stored(&server, hits)?;
-            lanes.push((server, feed, expected));
+        for server in servers {
+            lanes.push((server, self.stored(server, hits)?));
         }
-        self.rounds(row, |at| {
-            let (server, feed, expected) = &lanes[at];
-            let calls = self.upstream.calls();
-            let round = self.closed_loop(server, CONNECTIONS, feed.clone(), *expected)?;
-            match self.upstream.calls() - calls {
-                0 => Ok(round),
-                misses => Err(format!("{misses} requests were no hits")),
-            }
+        self.rounds(wanted, |at| {
+            let (server, lane) = &lanes[at];
+            self.round_of_hits(server, lane)
         })
+    }
+
+    /// A round in which the upstream may not be called.
+    fn round_of_hits(&self, server: &Server, lane: &Lane) -> Result<Round, String> {
+        let calls = self.upstream.calls();
+        let (feed, expected) = lane;
+        let round = self.closed_loop(server, CONNECTIONS, feed.clone(), *expected)?;
+        match self.upstream.calls() - calls {
+            0 => Ok(round),
+            misses => Err(format!("{misses} requests were no hits")),
+        }
     }
 
     fn scaled(&self, hits: Hits) -> Hits {
@@ -123,17 +160,14 @@ impl Measure<'_> {
     }
 
     /// Puts the pages of a row into a server, with their coded copies; returns what to ask for and what must come.
-    fn stored(&self, server: &Server, hits: Hits) -> Result<(Feed, Expect), String> {
+    fn stored(&self, server: &Server, hits: Hits) -> Result<Lane, String> {
         let mut form = Form::new(server.address, hits.page_size).with_gzip(hits.takes_gzip);
         let mut expected = self.page_of(hits.page_size);
         if hits.takes_gzip {
             expected.body_len = None;
         }
         if server.kind.is_cache() {
-            // Twice: a coded copy may be made on the first hit, which comes after the fill.
-            for _ in 0..2 {
-                self.ask_each(server, &form, 0..hits.stored, expected)?;
-            }
+            self.fill(server, &form, hits.stored, expected)?;
         }
         if hits.conditional {
             form.has = Some(match server.kind {
@@ -153,17 +187,41 @@ impl Measure<'_> {
         Ok((feed, expected))
     }
 
+    /// Asks for each page until none costs a call any more, and at least twice: a coded copy may be made on the first hit.
+    fn fill(
+        &self,
+        server: &Server,
+        form: &Form,
+        pages: u64,
+        expected: Expect,
+    ) -> Result<(), String> {
+        const MOST_PASSES: usize = 4;
+        let mut calls = Vec::new();
+        while calls.len() < MOST_PASSES {
+            let before = self.upstream.calls();
+            self.ask_each(server, form, 0..pages, expected)?;
+            calls.push(self.upstream.calls() - before);
+            if calls.len() > 1 && calls.last() == Some(&0) {
+                return Ok(());
+            }
+        }
+        let name = server.kind.name();
+        Err(format!(
+            "{name}: {pages} pages cost {calls:?} calls, pass by pass"
+        ))
+    }
+
     fn misses(&self, row: &Row) -> Result<RowResult, String> {
         let mut servers = Vec::new();
         for (kind, _) in row.servers {
-            let server = self.started(*kind, TIGHT_MIB)?;
+            let server = self.started(*kind, Cores::One, TIGHT_MIB)?;
             let form = Form::new(server.address, LARGE);
             let fill = 0..TO_FILL / self.effort.scale;
             self.ask_each(&server, &form, fill, self.page_of(LARGE))?;
             servers.push(server);
         }
         let mut next = 1 << 32;
-        self.rounds(row, |at| {
+        let found = self.rounds(row.servers, |at| {
             let server = &servers[at];
             let form = Form::new(server.address, LARGE);
             // More than can be asked for in a round.
@@ -176,15 +234,16 @@ impl Measure<'_> {
                 return Err("not every request was a miss".to_owned());
             }
             Ok(round)
-        })
+        })?;
+        Ok(found.of(row))
     }
 
     fn burst(&self, row: &Row) -> Result<RowResult, String> {
         const AT_ONCE: usize = 500;
         const LATENCY: Duration = Duration::from_millis(200);
-        let mut result = empty(row);
+        let mut result = RowResult::default();
         for (kind, _) in row.servers {
-            let server = self.started(*kind, ROOMY_MIB)?;
+            let server = self.started(*kind, Cores::One, ROOMY_MIB)?;
             let form = Form::new(server.address, LARGE);
             let mut calls = Vec::new();
             let mut p99 = Vec::new();
@@ -213,31 +272,106 @@ impl Measure<'_> {
                 .facts
                 .push(if is_ours { p99.at_most(230.0) } else { p99 });
         }
-        Ok(result)
+        Ok(result.of(row))
     }
 
     fn memory(&self, row: &Row) -> Result<RowResult, String> {
-        let mut result = empty(row);
-        let mut taken = Vec::new();
+        let mut servers = Vec::new();
+        let mut empty = Vec::new();
         for (kind, _) in row.servers {
-            let server = self.started(*kind, ROOMY_MIB)?;
-            let before = server.memory();
-            let form = Form::new(server.address, LARGE);
+            let server = self.started(*kind, Cores::One, ROOMY_MIB)?;
+            empty.push(server.memory());
+            let keeps_copies = *kind == Kind::NginxCopy;
+            let form = Form::new(server.address, LARGE).with_gzip(keeps_copies);
+            let mut expected = self.page_of(LARGE);
+            if keeps_copies {
+                expected.body_len = None;
+            }
             let all = 0..MANY / self.effort.scale;
-            self.ask_each(&server, &form, all, self.page_of(LARGE))?;
-            let mib = (server.memory() - before) as f64 / f64::from(1 << 20);
-            let what = format!("{}: memory for the pages", kind.name());
-            result.facts.push(Fact::new(what, mib, "MiB"));
-            taken.push(mib);
+            self.ask_each(&server, &form, all, expected)?;
+            servers.push(server);
         }
-        let share = Fact::new("gateway / nginx", taken[0] / taken[1], "");
-        result.facts.push(share.at_most(1.0 / 3.0));
-        for hot in HOT_TENTH {
-            let hits = self.row(&hot)?;
-            result.servers.extend(hits.servers);
-            result.comparisons.extend(hits.comparisons);
+        let mut result = RowResult::default();
+        let taken = |when: &str, result: &mut RowResult| {
+            let held = self.settled(&servers);
+            let pairs = held.iter().zip(&empty);
+            let mib: Vec<_> = pairs
+                .map(|(held, empty)| held.saturating_sub(*empty) as f64 / f64::from(1 << 20))
+                .collect();
+            for (server, mib) in servers.iter().zip(&mib) {
+                let what = format!("{}: memory for the pages, {when}", server.kind.name());
+                result.facts.push(Fact::new(what, *mib, "MiB"));
+            }
+            let share = Fact::new(format!("gateway / nginx, {when}"), mib[0] / mib[1], "");
+            result.facts.push(share.at_most(1.0 / 3.0));
+        };
+        taken("before the hits", &mut result);
+        for (hits, wanted) in HOT_TENTH {
+            let of_kind = |kind| servers.iter().filter(move |server| server.kind == kind);
+            let compared: Vec<_> = wanted.iter().flat_map(|(kind, _)| of_kind(*kind)).collect();
+            let found = self.hits_on(&compared, wanted, hits)?;
+            result.servers.extend(found.servers);
+            result.comparisons.extend(found.comparisons);
         }
-        Ok(result)
+        taken("after them", &mut result);
+        Ok(result.of(row))
+    }
+
+    /// What each server holds once none gives anything back any more. All are left alone for equally long.
+    fn settled(&self, servers: &[Server]) -> Vec<u64> {
+        let (least, most) = self.effort.settling;
+        let began = Instant::now();
+        let mut held: Vec<_> = servers.iter().map(Server::memory).collect();
+        while began.elapsed() < most {
+            thread::sleep(LOOK);
+            let now: Vec<_> = servers.iter().map(Server::memory).collect();
+            let mut pairs = held.iter().zip(&now);
+            let is_still = pairs.all(|(before, now)| *now as f64 >= *before as f64 * (1.0 - STILL));
+            held = now;
+            if is_still && began.elapsed() >= least {
+                break;
+            }
+        }
+        held
+    }
+
+    /// By CPU time: where the generator shares the cores, throughput says nothing.
+    fn two_cores(&self, row: &Row) -> Result<RowResult, String> {
+        let mut servers = Vec::new();
+        for (kind, _) in row.servers {
+            for cores in [Cores::One, Cores::Two] {
+                let server = self.started(*kind, cores, ROOMY_MIB)?;
+                let lane = self.stored(&server, self.scaled(TWO_CORES))?;
+                servers.push((cores, server, lane));
+            }
+        }
+        let mut costs = vec![Vec::new(); servers.len()];
+        for _ in 0..self.effort.rounds {
+            for (at, (cores, server, lane)) in servers.iter().enumerate() {
+                self.bench.machine.place_own(*cores).map_err(text)?;
+                let round = self.round_of_hits(server, lane);
+                self.bench.machine.place_own(Cores::One).map_err(text)?;
+                let round = round.map_err(|error| format!("{}: {error}", server.kind.name()))?;
+                costs[at].push(round.cpu_us);
+            }
+        }
+        let mut result = RowResult::default();
+        for ((kind, _), costs) in row.servers.iter().zip(costs.chunks_exact(2)) {
+            let name = kind.name();
+            for (cores, costs) in ["one core", "two"].into_iter().zip(costs) {
+                let cost = median(costs.iter().copied());
+                let what = format!("{name}: CPU a request on {cores}");
+                result.facts.push(Fact::new(what, cost, "µs"));
+            }
+            let pairs = costs[0].iter().zip(&costs[1]);
+            let gain = median(pairs.map(|(one, two)| 2.0 * one / two));
+            let gain = Fact::new(format!("{name}: what two cores are to one"), gain, "×");
+            let is_ours = *kind == Kind::Gateway;
+            result
+                .facts
+                .push(if is_ours { gain.at_least(1.8) } else { gain });
+        }
+        Ok(result.of(row))
     }
 
     fn tail(&self, row: &Row) -> Result<RowResult, String> {
@@ -251,14 +385,14 @@ impl Measure<'_> {
         let mut lanes = Vec::new();
         let mut rate = f64::MAX;
         for (kind, _) in row.servers {
-            let server = self.started(*kind, ROOMY_MIB)?;
+            let server = self.started(*kind, Cores::One, ROOMY_MIB)?;
             let (feed, expected) = self.stored(&server, hits)?;
             let saturated = self.closed_loop(&server, CONNECTIONS, feed.clone(), expected)?;
             // Both get the same load: half of what the slower can do.
             rate = rate.min(saturated.per_second / 2.0);
             lanes.push((server, feed, expected));
         }
-        let mut result = empty(row);
+        let mut result = RowResult::default();
         result.facts.push(Fact::new("hits a second", rate, ""));
         let mut times = vec![Vec::new(); lanes.len()];
         let mut next = 1 << 32;
@@ -280,7 +414,7 @@ impl Measure<'_> {
         let ratio = median(pairs.map(|(ours, theirs)| ours[2] / theirs[2]));
         let ratio = Fact::new("p99.9: gateway / nginx", ratio, "");
         result.facts.push(ratio.at_most(1.0));
-        Ok(result)
+        Ok(result.of(row))
     }
 
     /// The median, 99th and 99.9th percentile of hits at a rate, in microseconds, with misses beside them.
@@ -314,12 +448,14 @@ impl Measure<'_> {
     }
 
     fn start(&self, row: &Row) -> Result<RowResult, String> {
-        let mut result = empty(row);
+        let mut result = RowResult::default();
         for (kind, _) in row.servers {
             let mut started = Vec::new();
             let mut resident = Vec::new();
             for _ in 0..self.effort.rounds.max(3) {
-                let server = self.bench.start(*kind, ROOMY_MIB, self.upstream);
+                let server = self
+                    .bench
+                    .start(*kind, Cores::One, ROOMY_MIB, self.upstream);
                 let server = server.map_err(text)?;
                 started.push(millis(server.started_in));
                 resident.push(usage::resident(&server.family()) as f64 / f64::from(1 << 20));
@@ -333,88 +469,93 @@ impl Measure<'_> {
                 .facts
                 .push(Fact::new(what, median(resident), "MiB").at_most(20.0));
         }
-        Ok(result)
+        Ok(result.of(row))
     }
 
     fn growth(&self, row: &Row) -> Result<RowResult, String> {
-        let mut result = empty(row);
-        for stored in self.effort.stored {
-            // What a page of 2 KB takes, its keys and the allocator's share included.
-            let needed = stored * 6_000;
+        let mut result = RowResult::default();
+        let mut grow = |of, size, cpu_us| result.points.push(Point { of, size, cpu_us });
+        let mut left_out = Vec::new();
+        for stored in self.effort.stored.iter().copied() {
+            let needed = stored * BYTES_STORED;
             if needed > usage::available() / 2 {
-                let what = format!("{stored} pages: not measured, too little memory");
-                result
-                    .facts
-                    .push(Fact::new(what, needed as f64 / 1e9, "GB"));
+                let what = format!("{stored} pages not measured: memory for them is not free");
+                left_out.push(Fact::new(what, 2.0 * needed as f64 / 1e9, "GB"));
                 continue;
             }
-            let cpu = self.cost_with_stored(*stored, needed)?;
-            let what = format!("{stored} pages stored, any of them asked for");
-            result.facts.push(Fact::new(what, cpu, "CPU µs a hit"));
+            grow(Size::Stored, stored, self.cost_with_stored(stored, needed)?);
         }
-        for connected in self.effort.connected {
-            let cpu = self.cost_with_connections(*connected)?;
-            let what = format!("{connected} connections, one page");
-            result.facts.push(Fact::new(what, cpu, "CPU µs a hit"));
+        // On the generator's side each is an open file, and beside them there are few.
+        let most = usage::most_files().saturating_sub(100);
+        for connected in self.effort.connected.iter().copied() {
+            if connected as u64 > most {
+                let what = format!("{connected} connections not measured: files may be open");
+                left_out.push(Fact::new(what, most as f64, ""));
+                continue;
+            }
+            let cost = self.cost_with_connections(connected)?;
+            grow(Size::Connected, connected as u64, cost);
         }
-        Ok(result)
+        result.facts = left_out;
+        Ok(result.of(row))
     }
 
     fn cost_with_stored(&self, stored: u64, bytes: u64) -> Result<f64, String> {
-        let server = self.started(Kind::Gateway, ROOMY_MIB.max(bytes >> 20))?;
+        let server = self.started(Kind::Gateway, Cores::One, ROOMY_MIB.max(bytes >> 20))?;
         let form = Form::new(server.address, SMALL);
-        let expected = self.page_of(SMALL);
-        self.ask_each(&server, &form, 0..stored, expected)?;
-        let calls = self.upstream.calls();
-        let cpu = self.cost(&server, CONNECTIONS, &Feed::any(&form, stored))?;
-        if self.upstream.calls() != calls {
-            return Err(format!("not all of {stored} pages were stored"));
-        }
-        Ok(cpu)
+        self.ask_each(&server, &form, 0..stored, self.page_of(SMALL))?;
+        let feed = Feed::any(&form, stored);
+        self.cost(&server, CONNECTIONS, feed)
     }
 
     fn cost_with_connections(&self, connected: usize) -> Result<f64, String> {
-        let server = self.started(Kind::Gateway, ROOMY_MIB)?;
+        let server = self.started(Kind::Gateway, Cores::One, ROOMY_MIB)?;
         let form = Form::new(server.address, SMALL);
-        self.cost(&server, connected, &Feed::one(&form))
+        self.ask_each(&server, &form, 0..1, self.page_of(SMALL))?;
+        self.cost(&server, connected, Feed::one(&form))
     }
 
-    /// CPU time of a hit of 2 KB.
-    fn cost(&self, server: &Server, connections: usize, feed: &Feed) -> Result<f64, String> {
+    /// CPU time of a hit of 2 KB, all rounds over the same connections.
+    fn cost(&self, server: &Server, connections: usize, feed: Feed) -> Result<f64, String> {
+        let calls = self.upstream.calls();
+        let load = Load::closed(server.address, connections, feed, self.page_of(SMALL));
+        let mut load = load.map_err(text)?;
         let mut costs = Vec::new();
         for _ in 0..self.effort.rounds {
-            let expected = self.page_of(SMALL);
-            let round = self.closed_loop(server, connections, feed.clone(), expected)?;
-            costs.push(round.cpu_us);
+            costs.push(self.measured(server, &mut load)?.cpu_us);
         }
-        Ok(median(costs))
+        load.finish().map_err(text)?;
+        match self.upstream.calls() - calls {
+            0 => Ok(median(costs)),
+            misses => Err(format!("{misses} requests were no hits")),
+        }
     }
 
     /// Interleaves the servers of a row, and compares within each round.
     fn rounds(
         &self,
-        row: &Row,
+        wanted: Servers,
         mut measure: impl FnMut(usize) -> Result<Round, String>,
     ) -> Result<RowResult, String> {
-        let mut rounds: Vec<Vec<Round>> = vec![Vec::new(); row.servers.len()];
+        let mut rounds: Vec<Vec<Round>> = vec![Vec::new(); wanted.len()];
         for number in 0..self.effort.rounds {
-            for turn in 0..row.servers.len() {
+            for turn in 0..wanted.len() {
                 // Nobody is always first, or always behind the same neighbour.
-                let at = (turn + number) % row.servers.len();
-                let name = row.servers[at].0.name();
+                let at = (turn + number) % wanted.len();
+                let name = wanted[at].0.name();
                 let round = measure(at).map_err(|error| format!("{name}: {error}"))?;
                 rounds[at].push(round);
             }
         }
         let of = |at: usize, value: fn(&Round) -> f64| median(rounds[at].iter().map(value));
-        let servers = row.servers.iter().enumerate();
+        let servers = wanted.iter().enumerate();
         let measured = servers.map(|(at, (kind, _))| Throughput {
             server: kind.name(),
             per_second: of(at, |round| round.per_second),
             cpu_us: of(at, |round| round.cpu_us),
             busy: of(at, |round| round.busy),
         });
-        let others = row.servers.iter().enumerate().skip(1);
+        let others = wanted.iter().enumerate().skip(1);
         let compared = others.map(|(at, (kind, mark))| {
             let pairs = || rounds[0].iter().zip(&rounds[at]);
             Comparison {
@@ -427,7 +568,7 @@ impl Measure<'_> {
         Ok(RowResult {
             servers: measured.collect(),
             comparisons: compared.collect(),
-            ..empty(row)
+            ..RowResult::default()
         })
     }
 
@@ -440,13 +581,19 @@ impl Measure<'_> {
     ) -> Result<Round, String> {
         let load = Load::closed(server.address, connections, feed, expected);
         let mut load = load.map_err(text)?;
+        let round = self.measured(server, &mut load)?;
+        load.finish().map_err(text)?;
+        Ok(round)
+    }
+
+    /// One round of a load of one lane, after a moment to warm up; requests under way at the end stay under way.
+    fn measured(&self, server: &Server, load: &mut Load) -> Result<Round, String> {
         load.run_for(self.effort.warm_up).map_err(text)?;
         let family = server.family();
         let before = usage::cpu(&family);
         let took = load.run_for(self.effort.measured).map_err(text)?;
         let used = usage::cpu(&family) - before;
         let answers = load.tally(0).answers as f64;
-        load.finish().map_err(text)?;
         Ok(Round {
             per_second: answers / took.as_secs_f64(),
             cpu_us: used.as_secs_f64() * 1e6 / answers,
@@ -455,8 +602,8 @@ impl Measure<'_> {
     }
 
     /// Starts a server and checks that it does the job.
-    fn started(&self, kind: Kind, cache_mib: u64) -> Result<Server, String> {
-        let server = self.bench.start(kind, cache_mib, self.upstream);
+    fn started(&self, kind: Kind, cores: Cores, cache_mib: u64) -> Result<Server, String> {
+        let server = self.bench.start(kind, cores, cache_mib, self.upstream);
         let server = server.map_err(|error| format!("{}: {error}", kind.name()))?;
         check(&server, self.upstream)?;
         Ok(server)
@@ -481,14 +628,6 @@ impl Measure<'_> {
             status: 200,
             body_len: Some(self.upstream.pages(page_size).body_len() as u64),
         }
-    }
-}
-
-fn empty(row: &Row) -> RowResult {
-    RowResult {
-        id: row.id,
-        what: row.what,
-        ..RowResult::default()
     }
 }
 

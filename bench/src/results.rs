@@ -1,8 +1,10 @@
 //! What was measured, and how it is shown.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 
 use serde_json::{Value, json};
+
+use crate::rows::Row;
 
 /// One server doing the work of one row: the medians of its rounds.
 #[derive(Clone, Debug)]
@@ -38,8 +40,56 @@ pub struct Fact {
     pub what: String,
     pub value: f64,
     pub unit: &'static str,
-    /// What it may be at most.
-    pub at_most: Option<f64>,
+    pub mark: Option<Mark>,
+}
+
+/// What a figure is held against.
+#[derive(Clone, Copy, Debug)]
+pub enum Mark {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+impl Mark {
+    fn is_met(self, value: f64) -> bool {
+        match self {
+            Self::AtMost(limit) => value <= limit,
+            Self::AtLeast(limit) => value >= limit,
+        }
+    }
+}
+
+impl fmt::Display for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AtMost(limit) => write!(f, "at most {}", rounded(*limit)),
+            Self::AtLeast(limit) => write!(f, "at least {}", rounded(*limit)),
+        }
+    }
+}
+
+/// What a hit costs at one size.
+#[derive(Clone, Copy, Debug)]
+pub struct Point {
+    pub of: Size,
+    pub size: u64,
+    pub cpu_us: f64,
+}
+
+/// What grows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Size {
+    Stored,
+    Connected,
+}
+
+impl Size {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stored => "pages stored",
+            Self::Connected => "connections",
+        }
+    }
 }
 
 impl Fact {
@@ -48,19 +98,26 @@ impl Fact {
             what: what.into(),
             value,
             unit,
-            at_most: None,
+            mark: None,
         }
     }
 
     pub fn at_most(self, limit: f64) -> Self {
         Self {
-            at_most: Some(limit),
+            mark: Some(Mark::AtMost(limit)),
+            ..self
+        }
+    }
+
+    pub fn at_least(self, limit: f64) -> Self {
+        Self {
+            mark: Some(Mark::AtLeast(limit)),
             ..self
         }
     }
 
     pub fn is_met(&self) -> Option<bool> {
-        self.at_most.map(|limit| self.value <= limit)
+        self.mark.map(|mark| mark.is_met(self.value))
     }
 }
 
@@ -72,9 +129,19 @@ pub struct RowResult {
     pub servers: Vec<Throughput>,
     pub comparisons: Vec<Comparison>,
     pub facts: Vec<Fact>,
+    pub points: Vec<Point>,
 }
 
 impl RowResult {
+    /// What was found, under the name of its row.
+    pub fn of(self, row: &Row) -> Self {
+        Self {
+            id: row.id,
+            what: row.what,
+            ..self
+        }
+    }
+
     /// For a person.
     pub fn table(&self) -> String {
         let mut text = format!("\n{}  {}\n", self.id, self.what);
@@ -107,10 +174,14 @@ impl RowResult {
                 "  {:<52} {:>10.2} {}",
                 fact.what, fact.value, fact.unit
             );
-            if let Some(limit) = fact.at_most {
-                let _ = write!(text, "  at most {limit} {}", verdict(fact.is_met()));
+            if let Some(mark) = fact.mark {
+                let _ = write!(text, "  {mark} {}", verdict(fact.is_met()));
             }
             text.push('\n');
+        }
+        for point in &self.points {
+            let what = format!("{} {}", point.size, point.of.name());
+            let _ = writeln!(text, "  {what:<52} {:>10.2} CPU µs", point.cpu_us);
         }
         text
     }
@@ -138,8 +209,15 @@ impl RowResult {
                 "what": fact.what,
                 "value": rounded(fact.value),
                 "unit": fact.unit,
-                "at_most": fact.at_most,
+                "mark": fact.mark.map(|mark| mark.to_string()),
                 "met": fact.is_met(),
+            })
+        });
+        let points = self.points.iter().map(|point| {
+            json!({
+                "of": point.of.name(),
+                "size": point.size,
+                "cpu_us_per_request": rounded(point.cpu_us),
             })
         });
         json!({
@@ -148,6 +226,7 @@ impl RowResult {
             "servers": servers.collect::<Vec<_>>(),
             "comparisons": comparisons.collect::<Vec<_>>(),
             "facts": facts.collect::<Vec<_>>(),
+            "points": points.collect::<Vec<_>>(),
         })
     }
 
@@ -162,7 +241,7 @@ impl RowResult {
     }
 }
 
-fn verdict(met: Option<bool>) -> &'static str {
+pub fn verdict(met: Option<bool>) -> &'static str {
     match met {
         Some(true) => "met",
         Some(false) => "MISSED",

@@ -5,13 +5,15 @@ use crate::{
     server::{Fixed, Kind},
 };
 
+/// Servers of one row, the gateway first, each other with what the gateway should reach beside it.
+pub type Servers = &'static [(Kind, Option<f64>)];
+
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
     pub id: &'static str,
     pub what: &'static str,
     pub work: Work,
-    /// The gateway first, then those it is measured against, each with what the gateway should reach.
-    pub servers: &'static [(Kind, Option<f64>)],
+    pub servers: Servers,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -21,8 +23,10 @@ pub enum Work {
     Misses,
     /// Many at once for one page that is not stored, of a slow upstream.
     Burst,
-    /// What many stored pages take, then hits on the hot tenth of them.
+    /// What many stored pages take, before and after hits on the hot tenth of them.
     Memory,
+    /// What a hit costs a server that has both cores, beside one that has one.
+    TwoCores,
     /// Times of hits in an open loop, while pages are fetched.
     Tail,
     Start,
@@ -63,6 +67,11 @@ const MANY_LARGE: Hits = Hits {
     page_size: LARGE,
     ..MANY_SMALL
 };
+const HOT_LARGE: Hits = Hits {
+    keys: MANY / 10,
+    stored: MANY / 10,
+    ..MANY_LARGE
+};
 /// Spread keys.
 pub const MANY: u64 = 10_000;
 
@@ -94,7 +103,7 @@ const fn hyper_map(page_size: u32, gzip: bool) -> Kind {
     }
 }
 
-pub const ROWS: [Row; 13] = [
+pub const ROWS: [Row; 14] = [
     Row {
         id: "W1",
         what: "hit, 2 KB",
@@ -213,7 +222,22 @@ pub const ROWS: [Row; 13] = [
         id: "memory",
         what: "10,000 pages of 40 KB, then hits on the hot tenth",
         work: Work::Memory,
-        servers: &[(Kind::Gateway, None), (Kind::Nginx, None)],
+        servers: &[
+            (Kind::Gateway, None),
+            (Kind::Nginx, None),
+            (Kind::NginxCopy, None),
+        ],
+    },
+    Row {
+        id: "two-cores",
+        what: "hit, 2 KB, by a server on both cores beside one on one",
+        work: Work::TwoCores,
+        servers: &[
+            (Kind::Gateway, None),
+            (Kind::Nginx, None),
+            (Kind::Varnish, None),
+            (Kind::Haproxy, None),
+        ],
     },
     Row {
         id: "tail",
@@ -235,25 +259,20 @@ pub const ROWS: [Row; 13] = [
     },
 ];
 
-/// The hot tenth: plain against nginx, coded against nginx with coded copies.
-pub const HOT_TENTH: [Row; 2] = [
-    Row {
-        id: "memory",
-        what: "plain",
-        work: Work::Hits(Hits {
-            keys: MANY / 10,
-            ..MANY_LARGE
-        }),
-        servers: &[(Kind::Gateway, None), (Kind::Nginx, Some(1.15))],
-    },
-    Row {
-        id: "memory",
-        what: "gzip",
-        work: Work::Hits(Hits {
-            keys: MANY / 10,
+/// The hits of the row about memory: on the hot tenth, plain beside nginx, coded beside nginx with coded copies.
+pub const HOT_TENTH: [(Hits, Servers); 2] = [
+    (
+        HOT_LARGE,
+        &[(Kind::Gateway, None), (Kind::Nginx, Some(1.15))],
+    ),
+    (
+        Hits {
             takes_gzip: true,
-            ..MANY_LARGE
-        }),
-        servers: &[(Kind::Gateway, None), (Kind::NginxCopy, Some(1.6))],
-    },
+            ..HOT_LARGE
+        },
+        &[(Kind::Gateway, None), (Kind::NginxCopy, Some(1.6))],
+    ),
 ];
+
+/// The hits of the row about two cores.
+pub const TWO_CORES: Hits = ONE_SMALL;

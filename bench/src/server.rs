@@ -18,8 +18,8 @@ use crate::{
     usage,
 };
 
-/// Longer than the slowest takes: Varnish compiles its configuration.
-const START: Duration = Duration::from_secs(30);
+/// Longer than the slowest takes on a busy machine: Varnish compiles its configuration, hyper-map codes its pages.
+const START: Duration = Duration::from_secs(120);
 const STOP: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,13 +92,72 @@ impl Kind {
     }
 }
 
+/// The cores that a measurement is made on; `None` on a machine that has only one.
+#[derive(Clone, Copy, Debug)]
+pub struct Machine {
+    pub server_cpu: Option<u32>,
+    pub own_cpu: Option<u32>,
+}
+
+/// How many of them a server gets, and as many workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cores {
+    One,
+    /// The generator's too.
+    Two,
+}
+
+impl Cores {
+    fn workers(self) -> usize {
+        match self {
+            Self::One => 1,
+            Self::Two => 2,
+        }
+    }
+}
+
+impl Machine {
+    /// The list that `taskset` takes for a server.
+    fn list(self, cores: Cores) -> Option<String> {
+        let one = self.server_cpu?;
+        match (cores, self.own_cpu) {
+            (Cores::Two, Some(own)) => Some(format!("{one},{own}")),
+            (Cores::One | Cores::Two, _) => Some(one.to_string()),
+        }
+    }
+
+    /// Puts this process, with the generator and the upstream, on a core of its own, or on those of a server that has two.
+    ///
+    /// # Errors
+    ///
+    /// Returns why it stays where it is.
+    pub fn place_own(self, cores: Cores) -> io::Result<()> {
+        let list = match cores {
+            Cores::One => self.own_cpu.map(|own| own.to_string()),
+            Cores::Two => self.list(cores),
+        };
+        let Some(list) = list else {
+            return Ok(());
+        };
+        let pid = std::process::id().to_string();
+        let placed = Command::new("taskset")
+            .args(["-a", "-c", "-p", &list, &pid])
+            .stdout(Stdio::null())
+            .status()?;
+        if placed.success() {
+            return Ok(());
+        }
+        Err(io::Error::other(format!("taskset ended with {placed}")))
+    }
+}
+
 /// Where servers run and what they log to.
 #[derive(Clone, Debug)]
 pub struct Bench {
     pub gateway: PathBuf,
     /// For configurations, logs and what servers leave behind.
     pub work: PathBuf,
-    pub server_cpu: Option<u32>,
+    pub machine: Machine,
     /// Whether logs are kept in files; else they go to `/dev/null`, as fast a disk as there can be.
     pub keep_logs: bool,
 }
@@ -121,8 +180,16 @@ impl Bench {
     /// # Errors
     ///
     /// Returns why it does not run.
-    pub fn start(&self, kind: Kind, cache_mib: u64, upstream: &Upstream) -> io::Result<Server> {
-        let work = self.work.join(kind.name());
+    pub fn start(
+        &self,
+        kind: Kind,
+        cores: Cores,
+        cache_mib: u64,
+        upstream: &Upstream,
+    ) -> io::Result<Server> {
+        // The same server may run once on one core and once on two.
+        let name = format!("{}-{}", kind.name(), cores.workers());
+        let work = self.work.join(name);
         let cache = cache_folder(&work);
         for folder in [&work, &cache] {
             let _ = fs::remove_dir_all(folder);
@@ -144,6 +211,7 @@ impl Bench {
                 _ => upstream.better.port(),
             },
             cache_mib,
+            cores,
         };
         let mut command = self.command(kind, &filled)?;
         let output = File::options().append(true).create(true).open(&log)?;
@@ -175,19 +243,19 @@ impl Bench {
         let mut command = match kind {
             Kind::Gateway => {
                 let config = file("gateway.toml", include_str!("../peers/gateway.toml"))?;
-                let mut command = self.on_its_cpu(&self.gateway);
+                let mut command = self.on_its_cores(filled.cores, &self.gateway);
                 command.arg("serve").arg("--config").arg(config);
                 command
             }
             Kind::Nginx | Kind::NginxCopy => {
                 let config = file("nginx.conf", include_str!("../peers/nginx.conf"))?;
-                let mut command = self.on_its_cpu("nginx");
+                let mut command = self.on_its_cores(filled.cores, "nginx");
                 command.arg("-p").arg(filled.work).arg("-c").arg(config);
                 command
             }
             Kind::Varnish | Kind::VarnishGzip => {
                 let config = file("varnish.vcl", include_str!("../peers/varnish.vcl"))?;
-                let mut command = self.on_its_cpu("varnishd");
+                let mut command = self.on_its_cores(filled.cores, "varnishd");
                 command.args(["-F", "-j", "none", "-T", "none", "-a"]);
                 command.arg(filled.address()).arg("-f").arg(config);
                 command.arg("-n").arg(filled.work.join("instance"));
@@ -197,7 +265,7 @@ impl Bench {
             }
             Kind::Haproxy => {
                 let config = file("haproxy.cfg", include_str!("../peers/haproxy.cfg"))?;
-                let mut command = self.on_its_cpu("haproxy");
+                let mut command = self.on_its_cores(filled.cores, "haproxy");
                 command.arg("-f").arg(config);
                 command
             }
@@ -223,7 +291,7 @@ impl Bench {
     }
 
     fn limit(&self, filled: &Filled<'_>, page_size: u32, gzip: bool) -> io::Result<Command> {
-        let mut command = self.on_its_cpu(std::env::current_exe()?);
+        let mut command = self.on_its_cores(filled.cores, std::env::current_exe()?);
         command.args(["limit", "--port", &filled.port.to_string()]);
         command.args(["--page-size", &page_size.to_string()]);
         if gzip {
@@ -232,12 +300,12 @@ impl Bench {
         Ok(command)
     }
 
-    /// A command that runs on the servers' core, and ends should the benchmark be ended.
-    fn on_its_cpu(&self, program: impl AsRef<Path>) -> Command {
+    /// A command that runs on the servers' cores, and ends should the benchmark be ended.
+    fn on_its_cores(&self, cores: Cores, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "TERM"]);
-        if let Some(cpu) = self.server_cpu {
-            command.args(["taskset", "-c", &cpu.to_string()]);
+        if let Some(list) = self.machine.list(cores) {
+            command.args(["taskset", "-c", &list]);
         }
         command.arg(program.as_ref());
         command
@@ -252,6 +320,7 @@ struct Filled<'a> {
     port: u16,
     upstream_port: u16,
     cache_mib: u64,
+    cores: Cores,
 }
 
 impl Filled<'_> {
@@ -271,6 +340,7 @@ impl Filled<'_> {
             ("@CACHE@", self.cache.display().to_string()),
             ("@LOG@", self.log.display().to_string()),
             ("@CACHE_MIB@", self.cache_mib.to_string()),
+            ("@WORKERS@", self.cores.workers().to_string()),
             (
                 "@GZIP@",
                 (if keeps_copies { "off" } else { "on" }).to_owned(),

@@ -48,6 +48,23 @@ pub fn available() -> u64 {
     kib.unwrap_or_default() << 10
 }
 
+/// How many files this process may have open.
+pub fn most_files() -> u64 {
+    let text = fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let line = text.lines().find(|line| line.starts_with("Max open files"));
+    let soft = line.and_then(|line| line.split_whitespace().nth(3));
+    soft.and_then(|soft| soft.parse().ok()).unwrap_or(u64::MAX)
+}
+
+/// The processor's name, as far as the system tells it.
+pub fn processor() -> String {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let mut lines = text.lines().filter_map(|line| line.split_once(':'));
+    let name = lines.find(|(name, _)| name.trim() == "model name");
+    name.map_or("an unnamed processor", |(_, value)| value.trim())
+        .to_owned()
+}
+
 struct Stat {
     parent: u32,
     cpu: Duration,

@@ -3,16 +3,21 @@
 
 use std::{
     fmt, io,
+    num::NonZero,
     sync::{
-        Arc,
+        Arc, LazyLock,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
+    thread,
     time::Duration,
 };
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use tokio::{sync::Mutex, time::Instant};
+use tokio::{
+    sync::{Mutex, Semaphore},
+    time::Instant,
+};
 
 use super::{
     coding::{decode, encode, is_quick},
@@ -28,6 +33,10 @@ const SMALLEST_PACKED: usize = 4 << 10;
 
 /// An identity that was moved already.
 const SETTLED: u32 = u32::MAX;
+
+/// As many bodies are coded at once as there are cores: more threads would only hold more memory each.
+static CODERS: LazyLock<Semaphore> =
+    LazyLock::new(|| Semaphore::new(thread::available_parallelism().map_or(1, NonZero::get)));
 
 /// How many forms a body may have.
 const FORMS: usize = Coding::BY_PREFERENCE.len();
@@ -218,6 +227,7 @@ impl Forms {
         let made = if held.makes_quickly(coding, length) {
             held.make(coding, length)
         } else {
+            let _turn = CODERS.acquire().await.expect("it is never closed");
             let held = held.clone();
             let making = tokio::task::spawn_blocking(move || held.make(coding, length));
             making
