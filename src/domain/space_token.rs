@@ -36,10 +36,10 @@ impl SpaceToken {
     pub fn as_str(&self) -> &str {
         &self.0
     }
-}
 
-impl fmt::Display for SpaceToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    /// What it prints as: `space-` and twelve hex digits of its digest.
+    #[must_use]
+    pub fn fingerprint(&self) -> CompactString {
         let digest = blake3::hash(self.0.as_bytes());
         let mut text = *b"space-............";
         let digits = text[6..].chunks_exact_mut(2);
@@ -47,7 +47,13 @@ impl fmt::Display for SpaceToken {
             pair[0] = HEX[usize::from(byte >> 4)];
             pair[1] = HEX[usize::from(byte & 0xf)];
         }
-        f.write_str(std::str::from_utf8(&text).expect("hex digits are ASCII"))
+        CompactString::from_utf8(text).expect("hex digits are ASCII")
+    }
+}
+
+impl fmt::Display for SpaceToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.fingerprint())
     }
 }
 

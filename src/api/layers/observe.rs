@@ -23,6 +23,7 @@ use crate::{
         exchange::{Answer, Arrived, Asked, Body, Facts, whole},
         peer::{Peer, TrustedProxies},
     },
+    domain::SpaceToken,
     telemetry::{
         metrics::{CANCELLED, GaugeGuard, Metrics, NO_CLIENT, Route},
         traces::{Span, Tracer, traceparent},
@@ -380,6 +381,8 @@ impl Seen {
             return;
         }
         let facts = told.facts;
+        let space = facts.and_then(|facts| facts.space.as_ref());
+        let space = space.map(SpaceToken::fingerprint);
         let peer = self.peer.0.map(written);
         let client = if self.client_address == self.peer.0 {
             peer.clone()
@@ -394,9 +397,7 @@ impl Seen {
             peer.address = peer.as_deref(),
             client.address = client.as_deref(),
             client.name = facts.map_or(NO_CLIENT, |facts| facts.account.client()),
-            space = facts
-                .and_then(|facts| facts.space.as_ref())
-                .map(tracing::field::display),
+            space = space.as_deref(),
             response.status = told.status.map(|status| status.as_u16()),
             response.code = told.code,
             response.bytes = told.bytes,
