@@ -29,9 +29,10 @@ mod signals;
 /// EX_CONFIG of sysexits.h.
 const EXIT_CONFIG: u8 = 78;
 const EXIT_FAILURE: u8 = 1;
-/// Threads for what blocks: coding pages, looking up names, reading files. tokio's 512 all came when clients first asked for coded copies of
-/// many pages, no faster than a few, and the allocator kept 800 MB for them.
-const BLOCKING_THREADS: usize = 16;
+/// Threads for what blocks: coding pages, of which no more than there are cores do so at once, looking up names, each for as long as a
+/// resolver may take, and reading files. tokio's 512 all came when clients first asked for coded copies of many pages, and the allocator
+/// kept 800 MB for them.
+const BLOCKING_THREADS: usize = 64;
 
 /// A caching gateway in front of Unpod's tasks endpoint.
 #[derive(Debug, Parser)]

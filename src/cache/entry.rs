@@ -128,6 +128,12 @@ impl Content {
         }
     }
 
+    /// How long the page is as it came, packed or not.
+    #[must_use]
+    pub fn length(&self) -> usize {
+        self.whole.forms.length()
+    }
+
     /// How many tasks this page holds.
     #[must_use]
     pub fn task_count(&self) -> usize {

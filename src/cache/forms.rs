@@ -131,6 +131,12 @@ impl Forms {
         self.held.load().get(coding).is_some()
     }
 
+    /// How long the identity is.
+    #[must_use]
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
     /// How long the body is in `coding`, if that is known without making it.
     #[must_use]
     pub fn length_in(&self, coding: Coding) -> Option<usize> {
@@ -227,9 +233,13 @@ impl Forms {
         let made = if held.makes_quickly(coding, length) {
             held.make(coding, length)
         } else {
-            let _turn = CODERS.acquire().await.expect("it is never closed");
+            let turn = CODERS.acquire().await.expect("it is never closed");
             let held = held.clone();
-            let making = tokio::task::spawn_blocking(move || held.make(coding, length));
+            let making = tokio::task::spawn_blocking(move || {
+                // Its work goes on where the client has gone.
+                let _turn = turn;
+                held.make(coding, length)
+            });
             making
                 .await
                 .unwrap_or_else(|ended| Err(io::Error::other(ended)))

@@ -1,7 +1,7 @@
 //! JSON as it lies in its bytes: all of it is checked, nothing of it is built.
 //!
 //! Its own reader rather than serde_json's, which goes through a page once to find its tasks and once more to look into them; what
-//! it takes and refuses is the same.
+//! it takes and refuses is the same, but that a string of no UTF-8 is refused wherever it stands.
 
 use std::{borrow::Cow, ops::Range};
 

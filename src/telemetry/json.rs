@@ -166,7 +166,7 @@ fn has_special(text: &[u8]) -> bool {
 fn is_any_special(word: u64) -> bool {
     const EACH: u64 = u64::from_ne_bytes([1; 8]);
     let below = |word: u64, bound: u8| word.wrapping_sub(EACH * u64::from(bound)) & !word;
-    let is = |byte: u8| below(word ^ EACH * u64::from(byte), 1);
+    let is = |byte: u8| below(word ^ (EACH * u64::from(byte)), 1);
     (below(word, b' ') | is(b'"') | is(b'\\')) & EACH << 7 != 0
 }
 

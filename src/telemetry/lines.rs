@@ -117,8 +117,9 @@ impl Queue {
     fn write_to(&self, mut sink: impl Write) {
         let mut batch = Vec::new();
         while self.take(&mut batch) {
-            // There is nowhere to tell that the log cannot be written.
-            let _ = sink.write_all(&batch).and_then(|()| sink.flush());
+            let unwritten = write_batch(&mut sink, &batch);
+            let lost = unwritten.iter().filter(|byte| **byte == b'\n').count() as u64;
+            self.lost.fetch_add(lost, Ordering::Relaxed);
             batch.clear();
             batch.shrink_to(BATCH);
         }
@@ -139,6 +140,21 @@ impl Queue {
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Writes what it can, however long that takes, and returns what it cannot.
+fn write_batch<'a>(sink: &mut impl Write, batch: &'a [u8]) -> &'a [u8] {
+    let mut rest = batch;
+    while !rest.is_empty() {
+        match sink.write(rest) {
+            Ok(written @ 1..) => rest = &rest[written..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // Somebody made the pipe one that does not wait.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(GATHER),
+            Ok(0) | Err(_) => break,
+        }
+    }
+    rest
 }
 
 impl Drop for LineWriter {
@@ -202,6 +218,34 @@ mod tests {
         drop(allow);
         drop(writer);
         assert_eq!(written.lock().unwrap().len(), 1 + MOST);
+    }
+
+    #[test]
+    fn what_a_sink_refuses_is_counted_and_what_it_delays_is_not() {
+        /// Takes three bytes at a time, and nothing at first and in the end.
+        struct Narrow(usize);
+        impl Write for Narrow {
+            fn write(&mut self, batch: &[u8]) -> io::Result<usize> {
+                self.0 += 1;
+                match self.0 {
+                    1 => Err(io::ErrorKind::WouldBlock.into()),
+                    2 => Err(io::ErrorKind::Interrupted.into()),
+                    3 | 4 => Ok(batch.len().min(3)),
+                    _ => Err(io::ErrorKind::BrokenPipe.into()),
+                }
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        assert_eq!(write_batch(&mut Narrow(0), b"ab\ncd\n"), b"");
+        assert_eq!(write_batch(&mut Narrow(0), b"ab\ncd\nef\n"), b"ef\n");
+
+        let (lines, writer) = lines(Narrow(4));
+        (&lines).write_all(b"a\nb\n").unwrap();
+        drop(writer);
+        assert_eq!(lines.lost(), 2);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::{convert::Infallible, mem, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header,
+    HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri, header, request::Parts,
 };
 use http_body::Body as _;
 use percent_encoding::percent_decode_str;
@@ -62,7 +62,9 @@ fn leave_body_out(response: &mut Response<Body>) {
 /// Checked in the order in which things may be told: path and query, then whether the client may read the space, then how often it
 /// may ask, then the cache.
 async fn page(data: &Data, caller: &Caller, asked: Asked) -> Answer {
-    let (space, query) = match read(&caller.policy, asked.request.uri()) {
+    // A body is nothing to wait for, and would keep its connection's window.
+    let (request, _) = asked.request.into_parts();
+    let (space, query) = match read(&caller.policy, &request.uri) {
         Ok(read) => read,
         Err(error) => return error.into(),
     };
@@ -75,18 +77,20 @@ async fn page(data: &Data, caller: &Caller, asked: Asked) -> Answer {
     };
     let mut answer = match admit(&caller.client, &space).await {
         Ok(Admitted { credential, limits }) => {
-            let headers = asked.request.headers();
             let ask = Ask {
                 credential,
                 upstream: caller.policy.upstream.clone(),
                 space,
                 query,
-                directives: permitted(RequestDirectives::parse(headers), caller.client.may_refresh),
+                directives: permitted(
+                    RequestDirectives::parse(&request.headers),
+                    caller.client.may_refresh,
+                ),
                 account: caller.client.account.clone(),
                 request_id: asked.id,
                 trace: asked.trace,
             };
-            let mut response = serve(data, caller, &ask, asked.request, &mut facts).await;
+            let mut response = serve(data, caller, &ask, request, &mut facts).await;
             rate_limit::write(&limits, response.headers_mut());
             response.into()
         }
@@ -130,11 +134,11 @@ fn read(policy: &Policy, uri: &Uri) -> Result<(SpaceToken, PageQuery), ApiError>
     Ok((space.ok_or(ApiError::InvalidSpaceToken)?, query?))
 }
 
-async fn serve<B>(
+async fn serve(
     data: &Data,
     caller: &Caller,
     ask: &Ask,
-    request: Request<B>,
+    request: Parts,
     facts: &mut Facts,
 ) -> Response<Body> {
     match data.tasks.page(ask).await {
@@ -153,14 +157,13 @@ async fn serve<B>(
 }
 
 /// The answer for a page that was found: 304 where the client has it already.
-async fn respond<B>(
+async fn respond(
     data: &Data,
     caller: &Caller,
     ask: &Ask,
     served: &Served,
-    request: Request<B>,
+    request: Parts,
 ) -> Response<Body> {
-    let (request, _) = request.into_parts();
     let rendition = data
         .tasks
         .rendition(ask, served, caller.client.view.as_deref());

@@ -16,12 +16,20 @@ impl PageStore {
         self.dropped.notified().await;
     }
 
-    /// Every page that was fetched as it is, for a snapshot.
+    /// The pages that were fetched as they are, for a snapshot.
+    ///
+    /// Whoever reads it has them all unpacked: no more than the store may hold of them so, those in use first.
     pub fn saved(&self, now: Instant, now_unix_ms: u64) -> impl Iterator<Item = SavedPage> {
-        self.pages.iter().filter_map(move |(key, page)| {
-            let current = !page.is_assembled && !page.space.dropped_since(page.version);
+        let mut pages: Vec<_> = self.pages.iter().collect();
+        pages.sort_by_key(|(_, page)| page.content.is_packed());
+        let mut room = self.max_bytes;
+        pages.into_iter().filter_map(move |(key, page)| {
+            if page.is_assembled || page.space.dropped_since(page.version) {
+                return None;
+            }
+            room = room.checked_sub(page.content.length())?;
             let age = u64::try_from(page.age(now).as_millis()).unwrap_or(u64::MAX);
-            current.then(|| SavedPage {
+            Some(SavedPage {
                 key: (*key).clone(),
                 born_unix_ms: now_unix_ms.saturating_sub(age),
                 lifetime: page.freshness(now).lifetime(),

@@ -826,3 +826,21 @@ fn who_sees_the_same_move_names_the_same_generation() {
     assert!(!others.contains(&after(Move::Count(6))));
     assert_ne!(others[1], others[2]);
 }
+
+#[test]
+fn a_snapshot_holds_no_more_than_the_store_may_hold_unpacked() {
+    const LENGTH: usize = 64 << 10;
+    let store = store("max_bytes = '1MiB'");
+    for number in 1..=40 {
+        assert!(put(&store, key(number), sized(LENGTH)).stored);
+        let cold = Instant::now() + COLD_AFTER;
+        store.pack_cold(cold, |_| ControlFlow::Continue(()));
+    }
+    assert!(put(&store, key(41), sized(LENGTH)).stored);
+    assert_eq!(store.size().1, 41, "packed, they all have room");
+
+    let saved: Vec<_> = store.saved(Instant::now(), 0).collect();
+
+    assert_eq!(saved.len(), (1 << 20) / LENGTH);
+    assert_eq!(saved[0].key, key(41), "the one in use comes first");
+}
