@@ -18,6 +18,7 @@ use http::{HeaderValue, StatusCode, header};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::time::Instant;
+use tower_http::catch_panic::CatchPanicLayer;
 use tracing::info;
 
 mod access;
@@ -88,7 +89,8 @@ pub struct Reloaded {
 
 /// Builds the operators' router, behind `door`.
 pub fn router(admin: Admin, door: Door) -> Router {
-    Router::new()
+    let counted_in = admin.metrics.clone();
+    let routes = Router::new()
         .route("/livez", get(|| async { "ok" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
@@ -107,7 +109,16 @@ pub fn router(admin: Admin, door: Door) -> Router {
         .route("/cache/explain", get(explain))
         .merge(dashboard::routes())
         .with_state(admin)
-        .layer(middleware::from_fn_with_state(Arc::new(door), admit))
+        .layer(middleware::from_fn_with_state(Arc::new(door), admit));
+    catching_panics(routes, counted_in)
+}
+
+/// A bug costs one request, and is counted, as on the data listener.
+fn catching_panics(routes: Router, metrics: Arc<Metrics>) -> Router {
+    routes.layer(CatchPanicLayer::custom(move |_| {
+        metrics.panicked();
+        StatusCode::INTERNAL_SERVER_ERROR.into_response()
+    }))
 }
 
 /// Lets operators in, and probes to what they may know.
@@ -289,4 +300,25 @@ async fn purge_fingerprint(
     }
     info!(space = fingerprint, %operator, "operator dropped a space from the cache");
     StatusCode::NO_CONTENT.into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use tower::ServiceExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_answered_and_counted() {
+        async fn bug() -> StatusCode {
+            panic!("a bug")
+        }
+        let metrics = Metrics::new([]);
+        let routes = catching_panics(Router::new().route("/", get(bug)), metrics.clone());
+
+        let answer = routes.oneshot(Request::new(Body::empty())).await;
+
+        assert_eq!(answer.unwrap().status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert!(metrics.encode((0, 0)).contains("gateway_panics_total 1"));
+    }
 }
