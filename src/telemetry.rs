@@ -4,9 +4,10 @@ use tracing_subscriber::{
     EnvFilter, Registry, layer::SubscriberExt, reload, util::SubscriberInitExt,
 };
 
+pub use self::lines::LogWriter;
 use self::{
     json::JsonLines,
-    lines::{LineWriter, Lines, lines},
+    lines::{Lines, lines},
 };
 use crate::config::{TelemetryConfig, telemetry::LogFormat};
 
@@ -50,11 +51,6 @@ impl LogLosses {
     }
 }
 
-/// Writes the log. Dropped, it writes what is left, for a second at most; nothing is written after that.
-#[derive(Debug)]
-#[must_use = "the log ends when it is dropped"]
-pub struct LogWriter(#[expect(dead_code, reason = "it is there to be dropped")] LineWriter);
-
 fn filter(config: &TelemetryConfig) -> EnvFilter {
     EnvFilter::try_new(&config.filter).unwrap_or_else(|_| EnvFilter::new("info"))
 }
@@ -89,5 +85,5 @@ pub fn init(config: &TelemetryConfig) -> (Log, LogWriter) {
         filter: Some(handle),
         losses: Some(losses),
     });
-    (log.unwrap_or_default(), LogWriter(writer))
+    (log.unwrap_or_default(), writer)
 }

@@ -38,8 +38,7 @@ const CLIENT_LIMIT: &str = "default";
 /// A caller with an identity of its own.
 #[derive(Debug)]
 pub struct Client {
-    pub name: Arc<str>,
-    /// What its requests are counted under.
+    /// Its name, and what its requests are counted under.
     pub account: Account,
     spaces: AllowedSpaces,
     /// For all of its spaces, where one is named.
@@ -94,6 +93,11 @@ impl AllowedSpaces {
 }
 
 impl Client {
+    #[must_use]
+    pub fn name(&self) -> &Arc<str> {
+        self.account.client()
+    }
+
     /// Whether it may read `space`.
     #[must_use]
     pub fn may_read(&self, space: &SpaceToken) -> bool {
@@ -112,7 +116,6 @@ impl Client {
     #[must_use]
     pub fn narrowed(&self, spaces: &AllowedSpaces, until: SystemTime) -> Self {
         Self {
-            name: self.name.clone(),
             account: self.account.clone(),
             spaces: self.spaces.narrowed(spaces),
             credential: self.credential.clone(),
@@ -203,12 +206,12 @@ impl Clients {
         for section in configured {
             let mut client = client(section, &views, &credentials);
             if let Some(limit) = &section.rate_limit {
-                let before = previous.and_then(|clients| clients.limiters.get(&client.name));
+                let before = previous.and_then(|clients| clients.limiters.get(client.name()));
                 let limiter = before
                     .filter(|limiter| limiter.config() == limit)
                     .cloned()
                     .unwrap_or_else(|| Arc::new(Limiter::new(CLIENT_LIMIT, limit)));
-                limiters.insert(client.name.clone(), limiter.clone());
+                limiters.insert(client.name().clone(), limiter.clone());
                 client = client.limited_by(limiter);
             }
             let client = Arc::new(client);
@@ -218,7 +221,7 @@ impl Clients {
             if let Some(subject) = &section.certificate_subject {
                 by_subject.insert(subject.clone(), client.clone());
             }
-            by_name.insert(client.name.clone(), client);
+            by_name.insert(client.name().clone(), client);
         }
         Self {
             by_digest,
@@ -361,10 +364,8 @@ fn client(
                 .collect(),
         )
     };
-    let name: Arc<str> = section.name.as_str().into();
     Client {
-        account: Account::new(name.clone()),
-        name,
+        account: Account::new(section.name.as_str().into()),
         spaces,
         credential: section
             .credential

@@ -8,7 +8,7 @@ use axum::{
     response::Response,
     routing::{MethodRouter, any, get},
 };
-use futures_util::future::Either;
+use futures_util::FutureExt;
 use http::{HeaderValue, Method, header};
 use tower::{Service, ServiceBuilder, service_fn};
 
@@ -86,9 +86,9 @@ pub fn data_service(
         // futures, captures and a copy of the header.
         .service(service_fn(move |asked: Asked| match asked.route {
             // In one box: as it is, it would be copied from layer to layer, which took a sixth of all instructions of a hit.
-            Route::Tasks => Either::Left(Box::pin(tasks::answer(data.clone(), asked))),
+            Route::Tasks => tasks::answer(data.clone(), asked).boxed(),
             Route::BrowserTokens | Route::OpenApi | Route::Health | Route::Other => {
-                Either::Right(Box::pin(route(others.clone(), asked)))
+                route(others.clone(), asked).boxed()
             }
         }))
 }

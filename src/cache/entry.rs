@@ -91,8 +91,6 @@ pub struct Content {
     /// How many tasks the list has, over all pages.
     pub count: u64,
     tasks: Arc<[Task]>,
-    /// What the tasks occupy beside the page's bytes.
-    tasks_weight: usize,
     whole: Arc<Rendition>,
     views: Views,
     link: OnceLock<Option<HeaderValue>>,
@@ -103,7 +101,6 @@ impl Content {
     pub fn new(page: TaskPage, now: Instant) -> Self {
         Self {
             count: page.count,
-            tasks_weight: page.heap_bytes() - page.body.len(),
             tasks: page.tasks,
             whole: Arc::new(Rendition::new(page.body, now)),
             views: Views::default(),
@@ -165,7 +162,7 @@ impl Content {
 
     /// Bytes it occupies, beside the struct itself.
     fn heap_bytes(&self) -> usize {
-        self.tasks_weight + self.whole.forms.weight() + self.views.weight()
+        size_of_val(&*self.tasks) + self.whole.forms.weight() + self.views.weight()
     }
 }
 

@@ -55,10 +55,4 @@ impl TaskPage {
         let task = str::from_utf8(&self.body[span]).ok()?;
         json::text(json::member(task, name)?)
     }
-
-    /// Bytes this page holds beside the struct itself.
-    #[must_use]
-    pub fn heap_bytes(&self) -> usize {
-        self.body.len() + size_of_val(&*self.tasks)
-    }
 }

@@ -43,9 +43,10 @@ struct Waiting {
     is_over: bool,
 }
 
-/// The thread that writes. Dropped, it writes what is left, for a second at most.
+/// Writes the log. Dropped, it writes what is left, for a second at most; nothing is written after that.
 #[derive(Debug)]
-pub(super) struct LineWriter {
+#[must_use = "the log ends when it is dropped"]
+pub struct LogWriter {
     queue: Arc<Queue>,
     ended: mpsc::Receiver<()>,
 }
@@ -55,7 +56,7 @@ pub(super) struct LineWriter {
 /// # Panics
 ///
 /// Panics where the system gives no thread.
-pub(super) fn lines(sink: impl Write + Send + 'static) -> (Lines, LineWriter) {
+pub(super) fn lines(sink: impl Write + Send + 'static) -> (Lines, LogWriter) {
     let queue = Arc::new(Queue::default());
     let (end, ended) = mpsc::channel();
     let taken = queue.clone();
@@ -67,7 +68,7 @@ pub(super) fn lines(sink: impl Write + Send + 'static) -> (Lines, LineWriter) {
             let _ = end.send(());
         })
         .expect("a process that begins has a thread to spare");
-    (Lines(queue.clone()), LineWriter { queue, ended })
+    (Lines(queue.clone()), LogWriter { queue, ended })
 }
 
 impl Lines {
@@ -157,7 +158,7 @@ fn write_batch<'a>(sink: &mut impl Write, batch: &'a [u8]) -> &'a [u8] {
     rest
 }
 
-impl Drop for LineWriter {
+impl Drop for LogWriter {
     fn drop(&mut self) {
         self.queue.waiting().is_over = true;
         self.queue.come.notify_one();

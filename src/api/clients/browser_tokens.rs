@@ -109,7 +109,7 @@ impl BrowserTokens {
         let claims = Claims {
             iss: ISSUER.to_owned(),
             aud: AUDIENCE.to_owned(),
-            sub: minter.name.to_string(),
+            sub: minter.name().to_string(),
             spaces: spaces
                 .iter()
                 .map(|space| space.as_str().to_owned())

@@ -130,7 +130,7 @@ pub(super) fn asks(clients: &Clients, token: &str, now: u64) -> Result<Arc<Clien
 }
 
 fn name(asked: Result<Arc<Client>, AuthFailure>) -> Result<String, AuthFailure> {
-    asked.map(|client| client.name.to_string())
+    asked.map(|client| client.name().to_string())
 }
 
 fn reads(client: &Client, space: &str) -> bool {
@@ -144,7 +144,7 @@ async fn a_token_speaks_for_its_client_in_no_more_than_its_spaces() {
 
     let client = asks(&clients, &provider.token(&json!({"spaces": "B C"})), NOW).unwrap();
 
-    assert_eq!(&*client.name, "crm");
+    assert_eq!(&**client.name(), "crm");
     let readable = ["A", "B", "C"].map(|space| reads(&client, space));
     assert_eq!(readable, [false, true, false]);
 }
@@ -523,7 +523,7 @@ fn a_certificate_names_one_client_for_as_long_as_both_last() {
             not_after: at(100),
         };
         let named = clients.recognize(&certificate, at(*now));
-        let named = named.map(|client| client.name.as_ref());
+        let named = named.map(|client| client.name().as_ref());
         assert_eq!(named, *expected, "{subjects:?} at {now}");
     }
 }

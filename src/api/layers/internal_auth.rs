@@ -128,7 +128,7 @@ impl Shared {
         let mut span = asked.trace.begin("auth");
         let identified = self.identify(clients, asked);
         match &identified {
-            Ok(client) => span.set_with("gateway.client", || client.name.to_string()),
+            Ok(client) => span.set_with("gateway.client", || client.name().to_string()),
             Err(reason) => span.fail(reason.as_str()),
         }
         identified

@@ -98,7 +98,7 @@ fn mint(clients: &Clients, minter: &str, spaces: &[&str], ttl: u64) -> Minted {
 }
 
 fn outcome(clients: &Clients, token: &str, now: u64) -> Result<String, AuthFailure> {
-    asks(clients, token, now).map(|client| client.name.to_string())
+    asks(clients, token, now).map(|client| client.name().to_string())
 }
 
 #[test]
@@ -109,7 +109,7 @@ fn a_token_stands_for_its_minter_with_none_of_its_rights_but_to_read() {
 
     for _ in 0..2 {
         let client = asks(&clients, &minted.token, NOW).unwrap();
-        assert_eq!(&*client.name, "crm");
+        assert_eq!(&**client.name(), "crm");
         let reads = ["A", "B", "C"].map(|space| client.may_read(&SpaceToken::new(space).unwrap()));
         assert_eq!(reads, [true, false, false]);
         assert!(!client.may_refresh && !client.may_mint);
