@@ -22,7 +22,7 @@ use crate::{
         self, Clients, Data, Issuers, LivePolicy, Policy,
         admin::{Admin, Door, Draining, Reload, Reloaded},
         exchange::Arrived,
-        layers::observe::AccessLog,
+        layers::observe::Observing,
         peer::{Peer, TrustedProxies},
     },
     cache::PageStore,
@@ -30,11 +30,7 @@ use crate::{
     server::{Connection, Entrance, Limits, Listener, Server, Shutdown, Tls},
     service::{Snapshot, Tasks},
     shared::Link,
-    telemetry::{
-        Log,
-        metrics::Metrics,
-        traces::{Export, Tracer},
-    },
+    telemetry::{Log, metrics::Metrics, traces::Export},
     upstream::{BuildError, Credentials, LimitLayer},
 };
 
@@ -163,6 +159,11 @@ impl Gateway {
             None => None,
         };
         let effective = Arc::new(ArcSwap::from_pointee(config.effective()));
+        let observing = Observing {
+            metrics: metrics.clone(),
+            access_log: log.access_log(&config.telemetry),
+            tracer,
+        };
         let reloader = Arc::new(Reloader {
             policy: policy.clone(),
             tasks: tasks.clone(),
@@ -182,8 +183,7 @@ impl Gateway {
                 .then(|| TrustedProxies::configured(&config.server)),
             tls,
         };
-        let (data, converse) =
-            serve_data(data, entrance, &config, &tasks, &policy, &metrics, tracer);
+        let (data, converse) = serve_data(data, entrance, &config, &tasks, &policy, observing);
         let door = Door::new(policy.clone(), config.auth.max_failures);
         let admin_state = Admin {
             tasks: tasks.clone(),
@@ -273,7 +273,7 @@ impl Gateway {
         info!("draining");
         self.draining.begin();
         self.watching.abort();
-        self.data.shutdown.closing.cancel();
+        self.data.shutdown.begin();
         tokio::time::sleep(self.config.server.drain_delay).await;
         let complete = self.data.end().await;
         if let Some(Snapshotting { task, end, .. }) = self.snapshot {
@@ -295,8 +295,7 @@ impl Gateway {
 
 impl Serving {
     async fn end(self) -> bool {
-        self.shutdown.closing.cancel();
-        self.shutdown.closed.cancel();
+        self.shutdown.complete();
         self.task.await.unwrap_or(false)
     }
 }
@@ -337,32 +336,25 @@ fn serve_data(
     config: &Config,
     tasks: &Arc<Tasks>,
     policy: &LivePolicy,
-    metrics: &Arc<Metrics>,
-    tracer: Option<Tracer>,
+    observing: Observing,
 ) -> (Serving, Converse) {
     let data = Data {
         tasks: tasks.clone(),
     };
-    let access_log = if config.telemetry.access_log {
-        AccessLog::On
-    } else {
-        AccessLog::Off
-    };
+    let metrics = observing.metrics.clone();
     let service = api::data_service(
         data,
         policy.clone(),
         &config.server,
         &config.auth,
-        access_log,
-        metrics.clone(),
-        tracer,
+        observing,
     );
     let shutdown = Shutdown::default();
     let server = Server::new(
         service,
         entrance,
         Limits::new(&config.server),
-        Some(metrics.clone()),
+        Some(metrics),
         shutdown.clone(),
     );
     let serving = Serving {

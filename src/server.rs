@@ -1,10 +1,20 @@
 //! Serves a service on a bound listener until told to stop, then drains.
 
 use std::{
-    cell::RefCell, convert::Infallible, error::Error, io, path::PathBuf, pin::pin, sync::Arc,
+    cell::RefCell,
+    convert::Infallible,
+    error::Error,
+    io,
+    path::PathBuf,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
+use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use http::{HeaderValue, Request, Response, header};
 use http_body::Body;
 use hyper::{body::Incoming, service::service_fn};
@@ -16,7 +26,6 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
     sync::Semaphore,
-    time::Instant,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::Service;
@@ -144,8 +153,22 @@ impl Limits {
 /// The two steps of an end: answers say `Connection: close`, then nothing more is accepted.
 #[derive(Clone, Debug, Default)]
 pub struct Shutdown {
-    pub closing: CancellationToken,
-    pub closed: CancellationToken,
+    /// Looked at for every request: a token's look takes a lock.
+    closing: Arc<AtomicBool>,
+    closed: CancellationToken,
+}
+
+impl Shutdown {
+    /// Takes the first step.
+    pub fn begin(&self) {
+        self.closing.store(true, Ordering::Release);
+    }
+
+    /// Takes both.
+    pub fn complete(&self) {
+        self.begin();
+        self.closed.cancel();
+    }
 }
 
 fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
@@ -276,10 +299,9 @@ where
             peer,
             certificate,
         } = opened;
-        let activity = Arc::new(Activity::new());
+        let activity = Arc::new(Activity::new(self.shutdown.closing.clone()));
         let io = TokioIo::new(Watched::new(io, activity.clone()));
         let requests = activity.clone();
-        let closing = Arc::new(self.shutdown.closing.clone());
         // The connection's own: nobody else calls it meanwhile.
         let service = RefCell::new(self.service);
         let service = service_fn(move |request: Request<Incoming>| {
@@ -289,10 +311,9 @@ where
                 peer,
                 certificate: certificate.clone(),
             });
-            let closing = closing.clone();
             async move {
                 let mut answer = answer.await?;
-                if closing.is_cancelled() && answer.version() <= http::Version::HTTP_11 {
+                if in_flight.is_closing() && answer.version() <= http::Version::HTTP_11 {
                     answer
                         .headers_mut()
                         .insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -302,32 +323,52 @@ where
             }
         });
         let mut connection = pin!(self.builder.serve_connection(io, service));
-        let mut watch =
-            pin!(activity.overstayed(self.limits.header_read_timeout, self.limits.idle_timeout));
-        let mut closed = pin!(self.shutdown.closed.cancelled());
-        let mut asked_to_end = false;
-        let mut overstayed = false;
-        let mut last_word = pin!(tokio::time::sleep(LAST_WORD));
+        let limits = self.limits;
+        // Apart from the connection, which wakes for every request: these are polled when they wake, not when it does. One of them takes
+        // a lock that all connections share.
+        let mut ends = FuturesUnordered::from_iter([
+            async {
+                activity
+                    .overstayed(limits.header_read_timeout, limits.idle_timeout)
+                    .await;
+                End::Overstayed
+            }
+            .boxed(),
+            async {
+                self.shutdown.closed.cancelled().await;
+                End::Closed
+            }
+            .boxed(),
+        ]);
         loop {
             tokio::select! {
+                biased;
                 ended = connection.as_mut() => {
                     if let Err(error) = ended {
                         debug!(error, "a connection ended early");
                     }
                     return;
                 }
-                () = watch.as_mut(), if !overstayed => {
-                    overstayed = true;
-                    // An idle HTTP/2 peer is told; one that dribbles a header is given no time to go on.
-                    connection.as_mut().graceful_shutdown();
-                    last_word.as_mut().reset(Instant::now() + LAST_WORD);
-                }
-                () = last_word.as_mut(), if overstayed => return,
-                () = closed.as_mut(), if !asked_to_end => {
-                    asked_to_end = true;
-                    connection.as_mut().graceful_shutdown();
-                }
+                Some(end) = ends.next() => match end {
+                    End::Overstayed => {
+                        // An idle HTTP/2 peer is told; one that dribbles a header is given no time to go on.
+                        connection.as_mut().graceful_shutdown();
+                        ends.push(tokio::time::sleep(LAST_WORD).map(|()| End::LastWord).boxed());
+                    }
+                    End::Closed => connection.as_mut().graceful_shutdown(),
+                    End::LastWord => return,
+                },
             }
         }
     }
+}
+
+/// Why a connection is to end.
+enum End {
+    /// It has said nothing for too long.
+    Overstayed,
+    /// It had time to say goodbye.
+    LastWord,
+    /// The server ends.
+    Closed,
 }

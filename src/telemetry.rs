@@ -4,13 +4,14 @@ use tracing_subscriber::{
     EnvFilter, Registry, layer::SubscriberExt, reload, util::SubscriberInitExt,
 };
 
-pub use self::lines::LogWriter;
+pub use self::{access::AccessLog, lines::LogWriter};
 use self::{
     json::JsonLines,
     lines::{Lines, lines},
 };
 use crate::config::{TelemetryConfig, telemetry::LogFormat};
 
+pub mod access;
 mod json;
 mod lines;
 pub mod metrics;
@@ -22,6 +23,8 @@ pub mod traces;
 pub struct Log {
     filter: Option<reload::Handle<EnvFilter, Registry>>,
     losses: Option<LogLosses>,
+    /// Where lines of JSON go; `None` where events are all it takes.
+    json: Option<Lines>,
 }
 
 impl Log {
@@ -31,6 +34,15 @@ impl Log {
             // It fails once the subscriber is gone, and with it the log.
             let _ = handle.reload(filter(config));
         }
+    }
+
+    /// Where the access log goes: where everything else does.
+    #[must_use]
+    pub fn access_log(&self, config: &TelemetryConfig) -> AccessLog {
+        if !config.access_log {
+            return AccessLog::OFF;
+        }
+        self.json.clone().map_or(AccessLog::EVENTS, AccessLog::json)
     }
 
     /// What of it is lost; `None` where it is somebody else's.
@@ -63,6 +75,7 @@ pub fn init(config: &TelemetryConfig) -> (Log, LogWriter) {
     let (filter, handle) = reload::Layer::new(filter(config));
     let (lines, writer) = lines(std::io::stderr());
     let losses = LogLosses(lines.clone());
+    let json = (config.format == LogFormat::Json).then(|| lines.clone());
     let registry = tracing_subscriber::registry().with(filter);
     let installed = match config.format {
         LogFormat::Json => registry
@@ -84,6 +97,7 @@ pub fn init(config: &TelemetryConfig) -> (Log, LogWriter) {
     let log = installed.ok().map(|()| Log {
         filter: Some(handle),
         losses: Some(losses),
+        json,
     });
     (log.unwrap_or_default(), writer)
 }

@@ -7,6 +7,8 @@ use std::{
     time::SystemTime,
 };
 
+use foldhash::quality::RandomState;
+
 use super::{
     key::{digest, is_same, scheme_and_word},
     rate_limit::{Limiter, RateLimit, take_all},
@@ -170,7 +172,7 @@ impl Client {
 /// All clients, and the credentials their spaces are read with.
 #[derive(Debug)]
 pub struct Clients {
-    by_digest: HashMap<[u8; 32], Arc<Client>>,
+    by_digest: HashMap<[u8; 32], Arc<Client>, RandomState>,
     by_subject: HashMap<CertificateSubject, Arc<Client>>,
     by_name: HashMap<Arc<str>, Arc<Client>>,
     credentials: Arc<Credentials>,
@@ -199,7 +201,7 @@ impl Clients {
                 (name.clone(), Arc::new(View::new(fields)))
             })
             .collect();
-        let mut by_digest = HashMap::new();
+        let mut by_digest = HashMap::default();
         let mut by_subject = HashMap::new();
         let mut by_name = HashMap::new();
         let mut limiters = HashMap::new();

@@ -5,7 +5,8 @@
 use std::{net::IpAddr, sync::Arc};
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response};
+use compact_str::CompactString;
+use http::{HeaderValue, Request, Response, request::Parts};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 
@@ -13,12 +14,9 @@ use super::{
     ApiError, Caller,
     peer::{ClientCertificate, Peer},
 };
-use crate::{
-    domain::SpaceToken,
-    telemetry::{
-        metrics::{Account, Route},
-        traces::Place,
-    },
+use crate::telemetry::{
+    metrics::{Account, Route},
+    traces::Place,
 };
 
 /// A request, and the connection it came by.
@@ -29,10 +27,12 @@ pub struct Arrived<B = Incoming> {
     pub certificate: Option<Arc<ClientCertificate>>,
 }
 
-/// A request that the edge has seen.
+/// A request that the edge has seen. Layers hand it down in a box: it would be copied from one to the next.
 #[derive(Debug)]
 pub struct Asked<B = Incoming> {
-    pub request: Request<B>,
+    pub head: Parts,
+    /// `None` once it is of no use.
+    pub body: Option<B>,
     pub certificate: Option<Arc<ClientCertificate>>,
     /// The peer's, or the one that a trusted proxy reports.
     pub client_address: Option<IpAddr>,
@@ -73,7 +73,8 @@ pub struct Answer {
 #[derive(Clone, Debug)]
 pub struct Facts {
     pub account: Account,
-    pub space: Option<SpaceToken>,
+    /// The space's fingerprint.
+    pub space: Option<CompactString>,
     pub cache: Option<&'static str>,
     pub age_s: Option<u64>,
     /// What the request cost: 0 where the page was stored, or fetched for another.

@@ -1,5 +1,7 @@
 //! The query string of the tasks route, made canonical: nothing of it goes on but two numbers.
 
+use std::{borrow::Cow, iter};
+
 use url::form_urlencoded;
 
 use super::ApiError;
@@ -16,7 +18,7 @@ use crate::{
 pub fn parse(query: &str, config: &TasksRouteConfig) -> Result<PageQuery, ApiError> {
     let mut page = None;
     let mut page_size = None;
-    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+    for (name, value) in parameters(query) {
         let (name, most, place) = match name.as_ref() {
             "page" => ("page", PageQuery::MAX_PAGE, &mut page),
             "page_size" => ("page_size", config.max_page_size, &mut page_size),
@@ -46,12 +48,39 @@ pub fn parse(query: &str, config: &TasksRouteConfig) -> Result<PageQuery, ApiErr
 ///
 /// Names the first.
 pub fn none(query: &str) -> Result<(), ApiError> {
-    match form_urlencoded::parse(query.as_bytes()).next() {
+    match parameters(query).next() {
         None => Ok(()),
         Some((name, _)) => Err(ApiError::UnknownParameter {
             name: shown(&name),
             known: "none is",
         }),
+    }
+}
+
+/// The names and values of `query`, as the URL standard reads it. What holds no encoded character is read as it stands: the library
+/// looks at each byte several times, a twentieth of what the gateway itself did for a hit.
+fn parameters(query: &str) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, str>)> {
+    let mut rest = Some(query);
+    let pairs = iter::from_fn(move || {
+        let (pair, others) = split(rest?, b'&');
+        rest = others;
+        Some(pair)
+    });
+    pairs.filter_map(|pair| {
+        if pair.bytes().any(|byte| byte == b'%' || byte == b'+') {
+            return form_urlencoded::parse(pair.as_bytes()).next();
+        }
+        let (name, value) = split(pair, b'=');
+        (!pair.is_empty()).then(|| (name.into(), value.unwrap_or_default().into()))
+    })
+}
+
+/// What stands before the first `separator`, an ASCII character, and what after it. For texts as short as these it is quicker than
+/// `split_once`, which looks for the separator as for any text.
+fn split(text: &str, separator: u8) -> (&str, Option<&str>) {
+    match text.bytes().position(|byte| byte == separator) {
+        None => (text, None),
+        Some(place) => (&text[..place], Some(&text[place + 1..])),
     }
 }
 
@@ -83,6 +112,8 @@ fn shown(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn config(unknown_parameters: UnknownParameters) -> TasksRouteConfig {
@@ -100,6 +131,15 @@ mod tests {
                 ApiError::UnknownParameter { name, .. } => format!("unknown {name}"),
                 other => format!("{other:?}"),
             })
+    }
+
+    proptest! {
+        #[test]
+        fn a_query_reads_as_the_url_standard_says(query in "[a-c0-9=&%+é;]{0,24}") {
+            let read: Vec<_> = parameters(&query).collect();
+            let expected: Vec<_> = form_urlencoded::parse(query.as_bytes()).collect();
+            prop_assert_eq!(read, expected);
+        }
     }
 
     #[test]

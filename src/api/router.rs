@@ -9,7 +9,7 @@ use axum::{
     routing::{MethodRouter, any, get},
 };
 use futures_util::FutureExt;
-use http::{HeaderValue, Method, header};
+use http::{HeaderValue, Method, Request, header};
 use tower::{Service, ServiceBuilder, service_fn};
 
 use super::{
@@ -20,7 +20,7 @@ use super::{
         catch_panic::CatchPanicLayer,
         cors::CorsLayer,
         internal_auth::InternalAuthLayer,
-        observe::{AccessLog, ObserveLayer},
+        observe::{ObserveLayer, Observing},
         shed::ShedLayer,
     },
     peer::TrustedProxies,
@@ -32,10 +32,7 @@ use super::{
 use crate::{
     config::{AuthConfig, ServerConfig},
     service::Tasks,
-    telemetry::{
-        metrics::{Metrics, Route},
-        traces::Tracer,
-    },
+    telemetry::metrics::Route,
 };
 
 /// What is served to anybody.
@@ -55,13 +52,12 @@ pub fn data_service(
     policy: LivePolicy,
     server: &ServerConfig,
     auth: &AuthConfig,
-    access_log: AccessLog,
-    metrics: Arc<Metrics>,
-    tracer: Option<Tracer>,
+    observing: Observing,
 ) -> impl Service<Arrived, Response = http::Response<exchange::Body>, Error = Infallible, Future: Send>
 + Clone
 + Send
 + 'static {
+    let metrics = observing.metrics.clone();
     let cors = CorsLayer::new(policy.clone());
     let authenticate = InternalAuthLayer::new(policy, PUBLIC, auth.max_failures, metrics.clone());
     // A body is as short as a header, and is given as long.
@@ -69,10 +65,8 @@ pub fn data_service(
     ServiceBuilder::new()
         // Outermost: whatever happens below gets a request id, a body if it is an error, and its line in the log.
         .layer(ObserveLayer::new(
-            metrics.clone(),
-            access_log,
+            observing,
             TrustedProxies::configured(server),
-            tracer,
         ))
         // Around whatever may refuse or fail: a browser hides an error that does not say who may read it.
         .layer(cors)
@@ -84,7 +78,7 @@ pub fn data_service(
         .layer(authenticate)
         // Pages leave before the router: the edge has told their route by its form, and finding it again would cost a hit boxed
         // futures, captures and a copy of the header.
-        .service(service_fn(move |asked: Asked| match asked.route {
+        .service(service_fn(move |asked: Box<Asked>| match asked.route {
             // In one box: as it is, it would be copied from layer to layer, which took a sixth of all instructions of a hit.
             Route::Tasks => tasks::answer(data.clone(), asked).boxed(),
             Route::BrowserTokens | Route::OpenApi | Route::Health | Route::Other => {
@@ -106,11 +100,18 @@ fn others(body: ReadWithin) -> Router {
         .fallback(|| async { ApiError::RouteNotFound })
 }
 
-async fn route(mut others: Router, mut asked: Asked) -> Result<Answer, Infallible> {
-    if let Some(caller) = asked.caller.take() {
-        asked.request.extensions_mut().insert(caller);
+async fn route(mut others: Router, asked: Box<Asked>) -> Result<Answer, Infallible> {
+    let Asked {
+        mut head,
+        body,
+        caller,
+        ..
+    } = *asked;
+    if let Some(caller) = caller {
+        head.extensions.insert(caller);
     }
-    others.call(asked.request).await.map(Answer::from)
+    let request = Request::from_parts(head, body.map_or_else(Body::empty, Body::new));
+    others.call(request).await.map(Answer::from)
 }
 
 fn reading(route: MethodRouter) -> MethodRouter {

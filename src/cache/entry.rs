@@ -6,6 +6,7 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
+use compact_str::CompactString;
 use http::{
     HeaderMap, HeaderName, HeaderValue,
     header::{CACHE_CONTROL, DATE, ETAG, EXPIRES, LAST_MODIFIED, VARY},
@@ -379,6 +380,12 @@ impl StoredPage {
     #[must_use]
     pub fn age(&self, now: Instant) -> Duration {
         self.freshness.age(now)
+    }
+
+    /// What its space prints as.
+    #[must_use]
+    pub fn space_name(&self) -> &CompactString {
+        self.space.name()
     }
 
     /// When the upstream's answer came.

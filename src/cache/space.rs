@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::stretch::Demand;
-use crate::domain::{PageQuery, Refusal, TaskPage};
+use crate::domain::{PageQuery, Refusal, SpaceToken, TaskPage};
 
 /// Most pages of one space whose refusals are remembered at once.
 const MAX_REFUSED_PAGES: usize = 256;
@@ -23,6 +23,7 @@ const MAX_REFUSED_PAGES: usize = 256;
 /// One space as one credential sees it.
 #[derive(Debug)]
 pub struct Space {
+    name: CompactString,
     demand: Arc<Demand>,
     /// Raised when the space's pages are dropped: a page of an earlier epoch is gone.
     epoch: AtomicU64,
@@ -116,13 +117,20 @@ pub enum Adopted {
 impl Space {
     /// A space of which nothing is known yet. `generation` must not be one that another space of this process had.
     #[must_use]
-    pub fn new(generation: u64, demand: Arc<Demand>) -> Self {
+    pub fn new(token: &SpaceToken, generation: u64, demand: Arc<Demand>) -> Self {
         Self {
+            name: token.fingerprint(),
             demand,
             epoch: AtomicU64::new(0),
             generation: AtomicU64::new(generation),
             state: Mutex::default(),
         }
+    }
+
+    /// What it prints as, which takes a digest to find out.
+    #[must_use]
+    pub fn name(&self) -> &CompactString {
+        &self.name
     }
 
     /// What all pages of the credential need.

@@ -12,6 +12,7 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, Guard};
+use foldhash::quality::RandomState;
 use moka::{notification::RemovalCause, sync::Cache};
 use tokio::{sync::Notify, time::Instant};
 
@@ -48,7 +49,7 @@ const LARGEST_SHARE: usize = 4;
 /// Every stored page, and what is known of each space.
 #[derive(Debug)]
 pub struct PageStore {
-    pages: Cache<PageKey, Arc<StoredPage>>,
+    pages: Cache<PageKey, Arc<StoredPage>, RandomState>,
     spaces: Mutex<Spaces>,
     /// One insertion at a time: moka's inserts run ahead of its evictions by 64 entries whatever their size, so each is
     /// followed by its evictions (measured: a cap of 10 MB held 75 MB of 1 MB entries without, 10 MB with).
@@ -121,7 +122,7 @@ impl PageStore {
                     page.space.remove_page(key.query);
                 }
             })
-            .build();
+            .build_with_hasher(RandomState::default());
         Self {
             pages,
             spaces: Mutex::new(Spaces {
@@ -402,7 +403,7 @@ impl PageStore {
         }
         spaces.sweep(now);
         let demand = self.demand(key.credential);
-        let space = Arc::new(Space::new(self.generation(), demand));
+        let space = Arc::new(Space::new(&key.space, self.generation(), demand));
         spaces.known.insert(key.clone(), space.clone());
         space
     }
@@ -462,8 +463,8 @@ fn next_generation(before: u64, to: Move<'_>) -> u64 {
 }
 
 fn random() -> u64 {
-    use std::hash::{BuildHasher, RandomState};
-    RandomState::new().hash_one(())
+    use std::hash::BuildHasher;
+    std::hash::RandomState::new().hash_one(())
 }
 
 #[cfg(test)]

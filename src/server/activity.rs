@@ -30,11 +30,14 @@ pub(super) struct Activity {
     reading_since: AtomicU64,
     /// Whether it speaks HTTP/2, whose frames between requests are no beginning of one.
     is_http2: AtomicBool,
+    /// Whether the server is about to end.
+    closing: Arc<AtomicBool>,
 }
 
 impl Activity {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(closing: Arc<AtomicBool>) -> Self {
         Self {
+            closing,
             began: Instant::now(),
             in_flight: AtomicUsize::new(0),
             idle_since: AtomicU64::new(0),
@@ -100,6 +103,13 @@ impl Activity {
 /// A request under way.
 #[derive(Debug)]
 pub(super) struct InFlight(Arc<Activity>);
+
+impl InFlight {
+    /// Whether its answer should be the connection's last.
+    pub(super) fn is_closing(&self) -> bool {
+        self.0.closing.load(Ordering::Acquire)
+    }
+}
 
 impl Drop for InFlight {
     fn drop(&mut self) {
@@ -194,12 +204,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_silent_connection_lives_for_the_idle_timeout() {
-        assert_eq!(ends_after(&Activity::new()).await, IDLE);
+        assert_eq!(ends_after(&Activity::new(Arc::default())).await, IDLE);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_header_that_never_ends_is_cut_off() {
-        let activity = Activity::new();
+        let activity = Activity::new(Arc::default());
         activity.received();
         activity.received();
         // Timers have the grain of a millisecond, and 0 stands for no header.
@@ -209,7 +219,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn idling_begins_when_a_request_ends() {
-        let activity = Arc::new(Activity::new());
+        let activity = Arc::new(Activity::new(Arc::default()));
         activity.received();
         let request = activity.request(Version::HTTP_11);
         tokio::time::advance(Duration::from_secs(100)).await;
@@ -219,7 +229,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_frame_between_http2_requests_begins_none() {
-        let activity = Arc::new(Activity::new());
+        let activity = Arc::new(Activity::new(Arc::default()));
         drop(activity.request(Version::HTTP_2));
         activity.received();
         assert_eq!(ends_after(&activity).await, IDLE);
@@ -227,7 +237,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_long_request_is_no_silence() {
-        let activity = Arc::new(Activity::new());
+        let activity = Arc::new(Activity::new(Arc::default()));
         let _request = activity.request(Version::HTTP_11);
         let watched =
             tokio::time::timeout(Duration::from_secs(1000), activity.overstayed(HEADER, IDLE));

@@ -4,13 +4,15 @@
 //! That was half of what a hit costs.
 
 use std::{
+    cell::{Cell, RefCell},
     fmt::{self, Write as _},
-    time::SystemTime,
+    time::{SystemTime, UNIX_EPOCH},
 };
 
-use humantime::format_rfc3339_micros;
+use compact_str::CompactString;
+use humantime::format_rfc3339_seconds;
 use tracing::{
-    Event, Subscriber,
+    Event, Metadata, Subscriber,
     field::{Field, Visit},
 };
 use tracing_log::NormalizeEvent;
@@ -19,8 +21,8 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
-/// Most lines are no longer.
-const USUAL_LENGTH: usize = 1024;
+/// Most lines are no longer; what longer ones took is given back.
+const USUAL_LENGTH: usize = 4096;
 
 /// Writes the fields of an event beside its time, level and target; those of spans are left out.
 #[derive(Debug)]
@@ -40,23 +42,74 @@ where
         // What came by the `log` crate says where it is from in its fields.
         let of_log = event.normalized_metadata();
         let metadata = of_log.as_ref().unwrap_or_else(|| event.metadata());
-        let mut line = Line(String::with_capacity(USUAL_LENGTH));
-        line.0.push_str("{\"timestamp\":\"");
-        write!(line.0, "{}", format_rfc3339_micros(SystemTime::now()))?;
-        line.0.push('"');
-        line.text("level", metadata.level().as_str());
-        event.record(&mut line);
-        line.text("target", metadata.target());
-        line.0.push_str("}\n");
-        writer.write_str(&line.0)
+        line(
+            metadata,
+            |line| event.record(line),
+            |line| writer.write_str(line),
+        )
+    }
+}
+
+thread_local! {
+    /// The line that was written last, whose memory the next one is written into.
+    static LAST: Cell<String> = const { Cell::new(String::new()) };
+    /// The last second that was written.
+    static SECOND: RefCell<Second> = const { RefCell::new(Second::NONE) };
+}
+
+/// Has `members` write what a line of `metadata` holds beside time, level and target, and `take` take it.
+pub(super) fn line<R>(
+    metadata: &Metadata<'_>,
+    members: impl FnOnce(&mut Line),
+    take: impl FnOnce(&str) -> R,
+) -> R {
+    // Taken out meanwhile: what is logged may itself log while it is written.
+    let mut line = Line(LAST.take());
+    line.0.clear();
+    line.0.push_str("{\"timestamp\":");
+    line.time(SystemTime::now());
+    line.name("level");
+    line.quoted(metadata.level().as_str());
+    members(&mut line);
+    line.name("target");
+    line.string(metadata.target());
+    line.0.push_str("}\n");
+    let taken = take(&line.0);
+    if line.0.capacity() <= USUAL_LENGTH {
+        LAST.set(line.0);
+    }
+    taken
+}
+
+/// A second as RFC 3339 writes it, but for the letter of its zone.
+struct Second {
+    unix: Option<u64>,
+    text: CompactString,
+}
+
+impl Second {
+    const NONE: Self = Self {
+        unix: None,
+        text: CompactString::const_new(""),
+    };
+
+    fn of(time: SystemTime, unix: u64) -> Self {
+        let mut text = CompactString::default();
+        // It fails from the year 10000 on.
+        let _ = write!(text, "{}", format_rfc3339_seconds(time));
+        text.pop();
+        Self {
+            unix: Some(unix),
+            text,
+        }
     }
 }
 
 /// The members of an object that has one already.
-struct Line(String);
+pub(super) struct Line(String);
 
 impl Line {
-    /// Names stand in code: none holds what would have to be escaped.
+    /// Begins a member. Names stand in code: none holds what would have to be escaped.
     fn name(&mut self, name: &'static str) {
         debug_assert!(!has_special(name.as_bytes()), "{name}");
         self.0.push_str(",\"");
@@ -64,30 +117,61 @@ impl Line {
         self.0.push_str("\":");
     }
 
-    fn text(&mut self, name: &'static str, value: &str) {
-        self.name(name);
+    /// Begins the member that `member`, a comma, a quoted name and a colon, begins.
+    pub(super) fn begin(&mut self, member: &'static str) {
+        self.0.push_str(member);
+    }
+
+    pub(super) fn string(&mut self, value: &str) {
         self.0.push('"');
         Escaped(&mut self.0).push(value);
         self.0.push('"');
     }
 
-    fn number(&mut self, name: &'static str, value: impl itoa::Integer) {
-        self.name(name);
+    /// A string that holds nothing that would have to be escaped.
+    pub(super) fn quoted(&mut self, value: &str) {
+        debug_assert!(!has_special(value.as_bytes()), "{value}");
+        self.0.push('"');
+        self.0.push_str(value);
+        self.0.push('"');
+    }
+
+    pub(super) fn number(&mut self, value: impl itoa::Integer) {
         self.0.push_str(itoa::Buffer::new().format(value));
+    }
+
+    /// In microseconds. What stays the same for a second is written once in it: it was half of what a line of the access log cost.
+    fn time(&mut self, now: SystemTime) {
+        let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.0.push('"');
+        SECOND.with_borrow_mut(|second| {
+            if second.unix != Some(since.as_secs()) {
+                *second = Second::of(now, since.as_secs());
+            }
+            self.0.push_str(&second.text);
+        });
+        self.0.push('.');
+        let mut digits = itoa::Buffer::new();
+        let (_, micros) = digits.format(1_000_000 + since.subsec_micros()).split_at(1);
+        self.0.push_str(micros);
+        self.0.push_str("Z\"");
     }
 }
 
 impl Visit for Line {
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.text(field.name(), value);
+        self.name(field.name());
+        self.string(value);
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.number(field.name(), value);
+        self.name(field.name());
+        self.number(value);
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.number(field.name(), value);
+        self.name(field.name());
+        self.number(value);
     }
 
     fn record_bool(&mut self, field: &Field, value: bool) {

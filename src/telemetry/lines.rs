@@ -72,6 +72,10 @@ pub(super) fn lines(sink: impl Write + Send + 'static) -> (Lines, LogWriter) {
 }
 
 impl Lines {
+    pub(super) fn push(&self, line: &str) {
+        self.0.push(line.as_bytes());
+    }
+
     /// How many lines found no room.
     pub(super) fn lost(&self) -> u64 {
         self.0.lost.load(Ordering::Relaxed)

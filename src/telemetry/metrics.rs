@@ -16,18 +16,17 @@ use prometheus_client::{
         counter::Counter,
         family::{Family, MetricConstructor},
         gauge::Gauge,
-        histogram::Histogram,
     },
     registry::Registry,
 };
 
 pub use self::account::Account;
-use self::{account::count, ages::Ages, process::Process};
+use self::{account::count, histogram::Histogram, process::Process};
 use super::LogLosses;
 use crate::cache::CacheStatus;
 
 mod account;
-mod ages;
+mod histogram;
 mod process;
 
 /// What stands for a client where there is none.
@@ -37,6 +36,10 @@ pub const BACKGROUND: &str = "background";
 /// What stands for the status of a request whose client went away before there was one.
 pub const CANCELLED: &str = "cancelled";
 
+/// Bounds in seconds: the configured lifetimes and the stretched ones, up to the last age that may stand in.
+const AGE_BOUNDS: [f64; 10] = [
+    1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0, 7200.0,
+];
 /// Bounds in seconds: hits lie in the first four, fills in the rest, the deadline near the end.
 const DURATION_BOUNDS: [f64; 13] = [
     0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
@@ -118,7 +121,7 @@ struct Durations;
 
 impl MetricConstructor<Histogram> for Durations {
     fn new_metric(&self) -> Histogram {
-        Histogram::new(DURATION_BOUNDS)
+        Histogram::new(&DURATION_BOUNDS)
     }
 }
 
@@ -368,7 +371,7 @@ pub struct Metrics {
     cache_bytes: Gauge,
     cache_entries: Gauge,
     cache_evictions: Counter,
-    page_age: Ages,
+    page_age: Histogram,
     fills: Family<OutcomeLabels, Counter>,
     fill_duration: Histogram,
     fills_under_way: Gauge,
@@ -413,7 +416,7 @@ impl Metrics {
             cache_bytes: Gauge::default(),
             cache_entries: Gauge::default(),
             cache_evictions: Counter::default(),
-            page_age: Ages::default(),
+            page_age: Histogram::new(&AGE_BOUNDS),
             fills: Family::default(),
             fill_duration: Durations.new_metric(),
             fills_under_way: Gauge::default(),
@@ -729,7 +732,7 @@ impl Metrics {
             };
             self.http_requests.get_or_create(&labels).clone()
         });
-        self.durations[route as usize].observe(took.as_secs_f64());
+        self.durations[route as usize].observe(took);
     }
 
     /// A request was answered with the error of this code.
@@ -809,7 +812,7 @@ impl Metrics {
     /// A fill ended.
     pub fn filled(&self, outcome: &'static str, took: Duration) {
         self.fills.get_or_create(&OutcomeLabels { outcome }).inc();
-        self.fill_duration.observe(took.as_secs_f64());
+        self.fill_duration.observe(took);
     }
 
     /// The upstream answered a call that `client` caused; `None`: it did not.

@@ -609,3 +609,17 @@ async fn the_access_log_has_one_line_a_request() {
     assert!(!Path::new(&told("space")[0]).has_root());
     assert!(log.iter().all(|line| !line.contains(world::SUPPORT)));
 }
+
+#[tokio::test]
+async fn the_filter_holds_for_the_access_log() {
+    let logging = "[telemetry]\nfilter = \"info,unpod_gateway::access=warn\"\naccess_log = true";
+    let simulator = Simulator::start(Options::default()).await.unwrap();
+    let served = Served::start(setup().with(logging), &simulator.base_url()).await;
+    served.get("/nowhere").await;
+
+    served.signal("-TERM").await;
+    let (_, log) = served.end().await;
+
+    assert!(log.iter().any(|line| line.contains("gateway has ended")));
+    assert!(log.iter().all(|line| !line.contains("request.id")));
+}

@@ -9,7 +9,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header, request::Parts};
 use tower::{Layer, Service};
 
 use crate::{
@@ -64,9 +64,9 @@ pub struct Cors<S> {
     policy: LivePolicy,
 }
 
-impl<S, B> Service<Asked<B>> for Cors<S>
+impl<S, B> Service<Box<Asked<B>>> for Cors<S>
 where
-    S: Service<Asked<B>, Response = Answer>,
+    S: Service<Box<Asked<B>>, Response = Answer>,
 {
     type Response = Answer;
     type Error = S::Error;
@@ -76,8 +76,8 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, asked: Asked<B>) -> Self::Future {
-        let terms = Terms::of(&self.policy.load().cors, asked.route, &asked.request);
+    fn call(&mut self, asked: Box<Asked<B>>) -> Self::Future {
+        let terms = Terms::of(&self.policy.load().cors, asked.route, &asked.head);
         let is_preflight = terms.as_ref().is_some_and(|terms| terms.is_preflight);
         CorsFuture {
             inner: (!is_preflight).then(|| self.inner.call(asked)),
@@ -96,18 +96,18 @@ struct Terms {
 
 impl Terms {
     /// `None` where CORS has no part: none is configured, or the path is no tasks route.
-    fn of<B>(cors: &CorsConfig, route: Route, request: &Request<B>) -> Option<Self> {
+    fn of(cors: &CorsConfig, route: Route, request: &Parts) -> Option<Self> {
         if cors.origins.is_empty() || route != Route::Tasks {
             return None;
         }
-        let headers = request.headers();
+        let headers = &request.headers;
         let allowed = sole_origin(headers).filter(|origin| {
             let origin = origin.as_bytes();
             cors.origins.iter().any(|pattern| pattern.matches(origin))
         });
         Some(Self {
             allowed: allowed.cloned(),
-            is_preflight: request.method() == Method::OPTIONS
+            is_preflight: request.method == Method::OPTIONS
                 && headers.contains_key(header::ORIGIN)
                 && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD),
         })
@@ -180,6 +180,7 @@ mod tests {
     use std::{convert::Infallible, future::ready, sync::Arc};
 
     use arc_swap::ArcSwap;
+    use http::Request;
     use tower::{ServiceExt, service_fn, util::BoxCloneSyncService};
 
     use super::*;
@@ -209,25 +210,27 @@ mod tests {
         Arc::new(Policy::new(&config, clients, upstream))
     }
 
-    fn asked(method: &str, path: &str, lines: &Lines) -> Asked<()> {
+    fn asked(method: &str, path: &str, lines: &Lines) -> Box<Asked<()>> {
         let mut request = Request::builder().method(method).uri(path);
         for (name, value) in lines {
             request = request.header(*name, *value);
         }
-        Asked {
-            request: request.body(()).unwrap(),
+        let (head, body) = request.body(()).unwrap().into_parts();
+        Box::new(Asked {
+            head,
+            body: Some(body),
             certificate: None,
             client_address: None,
             route: route(path),
             id: HeaderValue::from_static("1"),
             trace: Place::default(),
             caller: None,
-        }
+        })
     }
 
     fn terms(method: &str, path: &str, lines: &Lines) -> Option<Terms> {
         let asked = asked(method, path, lines);
-        Terms::of(&policy(&[APP]).cors, asked.route, &asked.request)
+        Terms::of(&policy(&[APP]).cors, asked.route, &asked.head)
     }
 
     #[test]
@@ -277,7 +280,7 @@ mod tests {
     #[tokio::test]
     async fn the_policy_in_force_decides() {
         let live: LivePolicy = Arc::new(ArcSwap::new(policy(&[])));
-        let inner = service_fn(|_: Asked<()>| async {
+        let inner = service_fn(|_: Box<Asked<()>>| async {
             Ok::<_, Infallible>(Answer::from(Response::new(())))
         });
         let service = CorsLayer::new(live.clone()).layer(inner);
@@ -301,7 +304,7 @@ mod tests {
     #[tokio::test]
     async fn a_preflight_reaches_nobody() {
         let live: LivePolicy = Arc::new(ArcSwap::new(policy(&[APP])));
-        let inner = service_fn(|_: Asked<()>| async { panic!("it was passed on") });
+        let inner = service_fn(|_: Box<Asked<()>>| async { panic!("it was passed on") });
         let mut service = CorsLayer::new(live).layer(inner);
         for origin in [APP, "https://evil.test"] {
             let lines = [("origin", origin), ("access-control-request-method", "GET")];

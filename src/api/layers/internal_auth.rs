@@ -82,9 +82,9 @@ pub struct InternalAuth<S> {
     shared: Arc<Shared>,
 }
 
-impl<S, B> Service<Asked<B>> for InternalAuth<S>
+impl<S, B> Service<Box<Asked<B>>> for InternalAuth<S>
 where
-    S: Service<Asked<B>, Response = Answer>,
+    S: Service<Box<Asked<B>>, Response = Answer>,
 {
     type Response = Answer;
     type Error = S::Error;
@@ -94,7 +94,7 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, mut asked: Asked<B>) -> Self::Future {
+    fn call(&mut self, mut asked: Box<Asked<B>>) -> Self::Future {
         if self.shared.public.contains(&asked.route) {
             return Either::Left(self.inner.call(asked));
         }
@@ -137,7 +137,7 @@ impl Shared {
     /// By `Authorization` where there is one, good or bad; else by the connection's certificate.
     fn identify<B>(&self, clients: &Clients, asked: &Asked<B>) -> Result<Arc<Client>, AuthFailure> {
         let now = SystemTime::now();
-        let headers = asked.request.headers();
+        let headers = &asked.head.headers;
         match &asked.certificate {
             Some(certificate) if !headers.contains_key(AUTHORIZATION) => {
                 clients.recognize(certificate, now).cloned()

@@ -9,13 +9,11 @@ use std::{
     time::Duration,
 };
 
-use compact_str::{CompactString, ToCompactString};
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::Body as _;
 use opentelemetry::trace::{SpanContext, TraceId};
 use tokio::time::Instant;
 use tower::{Layer, Service};
-use tracing::info;
 
 use crate::{
     api::{
@@ -23,8 +21,8 @@ use crate::{
         exchange::{Answer, Arrived, Asked, Body, Facts, whole},
         peer::{Peer, TrustedProxies},
     },
-    domain::SpaceToken,
     telemetry::{
+        access::{self, AccessLog},
         metrics::{CANCELLED, GaugeGuard, Metrics, NO_CLIENT, Route},
         traces::{Span, Tracer, traceparent},
     },
@@ -36,11 +34,13 @@ const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 /// A client's answer is nobody else's, whatever stands between (contract section 2).
 pub const VARY: HeaderValue = HeaderValue::from_static("Accept-Encoding, Authorization");
 
-/// Whether each request is logged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AccessLog {
-    On,
-    Off,
+/// Where what is seen of requests goes.
+#[derive(Clone, Debug)]
+pub struct Observing {
+    pub metrics: Arc<Metrics>,
+    pub access_log: AccessLog,
+    /// `None`: tracing is off.
+    pub tracer: Option<Tracer>,
 }
 
 /// Observes what passes.
@@ -51,11 +51,8 @@ pub struct ObserveLayer {
 
 #[derive(Debug)]
 struct Shared {
-    metrics: Arc<Metrics>,
-    access_log: AccessLog,
+    observing: Observing,
     proxies: TrustedProxies,
-    /// `None`: tracing is off.
-    tracer: Option<Tracer>,
 }
 
 impl Shared {
@@ -65,7 +62,7 @@ impl Shared {
         route: Route,
         caller: Option<SpanContext>,
     ) -> Span {
-        match &self.tracer {
+        match &self.observing.tracer {
             // Probes ask for it all day.
             Some(tracer) if route != Route::Health => begin_span(tracer, request, route, caller),
             Some(_) | None => Span::default(),
@@ -116,19 +113,9 @@ fn template(route: Route) -> Option<&'static str> {
 
 impl ObserveLayer {
     #[must_use]
-    pub fn new(
-        metrics: Arc<Metrics>,
-        access_log: AccessLog,
-        proxies: TrustedProxies,
-        tracer: Option<Tracer>,
-    ) -> Self {
+    pub fn new(observing: Observing, proxies: TrustedProxies) -> Self {
         Self {
-            shared: Arc::new(Shared {
-                metrics,
-                access_log,
-                proxies,
-                tracer,
-            }),
+            shared: Arc::new(Shared { observing, proxies }),
         }
     }
 }
@@ -153,7 +140,7 @@ pub struct Observe<S> {
 
 impl<S, B> Service<Arrived<B>> for Observe<S>
 where
-    S: Service<Asked<B>, Response = Answer>,
+    S: Service<Box<Asked<B>>, Response = Answer>,
 {
     type Response = Response<Body>;
     type Error = S::Error;
@@ -184,19 +171,21 @@ where
             trace_id: span.place().trace_id().or(caller_trace),
             peer,
             client_address,
-            in_flight: shared.metrics.request_in_flight(),
+            in_flight: shared.observing.metrics.request_in_flight(),
             shared: shared.clone(),
             span,
         };
-        let asked = Asked {
-            request,
+        let (head, body) = request.into_parts();
+        let asked = Box::new(Asked {
+            head,
+            body: Some(body),
             certificate,
             client_address,
             route,
             id,
             trace: seen.span.place().clone(),
             caller: None,
-        };
+        });
         ObserveFuture {
             inner: self.inner.call(asked),
             seen: Some(seen),
@@ -251,21 +240,6 @@ fn new_id() -> HeaderValue {
     HeaderValue::from_bytes(&digits).expect("hex digits are visible ASCII")
 }
 
-/// An address in the log. IPv4, which most are, is written digit by digit: by way of the formatter it costs five times as much.
-fn written(address: IpAddr) -> CompactString {
-    let IpAddr::V4(address) = address else {
-        return address.to_compact_string();
-    };
-    let mut text = CompactString::default();
-    for (place, octet) in address.octets().into_iter().enumerate() {
-        if place > 0 {
-            text.push('.');
-        }
-        text.push_str(itoa::Buffer::new().format(octet));
-    }
-    text
-}
-
 /// What is known of a request while it runs.
 #[derive(Debug)]
 struct Seen {
@@ -286,7 +260,7 @@ impl Seen {
     /// Counts and logs a request whose client went away before there was an answer: hyper drops it then.
     fn cancelled(mut self) {
         self.span.fail(CANCELLED);
-        self.shared.metrics.cancelled(self.route);
+        self.metrics().cancelled(self.route);
         self.log(&Told {
             took: self.started.elapsed(),
             code: Some(CANCELLED),
@@ -327,12 +301,11 @@ impl Seen {
     fn report(&mut self, response: &Response<Body>, facts: Option<&Facts>) {
         let took = self.started.elapsed();
         let account = facts.map(|facts| &facts.account);
-        self.shared
-            .metrics
+        self.metrics()
             .answered(self.route, response.status(), account, took);
         let code = response.extensions().get().map(ApiError::code);
         if let Some(code) = code {
-            self.shared.metrics.answered_error(code);
+            self.metrics().answered_error(code);
         }
         self.trace(response.status(), code, facts);
         self.log(&Told {
@@ -375,38 +348,33 @@ impl Seen {
         }
     }
 
-    /// The one line of a request; a field that does not apply is left out.
+    /// The one line of a request.
     fn log(&self, told: &Told<'_>) {
-        if self.shared.access_log == AccessLog::Off || self.route == Route::Health {
+        if self.route == Route::Health {
             return;
         }
         let facts = told.facts;
-        let space = facts.and_then(|facts| facts.space.as_ref());
-        let space = space.map(SpaceToken::fingerprint);
-        let peer = self.peer.0.map(written);
-        let client = if self.client_address == self.peer.0 {
-            peer.clone()
-        } else {
-            self.client_address.map(written)
-        };
-        info!(
-            request.id = text(&self.id),
-            request.method = self.method.as_str(),
-            request.route = self.route.as_str(),
-            trace.id = self.trace_id.map(tracing::field::display),
-            peer.address = peer.as_deref(),
-            client.address = client.as_deref(),
-            client.name = facts.map_or(NO_CLIENT, |facts| facts.account.client()),
-            space = space.as_deref(),
-            response.status = told.status.map(|status| status.as_u16()),
-            response.code = told.code,
-            response.bytes = told.bytes,
-            response.duration_us = u64::try_from(told.took.as_micros()).unwrap_or(u64::MAX),
-            cache.outcome = facts.and_then(|facts| facts.cache),
-            page.age_s = facts.and_then(|facts| facts.age_s),
-            upstream.calls = facts.map(|facts| facts.upstream_calls),
-            "request"
-        );
+        self.shared.observing.access_log.write(&access::Request {
+            id: text(&self.id),
+            method: self.method.as_str(),
+            route: self.route.as_str(),
+            trace_id: self.trace_id,
+            peer: self.peer.0,
+            client_address: self.client_address,
+            client: facts.map_or(NO_CLIENT, |facts| facts.account.client()),
+            space: facts.and_then(|facts| facts.space.as_deref()),
+            status: told.status.map(|status| status.as_u16()),
+            code: told.code,
+            bytes: told.bytes,
+            duration_us: u64::try_from(told.took.as_micros()).unwrap_or(u64::MAX),
+            cache: facts.and_then(|facts| facts.cache),
+            age_s: facts.and_then(|facts| facts.age_s),
+            upstream_calls: facts.map(|facts| facts.upstream_calls),
+        });
+    }
+
+    fn metrics(&self) -> &Metrics {
+        &self.shared.observing.metrics
     }
 }
 

@@ -3,11 +3,13 @@
 use std::{
     future::Future,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll, ready},
 };
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::{Layer, Service};
 
 use crate::{
@@ -21,7 +23,7 @@ use crate::{
 /// Lets `most` requests run at once.
 #[derive(Clone, Debug)]
 pub struct ShedLayer {
-    places: Arc<Semaphore>,
+    places: Arc<Places>,
     exempt: Route,
     metrics: Arc<Metrics>,
 }
@@ -31,7 +33,10 @@ impl ShedLayer {
     #[must_use]
     pub fn new(most: usize, exempt: Route, metrics: Arc<Metrics>) -> Self {
         Self {
-            places: Arc::new(Semaphore::new(most)),
+            places: Arc::new(Places {
+                taken: AtomicUsize::new(0),
+                most,
+            }),
             exempt,
             metrics,
         }
@@ -56,9 +61,9 @@ pub struct Shed<S> {
     layer: ShedLayer,
 }
 
-impl<S, B> Service<Asked<B>> for Shed<S>
+impl<S, B> Service<Box<Asked<B>>> for Shed<S>
 where
-    S: Service<Asked<B>, Response = Answer>,
+    S: Service<Box<Asked<B>>, Response = Answer>,
 {
     type Response = Answer;
     type Error = S::Error;
@@ -68,19 +73,19 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, asked: Asked<B>) -> Self::Future {
+    fn call(&mut self, asked: Box<Asked<B>>) -> Self::Future {
         if asked.route == self.layer.exempt {
             return ShedFuture {
                 inner: Some(self.inner.call(asked)),
                 _place: None,
             };
         }
-        match self.layer.places.clone().try_acquire_owned() {
-            Ok(place) => ShedFuture {
+        match Place::take(&self.layer.places) {
+            Some(place) => ShedFuture {
                 inner: Some(self.inner.call(asked)),
                 _place: Some(place),
             },
-            Err(_) => {
+            None => {
                 self.layer.metrics.shed(metrics::Shed::MaxInFlight);
                 ShedFuture {
                     inner: None,
@@ -91,13 +96,38 @@ where
     }
 }
 
+/// Nobody waits for a place, so that a count is enough: a semaphore takes a lock to give one back.
+#[derive(Debug)]
+struct Places {
+    taken: AtomicUsize,
+    most: usize,
+}
+
+/// Taken until it is dropped.
+#[derive(Debug)]
+struct Place(Arc<Places>);
+
+impl Place {
+    fn take(places: &Arc<Places>) -> Option<Self> {
+        let next = |taken| (taken < places.most).then_some(taken + 1);
+        let taken = (places.taken).fetch_update(Ordering::AcqRel, Ordering::Acquire, next);
+        taken.is_ok().then(|| Self(places.clone()))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.taken.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 pin_project_lite::pin_project! {
     /// Holds a place while the inner call runs.
     #[derive(Debug)]
     pub struct ShedFuture<F> {
         #[pin]
         inner: Option<F>,
-        _place: Option<OwnedSemaphorePermit>,
+        _place: Option<Place>,
     }
 }
 

@@ -37,13 +37,13 @@ const ASK_EACH_TIME: HeaderValue = HeaderValue::from_static("private, no-cache")
 const CODINGS: [Coding; 3] = [Coding::Brotli, Coding::Zstd, Coding::Gzip];
 
 /// Answers with the page that path and query name.
-pub async fn answer(data: Data, mut asked: Asked) -> Result<Answer, Infallible> {
+pub async fn answer(data: Data, mut asked: Box<Asked>) -> Result<Answer, Infallible> {
     let caller = asked.take_caller();
-    let is_head = asked.request.method() == Method::HEAD;
-    if !is_head && asked.request.method() != Method::GET {
+    let is_head = asked.head.method == Method::HEAD;
+    if !is_head && asked.head.method != Method::GET {
         return Ok(method_not_allowed(&[Method::GET, Method::HEAD]).into());
     }
-    let mut answer = page(&data, &caller, asked).await;
+    let mut answer = page(&data, &caller, &mut asked).await;
     if is_head {
         leave_body_out(&mut answer.response);
     }
@@ -61,42 +61,64 @@ fn leave_body_out(response: &mut Response<Body>) {
 
 /// Checked in the order in which things may be told: path and query, then whether the client may read the space, then how often it
 /// may ask, then the cache.
-async fn page(data: &Data, caller: &Caller, asked: Asked) -> Answer {
-    // A body is nothing to wait for, and would keep its connection's window.
-    let (request, _) = asked.request.into_parts();
-    let (space, query) = match read(&caller.policy, &request.uri) {
+async fn page(data: &Data, caller: &Caller, asked: &mut Asked) -> Answer {
+    // Nothing to wait for, and it would keep its connection's window.
+    asked.body = None;
+    let head = &mut asked.head;
+    let (space, query) = match read(&caller.policy, &head.uri) {
         Ok(read) => read,
         Err(error) => return error.into(),
     };
-    let mut facts = Facts {
+    let facts = |space| Facts {
         account: caller.client.account.clone(),
-        space: Some(space.clone()),
+        space: Some(space),
         cache: None,
         age_s: None,
         upstream_calls: 0,
     };
-    let mut answer = match admit(&caller.client, &space).await {
-        Ok(Admitted { credential, limits }) => {
-            let ask = Ask {
-                credential,
-                upstream: caller.policy.upstream.clone(),
-                space,
-                query,
-                directives: permitted(
-                    RequestDirectives::parse(&request.headers),
-                    caller.client.may_refresh,
-                ),
-                account: caller.client.account.clone(),
-                request_id: asked.id,
-                trace: asked.trace,
+    let Admitted { credential, limits } = match admit(&caller.client, &space).await {
+        Ok(admitted) => admitted,
+        Err(error) => {
+            return Answer {
+                facts: Some(facts(space.fingerprint())),
+                ..Answer::from(error)
             };
-            let mut response = serve(data, caller, &ask, request, &mut facts).await;
-            rate_limit::write(&limits, response.headers_mut());
-            response.into()
         }
-        Err(error) => Answer::from(error),
     };
-    answer.facts = Some(facts);
+    let asks_for = RequestDirectives::parse(&head.headers);
+    let ask = Ask {
+        credential,
+        upstream: caller.policy.upstream.clone(),
+        space,
+        query,
+        directives: permitted(asks_for, caller.client.may_refresh),
+        account: caller.client.account.clone(),
+        request_id: asked.id.clone(),
+        trace: mem::take(&mut asked.trace),
+    };
+    let mut answer = match data.tasks.page(&ask).await {
+        Ok(served) => Answer {
+            response: respond(data, caller, &ask, &served, head).await,
+            facts: Some(Facts {
+                cache: Some(served.status.outcome()),
+                age_s: Some(served.page.age(served.at).as_secs()),
+                upstream_calls: served.calls,
+                ..facts(served.page.space_name().clone())
+            }),
+        },
+        Err(error) => {
+            let facts = Facts {
+                cache: Some(error.status.outcome()),
+                upstream_calls: error.calls,
+                ..facts(ask.space.fingerprint())
+            };
+            Answer {
+                facts: Some(facts),
+                ..Answer::from(ApiError::from(error))
+            }
+        }
+    };
+    rate_limit::write(&limits, answer.response.headers_mut());
     answer
 }
 
@@ -134,41 +156,19 @@ fn read(policy: &Policy, uri: &Uri) -> Result<(SpaceToken, PageQuery), ApiError>
     Ok((space.ok_or(ApiError::InvalidSpaceToken)?, query?))
 }
 
-async fn serve(
-    data: &Data,
-    caller: &Caller,
-    ask: &Ask,
-    request: Parts,
-    facts: &mut Facts,
-) -> Response<Body> {
-    match data.tasks.page(ask).await {
-        Ok(served) => {
-            facts.cache = Some(served.status.outcome());
-            facts.age_s = Some(served.page.age(served.at).as_secs());
-            facts.upstream_calls = served.calls;
-            respond(data, caller, ask, &served, request).await
-        }
-        Err(error) => {
-            facts.cache = Some(error.status.outcome());
-            facts.upstream_calls = error.calls;
-            Answer::from(ApiError::from(error)).response
-        }
-    }
-}
-
 /// The answer for a page that was found: 304 where the client has it already.
 async fn respond(
     data: &Data,
     caller: &Caller,
     ask: &Ask,
     served: &Served,
-    request: Parts,
+    request: &mut Parts,
 ) -> Response<Body> {
     let rendition = data
         .tasks
         .rendition(ask, served, caller.client.view.as_deref());
     let coding = coding(&request.headers, served, &rendition);
-    let mut response = answering(request.headers);
+    let mut response = answering(mem::take(&mut request.headers));
     let headers = response.headers_mut();
     describe(data, &caller.policy, ask, served, headers);
     headers.insert(header::ETAG, rendition.etag.clone());

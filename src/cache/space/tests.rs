@@ -30,7 +30,8 @@ fn page(count: u64, tasks: &[&str]) -> TaskPage {
 }
 
 fn space() -> Space {
-    Space::new(1, Arc::new(Demand::new(Duration::ZERO)))
+    let token = SpaceToken::new("A").unwrap();
+    Space::new(&token, 1, Arc::new(Demand::new(Duration::ZERO)))
 }
 
 fn remembered(refusal: Refusal, lifetime: Duration, now: Instant) -> Remembered {

@@ -1,7 +1,7 @@
-//! A histogram of ages that a hit can add to without a lock; prometheus-client's own takes one.
+//! A histogram that a hit can add to without a lock; prometheus-client's own takes one, which all cores share.
 
 use std::{
-    array, fmt,
+    fmt,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -11,59 +11,60 @@ use std::{
 
 use prometheus_client::{
     encoding::{EncodeMetric, MetricEncoder, NoLabelSet},
-    metrics::MetricType,
+    metrics::{MetricType, TypedMetric},
 };
 
-/// Bounds in seconds: the configured lifetimes and the stretched ones, up to the last age that may stand in.
-const BOUNDS: [f64; 10] = [
-    1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0, 7200.0,
-];
-const BUCKETS: usize = BOUNDS.len() + 1;
-
-/// How old pages were when they were served. A clone adds to the same.
+/// How long things took. A clone adds to the same.
 #[derive(Clone, Debug)]
-pub(super) struct Ages(Arc<Counts>);
+pub(super) struct Histogram(Arc<Counts>);
 
 #[derive(Debug)]
 struct Counts {
-    buckets: [AtomicU64; BUCKETS],
-    sum_ms: AtomicU64,
+    /// In seconds, rising.
+    bounds: &'static [f64],
+    /// One more than bounds.
+    buckets: Box<[AtomicU64]>,
+    sum_us: AtomicU64,
 }
 
-impl Default for Ages {
-    fn default() -> Self {
+impl Histogram {
+    pub(super) fn new(bounds: &'static [f64]) -> Self {
+        let buckets = (0..=bounds.len()).map(|_| AtomicU64::new(0));
         Self(Arc::new(Counts {
-            buckets: array::from_fn(|_| AtomicU64::new(0)),
-            sum_ms: AtomicU64::new(0),
+            bounds,
+            buckets: buckets.collect(),
+            sum_us: AtomicU64::new(0),
         }))
     }
-}
 
-impl Ages {
-    pub(super) fn observe(&self, age: Duration) {
-        let seconds = age.as_secs_f64();
-        let bucket = BOUNDS.partition_point(|bound| *bound < seconds);
-        let ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+    pub(super) fn observe(&self, time: Duration) {
+        let seconds = time.as_secs_f64();
+        let bucket = self.0.bounds.partition_point(|bound| *bound < seconds);
+        let us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         self.0.buckets[bucket].fetch_add(1, Ordering::Relaxed);
-        self.0.sum_ms.fetch_add(ms, Ordering::Relaxed);
+        self.0.sum_us.fetch_add(us, Ordering::Relaxed);
     }
 }
 
-impl EncodeMetric for Ages {
+impl EncodeMetric for Histogram {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
-        let bounds = BOUNDS.into_iter().chain([f64::INFINITY]);
+        let bounds = self.0.bounds.iter().copied().chain([f64::INFINITY]);
         let counts = self.0.buckets.iter();
         let buckets: Vec<(f64, u64)> = bounds
             .zip(counts.map(|count| count.load(Ordering::Relaxed)))
             .collect();
         let count = buckets.iter().map(|(_, count)| count).sum();
-        let sum = self.0.sum_ms.load(Ordering::Relaxed) as f64 / 1000.0;
+        let sum = self.0.sum_us.load(Ordering::Relaxed) as f64 / 1e6;
         encoder.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
     }
 
     fn metric_type(&self) -> MetricType {
-        MetricType::Histogram
+        Self::TYPE
     }
+}
+
+impl TypedMetric for Histogram {
+    const TYPE: MetricType = MetricType::Histogram;
 }
 
 #[cfg(test)]
@@ -73,8 +74,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_age_is_counted_under_the_first_bound_it_does_not_pass() {
-        let ages = Ages::default();
+    fn a_time_is_counted_under_the_first_bound_it_does_not_pass() {
+        let ages = Histogram::new(&[1.0, 5.0, 15.0, 30.0, 7200.0]);
         for ms in [0, 1000, 1001, 30_000, 8_000_000] {
             ages.observe(Duration::from_millis(ms));
         }
