@@ -1,5 +1,6 @@
 //! Our words as types. No I/O, no HTTP, no clock: what a space token, a page and its tasks are, and nothing of how they travel.
 
+pub mod hex;
 pub mod json;
 mod page_key;
 mod page_query;

@@ -11,7 +11,7 @@ use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 
 use super::{
-    ApiError, Caller,
+    ApiError, Client, Policy,
     peer::{ClientCertificate, Peer},
 };
 use crate::telemetry::{
@@ -41,21 +41,10 @@ pub struct Asked<B = Incoming> {
     pub id: HeaderValue,
     /// Where the request's own span is.
     pub trace: Place,
-    /// `None` before authentication, and where a path is served to anybody.
-    pub caller: Option<Caller>,
-}
-
-impl<B> Asked<B> {
-    /// Takes who asks out of it.
-    ///
-    /// # Panics
-    ///
-    /// Panics where [`super::layers::internal_auth`] has not let it through.
-    #[must_use]
-    pub fn take_caller(&mut self) -> Caller {
-        let caller = self.caller.take();
-        caller.expect("authentication lets nobody through without a name")
-    }
+    /// What was in force when it came.
+    pub policy: Arc<Policy>,
+    /// Who asks; `None` before authentication, and where a path is served to anybody.
+    pub client: Option<Arc<Client>>,
 }
 
 /// What goes out: bytes that are there, or whatever axum made.

@@ -18,6 +18,8 @@ pub struct Policy {
     pub upstream: Arc<Upstream>,
     pub operators: OperatorKeys,
     pub route: TasksRouteConfig,
+    /// Whether answers tell which state of the list they show.
+    pub coherent_pages: bool,
     /// How long clients may reuse an answer without asking.
     pub client_max_age: Duration,
     pub cors: CorsConfig,
@@ -31,6 +33,7 @@ impl Policy {
             upstream,
             operators: OperatorKeys::new(config.admin.keys()),
             route: config.routes.tasks.clone(),
+            coherent_pages: config.cache.coherent_pages,
             client_max_age: config.cache.client_max_age,
             cors: config.cors.clone(),
         }

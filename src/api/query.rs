@@ -57,30 +57,59 @@ pub fn none(query: &str) -> Result<(), ApiError> {
     }
 }
 
-/// The names and values of `query`, as the URL standard reads it. What holds no encoded character is read as it stands: the library
-/// looks at each byte several times, a twentieth of what the gateway itself did for a hit.
+/// The names and values of `query`, as the URL standard reads it. What holds no encoded character is read as it stands, in one pass: the
+/// library looks at each byte several times, a twentieth of what the gateway itself did for a hit.
 fn parameters(query: &str) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, str>)> {
     let mut rest = Some(query);
-    let pairs = iter::from_fn(move || {
-        let (pair, others) = split(rest?, b'&');
+    let parameters = iter::from_fn(move || {
+        let (parameter, others) = Parameter::first_of(rest?);
         rest = others;
-        Some(pair)
+        Some(parameter)
     });
-    pairs.filter_map(|pair| {
-        if pair.bytes().any(|byte| byte == b'%' || byte == b'+') {
-            return form_urlencoded::parse(pair.as_bytes()).next();
+    parameters.filter_map(|parameter| {
+        let Parameter {
+            text,
+            equals,
+            is_encoded,
+        } = parameter;
+        if is_encoded {
+            return form_urlencoded::parse(text.as_bytes()).next();
         }
-        let (name, value) = split(pair, b'=');
-        (!pair.is_empty()).then(|| (name.into(), value.unwrap_or_default().into()))
+        let (name, value) = equals.map_or((text, ""), |at| (&text[..at], &text[at + 1..]));
+        (!text.is_empty()).then(|| (name.into(), value.into()))
     })
 }
 
-/// What stands before the first `separator`, an ASCII character, and what after it. For texts as short as these it is quicker than
-/// `split_once`, which looks for the separator as for any text.
-fn split(text: &str, separator: u8) -> (&str, Option<&str>) {
-    match text.bytes().position(|byte| byte == separator) {
-        None => (text, None),
-        Some(place) => (&text[..place], Some(&text[place + 1..])),
+/// What stands between two ampersands.
+struct Parameter<'a> {
+    text: &'a str,
+    /// Where the first equals sign is.
+    equals: Option<usize>,
+    is_encoded: bool,
+}
+
+impl<'a> Parameter<'a> {
+    /// The first of `query`, and what follows its ampersand.
+    fn first_of(query: &'a str) -> (Self, Option<&'a str>) {
+        let (mut equals, mut is_encoded) = (None, false);
+        let mut end = query.len();
+        for (at, byte) in query.bytes().enumerate() {
+            match byte {
+                b'=' => equals = equals.or(Some(at)),
+                b'%' | b'+' => is_encoded = true,
+                b'&' => {
+                    end = at;
+                    break;
+                }
+                _ => {}
+            }
+        }
+        let first = Self {
+            text: &query[..end],
+            equals,
+            is_encoded,
+        };
+        (first, query.get(end + 1..))
     }
 }
 

@@ -13,7 +13,7 @@ use http::{HeaderValue, Method, Request, header};
 use tower::{Service, ServiceBuilder, service_fn};
 
 use super::{
-    ApiError, LivePolicy,
+    ApiError, Caller, LivePolicy,
     error::method_not_allowed,
     exchange::{self, Answer, Arrived, Asked},
     layers::{
@@ -58,18 +58,18 @@ pub fn data_service(
 + Send
 + 'static {
     let metrics = observing.metrics.clone();
-    let cors = CorsLayer::new(policy.clone());
-    let authenticate = InternalAuthLayer::new(policy, PUBLIC, auth.max_failures, metrics.clone());
+    let authenticate = InternalAuthLayer::new(PUBLIC, auth.max_failures, metrics.clone());
     // A body is as short as a header, and is given as long.
     let others = others(ReadWithin(server.header_read_timeout));
     ServiceBuilder::new()
         // Outermost: whatever happens below gets a request id, a body if it is an error, and its line in the log.
         .layer(ObserveLayer::new(
             observing,
+            policy,
             TrustedProxies::configured(server),
         ))
         // Around whatever may refuse or fail: a browser hides an error that does not say who may read it.
-        .layer(cors)
+        .layer(CorsLayer)
         // A bug costs one request, and is counted.
         .layer(CatchPanicLayer::new(metrics.clone()))
         // Before any work: refusing must stay cheap when there is too much of it.
@@ -104,11 +104,12 @@ async fn route(mut others: Router, asked: Box<Asked>) -> Result<Answer, Infallib
     let Asked {
         mut head,
         body,
-        caller,
+        policy,
+        client,
         ..
     } = *asked;
-    if let Some(caller) = caller {
-        head.extensions.insert(caller);
+    if let Some(client) = client {
+        head.extensions.insert(Caller { client, policy });
     }
     let request = Request::from_parts(head, body.map_or_else(Body::empty, Body::new));
     others.call(request).await.map(Answer::from)

@@ -70,10 +70,10 @@ pub struct StoredPage {
 
 /// The fields of a hit that change from second to second: made once for all hits of that second.
 #[derive(Debug)]
-pub struct HitFields {
+struct HitFields {
     of: (CacheStatus, u64),
-    pub cache_status: HeaderValue,
-    pub age: HeaderValue,
+    cache_status: HeaderValue,
+    age: HeaderValue,
 }
 
 impl HitFields {
@@ -83,6 +83,10 @@ impl HitFields {
             cache_status: status.header_value(),
             age: HeaderValue::from(age_s),
         }
+    }
+
+    fn fields(&self) -> (HeaderValue, HeaderValue) {
+        (self.cache_status.clone(), self.age.clone())
     }
 }
 
@@ -363,16 +367,18 @@ impl StoredPage {
         }
     }
 
-    /// What a hit at `now` that is described by `status` says of itself.
+    /// `Cache-Status` and `Age` of a hit that is described by `status`, the page being `age` old.
     #[must_use]
-    pub fn fields_of_hit(&self, status: CacheStatus, now: Instant) -> Arc<HitFields> {
-        let age_s = self.age(now).as_secs();
-        let known = self.of_hits.load();
-        if let Some(known) = known.as_ref().filter(|known| known.of == (status, age_s)) {
-            return known.clone();
+    pub fn fields_of_hit(&self, status: CacheStatus, age: Duration) -> (HeaderValue, HeaderValue) {
+        let of = (status, age.as_secs());
+        if let Some(known) = &*self.of_hits.load()
+            && known.of == of
+        {
+            return known.fields();
         }
-        let fields = Arc::new(HitFields::new(status, age_s));
-        self.of_hits.store(Some(fields.clone()));
+        let made = HitFields::new(status, age.as_secs());
+        let fields = made.fields();
+        self.of_hits.store(Some(Arc::new(made)));
         fields
     }
 

@@ -3,6 +3,7 @@
 //! hyper has one timer for both, which would end a kept-alive connection after the time that a header may take.
 
 use std::{
+    cell::RefCell,
     io,
     pin::Pin,
     sync::{
@@ -18,6 +19,14 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::Instant,
 };
+
+/// What is no longer is written as one piece: copying it costs less than what the system does for several.
+const JOINED: usize = 4 << 10;
+
+thread_local! {
+    /// Where pieces are joined.
+    static WHOLE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// What a connection is doing, in milliseconds since it began.
 #[derive(Debug)]
@@ -179,9 +188,19 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Watched<I> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.io).poll_write_vectored(cx, slices);
-        self.sent(&written);
-        written
+        let length: usize = slices.iter().map(|slice| slice.len()).sum();
+        if length > JOINED {
+            let written = Pin::new(&mut self.io).poll_write_vectored(cx, slices);
+            self.sent(&written);
+            return written;
+        }
+        WHOLE.with_borrow_mut(|whole| {
+            whole.clear();
+            for slice in slices {
+                whole.extend_from_slice(slice);
+            }
+            self.poll_write(cx, whole)
+        })
     }
 
     fn is_write_vectored(&self) -> bool {

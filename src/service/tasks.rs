@@ -86,6 +86,14 @@ pub struct Served {
     pub calls: u32,
 }
 
+impl Served {
+    /// How old the page was when it was judged.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        self.page.age(self.at)
+    }
+}
+
 /// Why there is no page, and what the cache did about it.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{kind}")]
@@ -279,7 +287,7 @@ impl Tasks {
         };
         self.metrics.lookup(status.outcome(), &ask.account);
         if let Ok(served) = &outcome {
-            self.metrics.page_served(served.page.age(served.at));
+            self.metrics.page_served(served.age());
         }
         outcome
     }

@@ -74,25 +74,23 @@ impl AccessLog {
         Self(Sink::Json(lines))
     }
 
-    /// Writes the line of `request`.
+    /// Writes the line of `request`, where the filter lets it through.
     pub fn write(&self, request: &Request<'_>) {
         match &self.0 {
-            Sink::Off => {}
-            Sink::Event => {
+            Sink::Event if is_wanted() => {
                 let mut words = Words(MESSAGE.to_owned());
                 request.tell(&mut words);
                 info!(target: TARGET, "{}", words.0);
             }
-            Sink::Json(lines) => {
-                if is_wanted() {
-                    let members = |line: &mut Line| {
-                        line.begin(name!("message").member);
-                        line.quoted(MESSAGE);
-                        request.tell(line);
-                    };
-                    json::line(&METADATA, members, |line| lines.push(line));
-                }
+            Sink::Json(lines) if is_wanted() => {
+                let members = |line: &mut Line| {
+                    line.begin(name!("message").member);
+                    line.quoted(MESSAGE);
+                    request.tell(line);
+                };
+                json::line(&METADATA, members, |line| lines.push(line));
             }
+            Sink::Off | Sink::Event | Sink::Json(_) => {}
         }
     }
 }
@@ -137,14 +135,25 @@ fn written(address: IpAddr) -> CompactString {
     let IpAddr::V4(address) = address else {
         return address.to_compact_string();
     };
-    let mut text = CompactString::default();
+    let mut text = [0; 15];
+    let mut length = 0;
+    let mut push = |byte| {
+        text[length] = byte;
+        length += 1;
+    };
     for (place, octet) in address.octets().into_iter().enumerate() {
         if place > 0 {
-            text.push('.');
+            push(b'.');
         }
-        text.push_str(itoa::Buffer::new().format(octet));
+        if octet >= 100 {
+            push(b'0' + octet / 100);
+        }
+        if octet >= 10 {
+            push(b'0' + octet / 10 % 10);
+        }
+        push(b'0' + octet % 10);
     }
-    text
+    CompactString::from_utf8(&text[..length]).expect("digits and dots are ASCII")
 }
 
 /// A field's name, and how a member of that name begins.

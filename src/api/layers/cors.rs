@@ -13,10 +13,7 @@ use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header, request
 use tower::{Layer, Service};
 
 use crate::{
-    api::{
-        LivePolicy,
-        exchange::{Answer, Asked},
-    },
+    api::exchange::{Answer, Asked},
     config::CorsConfig,
     telemetry::metrics::Route,
 };
@@ -35,25 +32,13 @@ const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 
 /// Answers preflights of the tasks routes, and says of every other answer who may read it.
 #[derive(Clone, Debug)]
-pub struct CorsLayer {
-    policy: LivePolicy,
-}
-
-impl CorsLayer {
-    #[must_use]
-    pub fn new(policy: LivePolicy) -> Self {
-        Self { policy }
-    }
-}
+pub struct CorsLayer;
 
 impl<S> Layer<S> for CorsLayer {
     type Service = Cors<S>;
 
     fn layer(&self, inner: S) -> Cors<S> {
-        Cors {
-            inner,
-            policy: self.policy.clone(),
-        }
+        Cors { inner }
     }
 }
 
@@ -61,7 +46,6 @@ impl<S> Layer<S> for CorsLayer {
 #[derive(Clone, Debug)]
 pub struct Cors<S> {
     inner: S,
-    policy: LivePolicy,
 }
 
 impl<S, B> Service<Box<Asked<B>>> for Cors<S>
@@ -77,7 +61,7 @@ where
     }
 
     fn call(&mut self, asked: Box<Asked<B>>) -> Self::Future {
-        let terms = Terms::of(&self.policy.load().cors, asked.route, &asked.head);
+        let terms = Terms::of(&asked.policy.cors, asked.route, &asked.head);
         let is_preflight = terms.as_ref().is_some_and(|terms| terms.is_preflight);
         CorsFuture {
             inner: (!is_preflight).then(|| self.inner.call(asked)),
@@ -179,7 +163,6 @@ where
 mod tests {
     use std::{convert::Infallible, future::ready, sync::Arc};
 
-    use arc_swap::ArcSwap;
     use http::Request;
     use tower::{ServiceExt, service_fn, util::BoxCloneSyncService};
 
@@ -210,7 +193,7 @@ mod tests {
         Arc::new(Policy::new(&config, clients, upstream))
     }
 
-    fn asked(method: &str, path: &str, lines: &Lines) -> Box<Asked<()>> {
+    fn asked(policy: Arc<Policy>, method: &str, path: &str, lines: &Lines) -> Box<Asked<()>> {
         let mut request = Request::builder().method(method).uri(path);
         for (name, value) in lines {
             request = request.header(*name, *value);
@@ -224,13 +207,14 @@ mod tests {
             route: route(path),
             id: HeaderValue::from_static("1"),
             trace: Place::default(),
-            caller: None,
+            policy,
+            client: None,
         })
     }
 
     fn terms(method: &str, path: &str, lines: &Lines) -> Option<Terms> {
-        let asked = asked(method, path, lines);
-        Terms::of(&policy(&[APP]).cors, asked.route, &asked.head)
+        let asked = asked(policy(&[APP]), method, path, lines);
+        Terms::of(&asked.policy.cors, asked.route, &asked.head)
     }
 
     #[test]
@@ -278,41 +262,39 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_policy_in_force_decides() {
-        let live: LivePolicy = Arc::new(ArcSwap::new(policy(&[])));
+    async fn the_policy_it_came_under_decides() {
         let inner = service_fn(|_: Box<Asked<()>>| async {
             Ok::<_, Infallible>(Answer::from(Response::new(())))
         });
-        let service = CorsLayer::new(live.clone()).layer(inner);
-        let answer = async || {
-            let asked = service
-                .clone()
-                .oneshot(asked("GET", PATH, &[("origin", APP)]));
+        let service = CorsLayer.layer(inner);
+        let answer = async |origins: &[&str]| {
+            let asked = asked(policy(origins), "GET", PATH, &[("origin", APP)]);
+            let asked = service.clone().oneshot(asked);
             let headers = asked.await.unwrap().response.headers().clone();
             let allowed = headers.get(header::ACCESS_CONTROL_ALLOW_ORIGIN).cloned();
             (headers.contains_key(header::VARY), allowed)
         };
 
-        assert_eq!(answer().await, (false, None));
-        live.store(policy(&["https://*.example.com"]));
+        assert_eq!(answer(&[]).await, (false, None));
         let allowed = HeaderValue::from_static(APP);
-        assert_eq!(answer().await, (true, Some(allowed)));
-        live.store(policy(&["https://other.example.com"]));
-        assert_eq!(answer().await, (true, None));
+        let shown = answer(&["https://*.example.com"]).await;
+        assert_eq!(shown, (true, Some(allowed)));
+        let shown = answer(&["https://other.example.com"]).await;
+        assert_eq!(shown, (true, None));
     }
 
     #[tokio::test]
     async fn a_preflight_reaches_nobody() {
-        let live: LivePolicy = Arc::new(ArcSwap::new(policy(&[APP])));
         let inner = service_fn(|_: Box<Asked<()>>| async { panic!("it was passed on") });
-        let mut service = CorsLayer::new(live).layer(inner);
+        let mut service = CorsLayer.layer(inner);
         for origin in [APP, "https://evil.test"] {
             let lines = [("origin", origin), ("access-control-request-method", "GET")];
-            let asked = service
-                .ready()
-                .await
-                .unwrap()
-                .call(asked("OPTIONS", PATH, &lines));
+            let asked =
+                service
+                    .ready()
+                    .await
+                    .unwrap()
+                    .call(asked(policy(&[APP]), "OPTIONS", PATH, &lines));
             let answer: Result<Answer, Infallible> = asked.await;
             assert_eq!(answer.unwrap().response.status(), StatusCode::NO_CONTENT);
         }

@@ -16,7 +16,7 @@ use tower::{Layer, Service};
 
 use crate::{
     api::{
-        ApiError, Caller, Client, Clients, LivePolicy,
+        ApiError, Client,
         exchange::{Answer, Asked},
         rate_limit::RateLimit,
     },
@@ -38,7 +38,6 @@ pub struct InternalAuthLayer {
 
 #[derive(Debug)]
 struct Shared {
-    policy: LivePolicy,
     public: &'static [Route],
     failures: Failures,
     metrics: Arc<Metrics>,
@@ -47,15 +46,9 @@ struct Shared {
 impl InternalAuthLayer {
     /// `public` are the routes served to anybody; `max_failures` a minute and address, 0 being no limit.
     #[must_use]
-    pub fn new(
-        policy: LivePolicy,
-        public: &'static [Route],
-        max_failures: u32,
-        metrics: Arc<Metrics>,
-    ) -> Self {
+    pub fn new(public: &'static [Route], max_failures: u32, metrics: Arc<Metrics>) -> Self {
         Self {
             shared: Arc::new(Shared {
-                policy,
                 public,
                 failures: Failures::new(max_failures),
                 metrics,
@@ -75,7 +68,7 @@ impl<S> Layer<S> for InternalAuthLayer {
     }
 }
 
-/// Puts the [`Caller`] into the request, or answers 401.
+/// Puts the [`Client`] into the request, or answers 401.
 #[derive(Clone, Debug)]
 pub struct InternalAuth<S> {
     inner: S,
@@ -98,10 +91,9 @@ where
         if self.shared.public.contains(&asked.route) {
             return Either::Left(self.inner.call(asked));
         }
-        let policy = self.shared.policy.load_full();
-        match self.shared.identify_traced(&policy.clients, &asked) {
+        match self.shared.identify_traced(&asked) {
             Ok(client) => {
-                asked.caller = Some(Caller { client, policy });
+                asked.client = Some(client);
                 Either::Left(self.inner.call(asked))
             }
             Err(reason) => {
@@ -120,13 +112,9 @@ pub(in crate::api) fn sole_authorization(headers: &HeaderMap) -> Option<&[u8]> {
 }
 
 impl Shared {
-    fn identify_traced<B>(
-        &self,
-        clients: &Clients,
-        asked: &Asked<B>,
-    ) -> Result<Arc<Client>, AuthFailure> {
+    fn identify_traced<B>(&self, asked: &Asked<B>) -> Result<Arc<Client>, AuthFailure> {
         let mut span = asked.trace.begin("auth");
-        let identified = self.identify(clients, asked);
+        let identified = self.identify(asked);
         match &identified {
             Ok(client) => span.set_with("gateway.client", || client.name().to_string()),
             Err(reason) => span.fail(reason.as_str()),
@@ -135,7 +123,8 @@ impl Shared {
     }
 
     /// By `Authorization` where there is one, good or bad; else by the connection's certificate.
-    fn identify<B>(&self, clients: &Clients, asked: &Asked<B>) -> Result<Arc<Client>, AuthFailure> {
+    fn identify<B>(&self, asked: &Asked<B>) -> Result<Arc<Client>, AuthFailure> {
+        let clients = &asked.policy.clients;
         let now = SystemTime::now();
         let headers = &asked.head.headers;
         match &asked.certificate {

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::Body as _;
 use opentelemetry::trace::{SpanContext, TraceId};
@@ -17,10 +18,11 @@ use tower::{Layer, Service};
 
 use crate::{
     api::{
-        ApiError,
+        ApiError, LivePolicy,
         exchange::{Answer, Arrived, Asked, Body, Facts, whole},
         peer::{Peer, TrustedProxies},
     },
+    domain::hex::write_hex,
     telemetry::{
         access::{self, AccessLog},
         metrics::{CANCELLED, GaugeGuard, Metrics, NO_CLIENT, Route},
@@ -52,6 +54,7 @@ pub struct ObserveLayer {
 #[derive(Debug)]
 struct Shared {
     observing: Observing,
+    policy: LivePolicy,
     proxies: TrustedProxies,
 }
 
@@ -113,9 +116,13 @@ fn template(route: Route) -> Option<&'static str> {
 
 impl ObserveLayer {
     #[must_use]
-    pub fn new(observing: Observing, proxies: TrustedProxies) -> Self {
+    pub fn new(observing: Observing, policy: LivePolicy, proxies: TrustedProxies) -> Self {
         Self {
-            shared: Arc::new(Shared { observing, proxies }),
+            shared: Arc::new(Shared {
+                observing,
+                policy,
+                proxies,
+            }),
         }
     }
 }
@@ -184,7 +191,8 @@ where
             route,
             id,
             trace: seen.span.place().clone(),
-            caller: None,
+            policy: shared.policy.load_full(),
+            client: None,
         });
         ObserveFuture {
             inner: self.inner.call(asked),
@@ -212,7 +220,7 @@ pub(in crate::api) fn named_space(path: &str) -> Option<&str> {
     path.strip_prefix("/spaces/")
         .or_else(|| path.strip_prefix("/api/v2/platform/spaces/"))?
         .strip_suffix("/tasks")
-        .filter(|space| !space.contains('/'))
+        .filter(|space| space.as_bytes().iter().all(|byte| *byte != b'/'))
 }
 
 fn text(id: &HeaderValue) -> &str {
@@ -232,12 +240,11 @@ fn request_id(given: Option<&HeaderValue>) -> HeaderValue {
 
 /// 128 random bits in hex: ids need to differ, not to be secret.
 fn new_id() -> HeaderValue {
-    let bits = fastrand::u128(..);
     let mut digits = [0; 32];
-    for (place, digit) in digits.iter_mut().enumerate() {
-        *digit = b"0123456789abcdef"[(bits >> (4 * place)) as usize & 0xf];
-    }
-    HeaderValue::from_bytes(&digits).expect("hex digits are visible ASCII")
+    write_hex(&fastrand::u128(..).to_ne_bytes(), &mut digits);
+    // Owned, so that the first copy allocates nothing.
+    let digits = Bytes::from_owner(digits);
+    HeaderValue::from_maybe_shared(digits).expect("hex digits are visible ASCII")
 }
 
 /// What is known of a request while it runs.

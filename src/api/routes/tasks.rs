@@ -11,7 +11,7 @@ use percent_encoding::percent_decode_str;
 
 use crate::{
     api::{
-        ApiError, Caller, Client, Data, Policy,
+        ApiError, Client, Data, Policy,
         error::method_not_allowed,
         exchange::{Answer, Asked, Body, Facts, whole},
         layers::observe::{VARY, named_space},
@@ -37,13 +37,16 @@ const ASK_EACH_TIME: HeaderValue = HeaderValue::from_static("private, no-cache")
 const CODINGS: [Coding; 3] = [Coding::Brotli, Coding::Zstd, Coding::Gzip];
 
 /// Answers with the page that path and query name.
+///
+/// # Panics
+///
+/// Panics where [`crate::api::layers::internal_auth`] has not let the request through.
 pub async fn answer(data: Data, mut asked: Box<Asked>) -> Result<Answer, Infallible> {
-    let caller = asked.take_caller();
     let is_head = asked.head.method == Method::HEAD;
     if !is_head && asked.head.method != Method::GET {
         return Ok(method_not_allowed(&[Method::GET, Method::HEAD]).into());
     }
-    let mut answer = page(&data, &caller, &mut asked).await;
+    let mut answer = page(&data, &mut asked).await;
     if is_head {
         leave_body_out(&mut answer.response);
     }
@@ -61,22 +64,24 @@ fn leave_body_out(response: &mut Response<Body>) {
 
 /// Checked in the order in which things may be told: path and query, then whether the client may read the space, then how often it
 /// may ask, then the cache.
-async fn page(data: &Data, caller: &Caller, asked: &mut Asked) -> Answer {
+async fn page(data: &Data, asked: &mut Asked) -> Answer {
     // Nothing to wait for, and it would keep its connection's window.
     asked.body = None;
-    let head = &mut asked.head;
-    let (space, query) = match read(&caller.policy, &head.uri) {
+    let (head, policy) = (&mut asked.head, &asked.policy);
+    let client = asked.client.as_ref();
+    let client = client.expect("authentication lets nobody through without a name");
+    let (space, query) = match read(policy, &head.uri) {
         Ok(read) => read,
         Err(error) => return error.into(),
     };
     let facts = |space| Facts {
-        account: caller.client.account.clone(),
+        account: client.account.clone(),
         space: Some(space),
         cache: None,
         age_s: None,
         upstream_calls: 0,
     };
-    let Admitted { credential, limits } = match admit(&caller.client, &space).await {
+    let Admitted { credential, limits } = match admit(client, &space).await {
         Ok(admitted) => admitted,
         Err(error) => {
             return Answer {
@@ -88,20 +93,20 @@ async fn page(data: &Data, caller: &Caller, asked: &mut Asked) -> Answer {
     let asks_for = RequestDirectives::parse(&head.headers);
     let ask = Ask {
         credential,
-        upstream: caller.policy.upstream.clone(),
+        upstream: policy.upstream.clone(),
         space,
         query,
-        directives: permitted(asks_for, caller.client.may_refresh),
-        account: caller.client.account.clone(),
+        directives: permitted(asks_for, client.may_refresh),
+        account: client.account.clone(),
         request_id: asked.id.clone(),
         trace: mem::take(&mut asked.trace),
     };
     let mut answer = match data.tasks.page(&ask).await {
         Ok(served) => Answer {
-            response: respond(data, caller, &ask, &served, head).await,
+            response: respond(data, client, policy, &ask, &served, head).await,
             facts: Some(Facts {
                 cache: Some(served.status.outcome()),
-                age_s: Some(served.page.age(served.at).as_secs()),
+                age_s: Some(served.age().as_secs()),
                 upstream_calls: served.calls,
                 ..facts(served.page.space_name().clone())
             }),
@@ -159,18 +164,17 @@ fn read(policy: &Policy, uri: &Uri) -> Result<(SpaceToken, PageQuery), ApiError>
 /// The answer for a page that was found: 304 where the client has it already.
 async fn respond(
     data: &Data,
-    caller: &Caller,
+    client: &Client,
+    policy: &Policy,
     ask: &Ask,
     served: &Served,
     request: &mut Parts,
 ) -> Response<Body> {
-    let rendition = data
-        .tasks
-        .rendition(ask, served, caller.client.view.as_deref());
+    let rendition = data.tasks.rendition(ask, served, client.view.as_deref());
     let coding = coding(&request.headers, served, &rendition);
     let mut response = answering(mem::take(&mut request.headers));
     let headers = response.headers_mut();
-    describe(data, &caller.policy, ask, served, headers);
+    describe(policy, ask, served, headers);
     headers.insert(header::ETAG, rendition.etag.clone());
     let Some(coding) = coding else {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
@@ -239,24 +243,21 @@ async fn body(
 }
 
 /// Every field that 200 and 304 share, but for the entity tag.
-fn describe(data: &Data, policy: &Policy, ask: &Ask, served: &Served, headers: &mut HeaderMap) {
+fn describe(policy: &Policy, ask: &Ask, served: &Served, headers: &mut HeaderMap) {
     let page = &served.page;
     headers.insert(header::DATE, page.date.clone());
     headers.insert(header::VARY, VARY);
-    let rest = client_rest(served);
-    headers.insert(
-        header::CACHE_CONTROL,
-        cache_control(policy.client_max_age, rest),
-    );
+    let may_keep = cache_control(policy.client_max_age, || client_rest(served));
+    headers.insert(header::CACHE_CONTROL, may_keep);
     if let Some(last_modified) = &page.last_modified {
         headers.insert(header::LAST_MODIFIED, last_modified.clone());
     }
     match served.status {
         // A stored answer tells its age.
         CacheStatus::Hit { .. } => {
-            let fields = page.fields_of_hit(served.status, served.at);
-            headers.insert(CACHE_STATUS, fields.cache_status.clone());
-            headers.insert(header::AGE, fields.age.clone());
+            let (cache_status, age) = page.fields_of_hit(served.status, served.age());
+            headers.insert(CACHE_STATUS, cache_status);
+            headers.insert(header::AGE, age);
         }
         // One that was just filled tells what the upstream told, if anything.
         CacheStatus::Forward { .. } | CacheStatus::NotCached => {
@@ -269,7 +270,7 @@ fn describe(data: &Data, policy: &Policy, ask: &Ask, served: &Served, headers: &
     if let Some(link) = page.content.link(ask.query) {
         headers.insert(header::LINK, link.clone());
     }
-    if data.tasks.store().is_coherent() {
+    if policy.coherent_pages {
         headers.insert(LIST_GENERATION, page.generation_field.clone());
     }
 }
@@ -284,8 +285,11 @@ fn client_rest(served: &Served) -> Duration {
     }
 }
 
-fn cache_control(client_max_age: Duration, rest: Duration) -> HeaderValue {
-    match client_max_age.min(rest).as_secs() {
+fn cache_control(client_max_age: Duration, rest: impl FnOnce() -> Duration) -> HeaderValue {
+    if client_max_age.is_zero() {
+        return ASK_EACH_TIME;
+    }
+    match client_max_age.min(rest()).as_secs() {
         0 => ASK_EACH_TIME,
         seconds => HeaderValue::try_from(format!("private, max-age={seconds}"))
             .expect("digits are visible ASCII"),
@@ -307,7 +311,7 @@ mod tests {
     #[test]
     fn clients_may_keep_an_answer_for_what_is_left_of_it_at_most() {
         let shown =
-            |most, rest| cache_control(Duration::from_secs(most), Duration::from_secs(rest));
+            |most, rest| cache_control(Duration::from_secs(most), || Duration::from_secs(rest));
         assert_eq!(shown(0, 29), "private, no-cache");
         assert_eq!(shown(10, 29), "private, max-age=10");
         assert_eq!(shown(60, 29), "private, max-age=29");
