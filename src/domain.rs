@@ -1,5 +1,6 @@
 //! Our words as types. No I/O, no HTTP, no clock: what a space token, a page and its tasks are, and nothing of how they travel.
 
+/// How the bytes of digests and ids are written.
 pub mod hex;
 pub mod json;
 mod page_key;
@@ -13,7 +14,7 @@ pub use self::{
     page_key::{CredentialId, PageKey, SpaceKey},
     page_query::{PageQuery, Span},
     refusal::Refusal,
-    space_token::{InvalidSpaceToken, SpaceToken},
+    space_token::{InvalidSpaceToken, SpaceFingerprint, SpaceToken},
     task_page::{Task, TaskPage},
     view::{FieldPath, InvalidFieldPath, View, ViewId},
 };

@@ -1,4 +1,4 @@
-//! Logs, metrics and traces: how they look and where they go, not what they say.
+//! Logs, metrics and traces: how they look and where they go, and of the access log what it says.
 
 use tracing_subscriber::{
     EnvFilter, Registry, layer::SubscriberExt, reload, util::SubscriberInitExt,
@@ -23,8 +23,7 @@ pub mod traces;
 pub struct Log {
     filter: Option<reload::Handle<EnvFilter, Registry>>,
     losses: Option<LogLosses>,
-    /// Where lines of JSON go; `None` where events are all it takes.
-    json: Option<Lines>,
+    is_json: bool,
 }
 
 impl Log {
@@ -42,7 +41,10 @@ impl Log {
         if !config.access_log {
             return AccessLog::OFF;
         }
-        self.json.clone().map_or(AccessLog::EVENTS, AccessLog::json)
+        match &self.losses {
+            Some(LogLosses(lines)) if self.is_json => AccessLog::json(lines.clone()),
+            Some(_) | None => AccessLog::EVENTS,
+        }
     }
 
     /// What of it is lost; `None` where it is somebody else's.
@@ -75,7 +77,6 @@ pub fn init(config: &TelemetryConfig) -> (Log, LogWriter) {
     let (filter, handle) = reload::Layer::new(filter(config));
     let (lines, writer) = lines(std::io::stderr());
     let losses = LogLosses(lines.clone());
-    let json = (config.format == LogFormat::Json).then(|| lines.clone());
     let registry = tracing_subscriber::registry().with(filter);
     let installed = match config.format {
         LogFormat::Json => registry
@@ -97,7 +98,7 @@ pub fn init(config: &TelemetryConfig) -> (Log, LogWriter) {
     let log = installed.ok().map(|()| Log {
         filter: Some(handle),
         losses: Some(losses),
-        json,
+        is_json: config.format == LogFormat::Json,
     });
     (log.unwrap_or_default(), writer)
 }

@@ -5,7 +5,6 @@
 use std::{net::IpAddr, sync::Arc};
 
 use bytes::Bytes;
-use compact_str::CompactString;
 use http::{HeaderValue, Request, Response, request::Parts};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
@@ -14,9 +13,12 @@ use super::{
     ApiError, Client, Policy,
     peer::{ClientCertificate, Peer},
 };
-use crate::telemetry::{
-    metrics::{Account, Route},
-    traces::Place,
+use crate::{
+    domain::SpaceFingerprint,
+    telemetry::{
+        metrics::{Account, Route},
+        traces::Place,
+    },
 };
 
 /// A request, and the connection it came by.
@@ -31,8 +33,7 @@ pub struct Arrived<B = Incoming> {
 #[derive(Debug)]
 pub struct Asked<B = Incoming> {
     pub head: Parts,
-    /// `None` once it is of no use.
-    pub body: Option<B>,
+    pub body: B,
     pub certificate: Option<Arc<ClientCertificate>>,
     /// The peer's, or the one that a trusted proxy reports.
     pub client_address: Option<IpAddr>,
@@ -41,7 +42,7 @@ pub struct Asked<B = Incoming> {
     pub id: HeaderValue,
     /// Where the request's own span is.
     pub trace: Place,
-    /// What was in force when it came.
+    /// What was in force when it came: it is judged by that from its first check to its answer.
     pub policy: Arc<Policy>,
     /// Who asks; `None` before authentication, and where a path is served to anybody.
     pub client: Option<Arc<Client>>,
@@ -62,8 +63,7 @@ pub struct Answer {
 #[derive(Clone, Debug)]
 pub struct Facts {
     pub account: Account,
-    /// The space's fingerprint.
-    pub space: Option<CompactString>,
+    pub space: Option<SpaceFingerprint>,
     pub cache: Option<&'static str>,
     pub age_s: Option<u64>,
     /// What the request cost: 0 where the page was stored, or fetched for another.

@@ -43,7 +43,7 @@ impl Policy {
 /// The policy in force, shared by all who judge by it.
 pub type LivePolicy = Arc<ArcSwap<Policy>>;
 
-/// Who asks, and the policy that let them in: a request sees one policy from its first check to its answer.
+/// Who asks, and the policy that let them in, as a handler of axum's finds them among a request's extensions.
 #[derive(Clone, Debug)]
 pub struct Caller {
     pub client: Arc<Client>,

@@ -111,7 +111,7 @@ async fn route(mut others: Router, asked: Box<Asked>) -> Result<Answer, Infallib
     if let Some(client) = client {
         head.extensions.insert(Caller { client, policy });
     }
-    let request = Request::from_parts(head, body.map_or_else(Body::empty, Body::new));
+    let request = Request::from_parts(head, body);
     others.call(request).await.map(Answer::from)
 }
 

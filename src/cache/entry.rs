@@ -6,7 +6,6 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
-use compact_str::CompactString;
 use http::{
     HeaderMap, HeaderName, HeaderValue,
     header::{CACHE_CONTROL, DATE, ETAG, EXPIRES, LAST_MODIFIED, VARY},
@@ -23,7 +22,7 @@ use super::{
     status::CacheStatus,
     stretch::Popularity,
 };
-use crate::domain::{PageQuery, Task, TaskPage, View};
+use crate::domain::{PageQuery, SpaceFingerprint, Task, TaskPage, View};
 
 /// The header of an answer, and when it came.
 #[derive(Clone, Copy, Debug)]
@@ -388,10 +387,9 @@ impl StoredPage {
         self.freshness.age(now)
     }
 
-    /// What its space prints as.
     #[must_use]
-    pub fn space_name(&self) -> &CompactString {
-        self.space.name()
+    pub fn space_fingerprint(&self) -> &SpaceFingerprint {
+        self.space.fingerprint()
     }
 
     /// When the upstream's answer came.

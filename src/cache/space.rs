@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::stretch::Demand;
-use crate::domain::{PageQuery, Refusal, SpaceToken, TaskPage};
+use crate::domain::{PageQuery, Refusal, SpaceFingerprint, SpaceToken, TaskPage};
 
 /// Most pages of one space whose refusals are remembered at once.
 const MAX_REFUSED_PAGES: usize = 256;
@@ -23,7 +23,7 @@ const MAX_REFUSED_PAGES: usize = 256;
 /// One space as one credential sees it.
 #[derive(Debug)]
 pub struct Space {
-    name: CompactString,
+    fingerprint: SpaceFingerprint,
     demand: Arc<Demand>,
     /// Raised when the space's pages are dropped: a page of an earlier epoch is gone.
     epoch: AtomicU64,
@@ -119,7 +119,7 @@ impl Space {
     #[must_use]
     pub fn new(token: &SpaceToken, generation: u64, demand: Arc<Demand>) -> Self {
         Self {
-            name: token.fingerprint(),
+            fingerprint: token.fingerprint(),
             demand,
             epoch: AtomicU64::new(0),
             generation: AtomicU64::new(generation),
@@ -127,10 +127,10 @@ impl Space {
         }
     }
 
-    /// What it prints as, which takes a digest to find out.
+    /// Made once, since it takes a digest.
     #[must_use]
-    pub fn name(&self) -> &CompactString {
-        &self.name
+    pub fn fingerprint(&self) -> &SpaceFingerprint {
+        &self.fingerprint
     }
 
     /// What all pages of the credential need.

@@ -329,9 +329,8 @@ impl PageStore {
         self.evictions.load(Ordering::Relaxed)
     }
 
-    /// Whether answers tell which state of the list they show.
-    #[must_use]
-    pub fn is_coherent(&self) -> bool {
+    /// Whether pages of a list that moved turn stale.
+    fn is_coherent(&self) -> bool {
         self.rules().coherent
     }
 

@@ -51,17 +51,29 @@ impl SpaceToken {
 
     /// What it prints as: `space-` and twelve hex digits of its digest.
     #[must_use]
-    pub fn fingerprint(&self) -> CompactString {
+    pub fn fingerprint(&self) -> SpaceFingerprint {
         let digest = blake3::hash(self.0.as_bytes());
         let mut text = *b"space-............";
         write_hex(digest.as_bytes(), &mut text[6..]);
-        CompactString::from_utf8(text).expect("hex digits are ASCII")
+        let text = CompactString::from_utf8(text);
+        SpaceFingerprint(text.expect("hex digits are ASCII"))
+    }
+}
+
+/// What may be told of a space: made of a token alone, so that nothing else can be told in its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpaceFingerprint(CompactString);
+
+impl SpaceFingerprint {
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
     }
 }
 
 impl fmt::Display for SpaceToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.fingerprint())
+        f.write_str(self.fingerprint().as_str())
     }
 }
 

@@ -28,7 +28,7 @@ thread_local! {
     static WHOLE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// What a connection is doing, in milliseconds since it began.
+/// What a connection is doing, in milliseconds since it began, and whether it should go on.
 #[derive(Debug)]
 pub(super) struct Activity {
     began: Instant,
@@ -188,6 +188,9 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Watched<I> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if let [whole] = slices {
+            return self.poll_write(cx, whole);
+        }
         let length: usize = slices.iter().map(|slice| slice.len()).sum();
         if length > JOINED {
             let written = Pin::new(&mut self.io).poll_write_vectored(cx, slices);
@@ -210,6 +213,8 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Watched<I> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncWriteExt;
+
     use super::*;
 
     const HEADER: Duration = Duration::from_secs(10);
@@ -261,5 +266,85 @@ mod tests {
         let watched =
             tokio::time::timeout(Duration::from_secs(1000), activity.overstayed(HEADER, IDLE));
         assert!(watched.await.is_err());
+    }
+
+    /// Takes at most so many bytes of a piece, and notes of how many pieces each write was.
+    struct Narrow {
+        most: usize,
+        taken: Vec<u8>,
+        pieces: Vec<usize>,
+    }
+
+    impl AsyncWrite for Narrow {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            let taken = &bytes[..bytes.len().min(self.most)];
+            self.taken.extend_from_slice(taken);
+            self.pieces.push(1);
+            Poll::Ready(Ok(taken.len()))
+        }
+
+        fn poll_write_vectored(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            slices: &[io::IoSlice<'_>],
+        ) -> Poll<io::Result<usize>> {
+            let whole: Vec<u8> = slices
+                .iter()
+                .flat_map(|slice| slice.iter().copied())
+                .collect();
+            let written = self.as_mut().poll_write(cx, &whole);
+            self.pieces.pop();
+            self.pieces.push(slices.len());
+            written
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn is_write_vectored(&self) -> bool {
+            true
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_short_is_written_as_one_piece() {
+        let table = [
+            (vec![vec![b'a'; 10]], usize::MAX, 10, 1),
+            (
+                vec![vec![b'a'; JOINED - 1], vec![b'b']],
+                usize::MAX,
+                JOINED,
+                1,
+            ),
+            (
+                vec![vec![b'a'; JOINED], vec![b'b']],
+                usize::MAX,
+                JOINED + 1,
+                2,
+            ),
+            (vec![vec![b'a'; 3], vec![], vec![b'b'; 3]], 4, 4, 1),
+        ];
+        for (parts, most, taken, pieces) in table {
+            let io = Narrow {
+                most,
+                taken: Vec::new(),
+                pieces: Vec::new(),
+            };
+            let mut watched = Watched::new(io, Arc::new(Activity::new(Arc::default())));
+            let slices: Vec<_> = parts.iter().map(|part| io::IoSlice::new(part)).collect();
+            let written = watched.write_vectored(&slices).await.unwrap();
+            assert_eq!(written, taken);
+            assert_eq!(watched.io.taken, parts.concat()[..taken]);
+            assert_eq!(watched.io.pieces, [pieces]);
+        }
     }
 }

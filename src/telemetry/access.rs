@@ -3,11 +3,12 @@
 //! Where the process logs as JSON the lines go past its subscriber, to the same place and in the same form: by way of an event, whose
 //! fields a visitor reads one by one, a line was a quarter of what the gateway itself does for a hit.
 
-use std::{fmt::Write as _, net::IpAddr};
+use std::net::IpAddr;
 
 use compact_str::{CompactString, ToCompactString};
+use http::Method;
 use opentelemetry::trace::TraceId;
-use tracing::{Level, Metadata, info, metadata::Kind};
+use tracing::{Level, Metadata, field, info, metadata::Kind};
 use tracing_core::callsite::DefaultCallsite;
 
 use super::{
@@ -25,10 +26,34 @@ static METADATA: Metadata<'static> = tracing_core::metadata! {
     name: MESSAGE,
     target: TARGET,
     level: Level::INFO,
-    fields: &[],
+    fields: &[
+        "message",
+        "request.id",
+        "request.method",
+        "request.route",
+        "trace.id",
+        "peer.address",
+        "client.address",
+        "client.name",
+        "space",
+        "response.status",
+        "response.code",
+        "response.bytes",
+        "response.duration_us",
+        "cache.outcome",
+        "page.age_s",
+        "upstream.calls",
+    ],
     callsite: &SITE,
     kind: Kind::EVENT,
 };
+
+/// How a member of this name begins behind another.
+macro_rules! member {
+    ($name:literal) => {
+        concat!(",\"", $name, "\":")
+    };
+}
 
 /// Where the line of each request goes.
 #[derive(Clone, Debug)]
@@ -47,13 +72,13 @@ enum Sink {
 pub struct Request<'a> {
     /// Of `A-Z a-z 0-9 . _ -` alone.
     pub id: &'a str,
-    pub method: &'a str,
+    pub method: &'a Method,
     pub route: &'static str,
     pub trace_id: Option<TraceId>,
     pub peer: Option<IpAddr>,
     pub client_address: Option<IpAddr>,
     pub client: &'a str,
-    /// The space's fingerprint.
+    /// Its fingerprint.
     pub space: Option<&'a str>,
     pub status: Option<u16>,
     pub code: Option<&'static str>,
@@ -77,20 +102,15 @@ impl AccessLog {
     /// Writes the line of `request`, where the filter lets it through.
     pub fn write(&self, request: &Request<'_>) {
         match &self.0 {
-            Sink::Event if is_wanted() => {
-                let mut words = Words(MESSAGE.to_owned());
-                request.tell(&mut words);
-                info!(target: TARGET, "{}", words.0);
-            }
+            Sink::Event => request.event(),
             Sink::Json(lines) if is_wanted() => {
-                let members = |line: &mut Line| {
-                    line.begin(name!("message").member);
-                    line.quoted(MESSAGE);
-                    request.tell(line);
-                };
-                json::line(&METADATA, members, |line| lines.push(line));
+                json::line(
+                    &METADATA,
+                    |line| request.members(line),
+                    |line| lines.push(line),
+                );
             }
-            Sink::Off | Sink::Event | Sink::Json(_) => {}
+            Sink::Off | Sink::Json(_) => {}
         }
     }
 }
@@ -103,30 +123,80 @@ fn is_wanted() -> bool {
 }
 
 impl Request<'_> {
-    fn tell(&self, to: &mut impl Fields) {
+    fn event(&self) {
+        info!(
+            target: TARGET,
+            {
+                request.id = self.id,
+                request.method = self.method.as_str(),
+                request.route = self.route,
+                trace.id = self.trace_id.map(field::display),
+                peer.address = self.peer.map(field::display),
+                client.address = self.client_address.map(field::display),
+                client.name = self.client,
+                space = self.space,
+                response.status = self.status,
+                response.code = self.code,
+                response.bytes = self.bytes,
+                response.duration_us = self.duration_us,
+                cache.outcome = self.cache,
+                page.age_s = self.age_s,
+                upstream.calls = self.upstream_calls
+            },
+            "{MESSAGE}"
+        );
+    }
+
+    /// The same as members of an object, in the same order.
+    fn members(&self, line: &mut Line) {
         let peer = self.peer.map(written);
         let client_address = if self.client_address == self.peer {
             peer.clone()
         } else {
             self.client_address.map(written)
         };
-        to.word(name!("request.id"), self.id);
-        // A token of RFC 9110 section 5.6.2 has neither quotes nor backslashes.
-        to.word(name!("request.method"), self.method);
-        to.word(name!("request.route"), self.route);
         let trace_id = self.trace_id.map(|id| id.to_compact_string());
-        to.any_word(name!("trace.id"), trace_id.as_deref());
-        to.any_word(name!("peer.address"), peer.as_deref());
-        to.any_word(name!("client.address"), client_address.as_deref());
-        to.text(name!("client.name"), self.client);
-        to.any_word(name!("space"), self.space);
-        to.any_number(name!("response.status"), self.status);
-        to.any_word(name!("response.code"), self.code);
-        to.any_number(name!("response.bytes"), self.bytes);
-        to.number(name!("response.duration_us"), self.duration_us);
-        to.any_word(name!("cache.outcome"), self.cache);
-        to.any_number(name!("page.age_s"), self.age_s);
-        to.any_number(name!("upstream.calls"), self.upstream_calls);
+        word(line, member!("message"), MESSAGE);
+        word(line, member!("request.id"), self.id);
+        // A token of RFC 9110 section 5.6.2 has neither quotes nor backslashes.
+        word(line, member!("request.method"), self.method.as_str());
+        word(line, member!("request.route"), self.route);
+        any_word(line, member!("trace.id"), trace_id.as_deref());
+        any_word(line, member!("peer.address"), peer.as_deref());
+        any_word(line, member!("client.address"), client_address.as_deref());
+        line.begin(member!("client.name"));
+        line.string(self.client);
+        any_word(line, member!("space"), self.space);
+        any_number(line, member!("response.status"), self.status);
+        any_word(line, member!("response.code"), self.code);
+        any_number(line, member!("response.bytes"), self.bytes);
+        any_number(
+            line,
+            member!("response.duration_us"),
+            Some(self.duration_us),
+        );
+        any_word(line, member!("cache.outcome"), self.cache);
+        any_number(line, member!("page.age_s"), self.age_s);
+        any_number(line, member!("upstream.calls"), self.upstream_calls);
+    }
+}
+
+/// A text that JSON takes as it is.
+fn word(line: &mut Line, member: &'static str, word: &str) {
+    line.begin(member);
+    line.quoted(word);
+}
+
+fn any_word(line: &mut Line, member: &'static str, any: Option<&str>) {
+    if let Some(text) = any {
+        word(line, member, text);
+    }
+}
+
+fn any_number(line: &mut Line, member: &'static str, any: Option<impl itoa::Integer>) {
+    if let Some(number) = any {
+        line.begin(member);
+        line.number(number);
     }
 }
 
@@ -156,145 +226,130 @@ fn written(address: IpAddr) -> CompactString {
     CompactString::from_utf8(&text[..length]).expect("digits and dots are ASCII")
 }
 
-/// A field's name, and how a member of that name begins.
-#[derive(Clone, Copy)]
-struct Name {
-    plain: &'static str,
-    member: &'static str,
-}
-
-macro_rules! name {
-    ($name:literal) => {
-        Name {
-            plain: $name,
-            member: concat!(",\"", $name, "\":"),
-        }
-    };
-}
-use name;
-
-/// Takes the fields of a line, in their order.
-trait Fields {
-    /// A text that may hold anything.
-    fn text(&mut self, name: Name, text: &str);
-
-    /// One that JSON takes as it is.
-    fn word(&mut self, name: Name, word: &str);
-
-    fn number(&mut self, name: Name, number: u64);
-
-    fn any_word(&mut self, name: Name, word: Option<&str>) {
-        if let Some(word) = word {
-            self.word(name, word);
-        }
-    }
-
-    fn any_number(&mut self, name: Name, number: Option<impl Into<u64>>) {
-        if let Some(number) = number {
-            self.number(name, number.into());
-        }
-    }
-}
-
-impl Fields for Line {
-    fn text(&mut self, name: Name, text: &str) {
-        self.begin(name.member);
-        self.string(text);
-    }
-
-    fn word(&mut self, name: Name, word: &str) {
-        self.begin(name.member);
-        self.quoted(word);
-    }
-
-    fn number(&mut self, name: Name, number: u64) {
-        self.begin(name.member);
-        self.number(number);
-    }
-}
-
-/// A line as an event's message, written as the fields of one would be.
-struct Words(String);
-
-impl Fields for Words {
-    fn text(&mut self, name: Name, text: &str) {
-        // Writing to a String cannot fail.
-        let _ = write!(self.0, " {}={text:?}", name.plain);
-    }
-
-    fn word(&mut self, name: Name, word: &str) {
-        self.text(name, word);
-    }
-
-    fn number(&mut self, name: Name, number: u64) {
-        let _ = write!(self.0, " {}={number}", name.plain);
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::{
+        io::Write,
+        net::{Ipv4Addr, Ipv6Addr},
+        sync::{Arc, Mutex},
+    };
+
     use serde_json::{Value, json};
+    use tracing::subscriber::with_default;
+    use tracing_subscriber::layer::SubscriberExt;
 
     use super::*;
 
-    const WHOLE: Request<'_> = Request {
-        id: "a.B-9_z",
-        method: "GET",
-        route: "tasks",
-        trace_id: None,
-        peer: Some(IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 200, 9))),
-        client_address: Some(IpAddr::V6(std::net::Ipv6Addr::LOCALHOST)),
-        client: "a \"b\"",
-        space: Some("space-0123456789ab"),
-        status: Some(200),
-        code: None,
-        bytes: Some(2048),
-        duration_us: 17,
-        cache: Some("hit"),
-        age_s: Some(3),
-        upstream_calls: Some(0),
-    };
+    const LOCAL: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 
-    fn told(request: &Request<'_>) -> Value {
+    fn request() -> Request<'static> {
+        Request {
+            id: "a.B-9_z",
+            method: &Method::GET,
+            route: "tasks",
+            trace_id: Some(TraceId::from(0xabc)),
+            peer: Some(Ipv4Addr::new(10, 0, 200, 9).into()),
+            client_address: Some(LOCAL),
+            client: "a \"b\"",
+            space: Some("space-0123456789ab"),
+            status: Some(200),
+            code: None,
+            bytes: Some(2048),
+            duration_us: 17,
+            cache: Some("hit"),
+            age_s: Some(3),
+            upstream_calls: Some(0),
+        }
+    }
+
+    fn written(request: &Request<'_>) -> Value {
         json::line(
             &METADATA,
-            |line| request.tell(line),
+            |line| request.members(line),
             |line| serde_json::from_str(line).unwrap(),
         )
     }
 
     #[test]
     fn a_line_tells_what_applies() {
-        let mut line = told(&WHOLE);
+        let mut line = written(&request());
         let time = line["timestamp"].take();
         assert!(humantime::parse_rfc3339(time.as_str().unwrap()).is_ok());
         let expected = json!({
-            "timestamp": null, "level": "INFO", "target": "unpod_gateway::access",
+            "timestamp": null, "level": "INFO", "message": "request", "target": "unpod_gateway::access",
             "request.id": "a.B-9_z", "request.method": "GET", "request.route": "tasks",
+            "trace.id": "00000000000000000000000000000abc",
             "peer.address": "10.0.200.9", "client.address": "::1", "client.name": "a \"b\"",
             "space": "space-0123456789ab",
             "response.status": 200, "response.bytes": 2048, "response.duration_us": 17,
             "cache.outcome": "hit", "page.age_s": 3, "upstream.calls": 0,
         });
         assert_eq!(line, expected);
-        let cancelled = Request {
-            status: None,
-            code: Some("cancelled"),
-            ..WHOLE
-        };
-        let line = told(&cancelled);
-        assert_eq!(line["response.code"], "cancelled");
-        assert_eq!(line.get("response.status"), None);
+    }
+
+    #[derive(Clone, Default)]
+    struct Taken(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Taken {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
     }
 
     #[test]
-    fn in_words_a_line_tells_the_same() {
-        let mut words = Words(MESSAGE.to_owned());
-        WHOLE.tell(&mut words);
-        let (told, line) = (words.0, told(&WHOLE));
-        for (name, value) in line.as_object().unwrap() {
-            let is_own = !["timestamp", "level", "target"].contains(&name.as_str());
-            assert_eq!(told.contains(&format!(" {name}={value}")), is_own, "{told}");
+    fn as_an_event_a_request_tells_the_same() {
+        let whole = request();
+        let cancelled = Request {
+            trace_id: None,
+            peer: None,
+            client_address: None,
+            space: None,
+            status: None,
+            code: Some("cancelled"),
+            bytes: None,
+            cache: None,
+            age_s: None,
+            upstream_calls: None,
+            ..whole
+        };
+        for request in [whole, cancelled] {
+            let taken = Taken::default();
+            let sink = taken.clone();
+            let layer = tracing_subscriber::fmt::layer()
+                .event_format(json::JsonLines)
+                .with_writer(move || sink.clone());
+            with_default(tracing_subscriber::registry().with(layer), || {
+                AccessLog::EVENTS.write(&request);
+            });
+            let taken = taken.0.lock().unwrap();
+            let mut event: Value = serde_json::from_slice(&taken).unwrap();
+            let mut line = written(&request);
+            for told in [&mut event, &mut line] {
+                told["timestamp"].take();
+            }
+            assert_eq!(event, line);
         }
+    }
+
+    #[test]
+    fn the_filter_knows_every_field() {
+        let whole = Request {
+            code: Some("code"),
+            ..request()
+        };
+        let line = written(&whole);
+        let names = line.as_object().unwrap().keys().map(String::as_str);
+        let mut told: Vec<_> = names
+            .filter(|name| !["timestamp", "level", "target"].contains(name))
+            .collect();
+        let mut known: Vec<_> = METADATA.fields().iter().map(|field| field.name()).collect();
+        told.sort_unstable();
+        known.sort_unstable();
+        assert_eq!(told, known);
     }
 }

@@ -21,7 +21,11 @@ use prometheus_client::{
 };
 
 pub use self::account::Account;
-use self::{account::count, histogram::Histogram, process::Process};
+use self::{
+    account::count,
+    histogram::{Grain, Histogram},
+    process::Process,
+};
 use super::LogLosses;
 use crate::cache::CacheStatus;
 
@@ -121,7 +125,7 @@ struct Durations;
 
 impl MetricConstructor<Histogram> for Durations {
     fn new_metric(&self) -> Histogram {
-        Histogram::new(&DURATION_BOUNDS)
+        Histogram::new(&DURATION_BOUNDS, Grain::Nanoseconds)
     }
 }
 
@@ -416,7 +420,7 @@ impl Metrics {
             cache_bytes: Gauge::default(),
             cache_entries: Gauge::default(),
             cache_evictions: Counter::default(),
-            page_age: Histogram::new(&AGE_BOUNDS),
+            page_age: Histogram::new(&AGE_BOUNDS, Grain::Milliseconds),
             fills: Family::default(),
             fill_duration: Durations.new_metric(),
             fills_under_way: Gauge::default(),

@@ -45,7 +45,7 @@ pub(crate) struct Served {
     pub(crate) data: String,
     pub(crate) admin: String,
     log: JoinHandle<Vec<String>>,
-    _file: ConfigFile,
+    file: ConfigFile,
 }
 
 impl Served {
@@ -89,7 +89,7 @@ impl Served {
             data: address("server.listen"),
             admin: address("admin.listen"),
             log,
-            _file: file,
+            file,
         }
     }
 
@@ -611,15 +611,28 @@ async fn the_access_log_has_one_line_a_request() {
 }
 
 #[tokio::test]
-async fn the_filter_holds_for_the_access_log() {
-    let logging = "[telemetry]\nfilter = \"info,unpod_gateway::access=warn\"\naccess_log = true";
+async fn the_filter_holds_for_the_access_log_and_is_reloaded() {
+    let logging = |level| {
+        setup().with(&format!(
+            "[telemetry]\nformat = \"json\"\nfilter = \"info,unpod_gateway::access={level}\"\naccess_log = true"
+        ))
+    };
     let simulator = Simulator::start(Options::default()).await.unwrap();
-    let served = Served::start(setup().with(logging), &simulator.base_url()).await;
-    served.get("/nowhere").await;
+    let base_url = simulator.base_url();
+    let served = Served::start(logging("warn"), &base_url).await;
+    for (level, id) in [("warn", "a"), ("info", "b"), ("off", "c"), ("debug", "d")] {
+        served.file.rewrite(&logging(level).toml(&base_url));
+        let reload = http_client().post(format!("http://{}/reload", served.admin));
+        assert_eq!(reload.send().await.unwrap().status(), 200, "{level}");
+        served.get("/nowhere").header("x-request-id", id).await;
+    }
 
     served.signal("-TERM").await;
     let (_, log) = served.end().await;
 
-    assert!(log.iter().any(|line| line.contains("gateway has ended")));
-    assert!(log.iter().all(|line| !line.contains("request.id")));
+    let told = |id: &str| {
+        log.iter()
+            .any(|line| line.contains(&format!("\"request.id\":\"{id}\"")))
+    };
+    assert_eq!(["a", "b", "c", "d"].map(told), [false, true, false, true]);
 }

@@ -201,7 +201,7 @@ mod tests {
         let (head, body) = request.body(()).unwrap().into_parts();
         Box::new(Asked {
             head,
-            body: Some(body),
+            body,
             certificate: None,
             client_address: None,
             route: route(path),

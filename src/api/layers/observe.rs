@@ -185,7 +185,7 @@ where
         let (head, body) = request.into_parts();
         let asked = Box::new(Asked {
             head,
-            body: Some(body),
+            body,
             certificate,
             client_address,
             route,
@@ -342,7 +342,7 @@ impl Seen {
             self.span
                 .set("gateway.upstream.calls", i64::from(facts.upstream_calls));
             if let Some(space) = &facts.space {
-                self.span.set("gateway.space", space.to_string());
+                self.span.set("gateway.space", space.as_str().to_owned());
             }
             if let Some(outcome) = facts.cache {
                 self.span.set("gateway.cache.outcome", outcome);
@@ -363,13 +363,13 @@ impl Seen {
         let facts = told.facts;
         self.shared.observing.access_log.write(&access::Request {
             id: text(&self.id),
-            method: self.method.as_str(),
+            method: &self.method,
             route: self.route.as_str(),
             trace_id: self.trace_id,
             peer: self.peer.0,
             client_address: self.client_address,
             client: facts.map_or(NO_CLIENT, |facts| facts.account.client()),
-            space: facts.and_then(|facts| facts.space.as_deref()),
+            space: facts.and_then(|facts| Some(facts.space.as_ref()?.as_str())),
             status: told.status.map(|status| status.as_u16()),
             code: told.code,
             bytes: told.bytes,

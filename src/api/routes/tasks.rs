@@ -24,7 +24,7 @@ use crate::{
         freshness::permitted,
         http_semantics::{Coding, RequestDirectives, negotiate, not_modified},
     },
-    domain::{PageQuery, SpaceToken},
+    domain::{PageQuery, SpaceFingerprint, SpaceToken},
     service::{Ask, Served},
     upstream::Credential,
 };
@@ -41,12 +41,12 @@ const CODINGS: [Coding; 3] = [Coding::Brotli, Coding::Zstd, Coding::Gzip];
 /// # Panics
 ///
 /// Panics where [`crate::api::layers::internal_auth`] has not let the request through.
-pub async fn answer(data: Data, mut asked: Box<Asked>) -> Result<Answer, Infallible> {
+pub async fn answer(data: Data, asked: Box<Asked>) -> Result<Answer, Infallible> {
     let is_head = asked.head.method == Method::HEAD;
     if !is_head && asked.head.method != Method::GET {
         return Ok(method_not_allowed(&[Method::GET, Method::HEAD]).into());
     }
-    let mut answer = page(&data, &mut asked).await;
+    let mut answer = page(&data, *asked).await;
     if is_head {
         leave_body_out(&mut answer.response);
     }
@@ -64,28 +64,28 @@ fn leave_body_out(response: &mut Response<Body>) {
 
 /// Checked in the order in which things may be told: path and query, then whether the client may read the space, then how often it
 /// may ask, then the cache.
-async fn page(data: &Data, asked: &mut Asked) -> Answer {
+async fn page(data: &Data, asked: Asked) -> Answer {
+    let Asked {
+        head,
+        body,
+        id,
+        trace,
+        policy,
+        client,
+        ..
+    } = asked;
     // Nothing to wait for, and it would keep its connection's window.
-    asked.body = None;
-    let (head, policy) = (&mut asked.head, &asked.policy);
-    let client = asked.client.as_ref();
+    drop(body);
     let client = client.expect("authentication lets nobody through without a name");
-    let (space, query) = match read(policy, &head.uri) {
+    let (space, query) = match read(&policy, &head.uri) {
         Ok(read) => read,
         Err(error) => return error.into(),
     };
-    let facts = |space| Facts {
-        account: client.account.clone(),
-        space: Some(space),
-        cache: None,
-        age_s: None,
-        upstream_calls: 0,
-    };
-    let Admitted { credential, limits } = match admit(client, &space).await {
+    let Admitted { credential, limits } = match admit(&client, &space).await {
         Ok(admitted) => admitted,
         Err(error) => {
             return Answer {
-                facts: Some(facts(space.fingerprint())),
+                facts: Some(facts_of(&client, space.fingerprint())),
                 ..Answer::from(error)
             };
         }
@@ -98,33 +98,51 @@ async fn page(data: &Data, asked: &mut Asked) -> Answer {
         query,
         directives: permitted(asks_for, client.may_refresh),
         account: client.account.clone(),
-        request_id: asked.id.clone(),
-        trace: mem::take(&mut asked.trace),
+        request_id: id,
+        trace,
     };
-    let mut answer = match data.tasks.page(&ask).await {
-        Ok(served) => Answer {
-            response: respond(data, client, policy, &ask, &served, head).await,
-            facts: Some(Facts {
+    let mut answer = serve(data, &client, &policy, &ask, head).await;
+    rate_limit::write(&limits, answer.response.headers_mut());
+    answer
+}
+
+/// What is known of a request before the cache is asked.
+fn facts_of(client: &Client, space: SpaceFingerprint) -> Facts {
+    Facts {
+        account: client.account.clone(),
+        space: Some(space),
+        cache: None,
+        age_s: None,
+        upstream_calls: 0,
+    }
+}
+
+async fn serve(data: &Data, client: &Client, policy: &Policy, ask: &Ask, request: Parts) -> Answer {
+    match data.tasks.page(ask).await {
+        Ok(served) => {
+            let facts = Facts {
                 cache: Some(served.status.outcome()),
                 age_s: Some(served.age().as_secs()),
                 upstream_calls: served.calls,
-                ..facts(served.page.space_name().clone())
-            }),
-        },
+                ..facts_of(client, served.page.space_fingerprint().clone())
+            };
+            Answer {
+                response: respond(data, client, policy, ask, &served, request).await,
+                facts: Some(facts),
+            }
+        }
         Err(error) => {
             let facts = Facts {
                 cache: Some(error.status.outcome()),
                 upstream_calls: error.calls,
-                ..facts(ask.space.fingerprint())
+                ..facts_of(client, ask.space.fingerprint())
             };
             Answer {
                 facts: Some(facts),
                 ..Answer::from(ApiError::from(error))
             }
         }
-    };
-    rate_limit::write(&limits, answer.response.headers_mut());
-    answer
+    }
 }
 
 /// What a request may go on with.
@@ -168,11 +186,11 @@ async fn respond(
     policy: &Policy,
     ask: &Ask,
     served: &Served,
-    request: &mut Parts,
+    request: Parts,
 ) -> Response<Body> {
     let rendition = data.tasks.rendition(ask, served, client.view.as_deref());
     let coding = coding(&request.headers, served, &rendition);
-    let mut response = answering(mem::take(&mut request.headers));
+    let mut response = answering(request.headers);
     let headers = response.headers_mut();
     describe(policy, ask, served, headers);
     headers.insert(header::ETAG, rendition.etag.clone());

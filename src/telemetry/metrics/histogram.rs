@@ -14,9 +14,16 @@ use prometheus_client::{
     metrics::{MetricType, TypedMetric},
 };
 
-/// How long things took. A clone adds to the same.
+/// How long things took, or how old they are. A clone adds to the same.
 #[derive(Clone, Debug)]
 pub(super) struct Histogram(Arc<Counts>);
+
+/// In what the sum is kept: fine enough for one value, with room for those of years.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Grain {
+    Nanoseconds,
+    Milliseconds,
+}
 
 #[derive(Debug)]
 struct Counts {
@@ -24,25 +31,32 @@ struct Counts {
     bounds: &'static [f64],
     /// One more than bounds.
     buckets: Box<[AtomicU64]>,
-    sum_us: AtomicU64,
+    grain: Grain,
+    /// In grains.
+    sum: AtomicU64,
 }
 
 impl Histogram {
-    pub(super) fn new(bounds: &'static [f64]) -> Self {
+    pub(super) fn new(bounds: &'static [f64], grain: Grain) -> Self {
         let buckets = (0..=bounds.len()).map(|_| AtomicU64::new(0));
         Self(Arc::new(Counts {
             bounds,
             buckets: buckets.collect(),
-            sum_us: AtomicU64::new(0),
+            grain,
+            sum: AtomicU64::new(0),
         }))
     }
 
     pub(super) fn observe(&self, time: Duration) {
         let seconds = time.as_secs_f64();
         let bucket = self.0.bounds.partition_point(|bound| *bound < seconds);
-        let us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let grains = match self.0.grain {
+            Grain::Nanoseconds => time.as_nanos(),
+            Grain::Milliseconds => time.as_millis(),
+        };
+        let grains = u64::try_from(grains).unwrap_or(u64::MAX);
         self.0.buckets[bucket].fetch_add(1, Ordering::Relaxed);
-        self.0.sum_us.fetch_add(us, Ordering::Relaxed);
+        self.0.sum.fetch_add(grains, Ordering::Relaxed);
     }
 }
 
@@ -54,7 +68,11 @@ impl EncodeMetric for Histogram {
             .zip(counts.map(|count| count.load(Ordering::Relaxed)))
             .collect();
         let count = buckets.iter().map(|(_, count)| count).sum();
-        let sum = self.0.sum_us.load(Ordering::Relaxed) as f64 / 1e6;
+        let a_second = match self.0.grain {
+            Grain::Nanoseconds => 1e9,
+            Grain::Milliseconds => 1e3,
+        };
+        let sum = self.0.sum.load(Ordering::Relaxed) as f64 / a_second;
         encoder.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
     }
 
@@ -75,12 +93,12 @@ mod tests {
 
     #[test]
     fn a_time_is_counted_under_the_first_bound_it_does_not_pass() {
-        let ages = Histogram::new(&[1.0, 5.0, 15.0, 30.0, 7200.0]);
+        let times = Histogram::new(&[1.0, 5.0, 15.0, 30.0, 7200.0], Grain::Milliseconds);
         for ms in [0, 1000, 1001, 30_000, 8_000_000] {
-            ages.observe(Duration::from_millis(ms));
+            times.observe(Duration::from_millis(ms));
         }
         let mut registry = Registry::default();
-        registry.register("age", "Help", ages);
+        registry.register("age", "Help", times);
         let mut out = String::new();
         text::encode(&mut out, &registry).unwrap();
         for line in [
