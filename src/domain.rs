@@ -1,6 +1,5 @@
 //! Our words as types. No I/O, no HTTP, no clock: what a space token, a page and its tasks are, and nothing of how they travel.
 
-/// How the bytes of digests and ids are written.
 pub mod hex;
 pub mod json;
 mod page_key;

@@ -4,7 +4,7 @@ use std::{process::ExitCode, time::Duration};
 
 use sha2::{Digest, Sha256};
 
-use super::{failed, signals::Signals};
+use super::{failed, key::hex, signals::Signals};
 use crate::{
     app::{Gateway, StartError},
     config::{Config, value::ListenAddress},
@@ -69,10 +69,7 @@ async fn start_gateway(upstream: &str, log: &mut Option<LogWriter>) -> Result<Ga
 }
 
 fn demo_config(upstream: &str, data: u16, admin: u16) -> Result<Config, StartError> {
-    let digest: String = Sha256::digest(DEMO_KEY)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let digest = hex(&Sha256::digest(DEMO_KEY));
     let text = format!(
         r#"
         [server]

@@ -61,7 +61,7 @@ fn key(secret: &[u8; 32]) -> String {
     format!("{PREFIX}{body}{}", &checksum[..CHECKSUM_DIGITS])
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

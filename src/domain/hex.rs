@@ -1,3 +1,5 @@
+//! Bytes of digests and ids as hex digits.
+
 const DIGITS: &[u8; 16] = b"0123456789abcdef";
 
 /// Writes lowercase digits, two of each of `bytes`, until `digits` is full.

@@ -228,17 +228,11 @@ fn written(address: IpAddr) -> CompactString {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        io::Write,
-        net::{Ipv4Addr, Ipv6Addr},
-        sync::{Arc, Mutex},
-    };
+    use std::net::{Ipv4Addr, Ipv6Addr};
 
     use serde_json::{Value, json};
-    use tracing::subscriber::with_default;
-    use tracing_subscriber::layer::SubscriberExt;
 
-    use super::*;
+    use super::{super::json::tests::logged, *};
 
     const LOCAL: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 
@@ -287,20 +281,6 @@ mod tests {
         assert_eq!(line, expected);
     }
 
-    #[derive(Clone, Default)]
-    struct Taken(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Taken {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-
     #[test]
     fn as_an_event_a_request_tells_the_same() {
         let whole = request();
@@ -318,16 +298,8 @@ mod tests {
             ..whole
         };
         for request in [whole, cancelled] {
-            let taken = Taken::default();
-            let sink = taken.clone();
-            let layer = tracing_subscriber::fmt::layer()
-                .event_format(json::JsonLines)
-                .with_writer(move || sink.clone());
-            with_default(tracing_subscriber::registry().with(layer), || {
-                AccessLog::EVENTS.write(&request);
-            });
-            let taken = taken.0.lock().unwrap();
-            let mut event: Value = serde_json::from_slice(&taken).unwrap();
+            let event = logged(|| AccessLog::EVENTS.write(&request));
+            let mut event: Value = serde_json::from_str(&event).unwrap();
             let mut line = written(&request);
             for told in [&mut event, &mut line] {
                 told["timestamp"].take();

@@ -262,7 +262,7 @@ impl fmt::Write for Escaped<'_> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::{
         io::Write,
         sync::{Arc, Mutex},
@@ -290,7 +290,7 @@ mod tests {
     }
 
     /// The lines that `events` log.
-    fn logged(events: impl FnOnce()) -> String {
+    pub(in crate::telemetry) fn logged(events: impl FnOnce()) -> String {
         let sink = Sink::default();
         let written = sink.clone();
         let layer = tracing_subscriber::fmt::layer()

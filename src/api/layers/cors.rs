@@ -289,13 +289,9 @@ mod tests {
         let mut service = CorsLayer.layer(inner);
         for origin in [APP, "https://evil.test"] {
             let lines = [("origin", origin), ("access-control-request-method", "GET")];
-            let asked =
-                service
-                    .ready()
-                    .await
-                    .unwrap()
-                    .call(asked(policy(&[APP]), "OPTIONS", PATH, &lines));
-            let answer: Result<Answer, Infallible> = asked.await;
+            let asked = asked(policy(&[APP]), "OPTIONS", PATH, &lines);
+            let answering = service.ready().await.unwrap().call(asked);
+            let answer: Result<Answer, Infallible> = answering.await;
             assert_eq!(answer.unwrap().response.status(), StatusCode::NO_CONTENT);
         }
     }
