@@ -9,6 +9,7 @@ pub mod entry;
 pub mod flight;
 pub mod forms;
 pub mod freshness;
+mod front;
 pub mod http_semantics;
 mod link;
 pub mod rendition;

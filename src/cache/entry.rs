@@ -1,7 +1,10 @@
 //! A stored page: its bytes, the header fields that clients see, and what its age is judged from.
 
 use std::{
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -18,11 +21,11 @@ use super::{
     http_semantics::{Coding, RequestDirectives, fmt_http_date, parse_age, parse_http_date},
     link::link,
     rendition::{Rendition, Views},
-    space::{Space, Version},
+    space::{Began, Space, Version},
     status::CacheStatus,
     stretch::Popularity,
 };
-use crate::domain::{PageQuery, SpaceFingerprint, Task, TaskPage, View};
+use crate::domain::{PageKey, PageQuery, SpaceFingerprint, Task, TaskPage, View};
 
 /// The header of an answer, and when it came.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +47,11 @@ const ACTIVE_FOR: Duration = Duration::from_secs(60);
 /// A page as it is kept and served.
 #[derive(Debug)]
 pub struct StoredPage {
+    pub(super) key: PageKey,
+    /// Whether the store holds it under its key.
+    is_stored: AtomicBool,
+    /// The second in which the store was last asked for it: see [`super::front`].
+    pub(super) read_in: AtomicU32,
     pub content: Arc<Content>,
     freshness: Freshness,
     pub(super) popularity: Popularity,
@@ -178,8 +186,7 @@ impl StoredPage {
         answer: &Received<'_>,
         lifetimes: &Lifetimes,
         jitter: f64,
-        space: Arc<Space>,
-        version: Version,
+        began: Began,
         popularity: Popularity,
     ) -> Self {
         let kept = keep(answer.headers);
@@ -194,6 +201,9 @@ impl StoredPage {
                     .expect("a date is visible ASCII")
             });
         Self {
+            key: began.key,
+            is_stored: AtomicBool::new(false),
+            read_in: AtomicU32::default(),
             content,
             freshness: Freshness::new(answer, lifetimes, jitter),
             popularity,
@@ -201,21 +211,29 @@ impl StoredPage {
             last_modified,
             date,
             upstream_age: parse_age(answer.headers),
-            generation_field: version.field(),
+            generation_field: began.version.field(),
             is_assembled: false,
             restored_at: None,
             kept,
             of_hits: ArcSwapOption::empty(),
-            space,
-            version,
+            space: began.space,
+            version: began.version,
         }
     }
 
     /// A page put together from `parts`, with the date of the oldest.
     #[must_use]
-    pub fn assembled(page: TaskPage, parts: &[Arc<Self>], now: Instant) -> Option<Self> {
+    pub fn assembled(
+        key: PageKey,
+        page: TaskPage,
+        parts: &[Arc<Self>],
+        now: Instant,
+    ) -> Option<Self> {
         let oldest = parts.iter().max_by_key(|part| part.age(now))?;
         Some(Self {
+            key,
+            is_stored: AtomicBool::new(false),
+            read_in: AtomicU32::default(),
             content: Arc::new(Content::new(page, now)),
             freshness: {
                 let parts: Vec<_> = parts.iter().map(|part| part.freshness(now)).collect();
@@ -312,8 +330,11 @@ impl StoredPage {
             &merged,
             lifetimes,
             jitter,
-            self.space.clone(),
-            version,
+            Began {
+                key: self.key.clone(),
+                space: self.space.clone(),
+                version,
+            },
             self.popularity.aged(answer.received),
         )
     }
@@ -410,6 +431,15 @@ impl StoredPage {
     #[must_use]
     pub fn is_dropped(&self) -> bool {
         self.space.dropped_since(self.version)
+    }
+
+    /// Whether the store holds it.
+    pub(super) fn is_stored(&self) -> bool {
+        self.is_stored.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_stored(&self, is_stored: bool) {
+        self.is_stored.store(is_stored, Ordering::Release);
     }
 
     /// The state of the list it was cut from.

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::stretch::Demand;
-use crate::domain::{PageQuery, Refusal, SpaceFingerprint, SpaceToken, TaskPage};
+use crate::domain::{PageKey, PageQuery, Refusal, SpaceFingerprint, SpaceToken, TaskPage};
 
 /// Most pages of one space whose refusals are remembered at once.
 const MAX_REFUSED_PAGES: usize = 256;
@@ -82,6 +82,30 @@ impl Version {
     pub(super) fn field(self) -> HeaderValue {
         HeaderValue::try_from(format!("{:016x}", self.generation))
             .expect("hex digits are visible ASCII")
+    }
+}
+
+/// A fill that has begun: the state of the space it is measured against when it ends.
+#[derive(Clone, Debug)]
+pub struct Began {
+    pub key: PageKey,
+    pub(super) space: Arc<Space>,
+    pub(super) version: Version,
+}
+
+impl Began {
+    /// The generation of the list by then.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.version.generation
+    }
+
+    /// The same, of another state of the list.
+    pub(super) fn at(&self, version: Version) -> Self {
+        Self {
+            version,
+            ..self.clone()
+        }
     }
 }
 

@@ -19,6 +19,7 @@ use tokio::{sync::Notify, time::Instant};
 use super::{
     entry::{Content, Received, StoredPage},
     freshness::{initial_age, may_store, refusal_lifetime},
+    front::Front,
     space::{Move, Remembered, Space, Version},
     stretch::Demand,
 };
@@ -36,6 +37,7 @@ mod shared;
 
 use self::rules::Rules;
 pub use self::shared::Shared;
+pub use super::space::Began;
 
 /// Spaces of which no page is stored, but a refusal is remembered; beyond it the refusals go.
 const MAX_PAGELESS_SPACES: usize = 16_384;
@@ -50,6 +52,7 @@ const LARGEST_SHARE: usize = 4;
 #[derive(Debug)]
 pub struct PageStore {
     pages: Cache<PageKey, Arc<StoredPage>, RandomState>,
+    front: Arc<Front>,
     spaces: Mutex<Spaces>,
     /// One insertion at a time: moka's inserts run ahead of its evictions by 64 entries whatever their size, so each is
     /// followed by its evictions (measured: a cap of 10 MB held 75 MB of 1 MB entries without, 10 MB with).
@@ -67,14 +70,6 @@ pub struct PageStore {
 struct Spaces {
     known: HashMap<SpaceKey, Arc<Space>>,
     sweep_at: usize,
-}
-
-/// A fill that has begun: the state of the space it is measured against when it ends.
-#[derive(Clone, Debug)]
-pub struct Began {
-    pub key: PageKey,
-    space: Arc<Space>,
-    version: Version,
 }
 
 /// What became of a page that a fill brought.
@@ -96,19 +91,13 @@ pub enum Keep {
     Overtaken,
 }
 
-impl Began {
-    /// The generation of the list by then.
-    #[must_use]
-    pub fn generation(&self) -> u64 {
-        self.version.generation
-    }
-}
-
 impl PageStore {
     #[must_use]
     pub fn new(config: &CacheConfig) -> Self {
         let evictions = Arc::new(AtomicU64::new(0));
         let evicted = evictions.clone();
+        let front = Arc::new(Front::new());
+        let before = front.clone();
         let pages = Cache::builder()
             .max_capacity((config.max_bytes - config.max_bytes / EVICTED_SHARE) as u64)
             .weigher(|_: &PageKey, page: &Arc<StoredPage>| {
@@ -121,10 +110,12 @@ impl PageStore {
                 if cause != RemovalCause::Replaced {
                     page.space.remove_page(key.query);
                 }
+                before.remove(&page);
             })
             .build_with_hasher(RandomState::default());
         Self {
             pages,
+            front,
             spaces: Mutex::new(Spaces {
                 known: HashMap::new(),
                 sweep_at: FIRST_SWEEP_AT,
@@ -146,6 +137,17 @@ impl PageStore {
         let stretch_max = rules.stretch_max;
         self.rules.store(Arc::new(rules));
         self.limit_stretch(stretch_max);
+    }
+
+    /// The page under `key`, whatever its age, for a request: reads of pages asked for within this second cost less.
+    #[must_use]
+    pub fn asked(&self, key: &PageKey, now: Instant) -> Option<Arc<StoredPage>> {
+        if let Some(page) = self.front.get(key, now) {
+            return Some(page);
+        }
+        let page = self.get(key)?;
+        self.front.put(&page, now);
+        Some(page)
     }
 
     /// The page under `key`, whatever its age.
@@ -189,8 +191,7 @@ impl PageStore {
             answer,
             &lifetimes,
             self.jitter_factor(),
-            began.space.clone(),
-            version,
+            began.at(version),
             self.popularity(&began.key, answer.received),
         );
         self.keep(began, page, answer, keep)
@@ -265,7 +266,7 @@ impl PageStore {
         // It may have been renewed meanwhile: what was made is part of the new one too.
         let same = |stored: &Arc<StoredPage>| Arc::ptr_eq(&stored.content, &page.content);
         if let Some(stored) = self.pages.get(key).filter(same) {
-            self.insert(key, stored);
+            self.insert(&stored);
         }
     }
 
@@ -365,7 +366,7 @@ impl PageStore {
                 may_be_kept = true;
                 began.space.allow(began.key.query);
                 began.space.add_page(began.key.query);
-                self.insert(&began.key, page.clone());
+                self.insert(&page);
                 // A full store may turn a page away that is asked for less than those it holds.
                 self.pages.contains_key(&began.key)
             }
@@ -378,8 +379,10 @@ impl PageStore {
     }
 
     /// Only under `inserting`.
-    fn insert(&self, key: &PageKey, page: Arc<StoredPage>) {
-        self.pages.insert(key.clone(), page);
+    fn insert(&self, page: &Arc<StoredPage>) {
+        self.pages.insert(page.key.clone(), page.clone());
+        // In its own place it was replaced just now.
+        page.set_stored(true);
         self.pages.run_pending_tasks();
         self.stirred.notify_one();
     }

@@ -391,7 +391,7 @@ impl Tasks {
     }
 
     fn decide(&self, key: &PageKey, ask: &Ask, now: Instant) -> Decision {
-        let stored = self.store.get(key);
+        let stored = self.store.asked(key, now);
         let only_fresh = ask.credential.is_refused();
         let verdict = judge_page(stored.as_deref(), only_fresh, &ask.directives, now);
         let refusal = || {

@@ -26,13 +26,13 @@ impl PageStore {
         let space = self.spaces().known.get(&key.space).cloned()?;
         let parts = self.parts(key, &space);
         let assembled = assemble(key.query, &parts, self.rules().lifetimes.ttl, now)?;
-        let page = StoredPage::assembled(assembled.page, &assembled.parts, now)?;
+        let page = StoredPage::assembled(key.clone(), assembled.page, &assembled.parts, now)?;
         let page = Arc::new(page);
         if page.weight() <= self.max_bytes / LARGEST_SHARE {
             let _one_at_a_time = self.inserting();
             if !space.dropped_since(page.version) {
                 space.add_page(key.query);
-                self.insert(key, page.clone());
+                self.insert(&page);
             }
         }
         Some(page)

@@ -68,8 +68,7 @@ impl PageStore {
             answer,
             &self.rules().lifetimes,
             1.0,
-            began.space.clone(),
-            began.version,
+            began.clone(),
             popularity,
         )
     }

@@ -29,10 +29,7 @@ impl PageStore {
             adopted => adopted,
         };
         match adopted {
-            Adopted::Done(version) => Some(Began {
-                version,
-                ..asked.clone()
-            }),
+            Adopted::Done(version) => Some(asked.at(version)),
             Adopted::MustDrop | Adopted::Overtaken => None,
         }
     }

@@ -116,6 +116,102 @@ fn a_page_is_kept_under_its_key_and_no_other() {
     assert_eq!(store.size().1, 1);
 }
 
+/// Asks twice, as requests do: what comes the second time may come from before the store.
+fn asked(store: &PageStore, key: &PageKey) -> Option<Arc<StoredPage>> {
+    let now = Instant::now();
+    let _ = store.asked(key, now);
+    store.asked(key, now)
+}
+
+#[test]
+fn who_asks_gets_what_the_store_holds_and_nothing_else() {
+    let store = store("");
+    assert!(asked(&store, &key(1)).is_none());
+    let old = put(&store, key(1), page(5, "a")).page;
+    assert!(Arc::ptr_eq(&asked(&store, &key(1)).unwrap(), &old));
+    assert!(asked(&store, &key(2)).is_none());
+    store.reweigh(&key(1), &old);
+    assert!(Arc::ptr_eq(&asked(&store, &key(1)).unwrap(), &old));
+
+    let new = put(&store, key(1), page(5, "b")).page;
+    assert!(Arc::ptr_eq(&asked(&store, &key(1)).unwrap(), &new));
+
+    let ends: [fn(&PageStore); 4] = [
+        |store| store.purge(),
+        |store| store.purge_space(&key(1).space.space),
+        |store| store.forget(key(1).space.credential),
+        |store| {
+            let forbidding = headers(&[("cache-control", "no-store")]);
+            let began = begin(store, key(1));
+            store.put(&began, page(5, "c"), &received(&forbidding), Keep::Yes);
+        },
+    ];
+    for end in ends {
+        put(&store, key(1), page(5, "a"));
+        assert!(asked(&store, &key(1)).is_some());
+        end(&store);
+        assert!(asked(&store, &key(1)).is_none());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_store_learns_once_a_second_what_is_asked_for() {
+    let store = store("");
+    put(&store, key(1), page(5, "a"));
+    let first = Instant::now();
+    let in_front = |at| store.front.get(&key(1), at).is_some();
+    assert!(!in_front(first));
+    assert!(store.asked(&key(1), first).is_some());
+    assert!(in_front(first));
+    let second = first + Duration::from_secs(1);
+    assert!(!in_front(second));
+    assert!(store.asked(&key(1), second).is_some());
+    assert!(in_front(second));
+}
+
+#[test]
+fn nothing_is_held_that_the_store_has_pushed_out() {
+    let store = store("max_bytes = '1MiB'");
+    let seen: Vec<_> = (1..100)
+        .map(|number| {
+            let page = put(&store, key(number), sized(64 << 10)).page;
+            asked(&store, &key(number));
+            (key(number), page)
+        })
+        .collect();
+    let (_, entries) = store.size();
+    assert!(entries < 20, "{entries}");
+    for (key, page) in seen {
+        let is_held = store.get(&key).is_some();
+        assert_eq!(asked(&store, &key).is_some(), is_held, "{key:?}");
+        assert_eq!(page.is_stored(), is_held, "{key:?}");
+    }
+    assert!(store.front.count() <= usize::try_from(entries).unwrap());
+}
+
+#[test]
+fn readers_never_go_back_behind_a_page_that_was_put() {
+    let store = store("");
+    let latest = AtomicU64::new(0);
+    let counting = |count| page(count, "a");
+    put(&store, key(1), counting(0));
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while latest.load(Ordering::SeqCst) < 1000 {
+                    let least = latest.load(Ordering::SeqCst);
+                    let page = store.asked(&key(1), Instant::now()).unwrap();
+                    assert!(page.content.count >= least);
+                }
+            });
+        }
+        for count in 1..=1000 {
+            put(&store, key(1), counting(count));
+            latest.store(count, Ordering::SeqCst);
+        }
+    });
+}
+
 // RFC 9111 section 3.
 #[test]
 fn what_the_upstream_forbids_to_keep_takes_the_place_of_what_it_allowed() {

@@ -1,0 +1,110 @@
+//! The pages that were asked for within this second, before the store proper.
+//!
+//! moka notes each read in a log, a sketch and a list, and what it notes of ten thousand pages no cache of a core holds. Here a page is one
+//! place in a table and the page itself. Once a second each is asked of the store again, which so learns what is in use.
+
+use std::{
+    hash::BuildHasher,
+    sync::{
+        Arc,
+        atomic::{Ordering, fence},
+    },
+};
+
+use arc_swap::{ArcSwapOption, Guard};
+use foldhash::quality::RandomState;
+use tokio::time::Instant;
+
+use super::entry::StoredPage;
+use crate::domain::PageKey;
+
+/// Places for pages: 64 KiB. Twice as many cost 2 MB at rest, a huge page of their own, for no gain among 10,000 pages.
+const PLACES: usize = 8192;
+
+/// Pages of the store, each in the place of its key. Which of two with the same place is there is nobody's concern: the other is asked of
+/// the store.
+#[derive(Debug)]
+pub(super) struct Front {
+    places: Box<[ArcSwapOption<StoredPage>]>,
+    hasher: RandomState,
+    since: Instant,
+}
+
+impl Front {
+    pub(super) fn new() -> Self {
+        Self {
+            places: (0..PLACES).map(|_| ArcSwapOption::empty()).collect(),
+            hasher: RandomState::default(),
+            since: Instant::now(),
+        }
+    }
+
+    /// The page of `key`, if the store was asked for it in this second and still holds it.
+    pub(super) fn get(&self, key: &PageKey, now: Instant) -> Option<Arc<StoredPage>> {
+        let there = self.place(key).load();
+        let page = there.as_ref()?;
+        let counts = page.key == *key && self.is_of_this_second(page, now) && is_good(page);
+        counts.then(|| Guard::into_inner(there)).flatten()
+    }
+
+    /// Takes in a page that the store was asked for just now.
+    pub(super) fn put(&self, page: &Arc<StoredPage>, now: Instant) {
+        page.read_in.store(self.second(now), Ordering::Relaxed);
+        let place = self.place(&page.key);
+        match &*place.load() {
+            Some(there) if Arc::ptr_eq(there, page) => return,
+            // Who came first stays for the second: else two pages asked for in turn would push each other out each time.
+            Some(there) if self.is_of_this_second(there, now) && is_good(there) => return,
+            Some(_) | None => {}
+        }
+        place.store(Some(page.clone()));
+        // The store may have let it go meanwhile. Either this sees that, or who let it go sees it here.
+        fence(Ordering::SeqCst);
+        if !page.is_stored() {
+            self.clear(page);
+        }
+    }
+
+    /// Lets go of a page that the store has let go of.
+    pub(super) fn remove(&self, page: &Arc<StoredPage>) {
+        page.set_stored(false);
+        fence(Ordering::SeqCst);
+        self.clear(page);
+    }
+
+    /// How many pages are here.
+    #[cfg(test)]
+    pub(super) fn count(&self) -> usize {
+        let places = self.places.iter();
+        places.filter(|place| place.load().is_some()).count()
+    }
+
+    fn clear(&self, page: &Arc<StoredPage>) {
+        let place = self.place(&page.key);
+        let there = place.load();
+        if there.as_ref().is_some_and(|there| Arc::ptr_eq(there, page)) {
+            place.compare_and_swap(&there, None);
+        }
+    }
+
+    fn place(&self, key: &PageKey) -> &ArcSwapOption<StoredPage> {
+        let hash = self.hasher.hash_one(key);
+        // The remainder fits whatever a word is.
+        &self.places[(hash % PLACES as u64) as usize]
+    }
+
+    fn is_of_this_second(&self, page: &StoredPage, now: Instant) -> bool {
+        page.read_in.load(Ordering::Relaxed) == self.second(now)
+    }
+
+    /// 0 is no second: in it the store was asked for no page.
+    fn second(&self, now: Instant) -> u32 {
+        let since = now.saturating_duration_since(self.since);
+        u32::try_from(since.as_secs()).map_or(u32::MAX, |second| second.saturating_add(1))
+    }
+}
+
+/// Whether the store would give it.
+fn is_good(page: &StoredPage) -> bool {
+    page.is_stored() && !page.is_dropped()
+}
