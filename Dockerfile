@@ -3,27 +3,27 @@
 
 FROM rust:1.95-bookworm AS build
 WORKDIR /build
-# The dependencies are a layer of their own, over a program that does nothing: it changes with these two files alone.
 COPY Cargo.toml Cargo.lock ./
-RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
-    mkdir src \
-    && touch src/lib.rs \
-    && echo 'fn main() {}' > src/main.rs \
-    && cargo build --release --locked --bin unpod-gateway
 COPY config config
 COPY docs/openapi.json docs/openapi.json
+COPY deploy/build deploy/workload deploy/
 COPY src src
-# `touch`: a copied file keeps its time, which may lie before that of the program that does nothing.
+# Built twice: see deploy/build. `--build-arg GUIDED=no` takes half the time, for a slower program: see docs/performance.md.
+ARG GUIDED=yes
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
-    touch src/lib.rs src/main.rs \
-    && cargo build --release --locked --bin unpod-gateway
+    if [ "$GUIDED" = yes ]; then \
+        deploy/build; \
+    else \
+        cargo build --release --locked --bin unpod-gateway --target-dir target/plain \
+        && install -D target/plain/release/unpod-gateway target/guided/unpod-gateway; \
+    fi
 
 
 # The image as a whole: the program, the libraries it is linked with, the certificate authorities by which the upstream is verified
 # (`upstream.ca_file` adds one of your own), and a file that lets CMD start with the environment alone.
 RUN mkdir -p /image/etc/unpod-gateway /image/usr/local/bin /image/usr/share/doc/unpod-gateway \
-    && cp target/release/unpod-gateway /image/usr/local/bin \
-    && ldd target/release/unpod-gateway | grep -o '/[^ ]*' | xargs cp --parents --dereference --target-directory=/image \
+    && cp target/guided/unpod-gateway /image/usr/local/bin \
+    && ldd target/guided/unpod-gateway | grep -o '/[^ ]*' | xargs cp --parents --dereference --target-directory=/image \
     && cp --parents --dereference /etc/ssl/certs/ca-certificates.crt /image \
     && echo 'hosts: files dns' > /image/etc/nsswitch.conf \
     && echo 'gateway:x:10001:10001::/nonexistent:/usr/sbin/nologin' > /image/etc/passwd \
