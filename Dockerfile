@@ -14,8 +14,8 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     if [ "$GUIDED" = yes ]; then \
         deploy/build; \
     else \
-        cargo build --release --locked --bin unpod-gateway --target-dir target/plain \
-        && install -D target/plain/release/unpod-gateway target/guided/unpod-gateway; \
+        cargo build --release --locked --bin unpod-gateway \
+        && install -D target/release/unpod-gateway target/guided/unpod-gateway; \
     fi
 
 
