@@ -30,7 +30,9 @@ use http::HeaderMap;
 use tokio::time::Instant;
 use unpod_gateway::{
     cache::{
-        PageStore, Received, StoredPage, forms::COLD_AFTER, http_semantics::Coding, store::Keep,
+        PageStore, Received, StoredPage,
+        http_semantics::Coding,
+        store::{COLD_AFTER, Keep},
     },
     config::Config,
     domain::{CredentialId, PageKey, PageQuery, SpaceKey, SpaceToken},
@@ -107,7 +109,7 @@ async fn in_use() {
     scene.tell("packed but for a tenth in use").await;
     scene.take_tenth(Coding::Identity, 2 * COLD_AFTER).await;
     scene.pack(2 * COLD_AFTER).await;
-    scene.tell("the same ten seconds later").await;
+    scene.tell("the same a minute later").await;
 }
 
 /// A store, and what was resident before anything was in it.

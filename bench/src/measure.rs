@@ -56,7 +56,7 @@ impl Effort {
             scale: 1,
             stored: &[100, 10_000, 1_000_000],
             connected: &[1, 10, 100, 1_000, 10_000],
-            settling: (Duration::from_secs(20), Duration::from_secs(90)),
+            settling: (Duration::from_secs(80), Duration::from_secs(150)),
         }
     }
 

@@ -168,8 +168,9 @@ impl Content {
     }
 
     /// As [`super::forms::Forms::pack`], the whole and what each view shows by itself.
-    pub(super) fn pack(&self, now: Instant) -> Packed {
-        self.whole.forms.pack(now).and(self.views.pack(now))
+    pub(super) fn pack(&self, now: Instant, cold_after: Duration) -> Packed {
+        let whole = self.whole.forms.pack(now, cold_after);
+        whole.and(self.views.pack(now, cold_after))
     }
 
     /// Bytes it occupies, beside the struct itself.

@@ -24,10 +24,6 @@ use super::{
     http_semantics::Coding,
 };
 
-/// A form that nobody took for so long is cold. Packing a page of 40 KB and reading it back cost 0.1 ms together: a page that is asked for
-/// just seldom enough to pay both each time costs a hundred-thousandth of a core, ten thousand of them a tenth.
-pub const COLD_AFTER: Duration = Duration::from_secs(10);
-const COLD_SECONDS: u32 = COLD_AFTER.as_secs() as u32;
 /// Less is not worth packing: what else a page costs is as much.
 const SMALLEST_PACKED: usize = 4 << 10;
 
@@ -154,24 +150,25 @@ impl Forms {
         self.held.load().weight()
     }
 
-    /// Drops what nobody takes any more: the identity, and all variants but the one taken last where none is taken either. Where there is
-    /// none yet it is made first, which takes time in proportion to the body.
-    pub fn pack(&self, now: Instant) -> Packed {
+    /// Drops what nobody took for `cold_after` (whole seconds): the identity, and all variants but the one taken last where none is
+    /// taken either. Where there is none yet it is made first, which takes time in proportion to the body.
+    pub fn pack(&self, now: Instant, cold_after: Duration) -> Packed {
+        let cold_s = u32::try_from(cold_after.as_secs()).unwrap_or(u32::MAX);
         // Who is making another form has just been asked for it.
         let Ok(_changing) = self.changing.try_lock() else {
             return Packed {
                 changed: false,
-                due: Some(now + COLD_AFTER),
+                due: Some(now + cold_after),
             };
         };
         if self.length < SMALLEST_PACKED {
             return Packed::default();
         }
         let held = self.held.load_full();
-        let kept = match plan(&self.taken_of(&held), self.seconds(now)) {
+        let kept = match plan(&self.taken_of(&held), self.seconds(now), cold_s) {
             Plan::Nothing => return Packed::default(),
             Plan::NotBefore(second) => {
-                self.settle(&held, self.seconds(now));
+                self.settle(&held, self.seconds(now), cold_s);
                 return Packed {
                     changed: false,
                     due: Some(self.since + Duration::from_secs(second.into())),
@@ -184,16 +181,16 @@ impl Forms {
                 None => return Packed::default(),
             },
         };
-        let due = self.due_of(&kept);
+        let due = self.due_of(&kept, cold_s);
         self.held.store(Arc::new(kept));
         Packed { changed: true, due }
     }
 
     /// Moves an identity that has stayed in use, once. It lies among others that were made when it was and that are packed by now, and an
     /// allocator gives no memory back that holds anything: without this a tenth of the pages in use kept all of it resident.
-    fn settle(&self, held: &Held, now: u32) {
+    fn settle(&self, held: &Held, now: u32, cold_s: u32) {
         let since = self.lies_since.load(Ordering::Relaxed);
-        if since == SETTLED || now < since.saturating_add(COLD_SECONDS) {
+        if since == SETTLED || now < since.saturating_add(cold_s) {
             return;
         }
         if let Some(plain) = held.get(Coding::Identity) {
@@ -203,8 +200,8 @@ impl Forms {
         self.lies_since.store(SETTLED, Ordering::Relaxed);
     }
 
-    fn due_of(&self, kept: &Held) -> Option<Instant> {
-        match plan(&self.taken_of(kept), 0) {
+    fn due_of(&self, kept: &Held, cold_s: u32) -> Option<Instant> {
+        match plan(&self.taken_of(kept), 0, cold_s) {
             Plan::NotBefore(second) => Some(self.since + Duration::from_secs(second.into())),
             Plan::Nothing | Plan::Variants | Plan::Only(_) | Plan::Code => None,
         }
@@ -365,15 +362,15 @@ enum Plan {
     Code,
 }
 
-/// Decides what of a body's forms is kept in the second `now`.
-fn plan(taken: &Taken, now: u32) -> Plan {
+/// Decides what of a body's forms is kept in the second `now`, where what nobody took for `cold_s` seconds is cold.
+fn plan(taken: &Taken, now: u32, cold_s: u32) -> Plan {
     let identity = taken[Coding::Identity as usize];
     let variants = Coding::BY_PREFERENCE
         .into_iter()
         .filter(|coding| *coding != Coding::Identity);
     let mut variants = variants.filter_map(|coding| Some((taken[coding as usize]?, coding)));
     let last = variants.clone().max_by_key(|(taken, _)| *taken);
-    let cold_at = |taken: u32| taken.saturating_add(COLD_SECONDS);
+    let cold_at = |taken: u32| taken.saturating_add(cold_s);
     match (identity, last) {
         (Some(plain), _) if now < cold_at(plain) => Plan::NotBefore(cold_at(plain)),
         (Some(_), None) => Plan::Code,

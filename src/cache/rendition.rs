@@ -1,6 +1,9 @@
 //! A page as it goes out: whole, or as a view shows it, each with an entity tag and coded variants of its own.
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::HeaderValue;
@@ -95,9 +98,9 @@ impl Views {
     }
 
     /// As [`Forms::pack`], each view by itself.
-    pub(super) fn pack(&self, now: Instant) -> Packed {
+    pub(super) fn pack(&self, now: Instant, cold_after: Duration) -> Packed {
         let made = self.made().into_iter();
-        made.map(|rendition| rendition.forms.pack(now))
+        made.map(|rendition| rendition.forms.pack(now, cold_after))
             .fold(Packed::default(), Packed::and)
     }
 

@@ -36,7 +36,10 @@ mod saved;
 mod shared;
 
 use self::rules::Rules;
-pub use self::shared::Shared;
+pub use self::{
+    packing::{COLD_AFTER, COLD_WHERE_CROWDED},
+    shared::Shared,
+};
 pub use super::space::Began;
 
 /// Spaces of which no page is stored, but a refusal is remembered; beyond it the refusals go.

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 use super::Tasks;
-use crate::cache::{PageStore, forms::COLD_AFTER};
+use crate::cache::{PageStore, store::COLD_WHERE_CROWDED};
 
 /// How often it looks for cold pages at most.
 const EVERY: Duration = Duration::from_secs(1);
@@ -29,13 +29,22 @@ pub async fn keep_packing(tasks: Arc<Tasks>, end: CancellationToken) {
     }
 }
 
-/// Waits until `next`, or where nothing is held that could turn cold until something is.
+/// Waits until `next` or until the store is crowded, and where nothing is held that could turn cold until something is.
 async fn until_some_may_be_cold(store: &PageStore, next: Option<Instant>) {
     match next {
-        Some(next) => tokio::time::sleep_until(next.max(Instant::now() + EVERY)).await,
+        Some(next) => {
+            let next = next.max(Instant::now() + EVERY);
+            while Instant::now() < next {
+                let look = Instant::now() + COLD_WHERE_CROWDED;
+                tokio::time::sleep_until(next.min(look)).await;
+                if store.is_crowded() {
+                    break;
+                }
+            }
+        }
         None => {
             store.stirred().await;
-            tokio::time::sleep(COLD_AFTER).await;
+            tokio::time::sleep(COLD_WHERE_CROWDED).await;
         }
     }
 }
@@ -58,18 +67,22 @@ mod tests {
 
     use super::*;
     use crate::{
-        cache::{Received, StoredPage, store::Keep},
+        cache::{
+            Received, StoredPage,
+            store::{COLD_AFTER, Keep},
+        },
         config::Config,
         domain::{CredentialId, PageKey, PageQuery, SpaceKey, SpaceToken, TaskPage},
         telemetry::metrics::Metrics,
     };
 
-    fn tasks() -> Arc<Tasks> {
-        let config = Config::from_toml(
+    /// With `[cache]` as `lines` change it.
+    fn tasks(lines: &str) -> Arc<Tasks> {
+        let text = format!(
             "[upstream]\nbase_url = 'https://unpod.example'\n\
-             [upstream.credentials.default]\ntoken = 'abc'",
-        )
-        .unwrap();
+             [upstream.credentials.default]\ntoken = 'abc'\n[cache]\n{lines}"
+        );
+        let config = Config::from_toml(&text).unwrap();
         let store = PageStore::new(&config.cache);
         Tasks::new(store, Metrics::new([]), Duration::from_secs(1), 1)
     }
@@ -102,7 +115,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn pages_are_packed_once_they_are_cold_until_the_end() {
-        let tasks = tasks();
+        let tasks = tasks("");
         let end = CancellationToken::new();
         let packing = tokio::spawn(keep_packing(tasks.clone(), end.clone()));
         // Before there is any page, and after one was packed.
@@ -114,6 +127,22 @@ mod tests {
             tokio::time::sleep(3 * EVERY).await;
             assert!(page.content.is_packed(), "{number}");
         }
+        end.cancel();
+        packing.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_pages_to_turn_cold_sees_room_become_scarce() {
+        let tasks = tasks("max_bytes = '200KiB'");
+        let end = CancellationToken::new();
+        let packing = tokio::spawn(keep_packing(tasks.clone(), end.clone()));
+        let first = put(&tasks, 1);
+        tokio::time::sleep(2 * COLD_WHERE_CROWDED).await;
+        put(&tasks, 2);
+        put(&tasks, 3);
+        tokio::time::sleep(2 * COLD_WHERE_CROWDED).await;
+        assert!(first.content.is_packed());
+        assert!(first.received().elapsed() < COLD_AFTER);
         end.cancel();
         packing.await.unwrap();
     }

@@ -4,7 +4,7 @@ use std::{ops::ControlFlow, time::Duration};
 
 use tokio::time::Instant;
 use unpod_gateway::{
-    cache::{PageStore, forms::COLD_AFTER, http_semantics::Coding},
+    cache::{PageStore, http_semantics::Coding, store::COLD_AFTER},
     domain::PageQuery,
     simulator::{
         Options, Simulator,

@@ -2,6 +2,9 @@ use proptest::prelude::*;
 
 use super::*;
 
+const COLD_SECONDS: u32 = 60;
+const COLD_AFTER: Duration = Duration::from_secs(COLD_SECONDS as u64);
+
 const CODINGS: [Coding; 3] = [Coding::Brotli, Coding::Zstd, Coding::Gzip];
 
 /// Forms that are there, and the second each was taken in.
@@ -99,7 +102,11 @@ fn what_is_kept_is_what_somebody_took_lately() {
         ),
     ];
     for (forms, now, expected) in table {
-        assert_eq!(plan(&taken(forms), *now), *expected, "{forms:?} at {now}");
+        assert_eq!(
+            plan(&taken(forms), *now, COLD_SECONDS),
+            *expected,
+            "{forms:?} at {now}"
+        );
     }
 }
 
@@ -107,7 +114,7 @@ fn what_is_kept_is_what_somebody_took_lately() {
 async fn a_body_nobody_takes_becomes_one_small_copy() {
     let body = tasks(400);
     let forms = Forms::new(body.clone(), Instant::now());
-    let early = forms.pack(Instant::now());
+    let early = forms.pack(Instant::now(), COLD_AFTER);
     let due = Some(Instant::now() + COLD_AFTER);
     assert_eq!(
         early,
@@ -117,7 +124,7 @@ async fn a_body_nobody_takes_becomes_one_small_copy() {
         }
     );
 
-    let packed = forms.pack(advance().await);
+    let packed = forms.pack(advance().await, COLD_AFTER);
 
     assert_eq!(
         packed,
@@ -135,34 +142,34 @@ async fn a_body_nobody_takes_becomes_one_small_copy() {
         [Coding::Zstd],
         "reading it is not asking for it"
     );
-    assert_eq!(forms.pack(advance().await), Packed::default());
+    assert_eq!(forms.pack(advance().await, COLD_AFTER), Packed::default());
 }
 
 #[tokio::test(start_paused = true)]
 async fn who_takes_the_identity_has_it_kept_and_the_copy_stays() {
     let body = tasks(400);
     let forms = Forms::new(body.clone(), Instant::now());
-    forms.pack(advance().await);
+    forms.pack(advance().await, COLD_AFTER);
 
     let taken = forms.get(Coding::Identity, Instant::now()).await;
 
     assert_eq!((taken.coding, taken.bytes), (Coding::Identity, body));
     assert_eq!(held(&forms), [Coding::Zstd, Coding::Identity]);
     let due = Instant::now() + COLD_AFTER;
-    assert_eq!(forms.pack(Instant::now()).due, Some(due));
-    assert!(forms.pack(advance().await).changed);
+    assert_eq!(forms.pack(Instant::now(), COLD_AFTER).due, Some(due));
+    assert!(forms.pack(advance().await, COLD_AFTER).changed);
     assert_eq!(held(&forms), [Coding::Zstd]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_variant_that_clients_take_is_the_copy() {
     let forms = Forms::new(tasks(400), Instant::now());
-    forms.pack(advance().await);
+    forms.pack(advance().await, COLD_AFTER);
 
     let coded = forms.get(Coding::Gzip, advance().await).await;
 
     assert_eq!(held(&forms), [Coding::Zstd, Coding::Gzip]);
-    forms.pack(advance().await);
+    forms.pack(advance().await, COLD_AFTER);
     assert_eq!(held(&forms), [Coding::Gzip]);
     let again = forms.get(Coding::Gzip, Instant::now()).await;
     assert_eq!(again.bytes, coded.bytes);
@@ -177,11 +184,11 @@ async fn a_form_in_use_outlives_the_identity_that_nobody_takes() {
     advance().await;
     forms.get(Coding::Gzip, Instant::now()).await;
 
-    let packed = forms.pack(Instant::now());
+    let packed = forms.pack(Instant::now(), COLD_AFTER);
 
     assert_eq!(held(&forms), [Coding::Brotli, Coding::Gzip]);
     assert_eq!(packed.due, Some(Instant::now() + COLD_AFTER));
-    forms.pack(advance().await);
+    forms.pack(advance().await, COLD_AFTER);
     assert_eq!(held(&forms), [Coding::Gzip]);
 }
 
@@ -198,7 +205,7 @@ async fn an_identity_that_stays_in_use_is_moved_once() {
         lay_at = taken.bytes.as_ptr();
         let due = Some(Instant::now() + COLD_AFTER);
         assert_eq!(
-            forms.pack(Instant::now()),
+            forms.pack(Instant::now(), COLD_AFTER),
             Packed {
                 changed: false,
                 due
@@ -212,7 +219,7 @@ async fn an_identity_that_stays_in_use_is_moved_once() {
 async fn what_would_save_too_little_stays_plain() {
     for body in [tasks(10), noise(100_000)] {
         let forms = Forms::new(body, Instant::now());
-        assert_eq!(forms.pack(advance().await), Packed::default());
+        assert_eq!(forms.pack(advance().await, COLD_AFTER), Packed::default());
         assert_eq!(held(&forms), [Coding::Identity]);
     }
 }
@@ -258,7 +265,7 @@ proptest! {
             let forms = Forms::new(body.clone(), now);
             for (form, seconds) in steps {
                 now += Duration::from_secs(seconds);
-                forms.pack(now);
+                forms.pack(now, COLD_AFTER);
                 let taken = forms.get(Coding::BY_PREFERENCE[form], now).await;
                 let read = decode(taken.coding, &taken.bytes, body.len()).unwrap();
                 prop_assert_eq!(&read, &body);

@@ -4,7 +4,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::*;
 use crate::{
-    cache::{forms::COLD_AFTER, http_semantics::Coding},
+    cache::http_semantics::Coding,
     config::Config,
     domain::{CredentialId, FieldPath, PageQuery, SpaceToken, Task, View},
 };
@@ -764,6 +764,34 @@ fn a_cold_page_is_weighed_as_what_is_left_of_it() {
         store.get(&key(1)).unwrap().content.page().body,
         sized(100 << 10).body
     );
+}
+
+#[test]
+fn where_room_is_scarce_pages_turn_cold_sooner_until_it_is_not() {
+    let store = store("max_bytes = '1MiB'");
+    let packed = |most: u32| {
+        let stored = (1..=most).filter_map(|number| store.get(&key(number)));
+        stored.filter(|page| page.content.is_packed()).count()
+    };
+    for number in 1..=4 {
+        put(&store, key(number), sized(100 << 10));
+    }
+    assert!(!store.is_crowded());
+    pack(&store, Instant::now() + COLD_WHERE_CROWDED);
+    assert_eq!(packed(4), 0);
+    for number in 5..=7 {
+        put(&store, key(number), sized(100 << 10));
+    }
+    assert!(store.is_crowded());
+    let now = Instant::now() + COLD_WHERE_CROWDED;
+
+    let due = pack(&store, now);
+
+    assert!(!store.is_crowded());
+    assert_eq!(packed(7), 3, "no more than it takes");
+    assert!(due.is_some_and(|due| due > now + COLD_WHERE_CROWDED));
+    pack(&store, Instant::now() + COLD_AFTER);
+    assert_eq!(packed(7), 7);
 }
 
 #[tokio::test]
