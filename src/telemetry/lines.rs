@@ -21,6 +21,9 @@ use tracing_subscriber::fmt::MakeWriter;
 const MOST: usize = 4 << 20;
 /// So many are written without waiting for more.
 const BATCH: usize = 64 << 10;
+/// As much room is kept from batch to batch: one that had to wait for the core is longer than others, and seldom so much. With room for
+/// [`BATCH`] alone each grew and shrank again, which copied every line once more.
+const KEPT: usize = 4 * BATCH;
 /// How long the first line waits for others.
 const GATHER: Duration = Duration::from_millis(10);
 /// How long the end waits for what is left to be written.
@@ -126,7 +129,7 @@ impl Queue {
             let lost = unwritten.iter().filter(|byte| **byte == b'\n').count() as u64;
             self.lost.fetch_add(lost, Ordering::Relaxed);
             batch.clear();
-            batch.shrink_to(BATCH);
+            batch.shrink_to(KEPT);
         }
     }
 
