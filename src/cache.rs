@@ -6,6 +6,7 @@
 pub mod assemble;
 mod coding;
 pub mod entry;
+pub mod fields;
 pub mod flight;
 pub mod forms;
 pub mod freshness;
@@ -13,6 +14,7 @@ mod front;
 pub mod http_semantics;
 mod link;
 pub mod rendition;
+pub mod seconds;
 pub mod snapshot;
 pub mod space;
 pub mod status;

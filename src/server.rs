@@ -4,18 +4,20 @@ use std::{
     cell::RefCell,
     convert::Infallible,
     error::Error,
+    future::poll_fn,
     io,
     path::PathBuf,
-    pin::pin,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
-use http::{HeaderValue, Request, Response, header};
+use http::{HeaderValue, Request, Response, Version, header};
 use http_body::Body;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
@@ -43,13 +45,42 @@ mod proxy_protocol;
 pub mod tls;
 
 use self::{
-    activity::{Activity, Watched},
+    activity::{Activity, InFlight, Watched},
     entrance::{OpenError, Opened},
 };
 pub use self::{entrance::Entrance, tls::Tls};
 
 /// How long to wait after `accept` failed for want of descriptors or memory: at once it would fail again.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+pin_project_lite::pin_project! {
+    /// A request under way. It tells an HTTP/1 client where its answer is the connection's last.
+    ///
+    /// No `async` block: that would hold the call twice, as what it captured and as what it waits for, and be copied with both.
+    struct Answering<F> {
+        #[pin]
+        answer: F,
+        in_flight: Option<InFlight>,
+    }
+}
+
+impl<F, B> Future for Answering<F>
+where
+    F: Future<Output = Result<Response<B>, Infallible>>,
+{
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let mut answer = ready!(this.answer.poll(cx))?;
+        let is_last = this.in_flight.take().is_some_and(|one| one.is_closing());
+        if is_last && answer.version() <= Version::HTTP_11 {
+            let headers = answer.headers_mut();
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        Poll::Ready(Ok(answer))
+    }
+}
 
 /// How long a connection that outstayed its welcome may take to say goodbye.
 const LAST_WORD: Duration = Duration::from_millis(100);
@@ -311,15 +342,9 @@ where
                 peer,
                 certificate: certificate.clone(),
             });
-            async move {
-                let mut answer = answer.await?;
-                if in_flight.is_closing() && answer.version() <= http::Version::HTTP_11 {
-                    answer
-                        .headers_mut()
-                        .insert(header::CONNECTION, HeaderValue::from_static("close"));
-                }
-                drop(in_flight);
-                Ok::<_, Infallible>(answer)
+            Answering {
+                answer,
+                in_flight: Some(in_flight),
             }
         });
         let mut connection = pin!(self.builder.serve_connection(io, service));
@@ -343,7 +368,7 @@ where
         loop {
             tokio::select! {
                 biased;
-                ended = connection.as_mut() => {
+                ended = poll_fn(|cx| activity.polling(|| connection.as_mut().poll(cx))) => {
                     if let Err(error) = ended {
                         debug!(error, "a connection ended early");
                     }

@@ -1,14 +1,7 @@
 //! A stored page: its bytes, the header fields that clients see, and what its age is judged from.
 
-use std::{
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU32, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
-use arc_swap::ArcSwapOption;
 use http::{
     HeaderMap, HeaderName, HeaderValue,
     header::{CACHE_CONTROL, DATE, ETAG, EXPIRES, LAST_MODIFIED, VARY},
@@ -16,16 +9,16 @@ use http::{
 use tokio::time::Instant;
 
 use super::{
+    fields::Fields,
     forms::Packed,
     freshness::{Candidate, Freshness, Lifetimes, Verdict, judge},
+    front::Seat,
     http_semantics::{Coding, RequestDirectives, fmt_http_date, parse_age, parse_http_date},
-    link::link,
     rendition::{Rendition, Views},
     space::{Began, Space, Version},
-    status::CacheStatus,
     stretch::Popularity,
 };
-use crate::domain::{PageKey, PageQuery, SpaceFingerprint, Task, TaskPage, View};
+use crate::domain::{PageKey, SpaceFingerprint, Task, TaskPage, View};
 
 /// The header of an answer, and when it came.
 #[derive(Clone, Copy, Debug)]
@@ -48,53 +41,24 @@ const ACTIVE_FOR: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct StoredPage {
     pub(super) key: PageKey,
-    /// Whether the store holds it under its key.
-    is_stored: AtomicBool,
-    /// The second in which the store was last asked for it: see [`super::front`].
-    pub(super) read_in: AtomicU32,
+    pub(super) seat: Seat,
     pub content: Arc<Content>,
     freshness: Freshness,
     pub(super) popularity: Popularity,
-    /// When it was generated: the upstream's own word, or the time of receipt.
-    pub date: HeaderValue,
+    pub fields: Fields,
     pub last_modified: Option<HeaderValue>,
     /// The same in Unix seconds, for `If-Modified-Since`. Without it the condition is no condition: `Date` would stand in for it
     /// (RFC 9111 section 4.3.2), and be wrong for a page that changed twice within its second.
     pub last_modified_unix: Option<i64>,
     /// The upstream's own `Age`, for the answer that filled the page.
     pub upstream_age: Option<Duration>,
-    /// [`StoredPage::generation`] as clients see it.
-    pub generation_field: HeaderValue,
     /// Whether it was put together from other pages.
     pub is_assembled: bool,
     /// When it was read from a snapshot: until it is filled anew it may only stand in.
     restored_at: Option<Instant>,
     kept: HeaderMap,
-    of_hits: ArcSwapOption<HitFields>,
     pub(super) space: Arc<Space>,
     pub(super) version: Version,
-}
-
-/// The fields of a hit that change from second to second: made once for all hits of that second.
-#[derive(Debug)]
-struct HitFields {
-    of: (CacheStatus, u64),
-    cache_status: HeaderValue,
-    age: HeaderValue,
-}
-
-impl HitFields {
-    fn new(status: CacheStatus, age_s: u64) -> Self {
-        Self {
-            of: (status, age_s),
-            cache_status: status.header_value(),
-            age: HeaderValue::from(age_s),
-        }
-    }
-
-    fn fields(&self) -> (HeaderValue, HeaderValue) {
-        (self.cache_status.clone(), self.age.clone())
-    }
 }
 
 /// What stays the same when a 304 renews a page.
@@ -105,7 +69,6 @@ pub struct Content {
     tasks: Arc<[Task]>,
     whole: Arc<Rendition>,
     views: Views,
-    link: OnceLock<Option<HeaderValue>>,
 }
 
 impl Content {
@@ -116,15 +79,7 @@ impl Content {
             tasks: page.tasks,
             whole: Arc::new(Rendition::new(page.body, now)),
             views: Views::default(),
-            link: OnceLock::new(),
         }
-    }
-
-    /// Where the pages around it are: it is always kept under the same `query`. Made when first asked for.
-    #[must_use]
-    pub fn link(&self, query: PageQuery) -> Option<&HeaderValue> {
-        let link = self.link.get_or_init(|| link(query, self.count));
-        link.as_ref()
     }
 
     /// The page as it came, for work on it: where it is packed it is read back, and stays packed.
@@ -202,21 +157,18 @@ impl StoredPage {
                     .expect("a date is visible ASCII")
             });
         Self {
+            fields: Fields::new(&date, began.version, began.key.query, content.count),
             key: began.key,
-            is_stored: AtomicBool::new(false),
-            read_in: AtomicU32::default(),
-            content,
+            seat: Seat::default(),
             freshness: Freshness::new(answer, lifetimes, jitter),
             popularity,
             last_modified_unix: last_modified.as_ref().and_then(unix),
             last_modified,
-            date,
+            content,
             upstream_age: parse_age(answer.headers),
-            generation_field: began.version.field(),
             is_assembled: false,
             restored_at: None,
             kept,
-            of_hits: ArcSwapOption::empty(),
             space: began.space,
             version: began.version,
         }
@@ -232,24 +184,21 @@ impl StoredPage {
     ) -> Option<Self> {
         let oldest = parts.iter().max_by_key(|part| part.age(now))?;
         Some(Self {
+            fields: Fields::new(&oldest.fields.date, oldest.version, key.query, page.count),
             key,
-            is_stored: AtomicBool::new(false),
-            read_in: AtomicU32::default(),
+            seat: Seat::default(),
             content: Arc::new(Content::new(page, now)),
             freshness: {
                 let parts: Vec<_> = parts.iter().map(|part| part.freshness(now)).collect();
                 Freshness::of_parts(parts.iter(), now)?
             },
             popularity: Popularity::new(now),
-            date: oldest.date.clone(),
             last_modified: None,
             last_modified_unix: None,
             upstream_age: None,
-            generation_field: oldest.generation_field.clone(),
             is_assembled: true,
             restored_at: None,
             kept: HeaderMap::new(),
-            of_hits: ArcSwapOption::empty(),
             space: oldest.space.clone(),
             version: oldest.version,
         })
@@ -388,21 +337,6 @@ impl StoredPage {
         }
     }
 
-    /// `Cache-Status` and `Age` of a hit that is described by `status`, the page being `age` old.
-    #[must_use]
-    pub fn fields_of_hit(&self, status: CacheStatus, age: Duration) -> (HeaderValue, HeaderValue) {
-        let of = (status, age.as_secs());
-        if let Some(known) = &*self.of_hits.load()
-            && known.of == of
-        {
-            return known.fields();
-        }
-        let made = HitFields::new(status, age.as_secs());
-        let fields = made.fields();
-        self.of_hits.store(Some(Arc::new(made)));
-        fields
-    }
-
     /// Its age (RFC 9111 section 4.2.3).
     #[must_use]
     pub fn age(&self, now: Instant) -> Duration {
@@ -432,15 +366,6 @@ impl StoredPage {
     #[must_use]
     pub fn is_dropped(&self) -> bool {
         self.space.dropped_since(self.version)
-    }
-
-    /// Whether the store holds it.
-    pub(super) fn is_stored(&self) -> bool {
-        self.is_stored.load(Ordering::Acquire)
-    }
-
-    pub(super) fn set_stored(&self, is_stored: bool) {
-        self.is_stored.store(is_stored, Ordering::Release);
     }
 
     /// The state of the list it was cut from.

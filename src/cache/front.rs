@@ -7,7 +7,7 @@ use std::{
     hash::BuildHasher,
     sync::{
         Arc,
-        atomic::{Ordering, fence},
+        atomic::{AtomicBool, AtomicU32, Ordering, fence},
     },
 };
 
@@ -30,6 +30,25 @@ pub(super) struct Front {
     since: Instant,
 }
 
+/// What a page itself tells of where it is.
+#[derive(Debug, Default)]
+pub(super) struct Seat {
+    /// Whether the store holds it under its key.
+    is_stored: AtomicBool,
+    /// The second in which the store was last asked for it.
+    read_in: AtomicU32,
+}
+
+impl Seat {
+    pub(super) fn is_stored(&self) -> bool {
+        self.is_stored.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_stored(&self, is_stored: bool) {
+        self.is_stored.store(is_stored, Ordering::Release);
+    }
+}
+
 impl Front {
     pub(super) fn new() -> Self {
         Self {
@@ -49,7 +68,7 @@ impl Front {
 
     /// Takes in a page that the store was asked for just now.
     pub(super) fn put(&self, page: &Arc<StoredPage>, now: Instant) {
-        page.read_in.store(self.second(now), Ordering::Relaxed);
+        page.seat.read_in.store(self.second(now), Ordering::Relaxed);
         let place = self.place(&page.key);
         match &*place.load() {
             Some(there) if Arc::ptr_eq(there, page) => return,
@@ -60,14 +79,14 @@ impl Front {
         place.store(Some(page.clone()));
         // The store may have let it go meanwhile. Either this sees that, or who let it go sees it here.
         fence(Ordering::SeqCst);
-        if !page.is_stored() {
+        if !page.seat.is_stored() {
             self.clear(page);
         }
     }
 
     /// Lets go of a page that the store has let go of.
     pub(super) fn remove(&self, page: &Arc<StoredPage>) {
-        page.set_stored(false);
+        page.seat.set_stored(false);
         fence(Ordering::SeqCst);
         self.clear(page);
     }
@@ -94,7 +113,7 @@ impl Front {
     }
 
     fn is_of_this_second(&self, page: &StoredPage, now: Instant) -> bool {
-        page.read_in.load(Ordering::Relaxed) == self.second(now)
+        page.seat.read_in.load(Ordering::Relaxed) == self.second(now)
     }
 
     /// 0 is no second: in it the store was asked for no page.
@@ -106,5 +125,5 @@ impl Front {
 
 /// Whether the store would give it.
 fn is_good(page: &StoredPage) -> bool {
-    page.is_stored() && !page.is_dropped()
+    page.seat.is_stored() && !page.is_dropped()
 }

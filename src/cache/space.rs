@@ -10,7 +10,6 @@ use std::{
 };
 
 use compact_str::CompactString;
-use http::HeaderValue;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
@@ -79,9 +78,8 @@ pub struct Version {
 
 impl Version {
     /// The generation as clients see it.
-    pub(super) fn field(self) -> HeaderValue {
-        HeaderValue::try_from(format!("{:016x}", self.generation))
-            .expect("hex digits are visible ASCII")
+    pub(super) fn field(self) -> String {
+        format!("{:016x}", self.generation)
     }
 }
 

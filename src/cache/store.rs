@@ -385,7 +385,7 @@ impl PageStore {
     fn insert(&self, page: &Arc<StoredPage>) {
         self.pages.insert(page.key.clone(), page.clone());
         // In its own place it was replaced just now.
-        page.set_stored(true);
+        page.seat.set_stored(true);
         self.pages.run_pending_tasks();
         self.stirred.notify_one();
     }

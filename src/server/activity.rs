@@ -23,6 +23,10 @@ use tokio::{
 /// What is no longer is written as one piece: copying it costs less than what the system does for several.
 const JOINED: usize = 4 << 10;
 
+/// The clock was not read in this poll yet, and no poll is under way.
+const NOT_READ: u64 = u64::MAX - 1;
+const NO_POLL: u64 = u64::MAX;
+
 thread_local! {
     /// Where pieces are joined.
     static WHOLE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -32,6 +36,8 @@ thread_local! {
 #[derive(Debug)]
 pub(super) struct Activity {
     began: Instant,
+    /// When the present poll of the connection is: read once for all that happens in it.
+    of_poll: AtomicU64,
     in_flight: AtomicUsize,
     /// When the connection fell silent.
     idle_since: AtomicU64,
@@ -48,6 +54,7 @@ impl Activity {
         Self {
             closing,
             began: Instant::now(),
+            of_poll: AtomicU64::new(NO_POLL),
             in_flight: AtomicUsize::new(0),
             idle_since: AtomicU64::new(0),
             reading_since: AtomicU64::new(0),
@@ -55,8 +62,25 @@ impl Activity {
         }
     }
 
+    /// Runs one poll of the connection.
+    pub(super) fn polling<T>(&self, poll: impl FnOnce() -> T) -> T {
+        self.of_poll.store(NOT_READ, Ordering::Relaxed);
+        let polled = poll();
+        self.of_poll.store(NO_POLL, Ordering::Relaxed);
+        polled
+    }
+
     fn now(&self) -> u64 {
-        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+        let known = self.of_poll.load(Ordering::Relaxed);
+        if known < NOT_READ {
+            return known;
+        }
+        let now = self.began.elapsed().as_millis();
+        let now = u64::try_from(now).map_or(NOT_READ - 1, |now| now.min(NOT_READ - 1));
+        // An HTTP/2 request may end on another thread, after the poll: then it is no time of a poll.
+        let (unread, relaxed) = (NOT_READ, Ordering::Relaxed);
+        let _ = (self.of_poll).compare_exchange(unread, now, relaxed, relaxed);
+        now
     }
 
     /// A request's header is complete; the request lasts until the guard is dropped.
@@ -249,6 +273,26 @@ mod tests {
         tokio::time::advance(Duration::from_secs(100)).await;
         drop(request);
         assert_eq!(ends_after(&activity).await, IDLE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_poll_has_a_time_of_its_own() {
+        let activity = Arc::new(Activity::new(Arc::default()));
+        let second = Duration::from_secs(1);
+        tokio::time::advance(second).await;
+        let request = activity.polling(|| {
+            activity.received();
+            activity.request(Version::HTTP_11)
+        });
+        tokio::time::advance(second).await;
+        let read = activity.polling(|| {
+            drop(request);
+            (activity.now(), activity.of_poll.load(Ordering::Relaxed))
+        });
+        assert_eq!(read, (2000, 2000), "it was read once");
+        tokio::time::advance(second).await;
+        assert_eq!(activity.now(), 3000);
+        assert_eq!(ends_after(&activity).await, IDLE - second);
     }
 
     #[tokio::test(start_paused = true)]

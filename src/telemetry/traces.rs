@@ -77,7 +77,7 @@ fn begin(tracer: &SdkTracer, name: Cow<'static, str>, kind: SpanKind, parent: &C
         context: span.span_context().clone(),
     })));
     Span {
-        span: Some(span),
+        span: Some(Box::new(span)),
         place,
     }
 }
@@ -134,7 +134,8 @@ impl Place {
 /// A span under way; it ends when dropped. The default one is off.
 #[derive(Debug, Default)]
 pub struct Span {
-    span: Option<opentelemetry_sdk::trace::Span>,
+    // Boxed: it is large, and a request whose span is off would carry the room for it from layer to layer.
+    span: Option<Box<opentelemetry_sdk::trace::Span>>,
     place: Place,
 }
 

@@ -23,6 +23,7 @@ use crate::{
         forms::Coded,
         freshness::permitted,
         http_semantics::{Coding, RequestDirectives, negotiate, not_modified},
+        seconds::Seconds,
     },
     domain::{PageQuery, SpaceFingerprint, SpaceToken},
     service::{Ask, Served},
@@ -33,6 +34,8 @@ const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const LIST_GENERATION: HeaderName = HeaderName::from_static("x-list-generation");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const ASK_EACH_TIME: HeaderValue = HeaderValue::from_static("private, no-cache");
+static AGE: Seconds = Seconds::new(|seconds| seconds.to_string());
+static MAX_AGE: Seconds = Seconds::new(|seconds| format!("private, max-age={seconds}"));
 /// What a variant can be made in, best first.
 const CODINGS: [Coding; 3] = [Coding::Brotli, Coding::Zstd, Coding::Gzip];
 
@@ -46,7 +49,7 @@ pub async fn answer(data: Data, asked: Box<Asked>) -> Result<Answer, Infallible>
     if !is_head && asked.head.method != Method::GET {
         return Ok(method_not_allowed(&[Method::GET, Method::HEAD]).into());
     }
-    let mut answer = page(&data, *asked).await;
+    let mut answer = page(&data, asked).await;
     if is_head {
         leave_body_out(&mut answer.response);
     }
@@ -64,33 +67,26 @@ fn leave_body_out(response: &mut Response<Body>) {
 
 /// Checked in the order in which things may be told: path and query, then whether the client may read the space, then how often it
 /// may ask, then the cache.
-async fn page(data: &Data, asked: Asked) -> Answer {
-    let Asked {
-        head,
-        body,
-        id,
-        trace,
-        policy,
-        client,
-        ..
-    } = asked;
+async fn page(data: &Data, mut asked: Box<Asked>) -> Answer {
     // Nothing to wait for, and it would keep its connection's window.
-    drop(body);
+    drop(asked.body);
+    let policy = &asked.policy;
+    let client = asked.client.as_ref();
     let client = client.expect("authentication lets nobody through without a name");
-    let (space, query) = match read(&policy, &head.uri) {
+    let (space, query) = match read(policy, &asked.head.uri) {
         Ok(read) => read,
         Err(error) => return error.into(),
     };
-    let Admitted { credential, limits } = match admit(&client, &space).await {
+    let Admitted { credential, limits } = match admit(client, &space).await {
         Ok(admitted) => admitted,
         Err(error) => {
             return Answer {
-                facts: Some(facts_of(&client, space.fingerprint())),
+                facts: Some(facts_of(client, space.fingerprint())),
                 ..Answer::from(error)
             };
         }
     };
-    let asks_for = RequestDirectives::parse(&head.headers);
+    let asks_for = RequestDirectives::parse(&asked.head.headers);
     let ask = Ask {
         credential,
         upstream: policy.upstream.clone(),
@@ -98,10 +94,10 @@ async fn page(data: &Data, asked: Asked) -> Answer {
         query,
         directives: permitted(asks_for, client.may_refresh),
         account: client.account.clone(),
-        request_id: id,
-        trace,
+        request_id: asked.id,
+        trace: asked.trace,
     };
-    let mut answer = serve(data, &client, &policy, &ask, head).await;
+    let mut answer = serve(data, client, policy, &ask, &mut asked.head).await;
     rate_limit::write(&limits, answer.response.headers_mut());
     answer
 }
@@ -117,7 +113,13 @@ fn facts_of(client: &Client, space: SpaceFingerprint) -> Facts {
     }
 }
 
-async fn serve(data: &Data, client: &Client, policy: &Policy, ask: &Ask, request: Parts) -> Answer {
+async fn serve(
+    data: &Data,
+    client: &Client,
+    policy: &Policy,
+    ask: &Ask,
+    request: &mut Parts,
+) -> Answer {
     match data.tasks.page(ask).await {
         Ok(served) => {
             let facts = Facts {
@@ -186,13 +188,13 @@ async fn respond(
     policy: &Policy,
     ask: &Ask,
     served: &Served,
-    request: Parts,
+    request: &mut Parts,
 ) -> Response<Body> {
     let rendition = data.tasks.rendition(ask, served, client.view.as_deref());
     let coding = coding(&request.headers, served, &rendition);
-    let mut response = answering(request.headers);
+    let mut response = answering(&mut request.headers);
     let headers = response.headers_mut();
-    describe(policy, ask, served, headers);
+    describe(policy, served, headers);
     headers.insert(header::ETAG, rendition.etag.clone());
     let Some(coding) = coding else {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
@@ -238,7 +240,8 @@ fn coding(request: &HeaderMap, served: &Served, rendition: &Rendition) -> Option
 
 /// An answer in the map that the request's header came in, emptied: hyper keeps it from request to request, so that none is
 /// allocated for a hit.
-fn answering(mut headers: HeaderMap) -> Response<Body> {
+fn answering(of_request: &mut HeaderMap) -> Response<Body> {
+    let mut headers = mem::take(of_request);
     headers.clear();
     let mut response = Response::new(whole(Bytes::new()));
     *response.headers_mut() = headers;
@@ -261,35 +264,28 @@ async fn body(
 }
 
 /// Every field that 200 and 304 share, but for the entity tag.
-fn describe(policy: &Policy, ask: &Ask, served: &Served, headers: &mut HeaderMap) {
+fn describe(policy: &Policy, served: &Served, headers: &mut HeaderMap) {
     let page = &served.page;
-    headers.insert(header::DATE, page.date.clone());
+    headers.insert(header::DATE, page.fields.date.clone());
     headers.insert(header::VARY, VARY);
     let may_keep = cache_control(policy.client_max_age, || client_rest(served));
     headers.insert(header::CACHE_CONTROL, may_keep);
     if let Some(last_modified) = &page.last_modified {
         headers.insert(header::LAST_MODIFIED, last_modified.clone());
     }
-    match served.status {
+    headers.insert(CACHE_STATUS, served.status.header_value());
+    let age = match served.status {
         // A stored answer tells its age.
-        CacheStatus::Hit { .. } => {
-            let (cache_status, age) = page.fields_of_hit(served.status, served.age());
-            headers.insert(CACHE_STATUS, cache_status);
-            headers.insert(header::AGE, age);
-        }
+        CacheStatus::Hit { .. } => Some(served.age()),
         // One that was just filled tells what the upstream told, if anything.
-        CacheStatus::Forward { .. } | CacheStatus::NotCached => {
-            headers.insert(CACHE_STATUS, served.status.header_value());
-            if let Some(age) = page.upstream_age {
-                headers.insert(header::AGE, age.as_secs().into());
-            }
-        }
+        CacheStatus::Forward { .. } | CacheStatus::NotCached => page.upstream_age,
+    };
+    if let Some(age) = age {
+        headers.insert(header::AGE, AGE.value(age.as_secs()));
     }
-    if let Some(link) = page.content.link(ask.query) {
-        headers.insert(header::LINK, link.clone());
-    }
+    headers.insert(header::LINK, page.fields.link.clone());
     if policy.coherent_pages {
-        headers.insert(LIST_GENERATION, page.generation_field.clone());
+        headers.insert(LIST_GENERATION, page.fields.generation.clone());
     }
 }
 
@@ -309,8 +305,7 @@ fn cache_control(client_max_age: Duration, rest: impl FnOnce() -> Duration) -> H
     }
     match client_max_age.min(rest()).as_secs() {
         0 => ASK_EACH_TIME,
-        seconds => HeaderValue::try_from(format!("private, max-age={seconds}"))
-            .expect("digits are visible ASCII"),
+        seconds => MAX_AGE.value(seconds),
     }
 }
 

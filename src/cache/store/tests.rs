@@ -184,7 +184,7 @@ fn nothing_is_held_that_the_store_has_pushed_out() {
     for (key, page) in seen {
         let is_held = store.get(&key).is_some();
         assert_eq!(asked(&store, &key).is_some(), is_held, "{key:?}");
-        assert_eq!(page.is_stored(), is_held, "{key:?}");
+        assert_eq!(page.seat.is_stored(), is_held, "{key:?}");
     }
     assert!(store.front.count() <= usize::try_from(entries).unwrap());
 }
@@ -344,7 +344,7 @@ fn a_304_keeps_the_content_and_takes_the_new_fields() {
     assert!(kept.stored && Arc::ptr_eq(&kept.page, &stored));
     assert!(Arc::ptr_eq(&stored.content, &old.page.content));
     assert_eq!(stored.upstream_etag().unwrap(), "\"v1\"");
-    assert_eq!(stored.date, "Fri, 01 Jan 2027 00:00:00 GMT");
+    assert_eq!(stored.fields.date, "Fri, 01 Jan 2027 00:00:00 GMT");
     let now = Instant::now();
     let verdict = crate::cache::judge(
         Some(stored.candidate(&stored.freshness(now), false)),

@@ -1,0 +1,36 @@
+//! The fields that answers with a stored page have in common.
+
+use bytes::Bytes;
+use http::HeaderValue;
+
+use super::{link::link, space::Version};
+use crate::domain::PageQuery;
+
+/// One piece of memory: in three, a hit among many pages waited for four lines of it more.
+#[derive(Debug)]
+pub struct Fields {
+    /// When the page was generated: the upstream's own word, or the time of receipt.
+    pub date: HeaderValue,
+    /// The state of the list it was cut from.
+    pub generation: HeaderValue,
+    /// Where the pages around it are.
+    pub link: HeaderValue,
+}
+
+impl Fields {
+    /// Those of the page of `query`, of a list of `count` in the state `version`.
+    pub(super) fn new(date: &HeaderValue, version: Version, query: PageQuery, count: u64) -> Self {
+        let (generation, link) = (version.field(), link(query, count));
+        let texts = [date.as_bytes(), generation.as_bytes(), link.as_bytes()];
+        let mut together = Bytes::from(texts.concat());
+        let [date, generation, link] = texts.map(|text| {
+            let value = HeaderValue::from_maybe_shared(together.split_to(text.len()));
+            value.expect("a field value, or visible ASCII of ours")
+        });
+        Self {
+            date,
+            generation,
+            link,
+        }
+    }
+}
