@@ -9,6 +9,7 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, StatusCode, header};
+use tokio::time::Instant;
 use tower::{Layer, Service};
 use tracing::warn;
 
@@ -200,9 +201,10 @@ fn by_status(
             content: Content::NotModified,
             head: raw.head,
         }),
+        // A proxy's page on the way, which says nothing of what was asked.
+        400 | 403 | 410 | 422 if is_html(&raw) => failed(FailureSource::Html),
         400 | 422 => Err(UpstreamError::Rejected),
         401 => Err(UpstreamError::AuthFailed),
-        403 if is_html(&raw) => failed(FailureSource::Html),
         403 if tells_expired_token(envelope) => Err(UpstreamError::AuthFailed),
         403 => Err(UpstreamError::SpaceAccessDenied),
         404 if !is_json => failed(by_its_status(status, &raw.head)),
@@ -288,12 +290,14 @@ where
         let NormalizeLayer { rules, metrics } = self.layer.clone();
         let conditional = !request.validators.is_empty();
         let cause = request.cause.clone();
+        let purse = request.credential.purse().clone();
         let call = self.inner.call(request);
         Box::pin(async move {
             let mut counted = CountedCall::new(&metrics, &cause);
             let raw = call.await.map_err(from_client)?;
-            counted.status = Some(raw.status);
-            match normalize(&rules, raw) {
+            let status = raw.status;
+            counted.status = Some(status);
+            let outcome = match normalize(&rules, raw) {
                 // A 304 nobody asked for has no page to stand for.
                 Verdict::Known(Ok(Answer {
                     content: Content::NotModified,
@@ -307,7 +311,14 @@ where
                     report_unknown(&metrics, message.as_deref());
                     Err(UpstreamError::Rejected)
                 }
+            };
+            // What a 429 says of it in its header is learned below.
+            if status != StatusCode::TOO_MANY_REQUESTS
+                && let Err(UpstreamError::QuotaExhausted { retry_after }) = &outcome
+            {
+                purse.refused(*retry_after, Instant::now());
             }
+            outcome
         })
     }
 }

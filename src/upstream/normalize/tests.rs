@@ -14,7 +14,7 @@ use tower::{ServiceExt, service_fn};
 use super::*;
 use crate::{
     config::normalize::RuleConfig,
-    upstream::{Head, Validators, fixtures},
+    upstream::{Head, Urgency, Validators, fixtures},
 };
 
 /// Fri, 01 Jan 2027 00:00:00 GMT, when every answer here is received.
@@ -224,6 +224,9 @@ fn every_known_answer_has_its_meaning() {
         (404, HTML, "upstream_failed"),
         (404, "", "upstream_failed"),
         (410, r#"{"status_code":410}"#, "space_not_found"),
+        (410, HTML, "upstream_failed"),
+        (400, HTML, "upstream_failed"),
+        (422, HTML, "upstream_failed"),
         (429, r#"{"status_code":429}"#, "upstream_quota_exhausted"),
         (429, HTML, "upstream_quota_exhausted"),
         (304, "", "not_modified"),
@@ -536,6 +539,22 @@ fn through_the_layer(
         .now_or_never()
         .expect("nothing to wait for");
     (outcome, metrics)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quota_that_the_body_says_is_spent_is_held_as_after_a_429() {
+    let fields = [("retry-after", "30")];
+    let request = request(Validators::default());
+    let purse = request.credential.purse().clone();
+    let inner = service_fn(move |_: PageRequest| {
+        let body = r#"{"status_code":429,"message":"Too many"}"#;
+        ready(Ok(raw(200, &fields, body)))
+    });
+    let layer = NormalizeLayer::new(Rules::default(), Metrics::new([]));
+    let outcome = layer.layer(inner).oneshot(request).await;
+    assert!(matches!(outcome, Err(UpstreamError::QuotaExhausted { .. })));
+    let held = purse.would_take(Urgency::Waiting, Instant::now());
+    assert_eq!(held.unwrap_err(), Duration::from_secs(30));
 }
 
 #[test]

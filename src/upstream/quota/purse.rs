@@ -439,11 +439,24 @@ impl Purse {
             _ => None,
         };
         if let Some(hold) = hold {
-            let hold = hold.min(LONGEST_HOLD);
-            state.hold_until = state.hold_until.max(Some(now + hold));
-            if let Some(calls) = self.shared.get() {
-                calls.hold_all(hold);
-            }
+            self.hold(&mut state, hold, now);
+        }
+    }
+
+    /// Notes that the upstream refused a call for want of quota, not by its status but in the body.
+    pub fn refused(&self, retry_after: Option<Duration>, now: Instant) {
+        self.hold(&mut self.lock(), retry_after.unwrap_or(MINUTE), now);
+    }
+
+    fn hold(&self, state: &mut State, hold: Duration, now: Instant) {
+        let hold = hold.min(LONGEST_HOLD);
+        let until = Some(now + hold);
+        if until <= state.hold_until {
+            return;
+        }
+        state.hold_until = until;
+        if let Some(calls) = self.shared.get() {
+            calls.hold_all(hold);
         }
     }
 

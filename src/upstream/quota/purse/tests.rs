@@ -262,6 +262,19 @@ async fn a_429_holds_everything_for_as_long_as_it_says() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_refusal_that_the_body_tells_holds_as_a_429_does() {
+    let held = |purse: &Purse| purse.would_take(Urgency::Waiting, Instant::now()).err();
+    let seconds = |seconds| Some(Duration::from_secs(seconds));
+    let unheld = purse(0);
+    unheld.refused(None, Instant::now());
+    assert_eq!(held(&unheld), seconds(60));
+    unheld.refused(Some(Duration::from_secs(7)), Instant::now());
+    assert_eq!(held(&unheld), seconds(60), "a hold is never shortened");
+    unheld.refused(Some(Duration::from_secs(90)), Instant::now());
+    assert_eq!(held(&unheld), seconds(90));
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_waits_in_vain_is_told_at_once() {
     let purse = settled_purse(1).await;
     drop(
