@@ -78,8 +78,10 @@ fn hops(headers: &HeaderMap) -> Vec<&str> {
             .get_all(name)
             .into_iter()
             .filter_map(|line| line.to_str().ok())
-            .flat_map(|line| line.split(','))
+            .flat_map(|line| split_unquoted(line, ','))
             .map(str::trim)
+            // A list may have empty members (RFC 9110 section 5.6.1.2).
+            .filter(|member| !member.is_empty())
     };
     if headers.contains_key(FORWARDED) {
         members(FORWARDED).map(for_parameter).collect()
@@ -88,9 +90,23 @@ fn hops(headers: &HeaderMap) -> Vec<&str> {
     }
 }
 
+/// The parts of `text` between separators that stand in no quoted string (RFC 9110 section 5.6.4): what a proxy quotes, a client may have
+/// written.
+fn split_unquoted(text: &str, separator: char) -> impl Iterator<Item = &str> {
+    let (mut is_quoted, mut is_escaped) = (false, false);
+    text.split(move |next| {
+        match next {
+            _ if is_escaped => is_escaped = false,
+            '\\' if is_quoted => is_escaped = true,
+            '"' => is_quoted = !is_quoted,
+            _ => return !is_quoted && next == separator,
+        }
+        false
+    })
+}
+
 fn for_parameter(element: &str) -> &str {
-    element
-        .split(';')
+    split_unquoted(element, ';')
         .filter_map(|pair| pair.trim().split_once('='))
         .find(|(name, _)| name.eq_ignore_ascii_case("for"))
         .map_or("", |(_, value)| value)
@@ -150,6 +166,26 @@ mod tests {
                 "2001:db8::1",
             ),
             ("10.0.0.1", "forwarded", "by=10.0.0.2", "10.0.0.1"),
+            (
+                "10.0.0.1",
+                "forwarded",
+                r#"for=203.0.113.9;host="a,for=8.8.8.8""#,
+                "203.0.113.9",
+            ),
+            (
+                "10.0.0.1",
+                "forwarded",
+                r#"host="x;for=8.8.8.8";for=203.0.113.9"#,
+                "203.0.113.9",
+            ),
+            (
+                "10.0.0.1",
+                "forwarded",
+                r#"host="x\",for=8.8.8.8,\"";for=203.0.113.9"#,
+                "203.0.113.9",
+            ),
+            ("10.0.0.1", "forwarded", "for=203.0.113.9, ,", "203.0.113.9"),
+            ("10.0.0.1", "x-forwarded-for", "203.0.113.9,", "203.0.113.9"),
             (
                 "::ffff:10.0.0.1",
                 "x-forwarded-for",
