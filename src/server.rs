@@ -376,8 +376,10 @@ where
                 }
                 Some(end) = ends.next() => match end {
                     End::Overstayed => {
-                        // An idle HTTP/2 peer is told; one that dribbles a header is given no time to go on.
-                        connection.as_mut().graceful_shutdown();
+                        // An idle HTTP/2 peer is told, and one that dribbles a header.
+                        if !activity.refuse_late() {
+                            connection.as_mut().graceful_shutdown();
+                        }
                         ends.push(tokio::time::sleep(LAST_WORD).map(|()| End::LastWord).boxed());
                     }
                     End::Closed => connection.as_mut().graceful_shutdown(),

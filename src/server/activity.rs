@@ -10,10 +10,11 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
-    time::Duration,
+    task::{Context, Poll, ready},
+    time::{Duration, SystemTime},
 };
 
+use bytes::{Buf, Bytes};
 use http::Version;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -45,6 +46,8 @@ pub(super) struct Activity {
     reading_since: AtomicU64,
     /// Whether it speaks HTTP/2, whose frames between requests are no beginning of one.
     is_http2: AtomicBool,
+    /// Whether a header took too long.
+    is_late: AtomicBool,
     /// Whether the server is about to end.
     closing: Arc<AtomicBool>,
 }
@@ -59,6 +62,7 @@ impl Activity {
             idle_since: AtomicU64::new(0),
             reading_since: AtomicU64::new(0),
             is_http2: AtomicBool::new(false),
+            is_late: AtomicBool::new(false),
         }
     }
 
@@ -114,6 +118,13 @@ impl Activity {
         }
     }
 
+    /// Ends the connection with a 408 where the header of an HTTP/1 request has begun; returns whether it has.
+    pub(super) fn refuse_late(&self) -> bool {
+        let has_begun = self.reading_since.load(Ordering::Acquire) != 0;
+        self.is_late.store(has_begun, Ordering::Release);
+        has_begun
+    }
+
     /// How long until a timeout could be outstayed; `None`: it is.
     fn left(&self, header_read_timeout: Duration, idle_timeout: Duration) -> Option<Duration> {
         let now = self.now();
@@ -157,11 +168,17 @@ impl Drop for InFlight {
 pub(super) struct Watched<I> {
     io: I,
     activity: Arc<Activity>,
+    /// What is left to write to a peer whose header took too long, once that has begun.
+    last_word: Option<Bytes>,
 }
 
 impl<I> Watched<I> {
     pub(super) fn new(io: I, activity: Arc<Activity>) -> Self {
-        Self { io, activity }
+        Self {
+            io,
+            activity,
+            last_word: None,
+        }
     }
 
     /// A client that takes an answer slowly is not silent.
@@ -173,12 +190,37 @@ impl<I> Watched<I> {
     }
 }
 
-impl<I: AsyncRead + Unpin> AsyncRead for Watched<I> {
+impl<I: AsyncWrite + Unpin> Watched<I> {
+    /// Says that the header took too long, and then that the connection has ended. hyper waits for the rest of a header, and says nothing
+    /// where that does not come.
+    fn poll_refuse_late(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let last_word = self.last_word.get_or_insert_with(request_timeout);
+        while !last_word.is_empty() {
+            match ready!(Pin::new(&mut self.io).poll_write(cx, last_word))? {
+                0 => break,
+                written => last_word.advance(written),
+            }
+        }
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+}
+
+/// As bare as what hyper says to a header that is none.
+fn request_timeout() -> Bytes {
+    let now = httpdate::fmt_http_date(SystemTime::now());
+    let status = "HTTP/1.1 408 Request Timeout";
+    format!("{status}\r\nconnection: close\r\ncontent-length: 0\r\ndate: {now}\r\n\r\n").into()
+}
+
+impl<I: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<I> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.activity.is_late.load(Ordering::Acquire) {
+            return self.poll_refuse_late(cx);
+        }
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.io).poll_read(cx, buffer);
         if buffer.filled().len() > before {
