@@ -59,7 +59,7 @@ pub struct Answer {
     pub facts: Option<Facts>,
 }
 
-/// What a handler tells the edge for metrics, traces and the access log; one of axum's does so in the answer's extensions.
+/// What a handler tells the edge for metrics, traces and the access log.
 #[derive(Clone, Debug)]
 pub struct Facts {
     pub account: Account,
@@ -68,6 +68,20 @@ pub struct Facts {
     pub age_s: Option<u64>,
     /// What the request cost: 0 where the page was stored, or fetched for another.
     pub upstream_calls: u32,
+}
+
+impl Facts {
+    /// What is known once it is known who asks.
+    #[must_use]
+    pub fn of(account: Account) -> Self {
+        Self {
+            account,
+            space: None,
+            cache: None,
+            age_s: None,
+            upstream_calls: 0,
+        }
+    }
 }
 
 impl From<Response<Body>> for Answer {
@@ -86,11 +100,8 @@ impl From<Response<()>> for Answer {
 }
 
 impl From<axum::response::Response> for Answer {
-    fn from(mut response: axum::response::Response) -> Self {
-        Self {
-            facts: response.extensions_mut().remove(),
-            response: response.map(Either::Right),
-        }
+    fn from(response: axum::response::Response) -> Self {
+        response.map(Either::Right).into()
     }
 }
 

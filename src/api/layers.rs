@@ -2,6 +2,7 @@
 
 pub mod catch_panic;
 pub mod cors;
+pub mod host;
 pub mod internal_auth;
 pub mod observe;
 pub mod shed;

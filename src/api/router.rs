@@ -15,10 +15,11 @@ use tower::{Service, ServiceBuilder, service_fn};
 use super::{
     ApiError, Caller, LivePolicy,
     error::method_not_allowed,
-    exchange::{self, Answer, Arrived, Asked},
+    exchange::{self, Answer, Arrived, Asked, Facts},
     layers::{
         catch_panic::CatchPanicLayer,
         cors::CorsLayer,
+        host::HostLayer,
         internal_auth::InternalAuthLayer,
         observe::{ObserveLayer, Observing},
         shed::ShedLayer,
@@ -68,6 +69,8 @@ pub fn data_service(
             policy,
             TrustedProxies::configured(server),
         ))
+        // A request that could be read in two ways is nobody's.
+        .layer(HostLayer)
         // Around whatever may refuse or fail: a browser hides an error that does not say who may read it.
         .layer(CorsLayer)
         // A bug costs one request, and is counted.
@@ -108,11 +111,15 @@ async fn route(mut others: Router, asked: Box<Asked>) -> Result<Answer, Infallib
         client,
         ..
     } = *asked;
+    let account = client.as_ref().map(|client| client.account.clone());
     if let Some(client) = client {
         head.extensions.insert(Caller { client, policy });
     }
     let request = Request::from_parts(head, body);
-    others.call(request).await.map(Answer::from)
+    Ok(Answer {
+        facts: account.map(Facts::of),
+        ..others.call(request).await?.into()
+    })
 }
 
 fn reading(route: MethodRouter) -> MethodRouter {

@@ -98,6 +98,9 @@ async fn what_is_no_http_is_refused_bare_and_the_connection_closed() {
         "GET /\u{0} HTTP/1.1\r\nHost: a\r\n\r\n",
         "GET / HTTP/1.1\r\nHost: a\r\nBad Name: x\r\n\r\n",
         "GET / HTTP/1.1\r\nHost: a\r\n folded\r\n\r\n",
+        "GET /healthz HTTP/1.1\r\n\r\n",
+        "GET /healthz HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        "GET /healthz HTTP/1.1\r\nHost: a b\r\n\r\n",
         "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nxx",
         long_header.as_str(),
     ] {
@@ -117,6 +120,39 @@ async fn what_is_no_http_is_refused_bare_and_the_connection_closed() {
     }
     let still_serves = raw::get(gateway.address(), "/healthz").await;
     assert_eq!(still_serves.status, 200);
+}
+
+#[tokio::test]
+async fn who_begins_a_header_and_does_not_end_it_is_told() {
+    let impatient = "[server]\nheader_read_timeout = \"100ms\"\nidle_timeout = \"300ms\"";
+    let gateway = setup().with(impatient).start().await;
+    let whole = "GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n";
+    let table: [(&[&str], &[&str]); 4] = [
+        (&["GET /healthz HTTP/1.1\r\nHos"], &["408"]),
+        (&["G"], &["408"]),
+        (&[whole, "GET "], &["200", "408"]),
+        // It has asked for nothing.
+        (&[], &[]),
+    ];
+    for (sent, expected) in table {
+        let mut stream = TcpStream::connect(gateway.address()).await.unwrap();
+        let mut text = String::new();
+        for part in sent {
+            stream.write_all(part.as_bytes()).await.unwrap();
+            if *part == whole {
+                let mut first = [0; 12];
+                stream.read_exact(&mut first).await.unwrap();
+                text.push_str(std::str::from_utf8(&first).unwrap());
+            }
+        }
+        let rest = raw::until_end(&mut stream).await;
+        text.push_str(&String::from_utf8(rest).unwrap());
+        let statuses: Vec<&str> = text
+            .match_indices("HTTP/1.1 ")
+            .map(|(place, _)| &text[place + 9..place + 12])
+            .collect();
+        assert_eq!(statuses, expected, "{sent:?}");
+    }
 }
 
 #[tokio::test]

@@ -209,3 +209,21 @@ async fn a_client_that_goes_away_is_counted_as_cancelled() {
     until(|| gateway.counts("gateway_http_requests_in_flight 0")).await;
     hold.release();
 }
+
+#[tokio::test]
+async fn whoever_is_known_is_counted_by_name_whatever_is_refused() {
+    let gateway = start().await;
+    let asked = [
+        ("GET", "/spaces/SUPPORT/tasks?x=1", "tasks", 400),
+        ("DELETE", "/spaces/SUPPORT/tasks", "tasks", 405),
+        ("GET", "/nowhere", "other", 404),
+    ];
+    for (method, path, route, status) in asked {
+        let answer = gateway.ask(method, path).key(READER).await;
+        assert_eq!(answer.status, status, "{path}");
+        let line = format!(
+            "gateway_http_requests_total{{route=\"{route}\",status=\"{status}\",client=\"reader\"}} 1"
+        );
+        assert!(gateway.counts(&line), "{line}");
+    }
+}

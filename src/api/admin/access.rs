@@ -18,7 +18,10 @@ use crate::{
     api::{
         LivePolicy,
         key::{digest, is_same, scheme_and_word},
-        layers::internal_auth::{Failures, sole_authorization},
+        layers::{
+            host::names_one,
+            internal_auth::{Failures, sole_authorization},
+        },
         peer::Peer,
         rate_limit::whole_seconds,
     },
@@ -205,6 +208,9 @@ impl Door {
 }
 
 fn judge(keys: &OperatorKeys, request: &Request) -> Result<Proof, Refusal> {
+    if !names_one(request.version(), request.headers()) {
+        return Err(Refusal::ForeignHost);
+    }
     let host = host(request);
     let proof = if keys.is_empty() {
         if !is_local_name(host) {
@@ -233,14 +239,12 @@ fn prove(keys: &OperatorKeys, request: &Request) -> Result<Proof, Refusal> {
     Err(Refusal::NoKey)
 }
 
+/// The target's own before the field's (RFC 9112 section 3.2.2).
 fn host(request: &Request) -> &str {
-    let named = request.headers().get(header::HOST);
-    named
-        .and_then(|host| host.to_str().ok())
-        .or_else(|| {
-            let authority = request.uri().authority();
-            authority.map(http::uri::Authority::as_str)
-        })
+    let authority = request.uri().authority();
+    authority
+        .map(http::uri::Authority::as_str)
+        .or_else(|| request.headers().get(header::HOST)?.to_str().ok())
         .unwrap_or_default()
 }
 

@@ -21,7 +21,6 @@ use crate::{
         ApiError, Caller,
         clients::{BrowserTokens, Minted},
         error::method_not_allowed,
-        exchange::Facts,
         layers::observe::VARY,
         query,
         rate_limit::{self, RateLimit},
@@ -69,22 +68,14 @@ pub async fn mint(
         return method_not_allowed(&[Method::POST]).map(|()| Body::empty());
     }
     let minted = answer(tokens, &caller, query.as_deref(), body, limit).await;
-    let mut response = match minted {
+    match minted {
         Ok((minted, limits)) => {
             let mut response = respond(&minted);
             rate_limit::write(&limits, response.headers_mut());
             response
         }
         Err(error) => error.into_response(),
-    };
-    response.extensions_mut().insert(Facts {
-        account: caller.client.account.clone(),
-        space: None,
-        cache: None,
-        age_s: None,
-        upstream_calls: 0,
-    });
-    response
+    }
 }
 
 async fn answer(

@@ -47,7 +47,10 @@ const CODINGS: [Coding; 3] = [Coding::Brotli, Coding::Zstd, Coding::Gzip];
 pub async fn answer(data: Data, asked: Box<Asked>) -> Result<Answer, Infallible> {
     let is_head = asked.head.method == Method::HEAD;
     if !is_head && asked.head.method != Method::GET {
-        return Ok(method_not_allowed(&[Method::GET, Method::HEAD]).into());
+        return Ok(Answer {
+            facts: asked.client.map(|client| facts_of(&client, None)),
+            ..method_not_allowed(&[Method::GET, Method::HEAD]).into()
+        });
     }
     let mut answer = page(&data, asked).await;
     if is_head {
@@ -75,13 +78,18 @@ async fn page(data: &Data, mut asked: Box<Asked>) -> Answer {
     let client = client.expect("authentication lets nobody through without a name");
     let (space, query) = match read(policy, &asked.head.uri) {
         Ok(read) => read,
-        Err(error) => return error.into(),
+        Err(error) => {
+            return Answer {
+                facts: Some(facts_of(client, None)),
+                ..Answer::from(error)
+            };
+        }
     };
     let Admitted { credential, limits } = match admit(client, &space).await {
         Ok(admitted) => admitted,
         Err(error) => {
             return Answer {
-                facts: Some(facts_of(client, space.fingerprint())),
+                facts: Some(facts_of(client, Some(space.fingerprint()))),
                 ..Answer::from(error)
             };
         }
@@ -103,13 +111,10 @@ async fn page(data: &Data, mut asked: Box<Asked>) -> Answer {
 }
 
 /// What is known of a request before the cache is asked.
-fn facts_of(client: &Client, space: SpaceFingerprint) -> Facts {
+fn facts_of(client: &Client, space: Option<SpaceFingerprint>) -> Facts {
     Facts {
-        account: client.account.clone(),
-        space: Some(space),
-        cache: None,
-        age_s: None,
-        upstream_calls: 0,
+        space,
+        ..Facts::of(client.account.clone())
     }
 }
 
@@ -126,7 +131,7 @@ async fn serve(
                 cache: Some(served.status.outcome()),
                 age_s: Some(served.age().as_secs()),
                 upstream_calls: served.calls,
-                ..facts_of(client, served.page.space_fingerprint().clone())
+                ..facts_of(client, Some(served.page.space_fingerprint().clone()))
             };
             Answer {
                 response: respond(data, client, policy, ask, &served, request).await,
@@ -137,7 +142,7 @@ async fn serve(
             let facts = Facts {
                 cache: Some(error.status.outcome()),
                 upstream_calls: error.calls,
-                ..facts_of(client, ask.space.fingerprint())
+                ..facts_of(client, Some(ask.space.fingerprint()))
             };
             Answer {
                 facts: Some(facts),
