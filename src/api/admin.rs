@@ -28,9 +28,9 @@ mod status;
 
 pub use self::access::{Door, Operator, OperatorKeys};
 use self::readiness::Readiness;
-use super::LivePolicy;
+use super::{ApiError, LivePolicy, query};
 use crate::{
-    config::Problems,
+    config::{Problems, routes::TasksRouteConfig},
     domain::{PageKey, PageQuery, SpaceKey, SpaceToken},
     service::Tasks,
     shared::Link,
@@ -228,18 +228,19 @@ async fn inspect_space(State(admin): State<Admin>, Path(token): Path<String>) ->
 #[serde(deny_unknown_fields)]
 struct ExplainQuery {
     space: String,
-    #[serde(default = "first_page")]
-    page: u32,
-    #[serde(default = "usual_size")]
-    page_size: u32,
+    page: Option<String>,
+    page_size: Option<String>,
 }
 
-fn first_page() -> u32 {
-    PageQuery::DEFAULT_PAGE
-}
-
-fn usual_size() -> u32 {
-    PageQuery::DEFAULT_PAGE_SIZE
+impl ExplainQuery {
+    /// The page, read as a request for it is.
+    fn page(&self, config: &TasksRouteConfig) -> Result<PageQuery, ApiError> {
+        let named = [("page", &self.page), ("page_size", &self.page_size)];
+        let given = named.map(|(name, value)| value.as_ref().map(|value| (name, value)));
+        let given: Vec<_> = given.into_iter().flatten().collect();
+        let query = serde_urlencoded::to_string(given).unwrap_or_default();
+        query::parse(&query, config)
+    }
 }
 
 /// What a plain request would get now, and why.
@@ -250,10 +251,10 @@ async fn explain(State(admin): State<Admin>, RawQuery(query): RawQuery) -> Respo
     let Ok(space) = SpaceToken::new(&asked.space) else {
         return bad_request("expected a space token");
     };
-    if asked.page == 0 || asked.page_size == 0 {
-        return bad_request("page and page_size count from 1");
-    }
     let policy = admin.policy.load();
+    let Ok(query) = asked.page(&policy.route) else {
+        return bad_request("no request may ask for this page and page_size");
+    };
     let Some(credential) = policy.clients.credentials().serving(&space) else {
         return bad_request("no credential serves this space");
     };
@@ -262,10 +263,7 @@ async fn explain(State(admin): State<Admin>, RawQuery(query): RawQuery) -> Respo
             credential: credential.id,
             space,
         },
-        query: PageQuery {
-            page: asked.page,
-            page_size: asked.page_size,
-        },
+        query,
     };
     Json(admin.tasks.explain(&key, credential, Instant::now())).into_response()
 }

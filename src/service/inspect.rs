@@ -14,7 +14,7 @@ use crate::{
         StoredPage, Verdict, freshness::FillReason, http_semantics::RequestDirectives, judge_page,
     },
     domain::{PageKey, PageQuery, SpaceKey},
-    upstream::{Credential, Credentials},
+    upstream::{Credential, Credentials, UpstreamError, Urgency},
 };
 
 /// A stored page as an operator sees it. Times in seconds.
@@ -56,6 +56,8 @@ pub struct Explanation {
     pub credential_refused: bool,
     /// Whether the upstream is asked with it: a fill fails at once while the circuit is open.
     pub circuit: &'static str,
+    /// In how many seconds the quota allows a call; `None`: now.
+    pub quota_wait: Option<u64>,
     /// What the upstream refuses about this page, and for how many seconds that is still remembered.
     pub refusal: Option<(&'static str, u64)>,
     pub stored: Option<PageReport>,
@@ -124,11 +126,16 @@ impl Tasks {
             .as_ref()
             .is_some_and(|page| page.moved_at().is_some());
         let refusal = self.store().refusal(key, now);
-        let (verdict, why) = match (&verdict, &refusal) {
-            (Verdict::Fill(_), Some(known)) => {
-                let error = remembered(known.refusal);
-                let page = stand_in(&error, stored.as_ref(), credential, now);
-                words_of_a_refusal(page.is_some())
+        let quota_wait = credential.purse().would_take(Urgency::Waiting, now).err();
+        let stands_in = |error| stand_in(&error, stored.as_ref(), credential, now).is_some();
+        let (verdict, why) = match (&verdict, &refusal, quota_wait) {
+            (Verdict::Fill(_), Some(known), _) => {
+                words_of_a_refusal(stands_in(remembered(known.refusal)))
+            }
+            (Verdict::Fill(_), None, Some(wait)) => {
+                words_of_a_spent_quota(stands_in(UpstreamError::QuotaExhausted {
+                    retry_after: Some(wait),
+                }))
             }
             _ => words(verdict, overtaken),
         };
@@ -138,6 +145,7 @@ impl Tasks {
             credential: credential.name.clone(),
             credential_refused: only_fresh,
             circuit: credential.circuit().state().as_str(),
+            quota_wait: quota_wait.map(|wait| wait.as_secs()),
             refusal: refusal.map(|known| {
                 let error = remembered(known.refusal);
                 (error.as_str(), (known.until - now).as_secs())
@@ -176,6 +184,20 @@ fn words_of_a_refusal(a_page_stands_in: bool) -> (&'static str, &'static str) {
         (
             "refused",
             "the upstream refused it a moment ago: the same error until that is forgotten",
+        )
+    }
+}
+
+fn words_of_a_spent_quota(a_page_stands_in: bool) -> (&'static str, &'static str) {
+    if a_page_stands_in {
+        (
+            "quota",
+            "the quota is spent: the old page stands in until there is a call for it",
+        )
+    } else {
+        (
+            "fill",
+            "the quota is spent: cut from other pages, or waits for a call, or refused where none is to be had in time",
         )
     }
 }

@@ -3,7 +3,10 @@
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
-use unpod_gateway::{domain::SpaceToken, simulator::world};
+use unpod_gateway::{
+    domain::SpaceToken,
+    simulator::{Scripted, world},
+};
 
 use crate::gateway::{Gateway, setup, start};
 
@@ -91,6 +94,63 @@ async fn what_a_request_would_get_is_explained() {
         gateway.tasks(space, "").await;
         assert_eq!(gateway.upstream().requests_to(space), 1, "as it said");
     }
+}
+
+#[tokio::test]
+async fn what_is_explained_is_what_a_request_may_ask_for() {
+    let few = "[routes.tasks]\nmax_page_size = 10";
+    let gateway = setup().with(few).start().await;
+    gateway.tasks(world::SUPPORT, "").await;
+    let path = |rest| format!("/cache/explain?space={}{rest}", world::SUPPORT);
+    for (rest, expected) in [
+        ("", 200),
+        ("&page_size=10", 200),
+        ("&page_size=11", 400),
+        ("&page=0", 400),
+        ("&page=1000001", 400),
+        ("&page=1&page=2", 400),
+        ("&pages=1", 400),
+    ] {
+        let (status, body) = ask(&gateway, "GET", &path(rest)).await;
+        assert_eq!(status, expected, "{rest}");
+        if status == 200 {
+            let told: Value = serde_json::from_str(&body).unwrap();
+            assert_eq!(told["verdict"], "hit", "{rest}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_spent_quota_is_explained() {
+    let stale = "[cache]\nttl = \"0s\"\nstale_while_revalidate = \"0s\"";
+    let gateway = setup().with(stale).start().await;
+    let explained = async |space: &str| {
+        let (_, body) = ask(&gateway, "GET", &format!("/cache/explain?space={space}")).await;
+        let told: Value = serde_json::from_str(&body).unwrap();
+        let of = |name: &str| told[name].clone();
+        (of("verdict"), of("quota_wait"))
+    };
+    gateway.tasks(world::SUPPORT, "").await;
+    assert_eq!(
+        explained(world::SUPPORT).await,
+        ("fill".into(), Value::Null)
+    );
+    let spent = Scripted::json(429, "{}").header("retry-after", "3600");
+    gateway.upstream().script(world::ARCHIVE, vec![spent]);
+    gateway.tasks(world::ARCHIVE, "").await;
+
+    let (verdict, wait) = explained(world::SUPPORT).await;
+
+    assert_eq!(verdict, "quota");
+    assert!(
+        wait.as_u64()
+            .is_some_and(|wait| (3500..=3600).contains(&wait))
+    );
+    let shown = gateway.tasks(world::SUPPORT, "").await;
+    assert!(shown.cache_status().ends_with("detail=quota"), "as it said");
+    let (verdict, wait) = explained(world::ARCHIVE).await;
+    assert_eq!(verdict, "fill");
+    assert!(wait.is_u64());
 }
 
 #[tokio::test]
