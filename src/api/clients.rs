@@ -2,6 +2,7 @@
 //! them.
 
 use std::{
+    cell::LazyCell,
     collections::{HashMap, HashSet},
     sync::Arc,
     time::SystemTime,
@@ -164,8 +165,8 @@ impl Client {
         }
     }
 
-    fn is_expired(&self, now: SystemTime) -> bool {
-        self.expires.is_some_and(|expires| expires <= now)
+    fn is_expired(&self, now: impl FnOnce() -> SystemTime) -> bool {
+        self.expires.is_some_and(|expires| expires <= now())
     }
 }
 
@@ -247,9 +248,11 @@ impl Clients {
     pub fn authenticate(
         &self,
         authorization: Option<&[u8]>,
-        now: SystemTime,
+        now: impl FnOnce() -> SystemTime,
         may_verify: impl FnOnce() -> bool,
     ) -> Result<Arc<Client>, AuthFailure> {
+        // Read at most once, and for every refusal: most keys end at no time, and a look at the clock is half a hundredth of a hit.
+        let now = LazyCell::new(now);
         let presented = match authorization {
             None => Err(AuthFailure::Missing),
             Some(value) => key(value).ok_or(AuthFailure::Malformed),
@@ -265,19 +268,19 @@ impl Clients {
         let same = is_same(&stored, &digest);
         let presented = presented?;
         let known = client.filter(|_| same);
-        if let Some(client) = known.filter(|client| !client.is_expired(now)) {
+        if let Some(client) = known.filter(|client| !client.is_expired(|| *now)) {
             return Ok(client.clone());
         }
         let admit = |proof: &Proof, by: &ProvenBy| self.admit(proof, by);
         let by_token = self
             .tokens
-            .client(presented, digest, now, may_verify, admit);
+            .client(presented, digest, *now, may_verify, admit);
         // Not before: an expired key costs what an unknown one does.
         if known.is_some() {
             return Err(AuthFailure::Expired);
         }
         by_token.and_then(|client| {
-            let is_expired = client.is_expired(now);
+            let is_expired = client.is_expired(|| *now);
             (!is_expired).then_some(client).ok_or(AuthFailure::Expired)
         })
     }
@@ -301,7 +304,7 @@ impl Clients {
             return Err(AuthFailure::Unknown);
         }
         // A connection may outlive the certificate it began with.
-        if certificate.not_after < now || client.is_expired(now) {
+        if certificate.not_after < now || client.is_expired(|| now) {
             return Err(AuthFailure::Expired);
         }
         Ok(client)

@@ -126,7 +126,7 @@ fn successors(config: &Config, before: &Clients) -> Clients {
 
 pub(super) fn asks(clients: &Clients, token: &str, now: u64) -> Result<Arc<Client>, AuthFailure> {
     let field = format!("Bearer {token}");
-    clients.authenticate(Some(field.as_bytes()), at(now), || true)
+    clients.authenticate(Some(field.as_bytes()), || at(now), || true)
 }
 
 fn name(asked: Result<Arc<Client>, AuthFailure>) -> Result<String, AuthFailure> {
@@ -209,7 +209,7 @@ async fn a_known_token_is_taken_where_no_other_is_verified() {
     asks(&clients, &known, NOW).unwrap();
     let asks_unverified = |token: &str| {
         let field = format!("Bearer {token}");
-        name(clients.authenticate(Some(field.as_bytes()), at(NOW), || false))
+        name(clients.authenticate(Some(field.as_bytes()), || at(NOW), || false))
     };
     assert_eq!(asks_unverified(&known), Ok("crm".to_owned()));
     assert_eq!(asks_unverified(&fresh), Err(AuthFailure::RateLimited));
@@ -271,7 +271,7 @@ async fn a_reload_has_no_token_verified_again_unless_the_issuers_are_others() {
     asks(&before, &token, NOW).unwrap();
     let asks_unverified = |clients: &Clients| {
         let field = format!("Bearer {token}");
-        name(clients.authenticate(Some(field.as_bytes()), at(NOW), || false))
+        name(clients.authenticate(Some(field.as_bytes()), || at(NOW), || false))
     };
 
     let same = successors(&config, &before);
@@ -476,7 +476,7 @@ fn section(name: &str, rest: &str) -> String {
 fn named(clients: &Clients, name: &str) -> Arc<Client> {
     let authorization = format!("Token {name}");
     let now = SystemTime::UNIX_EPOCH;
-    let found = clients.authenticate(Some(authorization.as_bytes()), now, || true);
+    let found = clients.authenticate(Some(authorization.as_bytes()), || now, || true);
     found.unwrap()
 }
 

@@ -129,16 +129,15 @@ impl Shared {
     /// By `Authorization` where there is one, good or bad; else by the connection's certificate.
     fn identify<B>(&self, asked: &Asked<B>) -> Result<Arc<Client>, AuthFailure> {
         let clients = &asked.policy.clients;
-        let now = SystemTime::now();
         let headers = &asked.head.headers;
         match &asked.certificate {
             Some(certificate) if !headers.contains_key(AUTHORIZATION) => {
-                clients.recognize(certificate, now).cloned()
+                clients.recognize(certificate, SystemTime::now()).cloned()
             }
             Some(_) | None => {
                 let may_verify =
                     || (self.failures).may_verify(asked.client_address, Instant::now());
-                clients.authenticate(sole_authorization(headers), now, may_verify)
+                clients.authenticate(sole_authorization(headers), SystemTime::now, may_verify)
             }
         }
     }
