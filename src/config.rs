@@ -252,9 +252,31 @@ impl Reader<'_> {
         name: &str,
         check: impl FnOnce(&T, &mut Problems),
     ) -> Option<T> {
+        let before = self.problems.count();
         let read = self.section(name)?;
-        check(&read, &mut self.problems);
+        self.check_read(before, |problems| check(&read, problems));
         Some(read)
+    }
+
+    /// Looks for more problems in what was read in spite of those beyond the first `before`.
+    fn check_read(&mut self, before: usize, check: impl FnOnce(&mut Problems)) {
+        let mut found = Problems::default();
+        check(&mut found);
+        let defaults = &self.defaults;
+        let told = self.problems.iter().skip(before);
+        let told: Vec<_> = told.map(|problem| problem.key.as_str()).collect();
+        // What was wrong had to be left out, unless it has a default: what it leaves missing is no problem of its own.
+        let is_consequence = |key: &str| {
+            told.iter().any(|told| {
+                let table = told.rsplit_once('.').map_or(*told, |(table, _)| table);
+                let is_in_table = key
+                    .strip_prefix(table)
+                    .is_some_and(|rest| rest.starts_with('.'));
+                key == *told || (is_in_table && !has(defaults, told))
+            })
+        };
+        found.retain(|problem| !is_consequence(&problem.key));
+        self.problems.append(found);
     }
 
     /// `[[clients]]`, checked where all are read: a problem names a client by its place.
@@ -265,9 +287,11 @@ impl Reader<'_> {
         auth: Option<&AuthConfig>,
         upstream: Option<&UpstreamConfig>,
     ) -> Vec<ClientConfig> {
-        let before = self.problems.iter().count();
-        let clients = self.list("clients", self.merged.get("clients").cloned());
-        if self.problems.iter().count() == before {
+        let before = self.problems.count();
+        let listed = self.merged.get("clients").cloned();
+        let given = listed.as_ref().and_then(Value::as_array).map(<[_]>::len);
+        let clients = self.list("clients", listed);
+        if given == Some(clients.len()) {
             let others = auth::Others {
                 server,
                 admin,
@@ -275,7 +299,9 @@ impl Reader<'_> {
                 upstream,
                 views: self.merged.get("views").and_then(Value::as_dict),
             };
-            auth::check_clients(&clients, &others, &mut self.problems);
+            self.check_read(before, |problems| {
+                auth::check_clients(&clients, &others, problems);
+            });
         }
         clients
     }
@@ -283,6 +309,7 @@ impl Reader<'_> {
     /// `[views]`, read one by one.
     fn views(&mut self) -> ViewsConfig {
         let mut views = ViewsConfig::new();
+        let before = self.problems.count();
         let Some(section) = self.merged.get("views") else {
             return views;
         };
@@ -296,7 +323,7 @@ impl Reader<'_> {
             let view = problem::extract(&key, value.clone(), None, &mut self.problems);
             views.extend(view.map(|view| (name.clone(), view)));
         }
-        views::check(&views, &mut self.problems);
+        self.check_read(before, |problems| views::check(&views, problems));
         views
     }
 
@@ -306,6 +333,7 @@ impl Reader<'_> {
             self.problems.add("upstream", "expected a table");
             return None;
         };
+        let before = self.problems.count();
         let credentials = section.remove("credentials");
         let defaults = self.defaults.get("upstream").cloned();
         let upstream: Option<UpstreamConfig> = problem::extract(
@@ -345,7 +373,7 @@ impl Reader<'_> {
         }
         let mut upstream = upstream?;
         upstream.credentials = named;
-        upstream.check(&mut self.problems);
+        self.check_read(before, |problems| upstream.check(problems));
         (credentials_read == credentials_given && credentials_read > 0).then_some(upstream)
     }
 
@@ -391,6 +419,15 @@ impl Reader<'_> {
         }
         read
     }
+}
+
+/// Whether there is a value of the dotted `key`.
+fn has(dict: &Dict, key: &str) -> bool {
+    let Some((section, rest)) = key.split_once('.') else {
+        return dict.contains_key(key);
+    };
+    dict.get(section)
+        .is_some_and(|section| section.find_ref(rest).is_some())
 }
 
 #[cfg(test)]

@@ -50,6 +50,14 @@ impl Problems {
         self.0.is_empty()
     }
 
+    pub(super) fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(super) fn retain(&mut self, keep: impl FnMut(&Problem) -> bool) {
+        self.0.retain(keep);
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = &Problem> {
         self.0.iter()
     }
@@ -67,7 +75,9 @@ impl fmt::Display for Problems {
     }
 }
 
-/// Reads a `T` from `value`, noting each wrong key under `prefix` and going on with its default to find the next.
+/// Reads a `T` from `value`, noting each wrong key under `prefix` and going on with its default, or without it, to find the next.
+///
+/// What is read in spite of problems is good for nothing but looking for more. `None` where it cannot be read without a wrong key.
 pub(super) fn extract<T: for<'de> Deserialize<'de>>(
     prefix: &str,
     mut value: Value,
@@ -81,7 +91,7 @@ pub(super) fn extract<T: for<'de> Deserialize<'de>>(
             return None;
         };
         let error = match Figment::from(Serialized::defaults(dict)).extract::<T>() {
-            Ok(read) => return (problems.0.len() == before).then_some(read),
+            Ok(read) => return Some(read),
             Err(error) => error,
         };
         let mut path = error.path.clone();

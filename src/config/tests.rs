@@ -713,6 +713,7 @@ fn all_problems_come_at_once() {
         // Wrong types, two in one section, and rules, in the same and in other sections.
         ("cache.ttl", "30"),
         ("cache.jitter", "'much'"),
+        ("cache.max_bytes", "'12B'"),
         ("server.workers", "2000"),
         ("upstream.retries", "11"),
         ("upstream.credentials.default.tokens", "'abc'"),
@@ -726,6 +727,7 @@ fn all_problems_come_at_once() {
     let expected = BTreeSet::from([
         "cache.ttl",
         "cache.jitter",
+        "cache.max_bytes",
         "server.workers",
         "upstream.retries",
         "upstream.credentials.default.tokens",
@@ -736,6 +738,29 @@ fn all_problems_come_at_once() {
     ]);
     assert_eq!(keys, expected);
     assert_eq!(keys.len(), problems.len(), "none is told twice");
+}
+
+#[test]
+fn what_a_wrong_value_leaves_missing_is_no_problem_of_its_own() {
+    let text = "[upstream]\nbase_url = 'https://a.example'\n\
+                [upstream.credentials.default]\ntoken = 'abc'\n\
+                [[clients]]\nname = 'a'\nkey_sha256 = ['00']\nspaces = []\n\
+                [[clients]]\nname = 'b'\nspaces = ['*']\nexpires = 'soon'\nview = 'none'\n\
+                [server.tls]\ncert = '/c.pem'\n";
+    assert_eq!(
+        keys_of(&refused(text)),
+        [
+            "server.tls.cert",
+            "clients[0].key_sha256[0]",
+            "clients[1].expires",
+        ]
+    );
+    let text = text.replace("'00'", &format!("'{}'", "0".repeat(64)));
+    assert_eq!(
+        keys_of(&refused(&text)),
+        ["server.tls.cert", "clients[1].expires", "clients[0].spaces"],
+        "one client is checked though another cannot be read whole"
+    );
 }
 
 #[test]
