@@ -146,7 +146,10 @@ impl Config {
             merged: &merged,
             problems: Problems::default(),
         };
-        reader.section("admin").ok_or(reader.problems)
+        match reader.section("admin") {
+            Some(admin) if reader.problems.is_empty() => Ok(admin),
+            _ => Err(reader.problems),
+        }
     }
 
     /// Reads the defaults and `text` (TOML), without an environment.
@@ -192,7 +195,7 @@ impl Config {
 
 /// Reads section after section, so that a fault in one does not hide those in the next.
 struct Reader<'a> {
-    defaults: Dict,
+    defaults: &'a Dict,
     merged: &'a Dict,
     problems: Problems,
 }
@@ -262,7 +265,7 @@ impl Reader<'_> {
     fn check_read(&mut self, before: usize, check: impl FnOnce(&mut Problems)) {
         let mut found = Problems::default();
         check(&mut found);
-        let defaults = &self.defaults;
+        let defaults = self.defaults;
         let told = self.problems.iter().skip(before);
         let told: Vec<_> = told.map(|problem| problem.key.as_str()).collect();
         // What was wrong had to be left out, unless it has a default: what it leaves missing is no problem of its own.

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeSet,
     ffi::OsString,
     path::{Path, PathBuf},
+    sync::LazyLock,
 };
 
 use figment::{
@@ -19,10 +20,14 @@ const PREFIX: &str = "UNPOD_GATEWAY__";
 const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
 const SECRET_KEYS: [&str; 4] = ["token", "next_token", "proxy", "url"];
 
-pub(super) fn defaults() -> Dict {
-    Figment::from(Toml::string(DEFAULTS))
-        .extract()
-        .expect("the compiled-in defaults are TOML: a test reads them")
+/// Read once: each reading cost a megabyte at rest, in what the allocator keeps for the thread that reads.
+pub(super) fn defaults() -> &'static Dict {
+    static READ: LazyLock<Dict> = LazyLock::new(|| {
+        Figment::from(Toml::string(DEFAULTS))
+            .extract()
+            .expect("the compiled-in defaults are TOML: a test reads them")
+    });
+    &READ
 }
 
 pub(super) fn read_file(path: &Path) -> Result<String, Problems> {
@@ -59,7 +64,7 @@ pub(super) fn merge(
     environment: Vec<(String, String)>,
 ) -> Result<Dict, Problems> {
     let defaults = defaults();
-    let mut figment = Figment::from(Serialized::defaults(&defaults));
+    let mut figment = Figment::from(Serialized::defaults(defaults));
     if let Some(text) = text {
         let table: Dict = toml::from_str(text).map_err(|error| not_toml(text, &error))?;
         figment = figment.merge(Serialized::defaults(table));
