@@ -28,6 +28,9 @@ const JOINED: usize = 4 << 10;
 const NOT_READ: u64 = u64::MAX - 1;
 const NO_POLL: u64 = u64::MAX;
 
+/// What begins every HTTP/2 connection (RFC 9113 section 3.4), and no HTTP/1 request.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0";
+
 thread_local! {
     /// Where pieces are joined.
     static WHOLE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -96,13 +99,17 @@ impl Activity {
         InFlight(self.clone())
     }
 
-    fn received(&self) {
+    fn received(&self, bytes: &[u8]) {
         if self.is_http2.load(Ordering::Relaxed) {
             return;
         }
         if self.in_flight.load(Ordering::Acquire) == 0
             && self.reading_since.load(Ordering::Acquire) == 0
         {
+            if bytes.starts_with(PREFACE) {
+                self.is_http2.store(true, Ordering::Relaxed);
+                return;
+            }
             self.reading_since
                 .store(self.now().max(1), Ordering::Release);
         }
@@ -224,7 +231,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<I> {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.io).poll_read(cx, buffer);
         if buffer.filled().len() > before {
-            self.activity.received();
+            self.activity.received(&buffer.filled()[before..]);
         }
         read
     }
@@ -300,8 +307,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_header_that_never_ends_is_cut_off() {
         let activity = Activity::new(Arc::default());
-        activity.received();
-        activity.received();
+        activity.received(b"GET");
+        activity.received(b"GET");
         // Timers have the grain of a millisecond, and 0 stands for no header.
         let grain = Duration::from_millis(2);
         assert!(ends_after(&activity).await.abs_diff(HEADER) <= grain);
@@ -310,7 +317,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn idling_begins_when_a_request_ends() {
         let activity = Arc::new(Activity::new(Arc::default()));
-        activity.received();
+        activity.received(b"GET");
         let request = activity.request(Version::HTTP_11);
         tokio::time::advance(Duration::from_secs(100)).await;
         drop(request);
@@ -323,7 +330,7 @@ mod tests {
         let second = Duration::from_secs(1);
         tokio::time::advance(second).await;
         let request = activity.polling(|| {
-            activity.received();
+            activity.received(b"GET");
             activity.request(Version::HTTP_11)
         });
         tokio::time::advance(second).await;
@@ -341,8 +348,20 @@ mod tests {
     async fn a_frame_between_http2_requests_begins_none() {
         let activity = Arc::new(Activity::new(Arc::default()));
         drop(activity.request(Version::HTTP_2));
-        activity.received();
+        activity.received(b"GET");
         assert_eq!(ends_after(&activity).await, IDLE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_preface_is_no_header_that_never_ends() {
+        let activity = Activity::new(Arc::default());
+        activity.received(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+        activity.received(b"a frame");
+        assert_eq!(ends_after(&activity).await, IDLE);
+        assert!(!activity.refuse_late(), "nobody there reads HTTP/1");
+        activity.is_http2.store(false, Ordering::Relaxed);
+        activity.received(b"GET / HTTP/1.1");
+        assert!(activity.refuse_late());
     }
 
     #[tokio::test(start_paused = true)]

@@ -156,6 +156,28 @@ async fn who_begins_a_header_and_does_not_end_it_is_told() {
 }
 
 #[tokio::test]
+async fn an_http2_peer_that_asks_for_nothing_is_told_in_its_own_words() {
+    let impatient = "[server]\nheader_read_timeout = \"100ms\"\nidle_timeout = \"200ms\"";
+    let gateway = setup().with(impatient).start().await;
+    let mut stream = TcpStream::connect(gateway.address()).await.unwrap();
+    let empty_settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    let begun = [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &empty_settings].concat();
+    stream.write_all(&begun).await.unwrap();
+
+    let bytes = raw::until_end(&mut stream).await;
+
+    let mut rest = bytes.as_slice();
+    let mut kinds = Vec::new();
+    while let [high, middle, low, kind, ..] = rest {
+        let length = u32::from_be_bytes([0, *high, *middle, *low]) as usize;
+        kinds.push(*kind);
+        rest = &rest[9 + length..];
+    }
+    let goaway = 7;
+    assert!(rest.is_empty() && kinds.contains(&goaway), "{kinds:?}");
+}
+
+#[tokio::test]
 async fn one_connection_carries_many_requests_in_order() {
     let gateway = start().await;
     let mut stream = TcpStream::connect(gateway.address()).await.unwrap();
