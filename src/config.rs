@@ -255,19 +255,18 @@ impl Reader<'_> {
         name: &str,
         check: impl FnOnce(&T, &mut Problems),
     ) -> Option<T> {
-        let before = self.problems.count();
         let read = self.section(name)?;
-        self.check_read(before, |problems| check(&read, problems));
+        self.check_read(|problems| check(&read, problems));
         Some(read)
     }
 
-    /// Looks for more problems in what was read in spite of those beyond the first `before`.
-    fn check_read(&mut self, before: usize, check: impl FnOnce(&mut Problems)) {
+    /// Looks for more problems in what was read in spite of those that are told.
+    fn check_read(&mut self, check: impl FnOnce(&mut Problems)) {
         let mut found = Problems::default();
         check(&mut found);
         let defaults = self.defaults;
-        let told = self.problems.iter().skip(before);
-        let told: Vec<_> = told.map(|problem| problem.key.as_str()).collect();
+        let told = self.problems.iter().map(|problem| problem.key.as_str());
+        let told: Vec<_> = told.collect();
         // What was wrong had to be left out, unless it has a default: what it leaves missing is no problem of its own.
         let is_consequence = |key: &str| {
             told.iter().any(|told| {
@@ -290,7 +289,6 @@ impl Reader<'_> {
         auth: Option<&AuthConfig>,
         upstream: Option<&UpstreamConfig>,
     ) -> Vec<ClientConfig> {
-        let before = self.problems.count();
         let listed = self.merged.get("clients").cloned();
         let given = listed.as_ref().and_then(Value::as_array).map(<[_]>::len);
         let clients = self.list("clients", listed);
@@ -302,7 +300,7 @@ impl Reader<'_> {
                 upstream,
                 views: self.merged.get("views").and_then(Value::as_dict),
             };
-            self.check_read(before, |problems| {
+            self.check_read(|problems| {
                 auth::check_clients(&clients, &others, problems);
             });
         }
@@ -312,7 +310,6 @@ impl Reader<'_> {
     /// `[views]`, read one by one.
     fn views(&mut self) -> ViewsConfig {
         let mut views = ViewsConfig::new();
-        let before = self.problems.count();
         let Some(section) = self.merged.get("views") else {
             return views;
         };
@@ -326,7 +323,7 @@ impl Reader<'_> {
             let view = problem::extract(&key, value.clone(), None, &mut self.problems);
             views.extend(view.map(|view| (name.clone(), view)));
         }
-        self.check_read(before, |problems| views::check(&views, problems));
+        self.check_read(|problems| views::check(&views, problems));
         views
     }
 
@@ -336,7 +333,6 @@ impl Reader<'_> {
             self.problems.add("upstream", "expected a table");
             return None;
         };
-        let before = self.problems.count();
         let credentials = section.remove("credentials");
         let defaults = self.defaults.get("upstream").cloned();
         let upstream: Option<UpstreamConfig> = problem::extract(
@@ -376,7 +372,7 @@ impl Reader<'_> {
         }
         let mut upstream = upstream?;
         upstream.credentials = named;
-        self.check_read(before, |problems| upstream.check(problems));
+        self.check_read(|problems| upstream.check(problems));
         (credentials_read == credentials_given && credentials_read > 0).then_some(upstream)
     }
 

@@ -236,9 +236,7 @@ impl ExplainQuery {
     /// The page, read as a request for it is.
     fn page(&self, config: &TasksRouteConfig) -> Result<PageQuery, ApiError> {
         let named = [("page", &self.page), ("page_size", &self.page_size)];
-        let given = named.map(|(name, value)| value.as_ref().map(|value| (name, value)));
-        let given: Vec<_> = given.into_iter().flatten().collect();
-        let query = serde_urlencoded::to_string(given).unwrap_or_default();
+        let query = serde_urlencoded::to_string(named).expect("text can be encoded");
         query::parse(&query, config)
     }
 }

@@ -2,7 +2,12 @@
 //!
 //! Typed, where `http` would have a map of extensions: what a layer needs is there, and a hit allocates nothing for it.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    future::{Ready, ready},
+    net::IpAddr,
+    pin::Pin,
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, request::Parts};
@@ -68,6 +73,16 @@ pub struct Facts {
     pub age_s: Option<u64>,
     /// What the request cost: 0 where the page was stored, or fetched for another.
     pub upstream_calls: u32,
+}
+
+/// The future of a call that is answered at once. Boxed, or the room for an answer would be part of each call, and be copied with it
+/// from layer to layer.
+pub type AtOnce<E> = Pin<Box<Ready<Result<Answer, E>>>>;
+
+/// Answers a call at once.
+#[must_use]
+pub fn at_once<E>(answer: impl Into<Answer>) -> AtOnce<E> {
+    Box::pin(ready(Ok(answer.into())))
 }
 
 impl Facts {

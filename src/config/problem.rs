@@ -50,10 +50,6 @@ impl Problems {
         self.0.is_empty()
     }
 
-    pub(super) fn count(&self) -> usize {
-        self.0.len()
-    }
-
     pub(super) fn retain(&mut self, keep: impl FnMut(&Problem) -> bool) {
         self.0.retain(keep);
     }

@@ -1,10 +1,6 @@
 //! One host a request: of two, whoever stands before the gateway might have judged the other (RFC 9112 section 3.2).
 
-use std::{
-    future::{Ready, ready},
-    pin::Pin,
-    task::{Context, Poll},
-};
+use std::task::{Context, Poll};
 
 use futures_util::future::Either;
 use http::{
@@ -13,7 +9,7 @@ use http::{
 };
 use tower::{Layer, Service};
 
-use crate::api::exchange::{Answer, Asked};
+use crate::api::exchange::{Answer, Asked, AtOnce, at_once};
 
 /// Refuses, as a parser would, what names no host, several, or none that could be one.
 #[derive(Clone, Copy, Debug)]
@@ -39,8 +35,7 @@ where
 {
     type Response = Answer;
     type Error = S::Error;
-    // Boxed, or the room for it would be part of each call.
-    type Future = Either<S::Future, Pin<Box<Ready<Result<Answer, S::Error>>>>>;
+    type Future = Either<S::Future, AtOnce<S::Error>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
@@ -56,7 +51,7 @@ where
             let close = HeaderValue::from_static("close");
             refusal.headers_mut().insert(CONNECTION, close);
         }
-        Either::Right(Box::pin(ready(Ok(refusal.into()))))
+        Either::Right(at_once(refusal))
     }
 }
 

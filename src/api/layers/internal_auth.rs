@@ -2,9 +2,7 @@
 
 use std::{
     collections::HashMap,
-    future::{Ready, ready},
     net::IpAddr,
-    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
     time::{Duration, SystemTime},
@@ -18,7 +16,7 @@ use tower::{Layer, Service};
 use crate::{
     api::{
         ApiError, Client,
-        exchange::{Answer, Asked},
+        exchange::{Answer, Asked, AtOnce, at_once},
         rate_limit::RateLimit,
     },
     telemetry::metrics::{AuthFailure, Metrics, Route},
@@ -82,7 +80,7 @@ where
 {
     type Response = Answer;
     type Error = S::Error;
-    type Future = Either<S::Future, Refusal<S::Error>>;
+    type Future = Either<S::Future, AtOnce<S::Error>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
@@ -99,14 +97,11 @@ where
             }
             Err(reason) => {
                 let error = self.shared.refuse(asked.client_address, reason);
-                Either::Right(Box::pin(ready(Ok(error.into()))))
+                Either::Right(at_once(error))
             }
         }
     }
 }
-
-/// Boxed, or the room for it would be part of each call, and be copied with it from layer to layer.
-type Refusal<E> = Pin<Box<Ready<Result<Answer, E>>>>;
 
 /// The one `Authorization`; two could be read differently by whoever stands before us.
 pub(in crate::api) fn sole_authorization(headers: &HeaderMap) -> Option<&[u8]> {

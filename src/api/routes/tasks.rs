@@ -47,10 +47,8 @@ const CODINGS: [Coding; 3] = [Coding::Brotli, Coding::Zstd, Coding::Gzip];
 pub async fn answer(data: Data, asked: Box<Asked>) -> Result<Answer, Infallible> {
     let is_head = asked.head.method == Method::HEAD;
     if !is_head && asked.head.method != Method::GET {
-        return Ok(Answer {
-            facts: asked.client.map(|client| facts_of(&client, None)),
-            ..method_not_allowed(&[Method::GET, Method::HEAD]).into()
-        });
+        let refusal = method_not_allowed(&[Method::GET, Method::HEAD]);
+        return Ok(refused(refusal, known(asked.client.as_ref()), None));
     }
     let mut answer = page(&data, asked).await;
     if is_head {
@@ -74,25 +72,14 @@ async fn page(data: &Data, mut asked: Box<Asked>) -> Answer {
     // Nothing to wait for, and it would keep its connection's window.
     drop(asked.body);
     let policy = &asked.policy;
-    let client = asked.client.as_ref();
-    let client = client.expect("authentication lets nobody through without a name");
+    let client = known(asked.client.as_ref());
     let (space, query) = match read(policy, &asked.head.uri) {
         Ok(read) => read,
-        Err(error) => {
-            return Answer {
-                facts: Some(facts_of(client, None)),
-                ..Answer::from(error)
-            };
-        }
+        Err(error) => return refused(error, client, None),
     };
     let Admitted { credential, limits } = match admit(client, &space).await {
         Ok(admitted) => admitted,
-        Err(error) => {
-            return Answer {
-                facts: Some(facts_of(client, Some(space.fingerprint()))),
-                ..Answer::from(error)
-            };
-        }
+        Err(error) => return refused(error, client, Some(space.fingerprint())),
     };
     let asks_for = RequestDirectives::parse(&asked.head.headers);
     let ask = Ask {
@@ -108,6 +95,18 @@ async fn page(data: &Data, mut asked: Box<Asked>) -> Answer {
     let mut answer = serve(data, client, policy, &ask, &mut asked.head).await;
     rate_limit::write(&limits, answer.response.headers_mut());
     answer
+}
+
+fn known(client: Option<&Arc<Client>>) -> &Client {
+    client.expect("authentication lets nobody through without a name")
+}
+
+/// A refusal before the cache is asked.
+fn refused(refusal: impl Into<Answer>, client: &Client, space: Option<SpaceFingerprint>) -> Answer {
+    Answer {
+        facts: Some(facts_of(client, space)),
+        ..refusal.into()
+    }
 }
 
 /// What is known of a request before the cache is asked.
