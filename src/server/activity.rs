@@ -49,6 +49,8 @@ pub(super) struct Activity {
     reading_since: AtomicU64,
     /// Whether it speaks HTTP/2, whose frames between requests are no beginning of one.
     is_http2: AtomicBool,
+    /// Whether bytes of an HTTP/1 request came in the present poll.
+    has_read: AtomicBool,
     /// Whether a header took too long.
     is_late: AtomicBool,
     /// Whether the server is about to end.
@@ -65,6 +67,7 @@ impl Activity {
             idle_since: AtomicU64::new(0),
             reading_since: AtomicU64::new(0),
             is_http2: AtomicBool::new(false),
+            has_read: AtomicBool::new(false),
             is_late: AtomicBool::new(false),
         }
     }
@@ -72,6 +75,7 @@ impl Activity {
     /// Runs one poll of the connection.
     pub(super) fn polling<T>(&self, poll: impl FnOnce() -> T) -> T {
         self.of_poll.store(NOT_READ, Ordering::Relaxed);
+        self.has_read.store(false, Ordering::Relaxed);
         let polled = poll();
         self.of_poll.store(NO_POLL, Ordering::Relaxed);
         polled
@@ -103,6 +107,7 @@ impl Activity {
         if self.is_http2.load(Ordering::Relaxed) {
             return;
         }
+        self.has_read.store(true, Ordering::Relaxed);
         if self.in_flight.load(Ordering::Acquire) == 0
             && self.reading_since.load(Ordering::Acquire) == 0
         {
@@ -177,6 +182,8 @@ pub(super) struct Watched<I> {
     activity: Arc<Activity>,
     /// What is left to write to a peer whose header took too long, once that has begun.
     last_word: Option<Bytes>,
+    /// Whether the answer that is next to be written has let others go first.
+    has_yielded: bool,
 }
 
 impl<I> Watched<I> {
@@ -185,7 +192,21 @@ impl<I> Watched<I> {
             io,
             activity,
             last_word: None,
+            has_yielded: false,
         }
+    }
+
+    /// Whether an answer should wait, once, until every connection that is ready was read and answered.
+    ///
+    /// Then answers leave one right after the other, and a peer on this machine is busy with the first while the others come; else the
+    /// kernel wakes it for each, which costs up to a microsecond of ours. Measured in W1: 0.80 and 0.80 → 0.84 and 0.84 × bare hyper. An
+    /// answer that was waited for does not wait again: its body is still in the processor's cache.
+    fn yields(&mut self, cx: &Context<'_>) -> bool {
+        self.has_yielded = !self.has_yielded && self.activity.has_read.load(Ordering::Relaxed);
+        if self.has_yielded {
+            cx.waker().wake_by_ref();
+        }
+        self.has_yielded
     }
 
     /// A client that takes an answer slowly is not silent.
@@ -261,6 +282,9 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Watched<I> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if self.yields(cx) {
+            return Poll::Pending;
+        }
         if let [whole] = slices {
             return self.poll_write(cx, whole);
         }
@@ -286,6 +310,8 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Watched<I> {
 
 #[cfg(test)]
 mod tests {
+    use std::task::Wake;
+
     use tokio::io::AsyncWriteExt;
 
     use super::*;
@@ -420,6 +446,57 @@ mod tests {
         }
     }
 
+    impl Narrow {
+        fn taking(most: usize) -> Self {
+            Self {
+                most,
+                taken: Vec::new(),
+                pieces: Vec::new(),
+            }
+        }
+    }
+
+    #[derive(Default)]
+    struct Wakes(AtomicUsize);
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn an_answer_to_what_was_just_read_lets_others_go_first() {
+        let activity = Arc::new(Activity::new(Arc::default()));
+        let mut watched = Watched::new(Narrow::taking(usize::MAX), activity.clone());
+        let wakes = Arc::new(Wakes::default());
+        let waker = wakes.clone().into();
+        let mut cx = Context::from_waker(&waker);
+        // Of each poll of the connection: what came in it, and whether an answer is written.
+        let polls = [
+            ("GET", false),
+            // No more than once, whoever goes on asking.
+            ("GET", true),
+            ("GET", false),
+            ("", true),
+            // It was waited for.
+            ("", true),
+        ];
+        for (number, (came, is_written)) in polls.into_iter().enumerate() {
+            let before = wakes.0.load(Ordering::Relaxed);
+            let written = activity.polling(|| {
+                if !came.is_empty() {
+                    activity.received(came.as_bytes());
+                }
+                let answer = [io::IoSlice::new(b"HTTP/1.1 200 OK")];
+                Pin::new(&mut watched).poll_write_vectored(&mut cx, &answer)
+            });
+            assert_eq!(written.is_ready(), is_written, "poll {number}");
+            let woken = wakes.0.load(Ordering::Relaxed) - before;
+            assert_eq!(woken, usize::from(!is_written), "poll {number}");
+        }
+    }
+
     #[tokio::test]
     async fn what_is_short_is_written_as_one_piece() {
         let table = [
@@ -439,12 +516,8 @@ mod tests {
             (vec![vec![b'a'; 3], vec![], vec![b'b'; 3]], 4, 4, 1),
         ];
         for (parts, most, taken, pieces) in table {
-            let io = Narrow {
-                most,
-                taken: Vec::new(),
-                pieces: Vec::new(),
-            };
-            let mut watched = Watched::new(io, Arc::new(Activity::new(Arc::default())));
+            let activity = Arc::new(Activity::new(Arc::default()));
+            let mut watched = Watched::new(Narrow::taking(most), activity);
             let slices: Vec<_> = parts.iter().map(|part| io::IoSlice::new(part)).collect();
             let written = watched.write_vectored(&slices).await.unwrap();
             assert_eq!(written, taken);
