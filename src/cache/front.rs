@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::entry::StoredPage;
 use crate::domain::PageKey;
 
-/// Places for pages: 64 KiB. Twice as many cost 2 MB at rest, a huge page of their own, for no gain among 10,000 pages.
+/// Places for pages: 64 KiB. Twice as many gained nothing among 10,000 pages.
 const PLACES: usize = 8192;
 
 /// Pages of the store, each in the place of its key. Which of two with the same place is there is nobody's concern: the other is asked of
