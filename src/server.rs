@@ -27,10 +27,12 @@ use hyper_util::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
-    runtime::Handle,
     sync::Semaphore,
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
 use tower::Service;
 use tracing::{debug, warn};
 
@@ -44,10 +46,12 @@ mod activity;
 mod entrance;
 mod proxy_protocol;
 pub mod tls;
+mod turns;
 
 use self::{
     activity::{Activity, InFlight, Watched},
     entrance::{OpenError, Opened},
+    turns::{Tcp, Turns},
 };
 pub use self::{entrance::Entrance, tls::Tls};
 
@@ -139,12 +143,12 @@ impl Listener {
         }
     }
 
-    async fn accept(&self) -> io::Result<(Box<dyn Connection>, Peer)> {
+    async fn accept(&self, turns: Option<Arc<Turns>>) -> io::Result<(Box<dyn Connection>, Peer)> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, address) = listener.accept().await?;
                 stream.set_nodelay(true)?;
-                Ok((Box::new(stream), Peer(Some(address.ip()))))
+                Ok((Box::new(Tcp::new(stream, turns)), Peer(Some(address.ip()))))
             }
             Self::Unix(listener, _) => {
                 let (stream, _) = listener.accept().await?;
@@ -261,13 +265,18 @@ where
     /// Returns whether every request got its answer.
     pub async fn serve(self, listener: Listener) -> bool {
         let connections = TaskTracker::new();
+        let turns = Turns::new().map(Arc::new);
+        let _writing = turns.clone().map(|turns| {
+            let writing = tokio::spawn(async move { turns.run().await });
+            AbortOnDropHandle::new(writing)
+        });
         let places = Arc::new(Semaphore::new(self.limits.max_connections));
         loop {
             // A place first: a connection that finds none waits in the kernel's backlog, not in our memory.
             let accepted = async {
                 let place = places.clone().acquire_owned().await;
                 let place = place.expect("the semaphore is never closed");
-                (listener.accept().await, place)
+                (listener.accept(turns.clone()).await, place)
             };
             let (accepted, place) = tokio::select! {
                 biased;
@@ -290,9 +299,11 @@ where
         }
         drop(listener);
         connections.close();
-        tokio::time::timeout(self.limits.drain_timeout, connections.wait())
-            .await
-            .is_ok()
+        let ended = tokio::time::timeout(self.limits.drain_timeout, connections.wait()).await;
+        if let Some(turns) = turns {
+            turns.finish();
+        }
+        ended.is_ok()
     }
 
     /// Serves one connection until it ends.
@@ -332,9 +343,7 @@ where
             certificate,
         } = opened;
         let activity = Arc::new(Activity::new(self.shutdown.closing.clone()));
-        // Among several threads who waits is taken over by another: a hit took up to a quarter more of two cores.
-        let takes_turns = Handle::current().metrics().num_workers() == 1;
-        let io = TokioIo::new(Watched::new(io, activity.clone(), takes_turns));
+        let io = TokioIo::new(Watched::new(io, activity.clone()));
         let requests = activity.clone();
         // The connection's own: nobody else calls it meanwhile.
         let service = RefCell::new(self.service);

@@ -3,7 +3,6 @@
 //! hyper has one timer for both, which would end a kept-alive connection after the time that a header may take.
 
 use std::{
-    cell::RefCell,
     io,
     pin::Pin,
     sync::{
@@ -21,20 +20,12 @@ use tokio::{
     time::Instant,
 };
 
-/// What is no longer is written as one piece: copying it costs less than what the system does for several.
-const JOINED: usize = 4 << 10;
-
 /// The clock was not read in this poll yet, and no poll is under way.
 const NOT_READ: u64 = u64::MAX - 1;
 const NO_POLL: u64 = u64::MAX;
 
 /// What begins every HTTP/2 connection (RFC 9113 section 3.4), and no HTTP/1 request.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0";
-
-thread_local! {
-    /// Where pieces are joined.
-    static WHOLE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
 
 /// What a connection is doing, in milliseconds since it began, and whether it should go on.
 #[derive(Debug)]
@@ -49,8 +40,6 @@ pub(super) struct Activity {
     reading_since: AtomicU64,
     /// Whether it speaks HTTP/2, whose frames between requests are no beginning of one.
     is_http2: AtomicBool,
-    /// Whether bytes of an HTTP/1 request came in the present poll.
-    has_read: AtomicBool,
     /// Whether a header took too long.
     is_late: AtomicBool,
     /// Whether the server is about to end.
@@ -67,7 +56,6 @@ impl Activity {
             idle_since: AtomicU64::new(0),
             reading_since: AtomicU64::new(0),
             is_http2: AtomicBool::new(false),
-            has_read: AtomicBool::new(false),
             is_late: AtomicBool::new(false),
         }
     }
@@ -75,7 +63,6 @@ impl Activity {
     /// Runs one poll of the connection.
     pub(super) fn polling<T>(&self, poll: impl FnOnce() -> T) -> T {
         self.of_poll.store(NOT_READ, Ordering::Relaxed);
-        self.has_read.store(false, Ordering::Relaxed);
         let polled = poll();
         self.of_poll.store(NO_POLL, Ordering::Relaxed);
         polled
@@ -107,7 +94,6 @@ impl Activity {
         if self.is_http2.load(Ordering::Relaxed) {
             return;
         }
-        self.has_read.store(true, Ordering::Relaxed);
         if self.in_flight.load(Ordering::Acquire) == 0
             && self.reading_since.load(Ordering::Acquire) == 0
         {
@@ -182,35 +168,15 @@ pub(super) struct Watched<I> {
     activity: Arc<Activity>,
     /// What is left to write to a peer whose header took too long, once that has begun.
     last_word: Option<Bytes>,
-    /// Whether an answer lets others go first.
-    takes_turns: bool,
-    /// Whether the one that is next to be written has done so.
-    has_yielded: bool,
 }
 
 impl<I> Watched<I> {
-    pub(super) fn new(io: I, activity: Arc<Activity>, takes_turns: bool) -> Self {
+    pub(super) fn new(io: I, activity: Arc<Activity>) -> Self {
         Self {
             io,
             activity,
             last_word: None,
-            takes_turns,
-            has_yielded: false,
         }
-    }
-
-    /// Whether an answer should wait, once, until every connection that is ready was read and answered.
-    ///
-    /// Then answers leave one right after the other, and a peer on this machine is busy with the first while the others come; else the
-    /// kernel wakes it for each, which costs up to a microsecond of ours. Measured in W1: 0.78 to 0.80 → 0.82 to 0.85 × bare hyper. An
-    /// answer that was waited for does not wait again: its body is still in the processor's cache.
-    fn yields(&mut self, cx: &Context<'_>) -> bool {
-        self.has_yielded =
-            self.takes_turns && !self.has_yielded && self.activity.has_read.load(Ordering::Relaxed);
-        if self.has_yielded {
-            cx.waker().wake_by_ref();
-        }
-        self.has_yielded
     }
 
     /// A client that takes an answer slowly is not silent.
@@ -286,25 +252,9 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Watched<I> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if self.yields(cx) {
-            return Poll::Pending;
-        }
-        if let [whole] = slices {
-            return self.poll_write(cx, whole);
-        }
-        let length: usize = slices.iter().map(|slice| slice.len()).sum();
-        if length > JOINED {
-            let written = Pin::new(&mut self.io).poll_write_vectored(cx, slices);
-            self.sent(&written);
-            return written;
-        }
-        WHOLE.with_borrow_mut(|whole| {
-            whole.clear();
-            for slice in slices {
-                whole.extend_from_slice(slice);
-            }
-            self.poll_write(cx, whole)
-        })
+        let written = Pin::new(&mut self.io).poll_write_vectored(cx, slices);
+        self.sent(&written);
+        written
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -314,10 +264,6 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Watched<I> {
 
 #[cfg(test)]
 mod tests {
-    use std::task::Wake;
-
-    use tokio::io::AsyncWriteExt;
-
     use super::*;
 
     const HEADER: Duration = Duration::from_secs(10);
@@ -401,132 +347,5 @@ mod tests {
         let watched =
             tokio::time::timeout(Duration::from_secs(1000), activity.overstayed(HEADER, IDLE));
         assert!(watched.await.is_err());
-    }
-
-    /// Takes at most so many bytes of a piece, and notes of how many pieces each write was.
-    struct Narrow {
-        most: usize,
-        taken: Vec<u8>,
-        pieces: Vec<usize>,
-    }
-
-    impl AsyncWrite for Narrow {
-        fn poll_write(
-            mut self: Pin<&mut Self>,
-            _: &mut Context<'_>,
-            bytes: &[u8],
-        ) -> Poll<io::Result<usize>> {
-            let taken = &bytes[..bytes.len().min(self.most)];
-            self.taken.extend_from_slice(taken);
-            self.pieces.push(1);
-            Poll::Ready(Ok(taken.len()))
-        }
-
-        fn poll_write_vectored(
-            mut self: Pin<&mut Self>,
-            cx: &mut Context<'_>,
-            slices: &[io::IoSlice<'_>],
-        ) -> Poll<io::Result<usize>> {
-            let whole: Vec<u8> = slices
-                .iter()
-                .flat_map(|slice| slice.iter().copied())
-                .collect();
-            let written = self.as_mut().poll_write(cx, &whole);
-            self.pieces.pop();
-            self.pieces.push(slices.len());
-            written
-        }
-
-        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Poll::Ready(Ok(()))
-        }
-
-        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Poll::Ready(Ok(()))
-        }
-
-        fn is_write_vectored(&self) -> bool {
-            true
-        }
-    }
-
-    impl Narrow {
-        fn taking(most: usize) -> Self {
-            Self {
-                most,
-                taken: Vec::new(),
-                pieces: Vec::new(),
-            }
-        }
-    }
-
-    #[derive(Default)]
-    struct Wakes(AtomicUsize);
-
-    impl Wake for Wakes {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    #[test]
-    fn an_answer_to_what_was_just_read_lets_others_go_first() {
-        let activity = Arc::new(Activity::new(Arc::default()));
-        let mut watched = Watched::new(Narrow::taking(usize::MAX), activity.clone(), true);
-        let wakes = Arc::new(Wakes::default());
-        let waker = wakes.clone().into();
-        let mut cx = Context::from_waker(&waker);
-        // Of each poll of the connection: what came in it, and whether an answer is written.
-        let polls = [
-            ("GET", false),
-            // No more than once, whoever goes on asking.
-            ("GET", true),
-            ("GET", false),
-            ("", true),
-            // It was waited for.
-            ("", true),
-        ];
-        for (number, (came, is_written)) in polls.into_iter().enumerate() {
-            let before = wakes.0.load(Ordering::Relaxed);
-            let written = activity.polling(|| {
-                if !came.is_empty() {
-                    activity.received(came.as_bytes());
-                }
-                let answer = [io::IoSlice::new(b"HTTP/1.1 200 OK")];
-                Pin::new(&mut watched).poll_write_vectored(&mut cx, &answer)
-            });
-            assert_eq!(written.is_ready(), is_written, "poll {number}");
-            let woken = wakes.0.load(Ordering::Relaxed) - before;
-            assert_eq!(woken, usize::from(!is_written), "poll {number}");
-        }
-    }
-
-    #[tokio::test]
-    async fn what_is_short_is_written_as_one_piece() {
-        let table = [
-            (vec![vec![b'a'; 10]], usize::MAX, 10, 1),
-            (
-                vec![vec![b'a'; JOINED - 1], vec![b'b']],
-                usize::MAX,
-                JOINED,
-                1,
-            ),
-            (
-                vec![vec![b'a'; JOINED], vec![b'b']],
-                usize::MAX,
-                JOINED + 1,
-                2,
-            ),
-            (vec![vec![b'a'; 3], vec![], vec![b'b'; 3]], 4, 4, 1),
-        ];
-        for (parts, most, taken, pieces) in table {
-            let activity = Arc::new(Activity::new(Arc::default()));
-            let mut watched = Watched::new(Narrow::taking(most), activity, false);
-            let slices: Vec<_> = parts.iter().map(|part| io::IoSlice::new(part)).collect();
-            let written = watched.write_vectored(&slices).await.unwrap();
-            assert_eq!(written, taken);
-            assert_eq!(watched.io.taken, parts.concat()[..taken]);
-            assert_eq!(watched.io.pieces, [pieces]);
-        }
     }
 }
