@@ -77,9 +77,7 @@ impl Turns {
         if waiting.bytes.len() + length > MOST {
             return false;
         }
-        for piece in pieces {
-            waiting.bytes.extend_from_slice(piece);
-        }
+        append(&mut waiting.bytes, pieces);
         waiting.answers.push((socket.clone(), length));
         if waiting.answers.len() == 1 {
             self.come.notify_one();
@@ -112,6 +110,24 @@ async fn let_others_go_first() {
     .await;
 }
 
+/// Has `write` take pieces of so many bytes in all, as one where they are short.
+fn joined<R>(pieces: &[IoSlice<'_>], length: usize, write: impl FnOnce(&[IoSlice<'_>]) -> R) -> R {
+    if length > SHORT || pieces.len() == 1 {
+        return write(pieces);
+    }
+    WHOLE.with_borrow_mut(|whole| {
+        whole.clear();
+        append(whole, pieces);
+        write(&[IoSlice::new(whole)])
+    })
+}
+
+fn append(bytes: &mut Vec<u8>, pieces: &[IoSlice<'_>]) {
+    for piece in pieces {
+        bytes.extend_from_slice(piece);
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -137,6 +153,11 @@ struct Behind {
 }
 
 impl Behind {
+    /// Whether something is left that nobody will write but the connection.
+    fn is_stuck(&self) -> bool {
+        !self.rest.is_empty() || self.error.is_some()
+    }
+
     fn note(&mut self, cx: &Context<'_>) {
         match &mut self.connection {
             Some(known) => known.clone_from(cx.waker()),
@@ -155,8 +176,7 @@ impl Socket {
         length: usize,
     ) -> bool {
         let mut behind = lock(&self.behind);
-        let may = behind.rest.is_empty() && behind.error.is_none();
-        if !may || !turns.put_off(self, pieces, length) {
+        if behind.is_stuck() || !turns.put_off(self, pieces, length) {
             return false;
         }
         behind.waiting += 1;
@@ -169,7 +189,7 @@ impl Socket {
         let mut behind = lock(&self.behind);
         behind.waiting -= 1;
         let mut left = answer;
-        while behind.rest.is_empty() && behind.error.is_none() && !left.is_empty() {
+        while !behind.is_stuck() && !left.is_empty() {
             match self.half.try_write(left) {
                 Ok(0) => behind.error = Some(io::ErrorKind::WriteZero.into()),
                 Ok(written) => left = &left[written..],
@@ -288,15 +308,8 @@ impl AsyncWrite for Tcp {
             }
         }
         ready!(self.socket.poll_written(cx))?;
-        if !is_short || pieces.len() == 1 {
-            return (self.socket).poll(cx, |half| half.try_write_vectored(pieces));
-        }
-        WHOLE.with_borrow_mut(|whole| {
-            whole.clear();
-            for piece in pieces {
-                whole.extend_from_slice(piece);
-            }
-            self.socket.poll(cx, |half| half.try_write(whole))
+        joined(pieces, length, |pieces| {
+            self.socket.poll(cx, |half| half.try_write_vectored(pieces))
         })
     }
 
@@ -306,12 +319,10 @@ impl AsyncWrite for Tcp {
 
     /// What waits its turn is as good as written: it will be, whatever becomes of the connection.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let behind = lock(&self.socket.behind);
-        if behind.rest.is_empty() && behind.error.is_none() {
-            return Poll::Ready(Ok(()));
+        if lock(&self.socket.behind).is_stuck() {
+            return self.socket.poll_written(cx);
         }
-        drop(behind);
-        self.socket.poll_written(cx)
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -394,8 +405,34 @@ mod tests {
         came
     }
 
+    /// Until the connection ends.
+    async fn read_all(client: &mut TcpStream) -> Vec<u8> {
+        let mut all = Vec::new();
+        client.read_to_end(&mut all).await.unwrap();
+        all
+    }
+
     fn is_written(written: &Poll<io::Result<usize>>, length: usize) -> bool {
         matches!(written, Poll::Ready(Ok(written)) if *written == length)
+    }
+
+    #[test]
+    fn what_is_short_is_written_as_one_piece() {
+        let table = [
+            (vec![vec![b'a'; 10]], 1),
+            (vec![vec![b'a'; SHORT - 1], vec![b'b']], 1),
+            (vec![vec![b'a'; SHORT], vec![b'b']], 2),
+            (vec![vec![b'a'; 3], vec![], vec![b'b'; 3]], 1),
+        ];
+        for (parts, pieces) in table {
+            let whole = parts.concat();
+            let slices: Vec<_> = parts.iter().map(|part| IoSlice::new(part)).collect();
+            let written = joined(&slices, whole.len(), |written| {
+                let parts: Vec<_> = written.iter().map(|slice| slice.to_vec()).collect();
+                (parts.len(), parts.concat())
+            });
+            assert_eq!(written, (pieces, whole));
+        }
     }
 
     #[tokio::test]
@@ -523,9 +560,7 @@ mod tests {
         turns.write(&mut Waiting::default());
         assert_eq!(poller.wakes(), 1);
         tcp.shutdown().await.unwrap();
-        let mut all = Vec::new();
-        client.read_to_end(&mut all).await.unwrap();
-        assert_eq!(all, b"answer");
+        assert_eq!(read_all(&mut client).await, b"answer");
     }
 
     #[tokio::test]
@@ -535,9 +570,7 @@ mod tests {
         assert!(is_written(&Poller::new().write(&mut tcp, &[b"answer"]), 6));
         drop(tcp);
         turns.finish();
-        let mut all = Vec::new();
-        client.read_to_end(&mut all).await.unwrap();
-        assert_eq!(all, b"answer");
+        assert_eq!(read_all(&mut client).await, b"answer");
     }
 
     #[tokio::test]
