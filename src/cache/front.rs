@@ -1,7 +1,7 @@
-//! The pages that were asked for within this second, before the store proper.
+//! The pages that were asked for within the last few seconds, before the store proper.
 //!
 //! moka notes each read in a log, a sketch and a list, and what it notes of ten thousand pages no cache of a core holds. Here a page is one
-//! place in a table and the page itself. Once a second each is asked of the store again, which so learns what is in use.
+//! place in a table and the page itself. Every few seconds each is asked of the store again, which so learns what is in use.
 
 use std::{
     hash::BuildHasher,
@@ -18,8 +18,11 @@ use tokio::time::Instant;
 use super::entry::StoredPage;
 use crate::domain::PageKey;
 
-/// Places for pages: 64 KiB. Twice as many gained nothing among 10,000 pages.
-const PLACES: usize = 8192;
+/// Places for pages: 128 KiB. Half as many made a hit among 10,000 pages 4 % dearer; twice as many gained nothing.
+const PLACES: usize = 16384;
+
+/// A read that the store noted counts for so many seconds. One made a hit among 10,000 pages 2 % dearer; eight gained nothing.
+const SECONDS: u32 = 4;
 
 /// Pages of the store, each in the place of its key. Which of two with the same place is there is nobody's concern: the other is asked of
 /// the store.
@@ -58,11 +61,11 @@ impl Front {
         }
     }
 
-    /// The page of `key`, if the store was asked for it in this second and still holds it.
+    /// The page of `key`, if the store was asked for it lately and still holds it.
     pub(super) fn get(&self, key: &PageKey, now: Instant) -> Option<Arc<StoredPage>> {
         let there = self.place(key).load();
         let page = there.as_ref()?;
-        let counts = page.key == *key && self.is_of_this_second(page, now) && is_good(page);
+        let counts = page.key == *key && self.is_recent(page, now) && is_good(page);
         counts.then(|| Guard::into_inner(there)).flatten()
     }
 
@@ -72,8 +75,8 @@ impl Front {
         let place = self.place(&page.key);
         match &*place.load() {
             Some(there) if Arc::ptr_eq(there, page) => return,
-            // Who came first stays for the second: else two pages asked for in turn would push each other out each time.
-            Some(there) if self.is_of_this_second(there, now) && is_good(there) => return,
+            // Who came first stays while that is so: else two pages asked for in turn would push each other out each time.
+            Some(there) if self.is_recent(there, now) && is_good(there) => return,
             Some(_) | None => {}
         }
         place.store(Some(page.clone()));
@@ -112,8 +115,9 @@ impl Front {
         &self.places[(hash % PLACES as u64) as usize]
     }
 
-    fn is_of_this_second(&self, page: &StoredPage, now: Instant) -> bool {
-        page.seat.read_in.load(Ordering::Relaxed) == self.second(now)
+    fn is_recent(&self, page: &StoredPage, now: Instant) -> bool {
+        let read_in = page.seat.read_in.load(Ordering::Relaxed);
+        read_in > 0 && self.second(now).saturating_sub(read_in) < SECONDS
     }
 
     /// 0 is no second: in it the store was asked for no page.

@@ -142,7 +142,7 @@ impl PageStore {
         self.limit_stretch(stretch_max);
     }
 
-    /// The page under `key`, whatever its age, for a request: reads of pages asked for within this second cost less.
+    /// The page under `key`, whatever its age, for a request: reads of pages asked for lately cost less.
     #[must_use]
     pub fn asked(&self, key: &PageKey, now: Instant) -> Option<Arc<StoredPage>> {
         if let Some(page) = self.front.get(key, now) {
