@@ -22,10 +22,9 @@ pub mod store;
 pub mod stretch;
 
 pub use self::{
-    entry::{Received, StoredPage, judge_page},
+    entry::{Received, Shown, StoredPage, judge_page},
     flight::{Flights, Role},
     freshness::{Verdict, judge},
-    rendition::Rendition,
     status::CacheStatus,
     store::PageStore,
 };

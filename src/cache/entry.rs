@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::{
     fields::Fields,
-    forms::Packed,
+    forms::{Forms, Packed},
     freshness::{Candidate, Freshness, Lifetimes, Verdict, judge},
     front::Seat,
     http_semantics::{Coding, RequestDirectives, fmt_http_date, parse_age, parse_http_date},
@@ -18,7 +18,7 @@ use super::{
     space::{Began, Space, Version},
     stretch::Popularity,
 };
-use crate::domain::{PageKey, SpaceFingerprint, Task, TaskPage, View};
+use crate::domain::{PageKey, PageQuery, SpaceFingerprint, Task, TaskPage, View};
 
 /// The header of an answer, and when it came.
 #[derive(Clone, Copy, Debug)]
@@ -67,7 +67,7 @@ pub struct Content {
     /// How many tasks the list has, over all pages.
     pub count: u64,
     tasks: Arc<[Task]>,
-    whole: Arc<Rendition>,
+    whole: Rendition,
     views: Views,
 }
 
@@ -77,7 +77,7 @@ impl Content {
         Self {
             count: page.count,
             tasks: page.tasks,
-            whole: Arc::new(Rendition::new(page.body, now)),
+            whole: Rendition::new(page.body, now),
             views: Views::default(),
         }
     }
@@ -106,7 +106,7 @@ impl Content {
 
     /// The page as it goes out.
     #[must_use]
-    pub fn whole(&self) -> &Arc<Rendition> {
+    pub fn whole(&self) -> &Rendition {
         &self.whole
     }
 
@@ -128,9 +128,38 @@ impl Content {
         whole.and(self.views.pack(now, cold_after))
     }
 
+    fn fields(&self, date: &HeaderValue, version: Version, query: PageQuery) -> Fields {
+        Fields::new(date, &self.whole.etag, version, query, self.count)
+    }
+
     /// Bytes it occupies, beside the struct itself.
     fn heap_bytes(&self) -> usize {
         size_of_val(&*self.tasks) + self.whole.forms.weight() + self.views.weight()
+    }
+}
+
+/// A page as a client sees it: all of it, or what a view shows.
+#[derive(Debug)]
+pub enum Shown<'a> {
+    Whole(&'a StoredPage),
+    Part(Arc<Rendition>),
+}
+
+impl Shown<'_> {
+    #[must_use]
+    pub fn etag(&self) -> &HeaderValue {
+        match self {
+            Self::Whole(page) => &page.fields.etag,
+            Self::Part(part) => &part.etag,
+        }
+    }
+
+    #[must_use]
+    pub fn forms(&self) -> &Forms {
+        match self {
+            Self::Whole(page) => &page.content.whole.forms,
+            Self::Part(part) => &part.forms,
+        }
     }
 }
 
@@ -157,7 +186,7 @@ impl StoredPage {
                     .expect("a date is visible ASCII")
             });
         Self {
-            fields: Fields::new(&date, began.version, began.key.query, content.count),
+            fields: content.fields(&date, began.version, began.key.query),
             key: began.key,
             seat: Seat::default(),
             freshness: Freshness::new(answer, lifetimes, jitter),
@@ -183,11 +212,12 @@ impl StoredPage {
         now: Instant,
     ) -> Option<Self> {
         let oldest = parts.iter().max_by_key(|part| part.age(now))?;
+        let content = Arc::new(Content::new(page, now));
         Some(Self {
-            fields: Fields::new(&oldest.fields.date, oldest.version, key.query, page.count),
+            fields: content.fields(&oldest.fields.date, oldest.version, key.query),
             key,
             seat: Seat::default(),
-            content: Arc::new(Content::new(page, now)),
+            content,
             freshness: {
                 let parts: Vec<_> = parts.iter().map(|part| part.freshness(now)).collect();
                 Freshness::of_parts(parts.iter(), now)?

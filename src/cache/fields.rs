@@ -6,30 +6,45 @@ use http::HeaderValue;
 use super::{link::link, space::Version};
 use crate::domain::PageQuery;
 
-/// One piece of memory: in three, a hit among many pages waited for four lines of it more.
+/// One piece of memory: in three, a hit among many pages waited for four lines of it more. The entity tag lies here once more for the
+/// same reason.
 #[derive(Debug)]
 pub struct Fields {
     /// When the page was generated: the upstream's own word, or the time of receipt.
     pub date: HeaderValue,
     /// The state of the list it was cut from.
     pub generation: HeaderValue,
+    /// Of the whole page.
+    pub etag: HeaderValue,
     /// Where the pages around it are.
     pub link: HeaderValue,
 }
 
 impl Fields {
     /// Those of the page of `query`, of a list of `count` in the state `version`.
-    pub(super) fn new(date: &HeaderValue, version: Version, query: PageQuery, count: u64) -> Self {
+    pub(super) fn new(
+        date: &HeaderValue,
+        etag: &HeaderValue,
+        version: Version,
+        query: PageQuery,
+        count: u64,
+    ) -> Self {
         let (generation, link) = (version.field(), link(query, count));
-        let texts = [date.as_bytes(), generation.as_bytes(), link.as_bytes()];
+        let texts = [
+            date.as_bytes(),
+            generation.as_bytes(),
+            etag.as_bytes(),
+            link.as_bytes(),
+        ];
         let mut together = Bytes::from(texts.concat());
-        let [date, generation, link] = texts.map(|text| {
+        let [date, generation, etag, link] = texts.map(|text| {
             let value = HeaderValue::from_maybe_shared(together.split_to(text.len()));
             value.expect("a field value, or visible ASCII of ours")
         });
         Self {
             date,
             generation,
+            etag,
             link,
         }
     }

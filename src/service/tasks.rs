@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::SecondTier;
 use crate::{
     cache::{
-        CacheStatus, Flights, PageStore, Rendition, Role, StoredPage, Verdict,
+        CacheStatus, Flights, PageStore, Role, Shown, StoredPage, Verdict,
         flight::{Waiting, Wanted},
         freshness::{FillReason, refusal_answers},
         http_semantics::RequestDirectives,
@@ -244,16 +244,16 @@ impl Tasks {
 
     /// The page of `ask` as it goes out: all of it, or what `view` shows.
     #[must_use]
-    pub fn rendition(&self, ask: &Ask, served: &Served, view: Option<&View>) -> Arc<Rendition> {
+    pub fn shown<'a>(&self, ask: &Ask, served: &'a Served, view: Option<&View>) -> Shown<'a> {
         let page = &served.page;
         let Some(view) = view else {
-            return page.content.whole().clone();
+            return Shown::Whole(page);
         };
         let (rendition, is_new) = page.content.seen_through(view, served.at);
         if is_new {
             self.reweigh(ask, page);
         }
-        rendition
+        Shown::Part(rendition)
     }
 
     /// Weighs the page of `ask` anew, after a form of it was made.

@@ -19,8 +19,8 @@ use crate::{
         rate_limit::{self, RateLimit},
     },
     cache::{
-        CacheStatus, Rendition,
-        forms::Coded,
+        CacheStatus, Shown,
+        forms::{Coded, Forms},
         freshness::permitted,
         http_semantics::{Coding, RequestDirectives, negotiate, not_modified},
         seconds::Seconds,
@@ -194,18 +194,18 @@ async fn respond(
     served: &Served,
     request: &mut Parts,
 ) -> Response<Body> {
-    let rendition = data.tasks.rendition(ask, served, client.view.as_deref());
-    let coding = coding(&request.headers, served, &rendition);
+    let shown = data.tasks.shown(ask, served, client.view.as_deref());
+    let coding = coding(&request.headers, served, &shown);
     let mut response = answering(&mut request.headers);
     let headers = response.headers_mut();
     describe(policy, served, headers);
-    headers.insert(header::ETAG, rendition.etag.clone());
+    headers.insert(header::ETAG, shown.etag().clone());
     let Some(coding) = coding else {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         return response;
     };
     headers.insert(header::CONTENT_TYPE, JSON);
-    let known = || rendition.forms.length_in(coding);
+    let known = || shown.forms().length_in(coding);
     let coding = match (request.method == Method::HEAD).then(known).flatten() {
         // Nothing is made to be thrown away.
         Some(length) => {
@@ -214,7 +214,7 @@ async fn respond(
         }
         // The length is left to hyper, which writes it without an allocation.
         None => {
-            let body = body(data, ask, served, &rendition, coding).await;
+            let body = body(data, ask, served, shown.forms(), coding).await;
             *response.body_mut() = whole(body.bytes);
             body.coding
         }
@@ -231,14 +231,14 @@ async fn respond(
 /// The coding to answer in; `None` where the client has the page already.
 ///
 /// Who waited for the fill gets the identity rather than wait for the coder too.
-fn coding(request: &HeaderMap, served: &Served, rendition: &Rendition) -> Option<Coding> {
-    let etag = rendition.etag.to_str().unwrap_or_default();
+fn coding(request: &HeaderMap, served: &Served, shown: &Shown<'_>) -> Option<Coding> {
+    let etag = shown.etag().to_str().unwrap_or_default();
     if not_modified(request, etag, served.page.last_modified_unix, unix_now) {
         return None;
     }
     let accepted = negotiate(request, &CODINGS);
     let from_store = matches!(served.status, CacheStatus::Hit { .. });
-    let is_there = from_store || rendition.forms.is_held(accepted);
+    let is_there = from_store || shown.forms().is_held(accepted);
     Some(if is_there { accepted } else { Coding::Identity })
 }
 
@@ -252,17 +252,11 @@ fn answering(of_request: &mut HeaderMap) -> Response<Body> {
     response
 }
 
-async fn body(
-    data: &Data,
-    ask: &Ask,
-    served: &Served,
-    rendition: &Rendition,
-    coding: Coding,
-) -> Coded {
-    if let Some(bytes) = rendition.forms.take(coding, served.at) {
+async fn body(data: &Data, ask: &Ask, served: &Served, forms: &Forms, coding: Coding) -> Coded {
+    if let Some(bytes) = forms.take(coding, served.at) {
         return Coded { bytes, coding };
     }
-    let made = rendition.forms.get(coding, served.at).await;
+    let made = forms.get(coding, served.at).await;
     data.tasks.reweigh(ask, &served.page);
     made
 }
