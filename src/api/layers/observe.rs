@@ -3,6 +3,7 @@
 use std::{
     future::Future,
     net::IpAddr,
+    ops::Deref,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -25,7 +26,7 @@ use crate::{
     domain::hex::write_hex,
     telemetry::{
         access::{self, AccessLog},
-        metrics::{CANCELLED, GaugeGuard, Metrics, NO_CLIENT, Route},
+        metrics::{CANCELLED, Metrics, NO_CLIENT, Route},
         traces::{Span, Tracer, traceparent},
     },
 };
@@ -160,6 +161,7 @@ where
     fn call(&mut self, arrived: Arrived<B>) -> Self::Future {
         let Arrived {
             request,
+            at,
             peer,
             certificate,
         } = arrived;
@@ -171,15 +173,14 @@ where
         let span = shared.begin_span(&request, route, caller);
         let client_address = shared.proxies.client_address(peer, request.headers());
         let seen = Seen {
-            started: Instant::now(),
+            started: at,
             route,
             method: request.method().clone(),
             id: id.clone(),
             trace_id: span.place().trace_id().or(caller_trace),
             peer,
             client_address,
-            in_flight: shared.observing.metrics.request_in_flight(),
-            shared: shared.clone(),
+            shared: InFlight::begin(shared),
             span,
         };
         let (head, body) = request.into_parts();
@@ -248,6 +249,31 @@ fn new_id() -> HeaderValue {
     HeaderValue::from_maybe_shared(digits).expect("hex digits are visible ASCII")
 }
 
+/// What requests share, for one that is under way: counted while it lives.
+#[derive(Debug)]
+struct InFlight(Arc<Shared>);
+
+impl InFlight {
+    fn begin(shared: &Arc<Shared>) -> Self {
+        shared.observing.metrics.request_begins();
+        Self(shared.clone())
+    }
+}
+
+impl Deref for InFlight {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.observing.metrics.request_ends();
+    }
+}
+
 /// What is known of a request while it runs.
 #[derive(Debug)]
 struct Seen {
@@ -260,8 +286,7 @@ struct Seen {
     peer: Peer,
     /// The peer's, or the one that a trusted proxy reports.
     client_address: Option<IpAddr>,
-    in_flight: GaugeGuard,
-    shared: Arc<Shared>,
+    shared: InFlight,
 }
 
 impl Seen {
@@ -284,7 +309,6 @@ impl Seen {
         self.dress(&mut response);
         self.report(&response, facts.as_ref());
         response.headers_mut().insert(REQUEST_ID, self.id);
-        drop(self.in_flight);
         response
     }
 
