@@ -351,7 +351,6 @@ where
             let in_flight = requests.request(request.version());
             let answer = service.borrow_mut().call(Arrived {
                 request,
-                at: requests.moment(),
                 peer,
                 certificate: certificate.clone(),
             });

@@ -13,7 +13,6 @@ use bytes::Bytes;
 use http::{HeaderValue, Request, Response, request::Parts};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
-use tokio::time::Instant;
 
 use super::{
     ApiError, Client, Policy,
@@ -31,8 +30,6 @@ use crate::{
 #[derive(Debug)]
 pub struct Arrived<B = Incoming> {
     pub request: Request<B>,
-    /// When its header was read.
-    pub at: Instant,
     pub peer: Peer,
     pub certificate: Option<Arc<ClientCertificate>>,
 }

@@ -27,7 +27,7 @@ const NO_POLL: u64 = u64::MAX;
 /// What begins every HTTP/2 connection (RFC 9113 section 3.4), and no HTTP/1 request.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0";
 
-/// What a connection is doing, in nanoseconds since it began, and whether it should go on.
+/// What a connection is doing, in milliseconds since it began, and whether it should go on.
 #[derive(Debug)]
 pub(super) struct Activity {
     began: Instant,
@@ -68,17 +68,12 @@ impl Activity {
         polled
     }
 
-    /// When the present poll is, or now where there is none.
-    pub(super) fn moment(&self) -> Instant {
-        self.began + Duration::from_nanos(self.now())
-    }
-
     fn now(&self) -> u64 {
         let known = self.of_poll.load(Ordering::Relaxed);
         if known < NOT_READ {
             return known;
         }
-        let now = self.began.elapsed().as_nanos();
+        let now = self.began.elapsed().as_millis();
         let now = u64::try_from(now).map_or(NOT_READ - 1, |now| now.min(NOT_READ - 1));
         // An HTTP/2 request may end on another thread, after the poll: then it is no time of a poll.
         let (unread, relaxed) = (NOT_READ, Ordering::Relaxed);
@@ -133,7 +128,7 @@ impl Activity {
         let now = self.now();
         let remaining = |since: u64, limit: Duration| {
             limit
-                .checked_sub(Duration::from_nanos(now.saturating_sub(since)))
+                .checked_sub(Duration::from_millis(now.saturating_sub(since)))
                 .filter(|left| !left.is_zero())
         };
         if self.in_flight.load(Ordering::Acquire) > 0 {
@@ -274,10 +269,6 @@ mod tests {
     const HEADER: Duration = Duration::from_secs(10);
     const IDLE: Duration = Duration::from_secs(75);
 
-    const fn nanos(seconds: u64) -> u64 {
-        seconds * 1_000_000_000
-    }
-
     async fn ends_after(activity: &Activity) -> Duration {
         let from = Instant::now();
         activity.overstayed(HEADER, IDLE).await;
@@ -323,10 +314,9 @@ mod tests {
             drop(request);
             (activity.now(), activity.of_poll.load(Ordering::Relaxed))
         });
-        assert_eq!(read, (nanos(2), nanos(2)), "it was read once");
+        assert_eq!(read, (2000, 2000), "it was read once");
         tokio::time::advance(second).await;
-        assert_eq!(activity.now(), nanos(3));
-        assert_eq!(activity.moment(), Instant::now());
+        assert_eq!(activity.now(), 3000);
         assert_eq!(ends_after(&activity).await, IDLE - second);
     }
 

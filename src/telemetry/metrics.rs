@@ -856,13 +856,10 @@ impl Metrics {
         GaugeGuard::new(&self.connections)
     }
 
-    /// A request is under way; no guard, which would hold a reference of its own for each.
-    pub fn request_begins(&self) {
-        self.http_in_flight.inc();
-    }
-
-    pub fn request_ends(&self) {
-        self.http_in_flight.dec();
+    /// Counts up while the guard lives.
+    #[must_use]
+    pub fn request_in_flight(&self) -> GaugeGuard {
+        GaugeGuard::new(&self.http_in_flight)
     }
 
     /// Counts up while the guard lives.

@@ -148,11 +148,9 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let mut answer = match (this.inner.as_pin_mut(), &this.terms) {
-            // As it comes: what is looked into is copied.
-            (Some(inner), None) => return inner.poll(cx),
-            (Some(inner), Some(_)) => ready!(inner.poll(cx))?,
-            (None, _) => preflight(),
+        let mut answer = match this.inner.as_pin_mut() {
+            Some(inner) => ready!(inner.poll(cx))?,
+            None => preflight(),
         };
         if let Some(terms) = this.terms.take() {
             terms.write(answer.response.headers_mut());

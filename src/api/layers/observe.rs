@@ -3,7 +3,6 @@
 use std::{
     future::Future,
     net::IpAddr,
-    ops::Deref,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -26,7 +25,7 @@ use crate::{
     domain::hex::write_hex,
     telemetry::{
         access::{self, AccessLog},
-        metrics::{CANCELLED, Metrics, NO_CLIENT, Route},
+        metrics::{CANCELLED, GaugeGuard, Metrics, NO_CLIENT, Route},
         traces::{Span, Tracer, traceparent},
     },
 };
@@ -161,7 +160,6 @@ where
     fn call(&mut self, arrived: Arrived<B>) -> Self::Future {
         let Arrived {
             request,
-            at,
             peer,
             certificate,
         } = arrived;
@@ -173,14 +171,15 @@ where
         let span = shared.begin_span(&request, route, caller);
         let client_address = shared.proxies.client_address(peer, request.headers());
         let seen = Seen {
-            started: at,
+            started: Instant::now(),
             route,
             method: request.method().clone(),
             id: id.clone(),
             trace_id: span.place().trace_id().or(caller_trace),
             peer,
             client_address,
-            shared: InFlight::begin(shared),
+            in_flight: shared.observing.metrics.request_in_flight(),
+            shared: shared.clone(),
             span,
         };
         let (head, body) = request.into_parts();
@@ -249,31 +248,6 @@ fn new_id() -> HeaderValue {
     HeaderValue::from_maybe_shared(digits).expect("hex digits are visible ASCII")
 }
 
-/// What requests share, for one that is under way: counted while it lives.
-#[derive(Debug)]
-struct InFlight(Arc<Shared>);
-
-impl InFlight {
-    fn begin(shared: &Arc<Shared>) -> Self {
-        shared.observing.metrics.request_begins();
-        Self(shared.clone())
-    }
-}
-
-impl Deref for InFlight {
-    type Target = Shared;
-
-    fn deref(&self) -> &Shared {
-        &self.0
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.observing.metrics.request_ends();
-    }
-}
-
 /// What is known of a request while it runs.
 #[derive(Debug)]
 struct Seen {
@@ -286,7 +260,8 @@ struct Seen {
     peer: Peer,
     /// The peer's, or the one that a trusted proxy reports.
     client_address: Option<IpAddr>,
-    shared: InFlight,
+    in_flight: GaugeGuard,
+    shared: Arc<Shared>,
 }
 
 impl Seen {
@@ -309,6 +284,7 @@ impl Seen {
         self.dress(&mut response);
         self.report(&response, facts.as_ref());
         response.headers_mut().insert(REQUEST_ID, self.id);
+        drop(self.in_flight);
         response
     }
 
