@@ -29,10 +29,7 @@ use tokio::{
     net::{TcpListener, UnixListener},
     sync::Semaphore,
 };
-use tokio_util::{
-    sync::CancellationToken,
-    task::{AbortOnDropHandle, TaskTracker},
-};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::Service;
 use tracing::{debug, warn};
 
@@ -46,12 +43,10 @@ mod activity;
 mod entrance;
 mod proxy_protocol;
 pub mod tls;
-mod turns;
 
 use self::{
     activity::{Activity, InFlight, Watched},
     entrance::{OpenError, Opened},
-    turns::{Tcp, Turns},
 };
 pub use self::{entrance::Entrance, tls::Tls};
 
@@ -143,12 +138,12 @@ impl Listener {
         }
     }
 
-    async fn accept(&self, turns: Option<Arc<Turns>>) -> io::Result<(Box<dyn Connection>, Peer)> {
+    async fn accept(&self) -> io::Result<(Box<dyn Connection>, Peer)> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, address) = listener.accept().await?;
                 stream.set_nodelay(true)?;
-                Ok((Box::new(Tcp::new(stream, turns)), Peer(Some(address.ip()))))
+                Ok((Box::new(stream), Peer(Some(address.ip()))))
             }
             Self::Unix(listener, _) => {
                 let (stream, _) = listener.accept().await?;
@@ -265,18 +260,13 @@ where
     /// Returns whether every request got its answer.
     pub async fn serve(self, listener: Listener) -> bool {
         let connections = TaskTracker::new();
-        let turns = Turns::new().map(Arc::new);
-        let _writing = turns.clone().map(|turns| {
-            let writing = tokio::spawn(async move { turns.run().await });
-            AbortOnDropHandle::new(writing)
-        });
         let places = Arc::new(Semaphore::new(self.limits.max_connections));
         loop {
             // A place first: a connection that finds none waits in the kernel's backlog, not in our memory.
             let accepted = async {
                 let place = places.clone().acquire_owned().await;
                 let place = place.expect("the semaphore is never closed");
-                (listener.accept(turns.clone()).await, place)
+                (listener.accept().await, place)
             };
             let (accepted, place) = tokio::select! {
                 biased;
@@ -300,9 +290,6 @@ where
         drop(listener);
         connections.close();
         let ended = tokio::time::timeout(self.limits.drain_timeout, connections.wait()).await;
-        if let Some(turns) = turns {
-            turns.finish();
-        }
         ended.is_ok()
     }
 
