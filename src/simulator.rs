@@ -25,7 +25,7 @@ use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use tokio::{
@@ -189,6 +189,7 @@ impl Shared {
                 latency: options.latency,
                 jitter: options.jitter,
                 faults: options.faults,
+                clock_skew: 0,
                 random: SplitMix64::new(options.seed),
             }),
             quota: Mutex::new(Quota::new(options.quota_per_minute)),
@@ -211,10 +212,24 @@ struct Settings {
     latency: Duration,
     jitter: Duration,
     faults: Vec<Fault>,
+    /// In seconds; negative: behind.
+    clock_skew: i64,
     random: SplitMix64,
 }
 
 impl Settings {
+    /// The upstream's own time, where it is not this machine's.
+    fn skewed_date(&self) -> Option<String> {
+        let skew = Duration::from_secs(self.clock_skew.unsigned_abs());
+        let now = SystemTime::now();
+        let skewed = match self.clock_skew {
+            0 => return None,
+            1.. => now + skew,
+            i64::MIN..=-1 => now - skew,
+        };
+        Some(httpdate::fmt_http_date(skewed))
+    }
+
     fn delay(&mut self) -> Duration {
         if self.jitter.is_zero() {
             return self.latency;

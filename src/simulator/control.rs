@@ -72,6 +72,11 @@ impl Control {
         lock(&self.0.settings).latency = latency;
     }
 
+    /// Sets how many seconds the upstream's clock is ahead of this machine's, as its `Date` tells; negative: behind.
+    pub fn set_clock_skew(&self, seconds: i64) {
+        lock(&self.0.settings).clock_skew = seconds;
+    }
+
     /// Sets the calls a minute for each token and forgets those already made.
     pub fn set_quota(&self, per_minute: Option<u32>) {
         *lock(&self.0.quota) = Quota::new(per_minute);

@@ -81,6 +81,10 @@ async fn respond(
     });
     lock(&shared.ledger).answered(outcome);
     let mut response = answer?.into_response();
+    let skewed = lock(&shared.settings).skewed_date();
+    if let Some(date) = skewed.and_then(|date| HeaderValue::try_from(date).ok()) {
+        response.headers_mut().insert(header::DATE, date);
+    }
     if keeps_alive(&parts) {
         response
             .headers_mut()

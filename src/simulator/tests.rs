@@ -7,6 +7,8 @@ use tokio::{
     net::TcpStream,
 };
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use super::{
     Control, Fault, FaultKind, Options, Scripted, Simulator,
     world::{
@@ -130,6 +132,19 @@ async fn a_page_has_the_captured_headers_and_the_expected_bytes() {
         }
         assert!(heard.header("Date").is_some());
         assert_eq!(heard.header("ETag"), None);
+    }
+}
+
+#[tokio::test]
+async fn a_clock_that_is_off_shows_in_date() {
+    let (simulator, control) = start().await;
+    for skew in [-3600, 3600] {
+        control.set_clock_skew(skew);
+        let heard = get(&simulator, &tasks(EMPTY, "?page=1&page_size=20")).await;
+        let date = httpdate::parse_http_date(heard.header("Date").unwrap()).unwrap();
+        let unix = |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let off = unix(date).cast_signed() - unix(SystemTime::now()).cast_signed();
+        assert!((off - skew).abs() < 60, "{off} for {skew}");
     }
 }
 
