@@ -34,7 +34,7 @@ pub use self::{
     normalize::NormalizeConfig,
     problem::{Problem, Problems},
     routes::RoutesConfig,
-    server::ServerConfig,
+    server::{ForwardedHeader, ServerConfig},
     sources::notify_socket,
     telemetry::TelemetryConfig,
     tls::TlsConfig,

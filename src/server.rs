@@ -143,11 +143,11 @@ impl Listener {
             Self::Tcp(listener) => {
                 let (stream, address) = listener.accept().await?;
                 stream.set_nodelay(true)?;
-                Ok((Box::new(stream), Peer(Some(address.ip()))))
+                Ok((Box::new(stream), Peer::at(address.ip())))
             }
             Self::Unix(listener, _) => {
                 let (stream, _) = listener.accept().await?;
-                Ok((Box::new(stream), Peer(None)))
+                Ok((Box::new(stream), Peer::UnixSocket))
             }
         }
     }
@@ -310,10 +310,10 @@ where
         }
     }
 
-    fn not_opened(&self, Peer(address): Peer, error: &OpenError) {
+    fn not_opened(&self, peer: Peer, error: &OpenError) {
         let cause = Error::source(error).map(tracing::field::display);
         debug!(
-            peer.address = address.map(tracing::field::display),
+            peer.address = peer.address().map(tracing::field::display),
             %error,
             error.cause = cause,
             "a connection never came to a request"

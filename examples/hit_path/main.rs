@@ -101,7 +101,7 @@ fn config(upstream: &str) -> Config {
 }
 
 fn peer() -> Peer {
-    Peer(Some(Ipv4Addr::LOCALHOST.into()))
+    Peer::at(Ipv4Addr::LOCALHOST.into())
 }
 
 /// What is asked in each row, every page of it stored.

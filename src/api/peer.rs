@@ -2,16 +2,41 @@
 
 use std::{net::IpAddr, time::SystemTime};
 
-use http::{HeaderMap, HeaderName, header::FORWARDED};
-use ipnet::IpNet;
+use http::{HeaderMap, HeaderName, header};
+use ipnet::{IpNet, Ipv4Net};
 
-use crate::config::{ServerConfig, value::CertificateSubject};
+use crate::config::{ForwardedHeader, ServerConfig, value::CertificateSubject};
+
+mod forwarded;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// The other end of a connection, or whom a trusted proxy connects for; `None` on a Unix socket, and where the proxy names nobody.
+/// The other end of a connection, or whom a trusted proxy connects for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Peer(pub Option<IpAddr>);
+pub enum Peer {
+    /// Canonical: never an IPv4 address mapped into IPv6. See [`Peer::at`].
+    Address(IpAddr),
+    /// Somebody whom the permissions of our Unix socket let in.
+    UnixSocket,
+    /// A proxy sent a PROXY header that names nobody, such as its own health check.
+    Unnamed,
+}
+
+impl Peer {
+    /// The peer at `address`. Of an IPv4-mapped IPv6 address the IPv4 address counts, everywhere.
+    #[must_use]
+    pub fn at(address: IpAddr) -> Self {
+        Self::Address(address.to_canonical())
+    }
+
+    #[must_use]
+    pub fn address(self) -> Option<IpAddr> {
+        match self {
+            Self::Address(address) => Some(address),
+            Self::UnixSocket | Self::Unnamed => None,
+        }
+    }
+}
 
 /// What a certificate, verified when its connection began, says of its holder.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,190 +45,102 @@ pub struct ClientCertificate {
     pub not_after: SystemTime,
 }
 
-/// The proxies whose word on a client's address is taken.
-#[derive(Clone, Debug, Default)]
-pub struct TrustedProxies(Vec<IpNet>);
+/// The proxies whose word on a client's address is taken, and the one field in which they give it.
+#[derive(Clone, Debug)]
+pub struct TrustedProxies {
+    networks: Vec<IpNet>,
+    field: ForwardedHeader,
+}
 
 impl TrustedProxies {
     #[must_use]
-    pub fn new(networks: impl IntoIterator<Item = IpNet>) -> Self {
-        Self(networks.into_iter().collect())
+    pub fn new(networks: impl IntoIterator<Item = IpNet>, field: ForwardedHeader) -> Self {
+        Self {
+            networks: networks.into_iter().map(canonical).collect(),
+            field,
+        }
     }
 
     /// Those of `server.trusted_proxies`.
     #[must_use]
     pub fn configured(server: &ServerConfig) -> Self {
-        Self::new(server.trusted_proxies.iter().map(|network| network.0))
+        let networks = server.trusted_proxies.iter().map(|network| network.0);
+        Self::new(networks, server.forwarded_header)
     }
 
     /// Whether `peer` is one of them, as everybody is whom a Unix socket's file lets in.
     #[must_use]
     pub fn include(&self, peer: Peer) -> bool {
-        peer.0
-            .is_none_or(|address| self.trusts(address.to_canonical()))
+        match peer {
+            Peer::Address(address) => self.trusts(address),
+            Peer::UnixSocket => true,
+            Peer::Unnamed => false,
+        }
     }
 
     /// The client's address: the peer's unless the peer is trusted, then the right-most hop that is not.
     ///
-    /// `Forwarded` (RFC 7239) is asked first. A hop that is no address ends the search: what lies left of it was
-    /// reported by nobody we know.
+    /// A hop that cannot be read whole ends the walk, and the last good one is the client: what lies left of it was reported by nobody
+    /// we know.
     #[must_use]
     pub fn client_address(&self, peer: Peer, headers: &HeaderMap) -> Option<IpAddr> {
-        let peer = peer.0.map(|address| address.to_canonical())?;
-        if !self.trusts(peer) {
-            return Some(peer);
+        let mut client = peer.address();
+        if !self.include(peer) {
+            return client;
         }
-        let mut client = peer;
-        for hop in hops(headers).iter().rev() {
-            let Some(address) = parse_hop(hop) else {
-                break;
-            };
-            client = address;
+        let lines = headers.get_all(name(self.field)).into_iter().rev();
+        let hops = lines.flat_map(|line| forwarded::hops(self.field, line.as_bytes()));
+        // Ends at the first hop that could not be read.
+        for address in hops.map_while(|hop| hop) {
+            client = Some(address);
             if !self.trusts(address) {
                 break;
             }
         }
-        Some(client)
+        client
+    }
+
+    /// Whether a trusted peer reports a client in the other field alone: `server.forwarded_header` may name the wrong one.
+    #[must_use]
+    pub fn overlook(&self, peer: Peer, headers: &HeaderMap) -> bool {
+        self.include(peer)
+            && !headers.contains_key(name(self.field))
+            && headers.contains_key(name(other(self.field)))
     }
 
     fn trusts(&self, address: IpAddr) -> bool {
-        self.0.iter().any(|network| network.contains(&address))
+        self.networks
+            .iter()
+            .any(|network| network.contains(&address))
     }
 }
 
-/// The reported hops, left to right.
-fn hops(headers: &HeaderMap) -> Vec<&str> {
-    let members = |name: HeaderName| {
-        headers
-            .get_all(name)
-            .into_iter()
-            .filter_map(|line| line.to_str().ok())
-            .flat_map(|line| split_unquoted(line, ','))
-            .map(str::trim)
-            // A list may have empty members (RFC 9110 section 5.6.1.2).
-            .filter(|member| !member.is_empty())
-    };
-    if headers.contains_key(FORWARDED) {
-        members(FORWARDED).map(for_parameter).collect()
-    } else {
-        members(X_FORWARDED_FOR).collect()
+fn name(field: ForwardedHeader) -> HeaderName {
+    match field {
+        ForwardedHeader::XForwardedFor => X_FORWARDED_FOR,
+        ForwardedHeader::Forwarded => header::FORWARDED,
     }
 }
 
-/// The parts of `text` between separators that stand in no quoted string (RFC 9110 section 5.6.4): what a proxy quotes, a client may have
-/// written.
-fn split_unquoted(text: &str, separator: char) -> impl Iterator<Item = &str> {
-    let (mut is_quoted, mut is_escaped) = (false, false);
-    text.split(move |next| {
-        match next {
-            _ if is_escaped => is_escaped = false,
-            '\\' if is_quoted => is_escaped = true,
-            '"' => is_quoted = !is_quoted,
-            _ => return !is_quoted && next == separator,
-        }
-        false
-    })
+fn other(field: ForwardedHeader) -> ForwardedHeader {
+    match field {
+        ForwardedHeader::XForwardedFor => ForwardedHeader::Forwarded,
+        ForwardedHeader::Forwarded => ForwardedHeader::XForwardedFor,
+    }
 }
 
-fn for_parameter(element: &str) -> &str {
-    split_unquoted(element, ';')
-        .filter_map(|pair| pair.trim().split_once('='))
-        .find(|(name, _)| name.eq_ignore_ascii_case("for"))
-        .map_or("", |(_, value)| value)
-}
-
-/// An address, with or without quotes, brackets and port.
-fn parse_hop(hop: &str) -> Option<IpAddr> {
-    let hop = hop.trim_matches('"');
-    let bare = match hop.strip_prefix('[') {
-        Some(rest) => rest.split(']').next()?,
-        None if hop.matches(':').count() == 1 => hop.split(':').next()?,
-        None => hop,
+/// A network of IPv4-mapped IPv6 addresses is one of IPv4, as its addresses are.
+fn canonical(network: IpNet) -> IpNet {
+    let mapped = match network.network() {
+        IpAddr::V6(address) => address.to_ipv4_mapped(),
+        IpAddr::V4(_) => None,
     };
-    bare.parse::<IpAddr>()
-        .ok()
-        .map(|address| address.to_canonical())
+    let length = network.prefix_len().checked_sub(96);
+    mapped
+        .zip(length)
+        .and_then(|(address, length)| Ipv4Net::new(address, length).ok())
+        .map_or(network, IpNet::V4)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_right_most_hop_that_is_not_trusted_is_the_client() {
-        let trusted = TrustedProxies::new(["10.0.0.0/8".parse().unwrap()]);
-        let table = [
-            ("192.0.2.1", "x-forwarded-for", "203.0.113.9", "192.0.2.1"),
-            ("10.0.0.1", "x-forwarded-for", "203.0.113.9", "203.0.113.9"),
-            (
-                "10.0.0.1",
-                "x-forwarded-for",
-                "1.1.1.1, 203.0.113.9, 10.9.9.9",
-                "203.0.113.9",
-            ),
-            (
-                "10.0.0.1",
-                "x-forwarded-for",
-                "1.1.1.1, unknown",
-                "10.0.0.1",
-            ),
-            (
-                "10.0.0.1",
-                "x-forwarded-for",
-                "203.0.113.9:4711",
-                "203.0.113.9",
-            ),
-            (
-                "10.0.0.1",
-                "x-forwarded-for",
-                "10.1.1.1, 10.2.2.2",
-                "10.1.1.1",
-            ),
-            (
-                "10.0.0.1",
-                "forwarded",
-                "for=1.1.1.1, For=\"[2001:db8::1]:80\";proto=https",
-                "2001:db8::1",
-            ),
-            ("10.0.0.1", "forwarded", "by=10.0.0.2", "10.0.0.1"),
-            (
-                "10.0.0.1",
-                "forwarded",
-                r#"for=203.0.113.9;host="a,for=8.8.8.8""#,
-                "203.0.113.9",
-            ),
-            (
-                "10.0.0.1",
-                "forwarded",
-                r#"host="x;for=8.8.8.8";for=203.0.113.9"#,
-                "203.0.113.9",
-            ),
-            (
-                "10.0.0.1",
-                "forwarded",
-                r#"host="x\",for=8.8.8.8,\"";for=203.0.113.9"#,
-                "203.0.113.9",
-            ),
-            ("10.0.0.1", "forwarded", "for=203.0.113.9, ,", "203.0.113.9"),
-            ("10.0.0.1", "x-forwarded-for", "203.0.113.9,", "203.0.113.9"),
-            (
-                "::ffff:10.0.0.1",
-                "x-forwarded-for",
-                "203.0.113.9",
-                "203.0.113.9",
-            ),
-        ];
-        for (peer, name, value, expected) in table {
-            let mut headers = HeaderMap::new();
-            headers.insert(name, value.parse().unwrap());
-            let found = trusted.client_address(Peer(peer.parse().ok()), &headers);
-            assert_eq!(found, expected.parse().ok(), "{peer} {name}: {value}");
-        }
-    }
-
-    #[test]
-    fn a_peer_without_an_address_has_none() {
-        let trusted = TrustedProxies::default();
-        assert_eq!(trusted.client_address(Peer(None), &HeaderMap::new()), None);
-    }
-}
+mod tests;

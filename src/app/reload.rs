@@ -41,6 +41,7 @@ const AT_START: &[&str] = &[
     "server.drain_timeout",
     "server.proxy_protocol",
     "server.trusted_proxies",
+    "server.forwarded_header",
     "admin.listen",
     "auth.max_failures",
     "upstream.max_concurrency",

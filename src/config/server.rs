@@ -32,7 +32,17 @@ pub struct ServerConfig {
     pub drain_timeout: Duration,
     pub proxy_protocol: bool,
     pub trusted_proxies: Vec<Network>,
+    pub forwarded_header: ForwardedHeader,
     pub tls: Option<TlsConfig>,
+}
+
+/// The field in which trusted proxies report the client. There are two, and a proxy that writes one passes the client's other on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub enum ForwardedHeader {
+    #[serde(rename = "x-forwarded-for")]
+    XForwardedFor,
+    #[serde(rename = "forwarded")]
+    Forwarded,
 }
 
 /// One request in so many finds room whatever the upstream does.

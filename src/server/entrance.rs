@@ -75,9 +75,11 @@ impl Entrance {
 
     async fn pass(&self, mut io: Box<dyn Connection>, peer: Peer) -> Result<Opened, OpenError> {
         let peer = match &self.proxies {
-            // Where it names nobody, its own address does not stand in: it is trusted, so that an `X-Forwarded-For`
+            // Where it names nobody, the proxy itself does not stand in: it is trusted, so that an `X-Forwarded-For`
             // which its client wrote would be believed.
-            Some(trusted) if trusted.include(peer) => Peer(read_header(&mut io).await?),
+            Some(trusted) if trusted.include(peer) => {
+                read_header(&mut io).await?.map_or(Peer::Unnamed, Peer::at)
+            }
             _ => peer,
         };
         let Some(tls) = &self.tls else {

@@ -400,6 +400,7 @@ pub struct Metrics {
     redis_errors: Family<OperationLabels, Counter>,
     redis_pages: Family<OutcomeLabels, Counter>,
     panics: Counter,
+    forwarded_ignored: Counter,
 }
 
 impl Metrics {
@@ -445,6 +446,7 @@ impl Metrics {
             redis_errors: Family::default(),
             redis_pages: Family::default(),
             panics: Counter::default(),
+            forwarded_ignored: Counter::default(),
         };
         metrics.register();
         metrics.start_at_zero(credentials);
@@ -620,6 +622,11 @@ impl Metrics {
             "panics",
             "Requests that ended in a bug",
             self.panics.clone(),
+        );
+        all.register(
+            "forwarded_ignored",
+            "Requests of trusted proxies that report a client only in the field that server.forwarded_header does not name",
+            self.forwarded_ignored.clone(),
         );
     }
 
@@ -848,6 +855,10 @@ impl Metrics {
 
     pub fn panicked(&self) {
         self.panics.inc();
+    }
+
+    pub fn forwarded_ignored(&self) {
+        self.forwarded_ignored.inc();
     }
 
     /// Counts up while the guard lives.

@@ -19,6 +19,7 @@ mod cache;
 mod captures;
 mod circuit;
 mod claims;
+mod client_address;
 mod coherence;
 mod cors;
 mod deploy;

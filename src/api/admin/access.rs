@@ -184,7 +184,8 @@ impl Door {
     ///
     /// Returns why it is not served.
     pub fn admit(&self, request: &Request) -> Result<Operator, Refusal> {
-        let Peer(address) = request.extensions().get().copied().unwrap_or(Peer(None));
+        let peer: Option<&Peer> = request.extensions().get();
+        let address = peer.and_then(|peer| peer.address());
         let proof = judge(&self.policy.load().operators, request);
         match proof {
             Ok(proof) => Ok(Operator { address, proof }),

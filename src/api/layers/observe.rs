@@ -4,7 +4,7 @@ use std::{
     future::Future,
     net::IpAddr,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Once},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -15,6 +15,7 @@ use http_body::Body as _;
 use opentelemetry::trace::{SpanContext, TraceId};
 use tokio::time::Instant;
 use tower::{Layer, Service};
+use tracing::warn;
 
 use crate::{
     api::{
@@ -56,9 +57,25 @@ struct Shared {
     observing: Observing,
     policy: LivePolicy,
     proxies: TrustedProxies,
+    /// That the proxies report clients where nobody looks is told once.
+    told_of_overlooked: Once,
 }
 
 impl Shared {
+    fn client_address<B>(&self, peer: Peer, request: &Request<B>) -> Option<IpAddr> {
+        let headers = request.headers();
+        if self.proxies.overlook(peer, headers) {
+            self.observing.metrics.forwarded_ignored();
+            self.told_of_overlooked.call_once(|| {
+                warn!(
+                    peer.address = peer.address().map(tracing::field::display),
+                    "a trusted proxy reports clients in another field than server.forwarded_header names; it is ignored"
+                );
+            });
+        }
+        self.proxies.client_address(peer, headers)
+    }
+
     fn begin_span<B>(
         &self,
         request: &Request<B>,
@@ -122,6 +139,7 @@ impl ObserveLayer {
                 observing,
                 policy,
                 proxies,
+                told_of_overlooked: Once::new(),
             }),
         }
     }
@@ -169,7 +187,7 @@ where
         let caller_trace = caller.as_ref().map(SpanContext::trace_id);
         let route = route(request.uri().path());
         let span = shared.begin_span(&request, route, caller);
-        let client_address = shared.proxies.client_address(peer, request.headers());
+        let client_address = shared.client_address(peer, &request);
         let seen = Seen {
             started: Instant::now(),
             route,
@@ -367,7 +385,7 @@ impl Seen {
             method: &self.method,
             route: self.route.as_str(),
             trace_id: self.trace_id,
-            peer: self.peer.0,
+            peer: self.peer.address(),
             client_address: self.client_address,
             client: facts.map_or(NO_CLIENT, |facts| facts.account.client()),
             space: facts.and_then(|facts| Some(facts.space.as_ref()?.as_str())),
