@@ -11,7 +11,7 @@ use super::{
     entry::Received,
     http_semantics::{
         MaxStale, RequestDirectives, ResponseDirectives, Vary, corrected_initial_age,
-        explicit_lifetime, vary,
+        explicit_lifetime, parse_age, vary,
     },
 };
 use crate::config::CacheConfig;
@@ -48,8 +48,10 @@ impl Lifetimes {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Freshness {
     received: Instant,
-    /// Corrected initial age (RFC 9111 section 4.2.3).
+    /// Its age when it was received: see [`initial_age`].
     initial_age: Duration,
+    /// What of a configured lifetime had passed by the upstream's own `Age`: the lifetime counts from receipt all the same.
+    age_at_receipt: Duration,
     lifetime: Duration,
     /// The factor that a configured lifetime varies by; `None` where the upstream states its own.
     jitter: Option<f64>,
@@ -76,10 +78,16 @@ impl Freshness {
         let stated = explicit_lifetime(&said, headers, answer.received_unix);
         let must_validate = said.must_revalidate || said.proxy_revalidate;
         let always_validate = said.no_cache || vary(answer.headers) == Vary::Star;
+        let initial_age = initial_age(answer, lifetimes);
+        let age_at_receipt = match stated {
+            Some(_) => Duration::ZERO,
+            None => initial_age,
+        };
         Self {
             received: answer.received,
-            initial_age: initial_age(answer, lifetimes),
-            lifetime: stated.unwrap_or_else(|| lifetimes.ttl.mul_f64(jitter)),
+            initial_age,
+            age_at_receipt,
+            lifetime: stated.unwrap_or_else(|| age_at_receipt + lifetimes.ttl.mul_f64(jitter)),
             jitter: stated.is_none().then_some(jitter),
             always_validate,
             // RFC 9111 section 4.1: what matches no request stands in for no failed one either.
@@ -113,6 +121,7 @@ impl Freshness {
         Some(Self {
             received: now,
             initial_age,
+            age_at_receipt: initial_age,
             lifetime: initial_age + left,
             jitter: None,
             always_validate: false,
@@ -128,7 +137,9 @@ impl Freshness {
     pub fn stretched(self, lifetime: Duration) -> Self {
         match self.jitter {
             Some(jitter) => Self {
-                lifetime: self.lifetime.max(lifetime.mul_f64(jitter)),
+                lifetime: self
+                    .lifetime
+                    .max(self.age_at_receipt + lifetime.mul_f64(jitter)),
                 ..self
             },
             None => self,
@@ -225,16 +236,22 @@ pub fn may_store(headers: &HeaderMap, lifetimes: &Lifetimes) -> bool {
     !lifetimes.obey_upstream || !(said.no_store || said.private)
 }
 
-/// How old `answer` was when it came (RFC 9111 section 4.2.3).
+/// How old `answer` was when it came.
+///
+/// A lifetime that the upstream states follows the upstream's clock (RFC 9111 section 4.2.3). A configured one counts from receipt:
+/// there only the upstream's own `Age` is believed, so that a slow clock does not switch the cache off.
 #[must_use]
 pub fn initial_age(answer: &Received<'_>, lifetimes: &Lifetimes) -> Duration {
-    let nothing = HeaderMap::new();
-    let headers = if lifetimes.obey_upstream {
-        answer.headers
-    } else {
-        &nothing
-    };
-    corrected_initial_age(headers, answer.received_unix, answer.response_delay)
+    if !lifetimes.obey_upstream {
+        return Duration::ZERO;
+    }
+    let said = ResponseDirectives::parse(answer.headers);
+    match explicit_lifetime(&said, answer.headers, answer.received_unix) {
+        Some(_) => {
+            corrected_initial_age(answer.headers, answer.received_unix, answer.response_delay)
+        }
+        None => parse_age(answer.headers).unwrap_or_default(),
+    }
 }
 
 /// How long a refusal is remembered: as its own answer states, else `configured`. `None`: not at all.

@@ -49,6 +49,7 @@ mod service_manager;
 mod tls;
 mod tokens;
 mod traces;
+mod upstream_answers;
 mod upstream_tls;
 mod views;
 mod warm_start;

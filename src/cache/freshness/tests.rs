@@ -314,9 +314,9 @@ fn the_lifetime_is_the_first_that_is_stated() {
     }
 }
 
-// RFC 9111 section 4.2.3.
+// RFC 9111 section 4.2.3: a lifetime that the upstream states follows its clock.
 #[test]
-fn the_age_counts_what_passed_before_it_came() {
+fn a_stated_lifetime_counts_what_passed_before_the_answer_came() {
     let table: &[(&Lines<'_>, u64)] = &[
         (&[], 0),
         (&[("age", "7")], 7),
@@ -330,31 +330,61 @@ fn the_age_counts_what_passed_before_it_came() {
         (&[("date", "Fri, 01 Jan 2027 01:00:00 GMT")], 0),
     ];
     for (lines, expected) in table {
-        let page = Page::with(lines, &LIFETIMES);
-        assert_eq!(
-            page.freshness.age(page.after(0)).as_secs(),
-            *expected,
-            "{lines:?}"
-        );
-        assert_eq!(
-            page.freshness.age(page.after(5)).as_secs(),
-            expected + 5,
-            "{lines:?}"
-        );
+        let lines = [&[("cache-control", "max-age=30")], *lines].concat();
+        let page = Page::with(&lines, &LIFETIMES);
+        let age = |seconds| page.freshness.age(page.after(seconds)).as_secs();
+        assert_eq!((age(0), age(5)), (*expected, expected + 5), "{lines:?}");
         assert_eq!(page.fresh_for(100), 30 - expected, "{lines:?}");
     }
 }
 
-// RFC 9111 section 4.2.3: what the response was under way counts with `Age`.
 #[test]
-fn the_age_counts_the_response_delay() {
-    let headers = fields(&[("age", "3")]);
-    let answer = Received {
-        response_delay: Duration::from_secs(4),
-        ..received(&headers, Instant::now())
-    };
-    let freshness = Freshness::new(&answer, &LIFETIMES, 1.0);
-    assert_eq!(freshness.age(answer.received), Duration::from_secs(7));
+fn a_configured_lifetime_counts_from_receipt_whatever_the_upstreams_clock_says() {
+    let table: &[(&Lines<'_>, u64)] = &[
+        (&[], 0),
+        (&[("date", "Thu, 31 Dec 2026 23:58:00 GMT")], 0),
+        (&[("date", "Thu, 31 Dec 2026 22:00:00 GMT")], 0),
+        (&[("date", "Fri, 01 Jan 2027 01:00:00 GMT")], 0),
+        (&[("date", "yesterday")], 0),
+        // `Age` goes on from what the upstream said, and takes nothing from the lifetime.
+        (&[("age", "7")], 7),
+        (&[("age", "300")], 300),
+        (
+            &[("date", "Thu, 31 Dec 2026 23:58:00 GMT"), ("age", "7")],
+            7,
+        ),
+        (
+            &[
+                ("date", "Thu, 31 Dec 2026 23:58:00 GMT"),
+                ("cache-control", "public, must-revalidate"),
+            ],
+            0,
+        ),
+    ];
+    for (lines, own_age) in table {
+        let page = Page::with(lines, &LIFETIMES);
+        let age = |seconds| page.freshness.age(page.after(seconds)).as_secs();
+        assert_eq!((age(0), age(5)), (*own_age, own_age + 5), "{lines:?}");
+        assert_eq!(page.fresh_for(1000), 30, "{lines:?}");
+        let stretched = page.freshness.stretched(Duration::from_secs(90));
+        let left = stretched.fresh_for(page.after(10));
+        assert_eq!(left, Some(Duration::from_secs(80)), "{lines:?}");
+    }
+}
+
+// RFC 9111 section 4.2.3: what the response was under way counts with `Age`, where the upstream states a lifetime.
+#[test]
+fn the_age_counts_the_response_delay_of_a_stated_lifetime() {
+    for (control, expected) in [("max-age=60", 7), ("public", 3)] {
+        let headers = fields(&[("age", "3"), ("cache-control", control)]);
+        let answer = Received {
+            response_delay: Duration::from_secs(4),
+            ..received(&headers, Instant::now())
+        };
+        let freshness = Freshness::new(&answer, &LIFETIMES, 1.0);
+        let age = freshness.age(answer.received);
+        assert_eq!(age, Duration::from_secs(expected), "{control}");
+    }
 }
 
 // RFC 9110 section 12.5.5: `*` as any member of any line.
