@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use http::{HeaderValue, Request, Response, Version, header};
 use http_body::Body;
@@ -42,11 +43,13 @@ use crate::{
 mod activity;
 mod entrance;
 mod proxy_protocol;
+mod sent;
 pub mod tls;
 
 use self::{
     activity::{Activity, InFlight, Watched},
     entrance::{OpenError, Opened},
+    sent::SentBody,
 };
 pub use self::{entrance::Entrance, tls::Tls};
 
@@ -54,7 +57,7 @@ pub use self::{entrance::Entrance, tls::Tls};
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 pin_project_lite::pin_project! {
-    /// A request under way. It tells an HTTP/1 client where its answer is the connection's last.
+    /// A request under way, until its answer has left. It tells an HTTP/1 client where its answer is the connection's last.
     ///
     /// No `async` block: that would hold the call twice, as what it captured and as what it waits for, and be copied with both.
     struct Answering<F> {
@@ -68,17 +71,18 @@ impl<F, B> Future for Answering<F>
 where
     F: Future<Output = Result<Response<B>, Infallible>>,
 {
-    type Output = F::Output;
+    type Output = Result<Response<SentBody<B>>, Infallible>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let mut answer = ready!(this.answer.poll(cx))?;
-        let is_last = this.in_flight.take().is_some_and(|one| one.is_closing());
+        let in_flight = this.in_flight.take();
+        let is_last = in_flight.as_ref().is_some_and(InFlight::is_closing);
         if is_last && answer.version() <= Version::HTTP_11 {
             let headers = answer.headers_mut();
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        Poll::Ready(Ok(answer))
+        Poll::Ready(Ok(answer.map(|body| SentBody::new(body, in_flight))))
     }
 }
 
@@ -179,6 +183,17 @@ impl Limits {
             drain_timeout: config.drain_timeout,
         }
     }
+
+    #[cfg(test)]
+    fn for_tests() -> Self {
+        Self {
+            header_read_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(75),
+            max_connections: 10,
+            max_header_bytes: 16 * 1024,
+            drain_timeout: Duration::from_secs(20),
+        }
+    }
 }
 
 /// The two steps of an end: answers say `Connection: close`, then nothing more is accepted.
@@ -234,7 +249,7 @@ where
         + Clone
         + Send
         + 'static,
-    B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
+    B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Send + Unpin + 'static,
 {
     /// `metrics`, where there are any, count its connections.
     #[must_use]
