@@ -557,3 +557,56 @@ async fn a_token_draws_on_its_minters_limit_and_so_does_minting() {
     let minting = mint(&gateway, &for_support(300)).key("ugw_limited").await;
     minting.assert_error("rate_limited");
 }
+
+/// A flood of bodies that are refused costs its client as much as one of bodies that are not.
+#[tokio::test]
+async fn every_body_draws_on_the_limit_before_it_is_read_good_or_bad() {
+    let refused = [
+        ("no body", String::new(), "invalid_body"),
+        ("no JSON", "{".to_owned(), "invalid_body"),
+        (
+            "another member",
+            json!({"a": 1}).to_string(),
+            "invalid_body",
+        ),
+        ("too long", " ".repeat(5000), "invalid_body"),
+        (
+            "another space",
+            json!({"spaces": [world::LIVE], "ttl_seconds": 1}).to_string(),
+            "space_not_allowed",
+        ),
+    ];
+    let limit = format!(
+        "spaces = ['{}']\nrate_limit = {{ per_second = 0.0001, burst = {} }}",
+        world::SUPPORT,
+        refused.len()
+    );
+    let gateway = minting(&pair(), &client("limited", "ugw_limited", &limit)).await;
+    let post = |body: String| {
+        let asked = gateway.ask("POST", "/browser-tokens").key("ugw_limited");
+        asked.body(body)
+    };
+    // Refused before the limit is asked.
+    let elsewhere = gateway.ask("POST", "/browser-tokens?a=b");
+    let elsewhere = elsewhere.key("ugw_limited").await;
+    elsewhere.assert_error("unknown_parameter");
+
+    for (drawn, (why, body, code)) in refused.iter().enumerate() {
+        let answer = post(body.clone()).await;
+        assert_eq!(answer.code(), *code, "{why}");
+        let left = format!("r={};", refused.len() - drawn - 1);
+        assert!(answer.header("ratelimit").unwrap().contains(&left), "{why}");
+    }
+
+    let spent = post(for_support(300).to_string()).await;
+    spent.assert_error("rate_limited");
+    // Nor is the body waited for.
+    let unread = raw::send(
+        gateway.address(),
+        "POST",
+        "/browser-tokens",
+        "Authorization: Token ugw_limited\r\nContent-Length: 60\r\n",
+    )
+    .await;
+    unread.assert_error("rate_limited");
+}

@@ -52,8 +52,8 @@ fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D:
 
 /// Answers with a token of the caller's.
 ///
-/// The route is there where the policy has browser tokens. Checked in the order in which things may be told; the body is read last,
-/// and only of who may mint.
+/// The route is there where the policy has browser tokens. Checked in the order in which things may be told. The client's limit is
+/// drawn on before its body is read: a body that is bad or never ends costs as much as a good one.
 pub async fn mint(
     State(ReadWithin(limit)): State<ReadWithin>,
     Extension(caller): Extension<Caller>,
@@ -67,29 +67,35 @@ pub async fn mint(
     if method != Method::POST {
         return method_not_allowed(&[Method::POST]).map(|()| Body::empty());
     }
-    let minted = answer(tokens, &caller, query.as_deref(), body, limit).await;
-    match minted {
-        Ok((minted, limits)) => {
-            let mut response = respond(&minted);
-            rate_limit::write(&limits, response.headers_mut());
-            response
-        }
+    let limits = match admit(&caller, query.as_deref()).await {
+        Ok(limits) => limits,
+        Err(error) => return error.into_response(),
+    };
+    let mut response = match answer(tokens, &caller, body, limit).await {
+        Ok(minted) => respond(&minted),
         Err(error) => error.into_response(),
+    };
+    rate_limit::write(&limits, response.headers_mut());
+    response
+}
+
+/// Whether the caller may mint, and may mint now; what is left of its limits.
+async fn admit(caller: &Caller, query: Option<&str>) -> Result<Vec<RateLimit>, ApiError> {
+    query::none(query.unwrap_or_default())?;
+    if !caller.client.may_mint {
+        return Err(ApiError::MintingNotAllowed);
     }
+    let limits = caller.client.take_request().await;
+    limits.map_err(ApiError::RateLimited)
 }
 
 async fn answer(
     tokens: &BrowserTokens,
     caller: &Caller,
-    query: Option<&str>,
     body: Body,
     limit: Duration,
-) -> Result<(Minted, Vec<RateLimit>), ApiError> {
-    query::none(query.unwrap_or_default())?;
+) -> Result<Minted, ApiError> {
     let client = &caller.client;
-    if !client.may_mint {
-        return Err(ApiError::MintingNotAllowed);
-    }
     let body = read(body, limit).await?;
     let wanted = parse(&body).ok_or(ApiError::InvalidBody)?;
     let spaces = named(&wanted.spaces).ok_or(ApiError::InvalidBody)?;
@@ -103,11 +109,8 @@ async fn answer(
     if !spaces.iter().all(|space| client.may_read(space)) {
         return Err(ApiError::SpaceNotAllowed);
     }
-    let limits = client.take_request().await;
-    let limits = limits.map_err(ApiError::RateLimited)?;
     let ttl = Duration::from_secs(wanted.ttl_seconds.get());
-    let minted = tokens.mint(client, &spaces, wanted.view, ttl, SystemTime::now());
-    Ok((minted, limits))
+    Ok(tokens.mint(client, &spaces, wanted.view, ttl, SystemTime::now()))
 }
 
 /// The whole body, if it is short and does not dribble.
