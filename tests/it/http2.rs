@@ -1,9 +1,12 @@
 //! HTTP/2 by prior knowledge or over TLS: many requests over one connection.
 
 use bytes::Bytes;
-use http::{Method, Request, Version};
+use http::{Method, Request, Response, Version};
 use http_body_util::{BodyExt, Empty};
-use hyper::client::conn::http2::{SendRequest, handshake};
+use hyper::{
+    body::Incoming,
+    client::conn::http2::{SendRequest, handshake},
+};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -39,6 +42,18 @@ impl Http2 {
         self.ask(Method::GET, path, key)
     }
 
+    /// Sends `request` as it is.
+    pub(crate) fn send(
+        &self,
+        request: Request<Empty<Bytes>>,
+    ) -> impl Future<Output = Response<Incoming>> + use<> {
+        let mut sender = self.sender.clone();
+        async move {
+            let response = patiently("an answer", sender.send_request(request)).await;
+            response.unwrap()
+        }
+    }
+
     /// The same by any method.
     pub(crate) fn ask(&self, method: Method, path: &str, key: Option<&str>) -> JoinHandle<Answer> {
         let mut request = Request::builder()
@@ -47,11 +62,10 @@ impl Http2 {
         if let Some(key) = key {
             request = request.header("authorization", format!("Token {key}"));
         }
-        let request = request.body(Empty::new()).unwrap();
-        let (mut sender, path) = (self.sender.clone(), path.to_owned());
+        let sent = self.send(request.body(Empty::new()).unwrap());
+        let path = path.to_owned();
         tokio::spawn(async move {
-            let response = patiently("an answer", sender.send_request(request)).await;
-            let (parts, body) = response.unwrap().into_parts();
+            let (parts, body) = sent.await.into_parts();
             assert_eq!(parts.version, Version::HTTP_2);
             let answer = Answer {
                 status: parts.status.as_u16(),

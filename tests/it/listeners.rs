@@ -1,6 +1,8 @@
 //! How a client may connect, and what the HTTP parser itself refuses.
 
-use http::Method;
+use bytes::Bytes;
+use http::{Method, Request};
+use http_body_util::Empty;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpStream, UnixStream},
@@ -101,6 +103,11 @@ async fn what_is_no_http_is_refused_bare_and_the_connection_closed() {
         "GET /healthz HTTP/1.1\r\n\r\n",
         "GET /healthz HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
         "GET /healthz HTTP/1.1\r\nHost: a b\r\n\r\n",
+        "GET http://a/healthz HTTP/1.1\r\nHost: b\r\n\r\n",
+        "GET http://a:8080/healthz HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET http://a/healthz HTTP/1.1\r\n\r\n",
+        "GET http://user@a/healthz HTTP/1.1\r\nHost: a\r\n\r\n",
+        "CONNECT a:443 HTTP/1.1\r\nHost: b:443\r\n\r\n",
         "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nxx",
         long_header.as_str(),
     ] {
@@ -120,6 +127,44 @@ async fn what_is_no_http_is_refused_bare_and_the_connection_closed() {
     }
     let still_serves = raw::get(gateway.address(), "/healthz").await;
     assert_eq!(still_serves.status, 200);
+}
+
+#[tokio::test]
+async fn a_target_in_absolute_form_is_served_where_it_names_the_host() {
+    let gateway = start().await;
+    for (target, host) in [
+        ("http://a/healthz", "a"),
+        ("http://A:80/healthz", "a"),
+        ("http://[::1]:8080/healthz", "[::1]:8080"),
+    ] {
+        let mut stream = TcpStream::connect(gateway.address()).await.unwrap();
+        let request = format!("GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        let answer = raw::parse(&raw::exchange(&mut stream, request.as_bytes()).await);
+        assert_eq!(answer.status, 200, "{target} {host}");
+    }
+}
+
+#[tokio::test]
+async fn over_http2_the_authority_and_a_host_are_one_or_the_request_is_refused() {
+    let gateway = start().await;
+    let http2 = Http2::connect(gateway.address()).await;
+    for (authority, host, expected) in [
+        ("gateway", None, 200),
+        ("gateway", Some("GATEWAY:80"), 200),
+        ("gateway:8080", Some("gateway:8080"), 200),
+        ("gateway", Some("evil.test"), 400),
+        ("gateway", Some("gateway:8080"), 400),
+        ("gateway", Some(""), 400),
+    ] {
+        let request = Request::get(format!("http://{authority}/healthz"));
+        let request = host
+            .into_iter()
+            .fold(request, |request, host| request.header("host", host));
+        let answer = http2
+            .send(request.body(Empty::<Bytes>::new()).unwrap())
+            .await;
+        assert_eq!(answer.status(), expected, "{authority} {host:?}");
+    }
 }
 
 #[tokio::test]

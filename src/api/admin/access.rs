@@ -209,7 +209,7 @@ impl Door {
 }
 
 fn judge(keys: &OperatorKeys, request: &Request) -> Result<Proof, Refusal> {
-    if !names_one(request.version(), request.headers()) {
+    if !names_one(request.version(), request.uri(), request.headers()) {
         return Err(Refusal::ForeignHost);
     }
     let host = host(request);
