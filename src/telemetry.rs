@@ -6,7 +6,7 @@ use tracing_subscriber::{
 
 pub use self::{access::AccessLog, lines::LogWriter};
 use self::{
-    json::JsonLines,
+    json::{JsonFields, JsonLines},
     lines::{Lines, lines},
 };
 use crate::config::{TelemetryConfig, telemetry::LogFormat};
@@ -83,6 +83,7 @@ pub fn init(config: &TelemetryConfig) -> (Log, LogWriter) {
             .with(
                 tracing_subscriber::fmt::layer()
                     .event_format(JsonLines)
+                    .fmt_fields(JsonFields)
                     .with_writer(lines),
             )
             .try_init(),

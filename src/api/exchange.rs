@@ -19,7 +19,7 @@ use super::{
     peer::{ClientCertificate, Peer},
 };
 use crate::{
-    domain::SpaceFingerprint,
+    domain::{PageQuery, SpaceFingerprint},
     telemetry::{
         metrics::{Account, Route},
         traces::Place,
@@ -69,6 +69,8 @@ pub struct Answer {
 pub struct Facts {
     pub account: Account,
     pub space: Option<SpaceFingerprint>,
+    /// Which page of it.
+    pub query: Option<PageQuery>,
     pub cache: Option<&'static str>,
     pub age_s: Option<u64>,
     /// What the request cost: 0 where the page was stored, or fetched for another.
@@ -92,6 +94,7 @@ impl Facts {
         Self {
             account,
             space: None,
+            query: None,
             cache: None,
             age_s: None,
             upstream_calls: 0,

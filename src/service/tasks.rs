@@ -7,6 +7,7 @@ use std::{
 
 use http::HeaderValue;
 use tokio::time::Instant;
+use tracing::{Instrument, error_span};
 
 use super::SecondTier;
 use crate::{
@@ -496,10 +497,17 @@ impl Tasks {
         wanted: Wanted,
     ) -> (Claims, impl Future<Output = Filled> + use<>) {
         let claims = errand.claims.clone();
+        // Whatever a line of the log is about, it names the request that caused it. At the highest level, or a filter could leave it out.
+        let span = error_span!(
+            "fill",
+            request.id = ask.request_id.to_str().unwrap_or_default(),
+            page = ask.query.page,
+            page_size = ask.query.page_size
+        );
         let fill = self
             .clone()
             .fetch(ask.clone(), look, errand, stored, wanted);
-        (claims, fill)
+        (claims, fill.instrument(span))
     }
 
     /// Fetches a page anew that nobody waits for, if there is a call to spare for it and the upstream is asked at all.

@@ -15,10 +15,13 @@ use super::{
     json::{self, Line},
     lines::Lines,
 };
+use crate::domain::PageQuery;
 
 /// What the log's filter knows the lines by.
 const TARGET: &str = "unpod_gateway::access";
 const MESSAGE: &str = "request";
+/// The longest one registered has 17 letters.
+const LONGEST_METHOD: usize = 32;
 
 /// Knows what the filter says of the lines, as the site of an event does, and is told when that changes.
 static SITE: DefaultCallsite = DefaultCallsite::new(&METADATA);
@@ -36,6 +39,8 @@ static METADATA: Metadata<'static> = tracing_core::metadata! {
         "client.address",
         "client.name",
         "space",
+        "page",
+        "page_size",
         "response.status",
         "response.code",
         "response.bytes",
@@ -80,6 +85,8 @@ pub struct Request<'a> {
     pub client: &'a str,
     /// Its fingerprint.
     pub space: Option<&'a str>,
+    /// Which page of it, once that is known.
+    pub query: Option<PageQuery>,
     pub status: Option<u16>,
     pub code: Option<&'static str>,
     /// Of the body.
@@ -123,18 +130,27 @@ fn is_wanted() -> bool {
 }
 
 impl Request<'_> {
+    /// No more of it than any method that there is has: a client may make one up as long as its header may be.
+    fn method(&self) -> &str {
+        let method = self.method.as_str();
+        // A method is ASCII (RFC 9110 section 9.1).
+        method.get(..LONGEST_METHOD).unwrap_or(method)
+    }
+
     fn event(&self) {
         info!(
             target: TARGET,
             {
                 request.id = self.id,
-                request.method = self.method.as_str(),
+                request.method = self.method(),
                 request.route = self.route,
                 trace.id = self.trace_id.map(field::display),
                 peer.address = self.peer.map(field::display),
                 client.address = self.client_address.map(field::display),
                 client.name = self.client,
                 space = self.space,
+                page = self.query.map(|query| query.page),
+                page_size = self.query.map(|query| query.page_size),
                 response.status = self.status,
                 response.code = self.code,
                 response.bytes = self.bytes,
@@ -159,7 +175,7 @@ impl Request<'_> {
         word(line, member!("message"), MESSAGE);
         word(line, member!("request.id"), self.id);
         // A token of RFC 9110 section 5.6.2 has neither quotes nor backslashes.
-        word(line, member!("request.method"), self.method.as_str());
+        word(line, member!("request.method"), self.method());
         word(line, member!("request.route"), self.route);
         any_word(line, member!("trace.id"), trace_id.as_deref());
         any_word(line, member!("peer.address"), peer.as_deref());
@@ -167,6 +183,12 @@ impl Request<'_> {
         line.begin(member!("client.name"));
         line.string(self.client);
         any_word(line, member!("space"), self.space);
+        any_number(line, member!("page"), self.query.map(|query| query.page));
+        any_number(
+            line,
+            member!("page_size"),
+            self.query.map(|query| query.page_size),
+        );
         any_number(line, member!("response.status"), self.status);
         any_word(line, member!("response.code"), self.code);
         any_number(line, member!("response.bytes"), self.bytes);
@@ -246,6 +268,10 @@ mod tests {
             client_address: Some(LOCAL),
             client: "a \"b\"",
             space: Some("space-0123456789ab"),
+            query: Some(PageQuery {
+                page: 7,
+                page_size: 50,
+            }),
             status: Some(200),
             code: None,
             bytes: Some(2048),
@@ -274,11 +300,28 @@ mod tests {
             "request.id": "a.B-9_z", "request.method": "GET", "request.route": "tasks",
             "trace.id": "00000000000000000000000000000abc",
             "peer.address": "10.0.200.9", "client.address": "::1", "client.name": "a \"b\"",
-            "space": "space-0123456789ab",
+            "space": "space-0123456789ab", "page": 7, "page_size": 50,
             "response.status": 200, "response.bytes": 2048, "response.duration_us": 17,
             "cache.outcome": "hit", "page.age_s": 3, "upstream.calls": 0,
         });
         assert_eq!(line, expected);
+    }
+
+    #[test]
+    fn a_method_is_told_up_to_its_32nd_letter() {
+        for length in [3, 31, 32, 33, 15_000] {
+            let method = Method::from_bytes(&vec![b'M'; length]).unwrap();
+            let long = Request {
+                method: &method,
+                ..request()
+            };
+            let event = logged(|| AccessLog::EVENTS.write(&long));
+            let event: Value = serde_json::from_str(&event).unwrap();
+            for line in [event, written(&long)] {
+                let told = line["request.method"].as_str().unwrap();
+                assert_eq!(told, "M".repeat(length.min(32)));
+            }
+        }
     }
 
     #[test]
@@ -289,6 +332,7 @@ mod tests {
             peer: None,
             client_address: None,
             space: None,
+            query: None,
             status: None,
             code: Some("cancelled"),
             bytes: None,

@@ -17,16 +17,36 @@ use tracing::{
 };
 use tracing_log::NormalizeEvent;
 use tracing_subscriber::{
-    fmt::{FmtContext, FormatEvent, FormatFields, format::Writer},
+    field::RecordFields,
+    fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields, format::Writer},
     registry::LookupSpan,
 };
 
 /// Most lines are no longer; what longer ones took is given back.
 const USUAL_LENGTH: usize = 4096;
 
-/// Writes the fields of an event beside its time, level and target; those of spans are left out.
+/// Our own spans, whose fields each event within them has too. A library's may hold anything.
+const OUR_SPANS: &str = "unpod_gateway";
+
+/// Writes the fields of an event beside its time, level and target, and those of our own spans around it.
 #[derive(Debug)]
 pub(super) struct JsonLines;
+
+/// Writes the fields of a span once, as [`JsonLines`] adds them to each event.
+#[derive(Debug)]
+pub(super) struct JsonFields;
+
+impl<'writer> FormatFields<'writer> for JsonFields {
+    fn format_fields<R: RecordFields>(
+        &self,
+        mut writer: Writer<'writer>,
+        fields: R,
+    ) -> fmt::Result {
+        let mut members = Line(String::new());
+        fields.record(&mut members);
+        writer.write_str(&members.0)
+    }
+}
 
 impl<S, N> FormatEvent<S, N> for JsonLines
 where
@@ -35,7 +55,7 @@ where
 {
     fn format_event(
         &self,
-        _: &FmtContext<'_, S, N>,
+        context: &FmtContext<'_, S, N>,
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
@@ -44,7 +64,16 @@ where
         let metadata = of_log.as_ref().unwrap_or_else(|| event.metadata());
         line(
             metadata,
-            |line| event.record(line),
+            |line| {
+                event.record(line);
+                for span in context.event_scope().into_iter().flatten() {
+                    if span.metadata().target().starts_with(OUR_SPANS)
+                        && let Some(fields) = span.extensions().get::<FormattedFields<N>>()
+                    {
+                        line.0.push_str(fields);
+                    }
+                }
+            },
             |line| writer.write_str(line),
         )
     }
@@ -270,7 +299,7 @@ pub(super) mod tests {
 
     use proptest::prelude::*;
     use serde_json::Value;
-    use tracing::{info, subscriber::with_default, warn};
+    use tracing::{error_span, info, subscriber::with_default, warn};
     use tracing_subscriber::layer::SubscriberExt;
 
     use super::*;
@@ -295,6 +324,7 @@ pub(super) mod tests {
         let written = sink.clone();
         let layer = tracing_subscriber::fmt::layer()
             .event_format(JsonLines)
+            .fmt_fields(JsonFields)
             .with_writer(move || sink.clone());
         with_default(tracing_subscriber::registry().with(layer), events);
         let lines = written.0.lock().unwrap().clone();
@@ -326,6 +356,28 @@ pub(super) mod tests {
             ":\"INFO\",\"message\":\"said\",\"a.text\":\"x\",\"b\":-5,\"c\":18446744073709551615,\"d\":true,\"e\":0.5,\
              \"f\":null,\"g\":\"Some(\\\"y\\\")\",\"h\":\"z\",\"target\":\"unpod_gateway::telemetry::json::tests\"}\n"
         );
+    }
+
+    #[test]
+    fn an_event_has_the_fields_of_our_spans_around_it_and_of_no_library() {
+        let lines = logged(|| {
+            let _ours = error_span!("fill", request.id = "a\"b", page = 3_u32).entered();
+            let _theirs = error_span!(target: "h2", "codec", secret = "x").entered();
+            info!(own = 1, "within");
+            drop((_theirs, _ours));
+            info!("without");
+        });
+        let lines: Vec<Value> = lines
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        assert_eq!(lines[0]["request.id"], "a\"b");
+        assert_eq!(
+            (&lines[0]["page"], &lines[0]["own"]),
+            (&3.into(), &1.into())
+        );
+        assert_eq!(lines[0].get("secret"), None);
+        assert_eq!(lines[1].get("request.id"), None);
     }
 
     proptest! {

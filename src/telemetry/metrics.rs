@@ -752,7 +752,7 @@ impl Metrics {
     }
 
     /// A request's client went away before there was an answer. Who it was is known to the answer alone.
-    pub fn cancelled(&self, route: Route) {
+    pub fn cancelled(&self, route: Route, took: Duration) {
         self.http_requests
             .get_or_create(&RequestLabels {
                 route: route.as_str(),
@@ -760,6 +760,7 @@ impl Metrics {
                 client: NO_CLIENT.to_owned(),
             })
             .inc();
+        self.durations[route as usize].observe(took);
     }
 
     /// A page of this age was served.

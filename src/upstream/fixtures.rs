@@ -4,7 +4,8 @@ use http::HeaderValue;
 use tokio::time::Instant;
 
 use super::{
-    Calls, Claim, Claims, Credentials, LastError, PageRequest, Sent, TokenSlot, Urgency, Validators,
+    Calls, Claim, Claims, Credentials, LastError, PageRequest, Sent, TokenSlot, Told, Urgency,
+    Validators,
 };
 use crate::{
     config::{Config, UpstreamConfig},
@@ -38,6 +39,7 @@ pub(super) fn request(lines: &str) -> PageRequest {
         sent: Sent::default(),
         calls: Calls::default(),
         last_error: LastError::default(),
+        told: Told::default(),
         trace: Place::default(),
     }
 }

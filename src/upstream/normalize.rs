@@ -15,7 +15,9 @@ use tracing::warn;
 
 use super::{
     Answer, ClientError, Content, FailureSource, Head, InvalidAnswer, PageRequest, RawAnswer,
-    UpstreamError, retry_after,
+    UpstreamError,
+    client::shortened,
+    retry_after,
     tasks::{self, Envelope, Reading},
 };
 use crate::{
@@ -290,6 +292,7 @@ where
         let NormalizeLayer { rules, metrics } = self.layer.clone();
         let conditional = !request.validators.is_empty();
         let cause = request.cause.clone();
+        let told = request.told.clone();
         let purse = request.credential.purse().clone();
         let call = self.inner.call(request);
         Box::pin(async move {
@@ -297,6 +300,7 @@ where
             let raw = call.await.map_err(from_client)?;
             let status = raw.status;
             counted.status = Some(status);
+            let body = raw.body.clone();
             let outcome = match normalize(&rules, raw) {
                 // A 304 nobody asked for has no page to stand for.
                 Verdict::Known(Ok(Answer {
@@ -312,6 +316,7 @@ where
                     Err(UpstreamError::Rejected)
                 }
             };
+            told.note(failure_message(&outcome, &body).as_deref());
             // What a 429 says of it in its header is learned below.
             if status != StatusCode::TOO_MANY_REQUESTS
                 && let Err(UpstreamError::QuotaExhausted { retry_after }) = &outcome
@@ -321,6 +326,15 @@ where
             outcome
         })
     }
+}
+
+/// What the upstream says of a failure that it told by a 206. Read again: a failure is rare, and its text is for the log alone.
+fn failure_message(outcome: &Result<Answer, UpstreamError>, body: &[u8]) -> Option<String> {
+    let Err(UpstreamError::Failed(FailureSource::Inner | FailureSource::InnerSlowDown)) = outcome
+    else {
+        return None;
+    };
+    tasks::read(body).ok()?.envelope().message
 }
 
 /// Counts a call when it ends, however it does: one that the deadline cuts off is a call too.
@@ -348,11 +362,9 @@ impl Drop for CountedCall<'_> {
 }
 
 fn report_unknown(metrics: &Metrics, message: Option<&str>) {
-    const SHOWN: usize = 200;
     metrics.unknown_message();
-    let shown: String = message.unwrap_or("").chars().take(SHOWN).collect();
     warn!(
-        upstream.message = shown,
+        upstream.message = shortened(message.unwrap_or_default()),
         "upstream answered 206 with a message that no rule knows; add one under [[normalize.rules]]"
     );
 }

@@ -39,6 +39,7 @@ const ALWAYS: &[&str] = &[
     "content-type",
     "date",
     "vary",
+    "x-content-type-options",
     "x-request-id",
 ];
 const ON_PAGES: &[&str] = &[
@@ -268,6 +269,11 @@ pub(crate) fn check(method: &Method, path: &str, answer: &Answer) {
     assert_ne!(answer.status, 206, "{context}");
     let id = answer.header("x-request-id").expect(&context);
     assert!((1..=64).contains(&id.len()), "{context}");
+    assert_eq!(
+        answer.header("x-content-type-options"),
+        Some("nosniff"),
+        "{context}"
+    );
     let is_error = answer.status >= 400;
     let rest = if is_error { ON_ERRORS } else { ON_PAGES };
     let vary = answer.header("vary").unwrap_or_default();

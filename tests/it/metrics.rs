@@ -207,6 +207,8 @@ async fn a_client_that_goes_away_is_counted_as_cancelled() {
         "gateway_http_requests_total{route=\"tasks\",status=\"cancelled\",client=\"none\"} 1";
     until(|| gateway.counts(line)).await;
     until(|| gateway.counts("gateway_http_requests_in_flight 0")).await;
+    let timed = "gateway_http_request_duration_seconds_count{route=\"tasks\"} 1";
+    until(|| gateway.counts(timed)).await;
     hold.release();
 }
 

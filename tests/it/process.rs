@@ -11,7 +11,7 @@ use tokio::{
     process::{Child, Command},
     task::JoinHandle,
 };
-use unpod_gateway::simulator::{Control, Options, Simulator, world};
+use unpod_gateway::simulator::{Control, Options, Scripted, Simulator, world};
 
 use crate::{
     answer::{Ask, http_client},
@@ -601,6 +601,8 @@ async fn the_access_log_has_one_line_a_request() {
     let number =
         |name: &str| -> Vec<Option<u64>> { lines.iter().map(|line| line[name].as_u64()).collect() };
     assert_eq!(number("upstream.calls"), [Some(1), Some(0), None, None]);
+    assert_eq!(number("page"), [Some(1), Some(1), None, None]);
+    assert_eq!(number("page_size"), [Some(20), Some(20), None, None]);
     assert_eq!(
         number("response.status"),
         [Some(200), Some(200), Some(401), None]
@@ -635,4 +637,100 @@ async fn the_filter_holds_for_the_access_log_and_is_reloaded() {
             .any(|line| line.contains(&format!("\"request.id\":\"{id}\"")))
     };
     assert_eq!(["a", "b", "c", "d"].map(told), [false, true, false, true]);
+}
+
+/// What the log says of one request and of the fill it caused, by its id.
+#[tokio::test]
+async fn each_line_of_a_fill_names_the_request_that_caused_it_and_its_page() {
+    let simulator = Simulator::start(Options::default()).await.unwrap();
+    let logging = "[telemetry]\nfilter = \"info\"\naccess_log = true";
+    let served = Served::start(setup().with(logging), &simulator.base_url()).await;
+    let long = format!("Tasks Fetch Failed {}", "ä".repeat(300));
+    let short = "Tasks Fetch Failed of \"one\"";
+    let script = |message: &str| {
+        let body = serde_json::json!({"status_code": 206, "message": message, "data": {}});
+        Scripted::json(206, body.to_string())
+    };
+    let cut: String = long.chars().take(200).collect();
+    let table = [
+        ("short", script(short), Some(short)),
+        ("long", script(&long), Some(cut.as_str())),
+        (
+            "none",
+            Scripted::json(500, "{\"message\":\"not shown\"}"),
+            None,
+        ),
+    ];
+    for (id, answer, _) in &table {
+        simulator.control().script(id, vec![answer.clone()]);
+        let path = format!("/spaces/{id}/tasks?page=3&page_size=7");
+        let failed = served.get(&path).header("x-request-id", id).await;
+        failed.assert_error("upstream_failed");
+    }
+    let bad = served.get("/spaces/short/tasks?page=0");
+    bad.header("x-request-id", "bad").await;
+
+    served.signal("-TERM").await;
+    let (_, log) = served.end().await;
+
+    let lines: Vec<serde_json::Value> = log
+        .iter()
+        .map(|line| serde_json::from_str(line).expect(line))
+        .collect();
+    let of = |id: &str| -> Vec<_> {
+        let lines = lines.iter();
+        lines.filter(|line| line["request.id"] == id).collect()
+    };
+    for (id, _, message) in &table {
+        let [failure, request] = &of(id)[..] else {
+            panic!("{id}: {log:?}");
+        };
+        assert_eq!(failure["level"], "WARN");
+        assert_eq!(failure["message"], "upstream gave no page");
+        assert_eq!(failure["credential.name"], "default");
+        assert_eq!(failure["upstream.message"].as_str(), *message, "{id}");
+        assert_eq!(failure["space"], request["space"]);
+        assert_eq!(request["message"], "request");
+        for line in [failure, request] {
+            assert_eq!((&line["page"], &line["page_size"]), (&3.into(), &7.into()));
+        }
+    }
+    let [bad] = &of("bad")[..] else {
+        panic!("{log:?}");
+    };
+    assert_eq!((bad.get("page"), bad.get("page_size")), (None, None));
+}
+
+/// A client may write what it wants; no line of the log is as long as that.
+#[tokio::test]
+async fn what_a_client_makes_up_is_cut_in_the_log() {
+    let simulator = Simulator::start(Options::default()).await.unwrap();
+    let logging = "[telemetry]\nfilter = \"info\"\naccess_log = true";
+    let served = Served::start(setup().with(logging), &simulator.base_url()).await;
+    let long = "M".repeat(12_000);
+    let lines = [
+        format!("{long} /spaces/A/tasks HTTP/1.1\r\nHost: a\r\n"),
+        format!("GET /{long} HTTP/1.1\r\nHost: a\r\n"),
+        format!("GET /?{long} HTTP/1.1\r\nHost: a\r\n"),
+        format!("GET / HTTP/1.1\r\nHost: {long}\r\n"),
+        format!("GET / HTTP/1.1\r\nHost: a\r\nX-Request-Id: {long}\r\n"),
+        format!("GET / HTTP/1.1\r\nHost: a\r\nUser-Agent: {long}\r\n"),
+        format!("GET / HTTP/1.1\r\nHost: a\r\nTraceparent: {long}\r\n"),
+        format!("GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: {long}\r\n"),
+        format!("GET / HTTP/1.1\r\nHost: a\r\nAuthorization: Token {long}\r\n"),
+    ];
+    for head in &lines {
+        let mut stream = TcpStream::connect(&served.data).await.unwrap();
+        let request = format!("{head}Connection: close\r\n\r\n");
+        raw::exchange(&mut stream, request.as_bytes()).await;
+    }
+
+    served.signal("-TERM").await;
+    let (_, log) = served.end().await;
+
+    let requests = log.iter().filter(|line| line.contains("\"request.id\""));
+    assert_eq!(requests.count(), lines.len());
+    for line in &log {
+        assert!(!line.contains(&"M".repeat(33)), "{line}");
+    }
 }

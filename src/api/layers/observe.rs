@@ -34,6 +34,7 @@ use crate::{
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json");
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
+const NO_SNIFF: HeaderValue = HeaderValue::from_static("nosniff");
 /// A client's answer is nobody else's, whatever stands between (contract section 2).
 pub const VARY: HeaderValue = HeaderValue::from_static("Accept-Encoding, Authorization");
 
@@ -286,9 +287,10 @@ impl Seen {
     /// Counts and logs a request whose client went away before there was an answer: hyper drops it then.
     fn cancelled(mut self) {
         self.span.fail(CANCELLED);
-        self.metrics().cancelled(self.route);
+        let took = self.started.elapsed();
+        self.metrics().cancelled(self.route, took);
         self.log(&Told {
-            took: self.started.elapsed(),
+            took,
             code: Some(CANCELLED),
             ..Told::default()
         });
@@ -300,8 +302,15 @@ impl Seen {
             facts,
         } = answer;
         self.dress(&mut response);
+        // Refused as a parser would.
+        let is_bare = response.status().is_client_error()
+            && response.extensions().get::<ApiError>().is_none();
         self.report(&response, facts.as_ref());
-        response.headers_mut().insert(REQUEST_ID, self.id);
+        let headers = response.headers_mut();
+        headers.insert(REQUEST_ID, self.id);
+        if !is_bare {
+            headers.insert(header::X_CONTENT_TYPE_OPTIONS, NO_SNIFF);
+        }
         drop(self.in_flight);
         response
     }
@@ -389,6 +398,7 @@ impl Seen {
             client_address: self.client_address,
             client: facts.map_or(NO_CLIENT, |facts| facts.account.client()),
             space: facts.and_then(|facts| Some(facts.space.as_ref()?.as_str())),
+            query: facts.and_then(|facts| facts.query),
             status: told.status.map(|status| status.as_u16()),
             code: told.code,
             bytes: told.bytes,

@@ -79,7 +79,7 @@ async fn page(data: &Data, mut asked: Box<Asked>) -> Answer {
     };
     let Admitted { credential, limits } = match admit(client, &space).await {
         Ok(admitted) => admitted,
-        Err(error) => return refused(error, client, Some(space.fingerprint())),
+        Err(error) => return refused(error, client, Some((space.fingerprint(), query))),
     };
     let asks_for = RequestDirectives::parse(&asked.head.headers);
     let ask = Ask {
@@ -102,17 +102,23 @@ fn known(client: Option<&Arc<Client>>) -> &Client {
 }
 
 /// A refusal before the cache is asked.
-fn refused(refusal: impl Into<Answer>, client: &Client, space: Option<SpaceFingerprint>) -> Answer {
+fn refused(
+    refusal: impl Into<Answer>,
+    client: &Client,
+    page: Option<(SpaceFingerprint, PageQuery)>,
+) -> Answer {
     Answer {
-        facts: Some(facts_of(client, space)),
+        facts: Some(facts_of(client, page)),
         ..refusal.into()
     }
 }
 
 /// What is known of a request before the cache is asked.
-fn facts_of(client: &Client, space: Option<SpaceFingerprint>) -> Facts {
+fn facts_of(client: &Client, page: Option<(SpaceFingerprint, PageQuery)>) -> Facts {
+    let (space, query) = page.unzip();
     Facts {
         space,
+        query,
         ..Facts::of(client.account.clone())
     }
 }
@@ -130,7 +136,10 @@ async fn serve(
                 cache: Some(served.status.outcome()),
                 age_s: Some(served.age().as_secs()),
                 upstream_calls: served.calls,
-                ..facts_of(client, Some(served.page.space_fingerprint().clone()))
+                ..facts_of(
+                    client,
+                    Some((served.page.space_fingerprint().clone(), ask.query)),
+                )
             };
             Answer {
                 response: respond(data, client, policy, ask, &served, request).await,
@@ -141,7 +150,7 @@ async fn serve(
             let facts = Facts {
                 cache: Some(error.status.outcome()),
                 upstream_calls: error.calls,
-                ..facts_of(client, Some(ask.space.fingerprint()))
+                ..facts_of(client, Some((ask.space.fingerprint(), ask.query)))
             };
             Answer {
                 facts: Some(facts),

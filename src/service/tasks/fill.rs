@@ -16,7 +16,7 @@ use crate::{
     domain::Refusal,
     telemetry::metrics::Shed,
     upstream::{
-        Answer, Content, FailureSource, Head, LastError, PageRequest, Sent, Upstream,
+        Answer, Content, FailureSource, Head, LastError, PageRequest, Sent, Told, Upstream,
         UpstreamError, Validators,
     },
 };
@@ -51,8 +51,10 @@ impl Tasks {
             sent: Sent::default(),
             calls: errand.calls,
             last_error: LastError::default(),
+            told: Told::default(),
             trace: span.place().clone(),
         };
+        let told = request.told.clone();
         let upstream = Upstream::clone(&ask.upstream);
         let answer = upstream.oneshot(request).await;
         let filled = match answer {
@@ -73,6 +75,9 @@ impl Tasks {
         }
         drop(span);
         self.note(&ask, &began, &filled, keep(&ask, &wanted), started);
+        if let Err(error) = &filled {
+            log_failure(&ask, error, &told);
+        }
         filled
     }
 
@@ -140,19 +145,42 @@ impl Tasks {
             self.metrics.shed(Shed::Queue);
         }
         if matches!(error, UpstreamError::AuthFailed) {
-            // The layer that tried its tokens has told the log.
             ask.credential.set_refused(true);
-        } else if matches!(error, UpstreamError::QuotaExhausted { .. }) {
-            // As often as there are requests; the metrics tell how many.
-            debug!(space = %ask.space, upstream.error = %error, "no upstream call is left");
-        } else if matches!(error, UpstreamError::Unavailable { .. }) {
-            // The circuit told that it opened.
-            debug!(space = %ask.space, upstream.error = %error, "upstream is not asked");
-        } else if refusal(error).is_some() {
-            debug!(space = %ask.space, upstream.error = %error, "upstream refused a page");
-        } else {
-            warn!(space = %ask.space, upstream.error = %error, upstream.reason = error.reason(), "upstream gave no page");
         }
+    }
+}
+
+/// Tells the log why there is no page, once for all who wait for it.
+fn log_failure(ask: &Ask, error: &UpstreamError, told: &Told) {
+    let (space, credential) = (&ask.space, &ask.credential.name);
+    match error {
+        // The layer that tried its tokens has told the log.
+        UpstreamError::AuthFailed => {}
+        // As often as there are requests; the metrics tell how many.
+        UpstreamError::QuotaExhausted { .. } => {
+            debug!(%space, upstream.error = %error, "no upstream call is left");
+        }
+        // The circuit told that it opened.
+        UpstreamError::Unavailable { .. } => {
+            debug!(%space, upstream.error = %error, "upstream is not asked");
+        }
+        UpstreamError::SpaceNotFound { .. }
+        | UpstreamError::SpaceAccessDenied
+        | UpstreamError::Rejected => {
+            debug!(%space, upstream.error = %error, "upstream refused a page");
+        }
+        UpstreamError::Failed(_)
+        | UpstreamError::InvalidResponse(_)
+        | UpstreamError::Unreachable(_)
+        | UpstreamError::Timeout(_)
+        | UpstreamError::Overloaded => warn!(
+            %space,
+            credential.name = credential,
+            upstream.error = %error,
+            upstream.reason = error.reason(),
+            upstream.message = told.message(),
+            "upstream gave no page"
+        ),
     }
 }
 
