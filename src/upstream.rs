@@ -31,8 +31,8 @@ pub use self::{
     circuit::{Circuit, CircuitLayer, CircuitState, Evidence, Sent},
     claims::{Claim, Claims},
     client::{
-        BuildError, Calls, Client, ClientError, LastError, PageRequest, RawAnswer, Told,
-        USER_AGENT, Validators, other_client, read_body,
+        BuildError, Calls, Client, ClientError, LastError, PageRequest, RawAnswer, USER_AGENT,
+        Validators, other_client, read_body,
     },
     credential::{Credential, Credentials, Succession, TokenSlot},
     deadline::DeadlineLayer,

@@ -667,7 +667,7 @@ pub(super) fn remembered(refusal: Refusal) -> UpstreamError {
         Refusal::SpaceNotFound => UpstreamError::SpaceNotFound { head: None },
         Refusal::SpaceAccessDenied => UpstreamError::SpaceAccessDenied,
         Refusal::Rejected => UpstreamError::Rejected,
-        Refusal::Failed => UpstreamError::Failed(FailureSource::Inner),
+        Refusal::Failed => UpstreamError::Failed(FailureSource::Inner { message: None }),
     }
 }
 

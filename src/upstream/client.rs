@@ -61,7 +61,6 @@ pub struct PageRequest {
     pub calls: Calls,
     /// What the last of them failed with.
     pub last_error: LastError,
-    pub told: Told,
     /// What each try's span stands below.
     pub trace: Place,
 }
@@ -101,35 +100,6 @@ impl LastError {
     fn lock(&self) -> MutexGuard<'_, Option<(UpstreamError, u32)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// The message of the 206 that told of the last failure, for the log. A clone is the same.
-#[derive(Clone, Debug, Default)]
-pub struct Told(Arc<Mutex<Option<String>>>);
-
-impl Told {
-    /// No more is kept: it is the upstream's own text, of any length, and may hold anything.
-    const LONGEST: usize = 200;
-
-    /// Notes what the upstream says now, if anything.
-    pub(super) fn note(&self, message: Option<&str>) {
-        *self.lock() = message.map(shortened);
-    }
-
-    /// What was noted last.
-    #[must_use]
-    pub fn message(&self) -> Option<String> {
-        self.lock().clone()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<String>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A text of the upstream's as the log may show it.
-pub(super) fn shortened(text: &str) -> String {
-    text.chars().take(Told::LONGEST).collect()
 }
 
 /// What the upstream gave to ask by whether a stored page still holds, verbatim (RFC 9110 section 13.1).

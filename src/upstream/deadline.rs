@@ -85,7 +85,7 @@ mod tests {
                 .layer(DeadlineLayer::new(Duration::from_secs(10)))
                 .service(service_fn(move |request: PageRequest| async move {
                     request.calls.add();
-                    let error = UpstreamError::Failed(FailureSource::Inner);
+                    let error = UpstreamError::Failed(FailureSource::Inner { message: None });
                     request.last_error.note(&error, &request.calls);
                     if is_sent {
                         request.calls.add();

@@ -36,14 +36,14 @@ pub enum UpstreamError {
 }
 
 /// What told that the upstream failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FailureSource {
-    /// A 206 from an inner service that broke: one bad task does it for good, an outage for a while.
+    /// A 206 from an inner service that broke: one bad task does it for good, an outage for a while. `message` is the 206's own.
     #[error("an inner failure under a 206")]
-    Inner,
+    Inner { message: Option<Arc<str>> },
     /// A 206 from an inner service that asks for patience.
     #[error("an inner service that asks to slow down, under a 206")]
-    InnerSlowDown,
+    InnerSlowDown { message: Option<Arc<str>> },
     /// `retry_after` is how long it asks to be left alone.
     #[error("status {status}")]
     Status {
@@ -97,7 +97,7 @@ impl UpstreamError {
         match self {
             Self::SpaceNotFound { .. } | Self::SpaceAccessDenied | Self::Rejected => true,
             Self::Failed(source) => match source {
-                FailureSource::Inner | FailureSource::InnerSlowDown => true,
+                FailureSource::Inner { .. } | FailureSource::InnerSlowDown { .. } => true,
                 FailureSource::Status { .. } | FailureSource::Html => false,
             },
             Self::AuthFailed
@@ -116,9 +116,9 @@ impl UpstreamError {
         match self {
             Self::Unreachable(_) => true,
             Self::Failed(source) => match source {
-                FailureSource::Inner => true,
+                FailureSource::Inner { .. } => true,
                 FailureSource::Status { status, .. } => matches!(status.as_u16(), 502..=504),
-                FailureSource::InnerSlowDown | FailureSource::Html => false,
+                FailureSource::InnerSlowDown { .. } | FailureSource::Html => false,
             },
             Self::SpaceNotFound { .. }
             | Self::SpaceAccessDenied
@@ -138,7 +138,9 @@ impl UpstreamError {
         match self {
             Self::Failed(source) => match source {
                 FailureSource::Status { retry_after, .. } => *retry_after,
-                FailureSource::Inner | FailureSource::InnerSlowDown | FailureSource::Html => None,
+                FailureSource::Inner { .. }
+                | FailureSource::InnerSlowDown { .. }
+                | FailureSource::Html => None,
             },
             // No further try is made of these.
             Self::SpaceNotFound { .. }
@@ -162,7 +164,9 @@ impl UpstreamError {
                 Evidence::Works
             }
             Self::Failed(source) => match source {
-                FailureSource::Inner | FailureSource::InnerSlowDown => Evidence::PageFails,
+                FailureSource::Inner { .. } | FailureSource::InnerSlowDown { .. } => {
+                    Evidence::PageFails
+                }
                 FailureSource::Status { .. } | FailureSource::Html => Evidence::Fails,
             },
             Self::InvalidResponse(answer) => match answer {
@@ -180,6 +184,27 @@ impl UpstreamError {
             | Self::QuotaExhausted { .. }
             | Self::Unavailable { .. }
             | Self::Overloaded => Evidence::Nothing,
+        }
+    }
+
+    /// The first characters of the message of the 206 that told it. For the log: it is not known to be fit for a client.
+    #[must_use]
+    pub fn inner_message(&self) -> Option<&str> {
+        match self {
+            Self::Failed(
+                FailureSource::Inner { message } | FailureSource::InnerSlowDown { message },
+            ) => message.as_deref(),
+            Self::Failed(FailureSource::Status { .. } | FailureSource::Html)
+            | Self::SpaceNotFound { .. }
+            | Self::SpaceAccessDenied
+            | Self::Rejected
+            | Self::AuthFailed
+            | Self::InvalidResponse(_)
+            | Self::Unreachable(_)
+            | Self::Timeout(_)
+            | Self::QuotaExhausted { .. }
+            | Self::Unavailable { .. }
+            | Self::Overloaded => None,
         }
     }
 

@@ -4,8 +4,7 @@ use http::HeaderValue;
 use tokio::time::Instant;
 
 use super::{
-    Calls, Claim, Claims, Credentials, LastError, PageRequest, Sent, TokenSlot, Told, Urgency,
-    Validators,
+    Calls, Claim, Claims, Credentials, LastError, PageRequest, Sent, TokenSlot, Urgency, Validators,
 };
 use crate::{
     config::{Config, UpstreamConfig},
@@ -39,7 +38,6 @@ pub(super) fn request(lines: &str) -> PageRequest {
         sent: Sent::default(),
         calls: Calls::default(),
         last_error: LastError::default(),
-        told: Told::default(),
         trace: Place::default(),
     }
 }

@@ -8,16 +8,14 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use http::{HeaderMap, StatusCode, header};
+use http::{StatusCode, header};
 use tokio::time::Instant;
 use tower::{Layer, Service};
 use tracing::warn;
 
 use super::{
     Answer, ClientError, Content, FailureSource, Head, InvalidAnswer, PageRequest, RawAnswer,
-    UpstreamError,
-    client::shortened,
-    retry_after,
+    UpstreamError, retry_after,
     tasks::{self, Envelope, Reading},
 };
 use crate::{
@@ -40,7 +38,8 @@ enum Meaning {
     SpaceNotFound,
     SpaceAccessDenied,
     Rejected,
-    Failed(FailureSource),
+    Failed,
+    SlowDown,
     AuthFailed,
     QuotaExhausted,
 }
@@ -56,24 +55,19 @@ const fn rule(message: &'static str, inner: Option<&'static str>, meaning: Meani
 const RULES: [BuiltInRule; 10] = [
     rule("invalid space token", None, Meaning::SpaceNotFound),
     rule("you don't have access", None, Meaning::SpaceAccessDenied),
-    rule(
-        "invalid role code",
-        None,
-        Meaning::Failed(FailureSource::Inner),
-    ),
+    rule("invalid role code", None, Meaning::Failed),
     rule(
         "tasks fetch failed",
         Some("skip must be"),
         Meaning::Rejected,
     ),
     rule("tasks fetch failed", Some("8-byte ints"), Meaning::Rejected),
-    rule("fetch failed", Some("slow down"), SLOW_DOWN),
-    rule("fetch failed", Some("too many requests"), SLOW_DOWN),
-    rule("fetch failed", Some("rate limit"), SLOW_DOWN),
-    rule("fetch failed", Some("throttled"), SLOW_DOWN),
-    rule("fetch failed", None, Meaning::Failed(FailureSource::Inner)),
+    rule("fetch failed", Some("slow down"), Meaning::SlowDown),
+    rule("fetch failed", Some("too many requests"), Meaning::SlowDown),
+    rule("fetch failed", Some("rate limit"), Meaning::SlowDown),
+    rule("fetch failed", Some("throttled"), Meaning::SlowDown),
+    rule("fetch failed", None, Meaning::Failed),
 ];
-const SLOW_DOWN: Meaning = Meaning::Failed(FailureSource::InnerSlowDown);
 
 /// The operator's rules, then the built-in ones.
 #[derive(Clone, Debug, Default)]
@@ -115,7 +109,7 @@ impl From<RuleCode> for Meaning {
             RuleCode::SpaceNotFound => Self::SpaceNotFound,
             RuleCode::SpaceAccessDenied => Self::SpaceAccessDenied,
             RuleCode::UpstreamRejected => Self::Rejected,
-            RuleCode::UpstreamFailed => Self::Failed(FailureSource::Inner),
+            RuleCode::UpstreamFailed => Self::Failed,
             RuleCode::UpstreamAuthFailed => Self::AuthFailed,
             RuleCode::UpstreamQuotaExhausted => Self::QuotaExhausted,
         }
@@ -123,15 +117,19 @@ impl From<RuleCode> for Meaning {
 }
 
 impl Meaning {
-    fn error(self, headers: &HeaderMap, now_unix: i64) -> UpstreamError {
+    fn error(self, message: Option<&str>, head: &Head) -> UpstreamError {
+        let message = || message.map(|message| shown(message).into());
         match self {
             Self::SpaceNotFound => UpstreamError::SpaceNotFound { head: None },
             Self::SpaceAccessDenied => UpstreamError::SpaceAccessDenied,
             Self::Rejected => UpstreamError::Rejected,
-            Self::Failed(source) => UpstreamError::Failed(source),
+            Self::Failed => UpstreamError::Failed(FailureSource::Inner { message: message() }),
+            Self::SlowDown => {
+                UpstreamError::Failed(FailureSource::InnerSlowDown { message: message() })
+            }
             Self::AuthFailed => UpstreamError::AuthFailed,
             Self::QuotaExhausted => UpstreamError::QuotaExhausted {
-                retry_after: retry_after(headers, now_unix),
+                retry_after: retry_after(&head.headers, head.received_unix),
             },
         }
     }
@@ -158,7 +156,7 @@ fn normalize(rules: &Rules, raw: RawAnswer) -> Verdict {
         let envelope = envelope.unwrap_or_default();
         return match rules.meaning(&envelope) {
             Some(meaning) => {
-                Verdict::Known(Err(meaning.error(&raw.head.headers, raw.head.received_unix)))
+                Verdict::Known(Err(meaning.error(envelope.message.as_deref(), &raw.head)))
             }
             None => Verdict::UnknownMessage(envelope.message),
         };
@@ -292,7 +290,6 @@ where
         let NormalizeLayer { rules, metrics } = self.layer.clone();
         let conditional = !request.validators.is_empty();
         let cause = request.cause.clone();
-        let told = request.told.clone();
         let purse = request.credential.purse().clone();
         let call = self.inner.call(request);
         Box::pin(async move {
@@ -300,7 +297,6 @@ where
             let raw = call.await.map_err(from_client)?;
             let status = raw.status;
             counted.status = Some(status);
-            let body = raw.body.clone();
             let outcome = match normalize(&rules, raw) {
                 // A 304 nobody asked for has no page to stand for.
                 Verdict::Known(Ok(Answer {
@@ -316,7 +312,6 @@ where
                     Err(UpstreamError::Rejected)
                 }
             };
-            told.note(failure_message(&outcome, &body).as_deref());
             // What a 429 says of it in its header is learned below.
             if status != StatusCode::TOO_MANY_REQUESTS
                 && let Err(UpstreamError::QuotaExhausted { retry_after }) = &outcome
@@ -326,15 +321,6 @@ where
             outcome
         })
     }
-}
-
-/// What the upstream says of a failure that it told by a 206. Read again: a failure is rare, and its text is for the log alone.
-fn failure_message(outcome: &Result<Answer, UpstreamError>, body: &[u8]) -> Option<String> {
-    let Err(UpstreamError::Failed(FailureSource::Inner | FailureSource::InnerSlowDown)) = outcome
-    else {
-        return None;
-    };
-    tasks::read(body).ok()?.envelope().message
 }
 
 /// Counts a call when it ends, however it does: one that the deadline cuts off is a call too.
@@ -361,10 +347,17 @@ impl Drop for CountedCall<'_> {
     }
 }
 
+/// As much of a message as is logged: it is the upstream's own text, of any length, and may hold anything.
+fn shown(message: &str) -> &str {
+    const SHOWN: usize = 200;
+    let end = message.char_indices().nth(SHOWN);
+    end.map_or(message, |(end, _)| &message[..end])
+}
+
 fn report_unknown(metrics: &Metrics, message: Option<&str>) {
     metrics.unknown_message();
     warn!(
-        upstream.message = shortened(message.unwrap_or_default()),
+        upstream.message = shown(message.unwrap_or_default()),
         "upstream answered 206 with a message that no rule knows; add one under [[normalize.rules]]"
     );
 }

@@ -16,7 +16,7 @@ use crate::{
     domain::Refusal,
     telemetry::metrics::Shed,
     upstream::{
-        Answer, Content, FailureSource, Head, LastError, PageRequest, Sent, Told, Upstream,
+        Answer, Content, FailureSource, Head, LastError, PageRequest, Sent, Upstream,
         UpstreamError, Validators,
     },
 };
@@ -51,10 +51,8 @@ impl Tasks {
             sent: Sent::default(),
             calls: errand.calls,
             last_error: LastError::default(),
-            told: Told::default(),
             trace: span.place().clone(),
         };
-        let told = request.told.clone();
         let upstream = Upstream::clone(&ask.upstream);
         let answer = upstream.oneshot(request).await;
         let filled = match answer {
@@ -76,7 +74,7 @@ impl Tasks {
         drop(span);
         self.note(&ask, &began, &filled, keep(&ask, &wanted), started);
         if let Err(error) = &filled {
-            log_failure(&ask, error, &told);
+            log_failure(&ask, error);
         }
         filled
     }
@@ -151,7 +149,7 @@ impl Tasks {
 }
 
 /// Tells the log why there is no page, once for all who wait for it.
-fn log_failure(ask: &Ask, error: &UpstreamError, told: &Told) {
+fn log_failure(ask: &Ask, error: &UpstreamError) {
     let (space, credential) = (&ask.space, &ask.credential.name);
     match error {
         // The layer that tried its tokens has told the log.
@@ -178,7 +176,7 @@ fn log_failure(ask: &Ask, error: &UpstreamError, told: &Told) {
             credential.name = credential,
             upstream.error = %error,
             upstream.reason = error.reason(),
-            upstream.message = told.message(),
+            upstream.message = error.inner_message(),
             "upstream gave no page"
         ),
     }
@@ -227,7 +225,9 @@ pub(super) fn refusal(error: &UpstreamError) -> Option<Refusal> {
         UpstreamError::SpaceAccessDenied => Some(Refusal::SpaceAccessDenied),
         UpstreamError::Rejected => Some(Refusal::Rejected),
         UpstreamError::Failed(source) => match source {
-            FailureSource::Inner | FailureSource::InnerSlowDown => Some(Refusal::Failed),
+            FailureSource::Inner { .. } | FailureSource::InnerSlowDown { .. } => {
+                Some(Refusal::Failed)
+            }
             FailureSource::Status { .. } | FailureSource::Html => None,
         },
         UpstreamError::AuthFailed

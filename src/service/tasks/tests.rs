@@ -278,7 +278,7 @@ fn code(error: &TasksError) -> &'static str {
 
 /// One error of every kind, and whether a stored page stands in for it.
 fn every_error() -> Vec<(UpstreamError, bool)> {
-    let inner = FailureSource::Inner;
+    let inner = FailureSource::Inner { message: None };
     let status = FailureSource::Status {
         status: http::StatusCode::BAD_GATEWAY,
         retry_after: None,
@@ -287,7 +287,10 @@ fn every_error() -> Vec<(UpstreamError, bool)> {
         (UpstreamError::Failed(status), true),
         (UpstreamError::Failed(FailureSource::Html), true),
         (UpstreamError::Failed(inner), true),
-        (UpstreamError::Failed(FailureSource::InnerSlowDown), true),
+        (
+            UpstreamError::Failed(FailureSource::InnerSlowDown { message: None }),
+            true,
+        ),
         (UpstreamError::InvalidResponse(InvalidAnswer::NoData), true),
         (
             UpstreamError::Unreachable(Arc::new(ClientError::TooLarge(1))),
@@ -626,8 +629,8 @@ async fn what_the_upstream_refuses_for_a_space_is_remembered_for_the_space() {
 async fn what_a_206_told_of_a_page_is_remembered_for_the_page() {
     for error in [
         UpstreamError::Rejected,
-        UpstreamError::Failed(FailureSource::Inner),
-        UpstreamError::Failed(FailureSource::InnerSlowDown),
+        UpstreamError::Failed(FailureSource::Inner { message: None }),
+        UpstreamError::Failed(FailureSource::InnerSlowDown { message: None }),
     ] {
         let bench = Bench::new();
         bench.upstream.then_fail(error.clone());
@@ -662,7 +665,7 @@ async fn a_remembered_failure_lies_behind_the_old_page() {
     let bench = Bench::new();
     bench.get().await.unwrap();
     pass(FRESH_FOR + REFRESHED_FOR).await;
-    let inner = FailureSource::Inner;
+    let inner = FailureSource::Inner { message: None };
     bench.upstream.then_fail(UpstreamError::Failed(inner));
     for _ in 0..3 {
         let served = bench.get().await.unwrap();

@@ -121,8 +121,11 @@ fn every_kind_tells_something_else_about_the_upstream() {
         (status(StatusCode::INTERNAL_SERVER_ERROR), Fails),
         (status(StatusCode::SERVICE_UNAVAILABLE), Fails),
         (failed(FailureSource::Html), Fails),
-        (failed(FailureSource::Inner), PageFails),
-        (failed(FailureSource::InnerSlowDown), PageFails),
+        (failed(FailureSource::Inner { message: None }), PageFails),
+        (
+            failed(FailureSource::InnerSlowDown { message: None }),
+            PageFails,
+        ),
         (invalid(json), Fails),
         (invalid(InvalidAnswer::NoData), Fails),
         (invalid(InvalidAnswer::NoCount), Fails),

@@ -6,7 +6,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue};
 use proptest::prelude::*;
 use tokio::time::Instant;
 use tower::{ServiceExt, service_fn};
@@ -287,22 +287,40 @@ fn messages_are_known_in_any_case() {
 
 #[test]
 fn an_inner_service_that_asks_for_patience_is_not_asked_again() {
-    for (errors, expected) in [
-        ("Slow down", FailureSource::InnerSlowDown),
-        ("429 Too Many Requests", FailureSource::InnerSlowDown),
-        ("rate limit reached", FailureSource::InnerSlowDown),
-        ("request was throttled.", FailureSource::InnerSlowDown),
-        ("Internal Server Error", FailureSource::Inner),
+    for (errors, is_transient) in [
+        ("Slow down", false),
+        ("429 Too Many Requests", false),
+        ("rate limit reached", false),
+        ("request was throttled.", false),
+        ("Internal Server Error", true),
     ] {
         for message in ["Tasks Fetch Failed", "Runs Fetch Failed"] {
             let body =
                 format!(r#"{{"status_code":206,"message":"{message}","errors":"{errors}"}}"#);
-            let source = failure(raw(206, &[], body)).unwrap();
-            assert_eq!(source, expected, "{errors}");
-            let transient = UpstreamError::Failed(source).is_transient();
-            assert_eq!(transient, expected == FailureSource::Inner, "{errors}");
+            let error = UpstreamError::Failed(failure(raw(206, &[], body)).unwrap());
+            assert_eq!(error.is_transient(), is_transient, "{errors}");
+            assert_eq!(error.inner_message(), Some(message), "{errors}");
         }
     }
+}
+
+#[test]
+fn the_message_of_a_206_is_kept_for_the_log_and_cut() {
+    let long = "é".repeat(300);
+    for (message, kept) in [
+        ("Tasks Fetch Failed", Some("Tasks Fetch Failed".to_owned())),
+        ("Invalid Role Code", Some("Invalid Role Code".to_owned())),
+        (
+            &format!("Tasks Fetch Failed {long}"),
+            Some(format!("Tasks Fetch Failed {}", "é".repeat(181))),
+        ),
+    ] {
+        let body = format!(r#"{{"status_code":206,"message":"{message}","errors":"db-7.inner"}}"#);
+        let error = UpstreamError::Failed(failure(raw(206, &[], body)).unwrap());
+        assert_eq!(error.inner_message(), kept.as_deref());
+    }
+    let status = UpstreamError::Failed(failure(raw(500, &[], r#"{"message":"m"}"#)).unwrap());
+    assert_eq!(status.inner_message(), None);
 }
 
 #[test]

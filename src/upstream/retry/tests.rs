@@ -84,7 +84,9 @@ async fn a_further_try_that_cannot_be_made_leaves_the_error_of_the_one_before() 
             request.calls.add();
             request.sent.set();
             sleep(5 * SECOND).await;
-            Err(UpstreamError::Failed(FailureSource::Inner))
+            Err(UpstreamError::Failed(FailureSource::Inner {
+                message: None,
+            }))
         }))
         .oneshot(request.clone())
         .await;

@@ -94,8 +94,14 @@ async fn only_an_answer_to_a_known_user_proves_a_token() {
         (UpstreamError::SpaceNotFound { head: None }, true),
         (UpstreamError::SpaceAccessDenied, true),
         (UpstreamError::Rejected, true),
-        (UpstreamError::Failed(FailureSource::Inner), true),
-        (UpstreamError::Failed(FailureSource::InnerSlowDown), true),
+        (
+            UpstreamError::Failed(FailureSource::Inner { message: None }),
+            true,
+        ),
+        (
+            UpstreamError::Failed(FailureSource::InnerSlowDown { message: None }),
+            true,
+        ),
         (UpstreamError::Failed(FailureSource::Html), false),
         (UpstreamError::QuotaExhausted { retry_after: None }, false),
         (UpstreamError::Overloaded, false),
