@@ -153,7 +153,7 @@ impl Gateway {
             .address()
             .map_err(listen_error(&config.admin.listen))?;
         // Not before the addresses are ours: another gateway may still be writing the file.
-        let snapshot = start_snapshot(&config, &tasks, credentials.clone());
+        let snapshot = start_snapshot(&config, &tasks, credentials.clone()).await;
         let sharing = match &link {
             Some(link) => Some(parts::share(link.clone(), &tasks, credentials).await),
             None => None,
@@ -301,14 +301,14 @@ impl Serving {
 }
 
 /// Restores what the last process left, then keeps the file up to date.
-fn start_snapshot(
+async fn start_snapshot(
     config: &Config,
     tasks: &Arc<Tasks>,
     credentials: Arc<Credentials>,
 ) -> Option<Snapshotting> {
     let path = config.cache.snapshot_file.clone()?;
     let snapshot = Snapshot::new(path, credentials, tasks.clone());
-    snapshot.restore();
+    snapshot.restore().await;
     let end = CancellationToken::new();
     Some(Snapshotting {
         task: tokio::spawn(snapshot.clone().keep_writing(end.clone())),

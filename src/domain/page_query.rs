@@ -15,6 +15,13 @@ impl PageQuery {
     pub const DEFAULT_PAGE: u32 = 1;
     pub const DEFAULT_PAGE_SIZE: u32 = 20;
 
+    /// `None` for a page that no list has.
+    #[must_use]
+    pub fn new(page: u32, page_size: u32) -> Option<Self> {
+        let exists = (1..=Self::MAX_PAGE).contains(&page) && page_size > 0;
+        exists.then_some(Self { page, page_size })
+    }
+
     /// The places this page covers, whether or not the list is that long.
     #[must_use]
     pub fn span(&self) -> Span {
@@ -40,6 +47,21 @@ impl fmt::Display for PageQuery {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn there_is_no_page_before_the_first_and_none_without_a_size() {
+        let most = PageQuery::MAX_PAGE;
+        for (page, page_size, exists) in [
+            (1, 1, true),
+            (most, u32::MAX, true),
+            (0, 20, false),
+            (most + 1, 20, false),
+            (1, 0, false),
+        ] {
+            let query = PageQuery::new(page, page_size);
+            assert_eq!(query.is_some(), exists, "{page} of {page_size}");
+        }
+    }
 
     #[test]
     fn pages_cover_the_list_without_gap_or_overlap() {

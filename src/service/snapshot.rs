@@ -9,11 +9,11 @@ use std::{
 use arc_swap::ArcSwap;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::Tasks;
 use crate::{
-    cache::snapshot::{self, Owners, Restored},
+    cache::snapshot::{self, Owners, Restored, SavedPage},
     upstream::{Credential, Credentials, read_page},
 };
 
@@ -25,6 +25,8 @@ const EVERY: Duration = Duration::from_secs(180);
 const SOON: Duration = Duration::from_secs(1);
 /// After a failed write: the old file may hold what was revoked since.
 const AGAIN: Duration = Duration::from_secs(10);
+/// How far the clock may have been set back since a page was written.
+const CLOCK_SKEW_MS: u64 = 60_000;
 
 /// The snapshot file of one gateway.
 #[derive(Debug)]
@@ -55,23 +57,31 @@ impl Snapshot {
         owners(&credentials, credentials.all())
     }
 
-    /// Takes in what the file holds. A file that is not to be trusted is left out with one warning.
-    pub fn restore(&self) {
-        let (calls, owners) = (calls::beside(&self.path), self.owners());
-        calls::take(&calls, &self.credentials.load(), &owners, unix_ms());
+    /// Takes in what the file holds. A file that is not to be trusted is left out with one warning, and whatever it holds the start goes on.
+    pub async fn restore(self: &Arc<Self>) {
+        let snapshot = self.clone();
+        let restored = tokio::task::spawn_blocking(move || {
+            snapshot.restore_calls();
+            snapshot.restore_pages();
+        });
+        if let Err(panic) = restored.await {
+            error!(error = %panic, "reading the snapshot ended in a bug");
+        }
+    }
+
+    fn restore_calls(&self) {
+        let path = calls::beside(&self.path);
+        calls::take(&path, &self.credentials.load(), &self.owners(), unix_ms());
+    }
+
+    fn restore_pages(&self) {
         let file = self.path.display();
-        match snapshot::read(&self.path, &owners) {
+        let most = self.tasks.store().longest_snapshot();
+        match snapshot::read(&self.path, &self.owners(), most) {
             Ok(None) => {}
             Ok(Some(Restored { pages, foreign })) => {
-                let (now, now_unix_ms) = (Instant::now(), unix_ms());
-                let mut restored = 0;
-                for saved in &pages {
-                    if let Ok(page) = read_page(&saved.body) {
-                        let store = self.tasks.store();
-                        store.restore(saved, page, now, now_unix_ms);
-                        restored += 1;
-                    }
-                }
+                let found = pages.len();
+                let restored = self.restore_each(pages);
                 info!(snapshot.file = %file, snapshot.pages = restored, "restored pages from the snapshot");
                 if foreign > 0 {
                     warn!(
@@ -80,11 +90,36 @@ impl Snapshot {
                         "left out pages of another base URL, organization or token"
                     );
                 }
+                if restored < found {
+                    warn!(
+                        snapshot.file = %file,
+                        snapshot.pages = found - restored,
+                        "left out pages that are no pages, or that the clock says are still to come"
+                    );
+                }
             }
             Err(error) => {
                 warn!(snapshot.file = %file, %error, "snapshot is not used");
             }
         }
+    }
+
+    /// Returns how many could be.
+    fn restore_each(&self, pages: Vec<SavedPage>) -> usize {
+        let (now, now_unix_ms) = (Instant::now(), unix_ms());
+        let latest = now_unix_ms.saturating_add(CLOCK_SKEW_MS);
+        let mut restored = 0;
+        for saved in pages {
+            // Of a page from the future nobody knows the age.
+            if saved.born_unix_ms <= latest
+                && let Ok(page) = read_page(&saved.body)
+            {
+                let store = self.tasks.store();
+                store.restore(&saved, page, now, now_unix_ms);
+                restored += 1;
+            }
+        }
+        restored
     }
 
     /// Keeps the file up to date until `end`, and writes it once more then.
@@ -158,3 +193,6 @@ pub(super) fn unix_ms() -> u64 {
             u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
         })
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,12 @@
 //! Pages that outlive the process: stale, of true age, and only ever in place of an error.
 
+use std::{
+    fs::{self, OpenOptions, Permissions},
+    os::unix::fs::{PermissionsExt, symlink},
+    path::Path,
+    process::Command,
+};
+
 use unpod_gateway::simulator::{Options, Simulator, world::SUPPORT};
 
 use crate::gateway::{Gateway, Setup, setup};
@@ -86,10 +93,10 @@ async fn a_restored_page_is_never_shown_unasked() {
 async fn a_damaged_file_is_left_out_and_replaced() {
     let restart = Restart::new().await;
     restart.leave_pages().await;
-    let mut bytes = std::fs::read(restart.file()).unwrap();
+    let mut bytes = fs::read(restart.file()).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
-    std::fs::write(restart.file(), bytes).unwrap();
+    fs::write(restart.file(), bytes).unwrap();
 
     let gateway = restart.start().await;
 
@@ -97,6 +104,65 @@ async fn a_damaged_file_is_left_out_and_replaced() {
     restart.leave_pages().await;
     let gateway = restart.start().await;
     assert_eq!(gateway.app.tasks().store().size().1, 2);
+}
+
+/// What may become of a file between two starts.
+type Spoil = (&'static str, fn(&Path));
+const SPOILS: [Spoil; 9] = [
+    ("cut", |file| {
+        let length = fs::metadata(file).unwrap().len();
+        let file = OpenOptions::new().write(true).open(file).unwrap();
+        file.set_len(length - 1).unwrap();
+    }),
+    ("empty", |file| {
+        OpenOptions::new()
+            .write(true)
+            .truncate(true)
+            .open(file)
+            .unwrap();
+    }),
+    ("too long", |file| {
+        let file = OpenOptions::new().write(true).open(file).unwrap();
+        file.set_len(1 << 40).unwrap();
+    }),
+    ("a folder", |file| {
+        fs::remove_file(file).unwrap();
+        fs::create_dir(file).unwrap();
+    }),
+    ("a pipe", |file| {
+        fs::remove_file(file).unwrap();
+        assert!(Command::new("mkfifo").arg(file).status().unwrap().success());
+    }),
+    ("a link", |file| {
+        let elsewhere = file.with_extension("elsewhere");
+        fs::rename(file, &elsewhere).unwrap();
+        symlink(&elsewhere, file).unwrap();
+    }),
+    ("written by the group", |file| {
+        fs::set_permissions(file, Permissions::from_mode(0o660)).unwrap();
+    }),
+    ("written by others", |file| {
+        fs::set_permissions(file, Permissions::from_mode(0o602)).unwrap();
+    }),
+    ("in a folder of everybody's", |file| {
+        fs::set_permissions(file.parent().unwrap(), Permissions::from_mode(0o777)).unwrap();
+    }),
+];
+
+#[tokio::test]
+async fn no_file_stops_a_start_and_none_is_used_that_others_may_have_written() {
+    for (name, spoil) in SPOILS {
+        let restart = Restart::new().await;
+        restart.leave_pages().await;
+        spoil(&restart.file());
+        let calls = restart.folder.path().join("pages.calls");
+        spoil(&calls);
+
+        let gateway = restart.start().await;
+
+        assert_eq!(gateway.app.tasks().store().size().1, 0, "{name}");
+        assert_eq!(gateway.tasks(SUPPORT, "?page=1").await.status, 200);
+    }
 }
 
 #[tokio::test]

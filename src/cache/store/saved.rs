@@ -10,7 +10,17 @@ use crate::{
     domain::TaskPage,
 };
 
+/// What a snapshot holds of a page beside its body and its header, and more.
+const REST_OF_A_PAGE: usize = 1024;
+
 impl PageStore {
+    /// The most bytes that a snapshot of this store has.
+    #[must_use]
+    pub fn longest_snapshot(&self) -> u64 {
+        // What stands in a header may take twice its length in JSON; a store of the least size still has the seals.
+        2 * self.max_bytes as u64 + (1 << 20)
+    }
+
     /// Resolves when pages were dropped: a copy of them elsewhere is out of date.
     pub async fn dropped(&self) {
         self.dropped.notified().await;
@@ -27,7 +37,11 @@ impl PageStore {
             if page.is_assembled || page.space.dropped_since(page.version) {
                 return None;
             }
-            room = room.checked_sub(page.content.length())?;
+            let header = page.kept().iter();
+            let header: usize = header
+                .map(|(name, value)| name.as_str().len() + value.len())
+                .sum();
+            room = room.checked_sub(page.content.length() + header + REST_OF_A_PAGE)?;
             let age = u64::try_from(page.age(now).as_millis()).unwrap_or(u64::MAX);
             Some(SavedPage {
                 key: (*key).clone(),

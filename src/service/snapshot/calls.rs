@@ -3,7 +3,8 @@
 //! Written once, at the end of a drain, and taken away when it is read: after a crash nobody knows what was spent.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Read},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -13,9 +14,14 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::{
-    cache::snapshot::{Owner, Owners, replace},
+    cache::snapshot::{FileError, Owner, Owners, open, replace},
     upstream::{Credentials, Spent},
 };
+
+/// The times of a million calls.
+const LONGEST_FILE: u64 = 16 << 20;
+/// What is remembered of one credential: no quota is larger.
+const MOST_CALLS: usize = 65_536;
 
 /// What one credential has spent, in Unix milliseconds.
 #[derive(Debug, Serialize, Deserialize)]
@@ -56,11 +62,11 @@ pub(super) fn write(path: &Path, credentials: &Credentials, owners: &Owners, now
 
 /// Takes in what the last process spent, once.
 pub(super) fn take(path: &Path, credentials: &Credentials, owners: &Owners, now_unix_ms: u64) {
-    let text = match fs::read(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+    let text = match read(path) {
+        Ok(Some(text)) => text,
+        Ok(None) => return,
         Err(error) => {
-            warn!(snapshot.file = %path.display(), %error, "call times are not read");
+            warn!(snapshot.file = %path.display(), %error, "call times are not used");
             return;
         }
     };
@@ -89,6 +95,15 @@ pub(super) fn take(path: &Path, credentials: &Credentials, owners: &Owners, now_
     }
 }
 
+fn read(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
+    let Some(mut file) = open(path, LONGEST_FILE)? else {
+        return Ok(None);
+    };
+    let mut text = Vec::new();
+    file.read_to_end(&mut text)?;
+    Ok(Some(text))
+}
+
 fn told(owner: Owner, spent: &Spent, now_unix_ms: u64) -> SpentBy {
     let after = |left: Duration| now_unix_ms.saturating_add(ms(left));
     SpentBy {
@@ -111,6 +126,9 @@ fn heard(spent: &SpentBy, now_unix_ms: u64) -> Spent {
         ago: spent
             .ended
             .iter()
+            // The last are the latest.
+            .rev()
+            .take(MOST_CALLS)
             .map(|ended| Duration::from_millis(now_unix_ms.saturating_sub(*ended)))
             .collect(),
         others: spent.others.map(|(count, until)| (count, left(until))),

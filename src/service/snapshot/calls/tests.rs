@@ -74,8 +74,69 @@ async fn what_is_another_tokens_or_damaged_is_not_used() {
     take(&path, &after, &owners(&after, "another"), NOW_MS + 60_000);
     assert_eq!(remaining(&after), Some(5), "cautious");
 
-    fs::write(&path, "[{").unwrap();
+    left(&path, b"[{");
     take(&path, &after, &owners(&after, "another"), NOW_MS + 60_000);
     assert_eq!(remaining(&after), Some(5), "cautious");
     assert!(!path.exists());
+}
+
+/// Leaves a file there as a process would.
+fn left(path: &Path, text: &[u8]) {
+    replace(path, |mut file| io::Write::write_all(&mut file, text)).unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_others_may_have_written_or_is_too_long_is_not_used() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("calls");
+    let elsewhere = folder.path().join("elsewhere");
+    type Spoil = (&'static str, fn(&Path, &Path));
+    let spoils: [Spoil; 4] = [
+        ("writable by the group", |path, _| {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o620)).unwrap();
+        }),
+        ("writable by others", |path, _| {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o602)).unwrap();
+        }),
+        ("a link", |path, elsewhere| {
+            fs::rename(path, elsewhere).unwrap();
+            symlink(elsewhere, path).unwrap();
+        }),
+        ("too long", |path, _| {
+            let file = fs::OpenOptions::new().write(true).open(path).unwrap();
+            file.set_len(1 << 40).unwrap();
+        }),
+    ];
+    for (name, spoil) in spoils {
+        spend_and_end(&path).await;
+        spoil(&path, &elsewhere);
+        let after = credentials("token");
+        // A minute later all calls would be there again.
+        take(&path, &after, &owners(&after, "token"), NOW_MS + 61_000);
+        assert_eq!(remaining(&after), Some(5), "{name}: cautious");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_number_in_it_is_too_large_to_be_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("calls");
+    let after = credentials("token");
+    let owners = owners(&after, "token");
+    let owner = serde_json::to_string(owners.owner(id(&after)).unwrap()).unwrap();
+    let many = vec!["0"; 2 * MOST_CALLS].join(",");
+    let most = u64::MAX;
+    for ended in ["", "18446744073709551615,0", many.as_str()] {
+        let text = format!(
+            r#"[{{"owner":{owner},"ended":[{ended}],"others":[{count},{most}],"hold_until":{most},"learned":{count}}}]"#,
+            count = u32::MAX,
+        );
+        left(&path, text.as_bytes());
+        take(&path, &after, &owners, NOW_MS);
+        assert_eq!(remaining(&after), Some(0), "held, for a while");
+        assert!(!path.exists(), "it was read");
+        tokio::time::advance(60 * MINUTE).await;
+        assert_ne!(remaining(&after), Some(0));
+    }
 }
