@@ -110,7 +110,17 @@ pub fn router(admin: Admin, door: Door) -> Router {
         .merge(dashboard::routes())
         .with_state(admin)
         .layer(middleware::from_fn_with_state(Arc::new(door), admit));
-    catching_panics(routes, counted_in)
+    catching_panics(routes, counted_in).layer(middleware::map_response(keep_nowhere))
+}
+
+/// What operators are told is kept by no cache, and is never taken for what it does not say it is.
+async fn keep_nowhere(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    let no_store = HeaderValue::from_static("no-store");
+    headers.insert(header::CACHE_CONTROL, no_store);
+    let nosniff = HeaderValue::from_static("nosniff");
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);
+    response
 }
 
 /// A bug costs one request, and is counted, as on the data listener.

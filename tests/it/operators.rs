@@ -385,15 +385,70 @@ async fn a_web_page_is_no_operator() {
     let gateway = start().await;
     let host = ("host", "evil.example");
     let origin = ("origin", "https://evil.example");
+    let https = gateway.admin_url().replace("http:", "https:");
     for (method, path, field) in [
         ("GET", "/config", host),
         ("DELETE", "/cache", host),
         ("DELETE", "/cache", origin),
         ("DELETE", "/cache", ("origin", "null")),
+        ("GET", "/config", ("host", "[127.0.0.1]evil.test")),
+        ("GET", "/config", ("host", "127.0.0.1:evil.test")),
+        ("POST", "/reload", ("origin", &https)),
     ] {
         let (status, _) = ask_with(&gateway, method, path, &[field]).await;
         assert_eq!(status, 403, "{method} {path} {field:?}");
     }
+}
+
+#[tokio::test]
+async fn two_origins_are_nobodys() {
+    let gateway = start().await;
+    let ours = gateway.admin_url();
+    for origins in [
+        [&*ours, "http://evil.example"],
+        ["http://evil.example", &ours],
+        [&ours, &ours],
+    ] {
+        let request = gateway.http().delete(format!("{ours}/cache"));
+        let request = origins
+            .iter()
+            .fold(request, |request, origin| request.header("origin", *origin));
+        let answer = request.send().await.unwrap();
+        assert_eq!(answer.status().as_u16(), 403, "{origins:?}");
+    }
+}
+
+#[tokio::test]
+async fn no_answer_to_operators_is_stored_or_sniffed() {
+    let gateway = start().await;
+    for (method, path, expected) in [
+        ("GET", "/livez", 200),
+        ("GET", "/readyz", 200),
+        ("GET", "/metrics", 200),
+        ("GET", "/status", 200),
+        ("GET", "/config", 200),
+        ("GET", "/", 200),
+        ("GET", "/dashboard.js", 200),
+        ("GET", "/cache/spaces/A", 200),
+        ("GET", "/cache/explain", 400),
+        ("DELETE", "/cache", 204),
+        ("GET", "/nowhere", 404),
+        ("PUT", "/cache", 405),
+    ] {
+        let url = format!("{}{path}", gateway.admin_url());
+        let request = gateway.http().request(method.parse().unwrap(), url);
+        let answer = request.send().await.unwrap();
+        let headers = answer.headers();
+        assert_eq!(answer.status().as_u16(), expected, "{path}");
+        assert_eq!(headers["cache-control"], "no-store", "{path}");
+        assert_eq!(headers["x-content-type-options"], "nosniff", "{path}");
+    }
+    let refused = gateway
+        .http()
+        .get(format!("{}/config", gateway.admin_url()));
+    let refused = refused.header("host", "evil.example").send().await.unwrap();
+    assert_eq!(refused.status().as_u16(), 403);
+    assert_eq!(refused.headers()["cache-control"], "no-store");
 }
 
 #[tokio::test]

@@ -1,6 +1,10 @@
 //! Who may use the operators' listener: while no key is set, whoever reaches it; then who has the key. Never a foreign web page.
 
-use std::{fmt, net::IpAddr, time::Duration};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
 use axum::{
     extract::Request,
@@ -209,12 +213,9 @@ impl Door {
 }
 
 fn judge(keys: &OperatorKeys, request: &Request) -> Result<Proof, Refusal> {
-    if !names_one(request.version(), request.uri(), request.headers()) {
-        return Err(Refusal::ForeignHost);
-    }
-    let host = host(request);
+    let host = sole_host(request).ok_or(Refusal::ForeignHost)?;
     let proof = if keys.is_empty() {
-        if !is_local_name(host) {
+        if !is_local(host) {
             return Err(Refusal::ForeignHost);
         }
         Proof::NotAsked
@@ -222,7 +223,7 @@ fn judge(keys: &OperatorKeys, request: &Request) -> Result<Proof, Refusal> {
         prove(keys, request)?
     };
     let changes = matches!(*request.method(), Method::POST | Method::DELETE);
-    if changes && is_foreign_origin(request.headers(), host) {
+    if changes && is_foreign_page(request.headers(), host) {
         return Err(Refusal::ForeignOrigin);
     }
     Ok(proof)
@@ -240,35 +241,68 @@ fn prove(keys: &OperatorKeys, request: &Request) -> Result<Proof, Refusal> {
     Err(Refusal::NoKey)
 }
 
-/// The target's own before the field's (RFC 9112 section 3.2.2).
-fn host(request: &Request) -> &str {
-    let authority = request.uri().authority();
-    authority
-        .map(http::uri::Authority::as_str)
-        .or_else(|| request.headers().get(header::HOST)?.to_str().ok())
-        .unwrap_or_default()
-}
-
-fn is_local_name(host: &str) -> bool {
-    let name = host_name(host);
-    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok()
-}
-
-fn host_name(host: &str) -> &str {
-    match host.strip_prefix('[') {
-        Some(rest) => rest.split(']').next().unwrap_or_default(),
-        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
+/// The one host that a request names, in its target or its `Host`.
+fn sole_host(request: &Request) -> Option<&str> {
+    if !names_one(request.version(), request.uri(), request.headers()) {
+        return None;
+    }
+    match request.uri().authority() {
+        Some(target) => Some(target.as_str()),
+        None => match request.headers().get(header::HOST) {
+            Some(field) => field.to_str().ok(),
+            None => Some(""),
+        },
     }
 }
 
-fn is_foreign_origin(headers: &HeaderMap, host: &str) -> bool {
-    headers.get(header::ORIGIN).is_some_and(|origin| {
-        origin
-            .to_str()
-            .ok()
-            .and_then(|origin| origin.split_once("://"))
-            .is_none_or(|(_, origin)| !origin.eq_ignore_ascii_case(host))
-    })
+/// Whether `host` is an IP address or `localhost`, with or without a port, and nothing else: no name that somebody could have resolve
+/// to this machine.
+fn is_local(host: &str) -> bool {
+    let (is_named, port) = match host.strip_prefix('[') {
+        Some(rest) => match rest.split_once(']') {
+            Some((address, port)) => (address.parse::<Ipv6Addr>().is_ok(), port),
+            None => return false,
+        },
+        None => {
+            let (name, port) = host.split_at(host.find(':').unwrap_or(host.len()));
+            let is_named =
+                name.eq_ignore_ascii_case("localhost") || name.parse::<Ipv4Addr>().is_ok();
+            (is_named, port)
+        }
+    };
+    is_named && is_port(port)
+}
+
+/// Nothing, or a colon and a number.
+fn is_port(text: &str) -> bool {
+    let digits = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
+    text.is_empty()
+        || text
+            .strip_prefix(':')
+            .is_some_and(|port| digits(port) && port.parse::<u16>().is_ok())
+}
+
+/// Whether a web page of another origin asks, or what may be one: an origin is one scheme, host and port (RFC 6454 section 4).
+fn is_foreign_page(headers: &HeaderMap, host: &str) -> bool {
+    let mut origins = headers.get_all(header::ORIGIN).into_iter();
+    let Some(origin) = origins.next() else {
+        return false;
+    };
+    let is_own = |scheme: &str, default_port: &str| {
+        let host = host.strip_suffix(default_port).unwrap_or(host);
+        let own = format!("{scheme}://{host}");
+        origin.as_bytes().eq_ignore_ascii_case(own.as_bytes())
+    };
+    // This listener speaks plain HTTP. Behind a proxy that speaks TLS the page is of https: then its browser must have said that page
+    // and target are of one origin, which no page can make it say.
+    let is_alone = origins.next().is_none();
+    let is_ours = is_own("http", ":80") || is_own("https", ":443") && is_same_origin(headers);
+    !(is_alone && is_ours)
+}
+
+fn is_same_origin(headers: &HeaderMap) -> bool {
+    let mut sites = headers.get_all("sec-fetch-site").into_iter();
+    sites.next().is_some_and(|site| site == "same-origin") && sites.next().is_none()
 }
 
 #[cfg(test)]
@@ -278,18 +312,142 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_addresses_and_localhost_are_local_names() {
-        for (host, expected) in [
-            ("127.0.0.1:9090", true),
-            ("localhost:9090", true),
-            ("LOCALHOST", true),
-            ("[::1]:9090", true),
-            ("10.1.2.3", true),
-            ("evil.example:9090", false),
-            ("localhost.evil.example", false),
-            ("", false),
+    fn only_addresses_and_localhost_are_local() {
+        for host in [
+            "127.0.0.1:9090",
+            "localhost:9090",
+            "LOCALHOST",
+            "[::1]:9090",
+            "[::1]",
+            "[::ffff:127.0.0.1]",
+            "10.1.2.3",
+            "10.1.2.3:65535",
         ] {
-            assert_eq!(is_local_name(host), expected, "{host}");
+            assert!(is_local(host), "{host}");
+        }
+        for host in [
+            "",
+            ":9090",
+            "evil.example:9090",
+            "localhost.evil.example",
+            "localhost.",
+            "evil.localhost",
+            "[127.0.0.1]",
+            "[127.0.0.1]evil.test",
+            "[::1]evil.test",
+            "[::1]evil.test:9090",
+            "[::1].evil.test",
+            "[::1",
+            "::1",
+            "[[::1]]",
+            "[localhost]",
+            "127.0.0.1:",
+            "127.0.0.1:evil.test",
+            "127.0.0.1:9090:evil.test",
+            "127.0.0.1:+80",
+            "127.0.0.1:65536",
+            "127.0.0.1.evil.test",
+            "127.1",
+            "0177.0.0.1",
+            "2130706433",
+            "evil@127.0.0.1",
+            "127.0.0.1@evil.test",
+            "127.0.0.1,evil.test",
+            "%6cocalhost",
+        ] {
+            assert!(!is_local(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn one_host_is_named_and_the_same_everywhere() {
+        let none = keys(&[]);
+        for (uri, host, expected) in [
+            ("http://localhost/", "localhost", Ok(Proof::NotAsked)),
+            ("http://LOCALHOST/", "localhost", Ok(Proof::NotAsked)),
+            ("http://localhost/", "127.0.0.1", Err(Refusal::ForeignHost)),
+            ("http://localhost/", "evil.test", Err(Refusal::ForeignHost)),
+            ("http://evil.test/", "localhost", Err(Refusal::ForeignHost)),
+            (
+                "http://x@localhost/",
+                "localhost",
+                Err(Refusal::ForeignHost),
+            ),
+        ] {
+            let judged = judge(&none, &asked("GET", uri, ["", host, ""]));
+            assert_eq!(judged, expected, "{uri} {host}");
+        }
+        let mut two = asked("GET", "/", ["", "localhost", ""]);
+        let second = HeaderValue::from_static("localhost");
+        two.headers_mut().append(header::HOST, second);
+        assert_eq!(judge(&none, &two), Err(Refusal::ForeignHost));
+    }
+
+    #[test]
+    fn an_origin_is_ours_by_scheme_host_and_port() {
+        for (host, origins, site, expected) in [
+            ("localhost:9090", &[][..], "", true),
+            ("localhost:9090", &["http://localhost:9090"], "", true),
+            ("localhost:9090", &["HTTP://LocalHost:9090"], "", true),
+            ("localhost:80", &["http://localhost"], "", true),
+            ("localhost", &["http://localhost"], "", true),
+            ("[::1]:9090", &["http://[::1]:9090"], "", true),
+            ("ops.example", &["https://ops.example"], "same-origin", true),
+            (
+                "ops.example:443",
+                &["https://ops.example"],
+                "same-origin",
+                true,
+            ),
+            ("ops.example", &["https://ops.example"], "", false),
+            ("ops.example", &["https://ops.example"], "same-site", false),
+            ("localhost:9090", &["https://localhost:9090"], "", false),
+            ("localhost:9090", &["ftp://localhost:9090"], "", false),
+            ("localhost:9090", &["localhost:9090"], "", false),
+            ("localhost:9090", &["http://localhost"], "", false),
+            ("localhost:9090", &["http://localhost:9090/"], "", false),
+            (
+                "localhost:9090",
+                &["http://localhost:9090.evil.test"],
+                "",
+                false,
+            ),
+            ("localhost:9090", &["http://evil@localhost:9090"], "", false),
+            ("localhost:9090", &["null"], "", false),
+            ("localhost:9090", &[""], "", false),
+            (
+                "localhost:9090",
+                &["http://localhost:9090 http://evil.test"],
+                "",
+                false,
+            ),
+            (
+                "localhost:9090",
+                &["http://localhost:9090", "http://evil.test"],
+                "",
+                false,
+            ),
+            (
+                "localhost:9090",
+                &["http://evil.test", "http://localhost:9090"],
+                "",
+                false,
+            ),
+            (
+                "localhost:9090",
+                &["http://localhost:9090", "http://localhost:9090"],
+                "",
+                false,
+            ),
+        ] {
+            let origins_of = origins.iter().map(|origin| (header::ORIGIN, *origin));
+            let site_of = ("sec-fetch-site".parse().unwrap(), site);
+            let headers: HeaderMap = origins_of
+                .chain([site_of])
+                .map(|(name, value)| (name, HeaderValue::from_static(value)))
+                .collect();
+            let found = !is_foreign_page(&headers, host);
+            assert_eq!(found, expected, "{host} {origins:?} {site}");
         }
     }
 
@@ -375,7 +533,7 @@ mod tests {
     fn with_keys_one_is_needed_and_any_host_is_served() {
         let two = keys(&["old", "new"]);
         let host = "ops.example";
-        let (ours, foreign) = ("https://ops.example", "https://evil.example");
+        let (ours, foreign) = ("http://ops.example", "http://evil.example");
         let password = basic("anybody:new");
         for (method, path, fields, expected) in [
             ("GET", "/", ["Bearer old", host, ""], Ok(Proof::Key)),

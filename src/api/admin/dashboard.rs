@@ -16,12 +16,9 @@ const SCRIPT: &str = include_str!("dashboard/dashboard.js");
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-const FIELDS: [(HeaderName, &str); 4] = [
+const FIELDS: [(HeaderName, &str); 2] = [
     (header::CONTENT_SECURITY_POLICY, POLICY),
-    (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
     (header::REFERRER_POLICY, "no-referrer"),
-    // Another version of the gateway brings another page.
-    (header::CACHE_CONTROL, "no-cache"),
 ];
 
 pub(super) fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {

@@ -7,7 +7,6 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
-use http::{HeaderValue, header};
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -61,8 +60,7 @@ pub(super) async fn status(State(admin): State<Admin>) -> Response {
         spaces: admin.tasks.largest_spaces(MOST_SPACES, credentials, now),
         metrics: samples(&text),
     };
-    let no_store = HeaderValue::from_static("no-store");
-    ([(header::CACHE_CONTROL, no_store)], Json(body)).into_response()
+    Json(body).into_response()
 }
 
 fn report(admin: &Admin, credential: &Credential, now: Instant) -> CredentialReport {
