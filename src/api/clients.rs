@@ -54,6 +54,8 @@ pub struct Client {
     pub may_mint: bool,
     /// All it sees of a task, where that is not everything.
     pub view: Option<Arc<View>>,
+    /// What `view` is called in the configuration, of a client that a token may be minted by.
+    view_name: Option<Arc<str>>,
     /// How often it may ask, the narrowest limit first; each is shared by all who draw on it.
     limiters: Vec<Arc<Limiter>>,
     expires: Option<SystemTime>,
@@ -124,16 +126,20 @@ impl Client {
             credential: self.credential.clone(),
             credentials: self.credentials.clone(),
             view: self.view.clone(),
+            view_name: self.view_name.clone(),
             limiters: self.limiters.clone(),
             expires: Some(self.expires.map_or(until, |expires| expires.min(until))),
             ..*self
         }
     }
 
-    /// This client, shown no more than `view` where it has no view of its own: its own always holds.
+    /// This client, shown no more than what `view` and the view it has both show.
     #[must_use]
     pub fn seeing(self, view: &Arc<View>) -> Self {
-        let view = self.view.unwrap_or_else(|| view.clone());
+        let view = match &self.view {
+            None => view.clone(),
+            Some(own) => Arc::new(own.intersection(view)),
+        };
         Self {
             view: Some(view),
             ..self
@@ -319,14 +325,11 @@ impl Clients {
             ProvenBy::Provider(_) => client.narrowed(&proof.spaces, until),
             ProvenBy::Gateway => client.in_browser(&proof.spaces, until),
         };
-        match &proof.view {
-            None => Ok(admitted),
+        proof.views.iter().try_fold(admitted, |admitted, name| {
             // One that is gone must not show more.
-            Some(name) => {
-                let view = self.view(name).ok_or(AuthFailure::BadClaims)?;
-                Ok(admitted.seeing(view))
-            }
-        }
+            let view = self.view(name).ok_or(AuthFailure::BadClaims)?;
+            Ok(admitted.seeing(view))
+        })
     }
 
     #[must_use]
@@ -379,6 +382,7 @@ fn client(
             .cloned(),
         credentials: credentials.clone(),
         may_refresh: section.may_refresh,
+        view_name: section.view.as_deref().map(Into::into),
         view: section.view.as_ref().map(|name| {
             let view = views.get(name);
             view.expect("a client's view is checked to be there")

@@ -87,13 +87,22 @@ impl View {
             .into_iter()
             .chain([("data".into(), task)])
             .collect();
-        let page = Allowed::Members(members);
+        Self::of(Allowed::Members(members))
+    }
+
+    fn of(page: Allowed) -> Self {
         let mut hasher = blake3::Hasher::new();
         page.digest(&mut hasher);
         Self {
             page,
             id: ViewId(hasher.finalize().into()),
         }
+    }
+
+    /// A view that shows what both show: the same as one applied to what the other shows.
+    #[must_use]
+    pub fn intersection(&self, other: &Self) -> Self {
+        Self::of(self.page.intersection(&other.page))
     }
 
     #[must_use]
@@ -135,6 +144,20 @@ impl Allowed {
                 .entry(name.clone())
                 .or_insert_with(Self::nothing)
                 .allow(rest),
+        }
+    }
+
+    /// What both allow. A member that both name stays even where they share nothing of it: each shows an empty object there.
+    fn intersection(&self, other: &Self) -> Self {
+        match (self, other) {
+            (Self::Whole, narrower) | (narrower, Self::Whole) => narrower.clone(),
+            (Self::Members(ours), Self::Members(theirs)) => {
+                let shared = ours.iter().filter_map(|(name, allowed)| {
+                    let shared = allowed.intersection(theirs.get(name)?);
+                    Some((name.clone(), shared))
+                });
+                Self::Members(shared.collect())
+            }
         }
     }
 

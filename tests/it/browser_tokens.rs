@@ -537,6 +537,62 @@ async fn a_token_shows_what_its_view_or_its_minters_names_and_no_more() {
 }
 
 #[tokio::test]
+async fn a_token_shows_no_more_when_its_minters_view_is_taken_away_widened_or_gone() {
+    const PUBLIC: &str = "[views.public]\nfields = ['task_id', 'status']\n";
+    const NARROWER: &str = "[views.public]\nfields = ['status']\n";
+    const RUNS: &str = "[views.runs]\nfields = ['task_id', 'run_id']\n";
+    let viewed = |view: &str| client("viewed", "ugw_viewed", &format!("spaces = ['*']\n{view}"));
+    let pair = pair();
+    let keys = Keys::new(&pair, &[]);
+    let setup = |toml: String| setup().with(&keys.section(0, "")).with(&toml);
+    let running = setup(format!("{PUBLIC}{RUNS}{}", viewed("view = 'public'")))
+        .start_from_file()
+        .await;
+    let gateway = &running.gateway;
+    let mint_seeing = async |view: Option<&str>| {
+        let mut body = for_support(300);
+        if let Some(view) = view {
+            body["view"] = view.into();
+        }
+        token(&mint(gateway, &body).key("ugw_viewed").await)
+    };
+    let plain = mint_seeing(None).await;
+    let narrowed = mint_seeing(Some("runs")).await;
+    assert_eq!(shown_members(gateway, &plain).await, ["status", "task_id"]);
+    assert_eq!(shown_members(gateway, &narrowed).await, ["task_id"]);
+
+    for (toml, of_plain, of_narrowed) in [
+        (
+            format!("{PUBLIC}{RUNS}{}", viewed("")),
+            &["status", "task_id"][..],
+            &["task_id"][..],
+        ),
+        (
+            format!("{PUBLIC}{RUNS}{}", viewed("view = 'runs'")),
+            &["task_id"],
+            &["task_id"],
+        ),
+        (
+            format!("{NARROWER}{RUNS}{}", viewed("view = 'public'")),
+            &["status"],
+            &[],
+        ),
+    ] {
+        running.rewrite(setup(toml));
+        assert_eq!(running.reload().await.0, 200);
+        assert_eq!(shown_members(gateway, &plain).await, of_plain);
+        assert_eq!(shown_members(gateway, &narrowed).await, of_narrowed);
+    }
+
+    running.rewrite(setup(format!("{RUNS}{}", viewed(""))));
+    assert_eq!(running.reload().await.0, 200);
+    for token in [&plain, &narrowed] {
+        let answer = with_token(gateway, token, world::SUPPORT).await;
+        answer.assert_error("unauthenticated");
+    }
+}
+
+#[tokio::test]
 async fn a_token_draws_on_its_minters_limit_and_so_does_minting() {
     let limit = "spaces = ['*']\nrate_limit = { per_second = 0.001, burst = 3 }";
     let limited = client("limited", "ugw_limited", limit);

@@ -51,6 +51,10 @@ struct Claims {
     spaces: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     view: Option<String>,
+    /// The minter's own view when it minted. It holds on when the minter's is widened or taken away. Always there: of a token without
+    /// it, as earlier versions made them, nobody knows what it may show.
+    #[serde(deserialize_with = "Option::deserialize")]
+    minter_view: Option<String>,
     iat: u64,
     exp: u64,
 }
@@ -115,6 +119,7 @@ impl BrowserTokens {
                 .map(|space| space.as_str().to_owned())
                 .collect(),
             view,
+            minter_view: minter.view_name.as_deref().map(str::to_owned),
             iat: unix_seconds(now),
             exp,
         };
@@ -164,7 +169,7 @@ impl BrowserTokens {
             spaces: AllowedSpaces::Named(spaces.collect()),
             expires,
             leeway: Duration::ZERO,
-            view: claims.view,
+            views: claims.minter_view.into_iter().chain(claims.view).collect(),
         })
     }
 }

@@ -122,7 +122,7 @@ fn judge(claims: &Claims, rules: &JwtConfig, now: SystemTime) -> Result<Proof, A
         spaces,
         expires,
         leeway: LEEWAY,
-        view: None,
+        views: Vec::new(),
     })
 }
 

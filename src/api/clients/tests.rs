@@ -593,8 +593,8 @@ async fn what_is_narrowed_draws_on_the_limit_of_its_origin_and_on_its_own() {
 }
 
 #[test]
-fn a_view_holds_for_what_is_narrowed_and_another_takes_its_place_nowhere() {
-    let views = "[views.public]\nfields = ['a']\n[views.wide]\nfields = ['a', 'b']\n";
+fn a_view_holds_for_what_is_narrowed_and_another_only_narrows_it() {
+    let views = "[views.public]\nfields = ['a']\n[views.wide]\nfields = ['a', 'b']\n[views.other]\nfields = ['b']\n";
     let viewed = section("viewed", "view = 'public'");
     let clients = clients_of(&format!("{views}{viewed}{}", section("whole", "")));
     let id = |client: &Client| client.view.as_ref().map(|view| view.id());
@@ -604,6 +604,9 @@ fn a_view_holds_for_what_is_narrowed_and_another_takes_its_place_nowhere() {
 
     assert_eq!(id(&narrowed("viewed")), Some(public.id()));
     assert_eq!(id(&narrowed("viewed").seeing(wide)), Some(public.id()));
+    let other = clients.view("other").unwrap();
+    let neither = id(&narrowed("viewed").seeing(other)).unwrap();
+    assert!(neither != public.id() && neither != other.id());
     assert_eq!(id(&narrowed("whole")), None);
     assert_eq!(id(&narrowed("whole").seeing(wide)), Some(wide.id()));
     assert!(clients.view("nowhere").is_none());

@@ -97,8 +97,8 @@ pub(super) struct Proof {
     pub expires: SystemTime,
     /// How much longer it is taken, for clocks that differ.
     pub leeway: Duration,
-    /// The view it is bound to.
-    pub view: Option<String>,
+    /// The views it is bound to: it shows what all of them do.
+    pub views: Vec<String>,
 }
 
 /// What proves a token.

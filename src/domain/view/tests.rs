@@ -62,6 +62,33 @@ fn a_task_shows_the_members_that_are_named_and_no_other() {
 }
 
 #[test]
+fn an_intersection_shows_what_both_views_name() {
+    let task = r#"{"task_id":"T","output":{"call_id":7,"cost":1},"input":{"a":1},"n":null}"#;
+    for (one, other, expected) in [
+        (&["task_id", "n"][..], &["n", "input"][..], r#"{"n":null}"#),
+        (
+            &["output"],
+            &["output.call_id"],
+            r#"{"output":{"call_id":7}}"#,
+        ),
+        (&["output.cost"], &["output.call_id"], r#"{"output":{}}"#),
+        (&["task_id"], &["status"], "{}"),
+        (&["task_id.x"], &["task_id"], "{}"),
+    ] {
+        let of = |fields: &[&str]| {
+            let paths = fields.iter().map(|field| FieldPath::dotted(field).unwrap());
+            View::new(&paths.collect::<Vec<_>>())
+        };
+        let (one, other) = (of(one), of(other));
+        let both = one.intersection(&other);
+        assert_eq!(within_page(&both, task), expected);
+        assert_eq!(other.intersection(&one).id(), both.id());
+        assert_eq!(both.intersection(&one).id(), both.id());
+        assert_eq!(one.intersection(&one).id(), one.id());
+    }
+}
+
+#[test]
 fn what_has_not_the_form_of_its_path_is_hidden_and_null_stays_null() {
     for (value, expected) in [
         ("null", r#"{"output":null}"#),
@@ -394,6 +421,30 @@ proptest! {
         for leaf in leaves {
             prop_assert!(paths.iter().any(|path| leaf.starts_with(path)), "{:?}", leaf);
         }
+    }
+
+    #[test]
+    fn an_intersection_shows_what_is_left_when_both_are_applied_in_turn(
+        tasks in prop::collection::vec(any_json(), 0..4),
+        one in any_paths(),
+        other in any_paths(),
+    ) {
+        let page = format!(r#"{{"data":{},"count":1}}"#, Json::Array(tasks).print());
+        let of = |paths: &[Vec<String>]| {
+            let fields: Vec<_> = paths.iter().map(|names| FieldPath::new(names.clone()).unwrap()).collect();
+            View::new(&fields)
+        };
+        let (one, other) = (of(&one), of(&other));
+
+        let both = one.intersection(&other);
+
+        let shown = both.apply(page.as_bytes()).unwrap();
+        for (first, second) in [(&one, &other), (&other, &one)] {
+            let seen = first.apply(page.as_bytes()).unwrap();
+            prop_assert_eq!(&second.apply(&seen).unwrap(), &shown);
+            prop_assert!(is_within(std::str::from_utf8(&shown).unwrap(), std::str::from_utf8(&seen).unwrap()));
+        }
+        prop_assert_eq!(other.intersection(&one).id(), both.id());
     }
 
     #[test]

@@ -33,12 +33,27 @@ impl Pair {
 
     /// A browser token whose header and claims are good but for these.
     fn sign(&self, header: impl FnOnce(&mut Header), changes: &Value) -> String {
-        let mut claims = json!({
-            "iss": ISSUER, "aud": AUDIENCE, "sub": "crm", "spaces": ["A"], "iat": NOW, "exp": NOW + 60,
-        });
+        let mut claims = Self::claims();
         for (name, value) in changes.as_object().unwrap() {
             claims[name] = value.clone();
         }
+        self.sign_claims(header, &claims)
+    }
+
+    /// A good browser token but that this claim is missing.
+    fn sign_without(&self, claim: &str) -> String {
+        let mut claims = Self::claims();
+        claims.as_object_mut().unwrap().remove(claim);
+        self.sign_claims(|_| {}, &claims)
+    }
+
+    fn claims() -> Value {
+        json!({
+            "iss": ISSUER, "aud": AUDIENCE, "sub": "crm", "spaces": ["A"], "minter_view": null, "iat": NOW, "exp": NOW + 60,
+        })
+    }
+
+    fn sign_claims(&self, header: impl FnOnce(&mut Header), claims: &Value) -> String {
         let mut good = Header {
             typ: Some(TYPE.to_owned()),
             kid: Some(self.id()),
@@ -46,7 +61,7 @@ impl Pair {
         };
         header(&mut good);
         let key = EncodingKey::from_ed_der(&self.0.serialize_der());
-        jsonwebtoken::encode(&good, &claims, &key).unwrap()
+        jsonwebtoken::encode(&good, claims, &key).unwrap()
     }
 }
 
@@ -210,6 +225,9 @@ fn what_is_signed_but_not_as_the_gateway_signs_is_refused() {
         (claims(json!({"spaces": "A"})), BadClaims),
         // What narrows it cannot be passed over: no view is known yet.
         (claims(json!({"view": "public"})), BadClaims),
+        (claims(json!({"minter_view": "public"})), BadClaims),
+        (claims(json!({"minter_view": 5})), BadClaims),
+        (pair.sign_without("minter_view"), BadClaims),
         (claims(json!({"fields": ["task_id"]})), BadClaims),
         // Any other type is an identity provider's, and there is none.
         (
@@ -247,4 +265,70 @@ fn all_spaces_are_never_a_tokens() {
     let token = pair.sign(|_| {}, &json!({"sub": "seasonal", "spaces": ["*"]}));
     let client = asks(&clients, &token, NOW).unwrap();
     assert!(!client.may_read(&SpaceToken::new("A").unwrap()));
+}
+
+/// What a client of `tables`, which has the views `a`, `ab` and `bc`, shows of three members.
+fn shown(client: &Client) -> String {
+    let page = br#"{"count":1,"data":[{"a":1,"b":2,"c":3}]}"#;
+    let shown = match &client.view {
+        None => page.to_vec(),
+        Some(view) => view.apply(page).unwrap().to_vec(),
+    };
+    let shown: Value = serde_json::from_slice(&shown).unwrap();
+    let names = shown["data"][0].as_object().unwrap().keys();
+    names.map(String::as_str).collect()
+}
+
+#[test]
+fn a_token_shows_what_its_minters_views_then_and_now_and_its_own_all_show() {
+    let key = Pair::new().private();
+    let views = "[views.a]\nfields = ['a']\n[views.ab]\nfields = ['a', 'b']\n[views.bc]\nfields = ['b', 'c']\n";
+    let seeing = |view: Option<&str>| {
+        let view = view.map(|name| format!("view = '{name}'"));
+        let digest = "0".repeat(64);
+        let rest = view.unwrap_or_default();
+        format!(
+            "{views}[[clients]]\nname = 'crm'\nkey_sha256 = ['{digest}']\nspaces = ['A']\n{rest}\n"
+        )
+    };
+    for (then, asked, now, expected) in [
+        (None, None, None, "abc"),
+        (None, Some("ab"), None, "ab"),
+        (None, None, Some("bc"), "bc"),
+        (None, Some("ab"), Some("bc"), "b"),
+        (Some("ab"), None, None, "ab"),
+        (Some("ab"), Some("bc"), Some("ab"), "b"),
+        (Some("ab"), Some("bc"), None, "b"),
+        (Some("ab"), None, Some("bc"), "b"),
+        (Some("ab"), Some("a"), Some("bc"), ""),
+        (Some("a"), Some("ab"), Some("a"), "a"),
+    ] {
+        let minting = clients(&seeing(then), &key, &[]);
+        let tokens = minting.issuers().browser_tokens().unwrap();
+        let spaces = [SpaceToken::new("A").unwrap()].into();
+        let minter = &minting.by_name["crm"];
+        let ttl = Duration::from_secs(60);
+        let minted = tokens.mint(minter, &spaces, asked.map(str::to_owned), ttl, at(NOW));
+
+        let serving = clients(&seeing(now), &key, &[]);
+        let client = asks(&serving, &minted.token, NOW).unwrap();
+        assert_eq!(shown(&client), expected, "{then:?} {asked:?} {now:?}");
+
+        let without = seeing(None).replace("views.ab", "views.other");
+        let gone = then == Some("ab") || asked == Some("ab");
+        let told = outcome(&clients(&without, &key, &[]), &minted.token, NOW);
+        let expected = if gone {
+            Err(AuthFailure::BadClaims)
+        } else {
+            Ok("crm".to_owned())
+        };
+        assert_eq!(told, expected, "{then:?} {asked:?}");
+
+        // By its name: what that means now counts.
+        let redefined = seeing(now).replace("['a', 'b']", "['c']");
+        if gone {
+            let client = asks(&clients(&redefined, &key, &[]), &minted.token, NOW).unwrap();
+            assert!(!shown(&client).contains(['a', 'b']), "{then:?} {asked:?}");
+        }
+    }
 }
