@@ -13,6 +13,7 @@ use super::{
         MaxStale, RequestDirectives, ResponseDirectives, Vary, corrected_initial_age,
         explicit_lifetime, parse_age, vary,
     },
+    status::Detail,
 };
 use crate::config::CacheConfig;
 
@@ -62,6 +63,9 @@ pub struct Freshness {
     never_stale: bool,
     stale_while_revalidate: Duration,
     stale_if_error: Duration,
+    /// How long after its freshness a client's `max-stale` may still get it: a right may have been revoked meanwhile, which
+    /// nobody learns of who does not ask.
+    max_stale: Duration,
 }
 
 impl Freshness {
@@ -83,6 +87,9 @@ impl Freshness {
             Some(_) => Duration::ZERO,
             None => initial_age,
         };
+        let stale_if_error = said
+            .stale_if_error
+            .map_or(lifetimes.stale_if_error, Into::into);
         Self {
             received: answer.received,
             initial_age,
@@ -98,9 +105,8 @@ impl Freshness {
                 None if stated.is_some() => Duration::ZERO,
                 None => lifetimes.stale_while_revalidate,
             },
-            stale_if_error: said
-                .stale_if_error
-                .map_or(lifetimes.stale_if_error, Into::into),
+            stale_if_error,
+            max_stale: stale_if_error.min(lifetimes.stale_if_error),
         }
     }
 
@@ -128,7 +134,8 @@ impl Freshness {
             never_stale: parts.clone().any(|part| part.never_stale),
             // Nobody could refresh it: its parts are what is fetched.
             stale_while_revalidate: Duration::ZERO,
-            stale_if_error: parts.map(|part| part.stale_if_error).min()?,
+            stale_if_error: parts.clone().map(|part| part.stale_if_error).min()?,
+            max_stale: parts.map(|part| part.max_stale).min()?,
         })
     }
 
@@ -287,8 +294,8 @@ enum Remaining {
 /// What to do about a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Serve what is stored. `ttl` is in seconds, negative where the client takes it stale.
-    Hit { ttl: i64 },
+    /// Serve what is stored. `ttl` is in seconds, negative where the client takes it stale; `detail` is why it does.
+    Hit { ttl: i64, detail: Option<Detail> },
     /// Serve what is stored and refresh it meanwhile.
     HitWhileRevalidate { ttl: i64 },
     /// Ask the upstream and wait.
@@ -342,7 +349,10 @@ pub fn judge(stored: Option<Candidate<'_>>, request: &RequestDirectives, now: In
     match verdict {
         Verdict::Fill(_) if request.only_if_cached => Verdict::NotCached,
         // No upstream request on this client's account, not even behind its back.
-        Verdict::HitWhileRevalidate { ttl } if request.only_if_cached => Verdict::Hit { ttl },
+        Verdict::HitWhileRevalidate { ttl } if request.only_if_cached => Verdict::Hit {
+            ttl,
+            detail: Some(Detail::OnlyIfCached),
+        },
         other => other,
     }
 }
@@ -363,15 +373,23 @@ fn judge_stored(candidate: Candidate<'_>, request: &RequestDirectives, now: Inst
     match remaining {
         Remaining::Fresh(left) => match request.min_fresh {
             Some(wanted) if left < wanted => Verdict::Fill(FillReason::Request),
-            _ => Verdict::Hit { ttl: whole(left) },
+            _ => Verdict::Hit {
+                ttl: whole(left),
+                detail: None,
+            },
         },
         Remaining::Stale(_) if freshness.never_stale || only_fresh || moved_at.is_some() => {
             Verdict::Fill(FillReason::Stale)
         }
         // RFC 9111 section 5.2.1.3: it wants freshness to spare, so it takes nothing stale.
         Remaining::Stale(_) if request.min_fresh.is_some() => Verdict::Fill(FillReason::Request),
-        Remaining::Stale(for_) if takes_stale(for_, request.max_stale) => {
-            Verdict::Hit { ttl: -whole(for_) }
+        Remaining::Stale(for_)
+            if for_ < freshness.max_stale && takes_stale(for_, request.max_stale) =>
+        {
+            Verdict::Hit {
+                ttl: -whole(for_),
+                detail: Some(Detail::MaxStale),
+            }
         }
         // RFC 9111 section 5.2.1.1: who names a `max-age` takes something stale by its own `max-stale` only.
         Remaining::Stale(for_)

@@ -17,7 +17,7 @@ static HIT: Seconds = Seconds::new(|ttl| format!("{NAME}; hit; ttl={ttl}"));
 pub enum CacheStatus {
     /// Answered from the store; `ttl` in seconds, negative where stale.
     Hit { ttl: i64, detail: Option<Detail> },
-    /// Asked the upstream.
+    /// Asked the upstream, or waited for a fill that did.
     Forward {
         reason: FillReason,
         /// The upstream's status, where it answered a page or a 304.
@@ -26,8 +26,47 @@ pub enum CacheStatus {
         /// Waited for a fill that another request began.
         collapsed: bool,
     },
-    /// Nothing usable stored, and the client wanted no upstream call.
-    NotCached,
+    /// Neither served nor asked.
+    NotForwarded(NotForwarded),
+}
+
+/// Why the upstream was not asked though nothing stored could be shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotForwarded {
+    /// The client wanted no upstream call.
+    OnlyIfCached,
+    /// No call was left.
+    Quota,
+    /// The upstream is left alone for a while: it kept failing, or refused the credential.
+    CircuitOpen,
+    /// The gateway's own limits.
+    Overloaded,
+}
+
+impl From<NotForwarded> for CacheStatus {
+    fn from(reason: NotForwarded) -> Self {
+        Self::NotForwarded(reason)
+    }
+}
+
+impl NotForwarded {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::OnlyIfCached => "only-if-cached",
+            Self::Quota => "quota",
+            Self::CircuitOpen => "circuit-open",
+            Self::Overloaded => "overloaded",
+        }
+    }
+
+    fn outcome(self) -> &'static str {
+        match self {
+            Self::OnlyIfCached => "not_cached",
+            Self::Quota => "quota_exhausted",
+            Self::CircuitOpen => "circuit_open",
+            Self::Overloaded => "overloaded",
+        }
+    }
 }
 
 /// Where a page came from that was not simply stored and fresh.
@@ -36,6 +75,10 @@ pub enum Detail {
     StaleWhileRevalidate,
     StaleIfError,
     Quota,
+    /// The client's `max-stale`.
+    MaxStale,
+    /// The client's `only-if-cached`: otherwise it would be refreshed meanwhile.
+    OnlyIfCached,
     /// Cut from other pages of the same list; not stale at all.
     Assembled,
 }
@@ -46,6 +89,19 @@ impl Detail {
             Self::StaleWhileRevalidate => "stale-while-revalidate",
             Self::StaleIfError => "stale-if-error",
             Self::Quota => "quota",
+            Self::MaxStale => "max-stale",
+            Self::OnlyIfCached => "only-if-cached",
+            Self::Assembled => "assembled",
+        }
+    }
+
+    fn outcome(self) -> &'static str {
+        match self {
+            Self::StaleWhileRevalidate => "stale_while_revalidate",
+            Self::StaleIfError => "stale_if_error",
+            Self::Quota => "quota",
+            Self::MaxStale => "max_stale",
+            Self::OnlyIfCached => "only_if_cached",
             Self::Assembled => "assembled",
         }
     }
@@ -53,29 +109,28 @@ impl Detail {
 
 impl CacheStatus {
     /// Every outcome that is counted.
-    pub const OUTCOMES: [&'static str; 9] = [
+    pub const OUTCOMES: [&'static str; 14] = [
         "hit",
         "stale_while_revalidate",
         "stale_if_error",
         "quota",
+        "max_stale",
+        "only_if_cached",
         "assembled",
         "miss",
         "stale",
         "joined",
         "not_cached",
+        "quota_exhausted",
+        "circuit_open",
+        "overloaded",
     ];
 
     /// The outcome under which it is counted and logged.
     #[must_use]
     pub fn outcome(&self) -> &'static str {
         match self {
-            Self::Hit { detail, .. } => match detail {
-                None => "hit",
-                Some(Detail::StaleWhileRevalidate) => "stale_while_revalidate",
-                Some(Detail::StaleIfError) => "stale_if_error",
-                Some(Detail::Quota) => "quota",
-                Some(Detail::Assembled) => "assembled",
-            },
+            Self::Hit { detail, .. } => detail.map_or("hit", Detail::outcome),
             Self::Forward {
                 collapsed: true, ..
             } => "joined",
@@ -83,7 +138,7 @@ impl CacheStatus {
                 FillReason::UriMiss | FillReason::Bypass => "miss",
                 FillReason::Stale | FillReason::Request => "stale",
             },
-            Self::NotCached => "not_cached",
+            Self::NotForwarded(reason) => reason.outcome(),
         }
     }
 
@@ -122,7 +177,8 @@ impl CacheStatus {
                 }
                 text
             }
-            Self::NotCached => format!("{NAME}; fwd={}", FillReason::UriMiss.as_str()),
+            // RFC 9211 section 2.2: `fwd` says that the request went forward.
+            Self::NotForwarded(reason) => format!("{NAME}; detail={}", reason.as_str()),
         };
         HeaderValue::try_from(text).expect("our words and digits are visible ASCII")
     }
@@ -172,7 +228,30 @@ mod tests {
                 hit(0, Some(Detail::Assembled)),
                 "hit; ttl=0; detail=assembled",
             ),
-            (CacheStatus::NotCached, "fwd=uri-miss"),
+            (
+                hit(-90, Some(Detail::MaxStale)),
+                "hit; ttl=-90; detail=max-stale",
+            ),
+            (
+                hit(-4, Some(Detail::OnlyIfCached)),
+                "hit; ttl=-4; detail=only-if-cached",
+            ),
+            (
+                CacheStatus::NotForwarded(NotForwarded::OnlyIfCached),
+                "detail=only-if-cached",
+            ),
+            (
+                CacheStatus::NotForwarded(NotForwarded::Quota),
+                "detail=quota",
+            ),
+            (
+                CacheStatus::NotForwarded(NotForwarded::CircuitOpen),
+                "detail=circuit-open",
+            ),
+            (
+                CacheStatus::NotForwarded(NotForwarded::Overloaded),
+                "detail=overloaded",
+            ),
             (
                 forward(FillReason::Request, None, false, false),
                 "fwd=request",
@@ -187,6 +266,7 @@ mod tests {
             assert_eq!(value, format!("unpod-gateway; {expected}"));
             let item = sfv::Parser::new(value.as_bytes()).parse::<sfv::Item>();
             assert!(item.is_ok(), "{expected} is a structured field");
+            assert!(CacheStatus::OUTCOMES.contains(&status.outcome()));
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::{
         http_semantics::RequestDirectives,
         judge_page,
         space::Remembered,
-        status::Detail,
+        status::{Detail, NotForwarded},
         store::Kept,
     },
     domain::{PageKey, PageQuery, Refusal, SpaceKey, SpaceToken, View},
@@ -147,20 +147,28 @@ enum Look {
     Upstream,
 }
 
-/// On whose account a fill goes, and who wants it how much.
+/// On whose account a fill goes, and what it shares with those who wait for it.
 struct Errand {
     cause: Arc<str>,
+    shared: Shared,
+}
+
+/// Who wants a fill how much, and how many calls it has made so far.
+#[derive(Clone, Debug)]
+struct Shared {
     claims: Claims,
     calls: Calls,
 }
 
 impl Errand {
     /// On the account of who claims it first.
-    fn new(claim: Claim, calls: Calls) -> Self {
+    fn new(claim: Claim) -> Self {
         Self {
             cause: claim.client.clone(),
-            claims: Claims::new(claim),
-            calls,
+            shared: Shared {
+                claims: Claims::new(claim),
+                calls: Calls::default(),
+            },
         }
     }
 }
@@ -177,6 +185,77 @@ enum Decision {
 struct WantedFill {
     reason: FillReason,
     stored: Option<Arc<StoredPage>>,
+}
+
+/// A fill as one of those who wait for it sees it.
+struct Awaited {
+    reason: FillReason,
+    role: Role,
+    calls: Calls,
+}
+
+impl Awaited {
+    fn new(reason: FillReason, waiting: &Waiting<Filled, Shared>) -> Self {
+        Self {
+            reason,
+            role: waiting.role,
+            calls: waiting.shared.calls.clone(),
+        }
+    }
+
+    /// The calls that count on this waiter's account: those of a fill that another began are the other's.
+    fn calls_of_its_own(&self) -> u32 {
+        match self.role {
+            Role::Leader => self.calls.count(),
+            Role::Joined => 0,
+        }
+    }
+
+    fn filled(&self, fill: &Fill) -> CacheStatus {
+        match self.role {
+            Role::Leader => CacheStatus::Forward {
+                reason: self.reason,
+                status: Some(fill.status),
+                stored: fill.kept.stored,
+                collapsed: false,
+            },
+            Role::Joined => self.forwarded(),
+        }
+    }
+
+    /// What to say where the fill ended with `error`: of a call only where there was one.
+    fn failed(&self, error: &UpstreamError) -> CacheStatus {
+        match self.calls.count() {
+            0 => not_forwarded(error).into(),
+            _ => self.forwarded(),
+        }
+    }
+
+    fn forwarded(&self) -> CacheStatus {
+        CacheStatus::Forward {
+            reason: self.reason,
+            status: None,
+            stored: false,
+            collapsed: self.role == Role::Joined,
+        }
+    }
+}
+
+/// Why a fill that ended with `error` made no call.
+fn not_forwarded(error: &UpstreamError) -> NotForwarded {
+    match error {
+        UpstreamError::QuotaExhausted { .. } => NotForwarded::Quota,
+        UpstreamError::Unavailable { .. } | UpstreamError::AuthFailed => NotForwarded::CircuitOpen,
+        // It waited for its turn until its deadline.
+        UpstreamError::Timeout(_) | UpstreamError::Overloaded => NotForwarded::Overloaded,
+        // Only a call can end so.
+        UpstreamError::SpaceNotFound { .. }
+        | UpstreamError::SpaceAccessDenied
+        | UpstreamError::Rejected
+        | UpstreamError::Failed(_)
+        | UpstreamError::InvalidResponse(_)
+        | UpstreamError::Unreachable(_) => NotForwarded::Overloaded,
+    }
 }
 
 /// How far an [`Ask`] is answered from what is stored.
@@ -211,7 +290,7 @@ struct FlightKey {
 #[derive(Debug)]
 pub struct Tasks {
     store: PageStore,
-    flights: Flights<FlightKey, Filled, Claims>,
+    flights: Flights<FlightKey, Filled, Shared>,
     metrics: Arc<Metrics>,
     /// What replicas share, where there is any.
     second_tier: OnceLock<SecondTier>,
@@ -329,20 +408,22 @@ impl Tasks {
             let WantedFill { reason, stored } = wanted;
             // Before anything is begun: a fill that nobody may wait for would only add to the load.
             let Some(place) = self.places.take(ask.account.client()) else {
-                return self.no_place(ask, reason, stored.as_ref());
+                let status = NotForwarded::Overloaded.into();
+                return self.no_place(ask, stored.as_ref(), status);
             };
             // `None`: another fill ended since the decision, so there is a new one to make.
-            let calls = Calls::default();
-            let waiting = self.begin_fill(key, ask, look, stored.as_ref(), &calls);
-            if let Some(waiting) = waiting {
+            if let Some(waiting) = self.begin_fill(key, ask, look, stored.as_ref()) {
+                let awaited = Awaited::new(reason, &waiting);
                 let outcome = tokio::select! {
                     biased;
-                    outcome = self.wait(waiting, ask, reason, stored.as_ref()) => outcome,
-                    () = place.given_away() => Some(self.no_place(ask, reason, stored.as_ref())),
+                    outcome = self.wait(waiting, ask, &awaited, stored.as_ref()) => outcome,
+                    () = place.given_away() => {
+                        let status = awaited.failed(&UpstreamError::Overloaded);
+                        Some(self.no_place(ask, stored.as_ref(), status))
+                    }
                 };
                 match outcome {
-                    // A fill that another began counts on its own account.
-                    Some(outcome) => return charged(outcome, calls.count()),
+                    Some(outcome) => return charged(outcome, awaited.calls_of_its_own()),
                     None => look = Look::Upstream,
                 }
             }
@@ -357,16 +438,10 @@ impl Tasks {
     fn no_place(
         &self,
         ask: &Ask,
-        reason: FillReason,
         stored: Option<&Arc<StoredPage>>,
+        status: CacheStatus,
     ) -> Result<Served, TasksError> {
         self.metrics.shed(Shed::WaitingPlaces);
-        let status = CacheStatus::Forward {
-            reason,
-            status: None,
-            stored: false,
-            collapsed: false,
-        };
         failed(UpstreamError::Overloaded, stored, ask, status)
     }
 
@@ -379,7 +454,7 @@ impl Tasks {
         let now = Instant::now();
         let page = self.store.assemble(key, now)?;
         match judge_page(Some(&page), false, &ask.directives, now) {
-            Verdict::Hit { ttl } => Some(hit(page, ttl, now)),
+            Verdict::Hit { ttl, detail } => Some(hit(page, ttl, detail, now)),
             Verdict::HitWhileRevalidate { .. } | Verdict::Fill(_) | Verdict::NotCached => None,
         }
     }
@@ -401,7 +476,9 @@ impl Tasks {
                 .filter(|known| refusal_answers(known.age(now), known.until - now, &ask.directives))
         };
         match (verdict, stored) {
-            (Verdict::Hit { ttl }, Some(page)) => Decision::Serve(hit(page, ttl, now)),
+            (Verdict::Hit { ttl, detail }, Some(page)) => {
+                Decision::Serve(hit(page, ttl, detail, now))
+            }
             (Verdict::HitWhileRevalidate { ttl }, Some(page)) => {
                 let served = Served {
                     page: page.clone(),
@@ -429,7 +506,7 @@ impl Tasks {
                 Some(known) => self.refused(&known, stored.as_ref(), ask, now),
                 None => Decision::Refuse(TasksError {
                     kind: TasksErrorKind::NotCached,
-                    status: CacheStatus::NotCached,
+                    status: NotForwarded::OnlyIfCached.into(),
                     age: None,
                     calls: 0,
                 }),
@@ -469,25 +546,24 @@ impl Tasks {
         ask: &Ask,
         look: Look,
         stored: Option<&Arc<StoredPage>>,
-        calls: &Calls,
-    ) -> Option<Waiting<Filled, Claims>> {
+    ) -> Option<Waiting<Filled, Shared>> {
         let keep = !ask.directives.no_store;
         let waiting = self.flights.join(&self.flight(key, ask), keep, |wanted| {
             match self.decide(key, ask, Instant::now()) {
                 Decision::Fill(WantedFill { stored, .. }) => {
-                    let errand = Errand::new(ask.claim(stored.as_ref()), calls.clone());
+                    let errand = Errand::new(ask.claim(stored.as_ref()));
                     Some(self.begin(ask, look, errand, stored, wanted))
                 }
                 Decision::Serve(_) | Decision::ServeAndRefresh(..) | Decision::Refuse(_) => None,
             }
         })?;
         if waiting.role == Role::Joined {
-            waiting.shared.add(ask.claim(stored));
+            waiting.shared.claims.add(ask.claim(stored));
         }
         Some(waiting)
     }
 
-    /// A fill, and the claims that may be added to it.
+    /// A fill, and what it shares with those who wait for it.
     fn begin(
         self: &Arc<Self>,
         ask: &Ask,
@@ -495,8 +571,8 @@ impl Tasks {
         errand: Errand,
         stored: Option<Arc<StoredPage>>,
         wanted: Wanted,
-    ) -> (Claims, impl Future<Output = Filled> + use<>) {
-        let claims = errand.claims.clone();
+    ) -> (Shared, impl Future<Output = Filled> + use<>) {
+        let shared = errand.shared.clone();
         // Whatever a line of the log is about, it names the request that caused it. At the highest level, or a filter could leave it out.
         let span = error_span!(
             "fill",
@@ -507,7 +583,7 @@ impl Tasks {
         let fill = self
             .clone()
             .fetch(ask.clone(), look, errand, stored, wanted);
-        (claims, fill.instrument(span))
+        (shared, fill.instrument(span))
     }
 
     /// Fetches a page anew that nobody waits for, if there is a call to spare for it and the upstream is asked at all.
@@ -524,7 +600,7 @@ impl Tasks {
                         urgency: Urgency::Background,
                         client: BACKGROUND.into(),
                     };
-                    let errand = Errand::new(claim, Calls::default());
+                    let errand = Errand::new(claim);
                     Some(self.begin(ask, Look::Anywhere, errand, Some(stored), wanted))
                 }
                 // It has just been refreshed.
@@ -545,21 +621,14 @@ impl Tasks {
     /// Waits for a fill; `None` where it found what another replica filled, and this client wants another.
     async fn wait(
         self: &Arc<Self>,
-        waiting: Waiting<Filled, Claims>,
+        waiting: Waiting<Filled, Shared>,
         ask: &Ask,
-        reason: FillReason,
+        awaited: &Awaited,
         stored: Option<&Arc<StoredPage>>,
     ) -> Option<Result<Served, TasksError>> {
         let _counted = self.metrics.fill_waiter();
-        let joined = waiting.role == Role::Joined;
-        let forward = |fill: Option<&Fill>| CacheStatus::Forward {
-            reason,
-            status: fill.filter(|_| !joined).map(|fill| fill.status),
-            stored: !joined && fill.is_some_and(|fill| fill.kept.stored),
-            collapsed: joined,
-        };
         let mut span = ask.trace.begin("wait");
-        span.set("gateway.fill.joined", joined);
+        span.set("gateway.fill.joined", awaited.role == Role::Joined);
         let outcome = tokio::time::timeout(self.patience, waiting.outcome())
             .await
             .unwrap_or(Some(Err(UpstreamError::Timeout(self.patience))));
@@ -572,7 +641,7 @@ impl Tasks {
                 return self.serve_shared(fill.kept.page, ask).map(Ok);
             }
             Some(Ok(fill)) => Ok(Served {
-                status: forward(Some(&fill)),
+                status: awaited.filled(&fill),
                 page: fill.kept.page,
                 at: Instant::now(),
                 calls: 0,
@@ -580,11 +649,12 @@ impl Tasks {
             Some(Err(error)) => {
                 // It may have found one that is too old to be shown but in its place.
                 let found = stored.cloned().or_else(|| self.found_meanwhile(ask));
-                failed(error, found.as_ref(), ask, forward(None))
+                let status = awaited.failed(&error);
+                failed(error, found.as_ref(), ask, status)
             }
             None => Err(TasksError {
                 kind: TasksErrorKind::Lost,
-                status: forward(None),
+                status: awaited.forwarded(),
                 age: None,
                 calls: 0,
             }),
@@ -623,8 +693,8 @@ fn failed(
 }
 
 /// A page as it is stored.
-fn hit(page: Arc<StoredPage>, ttl: i64, at: Instant) -> Served {
-    let detail = page.is_assembled.then_some(Detail::Assembled);
+fn hit(page: Arc<StoredPage>, ttl: i64, detail: Option<Detail>, at: Instant) -> Served {
+    let detail = detail.or_else(|| page.is_assembled.then_some(Detail::Assembled));
     Served {
         page,
         status: CacheStatus::Hit { ttl, detail },

@@ -76,7 +76,7 @@ impl Calls {
     }
 
     /// Counts one more; returns how many there were before it.
-    pub(super) fn add(&self) -> u32 {
+    pub fn add(&self) -> u32 {
         self.0.fetch_add(1, Ordering::Relaxed)
     }
 }

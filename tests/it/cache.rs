@@ -648,6 +648,7 @@ async fn only_if_cached_takes_what_is_stored() {
     let answer = asked.cache_control("only-if-cached").await;
 
     assert_eq!(answer.status, 200);
+    assert_eq!(answer.cache_status(), "hit; detail=only-if-cached");
     gateway.wait_until_filled().await;
     assert_eq!(gateway.upstream().requests(), 1);
 }
@@ -660,19 +661,67 @@ async fn a_client_that_takes_stale_pages_gets_one_without_a_call() {
     let asked = gateway.tasks(world::SUPPORT, "");
     let answer = asked.cache_control("max-stale=60").await;
 
-    assert_eq!(answer.cache_status(), "hit");
+    assert_eq!(answer.cache_status(), "hit; detail=max-stale");
+    assert_eq!(answer.header("cache-control"), Some("private, no-cache"));
     assert_eq!(gateway.upstream().requests(), 1);
 }
 
 #[tokio::test]
-async fn clients_may_keep_a_page_as_long_as_the_operator_says() {
+async fn nobody_gets_a_page_by_max_stale_that_could_stand_in_for_no_error() {
+    for (configured, said) in [
+        ("stale_if_error = \"0s\"", ""),
+        ("stale_if_error = \"0s\"", "stale-if-error=600"),
+        ("", "stale-if-error=0"),
+        ("", "must-revalidate"),
+    ] {
+        let config = format!("{STALE_AT_ONCE}\n{configured}");
+        let gateway = setup().with(&config).start().await;
+        let page = || fillable().header("cache-control", said);
+        gateway
+            .upstream()
+            .script("STALE", vec![page(), page(), page()]);
+        for asked in ["max-stale", "max-stale=600", "max-age=600, max-stale"] {
+            let asked = gateway.tasks("STALE", "").cache_control(asked).await;
+            assert_eq!(asked.status, 200);
+        }
+        let calls = gateway.upstream().requests_to("STALE");
+        assert_eq!(calls, 3, "{configured} {said}");
+    }
+}
+
+// RFC 9111 section 4.2: the client counts from `Age` on.
+#[tokio::test]
+async fn clients_may_keep_a_page_for_so_long_from_now_whatever_its_age() {
     let gateway = setup()
-        .with("[cache]\nclient_max_age = \"7s\"")
+        .with("[cache]\nclient_max_age = \"7s\"\nttl = \"90s\"\njitter = 0.0")
         .start()
         .await;
-    for _ in ["fill", "hit"] {
-        let answer = page(&gateway, "").await;
-        assert_eq!(answer.header("cache-control"), Some("private, max-age=7"));
+    let aged = |age: &str, control: &str| {
+        let answer = fillable().header("age", age);
+        answer.header("cache-control", control)
+    };
+    for (space, script, least, most) in [
+        ("NEW", fillable(), 7, 7),
+        ("AGED", aged("40", "max-age=90"), 7, 7),
+        ("AGED_WITHIN_TTL", fillable().header("age", "40"), 7, 7),
+        ("ENDS_SOON", aged("85", "max-age=90"), 1, 5),
+    ] {
+        gateway.upstream().script(space, vec![script]);
+        for how in ["fill", "hit"] {
+            let answer = gateway.tasks(space, "").await;
+            let age: u64 = answer.header("age").unwrap_or("0").parse().unwrap();
+            let told = answer.header("cache-control").unwrap();
+            let told = told.strip_prefix("private, max-age=").unwrap();
+            let left = told.parse::<u64>().unwrap() - age;
+            assert!((least..=most).contains(&left), "{space} {how}: {left} left");
+        }
+    }
+    for control in ["max-age=0", "no-cache", "no-store", "max-age=40"] {
+        let answer = aged("40", control);
+        gateway.upstream().script("NOT_FRESH", vec![answer]);
+        let answer = gateway.tasks("NOT_FRESH", "").await;
+        let told = answer.header("cache-control");
+        assert_eq!(told, Some("private, no-cache"), "{control}");
     }
 }
 

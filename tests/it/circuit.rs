@@ -74,7 +74,7 @@ async fn an_upstream_that_keeps_failing_is_not_asked() {
     let told = gateway.tasks(world::SUPPORT, &page(4)).await;
 
     told.assert_error("upstream_unavailable");
-    assert_eq!(told.cache_status(), "fwd=uri-miss");
+    assert_eq!(told.cache_status(), "detail=circuit-open");
     let wait: u64 = told.header("retry-after").unwrap().parse().unwrap();
     // What is left of the hour.
     assert!((3000..=3600).contains(&wait), "{wait}");

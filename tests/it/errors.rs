@@ -327,13 +327,18 @@ async fn an_upstream_that_hangs_is_given_up_at_the_deadline() {
 #[tokio::test]
 async fn a_spent_quota_says_when_to_come_back() {
     let gateway = start().await;
-    let spent = said(429, "no").header("retry-after", "7");
+    let spent = said(429, "no").header("retry-after", "70");
     gateway.upstream().script("SPENT", vec![spent]);
 
     let told = gateway.tasks("SPENT", "").await;
 
     told.assert_error("upstream_quota_exhausted");
-    assert_eq!(told.header("retry-after"), Some("7"));
+    assert_eq!(told.header("retry-after"), Some("70"));
+    assert_eq!(told.cache_status(), "fwd=uri-miss");
+    let again = gateway.tasks("SPENT", "").await;
+    again.assert_error("upstream_quota_exhausted");
+    assert_eq!(again.cache_status(), "detail=quota");
+    assert_eq!(gateway.upstream().requests_to("SPENT"), 1);
 }
 
 #[tokio::test]
@@ -346,6 +351,7 @@ async fn only_if_cached_asks_nobody() {
         .await;
 
     answer.assert_error("not_cached");
+    assert_eq!(answer.cache_status(), "detail=only-if-cached");
     assert_eq!(gateway.upstream().requests(), 0);
 }
 

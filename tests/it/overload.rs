@@ -37,6 +37,7 @@ impl Flood {
         while self.0.len() > waiting {
             let refused = self.next().await;
             refused.assert_error("overloaded");
+            assert_eq!(refused.cache_status(), "detail=overloaded");
             assert_eq!(refused.header("retry-after"), Some("1"));
         }
     }

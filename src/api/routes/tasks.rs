@@ -275,8 +275,6 @@ fn describe(policy: &Policy, served: &Served, headers: &mut HeaderMap) {
     let page = &served.page;
     headers.insert(header::DATE, page.fields.date.clone());
     headers.insert(header::VARY, VARY);
-    let may_keep = cache_control(policy.client_max_age, || client_rest(served));
-    headers.insert(header::CACHE_CONTROL, may_keep);
     if let Some(last_modified) = &page.last_modified {
         headers.insert(header::LAST_MODIFIED, last_modified.clone());
     }
@@ -285,11 +283,13 @@ fn describe(policy: &Policy, served: &Served, headers: &mut HeaderMap) {
         // A stored answer tells its age.
         CacheStatus::Hit { .. } => Some(served.age()),
         // One that was just filled tells what the upstream told, if anything.
-        CacheStatus::Forward { .. } | CacheStatus::NotCached => page.upstream_age,
+        CacheStatus::Forward { .. } | CacheStatus::NotForwarded(_) => page.upstream_age,
     };
     if let Some(age) = age {
         headers.insert(header::AGE, AGE.value(age.as_secs()));
     }
+    let may_keep = cache_control(policy.client_max_age, age, || client_rest(served));
+    headers.insert(header::CACHE_CONTROL, may_keep);
     headers.insert(header::LINK, page.fields.link.clone());
     if policy.coherent_pages {
         headers.insert(LIST_GENERATION, page.fields.generation.clone());
@@ -302,17 +302,22 @@ fn client_rest(served: &Served) -> Duration {
         CacheStatus::Hit { .. } | CacheStatus::Forward { stored: true, .. } => {
             served.page.fresh_for(served.at)
         }
-        CacheStatus::Forward { .. } | CacheStatus::NotCached => Duration::ZERO,
+        CacheStatus::Forward { .. } | CacheStatus::NotForwarded(_) => Duration::ZERO,
     }
 }
 
-fn cache_control(client_max_age: Duration, rest: impl FnOnce() -> Duration) -> HeaderValue {
+/// `age` is what the answer's `Age` says: a client subtracts it from `max-age` (RFC 9111 section 4.2).
+fn cache_control(
+    client_max_age: Duration,
+    age: Option<Duration>,
+    rest: impl FnOnce() -> Duration,
+) -> HeaderValue {
     if client_max_age.is_zero() {
         return ASK_EACH_TIME;
     }
     match client_max_age.min(rest()).as_secs() {
         0 => ASK_EACH_TIME,
-        seconds => MAX_AGE.value(seconds),
+        rest => MAX_AGE.value(age.unwrap_or_default().as_secs().saturating_add(rest)),
     }
 }
 
@@ -328,13 +333,34 @@ fn unix_now() -> i64 {
 mod tests {
     use super::*;
 
+    // RFC 9111 section 4.2: fresh while max-age is greater than Age.
     #[test]
     fn clients_may_keep_an_answer_for_what_is_left_of_it_at_most() {
-        let shown =
-            |most, rest| cache_control(Duration::from_secs(most), || Duration::from_secs(rest));
-        assert_eq!(shown(0, 29), "private, no-cache");
-        assert_eq!(shown(10, 29), "private, max-age=10");
-        assert_eq!(shown(60, 29), "private, max-age=29");
-        assert_eq!(shown(60, 0), "private, no-cache");
+        let seconds = Duration::from_secs;
+        for (most, age, rest, expected) in [
+            (0, Some(0), 29, "private, no-cache"),
+            (10, None, 29, "private, max-age=10"),
+            (10, Some(0), 29, "private, max-age=10"),
+            (10, Some(20), 10, "private, max-age=30"),
+            (10, Some(20), 9, "private, max-age=29"),
+            (10, Some(29), 1, "private, max-age=30"),
+            (60, Some(1), 29, "private, max-age=30"),
+            (60, Some(90_000), 29, "private, max-age=90029"),
+            (
+                10,
+                Some(u64::MAX),
+                29,
+                "private, max-age=18446744073709551615",
+            ),
+            (60, None, 0, "private, no-cache"),
+            (60, Some(30), 0, "private, no-cache"),
+            (60, Some(3600), 0, "private, no-cache"),
+        ] {
+            let shown = cache_control(seconds(most), age.map(seconds), || seconds(rest));
+            assert_eq!(shown, expected, "{most} {age:?} {rest}");
+        }
+        let less_than_a_second = || Duration::from_millis(999);
+        let shown = cache_control(seconds(10), None, less_than_a_second);
+        assert_eq!(shown, "private, no-cache");
     }
 }

@@ -98,7 +98,17 @@ impl Page {
 }
 
 const fn hit(ttl: i64) -> Verdict {
-    Verdict::Hit { ttl }
+    Verdict::Hit { ttl, detail: None }
+}
+
+const fn max_stale(ttl: i64) -> Verdict {
+    let detail = Some(Detail::MaxStale);
+    Verdict::Hit { ttl, detail }
+}
+
+const fn only_if_cached(ttl: i64) -> Verdict {
+    let detail = Some(Detail::OnlyIfCached);
+    Verdict::Hit { ttl, detail }
 }
 
 const fn refresh(ttl: i64) -> Verdict {
@@ -193,17 +203,19 @@ fn a_request_is_judged_by_the_pages_age_and_both_sides_words() {
         ("", Kept, 40, "min-fresh=1", REQUEST),
         ("", Kept, 40, "min-fresh=1, max-stale", REQUEST),
         // The client takes it older: no call at all.
-        ("", Kept, 40, "max-stale", hit(-10)),
-        ("", Kept, 100_000, "max-stale", hit(-99_970)),
-        ("", Kept, 40, "max-stale=10", hit(-10)),
+        ("", Kept, 40, "max-stale", max_stale(-10)),
+        ("", Kept, 3629, "max-stale", max_stale(-3599)),
+        ("", Kept, 3630, "max-stale", STALE),
+        ("", Kept, 40, "max-stale=10", max_stale(-10)),
         ("", Kept, 41, "max-stale=10", refresh(-11)),
         ("", Kept, 100, "max-stale=10", STALE),
         ("", Kept, 40, "max-stale, max-age=35", REQUEST),
         // The client wants no call on its account, not even behind its back.
         ("", Kept, 10, "only-if-cached", hit(20)),
-        ("", Kept, 40, "only-if-cached", hit(-10)),
+        ("", Kept, 40, "only-if-cached", only_if_cached(-10)),
         ("", Kept, 90, "only-if-cached", NOT_CACHED),
-        ("", Kept, 90, "only-if-cached, max-stale", hit(-60)),
+        ("", Kept, 90, "only-if-cached, max-stale", max_stale(-60)),
+        ("", Kept, 4000, "only-if-cached, max-stale", NOT_CACHED),
         ("", Kept, 10, "only-if-cached, no-cache", NOT_CACHED),
         ("no-cache", Kept, 0, "only-if-cached", NOT_CACHED),
         // no-store speaks of storing, not of reuse.

@@ -353,7 +353,7 @@ fn a_304_keeps_the_content_and_takes_the_new_fields() {
     );
     assert!(matches!(
         verdict,
-        crate::cache::Verdict::Hit { ttl: 98..=100 }
+        crate::cache::Verdict::Hit { ttl: 98..=100, .. }
     ));
 }
 

@@ -47,9 +47,9 @@ impl Tasks {
             request_id: ask.request_id.clone(),
             began: started,
             cause: errand.cause,
-            claims: errand.claims,
+            claims: errand.shared.claims,
             sent: Sent::default(),
-            calls: errand.calls,
+            calls: errand.shared.calls,
             last_error: LastError::default(),
             trace: span.place().clone(),
         };

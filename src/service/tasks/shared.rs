@@ -124,7 +124,7 @@ impl Tasks {
             self.spread_refusal(&key, &credential, &filled).await;
             return filled;
         };
-        let found = self.find(second_tier, &names, &ask, look, &errand.claims);
+        let found = self.find(second_tier, &names, &ask, look, &errand.shared.claims);
         let turn = match found.await {
             Found::Page(kept) => {
                 return Ok(Fill {
@@ -263,7 +263,7 @@ impl Tasks {
             &ask.directives,
             now,
         ) {
-            Verdict::Hit { ttl } => Some(hit(page, ttl, now)),
+            Verdict::Hit { ttl, detail } => Some(hit(page, ttl, detail, now)),
             Verdict::HitWhileRevalidate { ttl } => {
                 self.refresh(&ask.key(), ask);
                 Some(Served {

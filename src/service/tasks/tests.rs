@@ -27,7 +27,13 @@ const PLACES: usize = 64;
 const SECOND: Duration = Duration::from_secs(1);
 
 type Outcome = Result<Answer, UpstreamError>;
-type Step = BoxFuture<'static, Outcome>;
+
+/// What comes of asking.
+enum Step {
+    Call(BoxFuture<'static, Outcome>),
+    /// It ends before a call is made.
+    NoCall(BoxFuture<'static, Outcome>),
+}
 
 /// An upstream that answers as its script says, then with page after page; it keeps what it was asked.
 #[derive(Clone, Default)]
@@ -40,9 +46,17 @@ impl FakeUpstream {
     fn service(&self) -> Upstream {
         let fake = self.clone();
         BoxCloneSyncService::new(service_fn(move |request: PageRequest| {
-            fake.asked().push(request);
             let step = fake.script.lock().unwrap().pop_front();
-            step.unwrap_or_else(|| Box::pin(async { page(&[]) }))
+            let step = step.unwrap_or_else(|| Step::Call(Box::pin(async { page(&[]) })));
+            let (step, calls) = match step {
+                Step::Call(step) => (step, 1),
+                Step::NoCall(step) => (step, 0),
+            };
+            for _ in 0..calls {
+                request.calls.add();
+            }
+            fake.asked().push(request);
+            step
         }))
     }
 
@@ -55,7 +69,15 @@ impl FakeUpstream {
     }
 
     fn then(&self, step: impl Future<Output = Outcome> + Send + 'static) {
-        self.script.lock().unwrap().push_back(Box::pin(step));
+        self.push(Step::Call(Box::pin(step)));
+    }
+
+    fn push(&self, step: Step) {
+        self.script.lock().unwrap().push_back(step);
+    }
+
+    fn then_fail_without_a_call(&self, error: UpstreamError) {
+        self.push(Step::NoCall(Box::pin(async { Err(error) })));
     }
 
     fn then_answer(&self, outcome: Outcome) {
@@ -392,7 +414,8 @@ async fn beyond_the_places_a_caller_that_would_wait_is_refused_and_nothing_is_be
     for page in [1, 2] {
         let error = bench.get_page(page).await.unwrap_err();
         let told = (code(&error), error.status);
-        assert_eq!(told, ("overloaded", failed(FillReason::UriMiss)), "{page}");
+        let expected = ("overloaded", NotForwarded::Overloaded.into());
+        assert_eq!(told, expected, "{page}");
     }
     assert_eq!(bench.get_page(4).await.unwrap().status, hit(30, None));
     let stands_in = bench.tasks.page(&stale).await.unwrap();
@@ -817,7 +840,7 @@ async fn only_if_cached_never_asks() {
     let told = bench.get_with(ONLY_IF_CACHED).await.unwrap_err();
     assert_eq!(
         (code(&told), told.status),
-        ("not_cached", CacheStatus::NotCached)
+        ("not_cached", NotForwarded::OnlyIfCached.into())
     );
     assert_eq!(bench.upstream.calls(), 0);
 
@@ -825,7 +848,7 @@ async fn only_if_cached_never_asks() {
     pass(FRESH_FOR + SECOND).await;
     assert_eq!(
         bench.get_with(ONLY_IF_CACHED).await.unwrap().status,
-        hit(-1, None)
+        hit(-1, Detail::OnlyIfCached)
     );
     pass(REFRESHED_FOR).await;
     assert_eq!(
@@ -834,6 +857,68 @@ async fn only_if_cached_never_asks() {
     );
     settle().await;
     assert_eq!(bench.upstream.calls(), 1);
+}
+
+// RFC 9211 section 2.2.
+#[tokio::test(start_paused = true)]
+async fn a_failed_fill_tells_of_a_call_only_where_one_was_made() {
+    let table = [
+        (
+            UpstreamError::QuotaExhausted { retry_after: None },
+            NotForwarded::Quota,
+        ),
+        (
+            UpstreamError::Unavailable {
+                retry_after: SECOND,
+            },
+            NotForwarded::CircuitOpen,
+        ),
+        (UpstreamError::AuthFailed, NotForwarded::CircuitOpen),
+        (UpstreamError::Overloaded, NotForwarded::Overloaded),
+        (UpstreamError::Timeout(SECOND), NotForwarded::Overloaded),
+    ];
+    for (error, expected) in table {
+        let bench = Bench::new();
+        bench.upstream.then_fail_without_a_call(error.clone());
+        let told = bench.get().await.unwrap_err();
+        assert_eq!(told.status, expected.into(), "{error}");
+
+        let bench = Bench::new();
+        bench.upstream.then_fail(error.clone());
+        let told = bench.get().await.unwrap_err();
+        assert_eq!(told.status, failed(FillReason::UriMiss), "{error}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_joins_a_fill_tells_of_its_call_or_of_none() {
+    for (is_sent, of_leader, of_joined) in [
+        (
+            true,
+            failed(FillReason::UriMiss),
+            joined(FillReason::UriMiss),
+        ),
+        (
+            false,
+            NotForwarded::Quota.into(),
+            NotForwarded::Quota.into(),
+        ),
+    ] {
+        let bench = Bench::new();
+        let (end, ended) = oneshot::channel();
+        let step = Box::pin(async { ended.await.expect("the test ends it") });
+        bench.upstream.push(match is_sent {
+            true => Step::Call(step),
+            false => Step::NoCall(step),
+        });
+        let leader = bench.get_meanwhile(bench.ask(PLAIN)).await;
+        let other = bench.get_meanwhile(bench.ask(PLAIN)).await;
+        let spent = UpstreamError::QuotaExhausted { retry_after: None };
+        assert!(end.send(Err(spent)).is_ok());
+        assert_eq!(leader.await.unwrap().unwrap_err().status, of_leader);
+        assert_eq!(other.await.unwrap().unwrap_err().status, of_joined);
+        assert_eq!(bench.upstream.calls(), 1);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -11,13 +11,18 @@ const OUTCOMES = {
   stale_while_revalidate: 'Stale for a short while, fetched anew behind it',
   stale_if_error: 'Stale, in place of an error',
   quota: 'Stale, to save calls',
+  max_stale: 'Stale, as the client takes it',
+  only_if_cached: 'Stale, and the client wanted no fetch',
   assembled: 'Cut from other stored pages',
   miss: 'Not stored: fetched',
   stale: 'Stale: fetched first',
   joined: 'Waited for a fetch already under way',
   not_cached: 'Not stored, and the client wanted no fetch',
+  quota_exhausted: 'Refused: no call was left',
+  circuit_open: 'Refused: Unpod is left alone for a while',
+  overloaded: 'Refused: too many requests wait',
 }
-const FROM_STORE = ['hit', 'stale_while_revalidate', 'stale_if_error', 'quota', 'assembled']
+const FROM_STORE = ['hit', 'stale_while_revalidate', 'stale_if_error', 'quota', 'max_stale', 'only_if_cached', 'assembled']
 
 const ROUTES = {
   tasks: 'Tasks',

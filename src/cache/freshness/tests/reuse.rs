@@ -131,7 +131,13 @@ fn a_request_with_max_age_takes_stale_by_its_max_stale_only() {
         ("x", Verdict::HitWhileRevalidate { ttl: -9 }),
         ("max-age=100", Verdict::Fill(FillReason::Stale)),
         ("max-age=5", Verdict::Fill(FillReason::Request)),
-        ("max-age=100, max-stale=60", Verdict::Hit { ttl: -9 }),
+        (
+            "max-age=100, max-stale=60",
+            Verdict::Hit {
+                ttl: -9,
+                detail: Some(Detail::MaxStale),
+            },
+        ),
         ("max-age=100, only-if-cached", Verdict::NotCached),
     ];
     for (line, expected) in table {
@@ -140,5 +146,81 @@ fn a_request_with_max_age_takes_stale_by_its_max_stale_only() {
             expected,
             "{line}"
         );
+    }
+}
+
+// RFC 9111 5.2.1.2: how much staleness a client takes is bounded by how much anybody is shown.
+#[test]
+fn max_stale_takes_nothing_beyond_stale_if_error() {
+    let hour = 3600;
+    // (what the upstream says, `cache.stale_if_error`, what the client asks, for how long a page is shown after its freshness)
+    let table: &[(&str, u64, &str, u64)] = &[
+        ("", hour, "max-stale", 3599),
+        ("", hour, "max-stale=60", 60),
+        ("", hour, "max-stale=3599", 3599),
+        ("", hour, "max-stale=3600", 3599),
+        ("", hour, "max-stale=99999999999", 3599),
+        ("", hour, "max-stale=\"60\"", 60),
+        ("", 1, "max-stale", 0),
+        ("max-age=10", hour, "max-stale", 3599),
+        ("max-age=10, stale-if-error=5", hour, "max-stale", 4),
+        ("max-age=10, stale-if-error=86400", hour, "max-stale", 3599),
+        ("stale-if-error=86400", 60, "max-stale=600", 59),
+        ("stale-if-error=5", hour, "only-if-cached, max-stale", 4),
+    ];
+    for &(said, stale_if_error, asked, last) in table {
+        let shown = |stale_for| is_shown(said, stale_if_error, asked, stale_for);
+        assert!(shown(0) && shown(last), "{said:?}, {asked:?}");
+        for after in [last + 1, last + 2, 86_400, 86_400 * 30] {
+            assert!(!shown(after), "{said:?}, {asked:?}, {after} s");
+        }
+    }
+    let never: &[(&str, u64, &str)] = &[
+        ("", 0, "max-stale"),
+        ("", 0, "max-stale=60"),
+        ("stale-if-error=60", 0, "max-stale"),
+        ("stale-if-error=0", hour, "max-stale"),
+        ("stale-if-error=x", hour, "max-stale"),
+        ("must-revalidate", hour, "max-stale"),
+        ("proxy-revalidate, stale-if-error=60", hour, "max-stale"),
+        ("s-maxage=10, stale-if-error=60", hour, "max-stale"),
+        ("no-cache", hour, "max-stale"),
+        ("", hour, "max-stale=x"),
+        ("", hour, "max-stale=-1"),
+        ("", hour, "max-stale="),
+        ("", hour, "max-stale, min-fresh=1"),
+        ("", hour, "max-stale, no-cache"),
+    ];
+    for &(said, stale_if_error, asked) in never {
+        for stale_for in [0, 1, 59, 86_400] {
+            let shown = is_shown(said, stale_if_error, asked, stale_for);
+            assert!(!shown, "{said:?}, {asked:?}, {stale_for} s");
+        }
+    }
+}
+
+/// Whether a client that asks so is shown a page that has not been fresh for so many seconds, without asking the upstream.
+fn is_shown(said: &'static str, stale_if_error: u64, asked: &'static str, stale_for: u64) -> bool {
+    let headers = fields(&[("cache-control", said)]);
+    let lifetimes = Lifetimes {
+        ttl: seconds(10),
+        stale_if_error: seconds(stale_if_error),
+        ..CONFIGURED
+    };
+    let start = Instant::now();
+    let freshness = Freshness::new(&received(&headers, start), &lifetimes, 1.0);
+    let candidate = Candidate {
+        freshness: &freshness,
+        moved_at: None,
+        only_fresh: false,
+    };
+    let end = start + freshness.lifetime();
+    let verdict = judge(Some(candidate), &request(asked), end + seconds(stale_for));
+    match verdict {
+        Verdict::Hit { detail, .. } => {
+            assert_eq!(detail, Some(Detail::MaxStale), "it is told");
+            true
+        }
+        Verdict::HitWhileRevalidate { .. } | Verdict::Fill(_) | Verdict::NotCached => false,
     }
 }
