@@ -27,12 +27,15 @@ use crate::{
     },
     cache::PageStore,
     config::{Config, Problems, value::ListenAddress},
-    server::{Connection, Entrance, Limits, Listener, Server, Shutdown, Tls},
+    server::{Connection, Entrance, Limits, Listener, Server, Shutdown, Tls, descriptors},
     service::{Snapshot, Tasks},
     shared::Link,
     telemetry::{Log, metrics::Metrics, traces::Export},
     upstream::{BuildError, Credentials, LimitLayer},
 };
+
+/// Connections of operators and probes.
+const ADMIN_CONNECTIONS: usize = 100;
 
 /// Why a gateway did not start.
 #[derive(Debug, thiserror::Error)]
@@ -183,7 +186,9 @@ impl Gateway {
                 .then(|| TrustedProxies::configured(&config.server)),
             tls,
         };
-        let (data, converse) = serve_data(data, entrance, &config, &tasks, &policy, observing);
+        let limits = limits(&config);
+        let (data, converse) =
+            serve_data(data, entrance, &config, limits, &tasks, &policy, observing);
         let door = Door::new(policy.clone(), config.auth.max_failures);
         let admin_state = Admin {
             tasks: tasks.clone(),
@@ -197,7 +202,7 @@ impl Gateway {
             started: Instant::now(),
         };
         let router = api::admin::router(admin_state, door);
-        let admin = serve_admin(admin, router, Limits::new(&config.server));
+        let admin = serve_admin(admin, router, limits);
         info!(
             server.listen = %data_address,
             admin.listen = %admin_address,
@@ -330,10 +335,32 @@ fn watch_files(reloader: Arc<Reloader>) -> JoinHandle<()> {
     })
 }
 
+/// The limits of the data listener: as configured, and as many connections as there are descriptors for.
+fn limits(config: &Config) -> Limits {
+    let limits = Limits::new(&config.server);
+    let files = descriptors::raise_limit();
+    let others = ADMIN_CONNECTIONS + 2 * config.upstream.max_concurrency;
+    let wanted = limits.max_connections;
+    let max_connections = descriptors::connections_within(files, others, wanted);
+    if max_connections < wanted {
+        warn!(
+            server.max_connections = wanted,
+            limit.open_files = files,
+            server.connections = max_connections,
+            "fewer connections than server.max_connections fit into the limit of open files; raise it (ulimit -n, LimitNOFILE)"
+        );
+    }
+    Limits {
+        max_connections,
+        ..limits
+    }
+}
+
 fn serve_data(
     listener: Listener,
     entrance: Entrance,
     config: &Config,
+    limits: Limits,
     tasks: &Arc<Tasks>,
     policy: &LivePolicy,
     observing: Observing,
@@ -350,13 +377,7 @@ fn serve_data(
         observing,
     );
     let shutdown = Shutdown::default();
-    let server = Server::new(
-        service,
-        entrance,
-        Limits::new(&config.server),
-        Some(metrics),
-        shutdown.clone(),
-    );
+    let server = Server::new(service, entrance, limits, Some(metrics), shutdown.clone());
     let serving = Serving {
         task: tokio::spawn(server.clone().serve(listener)),
         shutdown,
@@ -370,6 +391,7 @@ fn serve_data(
 fn serve_admin(listener: Listener, router: axum::Router, limits: Limits) -> Serving {
     let shutdown = Shutdown::default();
     let limits = Limits {
+        max_connections: ADMIN_CONNECTIONS,
         drain_timeout: std::time::Duration::from_secs(1),
         ..limits
     };

@@ -5,8 +5,6 @@ use std::{
     convert::Infallible,
     error::Error,
     future::poll_fn,
-    io,
-    path::PathBuf,
     pin::{Pin, pin},
     sync::{
         Arc,
@@ -27,7 +25,6 @@ use hyper_util::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, UnixListener},
     sync::Semaphore,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -36,12 +33,14 @@ use tracing::{debug, warn};
 
 use crate::{
     api::{exchange::Arrived, peer::Peer},
-    config::{ServerConfig, value::ListenAddress},
+    config::ServerConfig,
     telemetry::metrics::Metrics,
 };
 
 mod activity;
+pub mod descriptors;
 mod entrance;
+mod listener;
 mod proxy_protocol;
 mod sent;
 pub mod tls;
@@ -49,9 +48,10 @@ pub mod tls;
 use self::{
     activity::{Activity, InFlight, Watched},
     entrance::{OpenError, Opened},
+    listener::concerns_one_connection,
     sent::SentBody,
 };
-pub use self::{entrance::Entrance, tls::Tls};
+pub use self::{entrance::Entrance, listener::Listener, tls::Tls};
 
 /// How long to wait after `accept` failed for want of descriptors or memory: at once it would fail again.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -88,74 +88,6 @@ where
 
 /// How long a connection that outstayed its welcome may take to say goodbye.
 const LAST_WORD: Duration = Duration::from_millis(100);
-
-/// A bound listener.
-#[derive(Debug)]
-pub enum Listener {
-    Tcp(TcpListener),
-    /// The socket's file goes when the listener does.
-    Unix(UnixListener, SocketFile),
-}
-
-/// Removes a Unix socket's file.
-#[derive(Debug)]
-pub struct SocketFile(PathBuf);
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        // Somebody else may have taken it away.
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
-
-impl Listener {
-    /// Binds `address`. A socket file that nobody listens on any more is replaced.
-    ///
-    /// # Errors
-    ///
-    /// Returns the system's error, as for an address in use.
-    pub async fn bind(address: &ListenAddress) -> io::Result<Self> {
-        match address {
-            ListenAddress::Tcp(address) => TcpListener::bind(address).await.map(Self::Tcp),
-            ListenAddress::Unix(path) => {
-                if tokio::net::UnixStream::connect(path)
-                    .await
-                    .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
-                {
-                    std::fs::remove_file(path)?;
-                }
-                let listener = UnixListener::bind(path)?;
-                Ok(Self::Unix(listener, SocketFile(path.clone())))
-            }
-        }
-    }
-
-    /// Where it listens; a port of 0 shows as the one it got.
-    ///
-    /// # Errors
-    ///
-    /// Returns the system's error.
-    pub fn address(&self) -> io::Result<ListenAddress> {
-        match self {
-            Self::Tcp(listener) => listener.local_addr().map(ListenAddress::Tcp),
-            Self::Unix(_, file) => Ok(ListenAddress::Unix(file.0.clone())),
-        }
-    }
-
-    async fn accept(&self) -> io::Result<(Box<dyn Connection>, Peer)> {
-        match self {
-            Self::Tcp(listener) => {
-                let (stream, address) = listener.accept().await?;
-                stream.set_nodelay(true)?;
-                Ok((Box::new(stream), Peer::at(address.ip())))
-            }
-            Self::Unix(listener, _) => {
-                let (stream, _) = listener.accept().await?;
-                Ok((Box::new(stream), Peer::UnixSocket))
-            }
-        }
-    }
-}
 
 /// A connection of whatever kind.
 pub trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -295,6 +227,9 @@ where
                         let _place = place;
                         server.connection(io, peer).await;
                     });
+                }
+                Err(error) if concerns_one_connection(&error) => {
+                    debug!(%error, "a connection ended before it was accepted");
                 }
                 Err(error) => {
                     warn!(%error, "a connection could not be accepted");

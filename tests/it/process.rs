@@ -59,10 +59,25 @@ impl Served {
         setup: Setup,
         base_url: &str,
     ) -> Self {
+        let mut serve = command(&["serve"]);
+        serve.envs(environment.iter().copied());
+        Self::start_by(serve, setup, base_url).await
+    }
+
+    /// As [`Served::start`], by a shell that runs `first` before: it sets limits.
+    async fn start_after(first: &str, setup: Setup, base_url: &str) -> Self {
+        let mut shell = Command::new("/bin/sh");
+        shell.kill_on_drop(true).env_clear().stdin(Stdio::null());
+        let script = format!("{first} && exec \"$0\" serve \"$@\"");
+        shell.args(["-c", &script, env!("CARGO_BIN_EXE_unpod-gateway")]);
+        Self::start_by(shell, setup, base_url).await
+    }
+
+    async fn start_by(mut serve: Command, setup: Setup, base_url: &str) -> Self {
         let json = "[telemetry]\nformat = \"json\"";
         let file = ConfigFile::new(&setup.with(json).toml(base_url));
-        let mut child = command(&["serve", "--config", &file.path()])
-            .envs(environment.iter().copied())
+        let mut child = serve
+            .args(["--config", &file.path()])
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
@@ -505,6 +520,69 @@ async fn sigterm_under_load_refuses_nobody() {
 
     let (code, log) = served.end().await;
     assert_eq!(code, Some(0), "{log:?}");
+}
+
+/// The soft and the hard limit of open files of a process.
+fn open_files(child: &Child) -> (String, String) {
+    let id = child.id().expect("the process runs");
+    let limits = std::fs::read_to_string(format!("/proc/{id}/limits")).unwrap();
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let mut words = line.unwrap().split_whitespace().skip(3).map(str::to_owned);
+    (words.next().unwrap(), words.next().unwrap())
+}
+
+#[tokio::test]
+async fn the_soft_limit_of_open_files_is_raised_to_the_hard_one() {
+    let log = "[telemetry]\nfilter = \"info\"";
+    let first = "ulimit -Sn 200 && ulimit -Hn 2000";
+    let few = setup().with(log).with("[server]\nmax_connections = 100");
+    let served = Served::start_after(first, few, "http://127.0.0.1:9").await;
+
+    let limits = open_files(&served.child);
+
+    assert_eq!(limits, ("2000".to_owned(), "2000".to_owned()));
+    served.signal("-TERM").await;
+    let (_, log) = served.end().await;
+    assert!(!log.iter().any(|line| line.contains("limit of open files")));
+}
+
+#[tokio::test]
+async fn connections_leave_descriptors_for_the_upstream_and_the_operators() {
+    let log = "[telemetry]\nfilter = \"info\"";
+    let simulator = Simulator::start(Options::default()).await.unwrap();
+    let first = "ulimit -n 320";
+    let served = Served::start_after(first, setup().with(log), &simulator.base_url()).await;
+    let data: std::net::SocketAddr = served.data.parse().unwrap();
+    let mut silent = Vec::new();
+    for _ in 0..400 {
+        silent.push(TcpStream::connect(data).await.unwrap());
+    }
+
+    let live = raw::exchange(
+        &mut TcpStream::connect(&served.admin).await.unwrap(),
+        b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n",
+    )
+    .await;
+    assert!(live.starts_with(b"HTTP/1.1 200 "));
+    drop(silent);
+    let miss = served
+        .get(&format!("/spaces/{}/tasks", world::SUPPORT))
+        .await;
+    assert_eq!(miss.status, 200);
+
+    served.signal("-TERM").await;
+    let (_, log) = served.end().await;
+    let warning = log.iter().find(|line| line.contains("limit of open files"));
+    let warning: serde_json::Value = serde_json::from_str(warning.unwrap()).unwrap();
+    assert_eq!(warning["server.max_connections"], 10_000);
+    assert_eq!(warning["limit.open_files"], 320);
+    assert_eq!(warning["server.connections"], 80);
+    assert!(
+        !log.iter()
+            .any(|line| line.contains("could not be accepted"))
+    );
 }
 
 #[tokio::test]
