@@ -214,6 +214,10 @@ impl Clients {
         let mut limiters = HashMap::new();
         for section in configured {
             let mut client = client(section, &views, &credentials);
+            // What it has under way counts on.
+            if let Some(before) = previous.and_then(|clients| clients.by_name.get(client.name())) {
+                client.account = before.account.clone();
+            }
             if let Some(limit) = &section.rate_limit {
                 let before = previous.and_then(|clients| clients.limiters.get(client.name()));
                 let limiter = before

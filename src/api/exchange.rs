@@ -3,26 +3,30 @@
 //! Typed, where `http` would have a map of extensions: what a layer needs is there, and a hit allocates nothing for it.
 
 use std::{
+    error::Error,
     future::{Ready, ready},
     net::IpAddr,
     pin::Pin,
     sync::Arc,
+    task::{Context, Poll},
 };
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, request::Parts};
+use http_body::{Frame, SizeHint};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 
 use super::{
     ApiError, Client, Policy,
+    layers::shed::Permit,
     peer::{ClientCertificate, Peer},
 };
 use crate::{
     domain::{PageQuery, SpaceFingerprint},
     telemetry::{
-        metrics::{Account, Route},
-        traces::Place,
+        metrics::{Account, GaugeGuard, Route},
+        traces,
     },
 };
 
@@ -46,15 +50,68 @@ pub struct Asked<B = Incoming> {
     /// The client's own if it is fit, else a new one.
     pub id: HeaderValue,
     /// Where the request's own span is.
-    pub trace: Place,
+    pub trace: traces::Place,
     /// What was in force when it came: it is judged by that from its first check to its answer.
     pub policy: Arc<Policy>,
     /// Who asks; `None` before authentication, and where a path is served to anybody.
     pub client: Option<Arc<Client>>,
 }
 
-/// What goes out: bytes that are there, or whatever axum made.
-pub type Body = Either<Full<Bytes>, axum::body::Body>;
+/// What goes out, and what the request holds until that has left.
+#[derive(Debug)]
+pub struct Body {
+    /// Bytes that are there, or whatever axum made.
+    content: Either<Full<Bytes>, axum::body::Body>,
+    in_flight: Option<GaugeGuard>,
+    permit: Option<Permit>,
+}
+
+impl Body {
+    /// Puts these bytes in the place of what there was to go out.
+    pub fn set(&mut self, bytes: Bytes) {
+        self.content = Either::Left(Full::new(bytes));
+    }
+
+    /// Keeps the request counted until the body is dropped.
+    pub fn hold_in_flight(&mut self, in_flight: GaugeGuard) {
+        self.in_flight = Some(in_flight);
+    }
+
+    /// Keeps the request's permit until the body is dropped.
+    pub fn hold_permit(&mut self, permit: Permit) {
+        self.permit = Some(permit);
+    }
+}
+
+impl From<Either<Full<Bytes>, axum::body::Body>> for Body {
+    fn from(content: Either<Full<Bytes>, axum::body::Body>) -> Self {
+        Self {
+            content,
+            in_flight: None,
+            permit: None,
+        }
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = Box<dyn Error + Send + Sync>;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        Pin::new(&mut self.content).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.content.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.content.size_hint()
+    }
+}
 
 /// An answer, and what the edge tells of it.
 #[derive(Debug)]
@@ -102,6 +159,14 @@ impl Facts {
     }
 }
 
+impl Answer {
+    /// Whether it is a refusal or a failure.
+    #[must_use]
+    pub fn is_error(&self) -> bool {
+        self.response.extensions().get::<ApiError>().is_some()
+    }
+}
+
 impl From<Response<Body>> for Answer {
     fn from(response: Response<Body>) -> Self {
         Self {
@@ -119,7 +184,7 @@ impl From<Response<()>> for Answer {
 
 impl From<axum::response::Response> for Answer {
     fn from(response: axum::response::Response) -> Self {
-        response.map(Either::Right).into()
+        response.map(|body| Body::from(Either::Right(body))).into()
     }
 }
 
@@ -132,5 +197,5 @@ impl From<ApiError> for Answer {
 /// The body of these bytes.
 #[must_use]
 pub fn whole(bytes: impl Into<Bytes>) -> Body {
-    Either::Left(Full::new(bytes.into()))
+    Either::Left(Full::new(bytes.into())).into()
 }

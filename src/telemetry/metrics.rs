@@ -474,7 +474,7 @@ impl Metrics {
         );
         all.register(
             "http_requests_in_flight",
-            "Requests under way",
+            "Requests under way, each until its answer has left",
             self.http_in_flight.clone(),
         );
         all.register(

@@ -13,7 +13,7 @@ use unpod_gateway::simulator::{Options, Simulator, world};
 
 use crate::{
     answer::{Answer, Ask, check},
-    gateway::{Gateway, READER, REFRESHER, client, patiently, setup, start},
+    gateway::{Gateway, READER, REFRESHER, client, patiently, setup, start, until},
     process::Served,
     provider::{self, ProviderKey, base64url, claims, file, jwks, keyless, unix_now},
     raw,
@@ -665,4 +665,33 @@ async fn every_body_draws_on_the_limit_before_it_is_read_good_or_bad() {
     )
     .await;
     unread.assert_error("rate_limited");
+}
+
+/// Bodies that never end hold what may be under way until others come.
+#[tokio::test]
+async fn a_client_whose_bodies_never_end_keeps_nobody_out() {
+    const MOST: usize = 8;
+    let server = format!("[server]\nmax_in_flight = {MOST}\nheader_read_timeout = \"60s\"");
+    let gateway = minting(&pair(), &server).await;
+    let head = format!(
+        "POST /browser-tokens HTTP/1.1\r\nHost: gateway\r\nAuthorization: Token {READER}\r\nContent-Length: 60\r\n\r\n{{"
+    );
+    let mut endless = Vec::new();
+    for _ in 0..3 * MOST {
+        let mut stream = TcpStream::connect(gateway.address()).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        endless.push(stream);
+    }
+    let shed = format!(
+        "gateway_requests_shed_total{{reason=\"max_in_flight\"}} {}",
+        2 * MOST
+    );
+    until(|| gateway.counts(&shed)).await;
+    gateway.wait_until_in_flight(MOST as i64).await;
+
+    for page in 1..=50 {
+        let query = format!("?page={page}&page_size=1");
+        let other = gateway.tasks(world::SUPPORT, &query).key(REFRESHER).await;
+        assert_eq!(other.status, 200, "{page}");
+    }
 }

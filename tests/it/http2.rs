@@ -5,7 +5,7 @@ use http::{Method, Request, Response, Version};
 use http_body_util::{BodyExt, Empty};
 use hyper::{
     body::Incoming,
-    client::conn::http2::{SendRequest, handshake},
+    client::conn::http2::{Builder, SendRequest, handshake},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
@@ -37,6 +37,18 @@ impl Http2 {
         Self { sender, connection }
     }
 
+    /// A connection that never lets a byte of a body be sent to it.
+    pub(crate) async fn that_reads_nothing(address: std::net::SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let mut http2 = Builder::new(TokioExecutor::new());
+        let shaken = http2.initial_stream_window_size(0);
+        let shaken = shaken.handshake(TokioIo::new(stream));
+        let (sender, connection) = shaken.await.unwrap();
+        // It ends when the gateway has had enough, too.
+        let connection = tokio::spawn(async { drop(connection.await) });
+        Self { sender, connection }
+    }
+
     /// Asks for `path`, with `key` if one is given; the answer is checked as any other.
     pub(crate) fn get(&self, path: &str, key: Option<&str>) -> JoinHandle<Answer> {
         self.ask(Method::GET, path, key)
@@ -56,13 +68,9 @@ impl Http2 {
 
     /// The same by any method.
     pub(crate) fn ask(&self, method: Method, path: &str, key: Option<&str>) -> JoinHandle<Answer> {
-        let mut request = Request::builder()
-            .method(method.clone())
-            .uri(format!("http://gateway{path}"));
-        if let Some(key) = key {
-            request = request.header("authorization", format!("Token {key}"));
-        }
-        let sent = self.send(request.body(Empty::new()).unwrap());
+        let mut request = get(path, key);
+        *request.method_mut() = method.clone();
+        let sent = self.send(request);
         let path = path.to_owned();
         tokio::spawn(async move {
             let (parts, body) = sent.await.into_parts();
@@ -76,6 +84,15 @@ impl Http2 {
             answer
         })
     }
+}
+
+/// A `GET` of `path`, with `key` if one is given.
+pub(crate) fn get(path: &str, key: Option<&str>) -> Request<Empty<Bytes>> {
+    let mut request = Request::get(format!("http://gateway{path}"));
+    if let Some(key) = key {
+        request = request.header("authorization", format!("Token {key}"));
+    }
+    request.body(Empty::new()).unwrap()
 }
 
 impl Drop for Http2 {

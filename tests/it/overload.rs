@@ -7,7 +7,8 @@ use unpod_gateway::simulator::world;
 
 use crate::{
     answer::Answer,
-    gateway::{Gateway, patiently, setup},
+    gateway::{Gateway, READER, REFRESHER, patiently, setup},
+    http2::{Http2, get},
 };
 
 /// Thirty of forty may wait; of the fills six may run or queue. Nobody is given up: the test says when the upstream answers.
@@ -110,4 +111,107 @@ async fn a_stale_page_stands_in_for_an_overload() {
     stands_in.assert_page(&stored.body);
     assert_eq!(stands_in.cache_status(), "hit; detail=stale-if-error");
     hold.release();
+}
+
+/// Eight may be under way; nobody is given up while a test runs.
+const EIGHT: &str = "[server]\nmax_in_flight = 8";
+
+/// Another client is served as if there were nobody else: it gets hits, and half of all may be under way for it at once.
+async fn assert_another_client_is_served(gateway: &Gateway) {
+    for _ in 0..20 {
+        let hit = gateway.tasks(world::SUPPORT, "").key(REFRESHER).await;
+        assert_eq!(hit.status, 200);
+    }
+    let hold = gateway.upstream().hold();
+    let misses: Vec<_> = (1..=4)
+        .map(|page| {
+            let query = format!("?page={page}&page_size=1");
+            gateway.tasks(world::ARCHIVE, &query).key(REFRESHER).spawn()
+        })
+        .collect();
+    gateway.upstream().wait_for_requests(4).await;
+    hold.release();
+    for miss in misses {
+        assert_eq!(patiently("a miss", miss).await.unwrap().status, 200);
+    }
+}
+
+#[tokio::test]
+async fn answers_that_nobody_reads_take_half_of_what_may_be_under_way() {
+    let gateway = setup().with(EIGHT).start().await;
+    gateway.tasks(world::SUPPORT, "").await;
+    gateway.wait_until_in_flight(0).await;
+    let stalled = Http2::that_reads_nothing(gateway.address()).await;
+    let path = format!("/spaces/{}/tasks", world::SUPPORT);
+
+    let mut unread = Vec::new();
+    for _ in 0..10 {
+        unread.push(stalled.send(get(&path, Some(READER))).await);
+    }
+
+    let statuses: Vec<_> = unread
+        .iter()
+        .map(|answer| answer.status().as_u16())
+        .collect();
+    assert_eq!(statuses[..4], [200; 4]);
+    assert_eq!(statuses[4..], [503; 6]);
+    assert_eq!(
+        gateway.app.metrics().in_flight(),
+        10,
+        "until they have left"
+    );
+    assert_another_client_is_served(&gateway).await;
+    drop((stalled, unread));
+    gateway.wait_until_in_flight(0).await;
+    assert_eq!(gateway.tasks(world::SUPPORT, "").await.status, 200);
+}
+
+#[tokio::test]
+async fn what_is_said_to_strangers_takes_no_clients_place() {
+    let gateway = setup().with(EIGHT).start().await;
+    let mut strangers = Vec::new();
+    for _ in 0..4 {
+        let stalled = Http2::that_reads_nothing(gateway.address()).await;
+        let refused = stalled.send(get("/nowhere", None)).await;
+        let document = stalled.send(get("/openapi.json", None)).await;
+        assert_eq!(
+            (refused.status().as_u16(), document.status().as_u16()),
+            (401, 200)
+        );
+        strangers.push((stalled, refused, document));
+    }
+
+    assert_eq!(gateway.app.metrics().in_flight(), 8);
+    assert_another_client_is_served(&gateway).await;
+    drop(strangers);
+    gateway.wait_until_in_flight(0).await;
+}
+
+#[tokio::test]
+async fn a_client_alone_may_have_more_than_half_and_gives_way_to_another() {
+    // All but two of them may wait for the upstream.
+    let gateway = setup().with(EIGHT).start().await;
+    let hold = gateway.upstream().hold();
+    let mut waiting = Flood(JoinSet::new());
+    for page in 1..=6 {
+        let path = format!("/spaces/{}/tasks?page={page}&page_size=1", world::ARCHIVE);
+        waiting.0.spawn(gateway.get(&path).into_future());
+    }
+    gateway.wait_until_in_flight(6).await;
+
+    let others: Vec<_> = (7..=9)
+        .map(|page| {
+            let query = format!("?page={page}&page_size=1");
+            gateway.tasks(world::ARCHIVE, &query).key(REFRESHER).spawn()
+        })
+        .collect();
+
+    waiting.assert_shed_but(3).await;
+    hold.release();
+    for other in others {
+        assert_eq!(patiently("a miss", other).await.unwrap().status, 200);
+    }
+    while !waiting.0.is_empty() {
+        assert_eq!(waiting.next().await.status, 200);
+    }
 }

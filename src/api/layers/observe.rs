@@ -20,7 +20,7 @@ use tracing::warn;
 use crate::{
     api::{
         ApiError, LivePolicy,
-        exchange::{Answer, Arrived, Asked, Body, Facts, whole},
+        exchange::{Answer, Arrived, Asked, Body, Facts},
         peer::{Peer, TrustedProxies},
     },
     domain::hex::write_hex,
@@ -311,7 +311,7 @@ impl Seen {
         if !is_bare {
             headers.insert(header::X_CONTENT_TYPE_OPTIONS, NO_SNIFF);
         }
-        drop(self.in_flight);
+        response.body_mut().hold_in_flight(self.in_flight);
         response
     }
 
@@ -329,7 +329,7 @@ impl Seen {
         headers.insert(header::CONTENT_LENGTH, body.len().into());
         // hyper leaves it out of HTTP/1 alone (RFC 9110 section 9.3.2).
         if self.method != Method::HEAD {
-            *response.body_mut() = whole(body);
+            response.body_mut().set(body);
         }
     }
 

@@ -1,44 +1,50 @@
-//! How many requests may be under way; one more is refused at once.
+//! How many requests of clients may be under way, and that no client keeps the others out; one more is refused at once.
+//!
+//! A request is under way from authentication until the last byte of its answer has left. A stranger's is none of them: it is answered at
+//! once, with a refusal or a fixed document, and what of that waits to be sent is bounded by its connection.
 
 use std::{
     future::Future,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    task::{Context, Poll, ready},
+    sync::Arc,
+    task::{Context, Poll},
 };
 
 use tower::{Layer, Service};
 
+mod permits;
+
+use self::permits::InFlightLimit;
+pub use self::permits::Permit;
 use crate::{
     api::{
         ApiError,
-        exchange::{Answer, Asked},
+        exchange::{Answer, Asked, Facts},
     },
-    telemetry::metrics::{self, Metrics, Route},
+    telemetry::metrics::{self, Account, Metrics},
 };
 
-/// Lets `most` requests run at once.
+/// Lets `most` requests of clients run at once.
 #[derive(Clone, Debug)]
 pub struct ShedLayer {
-    places: Arc<Places>,
-    exempt: Route,
+    permits: Arc<InFlightLimit>,
     metrics: Arc<Metrics>,
 }
 
 impl ShedLayer {
-    /// `exempt` is the route that is never refused: a busy process is a live one, and must not be restarted for it.
     #[must_use]
-    pub fn new(most: usize, exempt: Route, metrics: Arc<Metrics>) -> Self {
+    pub fn new(most: usize, metrics: Arc<Metrics>) -> Self {
         Self {
-            places: Arc::new(Places {
-                taken: AtomicUsize::new(0),
-                most,
-            }),
-            exempt,
+            permits: Arc::new(InFlightLimit::new(most)),
             metrics,
+        }
+    }
+
+    fn refusal(&self, account: &Account) -> Answer {
+        self.metrics.shed(metrics::Shed::MaxInFlight);
+        Answer {
+            facts: Some(Facts::of(account.clone())),
+            ..ApiError::Overloaded.into()
         }
     }
 }
@@ -54,7 +60,7 @@ impl<S> Layer<S> for ShedLayer {
     }
 }
 
-/// Answers `overloaded` where no place is free. Refuses in `call`: an error of `poll_ready` would end the connection.
+/// Answers `overloaded` where no permit is free. Refuses in `call`: an error of `poll_ready` would end the connection.
 #[derive(Clone, Debug)]
 pub struct Shed<S> {
     inner: S,
@@ -74,60 +80,58 @@ where
     }
 
     fn call(&mut self, asked: Box<Asked<B>>) -> Self::Future {
-        if asked.route == self.layer.exempt {
+        let Some(client) = &asked.client else {
             return ShedFuture {
                 inner: Some(self.inner.call(asked)),
-                _place: None,
+                held: None,
             };
+        };
+        let account = client.account.clone();
+        let permit = self.layer.permits.take(&account);
+        ShedFuture {
+            inner: permit.is_some().then(|| self.inner.call(asked)),
+            held: Some(Held {
+                permit,
+                account,
+                layer: self.layer.clone(),
+            }),
         }
-        match Place::take(&self.layer.places) {
-            Some(place) => ShedFuture {
-                inner: Some(self.inner.call(asked)),
-                _place: Some(place),
-            },
-            None => {
-                self.layer.metrics.shed(metrics::Shed::MaxInFlight);
-                ShedFuture {
-                    inner: None,
-                    _place: None,
-                }
+    }
+}
+
+/// What a client's request holds while the inner call runs.
+#[derive(Debug)]
+struct Held {
+    /// `None`: there was none.
+    permit: Option<Permit>,
+    account: Account,
+    layer: ShedLayer,
+}
+
+impl Held {
+    /// The answer with the permit, if it may take that long to leave.
+    fn send(self, mut answer: Answer) -> Answer {
+        match self.permit.and_then(Permit::sending) {
+            Some(permit) => {
+                answer.response.body_mut().hold_permit(permit);
+                answer
             }
+            // Short, and nothing shorter is to be had.
+            None if answer.is_error() => answer,
+            None => self.layer.refusal(&self.account),
         }
-    }
-}
-
-/// Nobody waits for a place, so that a count is enough: a semaphore takes a lock to give one back.
-#[derive(Debug)]
-struct Places {
-    taken: AtomicUsize,
-    most: usize,
-}
-
-/// Taken until it is dropped.
-#[derive(Debug)]
-struct Place(Arc<Places>);
-
-impl Place {
-    fn take(places: &Arc<Places>) -> Option<Self> {
-        let next = |taken| (taken < places.most).then_some(taken + 1);
-        let taken = (places.taken).fetch_update(Ordering::AcqRel, Ordering::Acquire, next);
-        taken.is_ok().then(|| Self(places.clone()))
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.taken.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
 pin_project_lite::pin_project! {
-    /// Holds a place while the inner call runs.
+    /// Holds a permit while the inner call runs, and until its answer has left.
     #[derive(Debug)]
     pub struct ShedFuture<F> {
+        // `None`: there is no permit for it.
         #[pin]
         inner: Option<F>,
-        _place: Option<Place>,
+        // `None`: nobody's request.
+        held: Option<Held>,
     }
 }
 
@@ -138,9 +142,29 @@ where
     type Output = Result<Answer, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.project().inner.as_pin_mut() {
-            Some(inner) => Poll::Ready(ready!(inner.poll(cx))),
-            None => Poll::Ready(Ok(ApiError::Overloaded.into())),
+        let mut this = self.project();
+        if let Some(inner) = this.inner.as_mut().as_pin_mut()
+            && let Poll::Ready(answer) = inner.poll(cx)
+        {
+            let held = this.held.take();
+            let answer = answer.map(|answer| match held {
+                Some(held) => held.send(answer),
+                None => answer,
+            });
+            return Poll::Ready(answer);
         }
+        let Some(held) = this.held else {
+            return Poll::Pending;
+        };
+        let given_away = held
+            .permit
+            .as_mut()
+            .map(|permit| permit.poll_given_away(cx));
+        if given_away.is_some_and(|given_away| given_away.is_pending()) {
+            return Poll::Pending;
+        }
+        // What it did so far ends here.
+        this.inner.set(None);
+        Poll::Ready(Ok(held.layer.refusal(&held.account)))
     }
 }

@@ -4,7 +4,10 @@
 
 use std::{
     array, fmt,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use http::StatusCode;
@@ -23,6 +26,35 @@ struct Counters {
     lookups: [OnceLock<Counter>; CacheStatus::OUTCOMES.len()],
     pages: OnceLock<Counter>,
     not_modified: OnceLock<Counter>,
+    answers: Answers,
+}
+
+/// The answers of one client that are on their way out.
+#[derive(Debug, Default)]
+pub struct Answers {
+    count: AtomicUsize,
+}
+
+impl Answers {
+    /// Counts one more, if that makes no more than `most`; returns whether it does.
+    pub fn begin(&self, most: usize) -> bool {
+        let is_one_of_most = self.count.fetch_add(1, Ordering::AcqRel) < most;
+        if !is_one_of_most {
+            self.end();
+        }
+        is_one_of_most
+    }
+
+    /// One that was counted has left.
+    pub fn end(&self) {
+        self.count.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.count.load(Ordering::Acquire)
+    }
 }
 
 impl Account {
@@ -33,6 +65,7 @@ impl Account {
             lookups: array::from_fn(|_| OnceLock::new()),
             pages: OnceLock::new(),
             not_modified: OnceLock::new(),
+            answers: Answers::default(),
         }))
     }
 
@@ -40,6 +73,12 @@ impl Account {
     #[must_use]
     pub fn client(&self) -> &Arc<str> {
         &self.0.client
+    }
+
+    /// Its answers that are on their way out.
+    #[must_use]
+    pub fn answers(&self) -> &Answers {
+        &self.0.answers
     }
 
     pub(super) fn lookup(&self, outcome: &str) -> Option<&OnceLock<Counter>> {
