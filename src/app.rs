@@ -9,17 +9,16 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tower::ServiceBuilder;
 use tracing::{info, warn};
 
+mod build;
 mod parts;
 mod reload;
 mod watch;
 
-use self::{
-    reload::{Configs, Reloader},
-    watch::Watch,
-};
+pub use self::build::Prepared;
+use self::reload::{Reloader, Reloads};
 use crate::{
     api::{
-        self, Clients, Data, Issuers, LivePolicy, Policy,
+        self, Clients, Data, LivePolicy, Policy,
         admin::{Admin, Door, Draining, Reload, Reloaded},
         exchange::Arrived,
         layers::observe::Observing,
@@ -30,8 +29,12 @@ use crate::{
     server::{Connection, Entrance, Limits, Listener, Server, Shutdown, Tls, descriptors},
     service::{Snapshot, Tasks},
     shared::Link,
-    telemetry::{Log, metrics::Metrics, traces::Export},
-    upstream::{BuildError, Credentials, LimitLayer},
+    telemetry::{
+        Log,
+        metrics::Metrics,
+        traces::{Export, Tracer},
+    },
+    upstream::{Credentials, LimitLayer},
 };
 
 /// Connections of operators and probes.
@@ -42,8 +45,6 @@ const ADMIN_CONNECTIONS: usize = 100;
 pub enum StartError {
     #[error("the configuration cannot be used")]
     Config(#[from] Problems),
-    #[error("the upstream client cannot be set up")]
-    Upstream(#[from] BuildError),
     #[error("cannot listen on {address}")]
     Listen {
         address: ListenAddress,
@@ -70,8 +71,7 @@ pub struct Gateway {
     /// Ends the packing of cold pages when dropped.
     packing: DropGuard,
     traces: Option<Export>,
-    reloader: Arc<Reloader>,
-    watching: JoinHandle<()>,
+    reloads: Reloads,
 }
 
 /// The task that keeps the snapshot up to date.
@@ -105,37 +105,50 @@ impl Gateway {
     ///
     /// # Errors
     ///
-    /// Returns what is wrong with a secret's file, the TLS set-up, or an address.
+    /// Returns everything wrong with the configuration, or the address that cannot be had.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         Self::start_logging(config, Log::default()).await
     }
 
-    /// As [`Gateway::start`], where a reload may change what the process logs.
+    /// As [`Gateway::start`], where a reload may change what goes to `log`.
     ///
     /// # Errors
     ///
     /// As [`Gateway::start`].
     pub async fn start_logging(config: Config, log: Log) -> Result<Self, StartError> {
-        let config = Arc::new(config);
-        let tls = config.server.tls.as_ref().map(Tls::new).transpose()?;
+        Self::start_prepared(Prepared::new(config.into())?, log).await
+    }
+
+    /// Binds both listeners and begins to serve; a reload may change what goes to `log`.
+    ///
+    /// # Errors
+    ///
+    /// Returns the address that cannot be had.
+    pub async fn start_prepared(prepared: Prepared, log: Log) -> Result<Self, StartError> {
+        let Prepared { config, built } = prepared;
+        // Before anything else: what changes from here on is a change.
+        let files = reload::digests(config.files());
+        let tls = built.tls.map(Tls::new);
         let metrics = Metrics::new(config.upstream.credentials.keys().map(String::as_str));
         if let Some(losses) = log.losses() {
             metrics.watch_log(losses.clone());
         }
-        let credentials = Credentials::load(&config.upstream)?;
         let link = config.cache.redis.is_configured();
         let link = link.then(|| Link::new(config.cache.redis.clone(), metrics.clone()));
-        let issuers = Issuers::load(&config.auth, None)?;
+        let (credentials, issuers) = (built.credentials, built.issuers);
         let clients = Clients::new(&config.clients, &config.views, credentials, issuers, None);
         if let Some(link) = &link {
             clients.share_limits(link);
         }
         let credentials = clients.credentials().clone();
         let limit = LimitLayer::new(config.upstream.max_concurrency, config.upstream.max_queue);
-        let upstream = Arc::new(parts::upstream(&config, limit.clone(), &metrics)?);
-        let policy = Policy::new(&config, clients, upstream);
+        let upstream = parts::upstream(built.client, &config, limit.clone(), &metrics);
+        let policy = Policy::new(&config, clients, Arc::new(upstream));
         let policy: LivePolicy = Arc::new(ArcSwap::from_pointee(policy));
-        let (tracer, traces) = parts::traces(&config.telemetry, &metrics)?.unzip();
+        let exporting = config.telemetry.traces_url().zip(built.collector);
+        let exporting =
+            exporting.map(|(url, http)| Tracer::exporting_to(url, http, metrics.clone()));
+        let (tracer, traces) = exporting.unzip();
         let tasks = Tasks::new(
             PageStore::new(&config.cache),
             metrics.clone(),
@@ -167,7 +180,7 @@ impl Gateway {
             access_log: log.access_log(&config.telemetry),
             tracer,
         };
-        let reloader = Arc::new(Reloader {
+        let reloader = Reloader {
             policy: policy.clone(),
             tasks: tasks.clone(),
             snapshot: snapshot.as_ref().map(|running| running.snapshot.clone()),
@@ -177,8 +190,10 @@ impl Gateway {
             tls: tls.clone(),
             log,
             effective: effective.clone(),
-            configs: Configs::new(config.clone()),
-        });
+            started: config.clone(),
+            in_force: Config::clone(&config),
+        };
+        let reloads = reloader.start(files);
         let entrance = Entrance {
             proxies: config
                 .server
@@ -198,7 +213,7 @@ impl Gateway {
             redis: link,
             draining: draining.clone(),
             effective_config: effective,
-            reload: reloader.clone(),
+            reload: Arc::new(reloads.clone()),
             started: Instant::now(),
         };
         let router = api::admin::router(admin_state, door);
@@ -227,8 +242,7 @@ impl Gateway {
             snapshot,
             sharing,
             traces,
-            watching: watch_files(reloader.clone()),
-            reloader,
+            reloads,
         })
     }
 
@@ -265,10 +279,7 @@ impl Gateway {
     ///
     /// Returns everything wrong with the new configuration; the old one stays in force.
     pub async fn reload(&self, who: &'static str) -> Result<Reloaded, Problems> {
-        let reloader = self.reloader.clone();
-        tokio::task::spawn_blocking(move || reloader.reload(who))
-            .await
-            .unwrap_or_else(|_| Err(Problems::one("configuration", "reading it ended in a bug")))
+        self.reloads.reload(who.to_owned()).await
     }
 
     /// Ends in order: readiness fails while the listener still accepts, then it closes, then requests in flight end.
@@ -277,7 +288,6 @@ impl Gateway {
     pub async fn drain(self) -> bool {
         info!("draining");
         self.draining.begin();
-        self.watching.abort();
         self.data.shutdown.begin();
         tokio::time::sleep(self.config.server.drain_delay).await;
         let complete = self.data.end().await;
@@ -319,19 +329,6 @@ async fn start_snapshot(
         task: tokio::spawn(snapshot.clone().keep_writing(end.clone())),
         snapshot,
         end,
-    })
-}
-
-/// Reloads after each change of a file that the configuration is made of.
-fn watch_files(reloader: Arc<Reloader>) -> JoinHandle<()> {
-    tokio::spawn(async move {
-        let mut watch = Watch::default();
-        loop {
-            watch.changed(|| reloader.files()).await;
-            let reloader = reloader.clone();
-            // A bug there ends one reload, not the watch.
-            let _ = tokio::task::spawn_blocking(move || reloader.files_changed()).await;
-        }
     })
 }
 

@@ -18,7 +18,12 @@ use self::{
     notify::{Progress, ServiceManager},
     signals::Signals,
 };
-use crate::{config::Config, simulator::SimulateArgs, telemetry};
+use crate::{
+    app::{Gateway, Prepared, StartError},
+    config::{Config, Problems},
+    simulator::SimulateArgs,
+    telemetry,
+};
 
 mod demo;
 mod healthcheck;
@@ -85,13 +90,10 @@ impl Cli {
     #[must_use]
     pub fn run(self) -> ExitCode {
         match self.command {
-            Command::Serve(args) => with_config(args.config.as_deref(), serve),
+            Command::Serve(args) => serve(args.config.as_deref()),
             Command::Demo => demo::run(),
             Command::SimulateUpstream(args) => simulate(args),
-            Command::Check(args) => with_config(args.config.as_deref(), |config| {
-                print!("{}", config.effective());
-                ExitCode::SUCCESS
-            }),
+            Command::Check(args) => check(args.config.as_deref()),
             Command::Key {
                 command: KeyCommand::New { client },
             } => key::new(&client),
@@ -103,46 +105,74 @@ impl Cli {
     }
 }
 
-fn with_config(file: Option<&Path>, then: impl FnOnce(Config) -> ExitCode) -> ExitCode {
-    match Config::load(file) {
-        Ok(config) => then(config),
-        Err(problems) => {
-            eprintln!("{problems}");
-            ExitCode::from(EXIT_CONFIG)
+/// Does all that `serve` does before it binds an address.
+fn check(file: Option<&Path>) -> ExitCode {
+    // On this thread alone, and without waiting for anything: what is built asks nobody yet.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&error),
+    };
+    match runtime.block_on(async { Prepared::new(Config::draft(file)) }) {
+        Ok(prepared) => {
+            print!("{}", prepared.config().effective());
+            ExitCode::SUCCESS
         }
+        Err(problems) => refused(&problems),
     }
 }
 
-fn serve(config: Config) -> ExitCode {
-    // To the very end: what is logged last tells how it ended.
-    let (log, _writer) = telemetry::init(&config.telemetry);
-    let workers = config.server.workers;
-    run(workers, async {
+fn serve(file: Option<&Path>) -> ExitCode {
+    let draft = Config::draft(file);
+    run(draft.workers(), async {
         let mut signals = match Signals::catch() {
             Ok(signals) => signals,
             Err(error) => return failed(&error),
         };
-        let gateway = match crate::app::Gateway::start_logging(config, log).await {
+        let prepared = match Prepared::new(draft) {
+            Ok(prepared) => prepared,
+            Err(problems) => return refused(&problems),
+        };
+        // To the very end: what is logged last tells how it ended.
+        let (log, _writer) = telemetry::init(&prepared.config().telemetry);
+        let gateway = match Gateway::start_prepared(prepared, log).await {
             Ok(gateway) => gateway,
-            Err(error) => return failed(&error),
+            Err(StartError::Config(problems)) => return refused(&problems),
+            Err(error @ StartError::Listen { .. }) => return failed(&error),
         };
         let manager = ServiceManager::of_environment();
         manager.tell(Progress::Ready);
-        while let Some(()) = signals.reload_or_end().await {
-            manager.tell(Progress::Reloading);
-            // It tells the log what is wrong, and nothing changes.
-            let reloaded = gateway.reload("SIGHUP").await;
-            manager.tell(match reloaded {
-                Ok(_) => Progress::Ready,
-                Err(_) => Progress::ReloadRefused,
-            });
-        }
+        until_told_to_end(&gateway, &mut signals, &manager).await;
         manager.tell(Progress::Stopping);
         tokio::select! {
             complete = gateway.drain() => if complete { ExitCode::SUCCESS } else { EXIT_FAILURE.into() },
             () = signals.next() => EXIT_FAILURE.into(),
         }
     })
+}
+
+/// Reloads as often as a signal asks for it. A reload that hangs holds up no end.
+async fn until_told_to_end(gateway: &Gateway, signals: &mut Signals, manager: &ServiceManager) {
+    while let Some(()) = signals.reload_or_end().await {
+        manager.tell(Progress::Reloading);
+        // It tells the log what is wrong, and nothing changes.
+        let reloaded = tokio::select! {
+            reloaded = gateway.reload("SIGHUP") => reloaded,
+            () = signals.next() => return,
+        };
+        manager.tell(match reloaded {
+            Ok(_) => Progress::Ready,
+            Err(_) => Progress::ReloadRefused,
+        });
+    }
+}
+
+/// Prints every problem of a configuration.
+fn refused(problems: &Problems) -> ExitCode {
+    eprintln!("{problems}");
+    EXIT_CONFIG.into()
 }
 
 fn simulate(args: SimulateArgs) -> ExitCode {

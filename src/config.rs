@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     path::{Path, PathBuf},
 };
 
@@ -38,7 +39,7 @@ pub use self::{
     sources::notify_socket,
     telemetry::TelemetryConfig,
     tls::TlsConfig,
-    upstream::{CircuitConfig, UpstreamConfig},
+    upstream::{CircuitConfig, CredentialConfig, UpstreamConfig},
     views::{ViewConfig, ViewsConfig},
 };
 
@@ -60,7 +61,7 @@ pub struct Config {
     pub views: ViewsConfig,
     pub normalize: NormalizeConfig,
     /// The merged values as given, for [`Config::effective`].
-    merged: Dict,
+    merged: Merged,
     source: Source,
 }
 
@@ -94,23 +95,30 @@ impl Config {
     ///
     /// Returns every problem found, each with the key it belongs to.
     pub fn load(file: Option<&Path>) -> Result<Self, Problems> {
-        let text = file.map(sources::read_file).transpose()?;
-        let config = Self::from_sources(text.as_deref(), sources::environment())?;
-        Ok(Self {
-            source: Source::Process(file.map(Path::to_owned)),
-            ..config
-        })
+        Self::draft(file)
+            .finish(|_| Ok(()))
+            .map(|(config, ())| config)
+    }
+
+    /// As [`Config::load`], for whoever looks for more problems than a configuration knows of.
+    #[must_use]
+    pub fn draft(file: Option<&Path>) -> Draft {
+        let source = Source::Process(file.map(Path::to_owned));
+        match file.map(sources::read_file).transpose() {
+            Ok(text) => Draft::read(text.as_deref(), sources::environment(), source),
+            Err(problems) => Draft {
+                config: None,
+                problems,
+            },
+        }
     }
 
     /// Reads the same sources anew; a configuration of text alone stays as it is, but for the files it names.
-    ///
-    /// # Errors
-    ///
-    /// As [`Config::load`].
-    pub fn reread(&self) -> Result<Self, Problems> {
+    #[must_use]
+    pub fn redraft(&self) -> Draft {
         match &self.source {
-            Source::Process(file) => Self::load(file.as_deref()),
-            Source::Text => Ok(self.clone()),
+            Source::Process(file) => Self::draft(file.as_deref()),
+            Source::Text => self.clone().into(),
         }
     }
 
@@ -119,10 +127,11 @@ impl Config {
     #[must_use]
     pub fn files(&self) -> Vec<PathBuf> {
         let Source::Process(own) = &self.source else {
-            return sources::named_files(&self.merged);
+            return sources::named_files(&self.merged.0);
         };
         let text = own.as_deref().and_then(|own| sources::read_file(own).ok());
-        let merged = sources::merge(text.as_deref(), sources::environment());
+        let unheard = &mut Problems::default();
+        let merged = sources::merge(text.as_deref(), sources::environment(), unheard);
         let named = sources::named_files(&merged.unwrap_or_default());
         own.iter().cloned().chain(named).collect()
     }
@@ -130,7 +139,7 @@ impl Config {
     /// The dotted keys whose values differ from those of `before`, such as `cache.ttl`; a list counts as one.
     #[must_use]
     pub fn changed_since(&self, before: &Self) -> Vec<String> {
-        sources::changed_keys(&before.merged, &self.merged)
+        sources::changed_keys(&before.merged.0, &self.merged.0)
     }
 
     /// Reads `[admin]` alone, whatever the rest holds: what a health check needs to know.
@@ -140,15 +149,20 @@ impl Config {
     /// As [`Config::load`].
     pub fn load_admin(file: Option<&Path>) -> Result<AdminConfig, Problems> {
         let text = file.map(sources::read_file).transpose()?;
-        let merged = sources::merge(text.as_deref(), sources::environment())?;
-        let mut reader = Reader {
-            defaults: sources::defaults(),
-            merged: &merged,
-            problems: Problems::default(),
-        };
-        match reader.section("admin") {
-            Some(admin) if reader.problems.is_empty() => Ok(admin),
-            _ => Err(reader.problems),
+        let mut problems = Problems::default();
+        let merged = sources::merge(text.as_deref(), sources::environment(), &mut problems);
+        // Another section's variable is of no concern here.
+        problems.retain(|problem| problem.key == "--config" || problem.key.starts_with("admin"));
+        let admin = merged.and_then(|merged| {
+            let mut reader = Reader {
+                merged: &merged,
+                problems: &mut problems,
+            };
+            reader.section("admin")
+        });
+        match admin {
+            Some(admin) if problems.is_empty() => Ok(admin),
+            _ => Err(problems),
         }
     }
 
@@ -170,34 +184,125 @@ impl Config {
         text: Option<&str>,
         environment: Vec<(String, String)>,
     ) -> Result<Self, Problems> {
-        let merged = sources::merge(text, environment)?;
-        let mut reader = Reader {
-            defaults: sources::defaults(),
-            merged: &merged,
-            problems: Problems::default(),
-        };
-        reader.unknown_sections();
-        let config = reader.read();
-        match config {
-            Some(config) if reader.problems.is_empty() => Ok(Self { merged, ..config }),
-            _ => Err(reader.problems),
-        }
+        Draft::read(text, environment, Source::Text)
+            .finish(|_| Ok(()))
+            .map(|(config, ())| config)
     }
 
-    /// The configuration in force as TOML, with every secret hidden.
+    /// The configuration as TOML, with every secret hidden.
     #[must_use]
     pub fn effective(&self) -> String {
-        let mut shown = self.merged.clone();
-        sources::hide_secrets(&mut shown);
-        toml::to_string(&shown).unwrap_or_else(|error| format!("# cannot be shown: {error}\n"))
+        show(self.merged.0.clone())
+    }
+
+    /// As [`Config::effective`], for a gateway that started with `started` and still goes by it in `needs_restart`: those keys are shown
+    /// as they are in force, and named.
+    #[must_use]
+    pub fn effective_since(&self, started: &Self, needs_restart: &[String]) -> String {
+        if needs_restart.is_empty() {
+            return self.effective();
+        }
+        let mut shown = self.merged.0.clone();
+        for key in needs_restart {
+            sources::copy(key, &started.merged.0, &mut shown);
+        }
+        let keys = needs_restart.join(", ");
+        format!(
+            "# The file has other values for these, which take effect after a restart: {keys}\n{}",
+            show(shown)
+        )
+    }
+}
+
+fn show(mut shown: Dict) -> String {
+    sources::hide_secrets(&mut shown);
+    toml::to_string(&shown).unwrap_or_else(|error| format!("# cannot be shown: {error}\n"))
+}
+
+/// A configuration as far as it could be read, and everything found wrong with it so far.
+#[derive(Debug)]
+pub struct Draft {
+    /// In spite of problems: what was wrong has been left out or stands at its default. Good for nothing but looking for more.
+    config: Option<Config>,
+    problems: Problems,
+}
+
+impl Draft {
+    fn read(text: Option<&str>, environment: Vec<(String, String)>, source: Source) -> Self {
+        let mut problems = Problems::default();
+        let merged = sources::merge(text, environment, &mut problems);
+        let config = merged.and_then(|merged| {
+            let mut reader = Reader {
+                merged: &merged,
+                problems: &mut problems,
+            };
+            reader.unknown_sections();
+            let config = reader.read()?;
+            Some(Config {
+                merged: Merged(merged),
+                source,
+                ..config
+            })
+        });
+        Self { config, problems }
+    }
+
+    /// Threads that the configuration asks for; 0 is one per core.
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        self.config
+            .as_ref()
+            .map_or(1, |config| config.server.workers)
+    }
+
+    /// The configuration with what `build` makes of it.
+    ///
+    /// # Errors
+    ///
+    /// Returns every problem: those of the configuration, and those that `build` meets in what could be read of it.
+    pub fn finish<T>(
+        self,
+        build: impl FnOnce(&Config) -> Result<T, Problems>,
+    ) -> Result<(Config, T), Problems> {
+        let Self {
+            config,
+            mut problems,
+        } = self;
+        let Some(config) = config else {
+            return Err(problems);
+        };
+        match build(&config) {
+            Ok(built) if problems.is_empty() => return Ok((config, built)),
+            Ok(_) => {}
+            Err(found) => problems.append_news(found),
+        }
+        Err(problems)
+    }
+}
+
+impl From<Config> for Draft {
+    fn from(config: Config) -> Self {
+        Self {
+            config: Some(config),
+            problems: Problems::default(),
+        }
+    }
+}
+
+/// The merged values as given, secrets among them: never printed.
+#[derive(Clone, Default)]
+struct Merged(Dict);
+
+impl fmt::Debug for Merged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Merged")
     }
 }
 
 /// Reads section after section, so that a fault in one does not hide those in the next.
 struct Reader<'a> {
-    defaults: &'a Dict,
     merged: &'a Dict,
-    problems: Problems,
+    problems: &'a mut Problems,
 }
 
 impl Reader<'_> {
@@ -213,6 +318,7 @@ impl Reader<'_> {
         // Each is read and checked before any `?`: all problems at once.
         let server = self.checked("server", ServerConfig::check);
         let admin = self.checked("admin", AdminConfig::check);
+        self.check_listeners(server.as_ref(), admin.as_ref());
         let auth = self.checked("auth", AuthConfig::check);
         let cors = self.section("cors");
         let routes = self.checked("routes", RoutesConfig::check);
@@ -239,15 +345,25 @@ impl Reader<'_> {
             clients,
             views,
             normalize,
-            merged: Dict::new(),
+            merged: Merged::default(),
             source: Source::Text,
         })
     }
 
+    fn check_listeners(&mut self, server: Option<&ServerConfig>, admin: Option<&AdminConfig>) {
+        let both = server.zip(admin);
+        if both.is_some_and(|(server, admin)| server.listen.excludes(&admin.listen)) {
+            let text = "an address that server.listen takes already";
+            self.check_read(|problems| {
+                problems.add_depending("admin.listen", text, &["server.listen"]);
+            });
+        }
+    }
+
     fn section<T: for<'de> Deserialize<'de>>(&mut self, name: &str) -> Option<T> {
         let value = self.merged.get(name).cloned()?;
-        let defaults = self.defaults.get(name).cloned();
-        problem::extract(name, value, defaults.as_ref(), &mut self.problems)
+        let fallback = sources::fallbacks().find_ref(name);
+        problem::extract(name, value, fallback, self.problems)
     }
 
     fn checked<T: for<'de> Deserialize<'de>>(
@@ -264,21 +380,7 @@ impl Reader<'_> {
     fn check_read(&mut self, check: impl FnOnce(&mut Problems)) {
         let mut found = Problems::default();
         check(&mut found);
-        let defaults = self.defaults;
-        let told = self.problems.iter().map(|problem| problem.key.as_str());
-        let told: Vec<_> = told.collect();
-        // What was wrong had to be left out, unless it has a default: what it leaves missing is no problem of its own.
-        let is_consequence = |key: &str| {
-            told.iter().any(|told| {
-                let table = told.rsplit_once('.').map_or(*told, |(table, _)| table);
-                let is_in_table = key
-                    .strip_prefix(table)
-                    .is_some_and(|rest| rest.starts_with('.'));
-                key == *told || (is_in_table && !has(defaults, told))
-            })
-        };
-        found.retain(|problem| !is_consequence(&problem.key));
-        self.problems.append(found);
+        self.problems.append_news(found);
     }
 
     /// `[[clients]]`, checked where all are read: a problem names a client by its place.
@@ -290,20 +392,15 @@ impl Reader<'_> {
         upstream: Option<&UpstreamConfig>,
     ) -> Vec<ClientConfig> {
         let listed = self.merged.get("clients").cloned();
-        let given = listed.as_ref().and_then(Value::as_array).map(<[_]>::len);
         let clients = self.list("clients", listed);
-        if given == Some(clients.len()) {
-            let others = auth::Others {
-                server,
-                admin,
-                auth,
-                upstream,
-                views: self.merged.get("views").and_then(Value::as_dict),
-            };
-            self.check_read(|problems| {
-                auth::check_clients(&clients, &others, problems);
-            });
-        }
+        let others = auth::Others {
+            server,
+            admin,
+            auth,
+            upstream,
+            views: self.merged.get("views").and_then(Value::as_dict),
+        };
+        self.check_read(|problems| auth::check_clients(&clients, &others, problems));
         clients
     }
 
@@ -320,7 +417,8 @@ impl Reader<'_> {
         };
         for (name, value) in dict {
             let key = format!("views.{name}");
-            let view = problem::extract(&key, value.clone(), None, &mut self.problems);
+            let fallback = sources::fallbacks().find_ref("views");
+            let view = problem::extract(&key, value.clone(), fallback, self.problems);
             views.extend(view.map(|view| (name.clone(), view)));
         }
         self.check_read(|problems| views::check(&views, problems));
@@ -329,51 +427,34 @@ impl Reader<'_> {
 
     /// `[upstream]`, whose credentials are read one by one.
     fn upstream(&mut self) -> Option<UpstreamConfig> {
-        let Some(mut section) = self.merged.get("upstream")?.as_dict().cloned() else {
-            self.problems.add("upstream", "expected a table");
-            return None;
+        let fallback = sources::fallbacks().find_ref("upstream");
+        let mut section = self.merged.get("upstream")?.clone();
+        let credentials = match &mut section {
+            Value::Dict(_, section) => section.remove("credentials"),
+            _ => None,
         };
-        let credentials = section.remove("credentials");
-        let defaults = self.defaults.get("upstream").cloned();
-        let upstream: Option<UpstreamConfig> = problem::extract(
-            "upstream",
-            Value::from(section),
-            defaults.as_ref(),
-            &mut self.problems,
-        );
-        let mut named = BTreeMap::new();
-        match credentials.as_ref().map(|value| (value, value.as_dict())) {
-            None => {}
-            Some((_, Some(dict))) => {
-                for (name, value) in dict {
-                    let key = format!("upstream.credentials.{name}");
-                    if let Some(credential) =
-                        problem::extract(&key, value.clone(), None, &mut self.problems)
-                    {
-                        named.insert(name.clone(), credential);
-                    }
-                }
-            }
-            Some((_, None)) => self.problems.add(
-                "upstream.credentials",
-                "expected tables such as [upstream.credentials.default]",
-            ),
-        }
-        let credentials_read = named.len();
-        let credentials_given = credentials
-            .as_ref()
-            .and_then(Value::as_dict)
-            .map_or(0, Dict::len);
-        if credentials_given == 0 {
-            self.problems.add(
-                "upstream.credentials.default",
-                "required: at least one credential with `token` or `token_file`",
-            );
-        }
-        let mut upstream = upstream?;
-        upstream.credentials = named;
+        let mut upstream: UpstreamConfig =
+            problem::extract("upstream", section, fallback, self.problems)?;
+        upstream.credentials = self.credentials(credentials);
         self.check_read(|problems| upstream.check(problems));
-        (credentials_read == credentials_given && credentials_read > 0).then_some(upstream)
+        Some(upstream.readable())
+    }
+
+    fn credentials(&mut self, given: Option<Value>) -> BTreeMap<String, CredentialConfig> {
+        let mut named = BTreeMap::new();
+        let given = given.unwrap_or_else(|| Dict::new().into());
+        let Some(tables) = given.as_dict() else {
+            let text = "expected tables such as [upstream.credentials.default]";
+            self.problems.add("upstream.credentials", text);
+            return named;
+        };
+        for (name, value) in tables {
+            let key = format!("upstream.credentials.{name}");
+            let nothing = Value::from(Dict::new());
+            let read = problem::extract(&key, value.clone(), Some(&nothing), self.problems);
+            named.extend(read.map(|credential| (name.clone(), credential)));
+        }
+        named
     }
 
     fn normalize(&mut self) -> NormalizeConfig {
@@ -392,7 +473,7 @@ impl Reader<'_> {
         let normalize = NormalizeConfig {
             rules: self.list("normalize.rules", rules),
         };
-        normalize.check(&mut self.problems);
+        self.check_read(|problems| normalize.check(problems));
         normalize
     }
 
@@ -406,27 +487,15 @@ impl Reader<'_> {
                 .add(key, format!("expected a list of tables: [[{key}]]"));
             return Vec::new();
         };
+        let fallback = sources::fallbacks().find_ref(key);
         let mut read = Vec::with_capacity(items.len());
         for (place, item) in items.iter().enumerate() {
             let key = format!("{key}[{place}]");
-            read.extend(problem::extract(
-                &key,
-                item.clone(),
-                None,
-                &mut self.problems,
-            ));
+            let item = problem::extract(&key, item.clone(), fallback, self.problems);
+            read.extend(item);
         }
         read
     }
-}
-
-/// Whether there is a value of the dotted `key`.
-fn has(dict: &Dict, key: &str) -> bool {
-    let Some((section, rest)) = key.split_once('.') else {
-        return dict.contains_key(key);
-    };
-    dict.get(section)
-        .is_some_and(|section| section.find_ref(rest).is_some())
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{delete, get, post},
 };
+use futures_util::future::BoxFuture;
 use http::{HeaderValue, StatusCode, header};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -71,12 +72,12 @@ pub struct Admin {
 
 /// Reads the configuration anew and puts it in force.
 pub trait Reload: fmt::Debug + Send + Sync {
-    /// Blocks on the file system. `who` asked is told to the log.
+    /// `who` asked is told to the log. One that waits its turn when nobody waits for it any more is not done.
     ///
     /// # Errors
     ///
     /// Returns everything wrong with the new configuration; the old one stays in force.
-    fn reload(&self, who: &str) -> Result<Reloaded, Problems>;
+    fn reload(&self, who: String) -> BoxFuture<'static, Result<Reloaded, Problems>>;
 }
 
 /// What a reload did, by dotted keys.
@@ -188,12 +189,10 @@ async fn config(State(admin): State<Admin>) -> String {
 
 /// What was reloaded, or everything wrong with the new configuration.
 async fn reload(State(admin): State<Admin>, Extension(operator): Extension<Operator>) -> Response {
-    let reload = admin.reload.clone();
     let who = format!("POST /reload from {operator}");
-    let outcome = tokio::task::spawn_blocking(move || reload.reload(&who)).await;
-    match outcome {
-        Ok(Ok(reloaded)) => Json(reloaded).into_response(),
-        Ok(Err(problems)) => {
+    match admin.reload.reload(who).await {
+        Ok(reloaded) => Json(reloaded).into_response(),
+        Err(problems) => {
             let told: Vec<_> = problems
                 .iter()
                 .map(|problem| json!({ "key": problem.key, "problem": problem.text }))
@@ -201,7 +200,6 @@ async fn reload(State(admin): State<Admin>, Extension(operator): Extension<Opera
             let body = Json(json!({ "problems": told }));
             (StatusCode::UNPROCESSABLE_ENTITY, body).into_response()
         }
-        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }
 

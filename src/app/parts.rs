@@ -1,39 +1,17 @@
 //! Parts that are built at start and again when what they are built from is reloaded.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
-    config::{Config, telemetry::TelemetryConfig},
+    config::Config,
     service::{SecondTier, Tasks, packing::keep_packing},
     shared::{Calls, Link},
-    telemetry::{
-        metrics::Metrics,
-        traces::{Export, Tracer},
-    },
-    upstream::{self, BuildError, Client, Credentials, LimitLayer, Upstream},
+    telemetry::metrics::Metrics,
+    upstream::{self, Client, Credentials, LimitLayer, Upstream},
 };
-
-const COLLECTOR_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// From sending a batch of spans to the collector's last byte.
-const COLLECTOR_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// What begins traces and what sends them, where `config` names a collector.
-pub(super) fn traces(
-    config: &TelemetryConfig,
-    metrics: &Arc<Metrics>,
-) -> Result<Option<(Tracer, Export)>, BuildError> {
-    let Some(collector) = config.traces_url() else {
-        return Ok(None);
-    };
-    let http = upstream::other_client(&collector)?
-        .connect_timeout(COLLECTOR_CONNECT_TIMEOUT)
-        .timeout(COLLECTOR_TIMEOUT)
-        .build()?;
-    Ok(Some(Tracer::exporting_to(collector, http, metrics.clone())))
-}
 
 /// Shares pages and calls with the replicas behind `link`, until the guard is dropped.
 ///
@@ -69,18 +47,12 @@ pub(super) fn share_calls(link: &Arc<Link>, credentials: &Credentials) {
     }
 }
 
-/// The upstream stack as `config` describes it, within the slots of `limit`.
+/// The upstream stack over `client` as `config` describes it, within the slots of `limit`.
 pub(super) fn upstream(
+    client: Client,
     config: &Config,
     limit: LimitLayer,
     metrics: &Arc<Metrics>,
-) -> Result<Upstream, BuildError> {
-    let client = Client::new(&config.upstream)?;
-    Ok(upstream::stack(
-        client,
-        &config.upstream,
-        &config.normalize,
-        limit,
-        metrics,
-    ))
+) -> Upstream {
+    upstream::stack(client, &config.upstream, &config.normalize, limit, metrics)
 }

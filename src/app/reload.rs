@@ -1,19 +1,32 @@
 //! Reading the configuration anew: what may change while the gateway runs changes all at once, or not at all.
+//!
+//! One thread of its own does it, and looks whether files have changed: what it reads may hang (a file on a server that is gone), and then
+//! nothing else does. No request, no other thread and no drain waits for it.
 
 use std::{
     collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+    },
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
-use tokio::time::Instant;
+use futures_util::future::BoxFuture;
+use tokio::{runtime::Handle, sync::oneshot, time::Instant};
 use tracing::{error, info, warn};
 
-use super::parts;
+use super::{
+    build::{Built, build},
+    parts,
+    watch::Watch,
+};
 use crate::{
     api::{
-        Clients, Issuers, LivePolicy, Policy,
+        Clients, LivePolicy, Policy,
         admin::{Reload, Reloaded},
     },
     config::{Config, Problems},
@@ -24,8 +37,14 @@ use crate::{
         Log,
         metrics::{Metrics, ReloadOutcome},
     },
-    upstream::{Credentials, LimitLayer, Succession, Upstream},
+    upstream::LimitLayer,
 };
+
+/// How often to look for changed files: soon enough for a rotation, and a few `stat` calls are nothing.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Reloads that may wait for the one under way.
+const MOST_WAITING: usize = 16;
+const BUG: &str = "reading it ended in a bug";
 
 /// Keys that are read at start alone, as they stand or with everything below them.
 const AT_START: &[&str] = &[
@@ -54,8 +73,31 @@ const AT_START: &[&str] = &[
     "telemetry.otlp_endpoint",
 ];
 
-/// What a running gateway is made of, as far as it can be changed.
+/// Asks the thread that reloads. It ends when the last of these is dropped.
+#[derive(Clone, Debug)]
+pub(super) struct Reloads(SyncSender<Request>);
+
 #[derive(Debug)]
+struct Request {
+    who: String,
+    answer: oneshot::Sender<Result<Reloaded, Problems>>,
+}
+
+impl Reload for Reloads {
+    fn reload(&self, who: String) -> BoxFuture<'static, Result<Reloaded, Problems>> {
+        let (answer, outcome) = oneshot::channel();
+        let asked = self.0.try_send(Request { who, answer });
+        Box::pin(async move {
+            let problem = |text: &str| Problems::one("configuration", text);
+            asked.map_err(|_| {
+                problem("too many reloads wait: one reads a file that does not answer")
+            })?;
+            outcome.await.unwrap_or_else(|_| Err(problem(BUG)))
+        })
+    }
+}
+
+/// What a running gateway is made of, as far as it can be changed.
 pub(super) struct Reloader {
     pub(super) policy: LivePolicy,
     pub(super) tasks: Arc<Tasks>,
@@ -67,75 +109,70 @@ pub(super) struct Reloader {
     pub(super) log: Log,
     /// What operators are shown.
     pub(super) effective: Arc<ArcSwap<String>>,
-    pub(super) configs: Mutex<Configs>,
+    /// What the gateway began with.
+    pub(super) started: Arc<Config>,
+    pub(super) in_force: Config,
 }
 
-/// What the gateway began with, and what is in force: one reload at a time compares with both.
-#[derive(Debug)]
-pub(super) struct Configs {
-    started: Arc<Config>,
-    in_force: Arc<Config>,
-    /// Of the files as they were read last, whether that was put in force or not.
-    files: Digests,
-}
-
-/// What each file holds: tells a change from a mere touch.
-type Digests = BTreeMap<PathBuf, blake3::Hash>;
-
-fn digests(files: Vec<PathBuf>) -> Digests {
-    let with_digest = |file: PathBuf| {
-        let digest = digest(&file);
-        (file, digest)
-    };
-    files.into_iter().map(with_digest).collect()
-}
-
-fn digest(file: &Path) -> blake3::Hash {
-    blake3::hash(&std::fs::read(file).unwrap_or_default())
-}
-
-impl Configs {
-    pub(super) fn new(started: Arc<Config>) -> Mutex<Self> {
-        Mutex::new(Self {
-            files: digests(started.files()),
-            in_force: started.clone(),
-            started,
-        })
-    }
-
-    fn read_anew(&mut self) -> Result<Config, Problems> {
-        // Before they are read: what changes meanwhile is a change.
-        self.files = digests(self.in_force.files());
-        self.in_force.reread()
-    }
-
-    fn have_files_changed(&self) -> bool {
-        self.files != digests(self.in_force.files())
-    }
-}
-
-/// Everything a new configuration brings that can fail to be built.
-struct Next {
-    config: Arc<Config>,
-    credentials: Credentials,
-    succession: Succession,
-    upstream: Arc<Upstream>,
-    tls: Option<Arc<rustls::ServerConfig>>,
-    issuers: Issuers,
-}
-
-impl Reload for Reloader {
-    /// Reads the configuration and every file it names, and puts it in force as a whole.
+impl Reloader {
+    /// Reloads on request, and when a file has changed since `files` were read, in a thread of its own.
     ///
-    /// Blocks on the file system.
-    fn reload(&self, who: &str) -> Result<Reloaded, Problems> {
-        let mut configs = self.configs();
-        let next = configs
-            .read_anew()
-            .and_then(|config| self.prepare(Arc::new(config), &configs));
-        match next {
-            Ok(next) => {
-                let reloaded = self.put_in_force(next, &mut configs);
+    /// # Panics
+    ///
+    /// Panics outside a runtime, or where no thread can be had.
+    pub(super) fn start(self, files: Digests) -> Reloads {
+        let (requests, asked) = sync_channel(MOST_WAITING);
+        let runtime = Handle::current();
+        std::thread::Builder::new()
+            .name("reload".to_owned())
+            .spawn(move || {
+                let _entered = runtime.enter();
+                self.keep_reloading(files, &asked);
+            })
+            .expect("a thread can be had at start");
+        Reloads(requests)
+    }
+
+    fn keep_reloading(mut self, mut files: Digests, requests: &Receiver<Request>) {
+        let mut watch = Watch::default();
+        loop {
+            match requests.recv_timeout(LOOK_EVERY) {
+                // Who asked may have given up meanwhile.
+                Ok(request) if request.answer.is_closed() => {}
+                Ok(request) => {
+                    let outcome = self.reload(&request.who, &mut files);
+                    let _ = request.answer.send(outcome);
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    let named = files.keys().cloned().collect();
+                    // A touch that changes nothing is no news.
+                    if watch.has_changed(named) && files != digests(self.in_force.files()) {
+                        // It tells the log, whichever way it ends.
+                        let _ = self.reload("a changed file", &mut files);
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    /// Reads the configuration and every file it names, and puts it in force as a whole. `files` are those it read.
+    fn reload(&mut self, who: &str, files: &mut Digests) -> Result<Reloaded, Problems> {
+        // Before they are read: what changes meanwhile is a change.
+        *files = digests(self.in_force.files());
+        let draft = self.in_force.redraft();
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            let (config, built) = draft.finish(|config| self.build(config))?;
+            Ok(self.put_in_force(config, built))
+        }));
+        let outcome = outcome.unwrap_or_else(|_| Err(Problems::one("configuration", BUG)));
+        self.tell(who, &outcome);
+        outcome
+    }
+
+    fn tell(&self, who: &str, outcome: &Result<Reloaded, Problems>) {
+        match outcome {
+            Ok(reloaded) => {
                 self.metrics.reloaded(ReloadOutcome::Applied);
                 info!(
                     reload.by = who,
@@ -148,7 +185,6 @@ impl Reload for Reloader {
                         "changed keys take effect after a restart"
                     );
                 }
-                Ok(reloaded)
             }
             Err(problems) => {
                 self.metrics.reloaded(ReloadOutcome::Refused);
@@ -158,45 +194,29 @@ impl Reload for Reloader {
                     reload.problems = text,
                     "the new configuration is refused, the old one stays"
                 );
-                Err(problems)
             }
         }
     }
-}
 
-impl Reloader {
     /// Builds what `config` says, without changing anything.
-    fn prepare(&self, config: Arc<Config>, configs: &Configs) -> Result<Next, Problems> {
-        check_reachable(&config, configs)?;
-        let changed = config.changed_since(&configs.in_force);
-        let policy = self.policy.load();
-        let (credentials, succession) = policy.clients.credentials().reload(&config.upstream)?;
-        let rebuilt = changed.iter().any(|key| is_of_the_stack(key));
-        // Its text may have changed, whatever its name.
-        let upstream = if rebuilt || config.upstream.ca_file.is_some() {
-            let built = parts::upstream(&config, self.limit.clone(), &self.metrics);
-            Arc::new(built.map_err(|error| Problems::one("upstream", error.to_string()))?)
-        } else {
-            policy.upstream.clone()
-        };
-        // Whether there is TLS at all is settled at start.
-        let tls = config.server.tls.as_ref().filter(|_| self.tls.is_some());
-        Ok(Next {
-            tls: tls.map(Tls::read).transpose()?,
-            issuers: Issuers::load(&config.auth, Some(policy.clients.issuers()))?,
-            config,
-            credentials,
-            succession,
-            upstream,
-        })
+    fn build(&self, config: &Config) -> Result<Built, Problems> {
+        let mut problems = Problems::default();
+        // The operators' listener stays where it is, whatever the file now says: its key may not go while others reach it.
+        let listens_at = &self.started.admin.listen;
+        config.admin.check_reachable_at(listens_at, &mut problems);
+        match build(config, Some(&self.policy.load().clients)) {
+            Ok(built) if problems.is_empty() => return Ok(built),
+            Ok(_) => {}
+            Err(found) => problems.append(found),
+        }
+        Err(problems)
     }
 
-    fn put_in_force(&self, next: Next, configs: &mut Configs) -> Reloaded {
-        let config = next.config;
+    fn put_in_force(&mut self, config: Config, next: Built) -> Reloaded {
         let reloaded = Reloaded {
-            changed: config.changed_since(&configs.in_force),
+            changed: config.changed_since(&self.in_force),
             needs_restart: config
-                .changed_since(&configs.started)
+                .changed_since(&self.started)
                 .into_iter()
                 .filter(|key| is_read_at_start(key))
                 .collect(),
@@ -226,12 +246,22 @@ impl Reloader {
         for credential in next.succession.distrusted {
             store.distrust(credential, Instant::now());
         }
-        let policy = Policy::new(&config, clients, next.upstream);
+        // The text of its file of authorities may have changed, whatever its name.
+        let is_rebuilt = reloaded.changed.iter().any(|key| is_of_the_stack(key))
+            || config.upstream.ca_file.is_some();
+        let upstream = if is_rebuilt {
+            let limit = self.limit.clone();
+            Arc::new(parts::upstream(next.client, &config, limit, &self.metrics))
+        } else {
+            before.upstream.clone()
+        };
+        let policy = Policy::new(&config, clients, upstream);
         self.policy.store(Arc::new(policy));
         // Last: who came in under the old policy may have filled another page of theirs.
         for credential in next.succession.dropped {
             store.forget(credential);
         }
+        // Whether there is TLS at all is settled at start.
         if let Some((tls, setup)) = self.tls.as_ref().zip(next.tls) {
             tls.replace(setup);
         }
@@ -240,40 +270,26 @@ impl Reloader {
             snapshot.set_credentials(credentials);
         }
         self.log.set_filter(&config.telemetry);
-        self.effective.store(Arc::new(config.effective()));
-        configs.in_force = config;
+        let shown = config.effective_since(&self.started, &reloaded.needs_restart);
+        self.effective.store(Arc::new(shown));
+        self.in_force = config;
         reloaded
-    }
-
-    /// The files whose change may change the configuration.
-    pub(super) fn files(&self) -> Vec<PathBuf> {
-        self.configs().files.keys().cloned().collect()
-    }
-
-    /// Reads anew after a file has changed; a touch that changes nothing is no news.
-    pub(super) fn files_changed(&self) {
-        let changed = self.configs().have_files_changed();
-        if changed {
-            // It tells the log, whichever way it ends.
-            let _ = self.reload("a changed file");
-        }
-    }
-
-    fn configs(&self) -> std::sync::MutexGuard<'_, Configs> {
-        self.configs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The operators' listener stays where it is, whatever the file now says: its key may not go while others reach it.
-fn check_reachable(config: &Config, configs: &Configs) -> Result<(), Problems> {
-    let mut problems = Problems::default();
-    let listens_at = &configs.started.admin.listen;
-    config.admin.check_reachable_at(listens_at, &mut problems);
-    if problems.is_empty() {
-        Ok(())
-    } else {
-        Err(problems)
-    }
+/// What each file holds: tells a change from a mere touch.
+pub(super) type Digests = BTreeMap<PathBuf, blake3::Hash>;
+
+pub(super) fn digests(files: Vec<PathBuf>) -> Digests {
+    let with_digest = |file: PathBuf| {
+        let digest = digest(&file);
+        (file, digest)
+    };
+    files.into_iter().map(with_digest).collect()
+}
+
+fn digest(file: &Path) -> blake3::Hash {
+    blake3::hash(&std::fs::read(file).unwrap_or_default())
 }
 
 fn is_read_at_start(key: &str) -> bool {

@@ -4,11 +4,7 @@
 use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    time::Duration,
 };
-
-/// How often to look: soon enough for a rotation, and a few `stat` calls are nothing.
-const EVERY: Duration = Duration::from_millis(500);
 
 /// What tells one state of a file from the next; `None`: it is not there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,11 +47,10 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// Waits until what `files` names has changed. The first call ends as soon as they hold still: a file may have changed since it was read.
-    pub(super) async fn changed(&mut self, files: impl Fn() -> Vec<PathBuf>) {
-        while !self.look(stamps(files())) {
-            tokio::time::sleep(EVERY).await;
-        }
+    /// Looks at `files`, and says whether they have changed and hold still. At first that is so as soon as they do: they may have changed
+    /// since they were read.
+    pub(super) fn has_changed(&mut self, files: Vec<PathBuf>) -> bool {
+        self.look(stamps(files))
     }
 
     fn look(&mut self, now: Stamps) -> bool {

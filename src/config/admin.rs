@@ -24,6 +24,9 @@ impl AdminConfig {
     }
 
     pub(super) fn check(&self, problems: &mut Problems) {
+        if let Err(text) = self.listen.check() {
+            problems.add("admin.listen", text);
+        }
         match self.key_sha256.as_ref().map(Vec::len) {
             None => self.check_reachable_at(&self.listen, problems),
             Some(1..=2) => {}

@@ -7,9 +7,9 @@ use serde::Deserialize;
 
 use super::{
     AdminConfig, Problems, ServerConfig, UpstreamConfig,
+    upstream::check_space_tokens,
     value::{self, CertificateSubject, Sha256Digest, Timestamp},
 };
-use crate::domain::SpaceToken;
 
 mod browser_tokens;
 mod jwt;
@@ -126,9 +126,10 @@ pub(super) fn check_clients(
             continue;
         };
         if !asks_for_certificates {
-            problems.add(
+            problems.add_depending(
                 key("certificate_subject"),
                 "needs server.tls.client_ca_file: nobody is asked for a certificate",
+                &["server.tls"],
             );
         }
         if let Some(other) = subjects.insert(subject, place) {
@@ -163,9 +164,10 @@ fn check_client(
             problems.add(key("credential"), "no such [upstream.credentials.…]");
         }
     } else if !upstream.credentials.contains_key("default") && !all_served(client, upstream) {
-        problems.add(
+        problems.add_depending(
             key("credential"),
             "required: no credential serves all of its spaces and none is named \"default\"",
+            &["upstream.credentials", &key("spaces")],
         );
     }
 }
@@ -182,9 +184,10 @@ fn check_proof(
     match client.key_sha256.len() {
         1..=2 => {}
         0 if named_elsewhere => {}
-        0 => problems.add(
+        0 => problems.add_depending(
             key("key_sha256"),
             "required: this, certificate_subject or [auth.jwt]",
+            &[&key("certificate_subject"), "auth.jwt"],
         ),
         _ => problems.add(key("key_sha256"), "expected one or two digests"),
     }
@@ -201,12 +204,12 @@ fn all_served(client: &ClientConfig, upstream: &UpstreamConfig) -> bool {
 
 /// A list of space tokens, or `["*"]` alone.
 fn check_spaces(spaces: &[String], key: &str, problems: &mut Problems) {
-    let valid = match spaces {
-        [] => false,
-        [one] if one == "*" => true,
-        many => many.iter().all(|space| SpaceToken::new(space).is_ok()),
-    };
-    if !valid {
-        problems.add(key, "expected space tokens, or [\"*\"] alone");
+    match spaces {
+        [one] if one == "*" => {}
+        [] => problems.add(key, "expected space tokens, or [\"*\"] alone"),
+        many if many.iter().any(|space| space == "*") => {
+            problems.add(key, "expected space tokens, or [\"*\"] alone");
+        }
+        many => check_space_tokens(many, key, problems),
     }
 }

@@ -70,20 +70,27 @@ impl CacheConfig {
         if self.max_bytes < 64 * 1024 {
             problems.add("cache.max_bytes", "expected 64KiB or more");
         }
-        // A bare name has an empty parent: the folder the process runs in.
-        let usable = |file: &Path| {
-            file.parent()
-                .is_some_and(|folder| folder.as_os_str().is_empty() || folder.is_dir())
-        };
-        if self
-            .snapshot_file
-            .as_deref()
-            .is_some_and(|file| !usable(file))
-        {
-            problems.add(
-                "cache.snapshot_file",
-                "expected the path of a file in a folder that exists",
-            );
+        if let Some(Err(text)) = self.snapshot_file.as_deref().map(check_replaceable) {
+            problems.add("cache.snapshot_file", text);
         }
     }
+}
+
+/// Whether a file can be put in the place of `file`: tried with one beside it, since no permission tells for sure.
+fn check_replaceable(file: &Path) -> Result<(), String> {
+    let name = file.file_name().filter(|_| !file.is_dir());
+    let name = name.ok_or("expected the path of a file")?;
+    // A bare name has an empty parent: the folder the process runs in.
+    let folder = match file.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    if !folder.is_dir() {
+        return Err("expected the path of a file in a folder that exists".to_owned());
+    }
+    let beside = format!(".{}.check-{}", name.display(), std::process::id());
+    let beside = folder.join(beside);
+    std::fs::write(&beside, "")
+        .and_then(|()| std::fs::remove_file(&beside))
+        .map_err(|error| format!("its folder cannot be written in: {error}"))
 }

@@ -2,12 +2,7 @@
 
 use std::fmt;
 
-use figment::{
-    Figment,
-    error::Kind,
-    providers::Serialized,
-    value::{Dict, Value},
-};
+use figment::{Figment, error::Kind, providers::Serialized, value::Value};
 use serde::Deserialize;
 
 /// One thing wrong, and where.
@@ -17,6 +12,8 @@ pub struct Problem {
     pub key: String,
     /// What is wrong with it; holds no configured value.
     pub text: String,
+    /// Other keys: while one of them is wrong, this may be no more than a consequence.
+    depends_on: Vec<String>,
 }
 
 /// Everything wrong with a configuration.
@@ -26,10 +23,31 @@ pub struct Problems(Vec<Problem>);
 impl Problems {
     /// Notes a problem of `key`.
     pub fn add(&mut self, key: impl Into<String>, text: impl Into<String>) {
+        self.add_depending(key, text, &[]);
+    }
+
+    /// Notes a problem of `key` that may be a mere consequence of one that was found in `others` before.
+    pub(super) fn add_depending(
+        &mut self,
+        key: impl Into<String>,
+        text: impl Into<String>,
+        others: &[&str],
+    ) {
         self.0.push(Problem {
             key: key.into(),
             text: text.into(),
+            depends_on: others.iter().map(|key| (*key).to_owned()).collect(),
         });
+    }
+
+    /// Notes what a later look at the same configuration found, but for consequences of what is known already.
+    pub(super) fn append_news(&mut self, found: Self) {
+        let is_known = |key: &str| self.0.iter().any(|known| overlap(&known.key, key));
+        let is_news = |problem: &Problem| {
+            !is_known(&problem.key) && !problem.depends_on.iter().any(|key| is_known(key))
+        };
+        let news: Vec<_> = found.0.into_iter().filter(is_news).collect();
+        self.0.extend(news);
     }
 
     /// Notes what was found elsewhere.
@@ -59,6 +77,15 @@ impl Problems {
     }
 }
 
+/// Whether the two keys are the same, or one holds the other.
+fn overlap(one: &str, other: &str) -> bool {
+    let holds = |outer: &str, inner: &str| {
+        let rest = inner.strip_prefix(outer);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+    };
+    holds(one, other) || holds(other, one)
+}
+
 impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (place, problem) in self.0.iter().enumerate() {
@@ -71,55 +98,119 @@ impl fmt::Display for Problems {
     }
 }
 
-/// Reads a `T` from `value`, noting each wrong key under `prefix` and going on with its default, or without it, to find the next.
+/// Reads a `T` from `value`, noting each wrong key under `prefix` and going on with what `fallback` has in its place, or without it.
 ///
-/// What is read in spite of problems is good for nothing but looking for more. `None` where it cannot be read without a wrong key.
+/// What is read in spite of problems is good for nothing but looking for more. `None` where there is no reading on.
 pub(super) fn extract<T: for<'de> Deserialize<'de>>(
     prefix: &str,
     mut value: Value,
-    defaults: Option<&Value>,
+    fallback: Option<&Value>,
     problems: &mut Problems,
 ) -> Option<T> {
-    let before = problems.0.len();
-    loop {
-        let Some(dict) = value.as_dict() else {
-            problems.add(prefix, "expected a table");
-            return None;
-        };
-        let error = match Figment::from(Serialized::defaults(dict)).extract::<T>() {
-            Ok(read) => return Some(read),
-            Err(error) => error,
-        };
-        let mut path = error.path.clone();
-        let named = match &error.kind {
-            Kind::UnknownField(name, _) => Some(name.as_str()),
-            Kind::MissingField(name) => Some(name.as_ref()),
-            _ => None,
-        };
-        // Some of figment's errors end their path with the field's name, and some do not.
-        if let Some(name) = named.filter(|name| path.last().map(String::as_str) != Some(*name)) {
-            path.push(name.to_owned());
-        }
-        let key = format!("{prefix}{}", shown_path(&path));
-        let taken_out = problems.0[before..].iter().any(|known| {
-            // A fault within a list took the whole list out.
-            let rest = known.key.strip_prefix(&key);
-            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('['))
-        });
-        if taken_out && matches!(error.kind, Kind::MissingField(_)) {
-            // It is missing because its value was wrong, which is told already.
-            return None;
-        }
-        problems.add(key, describe(&error.kind));
-        if !restore(&mut value, &path, defaults) {
-            return None;
-        }
+    if value.as_dict().is_none() {
+        problems.add(prefix, "expected a table");
+        value = fallback?.clone();
     }
+    let mut mended = Vec::new();
+    loop {
+        let (path, kind) = match read::<T>(&value) {
+            Ok(read) => return Some(read),
+            Err(fault) => fault,
+        };
+        let is_mended = match path.iter().position(|part| is_place(part)) {
+            _ if mended.contains(&path) => false,
+            Some(end) => mend_list::<T>(prefix, &mut value, &path[..end], fallback, problems),
+            None => {
+                problems.add(format!("{prefix}{}", shown_path(&path)), describe(&kind));
+                restore(&mut value, &path, fallback)
+            }
+        };
+        if !is_mended {
+            // No second problem, but one in any case.
+            problems.append_news(Problems::one(prefix, "cannot be read"));
+            return None;
+        }
+        mended.push(path);
+    }
+}
+
+/// Reads `value`, or says where the first fault is and of what kind.
+fn read<T: for<'de> Deserialize<'de>>(value: &Value) -> Result<T, (Vec<String>, Kind)> {
+    let dict = value.as_dict().cloned().unwrap_or_default();
+    Figment::from(Serialized::defaults(dict))
+        .extract()
+        .map_err(|error| {
+            let mut path = error.path;
+            let named = match &error.kind {
+                Kind::UnknownField(name, _) => Some(name.as_str()),
+                Kind::MissingField(name) => Some(name.as_ref()),
+                _ => None,
+            };
+            // Some of figment's errors end their path with the field's name, and some do not.
+            if let Some(name) = named.filter(|name| path.last().map(String::as_str) != Some(*name))
+            {
+                path.push(name.to_owned());
+            }
+            (path, error.kind)
+        })
+}
+
+/// Notes every faulty item of the list at `path`, each read by itself, and puts a good one in its place; where there is none the list goes.
+fn mend_list<T: for<'de> Deserialize<'de>>(
+    prefix: &str,
+    value: &mut Value,
+    path: &[String],
+    fallback: Option<&Value>,
+    problems: &mut Problems,
+) -> bool {
+    let items = at(value, path).and_then(Value::as_array).map(<[_]>::to_vec);
+    let items = items.unwrap_or_default();
+    let fault_of = |item: &Value| {
+        let mut alone = value.clone();
+        put(&mut alone, path, Some(vec![item.clone()].into()));
+        // A fault elsewhere comes to light in its turn.
+        let (found, kind) = read::<T>(&alone).err()?;
+        let within = found.strip_prefix(path)?.get(1..)?.to_vec();
+        Some((within, kind))
+    };
+    let faults: Vec<_> = items.iter().map(fault_of).collect();
+    for (place, (within, kind)) in faults
+        .iter()
+        .enumerate()
+        .filter_map(|(place, fault)| Some((place, fault.as_ref()?)))
+    {
+        let key = format!(
+            "{prefix}{}[{place}]{}",
+            shown_path(path),
+            shown_path(within)
+        );
+        problems.add(key, describe(kind));
+    }
+    let Some(good) = faults.iter().position(Option::is_none) else {
+        return restore(value, path, fallback);
+    };
+    let is_mended = faults.iter().any(Option::is_some);
+    let mended = items.iter().zip(&faults).map(|(item, fault)| match fault {
+        None => item.clone(),
+        Some(_) => items[good].clone(),
+    });
+    let mended: Vec<_> = mended.collect();
+    put(value, path, Some(mended.into()));
+    is_mended
+}
+
+fn at<'a>(value: &'a Value, path: &[String]) -> Option<&'a Value> {
+    path.iter()
+        .try_fold(value, |value, part| value.as_dict()?.get(part))
+}
+
+fn is_place(part: &str) -> bool {
+    !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 fn shown_path(path: &[String]) -> String {
     path.iter().fold(String::new(), |mut shown, part| {
-        if part.bytes().all(|byte| byte.is_ascii_digit()) {
+        if is_place(part) {
             shown.push_str(&format!("[{part}]"));
         } else {
             shown.push('.');
@@ -145,40 +236,34 @@ fn describe(kind: &Kind) -> String {
     }
 }
 
-/// Puts the default back at `path`, or takes the key out. `false` where nothing changed, so that reading again is no use.
-fn restore(value: &mut Value, path: &[String], defaults: Option<&Value>) -> bool {
-    // A fault within a list is the whole list's.
-    let named: Vec<&str> = path
-        .iter()
-        .map(String::as_str)
-        .take_while(|part| !part.bytes().all(|byte| byte.is_ascii_digit()))
-        .collect();
-    let default = defaults.and_then(|root| root.find_ref(&named.join(".")));
-    let Some((last, parents)) = named.split_last() else {
+/// Puts what `fallback` has at `path`, or takes the key out. `false` where nothing changed, so that reading again is no use.
+fn restore(value: &mut Value, path: &[String], fallback: Option<&Value>) -> bool {
+    let in_place = fallback.and_then(|root| at(root, path)).cloned();
+    if in_place.as_ref() == at(value, path) {
         return false;
-    };
-    let mut at = value;
-    for part in parents {
-        match at {
-            Value::Dict(_, dict) if dict.contains_key(*part) => {
-                at = dict.get_mut(*part).expect("the guard found it");
-            }
-            _ => return false,
-        }
     }
-    let Value::Dict(_, dict) = at else {
-        return false;
-    };
-    replace(dict, last, default)
+    put(value, path, in_place);
+    true
 }
 
-fn replace(dict: &mut Dict, key: &str, default: Option<&Value>) -> bool {
-    match default {
-        Some(default) if dict.get(key) != Some(default) => {
-            dict.insert(key.to_owned(), default.clone());
-            true
-        }
-        Some(_) => false,
-        None => dict.remove(key).is_some(),
+/// Sets the value at `path`, within tables that are there; `None` takes it out.
+fn put(value: &mut Value, path: &[String], new: Option<Value>) {
+    let (Some((last, parents)), mut at) = (path.split_last(), value) else {
+        return;
+    };
+    for part in parents {
+        at = match at {
+            Value::Dict(_, dict) if dict.contains_key(part) => {
+                dict.get_mut(part).expect("the guard found it")
+            }
+            _ => return,
+        };
     }
+    let Value::Dict(_, dict) = at else {
+        return;
+    };
+    match new {
+        Some(new) => dict.insert(last.clone(), new),
+        None => dict.remove(last),
+    };
 }

@@ -65,6 +65,9 @@ impl ServerConfig {
     }
 
     pub(super) fn check(&self, problems: &mut Problems) {
+        if let Err(text) = self.listen.check() {
+            problems.add("server.listen", text);
+        }
         for (key, timeout) in [
             ("server.header_read_timeout", self.header_read_timeout),
             ("server.idle_timeout", self.idle_timeout),
@@ -92,9 +95,10 @@ impl ServerConfig {
         // On a Unix socket the file's permissions say who may connect.
         let anybody = matches!(self.listen, ListenAddress::Tcp(_));
         if self.proxy_protocol && anybody && self.trusted_proxies.is_empty() {
-            problems.add(
+            problems.add_depending(
                 "server.proxy_protocol",
                 "needs server.trusted_proxies: nobody else is believed",
+                &["server.listen", "server.trusted_proxies"],
             );
         }
         if let Some(Err(found)) = self.tls.as_ref().map(TlsConfig::read) {

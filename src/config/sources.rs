@@ -13,12 +13,14 @@ use figment::{
     value::{Dict, Value},
 };
 
-use super::{DEFAULTS, Problems};
+use super::{DEFAULTS, Problems, value};
 
 const PREFIX: &str = "UNPOD_GATEWAY__";
 /// Set by systemd for a service of `Type=notify`.
 const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
-const SECRET_KEYS: [&str; 4] = ["token", "next_token", "proxy", "url"];
+const SECRET_KEYS: [&str; 2] = ["token", "next_token"];
+/// Shown without what may be a secret in them.
+const URL_KEYS: [&str; 5] = ["base_url", "jwks_url", "otlp_endpoint", "proxy", "url"];
 
 /// Read once: each reading cost a megabyte at rest, in what the allocator keeps for the thread that reads.
 pub(super) fn defaults() -> &'static Dict {
@@ -26,6 +28,37 @@ pub(super) fn defaults() -> &'static Dict {
         Figment::from(Toml::string(DEFAULTS))
             .extract()
             .expect("the compiled-in defaults are TOML: a test reads them")
+    });
+    &READ
+}
+
+/// What is read on with in the place of what must be given, and was not or cannot be used.
+const STAND_INS: &str = r#"
+[auth.jwt]
+issuer = "-"
+audience = "-"
+[auth.browser_tokens]
+signing_key_file = "-"
+[clients]
+name = "-"
+spaces = ["*"]
+rate_limit = { per_second = 1.0, burst = 1 }
+[views]
+fields = ["-"]
+[normalize.rules]
+contains = "-"
+code = "upstream_failed"
+"#;
+
+/// For each dotted key what reading goes on with where its value is wrong.
+pub(super) fn fallbacks() -> &'static Value {
+    static READ: LazyLock<Value> = LazyLock::new(|| {
+        let stand_ins: Dict = toml::from_str(STAND_INS).expect("a test reads it");
+        Figment::from(Serialized::defaults(defaults()))
+            .merge(Serialized::defaults(stand_ins))
+            .extract::<Dict>()
+            .expect("both are tables")
+            .into()
     });
     &READ
 }
@@ -59,35 +92,36 @@ fn variables() -> std::env::VarsOs {
     std::env::vars_os()
 }
 
+/// The defaults under `text` under `environment`; a variable of no use is noted and left out. `None` where `text` is no TOML: there is
+/// no saying what it means.
 pub(super) fn merge(
     text: Option<&str>,
     environment: Vec<(String, String)>,
-) -> Result<Dict, Problems> {
-    let defaults = defaults();
-    let mut figment = Figment::from(Serialized::defaults(defaults));
-    if let Some(text) = text {
-        let table: Dict = toml::from_str(text).map_err(|error| not_toml(text, &error))?;
-        figment = figment.merge(Serialized::defaults(table));
+    problems: &mut Problems,
+) -> Option<Dict> {
+    let mut figment = Figment::from(Serialized::defaults(defaults()));
+    let table: Result<Dict, _> = text.map_or(Ok(Dict::new()), toml::from_str);
+    match &table {
+        Ok(table) => figment = figment.merge(Serialized::defaults(table)),
+        Err(error) => problems.append(not_toml(text.unwrap_or_default(), error)),
     }
-    let mut problems = Problems::default();
+    let known = Value::from(defaults().clone());
     for (name, value) in environment {
         let key = name[PREFIX.len()..].to_ascii_lowercase().replace("__", ".");
         if key.is_empty() || key.split('.').any(str::is_empty) {
             problems.add(name, "expected UNPOD_GATEWAY__SECTION__KEY");
             continue;
         }
-        let known = Value::from(defaults.clone()).find(&key);
-        match typed(&value, known.as_ref()) {
+        match typed(&value, known.find_ref(&key)) {
             Some(value) => figment = figment.merge(Serialized::default(&key, value)),
             None => problems.add(key, "the variable's value is not of the key's type"),
         }
     }
-    if !problems.is_empty() {
-        return Err(problems);
+    let merged = figment.extract();
+    if merged.is_err() {
+        problems.add("configuration", "expected a table");
     }
-    figment
-        .extract()
-        .map_err(|_| Problems::one("configuration", "expected a table"))
+    table.ok().and(merged.ok())
 }
 
 /// Says where the TOML breaks, without quoting the line: it may hold a token.
@@ -133,8 +167,39 @@ pub(super) fn hide_secrets(dict: &mut Dict) {
                 }
             }
             other if SECRET_KEYS.contains(&key.as_str()) => *other = Value::from("<hidden>"),
+            other if URL_KEYS.contains(&key.as_str()) => *other = shown_url(other).into(),
             _ => {}
         }
+    }
+}
+
+/// As it was given, unless that holds what may be a secret.
+fn shown_url(value: &Value) -> String {
+    let given = value.as_str().unwrap_or_default().trim();
+    let Ok(url) = given.parse::<url::Url>() else {
+        return "<hidden>".to_owned();
+    };
+    let without = value::without_secrets(&url);
+    if without == url.as_str() {
+        given.to_owned()
+    } else {
+        without
+    }
+}
+
+/// Gives the dotted `key` the value in `to` that it has in `from`, or none.
+pub(super) fn copy(key: &str, from: &Dict, to: &mut Dict) {
+    let Some((section, rest)) = key.split_once('.') else {
+        match from.get(key) {
+            Some(value) => to.insert(key.to_owned(), value.clone()),
+            None => to.remove(key),
+        };
+        return;
+    };
+    if let (Some(Value::Dict(_, from)), Some(Value::Dict(_, to))) =
+        (from.get(section), to.get_mut(section))
+    {
+        copy(rest, from, to);
     }
 }
 

@@ -125,7 +125,7 @@ fn defaults_alone_lack_only_what_must_be_given() {
     let problems = refused("");
     assert_eq!(
         keys_of(&problems),
-        ["upstream.credentials.default", "upstream.base_url"]
+        ["upstream.base_url", "upstream.credentials.default"]
     );
 }
 
@@ -169,7 +169,6 @@ fn every_rule_refuses_under_its_key() {
         ("server.proxy_protocol", "'yes'", ""),
         ("server.proxy_protocol", "true", ""),
         ("server.tls", "'/certificate.pem'", ""),
-        ("server.tls.cert", "'/certificate.pem'", ""),
         ("admin.listen", "'0.0.0.0:9090'", "admin.key_sha256"),
         ("admin.listen", "'[::]:9090'", "admin.key_sha256"),
         ("admin.key_sha256", "[]", ""),
@@ -226,7 +225,13 @@ fn every_rule_refuses_under_its_key() {
         (
             "upstream.credentials.default.token_file",
             "'/nowhere/token'",
+            // Beside a token.
             "upstream.credentials.default.token",
+        ),
+        (
+            "upstream.credentials.default",
+            "{token_file = '/nowhere/token'}",
+            "upstream.credentials.default.token_file",
         ),
         (
             "upstream.credentials.default",
@@ -235,8 +240,16 @@ fn every_rule_refuses_under_its_key() {
         ),
         ("upstream.credentials.default.org_handle", "''", ""),
         ("upstream.credentials.default.org_handle", "'a b'", ""),
-        ("upstream.credentials.default.spaces", "['a/b']", ""),
-        ("upstream.credentials.default.spaces", "['*']", ""),
+        (
+            "upstream.credentials.default.spaces",
+            "['A', 'a/b']",
+            "upstream.credentials.default.spaces[1]",
+        ),
+        (
+            "upstream.credentials.default.spaces",
+            "['*']",
+            "upstream.credentials.default.spaces[0]",
+        ),
         ("upstream.credentials", "{}", "upstream.credentials.default"),
         ("upstream", "'x'", ""),
         ("cache", "5", ""),
@@ -273,7 +286,7 @@ fn every_rule_refuses_under_its_key() {
         ),
         ("clients.0.spaces", "[]", client),
         ("clients.0.spaces", "['*', 'SPACE']", client),
-        ("clients.0.spaces", "['a/b']", client),
+        ("clients.0.spaces", "['a/b']", "clients[0].spaces[0]"),
         ("clients.0.credential", "'other'", client),
         ("clients.0.expires", "'tomorrow'", client),
         ("clients.0.expires", "2027-01-01T00:00:00Z", client),
@@ -409,11 +422,23 @@ fn every_rule_of_an_identity_provider_refuses_under_its_key() {
         "{issuer = 'https://id.example', audience = 'gateway', jwks_file = '/nowhere/keys'}";
     for (section, keys) in [
         (unread, &["auth.jwt.jwks_file"][..]),
-        ("{}", &["auth.jwt.issuer"]),
+        (
+            "{}",
+            &["auth.jwt.issuer", "auth.jwt.audience", "auth.jwt.jwks_url"],
+        ),
+        (
+            "{issuer = 'a'}",
+            &["auth.jwt.audience", "auth.jwt.jwks_url"],
+        ),
+        // Perhaps it is the one that is missed.
+        (
+            "{issuer = 'a', audience = 'b', jwks_file = 5}",
+            &["auth.jwt.jwks_file"],
+        ),
         ("{issuer = 'a', audience = 'b'}", &["auth.jwt.jwks_url"]),
         (
             "{issuer = 'a', audience = 'b', jwks = 'c'}",
-            &["auth.jwt.jwks"],
+            &["auth.jwt.jwks", "auth.jwt.jwks_url"],
         ),
     ] {
         let problems = refused(&with(&[("auth.jwt", section)]));
@@ -741,26 +766,171 @@ fn all_problems_come_at_once() {
 }
 
 #[test]
-fn what_a_wrong_value_leaves_missing_is_no_problem_of_its_own() {
-    let text = "[upstream]\nbase_url = 'https://a.example'\n\
-                [upstream.credentials.default]\ntoken = 'abc'\n\
-                [[clients]]\nname = 'a'\nkey_sha256 = ['00']\nspaces = []\n\
-                [[clients]]\nname = 'b'\nspaces = ['*']\nexpires = 'soon'\nview = 'none'\n\
-                [server.tls]\ncert = '/c.pem'\n";
+fn a_wrong_value_hides_no_other_problem() {
+    let digest = "0".repeat(64);
+    let text = format!(
+        "[upstream]\nbase_url = 'https://a.example'\n\
+         [upstream.credentials.default]\ntoken = 'abc'\nspaces = [5, 'A', 'a/b']\n\
+         [upstream.credentials.other]\ntoken = 5\norg_handle = 'a b'\nhandle = 'x'\n\
+         [server]\ntrusted_proxies = ['x', '10.0.0.0/8', 5]\n\
+         [server.tls]\ncert = '/c.pem'\nclient_ca_file = '/nowhere/ca.pem'\n\
+         [auth.jwt]\nissuer = 5\njwks_url = 'ftp://id.example'\nalgorithms = ['x', 'EdDSA', 'none']\n\
+         [auth.browser_tokens]\nmax_ttl = '2days'\nverify_key_files = [5, '/nowhere/key']\n\
+         [cors]\norigins = ['*', 'app.example.com', 'https://app.example.com']\n\
+         [views.public]\nfields = ['', 5, 'task_id']\n\
+         [[clients]]\nname = 'a b'\nkey_sha256 = ['00', '{digest}', '01']\nspaces = []\n\
+         expires = 'tomorrow'\nview = 'none'\nmay_refresh = 1\nrate_limit = {{per_second = 0}}\n\
+         [[clients]]\nname = 5\nspaces = ['*']\nspace = 'x'\nexpires = 'soon'\ncredential = 'none'\n\
+         [[normalize.rules]]\ncode = 'x'\n\
+         [[normalize.rules]]\ncontains = ' '\ncode = 'upstream_failed'\n"
+    );
+    let problems = refused(&text);
+    let mut keys = keys_of(&problems);
+    keys.sort_unstable();
     assert_eq!(
-        keys_of(&refused(text)),
+        keys,
         [
-            "server.tls.cert",
+            "auth.browser_tokens.max_ttl",
+            "auth.browser_tokens.signing_key_file",
+            "auth.browser_tokens.verify_key_files[0]",
+            "auth.browser_tokens.verify_key_files[1]",
+            "auth.jwt.algorithms[0]",
+            "auth.jwt.algorithms[2]",
+            "auth.jwt.audience",
+            "auth.jwt.issuer",
+            "auth.jwt.jwks_url",
+            "clients[0].expires",
             "clients[0].key_sha256[0]",
+            "clients[0].key_sha256[2]",
+            "clients[0].may_refresh",
+            "clients[0].name",
+            "clients[0].rate_limit.burst",
+            "clients[0].rate_limit.per_second",
+            "clients[0].spaces",
+            "clients[0].view",
+            "clients[1].credential",
             "clients[1].expires",
+            "clients[1].name",
+            "clients[1].space",
+            "cors.origins[0]",
+            "cors.origins[1]",
+            "normalize.rules[0].code",
+            "normalize.rules[0].contains",
+            "normalize.rules[1].contains",
+            "server.tls.cert",
+            "server.tls.cert_file",
+            "server.tls.client_ca_file",
+            "server.tls.key_file",
+            "server.trusted_proxies[0]",
+            "server.trusted_proxies[2]",
+            "upstream.credentials.default.spaces[0]",
+            "upstream.credentials.default.spaces[2]",
+            "upstream.credentials.other.handle",
+            "upstream.credentials.other.org_handle",
+            "upstream.credentials.other.token",
+            "views.public.fields[0]",
+            "views.public.fields[1]",
         ]
     );
-    let text = text.replace("'00'", &format!("'{}'", "0".repeat(64)));
-    assert_eq!(
-        keys_of(&refused(&text)),
-        ["server.tls.cert", "clients[1].expires", "clients[0].spaces"],
-        "one client is checked though another cannot be read whole"
-    );
+}
+
+#[test]
+fn no_section_hides_another_by_its_shape() {
+    for section in SECTIONS {
+        let text = with(&[(section, "5"), ("no_such_section", "1")]);
+        let problems = refused(&text);
+        let keys = keys_of(&problems);
+        assert!(keys.contains(&section), "{section}: {problems:?}");
+        assert!(keys.contains(&"no_such_section"), "{section}: {problems:?}");
+        let other = if section == "cache" {
+            "server.workers"
+        } else {
+            "cache.ttl"
+        };
+        let keys = refused(&with(&[(section, "5"), (other, "'x'")]));
+        assert!(keys_of(&keys).contains(&other) || other.starts_with(section));
+    }
+}
+
+#[test]
+fn a_variable_hides_no_problem_of_the_file() {
+    let text = with(&[("cache.ttl", "30")]);
+    let variables = [
+        ("CACHE__JITTER", "much"),
+        ("", "x"),
+        ("SERVER__WORKERS", "2000"),
+    ];
+    let variables =
+        variables.map(|(name, value)| (format!("UNPOD_GATEWAY__{name}"), value.to_owned()));
+    let problems = Config::from_sources(Some(&text), variables.into()).unwrap_err();
+    let keys: BTreeSet<_> = problems
+        .iter()
+        .map(|problem| problem.key.as_str())
+        .collect();
+    let expected = [
+        "UNPOD_GATEWAY__",
+        "cache.jitter",
+        "cache.ttl",
+        "server.workers",
+    ];
+    assert_eq!(keys, BTreeSet::from(expected));
+}
+
+#[test]
+fn what_a_wrong_value_leaves_missing_is_no_problem_of_its_own() {
+    for (path, value, key) in [
+        ("clients.0.key_sha256", "['00']", "clients[0].key_sha256[0]"),
+        (
+            "clients.0",
+            "{name = 'a', spaces = ['*'], certificate_subject = 5}",
+            "clients[0].certificate_subject",
+        ),
+        (
+            "upstream.credentials.default",
+            "{token_file = 5}",
+            "upstream.credentials.default.token_file",
+        ),
+        (
+            "upstream.credentials.default",
+            "5",
+            "upstream.credentials.default",
+        ),
+        ("upstream.credentials", "5", "upstream.credentials"),
+        ("upstream.base_url", "5", "upstream.base_url"),
+        ("server.tls", "5", "server.tls"),
+        ("cache.redis.url_file", "5", "cache.redis.url_file"),
+    ] {
+        assert_eq!(
+            keys_of(&refused(&with(&[(path, value)]))),
+            [key],
+            "{path} = {value}"
+        );
+    }
+    let proxies = with(&[
+        ("server.proxy_protocol", "true"),
+        ("server.trusted_proxies", "['x']"),
+    ]);
+    assert_eq!(keys_of(&refused(&proxies)), ["server.trusted_proxies[0]"]);
+    let unnamed = with(&[
+        ("auth.jwt", "5"),
+        ("clients.0", "{name = 'a', spaces = ['*']}"),
+    ]);
+    assert_eq!(keys_of(&refused(&unnamed)), ["auth.jwt"]);
+}
+
+#[test]
+fn odd_names_of_keys_are_told_and_end_the_reading() {
+    for name in ["''", "'.'", "'a.b'", "'0'", "'[0]'", "'ttl.'"] {
+        for table in [
+            "cache",
+            "clients.0",
+            "upstream.credentials.default",
+            "views.public",
+        ] {
+            let text = with(&[(table, &format!("{{{name} = 5}}"))]);
+            assert!(!refused(&text).is_empty(), "{table} {name}");
+        }
+    }
 }
 
 #[test]
@@ -1069,7 +1239,7 @@ fn a_token_file_is_read_without_the_space_around_the_token() {
         let problems = token_of(content).unwrap_err();
         assert_eq!(
             keys_of(&problems),
-            ["upstream.credentials.default.token"],
+            ["upstream.credentials.default.token_file"],
             "{content:?}"
         );
     }
@@ -1103,6 +1273,92 @@ fn the_effective_configuration_shows_every_key_and_no_secret() {
 }
 
 #[test]
+fn no_secret_is_printed_whichever_way() {
+    let files = KeyFiles::new();
+    let mut count = 0;
+    let mut marker = || {
+        count += 1;
+        format!("c4n4ry{count}")
+    };
+    let secret = |text: String| format!("'{text}'");
+    let text = with(&[
+        ("upstream.credentials.default.token", &secret(marker())),
+        ("upstream.credentials.default.next_token", &secret(marker())),
+        ("upstream.credentials.other.token", &secret(marker())),
+        (
+            "upstream.proxy",
+            &format!("'http://{}:{}@127.0.0.1:3128'", marker(), marker()),
+        ),
+        (
+            "cache.redis.url",
+            &format!("'redis://{}:{}@r:6380/1'", marker(), marker()),
+        ),
+        ("auth.jwt", PROVIDER),
+        (
+            "auth.jwt.jwks_url",
+            &format!("'https://id.example/keys?key={}'", marker()),
+        ),
+        (
+            "auth.browser_tokens.signing_key_file",
+            &files.path("private"),
+        ),
+    ]);
+    let config = Config::from_toml(&text).unwrap();
+    let draft = Draft::from(config.clone());
+    let changed = Config::from_toml(MINIMAL).unwrap();
+    for printed in [
+        format!("{config:?} {config:#?} {draft:?}"),
+        format!("{:?}", config.auth.jwt.as_ref().unwrap().keys_from()),
+        config.effective(),
+        changed.effective_since(&config, &["cache.redis".to_owned(), "upstream".to_owned()]),
+        config.changed_since(&changed).join(" "),
+    ] {
+        assert!(!printed.contains("c4n4ry"), "{printed}");
+    }
+    assert!(format!("{config:?}").contains("https://id.example/keys"));
+}
+
+#[test]
+fn the_token_does_not_leave_this_machine_in_the_clear() {
+    for (base_url, proxy, allowed) in [
+        ("http://localhost", "", true),
+        ("http://127.0.0.1:8080", "", true),
+        ("http://127.1", "", true),
+        ("http://[::1]", "", true),
+        ("http://localhost.evil.test", "", false),
+        ("http://localhost.", "", false),
+        ("http://127.0.0.1.nip.io", "", false),
+        ("http://0.0.0.0", "", false),
+        ("http://[::ffff:10.0.0.1]", "", false),
+        ("http://localhost@evil.test", "", false),
+        ("http://localhost", "http://proxy.example:3128", false),
+        ("http://localhost", "https://proxy.example:3128", false),
+        ("http://[::1]", "http://10.0.0.1:3128", false),
+        ("http://127.0.0.1", "http://localhost.evil.test", false),
+        ("http://localhost", "http://127.0.0.1:3128", true),
+        ("http://localhost", "http://[::1]:3128", true),
+        ("https://unpod.example", "http://proxy.example:3128", true),
+    ] {
+        let mut changes = vec![("upstream.base_url", format!("'{base_url}'"))];
+        if !proxy.is_empty() {
+            changes.push(("upstream.proxy", format!("'{proxy}'")));
+        }
+        let changes: Vec<_> = changes
+            .iter()
+            .map(|(key, value)| (*key, value.as_str()))
+            .collect();
+        let loaded = Config::from_toml(&with(&changes));
+        assert_eq!(loaded.is_ok(), allowed, "{base_url} by {proxy}: {loaded:?}");
+    }
+    let knowingly = with(&[
+        ("upstream.base_url", "'http://localhost'"),
+        ("upstream.proxy", "'http://proxy.example:3128'"),
+        ("upstream.allow_plain_http", "true"),
+    ]);
+    assert!(Config::from_toml(&knowingly).is_ok());
+}
+
+#[test]
 fn broken_toml_is_told_by_its_line_alone() {
     for (text, line) in [
         ("[upstream]\ntoken = c4n4ry\n", 2),
@@ -1111,11 +1367,9 @@ fn broken_toml_is_told_by_its_line_alone() {
         ("c4n4ry", 1),
     ] {
         let problems = refused(text);
-        let told = Problem {
-            key: "--config".to_owned(),
-            text: format!("line {line}: not valid TOML"),
-        };
-        assert_eq!(problems, [told]);
+        let told = format!("line {line}: not valid TOML");
+        assert_eq!(keys_of(&problems), ["--config"]);
+        assert_eq!(problems[0].text, told);
     }
 }
 

@@ -47,7 +47,7 @@ impl TlsConfig {
         let mut problems = Problems::default();
         let chain = required(self.cert_file.as_deref(), CERT_FILE, &mut problems, chain);
         let key = required(self.key_file.as_deref(), KEY_FILE, &mut problems, key);
-        let roots = self.client_ca_file.as_deref().map(roots).transpose();
+        let roots = self.client_ca_file.as_deref().map(authorities).transpose();
         let roots = noted(roots, CLIENT_CA_FILE, &mut problems);
         let pair = chain.zip(key).and_then(|(chain, key)| {
             certified(chain, key)
@@ -92,7 +92,12 @@ fn key(file: &Path) -> Result<PrivateKeyDer<'static>, String> {
     PrivateKeyDer::from_pem_file(file).map_err(|error| unreadable(&error, "private key"))
 }
 
-fn roots(file: &Path) -> Result<RootCertStore, String> {
+/// The certificates of a file as authorities to trust: one at least.
+///
+/// # Errors
+///
+/// Says what is wrong with the file, without quoting it.
+pub fn authorities(file: &Path) -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
     for certificate in chain(file)? {
         roots

@@ -6,12 +6,13 @@ use std::{
     time::Duration,
 };
 
+use rustls::RootCertStore;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use url::{Host, Url};
 
 use super::{
-    Problems,
+    Problems, tls,
     value::{self, Address},
 };
 use crate::domain::SpaceToken;
@@ -69,6 +70,7 @@ pub struct CredentialConfig {
     /// The token that takes its place, tried where the upstream refuses the current one.
     pub next_token: Option<SecretString>,
     pub next_token_file: Option<PathBuf>,
+    #[serde(default, deserialize_with = "value::visible_ascii")]
     pub org_handle: Option<String>,
     /// The spaces it serves, for clients without a `credential`.
     #[serde(default)]
@@ -80,10 +82,14 @@ impl CredentialConfig {
     ///
     /// # Errors
     ///
-    /// Says what is wrong with the token or its file.
-    pub fn read_token(&self) -> Result<SecretString, String> {
-        read_secret("token", self.token.as_ref(), self.token_file.as_deref())?
-            .ok_or_else(|| "required: `token` or `token_file`".to_owned())
+    /// Returns the key of the token or its file, and what is wrong with it.
+    pub fn read_token(&self) -> Result<SecretString, (&'static str, String)> {
+        read_secret(
+            ["token", "token_file"],
+            self.token.as_ref(),
+            self.token_file.as_deref(),
+        )?
+        .ok_or_else(|| ("token", "required: `token` or `token_file`".to_owned()))
     }
 
     /// The token that takes its place, if one is configured.
@@ -91,28 +97,39 @@ impl CredentialConfig {
     /// # Errors
     ///
     /// As [`CredentialConfig::read_token`].
-    pub fn read_next_token(&self) -> Result<Option<SecretString>, String> {
+    pub fn read_next_token(&self) -> Result<Option<SecretString>, (&'static str, String)> {
         let file = self.next_token_file.as_deref();
-        read_secret("next_token", self.next_token.as_ref(), file)
+        read_secret(
+            ["next_token", "next_token_file"],
+            self.next_token.as_ref(),
+            file,
+        )
     }
 }
 
-/// The token given as `name` or in the file of `name_file`.
+/// The token given under the first of `keys`, or in the file that the second names.
 fn read_secret(
-    name: &str,
+    [key, file_key]: [&'static str; 2],
     given: Option<&SecretString>,
     file: Option<&Path>,
-) -> Result<Option<SecretString>, String> {
-    let token = match (given, file) {
-        (Some(_), Some(_)) => return Err(format!("give `{name}` or `{name}_file`, not both")),
+) -> Result<Option<SecretString>, (&'static str, String)> {
+    let (key, token) = match (given, file) {
+        (Some(_), Some(_)) => {
+            return Err((key, format!("give `{key}` or `{file_key}`, not both")));
+        }
         (None, None) => return Ok(None),
-        (Some(token), None) => token.expose_secret().to_owned(),
-        (None, Some(file)) => std::fs::read_to_string(file)
-            .map_err(|error| format!("{name}_file cannot be read: {error}"))?,
+        (Some(token), None) => (key, token.expose_secret().to_owned()),
+        (None, Some(file)) => match std::fs::read_to_string(file) {
+            Ok(token) => (file_key, token),
+            Err(error) => return Err((file_key, format!("cannot be read: {error}"))),
+        },
     };
     let token = token.trim();
     if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err("the token must be visible ASCII without spaces".to_owned());
+        return Err((
+            key,
+            "the token must be visible ASCII without spaces".to_owned(),
+        ));
     }
     Ok(Some(token.into()))
 }
@@ -137,6 +154,13 @@ impl UpstreamConfig {
             .0
     }
 
+    /// This with a base URL in any case: what is read in spite of problems is looked into for more.
+    pub(super) fn readable(mut self) -> Self {
+        let nowhere = || Address(Url::parse("https://nowhere.invalid").expect("a URL"));
+        self.base_url.get_or_insert_with(nowhere);
+        self
+    }
+
     pub(super) fn check(&self, problems: &mut Problems) {
         match &self.base_url {
             None => problems.add(
@@ -150,15 +174,57 @@ impl UpstreamConfig {
             }
         }
         self.check_limits(problems);
-        if let Some(file) = &self.ca_file
-            && let Err(error) = std::fs::read(file)
-        {
-            problems.add("upstream.ca_file", format!("cannot be read: {error}"));
+        if let Err(text) = self.read_authorities() {
+            problems.add("upstream.ca_file", text);
+        }
+        self.check_proxy(problems);
+        if self.credentials.is_empty() {
+            problems.add(
+                "upstream.credentials.default",
+                "required: at least one credential with `token` or `token_file`",
+            );
         }
         for (name, credential) in &self.credentials {
             check_credential(name, credential, problems);
         }
         self.check_shared_spaces(problems);
+    }
+
+    /// The authorities that are trusted besides the system's.
+    ///
+    /// # Errors
+    ///
+    /// Says what is wrong with their file, without quoting it.
+    pub fn read_authorities(&self) -> Result<RootCertStore, String> {
+        self.ca_file
+            .as_deref()
+            .map_or_else(|| Ok(RootCertStore::empty()), tls::authorities)
+    }
+
+    /// Plain http to this machine stays on it, but not by way of a proxy elsewhere.
+    fn check_proxy(&self, problems: &mut Problems) {
+        let Some(Address(proxy)) = &self.proxy else {
+            return;
+        };
+        if !matches!(proxy.scheme(), "http" | "https") || !proxy.has_host() {
+            problems.add(
+                "upstream.proxy",
+                "expected the http or https URL of a proxy",
+            );
+            return;
+        }
+        let is_plain = |Address(url): &Address| url.scheme() == "http";
+        if self.base_url.as_ref().is_some_and(is_plain)
+            && !is_loopback(proxy)
+            && !self.allow_plain_http
+        {
+            problems.add_depending(
+                "upstream.proxy",
+                "upstream.base_url is plain http, which would show the token to this proxy and on the way to it: use https, or set \
+                 upstream.allow_plain_http",
+                &["upstream.base_url"],
+            );
+        }
     }
 
     fn check_limits(&self, problems: &mut Problems) {
@@ -229,23 +295,22 @@ pub(super) fn is_loopback(url: &Url) -> bool {
 }
 
 fn check_credential(name: &str, credential: &CredentialConfig, problems: &mut Problems) {
-    let key = |part: &str| format!("upstream.credentials.{name}{part}");
-    if let Err(text) = credential.read_token() {
-        problems.add(key(".token"), text);
+    let key = |part: &str| format!("upstream.credentials.{name}.{part}");
+    if let Err((part, text)) = credential.read_token() {
+        // What is required may be there, if its file's name could only be read.
+        problems.add_depending(key(part), text, &[&key("token_file")]);
     }
-    if let Err(text) = credential.read_next_token() {
-        problems.add(key(".next_token"), text);
+    if let Err((part, text)) = credential.read_next_token() {
+        problems.add(key(part), text);
     }
-    if let Some(handle) = &credential.org_handle
-        && (handle.is_empty() || !handle.bytes().all(|byte| byte.is_ascii_graphic()))
-    {
-        problems.add(key(".org_handle"), "expected visible ASCII without spaces");
-    }
-    if !credential
-        .spaces
-        .iter()
-        .all(|space| SpaceToken::new(space).is_ok())
-    {
-        problems.add(key(".spaces"), "expected space tokens");
+    check_space_tokens(&credential.spaces, &key("spaces"), problems);
+}
+
+/// Notes each of `spaces`, listed under `key`, that is no space token.
+pub(super) fn check_space_tokens(spaces: &[String], key: &str, problems: &mut Problems) {
+    for (place, space) in spaces.iter().enumerate() {
+        if SpaceToken::new(space).is_err() {
+            problems.add(format!("{key}[{place}]"), "expected a space token");
+        }
     }
 }

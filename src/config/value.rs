@@ -1,6 +1,9 @@
 //! Types of single values, whose errors say what is expected and never repeat what was given.
 
-use std::{fmt, marker::PhantomData, num::NonZeroU32, str::FromStr, time::Duration};
+use std::{
+    fmt, marker::PhantomData, net::IpAddr, num::NonZeroU32, os::unix::fs::FileTypeExt,
+    str::FromStr, time::Duration,
+};
 
 use serde::{
     Deserialize, Deserializer,
@@ -40,7 +43,7 @@ fn parsed<'de, D: Deserializer<'de>, T: FromStr>(
 macro_rules! text_value {
     ($(#[$doc:meta])* $name:ident($inner:ty), $expected:literal) => {
         $(#[$doc])*
-        #[derive(Clone, Debug, PartialEq, Eq)]
+        #[derive(Clone, PartialEq, Eq)]
         pub struct $name(pub $inner);
 
         impl<'de> Deserialize<'de> for $name {
@@ -61,6 +64,36 @@ text_value!(
     Network(ipnet::IpNet),
     "a network such as \"10.0.0.0/8\""
 );
+
+/// Without what may be a secret: user, password, query and fragment.
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&without_secrets(&self.0))
+    }
+}
+
+impl fmt::Debug for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Debug for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// `url` without its user, password, query and fragment.
+pub(in crate::config) fn without_secrets(url: &url::Url) -> String {
+    let mut shown = url.clone();
+    // Each refuses a URL that cannot have one, and there is nothing to hide.
+    let _ = shown.set_username("");
+    let _ = shown.set_password(None);
+    shown.set_query(None);
+    shown.set_fragment(None);
+    shown.into()
+}
 
 /// A length of time.
 pub fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
@@ -106,6 +139,17 @@ pub fn burst<'de, D: Deserializer<'de>>(deserializer: D) -> Result<NonZeroU32, D
     NonZeroU32::new(burst)
         .filter(|burst| burst.get() <= 1_000_000)
         .ok_or_else(|| de::Error::custom("expected a number from 1 to 1000000"))
+}
+
+/// Text that a header field can hold, where it is given.
+pub fn visible_ascii<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<String>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(de::Error::custom("expected visible ASCII without spaces"));
+    }
+    Ok(Some(text))
 }
 
 /// A SHA-256 digest as 64 hex digits.
@@ -228,6 +272,46 @@ impl ListenAddress {
     }
 }
 
+/// A socket's path, its ending zero included.
+const LONGEST_SOCKET_PATH: usize = 108;
+
+impl ListenAddress {
+    /// Says why it can be bound by nobody, as far as that can be told without trying.
+    pub(super) fn check(&self) -> Result<(), &'static str> {
+        let Self::Unix(path) = self else {
+            return Ok(());
+        };
+        if path.as_os_str().len() >= LONGEST_SOCKET_PATH {
+            return Err("expected the path of a socket, which has at most 107 bytes");
+        }
+        if !path.parent().is_some_and(std::path::Path::is_dir) {
+            return Err("expected the path of a socket in a folder that exists");
+        }
+        match std::fs::symlink_metadata(path) {
+            Ok(found) if !found.file_type().is_socket() => {
+                Err("is there already, and is no socket: it would have to be removed")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether one of the two can be listened on while the other is.
+    pub(super) fn excludes(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Unix(one), Self::Unix(other)) => one == other,
+            (Self::Tcp(one), Self::Tcp(other)) => {
+                let covers = |one: IpAddr, other: IpAddr| {
+                    // On every IPv6 address is on every IPv4 address too.
+                    one == other || one.is_unspecified() && (one.is_ipv6() || other.is_ipv4())
+                };
+                let (a, b) = (one.ip(), other.ip());
+                one.port() != 0 && one.port() == other.port() && (covers(a, b) || covers(b, a))
+            }
+            (Self::Tcp(_), Self::Unix(_)) | (Self::Unix(_), Self::Tcp(_)) => false,
+        }
+    }
+}
+
 impl FromStr for ListenAddress {
     type Err = ();
 
@@ -260,7 +344,53 @@ impl<'de> Deserialize<'de> for ListenAddress {
 
 #[cfg(test)]
 mod tests {
-    use super::CertificateSubject::{self, Distinguished, Email, Name, Uri};
+    use super::{
+        CertificateSubject::{self, Distinguished, Email, Name, Uri},
+        ListenAddress,
+    };
+
+    #[test]
+    fn two_listeners_cannot_have_one_address() {
+        for (one, other, expected) in [
+            ("127.0.0.1:80", "127.0.0.1:80", true),
+            ("127.0.0.1:80", "127.0.0.1:81", false),
+            ("127.0.0.1:80", "127.0.0.2:80", false),
+            ("127.0.0.1:0", "127.0.0.1:0", false),
+            ("0.0.0.0:80", "127.0.0.1:80", true),
+            ("0.0.0.0:80", "[::1]:80", false),
+            ("[::]:80", "0.0.0.0:80", true),
+            ("[::]:80", "127.0.0.1:80", true),
+            ("unix:/a", "unix:/a", true),
+            ("unix:/a", "unix:/b", false),
+            ("unix:/a", "127.0.0.1:80", false),
+        ] {
+            let read = |text: &str| text.parse::<ListenAddress>().unwrap();
+            let (one, other) = (read(one), read(other));
+            assert_eq!(one.excludes(&other), expected, "{one} {other}");
+            assert_eq!(other.excludes(&one), expected, "{other} {one}");
+        }
+    }
+
+    #[test]
+    fn a_socket_has_a_short_path_in_a_folder_that_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        std::fs::write(path("file"), "kept").unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(path("socket")).unwrap();
+        let long = "n".repeat(107);
+        for (name, expected) in [
+            ("new", true),
+            ("socket", true),
+            ("file", false),
+            ("none/new", false),
+            ("", false),
+            (long.as_str(), false),
+        ] {
+            let address = ListenAddress::Unix(path(name));
+            assert_eq!(address.check().is_ok(), expected, "{name}");
+        }
+        assert_eq!(std::fs::read_to_string(path("file")).unwrap(), "kept");
+    }
 
     #[test]
     fn the_form_of_a_certificates_name_says_where_it_stands() {

@@ -33,20 +33,16 @@ const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 pub struct Tls(Arc<ArcSwap<rustls::ServerConfig>>);
 
 impl Tls {
+    #[must_use]
+    pub fn new(setup: Arc<rustls::ServerConfig>) -> Self {
+        Self(Arc::new(ArcSwap::new(setup)))
+    }
+
     /// Reads the certificate, its key and the clients' authorities.
     ///
     /// # Errors
     ///
     /// Returns what is wrong with the files, each by its key.
-    pub fn new(config: &TlsConfig) -> Result<Self, Problems> {
-        Self::read(config).map(|setup| Self(Arc::new(ArcSwap::new(setup))))
-    }
-
-    /// Reads the files, for [`Tls::replace`].
-    ///
-    /// # Errors
-    ///
-    /// As [`Tls::new`].
     pub fn read(config: &TlsConfig) -> Result<Arc<rustls::ServerConfig>, Problems> {
         config.read().map(server_config).map(Arc::new)
     }

@@ -157,7 +157,7 @@ impl ClientError {
 /// Why no client could be built.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
-    #[error("upstream.ca_file: {0}")]
+    #[error("{0}")]
     CaFile(String),
     #[error("the TLS set-up failed")]
     Tls(#[from] rustls::Error),
@@ -430,9 +430,8 @@ fn tls_config(config: &UpstreamConfig) -> Result<rustls::ClientConfig, BuildErro
     if config.base_url().scheme() == "https" || config.proxy.is_some() {
         add_system_roots(&mut roots);
     }
-    if let Some(file) = &config.ca_file {
-        add_ca_file(&mut roots, file)?;
-    }
+    let own = config.read_authorities().map_err(BuildError::CaFile)?;
+    roots.roots.extend(own.roots);
     Ok(tls_trusting(roots)?)
 }
 
@@ -452,26 +451,4 @@ fn tls_trusting(roots: rustls::RootCertStore) -> Result<rustls::ClientConfig, ru
 /// Adds the authorities that this system trusts; those that cannot be read are left out.
 fn add_system_roots(roots: &mut rustls::RootCertStore) {
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-}
-
-fn add_ca_file(
-    roots: &mut rustls::RootCertStore,
-    file: &std::path::Path,
-) -> Result<(), BuildError> {
-    use rustls::pki_types::{CertificateDer, pem::PemObject};
-    let unusable = |text: String| BuildError::CaFile(text);
-    let certificates =
-        CertificateDer::pem_file_iter(file).map_err(|error| unusable(error.to_string()))?;
-    let mut added = 0;
-    for certificate in certificates {
-        let certificate = certificate.map_err(|error| unusable(error.to_string()))?;
-        roots
-            .add(certificate)
-            .map_err(|error| unusable(error.to_string()))?;
-        added += 1;
-    }
-    if added == 0 {
-        return Err(unusable("holds no certificate".to_owned()));
-    }
-    Ok(())
 }

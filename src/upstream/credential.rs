@@ -504,20 +504,20 @@ struct Secrets {
 impl Secrets {
     fn read(name: &str, section: &CredentialConfig, problems: &mut Problems) -> Option<Self> {
         let key = format!("upstream.credentials.{name}");
-        let mut token = |part: &str, read: Result<Option<_>, String>| match read {
+        let mut token = |read: Result<Option<_>, (&str, String)>| match read {
             Ok(token) => token.map(|token: secrecy::SecretString| {
                 let text = format!("Token {}", token.expose_secret());
                 let mut value = HeaderValue::try_from(text).expect("a token is visible ASCII");
                 value.set_sensitive(true);
                 value
             }),
-            Err(text) => {
+            Err((part, text)) => {
                 problems.add(format!("{key}.{part}"), text);
                 None
             }
         };
-        let current = token("token", section.read_token().map(Some));
-        let next = token("next_token", section.read_next_token());
+        let current = token(section.read_token().map(Some));
+        let next = token(section.read_next_token());
         let org_handle = section.org_handle.as_deref().map(|handle| {
             HeaderValue::from_str(handle).expect("a loaded configuration's handle is visible ASCII")
         });

@@ -17,6 +17,7 @@ mod auth;
 mod browser_tokens;
 mod cache;
 mod captures;
+mod check;
 mod circuit;
 mod claims;
 mod client_address;

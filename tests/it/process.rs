@@ -7,7 +7,7 @@ use std::{
 
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader, Lines},
-    net::TcpStream,
+    net::{TcpStream, unix::pipe},
     process::{Child, Command},
     task::JoinHandle,
 };
@@ -598,6 +598,60 @@ async fn a_second_signal_ends_at_once() {
 
     let (code, _) = served.end().await;
     assert_eq!(code, Some(1));
+}
+
+/// Makes a file that is read for as long as somebody holds its other end.
+fn make_fifo(path: &str) {
+    let made = std::process::Command::new("mkfifo").arg(path).status();
+    assert!(made.unwrap().success());
+}
+
+/// The other end of a fifo, from when somebody reads it.
+async fn held_open(fifo: &str) -> pipe::Sender {
+    let opened = async {
+        loop {
+            match pipe::OpenOptions::new().open_sender(fifo) {
+                Ok(sender) => return sender,
+                // Nobody has it open yet.
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    };
+    patiently("a reader of the fifo", opened).await
+}
+
+#[tokio::test]
+async fn a_reload_that_hangs_holds_up_neither_requests_nor_the_end() {
+    let one = setup().with(LOGGING).with("[server]\nworkers = 1");
+    for way in ["a signal", "a request", "a changed file"] {
+        let served = Served::start(one.clone(), "http://127.0.0.1:9").await;
+        let fifo = format!("{}.token", served.file.path());
+        make_fifo(&fifo);
+        let hanging = one.clone().token_file(&fifo);
+        served.file.rewrite(&hanging.toml("http://127.0.0.1:9"));
+        match way {
+            "a signal" => served.signal("-HUP").await,
+            "a request" => {
+                let reload = http_client().post(format!("http://{}/reload", served.admin));
+                tokio::spawn(reload.send());
+            }
+            _ => {}
+        }
+        let held = held_open(&fifo).await;
+
+        for _ in 0..3 {
+            assert_eq!(served.get("/healthz").await.status, 200, "{way}");
+        }
+        for path in ["/livez", "/readyz", "/metrics", "/config"] {
+            let asked = http_client().get(format!("http://{}{path}", served.admin));
+            let answered = patiently(path, asked.send()).await.unwrap();
+            assert_eq!(answered.status(), 200, "{way} {path}");
+        }
+        served.signal("-TERM").await;
+        let (code, log) = served.end().await;
+        assert_eq!(code, Some(0), "{way}: {log:?}");
+        drop(held);
+    }
 }
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";

@@ -91,6 +91,52 @@ async fn what_cannot_change_at_run_time_says_so() {
 }
 
 #[tokio::test]
+async fn the_configuration_that_is_shown_is_the_one_in_force() {
+    let running = setup().start_from_file().await;
+    let url = format!("{}/config", running.gateway.admin_url());
+    let shown = async || -> (String, toml::Table) {
+        let answer = running.gateway.http().get(&url).send().await.unwrap();
+        let text = answer.text().await.unwrap();
+        let table = toml::from_str(&text).unwrap();
+        (text, table)
+    };
+    let (before, _) = shown().await;
+    assert!(!before.starts_with('#'));
+    running.rewrite(setup().with(
+        "[server]\nworkers = 3\nlisten = \"127.0.0.1:9\"\n[cache]\nttl = \"1m\"\nmax_bytes = \"1MiB\"\n\
+         [cache.redis]\nurl = \"redis://:secret@127.0.0.1:9\"\n[auth]\nmax_failures = 7",
+    ));
+    assert_eq!(running.reload().await.0, 200);
+
+    let (text, after) = shown().await;
+
+    for (section, key, value) in [
+        ("server", "workers", toml::Value::Integer(0)),
+        ("server", "listen", "127.0.0.1:0".into()),
+        ("cache", "max_bytes", "256MiB".into()),
+        ("cache", "ttl", "1m".into()),
+        ("auth", "max_failures", toml::Value::Integer(0)),
+    ] {
+        assert_eq!(after[section][key], value, "{section}.{key}");
+    }
+    assert!(after["cache"]["redis"].get("url").is_none());
+    let first = text.lines().next().unwrap();
+    for key in [
+        "auth.max_failures",
+        "cache.max_bytes",
+        "cache.redis.url",
+        "server.listen",
+        "server.workers",
+    ] {
+        assert!(first.starts_with("# ") && first.contains(key), "{first}");
+    }
+    assert!(!first.contains("cache.ttl") && !text.contains("secret"));
+    running.rewrite(setup());
+    assert_eq!(running.reload().await.0, 200);
+    assert_eq!(shown().await.0, before);
+}
+
+#[tokio::test]
 async fn a_bad_configuration_is_refused_with_all_its_problems_and_the_old_one_stays() {
     let running = setup().start_from_file().await;
     let gateway = &running.gateway;

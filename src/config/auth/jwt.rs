@@ -1,12 +1,19 @@
 //! `[auth.jwt]`: whose tokens are believed, and what they say.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use jsonwebtoken::Algorithm;
 use serde::Deserialize;
 use url::Url;
 
-use crate::config::{Problems, upstream::is_loopback, value::Address};
+use crate::config::{
+    Problems,
+    upstream::is_loopback,
+    value::{self, Address},
+};
 
 /// `[auth.jwt]`: one identity provider.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -61,10 +68,20 @@ fn subject() -> String {
 }
 
 /// Where a provider's keys are published.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub enum KeysFrom<'a> {
     File(&'a Path),
     Url(&'a Url),
+}
+
+/// Without the query of a URL, which may hold a key.
+impl fmt::Debug for KeysFrom<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(file) => file.fmt(f),
+            Self::Url(url) => f.write_str(&value::without_secrets(url)),
+        }
+    }
 }
 
 impl JwtConfig {
@@ -97,7 +114,9 @@ impl JwtConfig {
             problems.add("auth.jwt.algorithms", "expected one or more");
         }
         match self.keys_from() {
-            Err(text) => problems.add("auth.jwt.jwks_url", text),
+            Err(text) => {
+                problems.add_depending("auth.jwt.jwks_url", text, &["auth.jwt.jwks_file"]);
+            }
             Ok(KeysFrom::File(file)) => {
                 if let Err(error) = std::fs::read(file) {
                     problems.add("auth.jwt.jwks_file", format!("cannot be read: {error}"));

@@ -62,7 +62,7 @@ impl RedisConfig {
         let text = match (&self.url, &self.url_file) {
             (Some(url), None) => url.clone(),
             (None, Some(file)) => std::fs::read_to_string(file)
-                .map_err(|error| format!("url_file cannot be read: {error}"))?
+                .map_err(|error| format!("cannot be read: {error}"))?
                 .into(),
             (Some(_), Some(_)) => return Err("give `url` or `url_file`, not both".to_owned()),
             (None, None) => return Err("required: `url` or `url_file`".to_owned()),
@@ -77,7 +77,11 @@ impl RedisConfig {
         if self.is_configured()
             && let Err(text) = self.read_address()
         {
-            problems.add("cache.redis.url", text);
+            let key = match (&self.url, &self.url_file) {
+                (None, Some(_)) => "cache.redis.url_file",
+                _ => "cache.redis.url",
+            };
+            problems.add(key, text);
         }
         if self.timeout.is_zero() || self.timeout > LONGEST_TIMEOUT {
             problems.add(

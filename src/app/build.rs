@@ -1,0 +1,129 @@
+//! What a configuration describes, built as far as that takes no address and nobody's answer: `check`, `serve` and a reload do the same,
+//! so that none of them takes what another refuses.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{
+    api::{Clients, Issuers},
+    config::{Config, Draft, Problems, TelemetryConfig, TlsConfig},
+    server::Tls,
+    upstream::{self, BuildError, Client, Credentials, Succession},
+};
+
+const COLLECTOR_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// From sending a batch of spans to the collector's last byte.
+const COLLECTOR_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Everything a configuration brings that can fail to be built.
+pub(super) struct Built {
+    pub(super) credentials: Credentials,
+    /// What becomes of the pages of the credentials before.
+    pub(super) succession: Succession,
+    pub(super) client: Client,
+    pub(super) tls: Option<Arc<rustls::ServerConfig>>,
+    pub(super) issuers: Issuers,
+    /// Sends traces, where a collector is named.
+    pub(super) collector: Option<reqwest::Client>,
+}
+
+/// Builds what `config` says, to go on from `running`. Changes nothing that is in force; blocks on the file system.
+///
+/// # Errors
+///
+/// Returns every problem, each by its key.
+///
+/// # Panics
+///
+/// Panics outside a runtime, which an identity provider's keys need.
+pub(super) fn build(config: &Config, running: Option<&Clients>) -> Result<Built, Problems> {
+    let mut problems = Problems::default();
+    let credentials = match running {
+        Some(clients) => clients.credentials().reload(&config.upstream),
+        None => Credentials::load(&config.upstream).map(|read| (read, Succession::default())),
+    };
+    let credentials = noted(credentials, &mut problems);
+    let client = Client::new(&config.upstream).map_err(|error| of_upstream(&error));
+    let client = noted(client, &mut problems);
+    let tls = config.server.tls.as_ref().map(read_tls).transpose();
+    let tls = noted(tls, &mut problems);
+    let issuers = Issuers::load(&config.auth, running.map(Clients::issuers));
+    let issuers = noted(issuers, &mut problems);
+    let collector = noted(collector(&config.telemetry), &mut problems);
+    match (credentials, client, tls, issuers, collector) {
+        (
+            Some((credentials, succession)),
+            Some(client),
+            Some(tls),
+            Some(issuers),
+            Some(collector),
+        ) => Ok(Built {
+            credentials,
+            succession,
+            client,
+            tls,
+            issuers,
+            collector,
+        }),
+        _ => Err(problems),
+    }
+}
+
+fn noted<T>(built: Result<T, Problems>, problems: &mut Problems) -> Option<T> {
+    built.map_err(|found| problems.append(found)).ok()
+}
+
+fn read_tls(config: &TlsConfig) -> Result<Arc<rustls::ServerConfig>, Problems> {
+    Tls::read(config)
+}
+
+fn of_upstream(error: &BuildError) -> Problems {
+    let key = match error {
+        BuildError::CaFile(_) => "upstream.ca_file",
+        BuildError::Client(_) | BuildError::Tls(_) => "upstream",
+    };
+    Problems::one(key, error.to_string())
+}
+
+fn collector(config: &TelemetryConfig) -> Result<Option<reqwest::Client>, Problems> {
+    let Some(url) = config.traces_url() else {
+        return Ok(None);
+    };
+    let client = upstream::other_client(&url).and_then(|client| {
+        let client = client
+            .connect_timeout(COLLECTOR_CONNECT_TIMEOUT)
+            .timeout(COLLECTOR_TIMEOUT)
+            .build()?;
+        Ok(Some(client))
+    });
+    client.map_err(|error| Problems::one("telemetry.otlp_endpoint", error.to_string()))
+}
+
+/// A configuration that can be served: nothing but the listeners is left to try.
+pub struct Prepared {
+    pub(super) config: Arc<Config>,
+    pub(super) built: Built,
+}
+
+impl Prepared {
+    /// Builds what `draft` says.
+    ///
+    /// # Errors
+    ///
+    /// Returns everything wrong with it.
+    ///
+    /// # Panics
+    ///
+    /// Panics outside a runtime.
+    pub fn new(draft: Draft) -> Result<Self, Problems> {
+        let (config, built) = draft.finish(|config| build(config, None))?;
+        Ok(Self {
+            config: Arc::new(config),
+            built,
+        })
+    }
+
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+}
