@@ -117,7 +117,17 @@ fn a_minimal_file_is_enough() {
 #[test]
 fn the_shipped_defaults_are_the_published_keys() {
     let parse = |text: &str| -> Vec<_> { leaves(&toml::from_str(text).unwrap()) };
-    assert_eq!(parse(DEFAULTS), parse(KEYS));
+    let shipped = parse(DEFAULTS);
+    let published = parse(KEYS);
+    for default in &shipped {
+        assert!(published.contains(default), "{default:?}");
+    }
+    // Those are published before they are there.
+    let is_there = |line: &&str| !line.contains("(next)");
+    let due: Vec<_> = KEYS.lines().filter(is_there).collect();
+    for default in parse(&due.join("\n")) {
+        assert!(shipped.contains(&default), "{default:?}");
+    }
 }
 
 #[test]
