@@ -20,7 +20,7 @@ pub use self::{
     age::{corrected_initial_age, parse_age},
     cache_control::{MaxStale, RequestDirectives, ResponseDirectives, Seconds},
     coding::{Coding, negotiate},
-    conditional::{EntityTag, if_none_match_matches, not_modified},
+    conditional::{EntityTag, if_none_match_matches, is_of_stored, not_modified},
     date::{date_field, fmt_http_date, parse_http_date},
 };
 

@@ -59,7 +59,9 @@ where
     fn call(&mut self, request: PageRequest) -> Self::Future {
         let after = self.after;
         let (calls, last_error) = (request.calls.clone(), request.last_error.clone());
-        let call = tokio::time::timeout(after, self.inner.call(request));
+        // From the fill's beginning: a fill may ask twice.
+        let deadline = request.began + after;
+        let call = tokio::time::timeout_at(deadline, self.inner.call(request));
         Box::pin(async move {
             call.await.unwrap_or_else(|_| {
                 let earlier = last_error.of_no_try_since(&calls);

@@ -752,6 +752,35 @@ async fn an_upstream_that_validates_is_asked_whether_the_page_still_holds() {
     assert_eq!(recorded[1].header("if-modified-since"), Some(modified));
 }
 
+// RFC 9111 section 4.3.4.
+#[tokio::test]
+async fn a_304_with_another_tag_shows_nobody_the_old_page() {
+    let gateway = setup().with(STALE_AT_ONCE).start().await;
+    let new = r#"{"count":1,"data":[{"task_id":"NEW"}]}"#;
+    let script = vec![
+        fillable().header("etag", "\"v1\""),
+        Scripted::new(304, "").header("etag", "\"v2\""),
+        Scripted::json(200, new).header("etag", "\"v2\""),
+        Scripted::new(304, "").header("etag", "W/\"v2\""),
+    ];
+    gateway.upstream().script("CHANGED", script);
+
+    gateway.tasks("CHANGED", "").await;
+    let changed = gateway.tasks("CHANGED", "").await;
+    let held = gateway.tasks("CHANGED", "").await;
+
+    changed.assert_page(new.as_bytes());
+    assert_eq!(changed.cache_status(), "fwd=stale; fwd-status=200; stored");
+    held.assert_page(new.as_bytes());
+    assert_eq!(held.cache_status(), "fwd=stale; fwd-status=304; stored");
+    let recorded = gateway.upstream().recorded();
+    let conditions: Vec<_> = recorded
+        .iter()
+        .map(|request| request.header("if-none-match"))
+        .collect();
+    assert_eq!(conditions, [None, Some("\"v1\""), None, Some("\"v2\"")]);
+}
+
 #[tokio::test]
 async fn what_the_upstream_says_of_caching_rules() {
     let gateway = start().await;

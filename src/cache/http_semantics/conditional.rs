@@ -2,7 +2,7 @@
 
 use http::{
     HeaderMap, HeaderValue,
-    header::{IF_MODIFIED_SINCE, IF_NONE_MATCH},
+    header::{ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED},
 };
 
 use super::date::parse_http_date;
@@ -71,6 +71,37 @@ fn unmodified_since(
     };
     let since = parse_http_date(line.as_bytes().trim_ascii(), now_unix())?;
     Some(last_modified_unix? <= since)
+}
+
+/// Tells whether a 304 with the fields of `answer` speaks of the page that was stored with those of `stored` (RFC 9111 4.3.4).
+///
+/// One that names another entity tag, or another `Last-Modified` where it names no tag, speaks of a page that is not stored. Tags are
+/// compared weakly, as the upstream did with `If-None-Match`: a server that codes its pages calls a 200 `W/"v1"`, and its 304 `"v1"`.
+pub fn is_of_stored(stored: &HeaderMap, answer: &HeaderMap, now_unix: i64) -> bool {
+    match (stored.get(ETAG), answer.get(ETAG)) {
+        (Some(ours), Some(theirs)) => is_same_tag(ours.as_bytes(), theirs.as_bytes()),
+        // A tag for what had none: of a page that came later.
+        (None, Some(_)) => false,
+        (_, None) => match (stored.get(LAST_MODIFIED), answer.get(LAST_MODIFIED)) {
+            (Some(ours), Some(theirs)) => is_same_date(ours, theirs, now_unix),
+            (_, None) | (None, Some(_)) => true,
+        },
+    }
+}
+
+fn is_same_tag(ours: &[u8], theirs: &[u8]) -> bool {
+    let (ours, theirs) = (ours.trim_ascii(), theirs.trim_ascii());
+    ours == theirs
+        || EntityTag::parse(ours).is_some_and(|tag| Some(tag) == EntityTag::parse(theirs))
+}
+
+/// One that is no date dates nothing.
+fn is_same_date(ours: &HeaderValue, theirs: &HeaderValue, now_unix: i64) -> bool {
+    let unix = |date: &HeaderValue| parse_http_date(date.as_bytes().trim_ascii(), now_unix);
+    match (unix(ours), unix(theirs)) {
+        (Some(ours), Some(theirs)) => ours == theirs,
+        _ => true,
+    }
 }
 
 /// Returns the entity tags of one line. It is no plain comma list: a tag may hold commas.
@@ -182,6 +213,65 @@ mod tests {
             None,
             || NOW
         ));
+    }
+
+    // RFC 9111 4.3.4.
+    #[test]
+    fn a_304_speaks_of_the_stored_page_unless_it_names_another() {
+        let tag = |tag| ("etag", tag);
+        let modified = |date| ("last-modified", date);
+        const EVE: &str = "Wed, 31 Dec 2025 00:00:00 GMT";
+        let table: &[(&Lines, &Lines, bool)] = &[
+            (&[tag("\"a\"")], &[tag("\"a\"")], true),
+            (&[tag("\"a\"")], &[tag("\"b\"")], false),
+            (&[tag("\"a\"")], &[tag("\"A\"")], false),
+            (&[tag("\"a\"")], &[tag("\"\"")], false),
+            (&[tag("\"a\"")], &[tag("W/\"b\"")], false),
+            (&[tag("W/\"a\"")], &[tag("W/\"b\"")], false),
+            (&[tag("W/\"a\"")], &[tag("\"b\"")], false),
+            (&[tag("W/\"a\"")], &[tag("W/\"a\"")], true),
+            (&[tag("W/\"a\"")], &[tag("\"a\"")], true),
+            (&[tag("\"a\"")], &[tag("W/\"a\"")], true),
+            // Not quoted: no tag, but the same words are the same.
+            (&[tag("a")], &[tag("a")], true),
+            (&[tag("a")], &[tag("b")], false),
+            (&[tag("\"a\"")], &[tag("a")], false),
+            // Nothing said is nothing changed.
+            (&[tag("\"a\"")], &[], true),
+            (&[modified(NEW_YEAR)], &[], true),
+            (&[], &[], true),
+            (&[modified(NEW_YEAR)], &[modified(NEW_YEAR)], true),
+            (
+                &[modified(NEW_YEAR)],
+                &[modified("Thursday, 01-Jan-26 00:00:00 GMT")],
+                true,
+            ),
+            (&[modified(NEW_YEAR)], &[modified(EVE)], false),
+            (&[modified(EVE)], &[modified(NEW_YEAR)], false),
+            (&[modified(NEW_YEAR)], &[modified("yesterday")], true),
+            (&[tag("\"a\"")], &[modified(NEW_YEAR)], true),
+            (&[tag("\"a\""), modified(NEW_YEAR)], &[modified(EVE)], false),
+            // A tag decides over a date.
+            (
+                &[tag("\"a\""), modified(NEW_YEAR)],
+                &[tag("\"a\""), modified(EVE)],
+                true,
+            ),
+            (
+                &[tag("\"a\""), modified(NEW_YEAR)],
+                &[tag("\"b\""), modified(NEW_YEAR)],
+                false,
+            ),
+            (
+                &[modified(NEW_YEAR)],
+                &[tag("\"b\""), modified(NEW_YEAR)],
+                false,
+            ),
+        ];
+        for (stored, answer, expected) in table {
+            let is_of_stored = is_of_stored(&fields(stored), &fields(answer), NOW);
+            assert_eq!(is_of_stored, *expected, "{stored:?} {answer:?}");
+        }
     }
 
     proptest! {

@@ -11,6 +11,7 @@ use crate::{
     cache::{
         Received, StoredPage,
         flight::Wanted,
+        http_semantics::is_of_stored,
         store::{Began, Keep},
     },
     domain::Refusal,
@@ -53,8 +54,7 @@ impl Tasks {
             last_error: LastError::default(),
             trace: span.place().clone(),
         };
-        let upstream = Upstream::clone(&ask.upstream);
-        let answer = upstream.oneshot(request).await;
+        let answer = ask_for(&ask, request, stored.as_deref()).await;
         let filled = match answer {
             Ok(answer) => self.take(&began, answer, stored.as_deref(), keep(&ask, &wanted)),
             Err(error) => Err(error),
@@ -180,6 +180,33 @@ fn log_failure(ask: &Ask, error: &UpstreamError) {
             "upstream gave no page"
         ),
     }
+}
+
+/// Asks the upstream; once more without a condition where a 304 speaks of another page than the stored one.
+async fn ask_for(
+    ask: &Ask,
+    request: PageRequest,
+    stored: Option<&StoredPage>,
+) -> Result<Answer, UpstreamError> {
+    let unconditional = PageRequest {
+        validators: Validators::default(),
+        sent: Sent::default(),
+        last_error: LastError::default(),
+        ..request.clone()
+    };
+    let answer = Upstream::clone(&ask.upstream).oneshot(request).await?;
+    let is_of_another = match (&answer.content, stored) {
+        (Content::NotModified, Some(stored)) => {
+            let head = &answer.head;
+            !is_of_stored(stored.kept(), &head.headers, head.received_unix)
+        }
+        (Content::NotModified, None) | (Content::Page(_), _) => false,
+    };
+    if !is_of_another {
+        return Ok(answer);
+    }
+    debug!(space = %ask.space, "upstream's 304 names another page than the stored one");
+    Upstream::clone(&ask.upstream).oneshot(unconditional).await
 }
 
 /// The name under which a fill's end is counted.

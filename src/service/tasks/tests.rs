@@ -833,6 +833,75 @@ async fn a_fill_with_no_store_is_kept_if_another_caller_joined_it() {
     assert_eq!(bench.get().await.unwrap().status, hit(30, None));
 }
 
+// RFC 9111 section 4.3.4.
+#[tokio::test(start_paused = true)]
+async fn a_304_for_another_page_is_no_renewal() {
+    const V1: (&str, &str) = ("etag", "\"v1\"");
+    const V2: (&str, &str) = ("etag", "\"v2\"");
+    const ONCE: (&str, &str) = ("cache-control", "max-age=0");
+    let spent = || UpstreamError::QuotaExhausted { retry_after: None };
+    let stale = |detail| hit(0, detail);
+    // (what the upstream answers to the question without a condition, what is shown)
+    let table: [(Option<Outcome>, _, u64); 4] = [
+        (
+            Some(page_of(6, &[V2])),
+            filled(FillReason::Stale, 200, true),
+            6,
+        ),
+        (Some(Err(spent())), stale(Detail::Quota), 5),
+        (
+            Some(Err(UpstreamError::InvalidResponse(InvalidAnswer::NoData))),
+            stale(Detail::StaleIfError),
+            5,
+        ),
+        // Nothing may come of it in time.
+        (None, stale(Detail::StaleIfError), 5),
+    ];
+    for (second, status, count) in table {
+        let bench = Bench::new();
+        bench.upstream.then_answer(page(&[V1, ONCE]));
+        bench.get().await.unwrap();
+        bench
+            .upstream
+            .then_answer(answer(Content::NotModified, &[V2, ONCE]));
+        match second {
+            Some(outcome) => bench.upstream.then_answer(outcome),
+            None => bench.upstream.then(pending()),
+        }
+        let served = bench.get().await.unwrap();
+        let ttl = match served.status {
+            CacheStatus::Hit { detail, .. } => hit(0, detail),
+            other => other,
+        };
+        assert_eq!((ttl, served.page.content.count), (status, count));
+        assert_eq!(served.calls, 2);
+        let asked = bench.upstream.asked();
+        let conditions: Vec<_> = asked.iter().map(|asked| &asked.validators.etag).collect();
+        assert_eq!(conditions.len(), 3);
+        assert!(conditions[1].is_some() && conditions[2].is_none());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_304_that_names_the_stored_page_or_none_renews_it_by_one_call() {
+    for tag in [&[("etag", "\"v1\"")][..], &[("etag", "W/\"v1\"")], &[]] {
+        let bench = Bench::new();
+        let lines = [("etag", "\"v1\""), ("cache-control", "max-age=0")];
+        bench.upstream.then_answer(page(&lines));
+        bench.get().await.unwrap();
+        bench
+            .upstream
+            .then_answer(answer(Content::NotModified, tag));
+        let served = bench.get().await.unwrap();
+        assert_eq!(
+            served.status,
+            filled(FillReason::Stale, 304, true),
+            "{tag:?}"
+        );
+        assert_eq!(bench.upstream.calls(), 2, "{tag:?}");
+    }
+}
+
 // RFC 9111 section 5.2.1.7.
 #[tokio::test(start_paused = true)]
 async fn only_if_cached_never_asks() {

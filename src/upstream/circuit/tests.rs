@@ -215,7 +215,11 @@ async fn a_deadline_counts_where_the_upstream_had_the_call_long_enough() {
                 pending::<Outcome>().await
             }));
         for _ in 0..2 {
-            let outcome = service.clone().oneshot(request.clone()).await;
+            let asked = PageRequest {
+                began: Instant::now(),
+                ..request.clone()
+            };
+            let outcome = service.clone().oneshot(asked).await;
             assert_eq!(code(outcome), "upstream_timeout");
         }
         assert_eq!(state(&request), expected, "{sent_after:?}");
