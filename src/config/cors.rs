@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use http::HeaderName;
 use serde::{
     Deserialize, Deserializer,
     de::{self, Visitor},
@@ -13,7 +14,14 @@ use url::{Host, Url};
 #[serde(deny_unknown_fields)]
 pub struct CorsConfig {
     pub origins: Vec<OriginPattern>,
+    /// What a page may send beside the request headers that are always allowed.
+    #[serde(default)]
+    pub allow_headers: Vec<RequestHeader>,
 }
+
+/// The name of a request header that a page can set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestHeader(pub HeaderName);
 
 /// One origin as a browser sends it, or all that differ from it in one label.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,9 +140,106 @@ impl Visitor<'_> for PatternVisitor {
     }
 }
 
+const ANY_HEADER: &str = "never everything: name each header";
+const NO_NAME: &str = "expected the name of a request header such as \"x-my-trace\"";
+const NOT_A_PAGES: &str = "no page can send it: browsers keep it to themselves";
+
+/// What a browser lets no page set (Fetch standard, "forbidden request-header").
+const BROWSERS_OWN: [&str; 22] = [
+    "accept-charset",
+    "accept-encoding",
+    "access-control-request-headers",
+    "access-control-request-method",
+    "access-control-request-private-network",
+    "connection",
+    "content-length",
+    "cookie",
+    "cookie2",
+    "date",
+    "dnt",
+    "expect",
+    "host",
+    "keep-alive",
+    "origin",
+    "referer",
+    "set-cookie",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "via",
+];
+
+impl RequestHeader {
+    fn parse(text: &str) -> Result<Self, &'static str> {
+        if text == "*" {
+            return Err(ANY_HEADER);
+        }
+        let name = HeaderName::try_from(text).map_err(|_| NO_NAME)?;
+        let known = name.as_str();
+        let is_browsers_own = BROWSERS_OWN.contains(&known)
+            || known.starts_with("sec-")
+            || known.starts_with("proxy-");
+        match is_browsers_own {
+            true => Err(NOT_A_PAGES),
+            false => Ok(Self(name)),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for RequestHeader {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(HeaderVisitor)
+    }
+}
+
+struct HeaderVisitor;
+
+impl Visitor<'_> for HeaderVisitor {
+    type Value = RequestHeader;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the name of a request header such as \"x-my-trace\"")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<RequestHeader, E> {
+        RequestHeader::parse(text).map_err(E::custom)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_request_header_is_a_name_that_a_page_can_set() {
+        for good in ["x-my-trace", "X-B3-TraceId", "authorization", "dnt2", "b3"] {
+            let read = RequestHeader::parse(good).unwrap();
+            assert_eq!(read.0.as_str(), good.to_ascii_lowercase());
+        }
+        for (bad, text) in [
+            ("*", ANY_HEADER),
+            ("", NO_NAME),
+            (" x-my-trace", NO_NAME),
+            ("x-my-trace ", NO_NAME),
+            ("x my trace", NO_NAME),
+            ("x-my-trace:", NO_NAME),
+            ("x-my-trace, x-other", NO_NAME),
+            ("x-my-trace\r\nx-other", NO_NAME),
+            ("x-mÿ-trace", NO_NAME),
+            (":path", NO_NAME),
+            ("Cookie", NOT_A_PAGES),
+            ("HOST", NOT_A_PAGES),
+            ("origin", NOT_A_PAGES),
+            ("Content-Length", NOT_A_PAGES),
+            ("Via", NOT_A_PAGES),
+            ("sec-fetch-site", NOT_A_PAGES),
+            ("Proxy-Authorization", NOT_A_PAGES),
+            ("Access-Control-Request-Headers", NOT_A_PAGES),
+        ] {
+            assert_eq!(RequestHeader::parse(bad), Err(text), "{bad}");
+        }
+    }
 
     #[test]
     fn an_origin_is_taken_as_browsers_write_it_and_in_no_other_form() {

@@ -85,7 +85,8 @@ async fn a_preflight_is_answered_before_anybody_is_asked_for_a_key() {
             let expected = [
                 (
                     "access-control-allow-headers",
-                    "authorization, if-none-match, cache-control, x-request-id",
+                    "authorization, if-none-match, cache-control, x-request-id, \
+                     traceparent, tracestate, baggage",
                 ),
                 ("access-control-allow-methods", "GET, HEAD"),
                 ("access-control-allow-origin", origin),
@@ -96,6 +97,48 @@ async fn a_preflight_is_answered_before_anybody_is_asked_for_a_key() {
         }
     }
     assert_eq!(gateway.upstream().requests(), 0);
+}
+
+#[tokio::test]
+async fn a_preflight_is_told_the_same_whatever_it_asks_about() {
+    let gateway = with_cors()
+        .with("[cors]\nallow_headers = [\"X-My-Trace\", \"b3\", \"Baggage\"]")
+        .start()
+        .await;
+    let own = "authorization, if-none-match, cache-control, x-request-id, traceparent, tracestate, baggage";
+    let many = "x-my-trace,".repeat(200);
+    for asked in [
+        "authorization",
+        "authorization,traceparent,tracestate,baggage,x-my-trace,b3",
+        "AUTHORIZATION , X-My-TRACE",
+        "b3,b3,b3",
+        "",
+        ",",
+        "x-other",
+        "*",
+        many.as_str(),
+    ] {
+        let answer = gateway
+            .ask("OPTIONS", &path())
+            .without_key()
+            .header("origin", APP)
+            .header("access-control-request-method", "GET")
+            .header("access-control-request-headers", asked)
+            .await;
+        assert_eq!(answer.status, 204, "{asked}");
+        let allowed = answer.header("access-control-allow-headers");
+        assert_eq!(allowed, Some(&*format!("{own}, x-my-trace, b3")), "{asked}");
+    }
+    // Lists of names on lines of their own, and none at all.
+    let twice =
+        "Access-Control-Request-Headers: b3\r\nAccess-Control-Request-Headers: x-my-trace\r\n";
+    for lines in ["", twice] {
+        let lines = format!("Origin: {APP}\r\nAccess-Control-Request-Method: GET\r\n{lines}");
+        let answer = raw::send(gateway.address(), "OPTIONS", &path(), &lines).await;
+        assert_eq!(answer.status, 204);
+        let allowed = answer.header("access-control-allow-headers");
+        assert_eq!(allowed, Some(&*format!("{own}, x-my-trace, b3")));
+    }
 }
 
 #[tokio::test]

@@ -9,20 +9,30 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header, request::Parts};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header, request::Parts,
+};
 use tower::{Layer, Service};
 
 use crate::{
     api::exchange::{Answer, Asked},
-    config::CorsConfig,
+    config::{CorsConfig, cors::RequestHeader},
     telemetry::metrics::Route,
 };
 
 /// Whatever the origin: a stored answer must not be taken for another's.
 const VARY: HeaderValue = HeaderValue::from_static("Accept-Encoding, Authorization, Origin");
 const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD");
-const REQUEST_HEADERS: HeaderValue =
-    HeaderValue::from_static("authorization, if-none-match, cache-control, x-request-id");
+/// What pages may send anyway; the last three are what tracing in a browser adds to each request (W3C Trace Context and Baggage).
+const REQUEST_HEADERS: [HeaderName; 7] = [
+    header::AUTHORIZATION,
+    header::IF_NONE_MATCH,
+    header::CACHE_CONTROL,
+    HeaderName::from_static("x-request-id"),
+    HeaderName::from_static("traceparent"),
+    HeaderName::from_static("tracestate"),
+    HeaderName::from_static("baggage"),
+];
 const RESPONSE_HEADERS: HeaderValue = HeaderValue::from_static(
     "ETag, Link, Cache-Status, X-Request-Id, RateLimit, RateLimit-Policy, X-List-Generation, Age, Retry-After, Date",
 );
@@ -62,7 +72,9 @@ where
 
     fn call(&mut self, asked: Box<Asked<B>>) -> Self::Future {
         let terms = Terms::of(&asked.policy.cors, asked.route, &asked.head);
-        let is_preflight = terms.as_ref().is_some_and(|terms| terms.is_preflight);
+        let is_preflight = terms
+            .as_ref()
+            .is_some_and(|terms| terms.preflight.is_some());
         CorsFuture {
             inner: (!is_preflight).then(|| self.inner.call(asked)),
             terms,
@@ -75,7 +87,8 @@ where
 struct Terms {
     /// The origin that asks, if it may.
     allowed: Option<HeaderValue>,
-    is_preflight: bool,
+    /// What it may send; `None` where it is no preflight.
+    preflight: Option<HeaderValue>,
 }
 
 impl Terms {
@@ -89,11 +102,12 @@ impl Terms {
             let origin = origin.as_bytes();
             cors.origins.iter().any(|pattern| pattern.matches(origin))
         });
+        let is_preflight = request.method == Method::OPTIONS
+            && headers.contains_key(header::ORIGIN)
+            && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
         Some(Self {
             allowed: allowed.cloned(),
-            is_preflight: request.method == Method::OPTIONS
-                && headers.contains_key(header::ORIGIN)
-                && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD),
+            preflight: is_preflight.then(|| request_headers(cors)),
         })
     }
 
@@ -103,14 +117,26 @@ impl Terms {
             return;
         };
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-        if self.is_preflight {
+        if let Some(request_headers) = self.preflight {
             headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, METHODS);
-            headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, REQUEST_HEADERS);
+            headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, request_headers);
             headers.insert(header::ACCESS_CONTROL_MAX_AGE, MAX_AGE);
         } else {
             headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, RESPONSE_HEADERS);
         }
     }
+}
+
+/// The same whatever the preflight asks about: the browser compares.
+fn request_headers(cors: &CorsConfig) -> HeaderValue {
+    let mut names = REQUEST_HEADERS.to_vec();
+    for RequestHeader(name) in &cors.allow_headers {
+        if !names.contains(name) {
+            names.push(name.clone());
+        }
+    }
+    let names: Vec<&str> = names.iter().map(HeaderName::as_str).collect();
+    HeaderValue::try_from(names.join(", ")).expect("names and commas are visible ASCII")
 }
 
 /// The one `Origin`; a browser sends no two.
@@ -235,15 +261,27 @@ mod tests {
         ];
         for &(method, lines, allowed, is_preflight) in table {
             let allowed = allowed.then(|| HeaderValue::from_static(APP));
-            let expected = Terms {
-                allowed,
-                is_preflight,
-            };
-            assert_eq!(
-                terms(method, PATH, lines),
-                Some(expected),
-                "{method} {lines:?}"
-            );
+            let terms = terms(method, PATH, lines).unwrap();
+            let judged = (terms.allowed, terms.preflight.is_some());
+            assert_eq!(judged, (allowed, is_preflight), "{method} {lines:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_page_may_send_is_told_once_each_in_lower_case() {
+        let own = "authorization, if-none-match, cache-control, x-request-id, traceparent, tracestate, baggage";
+        for (configured, more) in [
+            ("[]", ""),
+            ("['x-my-trace']", ", x-my-trace"),
+            ("['X-B3-TraceId', 'b3']", ", x-b3-traceid, b3"),
+            ("['b3', 'B3', 'Authorization', 'Baggage']", ", b3"),
+        ] {
+            let config = Config::from_toml(&format!(
+                "[upstream]\nbase_url = 'https://unpod.example'\n\
+                 [upstream.credentials.default]\ntoken = 'abc'\n[cors]\nallow_headers = {configured}"
+            ));
+            let told = request_headers(&config.unwrap().cors);
+            assert_eq!(told, format!("{own}{more}"), "{configured}");
         }
     }
 
