@@ -238,6 +238,8 @@ struct ExplainQuery {
     space: String,
     page: Option<String>,
     page_size: Option<String>,
+    /// Whose request: absent, that of a client without a credential of its own.
+    client: Option<String>,
 }
 
 impl ExplainQuery {
@@ -252,7 +254,7 @@ impl ExplainQuery {
 /// What a plain request would get now, and why.
 async fn explain(State(admin): State<Admin>, RawQuery(query): RawQuery) -> Response {
     let Ok(asked) = serde_urlencoded::from_str::<ExplainQuery>(&query.unwrap_or_default()) else {
-        return bad_request("expected ?space=TOKEN&page=N&page_size=N");
+        return bad_request("expected ?space=TOKEN&page=N&page_size=N&client=NAME");
     };
     let Ok(space) = SpaceToken::new(&asked.space) else {
         return bad_request("expected a space token");
@@ -261,7 +263,23 @@ async fn explain(State(admin): State<Admin>, RawQuery(query): RawQuery) -> Respo
     let Ok(query) = asked.page(&policy.route) else {
         return bad_request("no request may ask for this page and page_size");
     };
-    let Some(credential) = policy.clients.credentials().serving(&space) else {
+    let credential = match &asked.client {
+        None => policy.clients.credentials().serving(&space),
+        Some(name) => {
+            let Some(client) = policy.clients.named(name) else {
+                return bad_request("client: no client of this name is configured");
+            };
+            if !client.may_read(&space) {
+                return Json(json!({
+                    "verdict": "space-not-allowed",
+                    "why": "this client may not read the space: refused before the cache is asked",
+                }))
+                .into_response();
+            }
+            client.credential(&space)
+        }
+    };
+    let Some(credential) = credential else {
         return bad_request("no credential serves this space");
     };
     let key = PageKey {

@@ -341,6 +341,12 @@ impl Clients {
         &self.credentials
     }
 
+    /// The configured client of this name.
+    #[must_use]
+    pub fn named(&self, name: &str) -> Option<&Arc<Client>> {
+        self.by_name.get(name)
+    }
+
     /// The view of this name. A token that names one that is gone must not be shown more for it.
     #[must_use]
     pub fn view(&self, name: &str) -> Option<&Arc<View>> {

@@ -221,8 +221,6 @@ impl Reloader {
                 .filter(|key| is_read_at_start(key))
                 .collect(),
         };
-        self.metrics
-            .add_credentials(next.credentials.all().map(|known| known.name.as_str()));
         let before = self.policy.load();
         let clients = Clients::new(
             &config.clients,
@@ -257,6 +255,8 @@ impl Reloader {
         };
         let policy = Policy::new(&config, clients, upstream);
         self.policy.store(Arc::new(policy));
+        let names = credentials.all().map(|known| known.name.as_str());
+        self.metrics.set_credentials(names);
         // Last: who came in under the old policy may have filled another page of theirs.
         for credential in next.succession.dropped {
             store.forget(credential);

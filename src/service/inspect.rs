@@ -1,6 +1,6 @@
 //! What is stored and what a request would get now: for operators, without changing anything.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use serde::Serialize;
 use tokio::time::Instant;
@@ -54,8 +54,12 @@ pub struct Explanation {
     pub credential: String,
     /// Whether the upstream refused the credential lately: then nothing stale is shown.
     pub credential_refused: bool,
+    /// Whether it refused it so lately that no call is made with it.
+    pub credential_held: bool,
     /// Whether the upstream is asked with it: a fill fails at once while the circuit is open.
     pub circuit: &'static str,
+    /// In how many seconds an open circuit lets a call through; `None`: now.
+    pub circuit_wait: Option<u64>,
     /// In how many seconds the quota allows a call; `None`: now.
     pub quota_wait: Option<u64>,
     /// What the upstream refuses about this page, and for how many seconds that is still remembered.
@@ -115,6 +119,28 @@ impl Tasks {
         })
     }
 
+    /// Why no request on `credential` could be answered now, by a call or by a stored page; `None`: some could.
+    ///
+    /// Looks at stored pages only where no call could be made, and ends at the first that may be shown.
+    #[must_use]
+    pub fn could_answer_nothing(
+        &self,
+        credential: &Credential,
+        now: Instant,
+    ) -> Option<UpstreamError> {
+        let error = no_call(credential, now).filter(|error| match error {
+            // A request may wait as long.
+            UpstreamError::QuotaExhausted { retry_after } => *retry_after > Some(self.patience()),
+            _ => true,
+        })?;
+        let may_be_shown = |page: &Arc<StoredPage>| {
+            !page.fresh_for(now).is_zero()
+                || stand_in(&error, Some(page), credential, now).is_some()
+        };
+        let has_pages = self.store().any_page(credential.id, may_be_shown);
+        (!has_pages).then_some(error)
+    }
+
     /// What a request without directives would get for `key` now.
     #[must_use]
     pub fn explain(&self, key: &PageKey, credential: &Credential, now: Instant) -> Explanation {
@@ -126,17 +152,14 @@ impl Tasks {
             .as_ref()
             .is_some_and(|page| page.moved_at().is_some());
         let refusal = self.store().refusal(key, now);
-        let quota_wait = credential.purse().would_take(Urgency::Waiting, now).err();
-        let stands_in = |error| stand_in(&error, stored.as_ref(), credential, now).is_some();
-        let (verdict, why) = match (&verdict, &refusal, quota_wait) {
+        let quota_wait = quota_wait(credential, now);
+        let stands_in =
+            |error: &UpstreamError| stand_in(error, stored.as_ref(), credential, now).is_some();
+        let (verdict, why) = match (&verdict, &refusal, no_call(credential, now)) {
             (Verdict::Fill(_), Some(known), _) => {
-                words_of_a_refusal(stands_in(remembered(known.refusal)))
+                words_of_a_refusal(stands_in(&remembered(known.refusal)))
             }
-            (Verdict::Fill(_), None, Some(wait)) => {
-                words_of_a_spent_quota(stands_in(UpstreamError::QuotaExhausted {
-                    retry_after: Some(wait),
-                }))
-            }
+            (Verdict::Fill(_), None, Some(error)) => words_of_no_call(&error, stands_in(&error)),
             _ => words(verdict, overtaken),
         };
         Explanation {
@@ -144,7 +167,9 @@ impl Tasks {
             why,
             credential: credential.name.clone(),
             credential_refused: only_fresh,
+            credential_held: credential.is_held(now),
             circuit: credential.circuit().state().as_str(),
+            circuit_wait: credential.circuit().refuses().map(|wait| wait.as_secs()),
             quota_wait: quota_wait.map(|wait| wait.as_secs()),
             refusal: refusal.map(|known| {
                 let error = remembered(known.refusal);
@@ -172,6 +197,41 @@ fn report(query: PageQuery, page: &StoredPage, now: Instant) -> PageReport {
 
 fn seconds(time: Duration) -> i64 {
     i64::try_from(time.as_secs()).unwrap_or(i64::MAX)
+}
+
+/// What a fill with `credential` would end in now, without a call.
+fn no_call(credential: &Credential, now: Instant) -> Option<UpstreamError> {
+    if credential.is_held(now) {
+        return Some(UpstreamError::AuthFailed);
+    }
+    if let Some(retry_after) = credential.circuit().refuses() {
+        return Some(UpstreamError::Unavailable { retry_after });
+    }
+    quota_wait(credential, now).map(|wait| UpstreamError::QuotaExhausted {
+        retry_after: Some(wait),
+    })
+}
+
+fn quota_wait(credential: &Credential, now: Instant) -> Option<Duration> {
+    credential.purse().would_take(Urgency::Waiting, now).err()
+}
+
+fn words_of_no_call(error: &UpstreamError, a_page_stands_in: bool) -> (&'static str, &'static str) {
+    match (error, a_page_stands_in) {
+        (UpstreamError::QuotaExhausted { .. }, _) => words_of_a_spent_quota(a_page_stands_in),
+        (UpstreamError::Unavailable { .. }, true) => (
+            "stale-if-error",
+            "the circuit is open: the old page stands in until the upstream is asked again",
+        ),
+        (UpstreamError::Unavailable { .. }, false) => (
+            "circuit-open",
+            "the circuit is open: cut from other pages, or refused until the upstream is asked again",
+        ),
+        _ => (
+            "refused",
+            "the upstream refused the credential a moment ago: cut from other pages, or refused without a call for some seconds",
+        ),
+    }
 }
 
 fn words_of_a_refusal(a_page_stands_in: bool) -> (&'static str, &'static str) {

@@ -317,6 +317,11 @@ impl Tasks {
         })
     }
 
+    /// How long a request waits for a page at most.
+    pub(super) fn patience(&self) -> Duration {
+        self.patience
+    }
+
     #[must_use]
     pub fn store(&self) -> &PageStore {
         &self.store

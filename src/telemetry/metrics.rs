@@ -1,9 +1,10 @@
 //! Every metric by name, type and labels. Handed to its part; there is no global recorder.
 
 use std::{
+    collections::BTreeSet,
     fmt,
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -363,6 +364,8 @@ impl RedisOperation {
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    /// Those that have samples.
+    credentials: Mutex<BTreeSet<String>>,
     http_requests: Family<RequestLabels, Counter>,
     http_request_duration: Family<RouteLabels, Histogram, Durations>,
     /// The same, in the order of [`Route::ALL`].
@@ -410,6 +413,7 @@ impl Metrics {
         let http_request_duration = Family::new_with_constructor(Durations);
         let mut metrics = Self {
             registry: Registry::default(),
+            credentials: Mutex::default(),
             http_requests: Family::default(),
             durations: Route::ALL.map(|route| duration_of(&http_request_duration, route)),
             http_request_duration,
@@ -655,7 +659,7 @@ impl Metrics {
             status: "200".to_owned(),
             client: BACKGROUND.to_owned(),
         });
-        self.add_credentials(credentials);
+        self.set_credentials(credentials);
         for reason in ConnectionFailure::ALL {
             let reason = reason.as_str();
             let _ = self
@@ -689,32 +693,51 @@ impl Metrics {
         }
     }
 
-    /// Gives each credential its samples.
-    pub fn add_credentials<'a>(&self, credentials: impl IntoIterator<Item = &'a str>) {
-        for credential in credentials {
-            let labels = CredentialLabels {
-                credential: credential.to_owned(),
-            };
-            if self.circuit_state.get(&labels).is_some() {
-                continue;
-            }
-            self.upstream_quota_remaining
-                .get_or_create(&labels)
-                .set(-1.0);
-            let _ = self.token_switches.get_or_create(&labels);
-            let _ = self.cache_lifetime.get_or_create(&labels);
-            let _ = self.circuit_state.get_or_create(&labels);
-            let _ = self.quota_queue.get_or_create(&labels);
-            let _ = self.credential_state.get_or_create(&labels);
+    /// Gives each of `credentials` its samples, and takes away those of all others.
+    pub fn set_credentials<'a>(&self, credentials: impl IntoIterator<Item = &'a str>) {
+        let now: BTreeSet<String> = credentials.into_iter().map(str::to_owned).collect();
+        let mut known = self
+            .credentials
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for credential in known.difference(&now) {
+            self.remove_credential(credential);
         }
+        for credential in now.difference(&known) {
+            self.add_credential(credential);
+        }
+        *known = now;
     }
+
+    fn add_credential(&self, credential: &str) {
+        let labels = of_credential(credential);
+        self.upstream_quota_remaining
+            .get_or_create(&labels)
+            .set(-1.0);
+        let _ = self.token_switches.get_or_create(&labels);
+        let _ = self.cache_lifetime.get_or_create(&labels);
+        let _ = self.circuit_state.get_or_create(&labels);
+        let _ = self.quota_queue.get_or_create(&labels);
+        let _ = self.credential_state.get_or_create(&labels);
+    }
+
+    fn remove_credential(&self, credential: &str) {
+        let labels = of_credential(credential);
+        self.upstream_quota_remaining.remove(&labels);
+        self.token_switches.remove(&labels);
+        self.cache_lifetime.remove(&labels);
+        self.circuit_state.remove(&labels);
+        self.quota_queue.remove(&labels);
+        self.credential_state.remove(&labels);
+    }
+
+    // What concerns a credential is noted while it has samples: a late word of one that is gone brings none back.
 
     /// A credential goes on with its other token.
     pub fn token_switched(&self, credential: &str) {
-        let credential = credential.to_owned();
-        self.token_switches
-            .get_or_create(&CredentialLabels { credential })
-            .inc();
+        if let Some(switches) = self.token_switches.get(&of_credential(credential)) {
+            switches.inc();
+        }
     }
 
     /// The configuration was read anew.
@@ -894,46 +917,40 @@ impl Metrics {
 
     /// Calls that `credential` may still make in this minute; `None`: no limit is known.
     pub fn quota_remaining(&self, credential: &str, remaining: Option<u32>) {
-        let labels = CredentialLabels {
-            credential: credential.to_owned(),
-        };
-        self.upstream_quota_remaining
-            .get_or_create(&labels)
-            .set(remaining.map_or(-1.0, f64::from));
+        if let Some(gauge) = self
+            .upstream_quota_remaining
+            .get(&of_credential(credential))
+        {
+            gauge.set(remaining.map_or(-1.0, f64::from));
+        }
     }
 
     /// How long an average page of `credential` lives where the upstream states nothing, stretched to its quota.
     pub fn cache_lifetime(&self, credential: &str, lifetime: Duration) {
-        let labels = CredentialLabels {
-            credential: credential.to_owned(),
-        };
-        self.cache_lifetime
-            .get_or_create(&labels)
-            .set(lifetime.as_secs_f64());
+        if let Some(gauge) = self.cache_lifetime.get(&of_credential(credential)) {
+            gauge.set(lifetime.as_secs_f64());
+        }
     }
 
     /// The circuit of `credential`: 0 closed, 1 half open, 2 open.
     pub fn circuit_state(&self, credential: &str, state: i64) {
-        let labels = CredentialLabels {
-            credential: credential.to_owned(),
-        };
-        self.circuit_state.get_or_create(&labels).set(state);
+        if let Some(gauge) = self.circuit_state.get(&of_credential(credential)) {
+            gauge.set(state);
+        }
     }
 
     /// How the upstream takes `credential`: 0 good, 1 by its next token, 2 refused.
     pub fn credential_state(&self, credential: &str, state: i64) {
-        let labels = CredentialLabels {
-            credential: credential.to_owned(),
-        };
-        self.credential_state.get_or_create(&labels).set(state);
+        if let Some(gauge) = self.credential_state.get(&of_credential(credential)) {
+            gauge.set(state);
+        }
     }
 
     /// Calls that wait for the quota of `credential`.
     pub fn quota_queue(&self, credential: &str, length: usize) {
-        let labels = CredentialLabels {
-            credential: credential.to_owned(),
-        };
-        set(&self.quota_queue.get_or_create(&labels), length as u64);
+        if let Some(gauge) = self.quota_queue.get(&of_credential(credential)) {
+            set(&gauge, length as u64);
+        }
     }
 
     /// Calls that wait for a slot.
@@ -975,6 +992,12 @@ impl Metrics {
 fn duration_of(durations: &Family<RouteLabels, Histogram, Durations>, route: Route) -> Histogram {
     let route = route.as_str();
     durations.get_or_create(&RouteLabels { route }).clone()
+}
+
+fn of_credential(name: &str) -> CredentialLabels {
+    CredentialLabels {
+        credential: name.to_owned(),
+    }
 }
 
 fn set(gauge: &Gauge, value: u64) {
@@ -1029,6 +1052,28 @@ mod tests {
     }
 
     #[test]
+    fn a_credential_that_is_gone_takes_its_samples_along() {
+        let metrics = Metrics::new(["one", "two"]);
+        metrics.token_switched("two");
+        metrics.set_credentials(["two", "three"]);
+        // Late words of the one that is gone.
+        metrics.token_switched("one");
+        metrics.circuit_state("one", 2);
+        metrics.credential_state("one", 2);
+        metrics.quota_queue("one", 1);
+        metrics.quota_remaining("one", Some(1));
+        metrics.cache_lifetime("one", Duration::from_secs(1));
+
+        let text = metrics.encode((0, 0));
+
+        let named = |name: &str| text.matches(&format!("credential=\"{name}\"")).count();
+        assert_eq!(named("one"), 0, "{text}");
+        assert!(named("two") > 0);
+        assert_eq!(named("two"), named("three"));
+        assert!(text.contains("gateway_upstream_token_switches_total{credential=\"two\"} 1"));
+    }
+
+    #[test]
     fn every_metric_has_a_sample_from_the_start() {
         let text = Metrics::new(["default"]).encode((0, 0));
         let described: Vec<&str> = text
@@ -1065,6 +1110,7 @@ mod tests {
             "gateway_redis_up",
             "gateway_redis_errors_total",
             "gateway_redis_pages_total",
+            "gateway_upstream_token_switches_total",
         ] {
             assert!(described.contains(&name), "{name} is missing");
         }

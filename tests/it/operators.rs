@@ -8,7 +8,7 @@ use unpod_gateway::{
     simulator::{Scripted, world},
 };
 
-use crate::gateway::{Gateway, setup, start};
+use crate::gateway::{Gateway, client, setup, start};
 
 pub(crate) async fn ask(gateway: &Gateway, method: &str, path: &str) -> (u16, String) {
     ask_with(gateway, method, path, &[]).await
@@ -42,10 +42,11 @@ async fn a_gateway_that_serves_is_live_and_ready() {
 async fn a_refused_credential_degrades_readiness_until_another_is_taken() {
     let running = setup().start_from_file().await;
     let gateway = &running.gateway;
+    gateway.tasks(world::ARCHIVE, "").await;
     gateway.upstream().revoke_token(world::ACME_TOKEN);
     gateway.tasks(world::SUPPORT, "").await;
     let (status, body) = ask(gateway, "GET", "/readyz").await;
-    assert_eq!(status, 200);
+    assert_eq!(status, 200, "a fresh page is still shown");
     assert!(body.contains("\"degraded\""), "{body}");
 
     let next = format!(
@@ -57,6 +58,152 @@ async fn a_refused_credential_degrades_readiness_until_another_is_taken() {
     gateway.tasks(world::SUPPORT, "").await;
     let (_, body) = ask(gateway, "GET", "/readyz").await;
     assert!(!body.contains("\"degraded\""), "{body}");
+}
+
+async fn readiness(gateway: &Gateway) -> (u16, Value) {
+    let (status, body) = ask(gateway, "GET", "/readyz").await;
+    (status, serde_json::from_str(&body).unwrap())
+}
+
+#[tokio::test]
+async fn where_nothing_could_be_answered_nobody_should_be_sent() {
+    let open_at_once = "[upstream.circuit]\nenabled = true\nmin_calls = 3\nopen_for = \"1h\"";
+    let throttled = Scripted::json(429, "{}").header("retry-after", "3600");
+    let broken = || Scripted::new(500, "");
+    let refused = Scripted::json(401, "{\"detail\":\"Invalid token.\"}");
+    for (code, answers) in [
+        ("upstream_quota_exhausted", vec![throttled]),
+        ("upstream_unavailable", vec![broken(), broken(), broken()]),
+        ("upstream_auth_failed", vec![refused]),
+    ] {
+        let gateway = setup().with(open_at_once).start().await;
+        assert_eq!(readiness(&gateway).await.0, 200, "{code}");
+        let calls = answers.len();
+        gateway.upstream().script(world::SUPPORT, answers);
+        for page in 1..=calls {
+            gateway
+                .tasks(world::SUPPORT, &format!("?page={page}"))
+                .await;
+        }
+
+        let (status, told) = readiness(&gateway).await;
+
+        assert_eq!(
+            (status, &told["status"]),
+            (503, &"unavailable".into()),
+            "{told}"
+        );
+        assert_eq!(told["parts"]["answers"]["nothing_with"]["default"], code);
+        gateway.tasks(world::SUPPORT, "").await.assert_error(code);
+    }
+}
+
+#[tokio::test]
+async fn one_page_or_one_credential_that_is_left_is_worth_asking_for() {
+    let throttled = || Scripted::json(429, "{}").header("retry-after", "3600");
+    let stored = start().await;
+    stored.tasks(world::ARCHIVE, "").await;
+    stored.upstream().script(world::SUPPORT, vec![throttled()]);
+    stored.tasks(world::SUPPORT, "").await;
+    assert_eq!(readiness(&stored).await.0, 200);
+    ask(&stored, "DELETE", "/cache").await;
+    assert_eq!(readiness(&stored).await.0, 503);
+
+    let other = format!(
+        "[upstream.credentials.other]\ntoken = \"{}\"\nspaces = [\"{}\"]",
+        world::ACME_NEXT_TOKEN,
+        world::ARCHIVE
+    );
+    let two = setup().with(&other).start().await;
+    two.upstream().script(world::SUPPORT, vec![throttled()]);
+    two.tasks(world::SUPPORT, "").await;
+    let (status, told) = readiness(&two).await;
+    assert_eq!(status, 200);
+    assert_eq!(told["parts"]["answers"]["status"], "degraded");
+}
+
+#[tokio::test]
+async fn what_a_clients_request_would_get_is_explained_by_its_own_credential() {
+    let two = format!(
+        "[upstream.credentials.other]\ntoken = \"{}\"\norg_handle = \"{}\"\n{}",
+        world::ACME_NEXT_TOKEN,
+        world::ACME,
+        client(
+            "narrow",
+            "ugw_narrow",
+            &format!("spaces = [\"{}\"]\ncredential = \"other\"", world::SUPPORT)
+        )
+    );
+    let gateway = setup().with(&two).start().await;
+    gateway.tasks(world::SUPPORT, "").key("ugw_narrow").await;
+    let explained = async |space: &str, rest: &str| {
+        let path = format!("/cache/explain?space={space}{rest}");
+        let (status, body) = ask(&gateway, "GET", &path).await;
+        let told: Value = serde_json::from_str(&body).unwrap_or(body.into());
+        (status, told)
+    };
+    for (space, rest, credential, verdict) in [
+        (world::SUPPORT, "", "default", "fill"),
+        (world::SUPPORT, "&client=reader", "default", "fill"),
+        (world::SUPPORT, "&client=narrow", "other", "hit"),
+    ] {
+        let (status, told) = explained(space, rest).await;
+        assert_eq!(status, 200, "{rest}");
+        assert_eq!(
+            (&told["credential"], &told["verdict"]),
+            (&credential.into(), &verdict.into()),
+            "{rest}"
+        );
+    }
+    let (_, told) = explained(world::ARCHIVE, "&client=narrow").await;
+    assert_eq!(told["verdict"], "space-not-allowed");
+    for client in ["nobody", "", "Narrow", "narrow&client=reader"] {
+        let (status, told) = explained(world::SUPPORT, &format!("&client={client}")).await;
+        assert_eq!(status, 400, "{client}: {told}");
+        assert!(
+            told.as_str().unwrap().contains("client"),
+            "{client}: {told}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_open_circuit_and_a_refused_credential_are_explained() {
+    let stale = "[cache]\nttl = \"0s\"\nstale_while_revalidate = \"0s\"\n\
+                 [upstream.circuit]\nenabled = true\nmin_calls = 4\nopen_for = \"1h\"";
+    let broken = || Scripted::new(500, "");
+    let refused = Scripted::json(401, "{\"detail\":\"Invalid token.\"}");
+    for (answers, with_page, without) in [
+        (
+            vec![broken(), broken(), broken()],
+            "stale-if-error",
+            "circuit-open",
+        ),
+        (vec![refused], "refused", "refused"),
+    ] {
+        let gateway = setup().with(stale).start().await;
+        gateway.tasks(world::ARCHIVE, "").await;
+        let calls = answers.len();
+        gateway.upstream().script(world::SUPPORT, answers);
+        for page in 1..=calls {
+            gateway
+                .tasks(world::SUPPORT, &format!("?page={page}"))
+                .await;
+        }
+        for (space, verdict) in [(world::ARCHIVE, with_page), (world::UNICODE, without)] {
+            let (_, body) = ask(&gateway, "GET", &format!("/cache/explain?space={space}")).await;
+            let told: Value = serde_json::from_str(&body).unwrap();
+            assert_eq!(told["verdict"], verdict, "{body}");
+            let is_open = told["circuit_wait"]
+                .as_u64()
+                .is_some_and(|wait| wait > 3500);
+            assert_eq!(is_open, calls == 3, "{body}");
+            assert_eq!(told["credential_held"], calls == 1, "{body}");
+            let served = gateway.tasks(space, "").await;
+            let is_page = verdict == "stale-if-error";
+            assert_eq!(served.status == 200, is_page, "as it said: {body}");
+        }
+    }
 }
 
 #[tokio::test]

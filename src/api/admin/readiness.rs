@@ -1,6 +1,6 @@
 //! Whether the gateway is fit to serve, part by part.
 
-use std::{collections::BTreeMap, time::SystemTime};
+use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
 use http::StatusCode;
 use serde::{Serialize, Serializer};
@@ -9,13 +9,13 @@ use tokio::time::Instant;
 use super::Admin;
 use crate::upstream::{CircuitState, Credential};
 
-/// Each part and why. A refused credential, an open circuit and a lost Redis degrade: pages are still served, and other credentials
-/// work.
+/// Each part and why. A refused credential, an open circuit and a lost Redis degrade, as long as anything can be answered: stored pages,
+/// or what another credential reads.
 #[derive(Debug, Serialize)]
 pub(super) struct Readiness {
     pub(super) status: &'static str,
     #[serde(skip)]
-    draining: bool,
+    is_served: bool,
     parts: Parts,
 }
 
@@ -24,6 +24,7 @@ struct Parts {
     listener: Part<Nothing>,
     credentials: Part<Refused>,
     circuits: Part<NotClosed>,
+    answers: Answerable,
     /// Absent where none is configured.
     #[serde(skip_serializing_if = "Option::is_none")]
     redis: Option<Part<Answers>>,
@@ -49,6 +50,43 @@ struct Refused {
 #[derive(Debug, Serialize)]
 struct NotClosed {
     not_closed: BTreeMap<String, &'static str>,
+}
+
+/// Whether anything could be answered now.
+#[derive(Debug, Serialize)]
+struct Answerable {
+    status: &'static str,
+    /// The credentials with which nothing could, each with the code of the error.
+    nothing_with: BTreeMap<String, &'static str>,
+}
+
+impl Answerable {
+    /// Who has nothing to show may still find it in Redis.
+    fn of(admin: &Admin, credentials: &[&Arc<Credential>]) -> Self {
+        let has_redis = admin.redis.as_ref().is_some_and(|link| link.health().is_up);
+        let asked = if has_redis { &[][..] } else { credentials };
+        let now = Instant::now();
+        let nothing_with: BTreeMap<_, _> = asked
+            .iter()
+            .filter_map(|credential| {
+                let error = admin.tasks.could_answer_nothing(credential, now)?;
+                Some((credential.name.clone(), error.as_str()))
+            })
+            .collect();
+        let status = match nothing_with.len() {
+            0 => "ready",
+            some if some < credentials.len() => "degraded",
+            _ => "unavailable",
+        };
+        Self {
+            status,
+            nothing_with,
+        }
+    }
+
+    fn is_nothing(&self) -> bool {
+        self.status == "unavailable"
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -113,19 +151,22 @@ impl Readiness {
                 },
             }
         });
+        let answers = Answerable::of(admin, &credentials);
         let whole = credentials_part.why.refused_by_upstream.is_empty()
             && circuits.why.not_closed.is_empty()
             && redis.as_ref().is_none_or(|redis| redis.why.answers);
         Self {
             status: match draining {
                 Some(_) => listener.status,
+                None if answers.is_nothing() => answers.status,
                 None => health(whole),
             },
-            draining: draining.is_some(),
+            is_served: draining.is_none() && !answers.is_nothing(),
             parts: Parts {
                 listener,
                 credentials: credentials_part,
                 circuits,
+                answers,
                 redis,
             },
         }
@@ -133,10 +174,10 @@ impl Readiness {
 
     /// Whether a load balancer should send requests here.
     pub(super) fn code(&self) -> StatusCode {
-        if self.draining {
-            StatusCode::SERVICE_UNAVAILABLE
-        } else {
+        if self.is_served {
             StatusCode::OK
+        } else {
+            StatusCode::SERVICE_UNAVAILABLE
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::{
         assemble::{Part, assemble},
         space::Space,
     },
-    domain::{PageKey, PageQuery, SpaceKey},
+    domain::{CredentialId, PageKey, PageQuery, SpaceKey},
 };
 
 impl PageStore {
@@ -53,6 +53,18 @@ impl PageStore {
     pub fn pages_of(&self, key: &SpaceKey) -> Vec<Part> {
         let space = self.spaces().known.get(key).cloned();
         space.map_or_else(Vec::new, |space| self.stored_of(key, &space, |_| true))
+    }
+
+    /// Whether a stored page of `credential` is as wanted. Looks at pages until one is.
+    #[must_use]
+    pub fn any_page(
+        &self,
+        credential: CredentialId,
+        wanted: impl Fn(&Arc<StoredPage>) -> bool,
+    ) -> bool {
+        self.pages
+            .iter()
+            .any(|(key, page)| key.space.credential == credential && wanted(&page))
     }
 
     /// The `most` spaces of which most pages are stored, those first of which there are most.

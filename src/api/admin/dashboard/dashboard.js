@@ -343,11 +343,11 @@ function dropButton(fingerprint) {
   return button
 }
 
-const PARTS = { listener: 'Listener', credentials: 'Credentials', circuits: 'Circuits', redis: 'Redis' }
+const PARTS = { listener: 'Listener', credentials: 'Credentials', circuits: 'Circuits', answers: 'Answers', redis: 'Redis' }
 
 function showReadiness({ status, parts }) {
   const state = $('state')
-  setText(state, { ready: 'Ready', degraded: 'Degraded', draining: 'Draining' }[status] ?? status)
+  setText(state, { ready: 'Ready', degraded: 'Degraded', draining: 'Draining', unavailable: 'Nothing can be answered' }[status] ?? status)
   state.className = status === 'ready' ? 'good' : 'bad'
   const list = $('readiness')
   const wanted = Object.entries(parts).flatMap(([part, { status, ...why }]) => {
