@@ -1,6 +1,7 @@
 //! The use cases, where cache and upstream meet.
 
 pub mod inspect;
+pub mod off_runtime;
 pub mod packing;
 mod second_tier;
 pub mod snapshot;

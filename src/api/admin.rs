@@ -33,7 +33,10 @@ use super::{ApiError, LivePolicy, query};
 use crate::{
     config::{Problems, routes::TasksRouteConfig},
     domain::{PageKey, PageQuery, SpaceKey, SpaceToken},
-    service::Tasks,
+    service::{
+        Tasks,
+        off_runtime::{on_a_thread, to_its_end},
+    },
     shared::Link,
     telemetry::metrics::Metrics,
     upstream::LimitLayer,
@@ -204,8 +207,11 @@ async fn reload(State(admin): State<Admin>, Extension(operator): Extension<Opera
 }
 
 async fn purge(State(admin): State<Admin>, Extension(operator): Extension<Operator>) -> StatusCode {
-    admin.tasks.purge().await;
-    info!(%operator, "operator dropped the whole cache");
+    to_its_end(async move {
+        admin.tasks.purge().await;
+        info!(%operator, "operator dropped the whole cache");
+    })
+    .await;
     StatusCode::NO_CONTENT
 }
 
@@ -214,6 +220,10 @@ async fn inspect_space(State(admin): State<Admin>, Path(token): Path<String>) ->
     let Ok(space) = SpaceToken::new(&token) else {
         return bad_request("expected a space token");
     };
+    on_a_thread(move || inspected(&admin, &space)).await
+}
+
+fn inspected(admin: &Admin, space: &SpaceToken) -> Response {
     let now = Instant::now();
     let policy = admin.policy.load();
     let credentials: serde_json::Map<_, _> = policy
@@ -303,8 +313,11 @@ async fn purge_space(
 ) -> Response {
     match SpaceToken::new(&token) {
         Ok(space) => {
-            admin.tasks.purge_space(&space).await;
-            info!(%space, %operator, "operator dropped a space from the cache");
+            to_its_end(async move {
+                admin.tasks.purge_space(&space).await;
+                info!(%space, %operator, "operator dropped a space from the cache");
+            })
+            .await;
             StatusCode::NO_CONTENT.into_response()
         }
         Err(_) => bad_request("expected a space token"),
@@ -317,11 +330,18 @@ async fn purge_fingerprint(
     Extension(operator): Extension<Operator>,
     Path(fingerprint): Path<String>,
 ) -> Response {
-    if !admin.tasks.purge_fingerprint(&fingerprint).await {
-        return (StatusCode::NOT_FOUND, "nothing is known of such a space").into_response();
+    let purge = async move {
+        let is_known = admin.tasks.purge_fingerprint(&fingerprint).await;
+        if is_known {
+            info!(space = fingerprint, %operator, "operator dropped a space from the cache");
+        }
+        is_known
+    };
+    if to_its_end(purge).await {
+        StatusCode::NO_CONTENT.into_response()
+    } else {
+        (StatusCode::NOT_FOUND, "nothing is known of such a space").into_response()
     }
-    info!(space = fingerprint, %operator, "operator dropped a space from the cache");
-    StatusCode::NO_CONTENT.into_response()
 }
 
 #[cfg(test)]

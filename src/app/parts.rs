@@ -7,7 +7,10 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
     config::Config,
-    service::{SecondTier, Tasks, packing::keep_packing},
+    service::{
+        SecondTier, Tasks,
+        packing::{keep_freeing, keep_packing},
+    },
     shared::{Calls, Link},
     telemetry::metrics::Metrics,
     upstream::{self, Client, Credentials, LimitLayer, Upstream},
@@ -31,10 +34,11 @@ pub(super) async fn share(
     end.drop_guard()
 }
 
-/// Packs the cold pages of `tasks` until the guard is dropped.
+/// Packs the cold pages of `tasks`, and frees those that were dropped, until the guard is dropped.
 pub(super) fn pack(tasks: &Arc<Tasks>) -> DropGuard {
     let end = CancellationToken::new();
     tokio::spawn(keep_packing(tasks.clone(), end.clone()));
+    tokio::spawn(keep_freeing(tasks.clone(), end.clone()));
     end.drop_guard()
 }
 

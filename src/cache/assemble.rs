@@ -101,8 +101,8 @@ fn cover<'a>(parts: &[&'a Part], wanted: Span) -> Option<Vec<Cut<'a>>> {
 }
 
 fn filled_within(cuts: &[Cut<'_>], within: Duration) -> bool {
-    let filled = || cuts.iter().map(|cut| cut.part.page.received());
-    match (filled().min(), filled().max()) {
+    let born = || cuts.iter().map(|cut| cut.part.page.content.born);
+    match (born().min(), born().max()) {
         (Some(first), Some(last)) => last - first <= within,
         _ => false,
     }

@@ -67,14 +67,18 @@ pub struct Content {
     /// How many tasks the list has, over all pages.
     pub count: u64,
     tasks: Arc<[Task]>,
+    /// When its age was nothing: what a 304 says later makes the bytes no younger.
+    pub(super) born: Instant,
     whole: Rendition,
     views: Views,
 }
 
 impl Content {
+    /// What `page` brought, which was of `age` by `now`.
     #[must_use]
-    pub fn new(page: TaskPage, now: Instant) -> Self {
+    pub fn new(page: TaskPage, now: Instant, age: Duration) -> Self {
         Self {
+            born: now.checked_sub(age).unwrap_or(now),
             count: page.count,
             tasks: page.tasks,
             whole: Rendition::new(page.body, now),
@@ -128,7 +132,7 @@ impl Content {
         whole.and(self.views.pack(now, cold_after))
     }
 
-    fn fields(&self, date: &HeaderValue, version: Version, query: PageQuery) -> Fields {
+    fn fields(&self, date: &HeaderValue, version: Option<Version>, query: PageQuery) -> Fields {
         Fields::new(date, &self.whole.etag, version, query, self.count)
     }
 
@@ -186,7 +190,7 @@ impl StoredPage {
                     .expect("a date is visible ASCII")
             });
         Self {
-            fields: content.fields(&date, began.version, began.key.query),
+            fields: content.fields(&date, began.known_version(), began.key.query),
             key: began.key,
             seat: Seat::default(),
             freshness: Freshness::new(answer, lifetimes, jitter),
@@ -212,9 +216,9 @@ impl StoredPage {
         now: Instant,
     ) -> Option<Self> {
         let oldest = parts.iter().max_by_key(|part| part.age(now))?;
-        let content = Arc::new(Content::new(page, now));
+        let content = Arc::new(Content::new(page, now, oldest.age(now)));
         Some(Self {
-            fields: content.fields(&oldest.fields.date, oldest.version, key.query),
+            fields: content.fields(&oldest.fields.date, Some(oldest.version), key.query),
             key,
             seat: Seat::default(),
             content,
@@ -270,10 +274,11 @@ impl StoredPage {
         &self.kept
     }
 
-    /// Whether its tasks may be shown as part of another page: fetched as it is, still fresh, of the list's present state.
+    /// Whether its tasks may be shown as part of another page: fetched as it is, still fresh, and known to be of the list's present state.
     #[must_use]
     pub fn can_be_cut(&self, now: Instant) -> bool {
-        !self.is_assembled && !self.fresh_for(now).is_zero()
+        let is_watched = self.fields.generation.is_some();
+        is_watched && !self.is_assembled && !self.fresh_for(now).is_zero()
     }
 
     /// This page as a 304 renews it: its bytes, with the fields that `answer` brings (RFC 9111 section 4.3.4).
@@ -283,7 +288,7 @@ impl StoredPage {
         answer: &Received<'_>,
         lifetimes: &Lifetimes,
         jitter: f64,
-        version: Version,
+        began: Began,
     ) -> Self {
         let mut headers = self.kept.clone();
         for name in KEPT {
@@ -310,11 +315,7 @@ impl StoredPage {
             &merged,
             lifetimes,
             jitter,
-            Began {
-                key: self.key.clone(),
-                space: self.space.clone(),
-                version,
-            },
+            began,
             self.popularity.aged(answer.received),
         )
     }

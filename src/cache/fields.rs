@@ -12,8 +12,8 @@ use crate::domain::PageQuery;
 pub struct Fields {
     /// When the page was generated: the upstream's own word, or the time of receipt.
     pub date: HeaderValue,
-    /// The state of the list it was cut from.
-    pub generation: HeaderValue,
+    /// The state of the list it was cut from, where that was watched.
+    pub generation: Option<HeaderValue>,
     /// Of the whole page.
     pub etag: HeaderValue,
     /// Where the pages around it are.
@@ -21,18 +21,18 @@ pub struct Fields {
 }
 
 impl Fields {
-    /// Those of the page of `query`, of a list of `count` in the state `version`.
+    /// Those of the page of `query`, of a list of `count` in the state `version`, if that is known.
     pub(super) fn new(
         date: &HeaderValue,
         etag: &HeaderValue,
-        version: Version,
+        version: Option<Version>,
         query: PageQuery,
         count: u64,
     ) -> Self {
-        let (generation, link) = (version.field(), link(query, count));
+        let (generation, link) = (version.map(Version::field), link(query, count));
         let texts = [
             date.as_bytes(),
-            generation.as_bytes(),
+            generation.as_deref().unwrap_or_default().as_bytes(),
             etag.as_bytes(),
             link.as_bytes(),
         ];
@@ -43,7 +43,7 @@ impl Fields {
         });
         Self {
             date,
-            generation,
+            generation: version.map(|_| generation),
             etag,
             link,
         }

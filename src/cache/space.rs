@@ -1,7 +1,7 @@
 //! What is known of a space beyond its pages: the state of its list, and what the upstream refuses.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -13,8 +13,8 @@ use compact_str::CompactString;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::stretch::Demand;
-use crate::domain::{PageKey, PageQuery, Refusal, SpaceFingerprint, SpaceToken, TaskPage};
+use super::{page_set::PageSet, stretch::Demand};
+use crate::domain::{PageKey, PageQuery, Refusal, SpaceFingerprint, SpaceToken, Span, TaskPage};
 
 /// Most pages of one space whose refusals are remembered at once.
 const MAX_REFUSED_PAGES: usize = 256;
@@ -39,7 +39,7 @@ struct State {
     first_task: Option<CompactString>,
     moved_at: Option<Instant>,
     /// The pages that are stored.
-    pages: BTreeSet<PageQuery>,
+    pages: PageSet,
     refused: Option<Remembered>,
     refused_pages: HashMap<PageQuery, Remembered>,
 }
@@ -89,6 +89,15 @@ pub struct Began {
     pub key: PageKey,
     pub(super) space: Arc<Space>,
     pub(super) version: Version,
+    pub(super) coherence: Coherence,
+}
+
+/// Whether it is known which state of its list a page shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Coherence {
+    Watched,
+    /// No fill was compared with what was known of the list, or another process did so.
+    Unwatched,
 }
 
 impl Began {
@@ -96,6 +105,14 @@ impl Began {
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.version.generation
+    }
+
+    /// The state of the list as others may be told it.
+    pub(super) fn known_version(&self) -> Option<Version> {
+        match self.coherence {
+            Coherence::Watched => Some(self.version),
+            Coherence::Unwatched => None,
+        }
     }
 
     /// The same, of another state of the list.
@@ -312,7 +329,7 @@ impl Space {
     }
 
     /// Drops what is stored and remembered; pages of fills under way will not be stored. Returns what was stored.
-    pub fn drop_pages(&self) -> BTreeSet<PageQuery> {
+    pub fn drop_pages(&self) -> PageSet {
         let mut state = self.lock();
         self.epoch.fetch_add(1, Ordering::AcqRel);
         state.mark = None;
@@ -397,7 +414,13 @@ impl Space {
     /// The pages that are stored.
     #[must_use]
     pub fn pages(&self) -> Vec<PageQuery> {
-        self.lock().pages.iter().copied().collect()
+        self.lock().pages.iter().collect()
+    }
+
+    /// Those of them that cover any place of `wanted`.
+    #[must_use]
+    pub fn pages_touching(&self, wanted: &Span) -> Vec<PageQuery> {
+        self.lock().pages.touching(wanted).collect()
     }
 
     pub(super) fn add_page(&self, query: PageQuery) {
@@ -405,7 +428,7 @@ impl Space {
     }
 
     pub(super) fn remove_page(&self, query: PageQuery) {
-        self.lock().pages.remove(&query);
+        self.lock().pages.remove(query);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -20,14 +20,15 @@ use super::{
     entry::{Content, Received, StoredPage},
     freshness::{initial_age, may_store, refusal_lifetime},
     front::Front,
-    space::{Move, Remembered, Space, Version},
+    space::{Coherence, Move, Remembered, Space, Version},
     stretch::Demand,
 };
 use crate::{
     config::CacheConfig,
-    domain::{CredentialId, PageKey, Refusal, SpaceKey, SpaceToken, TaskPage},
+    domain::{CredentialId, PageKey, Refusal, SpaceKey, TaskPage},
 };
 
+mod drops;
 mod lifetimes;
 mod lists;
 mod packing;
@@ -35,8 +36,9 @@ mod rules;
 mod saved;
 mod shared;
 
-use self::rules::Rules;
+use self::{drops::Unfreed, rules::Rules};
 pub use self::{
+    lifetimes::SharedOut,
     packing::{COLD_AFTER, COLD_WHERE_CROWDED},
     shared::Shared,
 };
@@ -64,6 +66,7 @@ pub struct PageStore {
     demands: Mutex<HashMap<CredentialId, Arc<Demand>>>,
     max_bytes: usize,
     dropped: Notify,
+    unfreed: Unfreed,
     stirred: Notify,
     next_generation: AtomicU64,
     evictions: Arc<AtomicU64>,
@@ -128,6 +131,7 @@ impl PageStore {
             demands: Mutex::default(),
             max_bytes: config.max_bytes,
             dropped: Notify::new(),
+            unfreed: Unfreed::default(),
             stirred: Notify::new(),
             next_generation: AtomicU64::new(random()),
             evictions,
@@ -138,8 +142,12 @@ impl PageStore {
     pub fn reconfigure(&self, config: &CacheConfig) {
         let rules = Rules::new(config);
         let stretch_max = rules.stretch_max;
-        self.rules.store(Arc::new(rules));
+        let watches = rules.coherent;
+        let before = self.rules.swap(Arc::new(rules));
         self.limit_stretch(stretch_max);
+        if watches && !before.coherent {
+            self.distrust_all(Instant::now());
+        }
     }
 
     /// The page under `key`, whatever its age, for a request: reads of pages asked for lately cost less.
@@ -176,12 +184,18 @@ impl PageStore {
     /// Notes that a fill of `key` begins.
     #[must_use]
     pub fn begin(&self, key: PageKey, now: Instant) -> Began {
+        // Before the version: a fill is not watched from its middle on.
+        let coherence = match self.is_coherent() {
+            true => Coherence::Watched,
+            false => Coherence::Unwatched,
+        };
         let space = self.space(&key.space, now);
         let version = space.version();
         Began {
             key,
             space,
             version,
+            coherence,
         }
     }
 
@@ -190,7 +204,7 @@ impl PageStore {
         let version = self.observe(began, &page, answer.received, keep);
         let lifetimes = self.rules().lifetimes_of(began.key.query, &page);
         let page = StoredPage::new(
-            Arc::new(Content::new(page, answer.received)),
+            Arc::new(Content::new(page, answer.received, self.age_of(answer))),
             answer,
             &lifetimes,
             self.jitter_factor(),
@@ -198,6 +212,10 @@ impl PageStore {
             self.popularity(&began.key, answer.received),
         );
         self.keep(began, page, answer, keep)
+    }
+
+    fn age_of(&self, answer: &Received<'_>) -> Duration {
+        initial_age(answer, &self.rules().lifetimes)
     }
 
     /// Renews `page` as a 304 told.
@@ -211,7 +229,7 @@ impl PageStore {
         let shown = page.content.page();
         let version = self.observe(began, &shown, answer.received, keep);
         let lifetimes = self.rules().lifetimes_of(began.key.query, &shown);
-        let page = page.renewed(answer, &lifetimes, self.jitter_factor(), version);
+        let page = page.renewed(answer, &lifetimes, self.jitter_factor(), began.at(version));
         self.keep(began, page, answer, keep)
     }
 
@@ -273,25 +291,11 @@ impl PageStore {
         }
     }
 
-    /// Drops all pages of `space`, of every credential. Fills under way will not be stored.
-    pub fn purge_space(&self, space: &SpaceToken) {
-        let known: Vec<_> = self
-            .spaces()
-            .known
-            .iter()
-            .filter(|(key, _)| key.space == *space)
-            .map(|(key, space)| (key.clone(), space.clone()))
-            .collect();
-        for (key, space) in &known {
-            self.drop_pages(key, space);
-        }
-    }
-
-    /// Drops everything.
-    pub fn purge(&self) {
-        let known: Vec<_> = self.spaces().known.clone().into_iter().collect();
-        for (key, space) in known {
-            self.drop_pages(&key, &space);
+    /// Turns all pages stale: nobody watched which state of its list each shows.
+    fn distrust_all(&self, now: Instant) {
+        let known: Vec<_> = self.spaces().known.values().cloned().collect();
+        for space in known {
+            space.move_on(|| self.generation(), now);
         }
     }
 
@@ -388,17 +392,6 @@ impl PageStore {
         page.seat.set_stored(true);
         self.pages.run_pending_tasks();
         self.stirred.notify_one();
-    }
-
-    fn drop_pages(&self, key: &SpaceKey, space: &Space) {
-        let _one_at_a_time = self.inserting();
-        self.dropped.notify_one();
-        for query in space.drop_pages() {
-            self.pages.invalidate(&PageKey {
-                space: key.clone(),
-                query,
-            });
-        }
     }
 
     fn space(&self, key: &SpaceKey, now: Instant) -> Arc<Space> {

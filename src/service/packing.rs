@@ -1,4 +1,4 @@
-//! Packs the stored pages that nobody asks for, in the background: no request waits for it.
+//! Packs the stored pages that nobody asks for, and frees those that were dropped, in the background: no request waits for it.
 
 use std::{ops::ControlFlow, sync::Arc, thread, time::Duration};
 
@@ -26,6 +26,21 @@ pub async fn keep_packing(tasks: Arc<Tasks>, end: CancellationToken) {
             error!(error = %panic, "packing of cold pages ended in a bug");
             None
         });
+    }
+}
+
+/// Frees what dropped pages of `tasks` take, until `end`: where there were many, whoever dropped them left that.
+pub async fn keep_freeing(tasks: Arc<Tasks>, end: CancellationToken) {
+    while end
+        .run_until_cancelled(tasks.store().has_unfreed())
+        .await
+        .is_some()
+    {
+        let tasks = tasks.clone();
+        let freed = tokio::task::spawn_blocking(move || tasks.store().free_dropped());
+        if let Err(panic) = freed.await {
+            error!(error = %panic, "freeing of dropped pages ended in a bug");
+        }
     }
 }
 

@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
+use tokio::{io::AsyncWriteExt, net::TcpStream};
 use unpod_gateway::{
     domain::SpaceToken,
-    simulator::world::{ACME_TOKEN, ARCHIVE, GLOBEX, GLOBEX_SPACE, GLOBEX_TOKEN, SUPPORT},
+    simulator::world::{
+        ACME_NEXT_TOKEN, ACME_TOKEN, ARCHIVE, GLOBEX, GLOBEX_SPACE, GLOBEX_TOKEN, SUPPORT,
+    },
 };
 
 use crate::{
@@ -153,6 +156,39 @@ async fn a_purge_reaches_every_replica() {
         operators::ask(&first, "DELETE", "/cache").await;
         until(|| pages(&second) == 0 && pages(&first) == 0).await;
     }
+}
+
+#[tokio::test]
+async fn a_purge_goes_on_though_the_operator_hangs_up() {
+    let Some(fleet) = Fleet::start().await else {
+        return;
+    };
+    // What a space is called goes by the token: a purge is told under one name after the other.
+    let other_token = format!("[upstream.credentials.default]\ntoken = '{ACME_NEXT_TOKEN}'");
+    let both = format!("[upstream.credentials.default]\nnext_token = '{ACME_NEXT_TOKEN}'");
+    let [first, second] = [
+        fleet.gateway(&both).await,
+        fleet.gateway(&other_token).await,
+    ];
+    for gateway in [&first, &second] {
+        wait_until_up(gateway, true).await;
+        gateway.tasks(SUPPORT, "").await;
+        until(|| pages(gateway) == 1).await;
+    }
+    until(|| fleet.redis.keys("lock:").is_empty()).await;
+
+    fleet.redis.signal("-STOP");
+    let admin = first.admin_url().replace("http://", "");
+    let mut operator = TcpStream::connect(&admin).await.unwrap();
+    let purge = format!("DELETE /cache/spaces/{SUPPORT} HTTP/1.1\r\nHost: {admin}\r\n\r\n");
+    operator.write_all(purge.as_bytes()).await.unwrap();
+    until(|| pages(&first) == 0).await;
+    drop(operator);
+    let (status, _) = operators::ask(&first, "GET", "/livez").await;
+    assert_eq!(status, 200);
+    fleet.redis.signal("-CONT");
+
+    until(|| pages(&second) == 0).await;
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::{Admin, exposition, readiness::Readiness};
 use crate::{
-    service::inspect::SpaceReport,
+    service::{inspect::SpaceReport, off_runtime::on_a_thread},
     telemetry::samples::{Sample, samples},
     upstream::Credential,
 };
@@ -45,17 +45,22 @@ struct CredentialReport {
 }
 
 pub(super) async fn status(State(admin): State<Admin>) -> Response {
+    // It looks at every page of the largest spaces.
+    on_a_thread(move || status_of(&admin)).await
+}
+
+fn status_of(admin: &Admin) -> Response {
     let now = Instant::now();
     let policy = admin.policy.load();
     let credentials = policy.clients.credentials();
-    let text = exposition(&admin);
+    let text = exposition(admin);
     let body = Status {
         version: env!("CARGO_PKG_VERSION"),
         uptime_seconds: (now - admin.started).as_secs_f64(),
-        readiness: Readiness::of(&admin),
+        readiness: Readiness::of(admin),
         credentials: credentials
             .all()
-            .map(|credential| report(&admin, credential, now))
+            .map(|credential| report(admin, credential, now))
             .collect(),
         spaces: admin.tasks.largest_spaces(MOST_SPACES, credentials, now),
         metrics: samples(&text),

@@ -291,8 +291,10 @@ fn describe(policy: &Policy, served: &Served, headers: &mut HeaderMap) {
     let may_keep = cache_control(policy.client_max_age, age, || client_rest(served));
     headers.insert(header::CACHE_CONTROL, may_keep);
     headers.insert(header::LINK, page.fields.link.clone());
-    if policy.coherent_pages {
-        headers.insert(LIST_GENERATION, page.fields.generation.clone());
+    if let Some(generation) = &page.fields.generation
+        && policy.coherent_pages
+    {
+        headers.insert(LIST_GENERATION, generation.clone());
     }
 }
 

@@ -67,10 +67,13 @@ impl Kept {
     }
 
     fn fill(&self, query: PageQuery, body: String) {
+        self.fill_saying(query, body, &HeaderMap::new());
+    }
+
+    fn fill_saying(&self, query: PageQuery, body: String, headers: &HeaderMap) {
         let now = Instant::now();
-        let headers = HeaderMap::new();
         let answer = Received {
-            headers: &headers,
+            headers,
             received: now,
             received_unix: 0,
             response_delay: Duration::ZERO,
@@ -146,6 +149,44 @@ async fn stale_parts_and_parts_filled_long_apart_are_not_joined() {
     let list = List::of(40);
     let kept = filled_with(&list, &[query(1, 20)]);
     tokio::time::advance(TTL).await;
+    kept.fill(query(2, 20), list.body(query(2, 20)));
+    assert_eq!(kept.cut(query(1, 40)), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn parts_are_compared_by_when_they_were_born() {
+    let list = List::of(40);
+    let fields = |fields: &[(http::HeaderName, &'static str)]| -> HeaderMap {
+        let fields = fields.iter().cloned();
+        let value = |(name, value)| (name, http::HeaderValue::from_static(value));
+        fields.map(value).collect()
+    };
+    let lasting = |age| {
+        fields(&[
+            (http::header::CACHE_CONTROL, "max-age=600"),
+            (http::header::AGE, age),
+        ])
+    };
+    // Filled at once, and born so many seconds before.
+    for (age, is_joined) in [("29", true), ("31", false)] {
+        let kept = filled_with(&list, &[query(1, 20)]);
+        kept.fill_saying(query(2, 20), list.body(query(2, 20)), &lasting(age));
+        assert_eq!(kept.cut(query(1, 40)).is_some(), is_joined, "{age}");
+    }
+    // What a 304 renews is as old as it was.
+    let kept = Kept::new();
+    kept.fill_saying(query(1, 20), list.body(query(1, 20)), &lasting("0"));
+    tokio::time::advance(TTL + Duration::from_secs(1)).await;
+    let now = Instant::now();
+    let old = kept.0.get(&Kept::key(query(1, 20))).unwrap();
+    let answer = Received {
+        headers: &lasting("0"),
+        received: now,
+        received_unix: 0,
+        response_delay: Duration::ZERO,
+    };
+    let began = kept.0.begin(Kept::key(query(1, 20)), now);
+    assert!(kept.0.renew(&began, &old, &answer, Keep::Yes).stored);
     kept.fill(query(2, 20), list.body(query(2, 20)));
     assert_eq!(kept.cut(query(1, 40)), None);
 }

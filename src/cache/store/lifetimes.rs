@@ -14,34 +14,68 @@ use crate::{
     domain::{CredentialId, PageKey},
 };
 
-/// Beyond so many, what looks at each is done now and then only.
+/// Beyond so many, what looks at each is done now and then only, and not by who fills a page.
 const MANY_PAGES: u64 = 1000;
 
+/// What sharing out came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SharedOut {
+    /// It is done, or was a moment ago.
+    Done,
+    /// It is time for it, and [`PageStore::share_out_among_many`] is to be called on a thread for blocking work.
+    Due,
+}
+
 impl PageStore {
-    /// Shares the calls that `credential` may make a minute out among the pages that are asked for.
-    pub fn share_out(&self, credential: CredentialId, calls_per_minute: Option<u32>, now: Instant) {
+    /// Shares the calls that `credential` may make a minute out among the pages that are asked for, where there are not too many.
+    #[must_use]
+    pub fn share_out(
+        &self,
+        credential: CredentialId,
+        calls_per_minute: Option<u32>,
+        now: Instant,
+    ) -> SharedOut {
         if self.rules().stretch_max.is_none() {
-            return;
+            return SharedOut::Done;
         }
         // A fill may end after its credential was forgotten.
         let Some(demand) = self.demands().get(&credential).cloned() else {
+            return SharedOut::Done;
+        };
+        let Some(calls) = calls_per_minute else {
+            demand.share_out(std::iter::empty(), None);
+            return SharedOut::Done;
+        };
+        if self.pages.entry_count() <= MANY_PAGES {
+            self.share_out_among_many(credential, calls, now);
+            return SharedOut::Done;
+        }
+        if demand.is_due(now) {
+            SharedOut::Due
+        } else {
+            SharedOut::Done
+        }
+    }
+
+    /// As [`Self::share_out`], however many there are: it looks at every page there is.
+    pub fn share_out_among_many(
+        &self,
+        credential: CredentialId,
+        calls_per_minute: u32,
+        now: Instant,
+    ) {
+        let Some(demand) = self.demands().get(&credential).cloned() else {
             return;
         };
-        if calls_per_minute.is_none() {
-            demand.share_out(std::iter::empty(), None);
-            return;
-        }
-        // It looks at every page there is.
-        if self.pages.entry_count() > MANY_PAGES && !demand.is_due(now) {
-            return;
-        }
         let weights: Vec<f64> = self
             .pages
             .iter()
-            .filter(|(key, page)| key.space.credential == credential && page.is_active(now))
+            .filter(|(key, page)| {
+                key.space.credential == credential && page.is_active(now) && !page.is_dropped()
+            })
             .map(|(_, page)| page.popularity.weight(now))
             .collect();
-        demand.share_out(weights.into_iter(), calls_per_minute);
+        demand.share_out(weights.into_iter(), Some(calls_per_minute));
     }
 
     /// How long a page of `credential` lives where the upstream states nothing, stretched to the quota, if it is asked for as

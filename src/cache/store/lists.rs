@@ -40,19 +40,16 @@ impl PageStore {
 
     /// The stored pages of `key`'s space that touch its range.
     fn parts(&self, key: &PageKey, space: &Space) -> Vec<Part> {
-        let wanted = key.query.span();
-        let touches = |query: &PageQuery| {
-            let span = query.span();
-            span.start < wanted.end && wanted.start < span.end
-        };
-        self.stored_of(&key.space, space, touches)
+        let touching = space.pages_touching(&key.query.span());
+        self.stored_of(&key.space, touching)
     }
 
     /// Every stored page of a space.
     #[must_use]
     pub fn pages_of(&self, key: &SpaceKey) -> Vec<Part> {
         let space = self.spaces().known.get(key).cloned();
-        space.map_or_else(Vec::new, |space| self.stored_of(key, &space, |_| true))
+        let pages = space.map_or_else(Vec::new, |space| space.pages());
+        self.stored_of(key, pages)
     }
 
     /// Whether a stored page of `credential` is as wanted. Looks at pages until one is.
@@ -90,12 +87,7 @@ impl PageStore {
         counted.into_iter().map(|(_, key)| key.clone()).collect()
     }
 
-    fn stored_of(
-        &self,
-        key: &SpaceKey,
-        space: &Space,
-        which: impl Fn(&PageQuery) -> bool,
-    ) -> Vec<Part> {
+    fn stored_of(&self, key: &SpaceKey, pages: Vec<PageQuery>) -> Vec<Part> {
         let stored = |query| {
             let key = PageKey {
                 space: key.clone(),
@@ -104,7 +96,6 @@ impl PageStore {
             let page = self.get(&key)?;
             Some(Part { query, page })
         };
-        let pages = space.pages().into_iter();
-        pages.filter(which).filter_map(stored).collect()
+        pages.into_iter().filter_map(stored).collect()
     }
 }

@@ -6,7 +6,10 @@ use tokio::time::Instant;
 
 use super::{Began, Keep, PageStore};
 use crate::{
-    cache::{Received, StoredPage, entry::Content, snapshot::SavedPage, stretch::Popularity},
+    cache::{
+        Received, StoredPage, entry::Content, snapshot::SavedPage, space::Coherence,
+        stretch::Popularity,
+    },
     domain::TaskPage,
 };
 
@@ -56,7 +59,11 @@ impl PageStore {
 
     /// Takes in a page of a snapshot, which `page` was read from.
     pub fn restore(&self, saved: &SavedPage, page: TaskPage, now: Instant, now_unix_ms: u64) {
-        let began = self.begin(saved.key.clone(), now);
+        let began = Began {
+            // The states that the process before this one knew are not those of this one.
+            coherence: Coherence::Unwatched,
+            ..self.begin(saved.key.clone(), now)
+        };
         let answer = Received {
             headers: &saved.headers,
             received: now,
@@ -64,21 +71,22 @@ impl PageStore {
             response_delay: Duration::ZERO,
         };
         let age = Duration::from_millis(now_unix_ms.saturating_sub(saved.born_unix_ms));
-        let page = self.page_again(&began, page, &answer, Popularity::new(now));
+        let page = self.page_again(&began, page, &answer, age, Popularity::new(now));
         let page = page.restored(age, saved.lifetime);
         self.keep(&began, page, &answer, Keep::Yes);
     }
 
-    /// A page that was stored before, here or elsewhere; its age and lifetime are still to be set.
+    /// A page of `age` that was stored before, here or elsewhere; its age and lifetime are still to be set.
     pub(super) fn page_again(
         &self,
         began: &Began,
         page: TaskPage,
         answer: &Received<'_>,
+        age: Duration,
         popularity: Popularity,
     ) -> StoredPage {
         StoredPage::new(
-            Arc::new(Content::new(page, answer.received)),
+            Arc::new(Content::new(page, answer.received, age)),
             answer,
             &self.rules().lifetimes,
             1.0,

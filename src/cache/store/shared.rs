@@ -133,7 +133,7 @@ impl PageStore {
             response_delay: Duration::ZERO,
         };
         let popularity = self.popularity(&began.key, now);
-        let page = self.page_again(began, page, &answer, popularity);
+        let page = self.page_again(began, page, &answer, age, popularity);
         let page = page.aged(age, saved.lifetime);
         // The fresh one, or the younger: their ages are by two clocks.
         let is_no_better = |stored: &Arc<StoredPage>| {

@@ -539,6 +539,7 @@ fn a_fill_begun_before_a_drop_is_answered_and_not_stored() {
 
         assert!(!kept.stored);
         assert_eq!(kept.page.content.page().body, body("a"));
+        store.free_dropped();
         assert_eq!(store.size(), (0, 0));
         assert!(put(&store, key(1), page(5, "c")).stored, "the next fill is");
     }
@@ -594,6 +595,7 @@ fn purging_a_space_reaches_every_credential_and_no_other_space() {
     assert!(store.get(&key_of(1, "SPACE", 1)).is_none());
     assert!(store.get(&key_of(0, "OTHER", 1)).is_some());
     store.purge();
+    store.free_dropped();
     assert_eq!(store.size(), (0, 0));
 }
 
@@ -675,7 +677,7 @@ fn an_evicted_page_leaves_its_spaces_set() {
     let held: Vec<_> = held.map(|number| key(number).query).collect();
     assert!((1..=10).contains(&held.len()), "{}", held.len());
     let space = store.space(&key(1).space, Instant::now());
-    let listed: Vec<_> = space.drop_pages().into_iter().collect();
+    let listed: Vec<_> = space.drop_pages().iter().collect();
     assert_eq!(listed, held);
 }
 
@@ -968,4 +970,109 @@ fn a_snapshot_holds_no_more_than_the_store_may_hold_unpacked() {
     // Each with what else is written of it.
     assert_eq!(saved.len(), (1 << 20) / (LENGTH + 1024));
     assert_eq!(saved[0].key, key(41), "the one in use comes first");
+}
+
+/// More than who drops them frees.
+const MANY: u32 = 1000;
+
+fn with_many_pages() -> PageStore {
+    let store = store("");
+    for number in 1..=MANY {
+        put(&store, key(number), page(5, "a"));
+    }
+    store
+}
+
+#[test]
+fn many_dropped_pages_are_gone_at_once_and_freed_later() {
+    let drops: [fn(&PageStore); 4] = [
+        PageStore::purge,
+        |store| store.purge_space(&key(1).space.space),
+        |store| store.forget(key(1).space.credential),
+        |store| {
+            let began = begin(store, key(1));
+            let refusal = Refusal::SpaceAccessDenied;
+            store.refuse(&began, refusal, None, Keep::Yes, Instant::now());
+        },
+    ];
+    for drop_all in drops {
+        let store = with_many_pages();
+
+        drop_all(&store);
+
+        assert!((1..=MANY).all(|number| store.get(&key(number)).is_none()));
+        assert!(store.pages_of(&key(1).space).is_empty());
+        assert_eq!(store.size().1, u64::from(MANY), "nobody waits for that");
+        assert!(put(&store, key(7), page(5, "b")).stored);
+        store.free_dropped();
+        assert_eq!(store.size().1, 1);
+        assert!(store.get(&key(7)).is_some(), "it was filled since");
+        assert_eq!(store.pages_of(&key(1).space).len(), 1);
+    }
+}
+
+#[test]
+fn who_fills_a_page_looks_at_no_more_than_a_thousand_for_the_quota() {
+    let now = Instant::now();
+    let credential = key(1).space.credential;
+    let store = with_many_pages();
+    assert_eq!(store.share_out(credential, Some(60), now), SharedOut::Done);
+    let before = store.lifetime(credential);
+    for number in 1..=MANY {
+        put(&store, key(MANY + number), page(5, "a"));
+    }
+    assert_eq!(store.size().1, 2 * u64::from(MANY));
+
+    // Once a second, and on another thread.
+    let [first, second] = [0, 1].map(|_| store.share_out(credential, Some(60), now));
+
+    assert_eq!([first, second], [SharedOut::Due, SharedOut::Done]);
+    assert_eq!(store.lifetime(credential), before);
+    store.share_out_among_many(credential, 60, now);
+    assert_eq!(store.lifetime(credential), 2 * before);
+}
+
+fn configured(lines: &str) -> CacheConfig {
+    let text = format!(
+        "[upstream]\nbase_url = 'https://unpod.example'\n\
+         [upstream.credentials.default]\ntoken = 'abc'\n[cache]\n{lines}"
+    );
+    Config::from_toml(&text).unwrap().cache
+}
+
+#[test]
+fn what_was_stored_before_lists_were_watched_is_not_trusted() {
+    let store = store("coherent_pages = false");
+    let under_way = begin(&store, key(3));
+    let before = put(&store, key(1), page(5, "a")).page;
+    assert!(!before.fresh_for(Instant::now()).is_zero());
+    assert!(before.fields.generation.is_none());
+
+    store.reconfigure(&configured("coherent_pages = true"));
+
+    let headers = HeaderMap::new();
+    let late = store.put(&under_way, page(5, "a"), &received(&headers), Keep::Yes);
+    for old in [&before, &late.page] {
+        assert!(old.moved_at().is_some(), "it is no longer fresh");
+        assert!(!old.can_be_cut(Instant::now()));
+        assert!(old.fields.generation.is_none());
+    }
+    let new = put(&store, key(1), page(5, "a")).page;
+    assert!(new.can_be_cut(Instant::now()) && new.fields.generation.is_some());
+
+    // What is watched already goes on.
+    store.reconfigure(&configured("ttl = '1s'"));
+    assert!(new.moved_at().is_none());
+}
+
+#[test]
+fn a_page_of_another_process_names_no_state_of_the_list() {
+    let before = store("");
+    put(&before, key(1), page(5, "a"));
+    let saved: Vec<_> = before.saved(Instant::now(), 1_000_000).collect();
+    let after = store("");
+    after.restore(&saved[0], page(5, "a"), Instant::now(), 1_000_000);
+    let restored = after.get(&key(1)).unwrap();
+    assert!(restored.fields.generation.is_none());
+    assert!(!restored.can_be_cut(Instant::now()));
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::time::Instant;
+use tokio::{task::spawn_blocking, time::Instant};
 use tower::ServiceExt;
 use tracing::{debug, info, warn};
 
@@ -12,7 +12,7 @@ use crate::{
         Received, StoredPage,
         flight::Wanted,
         http_semantics::is_of_stored,
-        store::{Began, Keep},
+        store::{Began, Keep, SharedOut},
     },
     domain::Refusal,
     telemetry::metrics::Shed,
@@ -63,9 +63,7 @@ impl Tasks {
             filled,
             Err(UpstreamError::QuotaExhausted { .. } | UpstreamError::Unavailable { .. })
         ) {
-            let calls_per_minute = ask.credential.purse().per_minute();
-            self.store
-                .share_out(ask.credential.id, calls_per_minute, Instant::now());
+            self.share_out(&ask);
         }
         span.set("gateway.fill.outcome", outcome_of(&filled));
         if let Err(error) = &filled {
@@ -77,6 +75,18 @@ impl Tasks {
             log_failure(&ask, error);
         }
         filled
+    }
+
+    /// Fits lifetimes to the quota.
+    fn share_out(self: &Arc<Self>, ask: &Ask) {
+        let (id, now) = (ask.credential.id, Instant::now());
+        let calls = ask.credential.purse().per_minute();
+        let shared = self.store.share_out(id, calls, now);
+        if let (SharedOut::Due, Some(calls)) = (shared, calls) {
+            let tasks = self.clone();
+            // Nobody waits for it.
+            spawn_blocking(move || tasks.store.share_out_among_many(id, calls, now));
+        }
     }
 
     /// Puts an answer into the store.

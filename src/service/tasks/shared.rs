@@ -9,11 +9,13 @@ use tracing::debug;
 use super::{Ask, Errand, Fill, Filled, Look, Served, Source, Tasks, hit, may_refresh};
 use crate::{
     cache::{
-        CacheStatus, StoredPage, Verdict, flight::Wanted, judge_page, status::Detail, store::Kept,
+        CacheStatus, PageStore, StoredPage, Verdict, flight::Wanted, judge_page, status::Detail,
+        store::Kept,
     },
     domain::{CredentialId, PageKey, SpaceKey, SpaceToken},
     service::{
         SecondTier,
+        off_runtime::on_a_thread,
         second_tier::{Lock, Names, News, Turn},
         snapshot::unix_ms,
     },
@@ -55,9 +57,13 @@ impl Tasks {
         self.second_tier.get().is_some_and(SecondTier::is_up)
     }
 
-    /// Drops all pages of `space`, of every credential, on every replica.
-    pub async fn purge_space(&self, space: &SpaceToken) {
-        self.store.purge_space(space);
+    /// Drops all pages of `space`, of every credential, on every replica. For a task that nobody ends before it.
+    pub async fn purge_space(self: &Arc<Self>, space: &SpaceToken) {
+        let of_space = || {
+            let space = space.clone();
+            move |store: &PageStore| store.purge_space(&space)
+        };
+        self.drop_here(of_space()).await;
         if let Some(second_tier) = self.second_tier.get() {
             let key = |id| SpaceKey {
                 credential: id,
@@ -67,35 +73,52 @@ impl Tasks {
                 .drop_space(false, |credential| Some(key(credential.id)))
                 .await;
             // A look in between may have brought back what nobody knew to be dropped.
-            self.store.purge_space(space);
+            self.drop_here(of_space()).await;
         }
     }
 
-    /// Drops all pages of the space that prints as `fingerprint`, on every replica. `false` where nobody knows of one.
-    pub async fn purge_fingerprint(&self, fingerprint: &str) -> bool {
-        let known = self.spaces_called(fingerprint);
-        for space in &known {
-            self.purge_space(space).await;
-        }
-        let Some(second_tier) = self.second_tier.get().filter(|_| known.is_empty()) else {
-            return !known.is_empty();
+    /// Drops all pages of the space that prints as `fingerprint`, on every replica. `false` where nobody knows of one. As
+    /// [`Self::purge_space`].
+    pub async fn purge_fingerprint(self: &Arc<Self>, fingerprint: &str) -> bool {
+        let is_known = self.purge_spaces_called(fingerprint).await;
+        let Some(second_tier) = self.second_tier.get().filter(|_| !is_known) else {
+            return is_known;
         };
         second_tier.drop_fingerprint(fingerprint).await
     }
 
-    fn spaces_called(&self, fingerprint: &str) -> Vec<SpaceToken> {
-        self.store
-            .spaces_where(|space| space.to_string() == fingerprint)
-    }
-
-    /// Drops everything, on every replica.
-    pub async fn purge(&self) {
-        self.store.purge();
+    /// Drops everything, on every replica. As [`Self::purge_space`].
+    pub async fn purge(self: &Arc<Self>) {
+        self.drop_here(PageStore::purge).await;
         if let Some(second_tier) = self.second_tier.get() {
             second_tier.drop_everything().await;
             // As above.
-            self.store.purge();
+            self.drop_here(PageStore::purge).await;
         }
+    }
+
+    /// Whether there was any.
+    async fn purge_spaces_called(self: &Arc<Self>, fingerprint: &str) -> bool {
+        let (tasks, fingerprint) = (self.clone(), fingerprint.to_owned());
+        let called = move || {
+            let is_meant = |space: &SpaceToken| space.to_string() == fingerprint;
+            tasks.store.spaces_where(is_meant)
+        };
+        let known = on_a_thread(called).await;
+        for space in &known {
+            self.purge_space(space).await;
+        }
+        !known.is_empty()
+    }
+
+    /// Drops pages of this replica and frees what they take: there may be many.
+    async fn drop_here(self: &Arc<Self>, drop_pages: impl FnOnce(&PageStore) + Send + 'static) {
+        let tasks = self.clone();
+        on_a_thread(move || {
+            drop_pages(&tasks.store);
+            tasks.store.free_dropped();
+        })
+        .await;
     }
 
     /// Brings the page of `ask`: from another replica if one has it, else from the upstream. Run in a task of its own.
@@ -367,11 +390,7 @@ impl Follower for Arc<Tasks> {
             }
             News::Unwanted { fingerprint } => {
                 let tasks = self.clone();
-                tokio::spawn(async move {
-                    for space in tasks.spaces_called(&fingerprint) {
-                        tasks.purge_space(&space).await;
-                    }
-                });
+                tokio::spawn(async move { tasks.purge_spaces_called(&fingerprint).await });
             }
         }
     }

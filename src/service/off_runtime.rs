@@ -1,0 +1,55 @@
+//! Work that no request may wait for on the runtime's threads, and work that must not end with who asked for it.
+
+use std::panic::resume_unwind;
+
+use tokio::task::{JoinError, spawn, spawn_blocking};
+
+/// Runs `work` on a thread for blocking work; it ends even where nobody waits for it any more.
+pub async fn on_a_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    spawn_blocking(work).await.unwrap_or_else(bug)
+}
+
+/// Runs `work` in a task of its own: a caller that goes away, as a client does that hangs up, does not end it.
+pub async fn to_its_end<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
+    spawn(work).await.unwrap_or_else(bug)
+}
+
+/// What panicked there panics here, where it is caught and counted.
+fn bug<T>(ended: JoinError) -> T {
+    match ended.try_into_panic() {
+        Ok(panic) => resume_unwind(panic),
+        Err(ended) => panic!("nobody cancels it, nor does the runtime before its end: {ended}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_begun_ends_though_its_caller_goes_away() {
+        let (begin, begun) = oneshot::channel::<()>();
+        let (end, ended) = oneshot::channel();
+        let caller = spawn(to_its_end(async move {
+            let _ = begun.await;
+            let _ = end.send("done");
+        }));
+        tokio::task::yield_now().await;
+        caller.abort();
+        assert!(caller.await.unwrap_err().is_cancelled());
+        begin.send(()).unwrap();
+        assert_eq!(ended.await, Ok("done"));
+    }
+
+    #[tokio::test]
+    async fn a_bug_there_is_a_bug_here() {
+        let task = to_its_end::<()>(async { panic!("in a task") });
+        let task = spawn(task).await.unwrap_err().into_panic();
+        assert_eq!(task.downcast_ref(), Some(&"in a task"));
+        let thread = on_a_thread::<()>(|| panic!("on a thread"));
+        let thread = spawn(thread).await.unwrap_err().into_panic();
+        assert_eq!(thread.downcast_ref(), Some(&"on a thread"));
+    }
+}
