@@ -4,28 +4,25 @@ use std::{
     cell::RefCell,
     convert::Infallible,
     error::Error,
-    future::poll_fn,
-    pin::{Pin, pin},
+    io,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::Bytes;
-use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
-use http::{HeaderValue, Request, Response, Version, header};
+use http::{Request, Response};
 use http_body::Body;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+    rt::{TokioExecutor, TokioIo},
     server::conn::auto,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::Service;
@@ -37,57 +34,33 @@ use crate::{
     telemetry::metrics::Metrics,
 };
 
-mod activity;
+mod connection;
+mod connections;
 pub mod descriptors;
+mod drive;
 mod entrance;
+mod frames;
 mod listener;
 mod proxy_protocol;
 mod sent;
 pub mod tls;
+mod watched;
 
 use self::{
-    activity::{Activity, InFlight, Watched},
+    connection::{ConnectionState, ConnectionTimeouts, End},
+    connections::Connections,
+    drive::Answering,
     entrance::{OpenError, Opened},
     listener::concerns_one_connection,
-    sent::SentBody,
+    watched::Watched,
 };
 pub use self::{entrance::Entrance, listener::Listener, tls::Tls};
 
 /// How long to wait after `accept` failed for want of descriptors or memory: at once it would fail again.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-pin_project_lite::pin_project! {
-    /// A request under way, until its answer has left. It tells an HTTP/1 client where its answer is the connection's last.
-    ///
-    /// No `async` block: that would hold the call twice, as what it captured and as what it waits for, and be copied with both.
-    struct Answering<F> {
-        #[pin]
-        answer: F,
-        in_flight: Option<InFlight>,
-    }
-}
-
-impl<F, B> Future for Answering<F>
-where
-    F: Future<Output = Result<Response<B>, Infallible>>,
-{
-    type Output = Result<Response<SentBody<B>>, Infallible>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
-        let mut answer = ready!(this.answer.poll(cx))?;
-        let in_flight = this.in_flight.take();
-        let is_last = in_flight.as_ref().is_some_and(InFlight::is_closing);
-        if is_last && answer.version() <= Version::HTTP_11 {
-            let headers = answer.headers_mut();
-            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-        }
-        Poll::Ready(Ok(answer.map(|body| SentBody::new(body, in_flight))))
-    }
-}
-
-/// How long a connection that outstayed its welcome may take to say goodbye.
-const LAST_WORD: Duration = Duration::from_millis(100);
+/// How long to wait before looking again for a connection that may give way, where all are in use.
+const PLACE_PAUSE: Duration = Duration::from_millis(50);
 
 /// A connection of whatever kind.
 pub trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -98,7 +71,11 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
 pub struct Limits {
     pub header_read_timeout: Duration,
     pub idle_timeout: Duration,
+    /// How long an answer may move no byte.
+    pub send_timeout: Duration,
     pub max_connections: usize,
+    /// Bytes that may wait to be sent on all connections together, beyond what the store holds anyway.
+    pub max_unsent_bytes: u64,
     pub max_header_bytes: usize,
     /// How long requests in flight get once the listener is closed.
     pub drain_timeout: Duration,
@@ -110,9 +87,19 @@ impl Limits {
         Self {
             header_read_timeout: config.header_read_timeout,
             idle_timeout: config.idle_timeout,
+            send_timeout: config.send_timeout,
             max_connections: config.max_connections,
+            max_unsent_bytes: u64::try_from(config.max_unsent_bytes).unwrap_or(u64::MAX),
             max_header_bytes: config.max_header_bytes,
             drain_timeout: config.drain_timeout,
+        }
+    }
+
+    fn timeouts(&self) -> ConnectionTimeouts {
+        ConnectionTimeouts {
+            header: self.header_read_timeout,
+            idle: self.idle_timeout,
+            send: self.send_timeout,
         }
     }
 
@@ -121,7 +108,9 @@ impl Limits {
         Self {
             header_read_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(75),
+            send_timeout: Duration::from_secs(30),
             max_connections: 10,
+            max_unsent_bytes: 64 << 20,
             max_header_bytes: 16 * 1024,
             drain_timeout: Duration::from_secs(20),
         }
@@ -149,21 +138,6 @@ impl Shutdown {
     }
 }
 
-fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        // Ours, in `activity`: hyper's also ends connections that merely keep alive.
-        .header_read_timeout(None)
-        .max_buf_size(limits.max_header_bytes);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX));
-    builder
-}
-
 /// Serves a service to whoever connects and passes the entrance. A clone serves the same.
 #[derive(Clone)]
 pub struct Server<S> {
@@ -173,6 +147,7 @@ pub struct Server<S> {
     limits: Limits,
     metrics: Option<Arc<Metrics>>,
     shutdown: Shutdown,
+    connections: Arc<Connections>,
 }
 
 impl<S, B> Server<S>
@@ -193,12 +168,13 @@ where
         shutdown: Shutdown,
     ) -> Self {
         Self {
-            builder: builder(&limits),
+            builder: drive::builder(&limits),
             entrance: Arc::new(entrance),
             service,
             limits,
             metrics,
             shutdown,
+            connections: Arc::new(Connections::new(limits.max_unsent_bytes)),
         }
     }
 
@@ -209,19 +185,13 @@ where
         let connections = TaskTracker::new();
         let places = Arc::new(Semaphore::new(self.limits.max_connections));
         loop {
-            // A place first: a connection that finds none waits in the kernel's backlog, not in our memory.
-            let accepted = async {
-                let place = places.clone().acquire_owned().await;
-                let place = place.expect("the semaphore is never closed");
-                (listener.accept().await, place)
-            };
-            let (accepted, place) = tokio::select! {
+            let accepted = tokio::select! {
                 biased;
                 () = self.shutdown.closed.cancelled() => break,
-                accepted = accepted => accepted,
+                accepted = self.accept(&listener, &places) => accepted,
             };
             match accepted {
-                Ok((io, peer)) => {
+                Ok((io, peer, place)) => {
                     let server = self.clone();
                     connections.spawn(async move {
                         let _place = place;
@@ -238,24 +208,56 @@ where
             }
         }
         drop(listener);
+        self.connections.tell_all(End::Shutdown);
         connections.close();
         let ended = tokio::time::timeout(self.limits.drain_timeout, connections.wait()).await;
         ended.is_ok()
     }
 
+    /// Accepts a connection and finds it a place. Where there is none the longest idle connection gives way; where all are in use the
+    /// newcomer waits, and who comes after it stays in the kernel's backlog.
+    async fn accept(
+        &self,
+        listener: &Listener,
+        places: &Arc<Semaphore>,
+    ) -> io::Result<(Box<dyn Connection>, Peer, OwnedSemaphorePermit)> {
+        let (io, peer) = listener.accept().await?;
+        if let Ok(place) = places.clone().try_acquire_owned() {
+            return Ok((io, peer, place));
+        }
+        loop {
+            self.connections.give_way();
+            let place = places.clone().acquire_owned();
+            if let Ok(place) = tokio::time::timeout(PLACE_PAUSE, place).await {
+                return Ok((io, peer, place.expect("the semaphore is never closed")));
+            }
+        }
+    }
+
     /// Serves one connection until it ends.
     pub async fn connection(self, io: Box<dyn Connection>, peer: Peer) {
         let _counted = self.metrics.as_ref().map(|metrics| metrics.connection());
+        let open = self.connections.open(self.shutdown.closing.clone());
+        if self.shutdown.closed.is_cancelled() {
+            open.state.tell(End::Shutdown);
+        }
         let patience = self.limits.header_read_timeout;
         let opened = tokio::select! {
             // One that needs no more than this is served though the end has begun.
             biased;
             opened = self.entrance.open(io, peer, patience) => opened,
             // It has asked for nothing yet.
-            () = self.shutdown.closed.cancelled() => return,
+            () = open.state.told() => {
+                return count(self.metrics.as_deref(), open.state.take_told());
+            }
         };
         match opened {
-            Ok(opened) => self.http(opened).await,
+            Ok(opened) => {
+                open.state.opened();
+                let metrics = self.metrics.clone();
+                let end = self.http(opened, open.state.clone()).await;
+                count(metrics.as_deref(), end);
+            }
             Err(error) => self.not_opened(peer, &error),
         }
     }
@@ -273,78 +275,40 @@ where
         }
     }
 
-    async fn http(self, opened: Opened) {
+    async fn http(self, opened: Opened, state: Arc<ConnectionState>) -> Option<End> {
         let Opened {
             io,
             peer,
             certificate,
         } = opened;
-        let activity = Arc::new(Activity::new(self.shutdown.closing.clone()));
-        let io = TokioIo::new(Watched::new(io, activity.clone()));
-        let requests = activity.clone();
+        let io = TokioIo::new(Watched::new(io, state.clone()));
         // The connection's own: nobody else calls it meanwhile.
         let service = RefCell::new(self.service);
+        let requests = state.clone();
         let service = service_fn(move |request: Request<Incoming>| {
             let in_flight = requests.request(request.version());
-            let answer = service.borrow_mut().call(Arrived {
+            let arrived = Arrived {
                 request,
                 peer,
                 certificate: certificate.clone(),
-            });
-            Answering {
-                answer,
-                in_flight: Some(in_flight),
-            }
+            };
+            Answering::new(&mut *service.borrow_mut(), arrived, in_flight)
         });
-        let mut connection = pin!(self.builder.serve_connection(io, service));
-        let limits = self.limits;
-        // Apart from the connection, which wakes for every request: these are polled when they wake, not when it does. One of them takes
-        // a lock that all connections share.
-        let mut ends = FuturesUnordered::from_iter([
-            async {
-                activity
-                    .overstayed(limits.header_read_timeout, limits.idle_timeout)
-                    .await;
-                End::Overstayed
-            }
-            .boxed(),
-            async {
-                self.shutdown.closed.cancelled().await;
-                End::Closed
-            }
-            .boxed(),
-        ]);
-        loop {
-            tokio::select! {
-                biased;
-                ended = poll_fn(|cx| activity.polling(|| connection.as_mut().poll(cx))) => {
-                    if let Err(error) = ended {
-                        debug!(error, "a connection ended early");
-                    }
-                    return;
-                }
-                Some(end) = ends.next() => match end {
-                    End::Overstayed => {
-                        // An idle HTTP/2 peer is told, and one that dribbles a header.
-                        if !activity.refuse_late() {
-                            connection.as_mut().graceful_shutdown();
-                        }
-                        ends.push(tokio::time::sleep(LAST_WORD).map(|()| End::LastWord).boxed());
-                    }
-                    End::Closed => connection.as_mut().graceful_shutdown(),
-                    End::LastWord => return,
-                },
-            }
-        }
+        let connection = self.builder.serve_connection(io, service);
+        drive::drive(connection, state, self.limits.timeouts()).await
     }
 }
 
-/// Why a connection is to end.
-enum End {
-    /// It has said nothing for too long.
-    Overstayed,
-    /// It had time to say goodbye.
-    LastWord,
-    /// The server ends.
-    Closed,
+/// Counts a connection that the server ended, unless it was merely idle.
+fn count(metrics: Option<&Metrics>, end: Option<End>) {
+    let Some(failure) = end.and_then(End::failure) else {
+        return;
+    };
+    debug!(connection.end = failure.as_str(), "a connection was ended");
+    if let Some(metrics) = metrics {
+        metrics.connection_failed(failure);
+    }
 }
+
+#[cfg(test)]
+mod tests;

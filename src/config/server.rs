@@ -22,10 +22,14 @@ pub struct ServerConfig {
     pub idle_timeout: Duration,
     #[serde(deserialize_with = "value::duration")]
     pub request_timeout: Duration,
+    #[serde(deserialize_with = "value::duration")]
+    pub send_timeout: Duration,
     pub max_connections: usize,
     pub max_in_flight: usize,
     #[serde(deserialize_with = "value::bytes")]
     pub max_header_bytes: usize,
+    #[serde(deserialize_with = "value::bytes")]
+    pub max_unsent_bytes: usize,
     #[serde(deserialize_with = "value::duration")]
     pub drain_delay: Duration,
     #[serde(deserialize_with = "value::duration")]
@@ -72,6 +76,7 @@ impl ServerConfig {
             ("server.header_read_timeout", self.header_read_timeout),
             ("server.idle_timeout", self.idle_timeout),
             ("server.request_timeout", self.request_timeout),
+            ("server.send_timeout", self.send_timeout),
         ] {
             if timeout.is_zero() {
                 problems.add(key, "must be longer than 0s");
@@ -88,6 +93,9 @@ impl ServerConfig {
         // hyper's own floor.
         if self.max_header_bytes < 8192 {
             problems.add("server.max_header_bytes", "expected 8KiB or more");
+        }
+        if self.max_unsent_bytes == 0 {
+            problems.add("server.max_unsent_bytes", "expected 1B or more");
         }
         if self.workers > 1024 {
             problems.add("server.workers", "expected 1024 or fewer");

@@ -5,29 +5,37 @@
 
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
 
-use super::activity::InFlight;
+use super::connection::{ConnectionState, InFlight};
 
 /// A body, and the request that it answers.
 pub(super) struct SentBody<B> {
     /// `None` once its last bytes were taken.
     answer: Option<Answer<B>>,
+    state: Arc<ConnectionState>,
+    /// What it holds beside its bytes.
+    overhead: u64,
+    is_refusal: bool,
 }
 
 /// What an answer holds until it has left.
 struct Answer<B> {
     body: B,
-    _request: Option<InFlight>,
+    _request: InFlight,
 }
 
 impl<B> SentBody<B> {
-    pub(super) fn new(body: B, request: Option<InFlight>) -> Self {
+    pub(super) fn new(body: B, request: InFlight, is_refusal: bool) -> Self {
         Self {
+            state: request.state().clone(),
+            overhead: request.overhead(),
+            is_refusal,
             answer: Some(Answer {
                 body,
                 _request: request,
@@ -52,11 +60,11 @@ impl<B: Body<Data = Bytes> + Unpin> Body for SentBody<B> {
         };
         let is_last = frame.is_data() && answer.body.is_end_stream();
         let answer = if is_last { self.answer.take() } else { None };
-        let chunk = frame.map_data(|bytes| Chunk {
+        Poll::Ready(Some(Ok(frame.map_data(|bytes| Chunk {
+            waiting: Waiting::new(&self, &bytes),
             bytes,
             _answer: answer,
-        });
-        Poll::Ready(Some(Ok(chunk)))
+        }))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -73,6 +81,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for SentBody<B> {
 /// Bytes of an answer; the last ones own the answer.
 pub(super) struct Chunk<B> {
     bytes: Bytes,
+    waiting: Waiting,
     _answer: Option<Answer<B>>,
 }
 
@@ -87,15 +96,44 @@ impl<B> Buf for Chunk<B> {
 
     fn advance(&mut self, written: usize) {
         self.bytes.advance(written);
+        // The last bytes are about to be dropped.
+        if written > 0 && !self.bytes.is_empty() {
+            self.waiting.state.moved(self.waiting.slot);
+        }
+    }
+}
+
+/// Bytes that wait to be written, as the connection counts them.
+struct Waiting {
+    state: Arc<ConnectionState>,
+    slot: usize,
+    own: u64,
+    is_refusal: bool,
+}
+
+impl Waiting {
+    fn new<B>(body: &SentBody<B>, bytes: &Bytes) -> Self {
+        // A stored page is shared with the store, and a fixed text with the program.
+        let own = if bytes.is_unique() { bytes.len() } else { 0 };
+        let own = body.overhead + u64::try_from(own).unwrap_or(u64::MAX);
+        Self {
+            slot: body.state.hand(own, body.is_refusal),
+            state: body.state.clone(),
+            own,
+            is_refusal: body.is_refusal,
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.state.left(self.slot, self.own, self.is_refusal);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        convert::Infallible,
-        sync::{Arc, Weak},
-    };
+    use std::{convert::Infallible, sync::Weak};
 
     use http::{Request, Response};
     use http_body_util::{BodyExt, Empty, Full};

@@ -241,17 +241,37 @@ impl ReloadOutcome {
     }
 }
 
-/// Why a connection was closed before its first request, as it is counted.
+/// Why a connection was closed that did nothing wrong in HTTP, as it is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectionFailure {
     /// A trusted proxy sent no PROXY protocol header, or a bad one.
     ProxyHeader,
     TlsHandshake,
+    /// A PROXY header or a handshake took too long.
     TooSlow,
+    /// A request's header did not begin, or did not end.
+    HeaderTimeout,
+    /// An answer moved no byte for too long.
+    SendTimeout,
+    /// Too many refusals waited to be sent.
+    Refusals,
+    /// Too many bytes waited to be sent.
+    UnsentBytes,
+    /// It was the longest idle one when a newcomer found no place.
+    GaveWay,
 }
 
 impl ConnectionFailure {
-    const ALL: [Self; 3] = [Self::ProxyHeader, Self::TlsHandshake, Self::TooSlow];
+    const ALL: [Self; 8] = [
+        Self::ProxyHeader,
+        Self::TlsHandshake,
+        Self::TooSlow,
+        Self::HeaderTimeout,
+        Self::SendTimeout,
+        Self::Refusals,
+        Self::UnsentBytes,
+        Self::GaveWay,
+    ];
 
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -259,6 +279,11 @@ impl ConnectionFailure {
             Self::ProxyHeader => "proxy_header",
             Self::TlsHandshake => "tls_handshake",
             Self::TooSlow => "too_slow",
+            Self::HeaderTimeout => "header_timeout",
+            Self::SendTimeout => "send_timeout",
+            Self::Refusals => "refusals",
+            Self::UnsentBytes => "unsent_bytes",
+            Self::GaveWay => "gave_way",
         }
     }
 }
@@ -488,7 +513,7 @@ impl Metrics {
         );
         all.register(
             "connection_failures",
-            "Connections closed before their first request, by reason",
+            "Connections closed before a request or by a limit, by reason",
             self.connection_failures.clone(),
         );
         all.register(

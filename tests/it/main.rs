@@ -47,6 +47,7 @@ mod redis;
 mod reload;
 mod secrets;
 mod service_manager;
+mod stalled;
 mod tls;
 mod tokens;
 mod traces;

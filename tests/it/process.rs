@@ -666,6 +666,8 @@ async fn hang_up(served: &Served, path: &str, id: &str, upstream: Control) {
     );
     stream.write_all(request.as_bytes()).await.unwrap();
     upstream.wait_for_requests(asked + 1).await;
+    // A reset: who merely closes its side may still wait for the answer.
+    stream.set_zero_linger().unwrap();
     drop(stream);
     let line =
         "gateway_http_requests_total{route=\"tasks\",status=\"cancelled\",client=\"none\"} 1";

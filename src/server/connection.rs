@@ -1,0 +1,536 @@
+//! What a connection is doing, and for how long it may go on so.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::Waker,
+    time::Duration,
+};
+
+use http::Version;
+use tokio::{
+    sync::{Notify, futures::Notified},
+    time::Instant,
+};
+
+use super::{connections::Connections, frames::Position};
+use crate::telemetry::metrics::ConnectionFailure;
+
+/// Refusals that may wait to be sent on one connection. Who makes more of them than it reads is not after the answers.
+const MAX_WAITING_REFUSALS: u64 = 8;
+/// Beyond so many bytes that wait on one connection its further requests wait too.
+const MAX_WAITING_BYTES: u64 = 1 << 20;
+/// What an HTTP/2 answer holds beside its bytes: a stream and a task. Measured by `examples/stalled.rs`.
+const STREAM_BYTES: u64 = 2048;
+
+/// How long a connection may take for what.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ConnectionTimeouts {
+    /// For its first byte, for the rest of a header that has begun, for the rest of a frame.
+    pub(super) header: Duration,
+    /// Between two requests.
+    pub(super) idle: Duration,
+    /// For taking a byte of an answer.
+    pub(super) send: Duration,
+}
+
+impl ConnectionTimeouts {
+    /// However a connection changes, nothing is due before.
+    pub(super) fn shortest(&self) -> Duration {
+        self.header.min(self.idle).min(self.send)
+    }
+}
+
+/// Why the server ends a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// It asked for nothing.
+    Idle,
+    /// It did not begin, or begin and not finish a header.
+    HeaderTimeout,
+    /// An answer moved no byte.
+    SendTimeout,
+    /// Too many refusals wait.
+    Refusals,
+    /// Most of too much waits here.
+    UnsentBytes,
+    /// A newcomer needs its place.
+    GaveWay,
+    /// The server ends.
+    Shutdown,
+}
+
+impl End {
+    /// What it counts as, where it is a failure.
+    pub(super) fn failure(self) -> Option<ConnectionFailure> {
+        match self {
+            Self::Idle | Self::Shutdown => None,
+            Self::HeaderTimeout => Some(ConnectionFailure::HeaderTimeout),
+            Self::SendTimeout => Some(ConnectionFailure::SendTimeout),
+            Self::Refusals => Some(ConnectionFailure::Refusals),
+            Self::UnsentBytes => Some(ConnectionFailure::UnsentBytes),
+            Self::GaveWay => Some(ConnectionFailure::GaveWay),
+        }
+    }
+}
+
+/// Which part of a request is awaited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Awaited {
+    /// The very first byte.
+    First,
+    /// The rest of an HTTP/1 header.
+    Http1Header,
+    /// The rest of a frame, or of a block of header fields.
+    Http2Frame,
+    /// Nothing that has begun.
+    Request,
+}
+
+/// What a connection is doing. Shared by the connection, its stream of bytes and its answers.
+pub(super) struct ConnectionState {
+    activity: Mutex<Activity>,
+    told: Notify,
+    /// Whether a 408 is to be written in place of whatever comes.
+    is_late: AtomicBool,
+    /// Whether the server is about to end.
+    closing: Arc<AtomicBool>,
+    server: Arc<Connections>,
+}
+
+struct Activity {
+    /// Requests whose answers have not left.
+    in_flight: usize,
+    /// Since when there is none.
+    idle_since: Instant,
+    awaited: Awaited,
+    awaited_since: Instant,
+    /// Since when the peer takes no byte of whatever kind.
+    blocked_since: Option<Instant>,
+    /// When the bytes of each answer that waits last moved.
+    waiting: Vec<Option<Instant>>,
+    refusals: Refusals,
+    /// Bytes that wait and that nobody else holds.
+    unsent: u64,
+    /// Whether those count no longer.
+    is_written_off: bool,
+    end: Option<End>,
+    /// Reads the peer's end once its answers have left.
+    reader: Option<Waker>,
+    /// Requests that are begun once less waits.
+    held: Vec<Waker>,
+}
+
+/// Refusals that were made, and that have left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Refusals {
+    pub(super) made: u64,
+    pub(super) left: u64,
+}
+
+impl Refusals {
+    /// Whether too many of the first `made` have not left.
+    pub(super) fn are_too_many(self, made: u64) -> bool {
+        made.saturating_sub(self.left) > MAX_WAITING_REFUSALS
+    }
+}
+
+impl ConnectionState {
+    pub(super) fn new(server: Arc<Connections>, closing: Arc<AtomicBool>) -> Self {
+        let now = Instant::now();
+        Self {
+            activity: Mutex::new(Activity {
+                in_flight: 0,
+                idle_since: now,
+                awaited: Awaited::First,
+                awaited_since: now,
+                blocked_since: None,
+                waiting: Vec::new(),
+                refusals: Refusals::default(),
+                unsent: 0,
+                is_written_off: false,
+                end: None,
+                reader: None,
+                held: Vec::new(),
+            }),
+            told: Notify::new(),
+            is_late: AtomicBool::new(false),
+            closing,
+            server,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Activity> {
+        self.activity.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn server(&self) -> &Connections {
+        &self.server
+    }
+
+    /// HTTP may begin: what came before, such as a handshake, had a deadline of its own.
+    pub(super) fn opened(&self) {
+        let mut activity = self.lock();
+        activity.awaited_since = Instant::now();
+        activity.idle_since = activity.awaited_since;
+    }
+
+    /// A request's header is complete; the request lasts until the guard is dropped.
+    pub(super) fn request(self: &Arc<Self>, version: Version) -> InFlight {
+        let mut activity = self.lock();
+        activity.in_flight += 1;
+        if activity.awaited != Awaited::Http2Frame {
+            activity.awaited = Awaited::Request;
+        }
+        drop(activity);
+        InFlight {
+            is_http2: version == Version::HTTP_2,
+            state: self.clone(),
+        }
+    }
+
+    /// Something was read that ends at `position`.
+    pub(super) fn read(&self, position: Position) {
+        let mut activity = self.lock();
+        match (position, activity.awaited) {
+            (Position::Between, _) => activity.awaited = Awaited::Request,
+            (Position::Within { is_new: false }, Awaited::Http2Frame)
+            | (Position::Http1, Awaited::Http1Header) => {}
+            (Position::Within { .. }, _) => activity.began(Awaited::Http2Frame),
+            // What is pipelined behind an answer that is being sent may take its time.
+            (Position::Http1, _) if activity.is_busy() => {}
+            (Position::Http1, _) => activity.began(Awaited::Http1Header),
+        }
+    }
+
+    /// Whether the peer takes bytes.
+    pub(super) fn set_blocked(&self, is_blocked: bool) {
+        self.lock().blocked_since = is_blocked.then(Instant::now);
+    }
+
+    /// Bytes of an answer wait to be sent, of which nobody else holds `own`; returns where they are followed.
+    pub(super) fn hand(&self, own: u64, is_refusal: bool) -> usize {
+        let is_too_much = self.server.add_unsent(own);
+        let mut activity = self.lock();
+        if activity.is_written_off {
+            self.server.remove_unsent(own);
+        } else {
+            activity.unsent += own;
+        }
+        if is_refusal {
+            activity.refusals.made += 1;
+            if activity.refusals.are_too_many(activity.refusals.made) {
+                self.told.notify_one();
+            }
+        }
+        let slot = activity.follow(Instant::now());
+        drop(activity);
+        if is_too_much {
+            self.server.shed_unsent();
+        }
+        slot
+    }
+
+    /// Some of the bytes at `slot` were written.
+    pub(super) fn moved(&self, slot: usize) {
+        self.lock().waiting[slot] = Some(Instant::now());
+    }
+
+    /// What [`ConnectionState::hand`] was told of has been written, or never will be.
+    pub(super) fn left(&self, slot: usize, own: u64, is_refusal: bool) {
+        let mut activity = self.lock();
+        activity.waiting[slot] = None;
+        activity.refusals.left += u64::from(is_refusal);
+        if !activity.is_written_off {
+            activity.unsent -= own;
+            self.server.remove_unsent(own);
+        }
+        if activity.unsent <= MAX_WAITING_BYTES && !activity.held.is_empty() {
+            activity.held.drain(..).for_each(Waker::wake);
+        }
+    }
+
+    /// Whether a request may be begun; else the waker is called once one may.
+    pub(super) fn may_begin(&self, waker: &Waker) -> bool {
+        let mut activity = self.lock();
+        let may = activity.unsent <= MAX_WAITING_BYTES;
+        if !may {
+            activity.held.push(waker.clone());
+        }
+        may
+    }
+
+    /// Whether answers are under way, so that the end of what the peer sends is to be read later; then the waker is called.
+    pub(super) fn is_busy_for(&self, reader: &Waker) -> bool {
+        let mut activity = self.lock();
+        let is_busy = activity.is_busy();
+        if is_busy {
+            activity.reader = Some(reader.clone());
+        }
+        is_busy
+    }
+
+    pub(super) fn is_busy(&self) -> bool {
+        self.lock().is_busy()
+    }
+
+    /// Since when it has nothing under way.
+    pub(super) fn idle_since(&self) -> Option<Instant> {
+        let activity = self.lock();
+        let is_idle = !activity.is_busy() && activity.end.is_none();
+        is_idle.then_some(activity.idle_since)
+    }
+
+    pub(super) fn unsent(&self) -> u64 {
+        self.lock().unsent
+    }
+
+    pub(super) fn refusals(&self) -> Refusals {
+        self.lock().refusals
+    }
+
+    /// Has the connection end, and counts its bytes no longer; returns how many there were.
+    pub(super) fn write_off(&self) -> u64 {
+        let mut activity = self.lock();
+        activity.is_written_off = true;
+        activity.end = Some(End::UnsentBytes);
+        self.told.notify_one();
+        std::mem::take(&mut activity.unsent)
+    }
+
+    /// Has the connection end.
+    pub(super) fn tell(&self, end: End) {
+        self.lock().end = Some(end);
+        self.told.notify_one();
+    }
+
+    /// Resolves when there is something to look at.
+    pub(super) fn told(&self) -> Notified<'_> {
+        self.told.notified()
+    }
+
+    /// What the connection was told, once.
+    pub(super) fn take_told(&self) -> Option<End> {
+        self.lock().end.take()
+    }
+
+    /// How long until something may be due.
+    ///
+    /// # Errors
+    ///
+    /// Returns what is due now.
+    pub(super) fn due(&self, timeouts: &ConnectionTimeouts) -> Result<Duration, End> {
+        self.lock().due(timeouts, Instant::now())
+    }
+
+    /// Has a 408 written if the header of an HTTP/1 request has begun; returns whether it has.
+    pub(super) fn refuse_late(&self) -> bool {
+        let has_begun = self.lock().awaited == Awaited::Http1Header;
+        self.is_late.store(has_begun, Ordering::Release);
+        has_begun
+    }
+
+    pub(super) fn is_late(&self) -> bool {
+        self.is_late.load(Ordering::Acquire)
+    }
+}
+
+impl Activity {
+    fn is_busy(&self) -> bool {
+        self.in_flight > 0
+    }
+
+    fn began(&mut self, awaited: Awaited) {
+        self.awaited = awaited;
+        self.awaited_since = Instant::now();
+    }
+
+    fn follow(&mut self, now: Instant) -> usize {
+        let free = self.waiting.iter().position(Option::is_none);
+        let slot = free.unwrap_or(self.waiting.len());
+        if free.is_none() {
+            self.waiting.push(None);
+        }
+        self.waiting[slot] = Some(now);
+        slot
+    }
+
+    fn due(&self, timeouts: &ConnectionTimeouts, now: Instant) -> Result<Duration, End> {
+        let left = |since: Instant, limit: Duration, end| {
+            let left = limit.saturating_sub(now.saturating_duration_since(since));
+            if left.is_zero() { Err(end) } else { Ok(left) }
+        };
+        let mut due = timeouts.shortest();
+        for since in self.waiting.iter().flatten().chain(&self.blocked_since) {
+            due = due.min(left(*since, timeouts.send, End::SendTimeout)?);
+        }
+        if self.is_busy() {
+            return Ok(due);
+        }
+        let rest = match self.awaited {
+            Awaited::Request => left(self.idle_since, timeouts.idle, End::Idle),
+            Awaited::First | Awaited::Http1Header | Awaited::Http2Frame => {
+                // Nobody has to send while answers come.
+                let since = self.awaited_since.max(self.idle_since);
+                left(since, timeouts.header, End::HeaderTimeout)
+            }
+        };
+        Ok(due.min(rest?))
+    }
+}
+
+/// A request under way, until its answer has left.
+pub(super) struct InFlight {
+    is_http2: bool,
+    state: Arc<ConnectionState>,
+}
+
+impl InFlight {
+    /// Whether its answer should be the connection's last.
+    pub(super) fn is_closing(&self) -> bool {
+        self.state.closing.load(Ordering::Acquire)
+    }
+
+    pub(super) fn state(&self) -> &Arc<ConnectionState> {
+        &self.state
+    }
+
+    /// What an answer holds beside its bytes. An HTTP/1 connection has one at a time, and its buffers anyway.
+    pub(super) fn overhead(&self) -> u64 {
+        if self.is_http2 { STREAM_BYTES } else { 0 }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        let mut activity = self.state.lock();
+        activity.in_flight -= 1;
+        if !activity.is_busy() {
+            activity.idle_since = Instant::now();
+            if let Some(reader) = activity.reader.take() {
+                reader.wake();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const TIMEOUTS: ConnectionTimeouts = ConnectionTimeouts {
+        header: Duration::from_secs(10),
+        idle: Duration::from_secs(75),
+        send: Duration::from_secs(30),
+    };
+
+    fn state() -> Arc<ConnectionState> {
+        let server = Arc::new(Connections::new(u64::MAX));
+        Arc::new(ConnectionState::new(server, Arc::default()))
+    }
+
+    /// When something is due, and what.
+    async fn due(state: &ConnectionState) -> (Duration, End) {
+        let from = Instant::now();
+        loop {
+            match state.due(&TIMEOUTS) {
+                Ok(left) => tokio::time::advance(left).await,
+                Err(end) => return (from.elapsed(), end),
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_connection_does_says_when_it_ends() {
+        let header = (TIMEOUTS.header, End::HeaderTimeout);
+        let idle = (TIMEOUTS.idle, End::Idle);
+        let within = |is_new| Position::Within { is_new };
+        let table: &[(&[Position], _)] = &[
+            (&[], header),
+            (&[Position::Http1], header),
+            (&[within(true)], header),
+            (&[Position::Between], idle),
+            (&[Position::Between, within(true)], header),
+            (&[Position::Between, within(true), Position::Between], idle),
+        ];
+        for (reads, expected) in table {
+            let state = state();
+            for read in *reads {
+                state.read(*read);
+            }
+            assert_eq!(due(&state).await, *expected, "{reads:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_header_that_dribbles_counts_from_its_begin() {
+        let state = state();
+        state.read(Position::Between);
+        tokio::time::advance(40 * SECOND).await;
+        state.read(Position::Within { is_new: true });
+        tokio::time::advance(4 * SECOND).await;
+        state.read(Position::Within { is_new: false });
+        assert_eq!(due(&state).await, (6 * SECOND, End::HeaderTimeout));
+
+        state.read(Position::Within { is_new: true });
+        assert_eq!(due(&state).await, (TIMEOUTS.header, End::HeaderTimeout));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn idling_begins_when_the_last_answer_has_left() {
+        let state = state();
+        state.read(Position::Http1);
+        let first = state.request(Version::HTTP_11);
+        let second = state.request(Version::HTTP_11);
+        tokio::time::advance(100 * SECOND).await;
+        drop(first);
+        assert_eq!(state.due(&TIMEOUTS), Ok(TIMEOUTS.shortest()));
+        drop(second);
+        assert_eq!(due(&state).await, (TIMEOUTS.idle, End::Idle));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn half_a_frame_counts_from_when_no_answer_is_sent() {
+        let state = state();
+        let request = state.request(Version::HTTP_2);
+        state.read(Position::Within { is_new: true });
+        tokio::time::advance(100 * SECOND).await;
+        drop(request);
+        assert_eq!(due(&state).await, (TIMEOUTS.header, End::HeaderTimeout));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_among_others_that_move_ends_its_connection() {
+        let state = state();
+        let _request = state.request(Version::HTTP_2);
+        let (stalled, moving) = (state.hand(0, false), state.hand(0, false));
+        tokio::time::advance(20 * SECOND).await;
+        state.moved(moving);
+        assert_eq!(due(&state).await, (10 * SECOND, End::SendTimeout));
+        state.left(stalled, 0, false);
+        assert_eq!(due(&state).await, (20 * SECOND, End::SendTimeout));
+        state.left(moving, 0, false);
+        assert_eq!(state.due(&TIMEOUTS), Ok(TIMEOUTS.shortest()));
+        assert_eq!(
+            state.hand(0, false),
+            stalled.min(moving),
+            "places are used again"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_takes_no_byte_at_all_is_ended_though_nothing_is_asked() {
+        let state = state();
+        state.read(Position::Between);
+        state.set_blocked(true);
+        assert_eq!(due(&state).await, (TIMEOUTS.send, End::SendTimeout));
+        state.set_blocked(false);
+        assert_eq!(
+            due(&state).await,
+            (TIMEOUTS.idle - TIMEOUTS.send, End::Idle)
+        );
+    }
+}

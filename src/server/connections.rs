@@ -1,0 +1,176 @@
+//! The open connections of a server: who gives way, and how much waits to be sent on all of them together.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use super::connection::{ConnectionState, End};
+
+/// As many of the open connections give way at once, so that a flood of newcomers does not look through all of them for each.
+const GIVE_WAY_SHARE: usize = 128;
+
+/// The open connections of a server.
+pub(super) struct Connections {
+    open: Mutex<HashMap<u64, Arc<ConnectionState>>>,
+    next: AtomicU64,
+    /// Bytes that wait to be sent and that nobody else holds.
+    unsent: AtomicU64,
+    max_unsent: u64,
+}
+
+impl Connections {
+    /// At most `max_unsent` bytes may wait to be sent on all of them together.
+    pub(super) fn new(max_unsent: u64) -> Self {
+        Self {
+            open: Mutex::default(),
+            next: AtomicU64::default(),
+            unsent: AtomicU64::default(),
+            max_unsent,
+        }
+    }
+
+    /// A new connection, open while the guard lives.
+    pub(super) fn open(self: &Arc<Self>, closing: Arc<AtomicBool>) -> Open {
+        let state = Arc::new(ConnectionState::new(self.clone(), closing));
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        self.lock().insert(id, state.clone());
+        Open { id, state }
+    }
+
+    /// Tells every connection.
+    pub(super) fn tell_all(&self, end: End) {
+        for state in self.lock().values() {
+            state.tell(end);
+        }
+    }
+
+    /// Ends those that have been idle for longest: one, and where there are many a few more.
+    pub(super) fn give_way(&self) {
+        let open = self.lock();
+        let mut idle: Vec<_> = open
+            .values()
+            .filter_map(|state| Some((state.idle_since()?, state)))
+            .collect();
+        idle.sort_unstable_by_key(|(since, _)| *since);
+        for (_, state) in idle.iter().take(1 + open.len() / GIVE_WAY_SHARE) {
+            state.tell(End::GaveWay);
+        }
+    }
+
+    /// More bytes are about to wait; returns whether they are too many in all.
+    pub(super) fn add_unsent(&self, bytes: u64) -> bool {
+        bytes > 0 && self.unsent.fetch_add(bytes, Ordering::Relaxed) + bytes > self.max_unsent
+    }
+
+    /// Bytes have left, or will never do so.
+    pub(super) fn remove_unsent(&self, bytes: u64) {
+        if bytes > 0 {
+            self.unsent.fetch_sub(bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// Ends the connections on which most waits until the rest is within the bound.
+    pub(super) fn shed_unsent(&self) {
+        let open = self.lock();
+        while self.unsent.load(Ordering::Relaxed) > self.max_unsent {
+            let most = open.values().max_by_key(|state| state.unsent());
+            match most.map_or(0, |state| state.write_off()) {
+                0 => return,
+                freed => self.remove_unsent(freed),
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<ConnectionState>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An open connection.
+pub(super) struct Open {
+    id: u64,
+    pub(super) state: Arc<ConnectionState>,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.state.server().lock().remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use http::Version;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn told(open: &[Open]) -> Vec<Option<End>> {
+        open.iter().map(|one| one.state.take_told()).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_longest_idle_connection_gives_way_and_none_that_is_in_use() {
+        let connections = Arc::new(Connections::new(u64::MAX));
+        let mut open = Vec::new();
+        for _ in 0..4 {
+            open.push(connections.open(Arc::default()));
+            tokio::time::advance(SECOND).await;
+        }
+        let under_way = open[0].state.request(Version::HTTP_11);
+        // Used since: the one after it is idle for longer.
+        drop(open[1].state.request(Version::HTTP_11));
+
+        connections.give_way();
+        assert_eq!(told(&open), [None, None, Some(End::GaveWay), None]);
+
+        drop(open.remove(2));
+        tokio::time::advance(SECOND).await;
+        drop(under_way);
+        connections.give_way();
+        assert_eq!(told(&open), [None, None, Some(End::GaveWay)]);
+    }
+
+    #[tokio::test]
+    async fn beyond_the_bound_the_connection_ends_on_which_most_waits() {
+        let connections = Arc::new(Connections::new(100));
+        let open: Vec<_> = (0..3).map(|_| connections.open(Arc::default())).collect();
+        let hand = |one: usize, bytes| open[one].state.hand(bytes, false);
+        hand(0, 40);
+        hand(1, 30);
+        assert_eq!(told(&open), [None; 3]);
+
+        hand(2, 31);
+        assert_eq!(told(&open), [Some(End::UnsentBytes), None, None]);
+
+        // What was written off counts no longer, even where it is still there.
+        hand(2, 39);
+        assert_eq!(told(&open), [None; 3]);
+        hand(1, 1);
+        assert_eq!(told(&open), [None, None, Some(End::UnsentBytes)]);
+        assert_eq!(connections.unsent.load(Ordering::Relaxed), 31);
+    }
+
+    #[tokio::test]
+    async fn what_a_connection_held_is_given_back_whatever_its_end() {
+        let connections = Arc::new(Connections::new(100));
+        let open = connections.open(Arc::default());
+        let first = open.state.hand(60, false);
+        let second = open.state.hand(30, false);
+        open.state.left(first, 60, false);
+        assert_eq!(connections.unsent.load(Ordering::Relaxed), 30);
+        open.state.hand(80, false);
+        assert_eq!(open.state.take_told(), Some(End::UnsentBytes));
+        open.state.left(second, 30, false);
+        drop(open);
+        assert_eq!(connections.unsent.load(Ordering::Relaxed), 0);
+        assert!(connections.lock().is_empty());
+    }
+}

@@ -1,0 +1,239 @@
+//! HTTP on one connection: hyper speaks it, and this ends it where it should.
+
+use std::{
+    convert::Infallible,
+    fmt::Display,
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use futures_util::future::BoxFuture;
+use http::{HeaderValue, Response, Version, header};
+use hyper_util::{
+    rt::{TokioExecutor, TokioTimer},
+    server::{conn::auto, graceful::GracefulConnection},
+};
+use tokio::time::{Instant, sleep};
+use tower::Service;
+use tracing::debug;
+
+use super::{
+    Limits,
+    connection::{ConnectionState, ConnectionTimeouts, End, InFlight},
+    sent::SentBody,
+};
+use crate::api::exchange::Arrived;
+
+/// Streams of one HTTP/2 connection at once.
+const MAX_STREAMS: u32 = 100;
+/// What an HTTP/2 peer may send of a request's body unasked. Only `POST /browser-tokens` reads one, of 4 KiB.
+const STREAM_WINDOW: u32 = 16 * 1024;
+/// The least that the protocol allows.
+const CONNECTION_WINDOW: u32 = 65_535;
+/// How much of a body that comes in pieces waits in a stream.
+const SEND_BUFFER: usize = 64 * 1024;
+/// How long an idle connection has to hear that it ends: the server's word there, and the peer's back.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
+pub(super) fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        // Ours, in `connection`: hyper's also ends connections that merely keep alive.
+        .header_read_timeout(None)
+        .max_buf_size(limits.max_header_bytes);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER)
+        .max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX));
+    builder
+}
+
+pin_project_lite::pin_project! {
+    /// A request under way, until its answer has left. It tells an HTTP/1 client where its answer is the connection's last.
+    ///
+    /// No `async` block: that would hold the call twice, as what it captured and as what it waits for, and be copied with both.
+    pub(super) struct Answering<S, F> {
+        // A request of HTTP/2 that is not begun: it waits while too much waits to be sent.
+        held: Option<Box<(S, Arrived)>>,
+        #[pin]
+        answer: Option<F>,
+        in_flight: Option<InFlight>,
+    }
+}
+
+impl<S: Service<Arrived> + Clone> Answering<S, S::Future> {
+    pub(super) fn new(service: &mut S, arrived: Arrived, in_flight: InFlight) -> Self {
+        let is_http2 = arrived.request.version() == Version::HTTP_2;
+        let (held, answer) = if is_http2 {
+            // All that came in one read are here before the first is answered: each looks once its own task runs.
+            (Some(Box::new((service.clone(), arrived))), None)
+        } else {
+            (None, Some(service.call(arrived)))
+        };
+        Self {
+            held,
+            answer,
+            in_flight: Some(in_flight),
+        }
+    }
+}
+
+impl<S, B> Future for Answering<S, S::Future>
+where
+    S: Service<Arrived, Response = Response<B>, Error = Infallible>,
+{
+    type Output = Result<Response<SentBody<B>>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        let again = "a future is not polled after it is ready";
+        let in_flight = this.in_flight.as_ref().expect(again);
+        if this.held.is_some() && !in_flight.state().may_begin(cx.waker()) {
+            return Poll::Pending;
+        }
+        if let Some(held) = this.held.take() {
+            let (mut service, arrived) = *held;
+            this.answer.set(Some(service.call(arrived)));
+        }
+        let answer = this.answer.as_mut().as_pin_mut().expect(again);
+        let mut answer = ready!(answer.poll(cx))?;
+        let in_flight = this.in_flight.take().expect(again);
+        if in_flight.is_closing() && answer.version() <= Version::HTTP_11 {
+            let headers = answer.headers_mut();
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        let is_refusal = answer.status().is_client_error() || answer.status().is_server_error();
+        Poll::Ready(Ok(
+            answer.map(|body| SentBody::new(body, in_flight, is_refusal))
+        ))
+    }
+}
+
+/// Runs a connection until it ends, or until it is to be ended; returns why.
+///
+/// Boxed, since the compiler does not see otherwise that the whole may move between threads.
+pub(super) fn drive<'a, C>(
+    connection: C,
+    state: Arc<ConnectionState>,
+    timeouts: ConnectionTimeouts,
+) -> BoxFuture<'a, Option<End>>
+where
+    C: GracefulConnection<Error: Display + Send> + Send + 'a,
+{
+    Box::pin(run(connection, state, timeouts))
+}
+
+async fn run<C>(
+    connection: C,
+    state: Arc<ConnectionState>,
+    timeouts: ConnectionTimeouts,
+) -> Option<End>
+where
+    C: GracefulConnection<Error: Display>,
+{
+    let mut connection = pin!(connection);
+    let mut timer = pin!(sleep(timeouts.shortest()));
+    // Why it was asked to end, once it was.
+    let mut asked = None;
+    loop {
+        let end = tokio::select! {
+            biased;
+            ended = connection.as_mut() => {
+                if let Err(error) = ended {
+                    debug!(%error, "a connection ended early");
+                }
+                return asked;
+            }
+            () = state.told() => match state.take_told() {
+                Some(end) => end,
+                None => match send_refusals(connection.as_mut(), &state).await {
+                    Refusals::Sent => continue,
+                    Refusals::Wait => return Some(End::Refusals),
+                    Refusals::Ended => return asked,
+                },
+            },
+            () = timer.as_mut() => match next(&state, &timeouts, asked) {
+                Next::Wait(left) => {
+                    timer.as_mut().reset(Instant::now() + left);
+                    continue;
+                }
+                Next::End(end) => end,
+                Next::Leave(end) => return Some(end),
+            },
+        };
+        match end {
+            End::SendTimeout | End::Refusals | End::UnsentBytes => return Some(end),
+            End::Shutdown => connection.as_mut().graceful_shutdown(),
+            End::Idle | End::HeaderTimeout | End::GaveWay => {
+                // An idle HTTP/2 peer is told, and one that dribbles a header.
+                if end != End::HeaderTimeout || !state.refuse_late() {
+                    connection.as_mut().graceful_shutdown();
+                }
+                asked = Some(end);
+                timer.as_mut().reset(Instant::now() + LAST_WORD);
+            }
+        }
+    }
+}
+
+enum Next {
+    Wait(Duration),
+    /// It is to be ended.
+    End(End),
+    /// It was asked to end and has had its time.
+    Leave(End),
+}
+
+/// What is next when the timer of a connection fires that may have been asked to end.
+fn next(state: &ConnectionState, timeouts: &ConnectionTimeouts, asked: Option<End>) -> Next {
+    match (state.due(timeouts), asked) {
+        (Ok(left), None) => Next::Wait(left),
+        (Err(end), None) | (Err(end @ End::SendTimeout), Some(_)) => Next::End(end),
+        // Its last request came while it was told: it gets its answer.
+        (_, Some(_)) if state.is_busy() => Next::Wait(LAST_WORD),
+        (_, Some(asked)) => Next::Leave(asked),
+    }
+}
+
+enum Refusals {
+    Sent,
+    /// The peer does not take them.
+    Wait,
+    Ended,
+}
+
+/// Gives a connection on which many refusals wait its turns to send them, for as long as that sends any.
+async fn send_refusals<C: GracefulConnection>(
+    mut connection: Pin<&mut C>,
+    state: &Arc<ConnectionState>,
+) -> Refusals {
+    // Others are made by tasks of their own meanwhile.
+    let made = state.refusals().made;
+    loop {
+        let before = state.refusals();
+        // A turn of its own, with as many reads and writes as any.
+        tokio::task::yield_now().await;
+        if poll_fn(|cx| Poll::Ready(connection.as_mut().poll(cx)))
+            .await
+            .is_ready()
+        {
+            return Refusals::Ended;
+        }
+        let after = state.refusals();
+        if !after.are_too_many(made) {
+            return Refusals::Sent;
+        }
+        if after.left == before.left {
+            return Refusals::Wait;
+        }
+    }
+}

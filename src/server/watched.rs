@@ -1,0 +1,163 @@
+//! A connection's stream of bytes, which tells what passes.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::SystemTime,
+};
+
+use bytes::{Buf, Bytes};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::{connection::ConnectionState, frames::Incoming};
+
+/// A stream that tells the connection's state what passes.
+///
+/// The end of what the peer sends is read once no answer is under way: a client may close its side after its request and wait for the
+/// answer, in HTTP/2 and over TLS too, while hyper takes that end for the connection's.
+pub(super) struct Watched<I> {
+    io: I,
+    state: Arc<ConnectionState>,
+    incoming: Incoming,
+    /// Whether the peer has closed its side.
+    is_read_closed: bool,
+    is_blocked: bool,
+    /// What is left to write to a peer whose header took too long, once that has begun.
+    last_word: Option<Bytes>,
+}
+
+impl<I> Watched<I> {
+    pub(super) fn new(io: I, state: Arc<ConnectionState>) -> Self {
+        Self {
+            io,
+            state,
+            incoming: Incoming::default(),
+            is_read_closed: false,
+            is_blocked: false,
+            last_word: None,
+        }
+    }
+
+    /// Tells whether the peer takes bytes, where that has changed.
+    fn written<T>(&mut self, written: &Poll<io::Result<T>>) {
+        let is_blocked = written.is_pending();
+        if is_blocked != self.is_blocked {
+            self.is_blocked = is_blocked;
+            self.state.set_blocked(is_blocked);
+        }
+    }
+}
+
+impl<I: AsyncRead + Unpin> Watched<I> {
+    fn poll_read_open(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = ready!(Pin::new(&mut self.io).poll_read(cx, buffer));
+        let bytes = &buffer.filled()[before..];
+        if !bytes.is_empty() {
+            let position = self.incoming.read(bytes);
+            self.state.read(position);
+            return Poll::Ready(read);
+        }
+        // TLS says so of an end that the peer did not announce.
+        let is_end = read.as_ref().map_or_else(
+            |error| error.kind() == io::ErrorKind::UnexpectedEof,
+            |()| true,
+        );
+        if is_end && buffer.remaining() > 0 {
+            self.is_read_closed = true;
+            // Requests of HTTP/2 that came in the same read are not begun yet: in this turn they will be.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        Poll::Ready(read)
+    }
+
+    fn poll_read_closed(&self, cx: &Context<'_>) -> Poll<io::Result<()>> {
+        if self.state.is_busy_for(cx.waker()) {
+            return Poll::Pending;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<I: AsyncWrite + Unpin> Watched<I> {
+    /// Says that the header took too long, and then that the connection has ended. hyper waits for the rest of a header, and says nothing
+    /// where that does not come.
+    fn poll_refuse_late(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let last_word = self.last_word.get_or_insert_with(request_timeout);
+        while !last_word.is_empty() {
+            match ready!(Pin::new(&mut self.io).poll_write(cx, last_word))? {
+                0 => break,
+                written => last_word.advance(written),
+            }
+        }
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+}
+
+/// As bare as what hyper says to a header that is none.
+fn request_timeout() -> Bytes {
+    let now = httpdate::fmt_http_date(SystemTime::now());
+    let status = "HTTP/1.1 408 Request Timeout";
+    format!("{status}\r\nconnection: close\r\ncontent-length: 0\r\ndate: {now}\r\n\r\n").into()
+}
+
+impl<I: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<I> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.state.is_late() {
+            return self.poll_refuse_late(cx);
+        }
+        if self.is_read_closed {
+            return self.poll_read_closed(cx);
+        }
+        self.poll_read_open(cx, buffer)
+    }
+}
+
+impl<I: AsyncWrite + Unpin> AsyncWrite for Watched<I> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.io).poll_write(cx, bytes);
+        self.written(&written);
+        written
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.io).poll_flush(cx);
+        self.written(&flushed);
+        flushed
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let shut = Pin::new(&mut self.io).poll_shutdown(cx);
+        self.written(&shut);
+        shut
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.io).poll_write_vectored(cx, slices);
+        self.written(&written);
+        written
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}
