@@ -15,7 +15,6 @@ use super::{
     json::{self, Line},
     lines::Lines,
 };
-use crate::domain::PageQuery;
 
 /// What the log's filter knows the lines by.
 const TARGET: &str = "unpod_gateway::access";
@@ -85,8 +84,9 @@ pub struct Request<'a> {
     pub client: &'a str,
     /// Its fingerprint.
     pub space: Option<&'a str>,
-    /// Which page of it, once that is known.
-    pub query: Option<PageQuery>,
+    /// Which page of it is asked for, once that is known.
+    pub page: Option<u32>,
+    pub page_size: Option<u32>,
     pub status: Option<u16>,
     pub code: Option<&'static str>,
     /// Of the body.
@@ -149,8 +149,8 @@ impl Request<'_> {
                 client.address = self.client_address.map(field::display),
                 client.name = self.client,
                 space = self.space,
-                page = self.query.map(|query| query.page),
-                page_size = self.query.map(|query| query.page_size),
+                page = self.page,
+                page_size = self.page_size,
                 response.status = self.status,
                 response.code = self.code,
                 response.bytes = self.bytes,
@@ -183,12 +183,8 @@ impl Request<'_> {
         line.begin(member!("client.name"));
         line.string(self.client);
         any_word(line, member!("space"), self.space);
-        any_number(line, member!("page"), self.query.map(|query| query.page));
-        any_number(
-            line,
-            member!("page_size"),
-            self.query.map(|query| query.page_size),
-        );
+        any_number(line, member!("page"), self.page);
+        any_number(line, member!("page_size"), self.page_size);
         any_number(line, member!("response.status"), self.status);
         any_word(line, member!("response.code"), self.code);
         any_number(line, member!("response.bytes"), self.bytes);
@@ -268,10 +264,8 @@ mod tests {
             client_address: Some(LOCAL),
             client: "a \"b\"",
             space: Some("space-0123456789ab"),
-            query: Some(PageQuery {
-                page: 7,
-                page_size: 50,
-            }),
+            page: Some(7),
+            page_size: Some(50),
             status: Some(200),
             code: None,
             bytes: Some(2048),
@@ -332,7 +326,8 @@ mod tests {
             peer: None,
             client_address: None,
             space: None,
-            query: None,
+            page: None,
+            page_size: None,
             status: None,
             code: Some("cancelled"),
             bytes: None,

@@ -389,6 +389,7 @@ impl Seen {
             return;
         }
         let facts = told.facts;
+        let query = facts.and_then(|facts| facts.query);
         self.shared.observing.access_log.write(&access::Request {
             id: text(&self.id),
             method: &self.method,
@@ -398,7 +399,8 @@ impl Seen {
             client_address: self.client_address,
             client: facts.map_or(NO_CLIENT, |facts| facts.account.client()),
             space: facts.and_then(|facts| Some(facts.space.as_ref()?.as_str())),
-            query: facts.and_then(|facts| facts.query),
+            page: query.map(|query| query.page),
+            page_size: query.map(|query| query.page_size),
             status: told.status.map(|status| status.as_u16()),
             code: told.code,
             bytes: told.bytes,
