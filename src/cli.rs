@@ -15,6 +15,7 @@ use std::{
 use clap::{Parser, Subcommand};
 
 use self::{
+    key::Holder,
     notify::{Progress, ServiceManager},
     signals::Signals,
 };
@@ -73,6 +74,9 @@ enum KeyCommand {
         /// The client's name in the configuration
         #[arg(long)]
         client: String,
+        /// Make it the operators' key: print the line of [admin]
+        #[arg(long)]
+        admin: bool,
     },
     /// Print a new key for auth.browser_tokens.signing_key_file (Ed25519, PEM)
     BrowserSigning,
@@ -95,8 +99,12 @@ impl Cli {
             Command::SimulateUpstream(args) => simulate(args),
             Command::Check(args) => check(args.config.as_deref()),
             Command::Key {
-                command: KeyCommand::New { client },
-            } => key::new(&client),
+                command: KeyCommand::New { client, admin },
+            } => key::new(if admin {
+                Holder::Operator(&client)
+            } else {
+                Holder::Client(&client)
+            }),
             Command::Key {
                 command: KeyCommand::BrowserSigning,
             } => key::browser_signing(),

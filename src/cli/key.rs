@@ -1,4 +1,4 @@
-//! `key new`: a client key that is shown once, and its digest, which is kept. `key browser-signing`: what signs browser tokens.
+//! `key new`: a key that is shown once, a client's or the operators', and its digest, which is kept. `key browser-signing`: what signs browser tokens.
 
 use std::process::ExitCode;
 
@@ -14,19 +14,36 @@ use super::failed;
 const PREFIX: &str = "ugw_";
 const CHECKSUM_DIGITS: usize = 8;
 
-pub(super) fn new(client: &str) -> ExitCode {
+/// Whose key it is.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Holder<'a> {
+    Client(&'a str),
+    /// Whoever operates the gateway, by any name.
+    Operator(&'a str),
+}
+
+pub(super) fn new(holder: Holder<'_>) -> ExitCode {
     let mut secret = [0; 32];
     if let Err(error) = getrandom::fill(&mut secret) {
         return failed(&error);
     }
     let key = key(&secret);
-    println!("# The key, shown this once. Give it to the client; keep only the digest below.");
+    let digest = hex(&Sha256::digest(&key));
+    println!("# The key, shown this once. Give it to its holder; keep only the digest below.");
     println!("{key}");
     println!();
-    println!("[[clients]]");
-    println!("name = {client:?}");
-    println!("key_sha256 = [\"{}\"]", hex(&Sha256::digest(&key)));
-    println!("spaces = [\"*\"]   # or the tokens of the spaces it may read");
+    match holder {
+        Holder::Client(name) => {
+            println!("[[clients]]");
+            println!("name = {name:?}");
+            println!("key_sha256 = [\"{digest}\"]");
+            println!("spaces = [\"*\"]   # or the tokens of the spaces it may read");
+        }
+        Holder::Operator(name) => {
+            println!("[admin]");
+            println!("key_sha256 = [\"{digest}\"]   # {name:?}; one or two");
+        }
+    }
     ExitCode::SUCCESS
 }
 

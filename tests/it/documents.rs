@@ -1,8 +1,30 @@
-//! `docs/configuration.md` is `config/default.toml`, to read: `UPDATE_DOCS=1 cargo test documents` writes it.
+//! The public documents say what is so. `docs/configuration.md` is `config/default.toml`, to read: `UPDATE_DOCS=1 cargo test documents`
+//! writes it.
 
-use std::{fmt::Write, fs, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    fmt::Write,
+    fs,
+    path::{Path, PathBuf},
+    process::Stdio,
+};
 
-use unpod_gateway::config::DEFAULTS;
+use serde_json::json;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::Command,
+};
+use unpod_gateway::{
+    api::error::CODES,
+    config::DEFAULTS,
+    simulator::{Options, Simulator, world},
+};
+
+use crate::{
+    answer::{Ask, http_client},
+    gateway::{READER, digest, patiently, setup},
+    process::{command, run},
+};
 
 const HEADING: &str = "\
 # Configuration
@@ -129,4 +151,187 @@ fn the_page_of_the_configuration_says_what_the_defaults_say() {
     ] {
         assert!(wanted.contains(&format!("**`{key}`**")), "{key}");
     }
+}
+
+/// What stands between the fences of `language` in a page, in order.
+fn blocks(page: &str, language: &str) -> Vec<String> {
+    let fence = format!("```{language}\n");
+    let begun = page.split(&fence).skip(1);
+    let ended = begun.map(|rest| rest.split("```").next().unwrap().to_owned());
+    ended.collect()
+}
+
+fn text_of(path: &str) -> String {
+    fs::read_to_string(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
+
+/// The README's block of `language` that holds `part`.
+fn readme_block(language: &str, part: &str) -> String {
+    let found = blocks(&text_of("README.md"), language);
+    let mut found = found.into_iter().filter(|block| block.contains(part));
+    found
+        .next()
+        .unwrap_or_else(|| panic!("README has no {part}"))
+}
+
+const TOKEN_FILE: &str = "/etc/unpod-gateway/unpod-token";
+
+/// The README's first configuration, with the token and the digest that it leaves to the reader.
+fn readme_configuration(folder: &Path, base_url: &str) -> String {
+    let token = folder.join("token");
+    fs::write(&token, world::ACME_TOKEN).unwrap();
+    readme_block("toml", "[upstream.credentials.default]")
+        .replace("https://unpod.dev", base_url)
+        .replace(TOKEN_FILE, token.to_str().unwrap())
+        .replace("<64 hex digits>", &digest(READER))
+}
+
+#[tokio::test]
+async fn the_readmes_browser_tokens_work_as_written() {
+    let simulator = Simulator::start(Options::default()).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("gateway.toml");
+    let first = readme_configuration(folder.path(), &simulator.base_url());
+    fs::write(&path, &first).unwrap();
+    let mut gateway = command(&["serve", "--config", "gateway.toml"])
+        .current_dir(folder.path())
+        .env("UNPOD_GATEWAY__SERVER__LISTEN", "127.0.0.1:0")
+        .env("UNPOD_GATEWAY__ADMIN__LISTEN", "127.0.0.1:0")
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut log = BufReader::new(gateway.stderr.take().unwrap()).lines();
+    let mut line_with = async |part: &str| loop {
+        let line = patiently(part, log.next_line()).await.unwrap();
+        let line = line.unwrap_or_else(|| panic!("ended without {part}"));
+        if line.contains(part) {
+            return line;
+        }
+    };
+    let ready: serde_json::Value =
+        serde_json::from_str(&line_with("gateway is ready").await).unwrap();
+    let address = ready["server.listen"].as_str().unwrap();
+    let shell = async |script: String| {
+        let script = script
+            .replace(
+                "target/release/unpod-gateway",
+                env!("CARGO_BIN_EXE_unpod-gateway"),
+            )
+            .replace("127.0.0.1:8080", address)
+            .replace("8KZAMRAHSXXXXXXMAYNASMJC", world::SUPPORT);
+        let run = Command::new("sh")
+            .args(["-euc", &script])
+            .current_dir(folder.path())
+            .env("KEY", READER)
+            .output();
+        let output = patiently("a block of the README", run).await.unwrap();
+        assert!(output.status.success(), "{script}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+
+    shell(readme_block("sh", "key browser-signing")).await;
+    let more = readme_block("toml", "[auth.browser_tokens]");
+    fs::write(&path, format!("{first}\n{more}")).unwrap();
+    line_with("configuration is reloaded").await;
+    let minted = shell(readme_block("sh", "/browser-tokens")).await;
+
+    let minted: serde_json::Value = serde_json::from_str(&minted).unwrap();
+    let token = minted["token"].as_str().unwrap();
+    let path = format!("/spaces/{}/tasks", world::SUPPORT);
+    let read = Ask::new(http_client(), "GET", format!("http://{address}"), &path).key(token);
+    assert_eq!(read.await.status, 200);
+}
+
+#[tokio::test]
+async fn the_systemd_units_configuration_passes_its_own_check() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = readme_configuration(folder.path(), "https://unpod.dev");
+    let file = folder.path().join("config.toml");
+    fs::write(&file, config).unwrap();
+    let file = file.to_str().unwrap();
+    // As root, before the unit is there.
+    let checked = run(&["check", "--config", file]).await;
+    assert!(checked.status.success(), "{checked:?}");
+    // As the service, with the variables of the unit.
+    fs::create_dir(folder.path().join("unpod-gateway")).unwrap();
+    fs::write(folder.path().join("unpod-token"), world::ACME_NEXT_TOKEN).unwrap();
+    let mut check = command(&["check", "--config", file]);
+    let unit = text_of("deploy/systemd/unpod-gateway.service");
+    let set = unit
+        .lines()
+        .filter_map(|line| line.strip_prefix("Environment="));
+    for (name, value) in set.map(|set| set.split_once('=').unwrap()) {
+        let here = folder.path().to_str().unwrap();
+        check.env(name, value.replace("%d", here).replace("%S", here));
+    }
+    let checked = check.output().await.unwrap();
+    assert!(checked.status.success(), "{checked:?}");
+    // The steps name what the unit expects.
+    let steps = text_of("docs/operations.md");
+    for part in [TOKEN_FILE, "check --config /etc/unpod-gateway/config.toml"] {
+        assert!(steps.contains(part) || unit.contains(part), "{part}");
+    }
+}
+
+#[tokio::test]
+async fn a_new_operators_key_opens_the_listener_with_the_line_that_came_with_it() {
+    let output = run(&["key", "new", "--client", "operators", "--admin"]).await;
+    assert!(output.status.success(), "{output:?}");
+    let printed = String::from_utf8(output.stdout).unwrap();
+    let key = printed
+        .lines()
+        .find(|line| line.starts_with("ugw_"))
+        .unwrap();
+    let (_, table) = printed.split_once("\n\n").unwrap();
+    assert!(table.starts_with("[admin]\nkey_sha256 = [\""), "{printed}");
+    assert!(!printed.contains("[[clients]]"));
+
+    let gateway = setup().with(table).start().await;
+
+    let url = format!("{}/config", gateway.admin_url());
+    let ask = |key: &str| gateway.http().get(&url).bearer_auth(key).send();
+    assert_eq!(ask(key).await.unwrap().status(), 200);
+    assert_eq!(ask(READER).await.unwrap().status(), 401);
+}
+
+#[test]
+fn the_document_of_the_listener_names_every_code_and_leaves_tasks_open() {
+    let document: serde_json::Value = serde_json::from_str(&text_of("docs/openapi.json")).unwrap();
+    let schemas = &document["components"]["schemas"];
+    let code = &schemas["Code"];
+    let named = code["enum"].as_array().unwrap().iter();
+    let named: BTreeSet<_> = named.map(|name| name.as_str().unwrap()).collect();
+    assert_eq!(named, BTreeSet::from(CODES));
+    for name in named {
+        let line = format!("\n- `{name}`: ");
+        assert!(
+            code["description"].as_str().unwrap().contains(&line),
+            "{name}"
+        );
+    }
+    let task = &schemas["Task"];
+    for open in [task, &schemas["TaskPage"]] {
+        assert_eq!(open["additionalProperties"], true);
+    }
+    for (member, types) in [
+        ("task_id", json!("string")),
+        ("thread_id", json!(["string", "null"])),
+        ("output", json!(["object", "null"])),
+        ("input", json!(["object", "null"])),
+        ("user_info", json!("object")),
+        ("task", json!("object")),
+        ("status", json!("string")),
+    ] {
+        let schema = &task["properties"][member];
+        assert_eq!(schema["type"], types, "{member}");
+        let is_object = types.to_string().contains("object");
+        assert_eq!(
+            schema["additionalProperties"] == true,
+            is_object,
+            "{member}"
+        );
+    }
+    let view = &schemas["BrowserTokenRequest"]["properties"]["view"]["description"];
+    assert!(view.as_str().unwrap().contains("configured"));
+    assert!(!document.to_string().contains("None can be configured"));
 }
