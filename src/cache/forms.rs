@@ -3,36 +3,32 @@
 
 use std::{
     fmt, io,
-    num::NonZero,
     sync::{
-        Arc, LazyLock,
+        Arc,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
-    thread,
     time::Duration,
 };
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use tokio::{
-    sync::{Mutex, Semaphore},
-    time::Instant,
-};
+use tokio::{sync::Mutex, time::Instant};
 
 use super::{
     coding::{decode, encode, is_quick},
     http_semantics::Coding,
 };
 
+mod coders;
+
+use self::coders::Coders;
+pub use self::coders::WhenBusy;
+
 /// Less is not worth packing: what else a page costs is as much.
 const SMALLEST_PACKED: usize = 4 << 10;
 
 /// An identity that was moved already.
 const SETTLED: u32 = u32::MAX;
-
-/// As many bodies are coded at once as there are cores: more threads would only hold more memory each.
-static CODERS: LazyLock<Semaphore> =
-    LazyLock::new(|| Semaphore::new(thread::available_parallelism().map_or(1, NonZero::get)));
 
 /// How many forms a body may have.
 const FORMS: usize = Coding::BY_PREFERENCE.len();
@@ -107,10 +103,15 @@ impl Forms {
     ///
     /// The identity where coding failed.
     pub async fn get(&self, coding: Coding, now: Instant) -> Coded {
+        self.get_unless(WhenBusy::Wait, coding, now).await
+    }
+
+    /// As [`Self::get`]; `busy` says what to do where too many wait for a coder.
+    pub async fn get_unless(&self, busy: WhenBusy, coding: Coding, now: Instant) -> Coded {
         match self.take(coding, now) {
             Some(bytes) => Coded { bytes, coding },
             // Boxed: what it takes to wait would be part of every answer that need not.
-            None => Box::pin(self.make(coding, now)).await,
+            None => Box::pin(self.make(busy, coding, now)).await,
         }
     }
 
@@ -221,8 +222,8 @@ impl Forms {
         Some(Held::default().with(Coding::Zstd, copy?))
     }
 
-    async fn make(&self, coding: Coding, now: Instant) -> Coded {
-        let _changing = self.changing.lock().await;
+    async fn make(&self, busy: WhenBusy, coding: Coding, now: Instant) -> Coded {
+        let changing = self.changing.lock().await;
         if let Some(bytes) = self.take(coding, now) {
             return Coded { bytes, coding };
         }
@@ -230,7 +231,10 @@ impl Forms {
         let made = if held.makes_quickly(coding, length) {
             held.make(coding, length)
         } else {
-            let turn = CODERS.acquire().await.expect("it is never closed");
+            let Some(turn) = Coders::get().turn(coding, busy).await else {
+                drop(changing);
+                return Box::pin(self.get(Coding::Identity, now)).await;
+            };
             let held = held.clone();
             let making = tokio::task::spawn_blocking(move || {
                 // Its work goes on where the client has gone.

@@ -19,7 +19,7 @@ use http::{
 pub use self::{
     age::{corrected_initial_age, parse_age},
     cache_control::{MaxStale, RequestDirectives, ResponseDirectives, Seconds},
-    coding::{Coding, negotiate},
+    coding::{Coding, accepts_identity, negotiate},
     conditional::{EntityTag, if_none_match_matches, is_of_stored, not_modified},
     date::{date_field, fmt_http_date, parse_http_date},
 };

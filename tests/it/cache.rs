@@ -505,6 +505,48 @@ async fn a_fill_is_answered_whole_whatever_coding_was_asked_for() {
 }
 
 #[tokio::test]
+async fn no_hit_is_refused_however_many_variants_are_asked_for_at_once() {
+    let gateway = start().await;
+    let pages = 1..=25;
+    for number in pages.clone() {
+        let query = format!("?page={number}");
+        gateway.tasks(world::ARCHIVE, &query).await;
+    }
+    let mut asked = Vec::new();
+    for number in pages {
+        for accepted in ["br", "zstd", "gzip", "gzip, identity;q=0"] {
+            let query = format!("?page={number}");
+            let ask = gateway.tasks(world::ARCHIVE, &query);
+            let answer = ask.accept_encoding(accepted).spawn();
+            asked.push((number, accepted, answer));
+        }
+    }
+    for (number, accepted, answer) in asked {
+        let answer = answer.await.unwrap();
+        assert_eq!(answer.status, 200);
+        let expected = gateway.upstream().expect_page(world::ARCHIVE, number, 20);
+        assert!(answer.decoded() == expected, "{number} {accepted}");
+        match answer.header("content-encoding") {
+            None => assert!(!accepted.contains("identity"), "{number} {accepted}"),
+            Some(coding) => assert!(accepted.starts_with(coding), "{number} {accepted}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_takes_no_identity_gets_none_of_a_fill_either() {
+    for refuses in ["gzip, identity;q=0", "gzip, *;q=0"] {
+        let gateway = start().await;
+        for how in ["fill", "hit"] {
+            let asked = gateway.tasks(world::SUPPORT, "");
+            let answer = asked.accept_encoding(refuses).await;
+            let coding = answer.header("content-encoding");
+            assert_eq!(coding, Some("gzip"), "{how}, {refuses}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn an_error_is_never_coded() {
     let gateway = start().await;
     let asked = gateway.tasks(world::UNKNOWN_SPACE, "");

@@ -20,9 +20,9 @@ use crate::{
     },
     cache::{
         CacheStatus, Shown,
-        forms::{Coded, Forms},
+        forms::{Coded, Forms, WhenBusy},
         freshness::permitted,
-        http_semantics::{Coding, RequestDirectives, negotiate, not_modified},
+        http_semantics::{Coding, RequestDirectives, accepts_identity, negotiate, not_modified},
         seconds::Seconds,
     },
     domain::{PageQuery, SpaceFingerprint, SpaceToken},
@@ -209,7 +209,7 @@ async fn respond(
     let headers = response.headers_mut();
     describe(policy, served, headers);
     headers.insert(header::ETAG, shown.etag().clone());
-    let Some(coding) = coding else {
+    let Some((coding, busy)) = coding else {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         return response;
     };
@@ -223,7 +223,7 @@ async fn respond(
         }
         // The length is left to hyper, which writes it without an allocation.
         None => {
-            let body = body(data, ask, served, shown.forms(), coding).await;
+            let body = body(data, ask, served, shown.forms(), (coding, busy)).await;
             *response.body_mut() = whole(body.bytes);
             body.coding
         }
@@ -237,18 +237,25 @@ async fn respond(
     response
 }
 
-/// The coding to answer in; `None` where the client has the page already.
+/// The coding to answer in, and whether its coder is waited for whatever others wait; `None` where the client has the page already.
 ///
-/// Who waited for the fill gets the identity rather than wait for the coder too.
-fn coding(request: &HeaderMap, served: &Served, shown: &Shown<'_>) -> Option<Coding> {
+/// Who waited for the fill gets the identity rather than wait for the coder too, and so does who would wait behind many others: where
+/// it is taken at all.
+fn coding(request: &HeaderMap, served: &Served, shown: &Shown<'_>) -> Option<(Coding, WhenBusy)> {
     let etag = shown.etag().to_str().unwrap_or_default();
     if not_modified(request, etag, served.page.last_modified_unix, unix_now) {
         return None;
     }
     let accepted = negotiate(request, &CODINGS);
+    if shown.forms().is_held(accepted) {
+        return Some((accepted, WhenBusy::Identity));
+    }
     let from_store = matches!(served.status, CacheStatus::Hit { .. });
-    let is_there = from_store || shown.forms().is_held(accepted);
-    Some(if is_there { accepted } else { Coding::Identity })
+    Some(match (from_store, accepts_identity(request)) {
+        (_, false) => (accepted, WhenBusy::Wait),
+        (true, true) => (accepted, WhenBusy::Identity),
+        (false, true) => (Coding::Identity, WhenBusy::Identity),
+    })
 }
 
 /// An answer in the map that the request's header came in, emptied: hyper keeps it from request to request, so that none is
@@ -261,11 +268,17 @@ fn answering(of_request: &mut HeaderMap) -> Response<Body> {
     response
 }
 
-async fn body(data: &Data, ask: &Ask, served: &Served, forms: &Forms, coding: Coding) -> Coded {
+async fn body(
+    data: &Data,
+    ask: &Ask,
+    served: &Served,
+    forms: &Forms,
+    (coding, busy): (Coding, WhenBusy),
+) -> Coded {
     if let Some(bytes) = forms.take(coding, served.at) {
         return Coded { bytes, coding };
     }
-    let made = forms.get(coding, served.at).await;
+    let made = forms.get_unless(busy, coding, served.at).await;
     data.tasks.reweigh(ask, &served.page);
     made
 }

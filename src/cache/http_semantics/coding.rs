@@ -42,10 +42,7 @@ impl Coding {
 ///
 /// `Identity` is also the answer where the caller names none of them, or forbids everything: better than a 406.
 pub fn negotiate(headers: &HeaderMap, available: &[Coding]) -> Coding {
-    let mut accepted = Accepted::default();
-    for member in members(headers, &ACCEPT_ENCODING) {
-        accepted.add(member);
-    }
+    let accepted = Accepted::by(headers);
     let mut best = (Coding::Identity, Quality::default());
     for coding in Coding::BY_PREFERENCE {
         let quality = accepted.quality_of(coding);
@@ -55,6 +52,13 @@ pub fn negotiate(headers: &HeaderMap, available: &[Coding]) -> Coding {
         }
     }
     best.0
+}
+
+/// Tells whether the caller takes a body that is not coded, much as it may like another better.
+pub fn accepts_identity(headers: &HeaderMap) -> bool {
+    let accepted = Accepted::by(headers);
+    let named = accepted.named[Coding::Identity as usize];
+    named.or(accepted.others) != Some(Quality(0))
 }
 
 /// A weight in thousandths, 0 to 1000; zero is "not acceptable".
@@ -90,6 +94,14 @@ struct Accepted {
 }
 
 impl Accepted {
+    fn by(headers: &HeaderMap) -> Self {
+        let mut accepted = Self::default();
+        for member in members(headers, &ACCEPT_ENCODING) {
+            accepted.add(member);
+        }
+        accepted
+    }
+
     /// Takes note of one list member. A malformed one is ignored; of several for one coding the first counts.
     fn add(&mut self, member: &[u8]) {
         let mut parts = member.splitn(2, |&byte| byte == b';');
@@ -173,6 +185,35 @@ mod tests {
         ];
         for (lines, expected) in table {
             assert_eq!(negotiated(lines, ALL), *expected, "{lines:?}");
+        }
+    }
+
+    // RFC 9110 12.5.3.
+    #[test]
+    fn identity_is_taken_unless_it_is_excluded() {
+        let table: &[(&[&str], bool)] = &[
+            (&[], true),
+            (&[""], true),
+            (&["gzip"], true),
+            (&["gzip, *"], true),
+            (&["gzip, *;q=0.1"], true),
+            (&["gzip;q=0"], true),
+            (&["identity;q=0.001"], true),
+            (&["identity, *;q=0"], true),
+            (&["*;q=0", "identity;q=0.5"], true),
+            (&["identity;q=x"], true),
+            (&["identity;q=0"], false),
+            (&["gzip, Identity; Q=0.000"], false),
+            (&["gzip, *;q=0"], false),
+            (&["gzip", "*; q=0.0"], false),
+            (&["identity;q=0, *"], false),
+        ];
+        for (lines, expected) in table {
+            let lines: Vec<_> = lines
+                .iter()
+                .map(|line| ("accept-encoding", *line))
+                .collect();
+            assert_eq!(accepts_identity(&fields(&lines)), *expected, "{lines:?}");
         }
     }
 
