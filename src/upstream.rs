@@ -1,17 +1,18 @@
 //! The upstream stack: a tower `Service` from [`PageRequest`] to [`Answer`], above which no 206 exists.
 //!
-//! From the outside in: deadline, retry, tokens, circuit, quota, limit, normalize, learn, client. It knows nothing of the cache; the
+//! From the outside in: deadline, retry, tokens, circuit, quota, limit, normalize, client. It knows nothing of the cache; the
 //! service above joins them.
 
 use std::{sync::Arc, time::Duration};
 
-use http::{HeaderMap, header};
+use http::HeaderMap;
 use tokio::time::Instant;
 use tower::{ServiceBuilder, util::BoxCloneSyncService};
 
 mod circuit;
 mod claims;
 mod client;
+mod clock;
 mod credential;
 mod deadline;
 mod error;
@@ -20,6 +21,7 @@ mod fixtures;
 mod limit;
 mod line;
 mod normalize;
+mod pause;
 mod quota;
 mod retry;
 mod tasks;
@@ -39,7 +41,8 @@ pub use self::{
     error::{FailureSource, InvalidAnswer, UpstreamError},
     limit::LimitLayer,
     normalize::{NormalizeLayer, Rules},
-    quota::{LearnLayer, NoCall, Purse, QuotaLayer, Spent},
+    pause::CallLimits,
+    quota::{NoCall, Purse, QuotaLayer, Spent},
     tasks::read_page,
     tokens::TokensLayer,
     urgency::Urgency,
@@ -84,7 +87,7 @@ pub struct Head {
 /// The order: the deadline is outermost, since it covers waiting and every try; each try takes a slot of its own, so that
 /// a backoff holds none, and pays for itself; the circuit stands under retry, since it counts each try, and above the quota and
 /// the slots, so that an open one costs neither; who stands in line for the quota holds no slot that another credential could
-/// use; normalize stands above the client, so that retry and circuit see kinds and not statuses; learn reads every header there is.
+/// use; normalize stands above the client, so that retry and circuit see kinds and not statuses.
 #[must_use]
 pub fn stack(
     client: Client,
@@ -103,22 +106,6 @@ pub fn stack(
         .layer(QuotaLayer::new(config.timeout * 3 / 4))
         .layer(limit)
         .layer(NormalizeLayer::new(Rules::new(rules), metrics.clone()))
-        .layer(LearnLayer)
         .service(client);
     BoxCloneSyncService::new(service)
-}
-
-/// `Retry-After` in seconds or as a date (RFC 9110 section 10.2.3).
-fn retry_after(headers: &HeaderMap, now_unix: i64) -> Option<Duration> {
-    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
-    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        let seconds = text.parse().unwrap_or(u32::MAX);
-        return Some(Duration::from_secs(seconds.into()));
-    }
-    let until = httpdate::parse_http_date(text)
-        .ok()?
-        .duration_since(std::time::UNIX_EPOCH)
-        .ok()?;
-    let now = Duration::from_secs(u64::try_from(now_unix).ok()?);
-    Some(until.saturating_sub(now))
 }

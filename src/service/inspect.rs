@@ -13,7 +13,7 @@ use crate::{
     cache::{
         StoredPage, Verdict, freshness::FillReason, http_semantics::RequestDirectives, judge_page,
     },
-    domain::{PageKey, PageQuery, SpaceKey},
+    domain::{PageKey, PageQuery, SpaceKey, SpaceToken},
     upstream::{Credential, Credentials, UpstreamError, Urgency},
 };
 
@@ -128,7 +128,7 @@ impl Tasks {
         credential: &Credential,
         now: Instant,
     ) -> Option<UpstreamError> {
-        let error = no_call(credential, now).filter(|error| match error {
+        let error = no_call(credential, None, now).filter(|error| match error {
             // A request may wait as long.
             UpstreamError::QuotaExhausted { retry_after } => *retry_after > Some(self.patience()),
             _ => true,
@@ -153,9 +153,10 @@ impl Tasks {
             .is_some_and(|page| page.moved_at().is_some());
         let refusal = self.store().refusal(key, now);
         let quota_wait = quota_wait(credential, now);
+        let space = Some(&key.space.space);
         let stands_in =
             |error: &UpstreamError| stand_in(error, stored.as_ref(), credential, now).is_some();
-        let (verdict, why) = match (&verdict, &refusal, no_call(credential, now)) {
+        let (verdict, why) = match (&verdict, &refusal, no_call(credential, space, now)) {
             (Verdict::Fill(_), Some(known), _) => {
                 words_of_a_refusal(stands_in(&remembered(known.refusal)))
             }
@@ -169,7 +170,10 @@ impl Tasks {
             credential_refused: only_fresh,
             credential_held: credential.is_held(now),
             circuit: credential.circuit().state().as_str(),
-            circuit_wait: credential.circuit().refuses().map(|wait| wait.as_secs()),
+            circuit_wait: credential
+                .circuit()
+                .refuses(space)
+                .map(|wait| wait.as_secs()),
             quota_wait: quota_wait.map(|wait| wait.as_secs()),
             refusal: refusal.map(|known| {
                 let error = remembered(known.refusal);
@@ -199,12 +203,16 @@ fn seconds(time: Duration) -> i64 {
     i64::try_from(time.as_secs()).unwrap_or(i64::MAX)
 }
 
-/// What a fill with `credential` would end in now, without a call.
-fn no_call(credential: &Credential, now: Instant) -> Option<UpstreamError> {
+/// What a fill of `space`, or of any, with `credential` would end in now, without a call.
+fn no_call(
+    credential: &Credential,
+    space: Option<&SpaceToken>,
+    now: Instant,
+) -> Option<UpstreamError> {
     if credential.is_held(now) {
         return Some(UpstreamError::AuthFailed);
     }
-    if let Some(retry_after) = credential.circuit().refuses() {
+    if let Some(retry_after) = credential.circuit().refuses(space) {
         return Some(UpstreamError::Unavailable { retry_after });
     }
     quota_wait(credential, now).map(|wait| UpstreamError::QuotaExhausted {

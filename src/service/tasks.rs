@@ -671,7 +671,7 @@ impl Tasks {
 fn may_refresh(ask: &Ask, now: Instant) -> bool {
     let purse = ask.credential.purse();
     purse.would_take(Urgency::Background, now).is_ok()
-        && ask.credential.circuit().refuses().is_none()
+        && ask.credential.circuit().refuses(Some(&ask.space)).is_none()
 }
 
 /// The same, with what it cost.

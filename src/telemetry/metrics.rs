@@ -415,6 +415,7 @@ pub struct Metrics {
     quota_queue: Family<CredentialLabels, Gauge>,
     credential_state: Family<CredentialLabels, Gauge>,
     unknown_messages: Counter,
+    upstream_clock_skew: Gauge,
     token_switches: Family<CredentialLabels, Counter>,
     upstream_quota_remaining: Family<CredentialLabels, Gauge<f64, AtomicU64>>,
     cache_lifetime: Family<CredentialLabels, Gauge<f64, AtomicU64>>,
@@ -462,6 +463,7 @@ impl Metrics {
             quota_queue: Family::default(),
             credential_state: Family::default(),
             unknown_messages: Counter::default(),
+            upstream_clock_skew: Gauge::default(),
             token_switches: Family::default(),
             upstream_quota_remaining: Family::default(),
             cache_lifetime: Family::default(),
@@ -591,6 +593,11 @@ impl Metrics {
             "upstream_unknown_messages",
             "206 answers whose message no rule knows",
             self.unknown_messages.clone(),
+        );
+        all.register(
+            "upstream_clock_skew_seconds",
+            "By how much the upstream's clock is ahead of ours, negative where it is behind",
+            self.upstream_clock_skew.clone(),
         );
         all.register(
             "upstream_token_switches",
@@ -888,6 +895,11 @@ impl Metrics {
         self.unknown_messages.inc();
     }
 
+    /// The upstream's clock is ahead of ours by so many seconds.
+    pub fn upstream_clock_skew(&self, seconds: i64) {
+        self.upstream_clock_skew.set(seconds);
+    }
+
     pub fn auth_failed(&self, reason: AuthFailure) {
         let reason = reason.as_str();
         self.auth_failures
@@ -1117,6 +1129,7 @@ mod tests {
             "gateway_fill_duration_seconds",
             "gateway_upstream_requests_total",
             "gateway_upstream_quota_remaining",
+            "gateway_upstream_clock_skew_seconds",
             "gateway_circuit_state",
             "gateway_auth_failures_total",
             "gateway_config_reloads_total",

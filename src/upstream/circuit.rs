@@ -21,12 +21,12 @@ use tracing::{debug, info, warn};
 use super::{Credential, PageRequest, UpstreamError, line::unless_in_line};
 use crate::{
     config::CircuitConfig,
-    domain::{PageKey, SpaceKey},
+    domain::{PageKey, SpaceKey, SpaceToken},
 };
 
 mod breaker;
 
-use self::breaker::{Breaker, Change, Ticket};
+use self::breaker::{Breaker, Change, Scope, Ticket};
 
 /// Whether the upstream is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +64,7 @@ pub enum Evidence {
     /// It answered, be it with a refusal.
     Works,
     Fails,
-    /// It failed for this page, perhaps for this page alone: counted once a window.
+    /// It answered and failed, perhaps for this page alone: counted once a window.
     PageFails,
     /// It was not asked, or said nothing of itself.
     Nothing,
@@ -93,12 +93,23 @@ impl Sent {
     }
 }
 
+/// The longest that an upstream which fails is left alone because it asks for it.
+const LONGEST_LEFT_ALONE: Duration = Duration::from_secs(300);
+
 /// The circuit that all calls with one credential pass.
 #[derive(Debug)]
 pub struct Circuit {
-    /// `None`: it never opens.
+    /// `None`: failures do not open it.
     breaker: Option<Mutex<Breaker>>,
+    /// Until when the upstream asked to be left alone, and since when: a failure with `Retry-After`.
+    left_alone: Mutex<Option<LeftAlone>>,
     opened: Arc<Notify>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct LeftAlone {
+    since: Instant,
+    until: Instant,
 }
 
 impl Circuit {
@@ -107,32 +118,43 @@ impl Circuit {
         let breaker = || Mutex::new(Breaker::new(config, Instant::now()));
         Self {
             breaker: config.enabled.then(breaker),
+            left_alone: Mutex::default(),
             opened: Arc::default(),
         }
     }
 
     #[must_use]
     pub fn state(&self) -> CircuitState {
-        self.breaker().map_or(CircuitState::Closed, |breaker| {
-            breaker.state(Instant::now())
-        })
+        let now = Instant::now();
+        match (self.left_alone(now), self.breaker()) {
+            (Some(_), _) => CircuitState::Open,
+            (None, Some(breaker)) => breaker.state(now),
+            (None, None) => CircuitState::Closed,
+        }
     }
 
-    /// Since when it is closed, or is not; `None`: it never opens.
+    /// Since when it is closed, or is not; `None`: it has not been otherwise.
     #[must_use]
     pub fn closed_or_not_since(&self) -> Option<Instant> {
-        Some(self.breaker()?.closed_or_not_since())
+        let left_alone = self.left_alone(Instant::now()).map(|alone| alone.since);
+        left_alone.or_else(|| Some(self.breaker()?.closed_or_not_since()))
     }
 
-    /// How long to wait where a call would be refused now.
+    /// How long to wait where a call for `space`, or for any, would be refused now.
     #[must_use]
-    pub fn refuses(&self) -> Option<Duration> {
-        self.breaker()?.refuses(Instant::now())
+    pub fn refuses(&self, space: Option<&SpaceToken>) -> Option<Duration> {
+        let now = Instant::now();
+        let left_alone = self.left_alone(now).map(|alone| alone.until - now);
+        left_alone.or_else(|| self.breaker()?.refuses(space, now))
     }
 
-    fn admit(&self) -> Result<Option<Ticket>, Duration> {
+    fn admit(&self, space: &SpaceToken) -> Result<Option<Ticket>, Duration> {
+        let now = Instant::now();
+        if let Some(alone) = self.left_alone(now) {
+            return Err(alone.until - now);
+        }
         self.breaker()
-            .map(|mut breaker| breaker.admit(Instant::now()))
+            .map(|mut breaker| breaker.admit(space, now))
             .transpose()
     }
 
@@ -140,10 +162,35 @@ impl Circuit {
         let change = self
             .breaker()?
             .record(ticket, evidence, page, Instant::now());
-        if change == Some(Change::Opened) {
+        if matches!(change, Some(Change::Opened(_))) {
             self.opened.notify_waiters();
         }
         change
+    }
+
+    /// Makes no call for `pause`, as the upstream asks; `true` where that is news.
+    fn leave_alone(&self, pause: Duration) -> bool {
+        let since = Instant::now();
+        let until = since + pause.min(LONGEST_LEFT_ALONE);
+        let mut left_alone = self.lock_left_alone();
+        let before = left_alone.filter(|alone| alone.until > since);
+        *left_alone = Some(LeftAlone {
+            since: before.map_or(since, |before| before.since),
+            until: before.map_or(until, |before| before.until.max(until)),
+        });
+        drop(left_alone);
+        self.opened.notify_waiters();
+        before.is_none()
+    }
+
+    fn left_alone(&self, now: Instant) -> Option<LeftAlone> {
+        self.lock_left_alone().filter(|alone| alone.until > now)
+    }
+
+    fn lock_left_alone(&self) -> MutexGuard<'_, Option<LeftAlone>> {
+        self.left_alone
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn breaker(&self) -> Option<MutexGuard<'_, Breaker>> {
@@ -235,7 +282,7 @@ impl Attempt {
         // Listens before it asks: no opening falls between.
         let opened = circuit.opened.clone().notified_owned();
         let attempt = Self {
-            ticket: circuit.admit()?,
+            ticket: circuit.admit(&request.space)?,
             credential: request.credential.clone(),
             page: PageKey {
                 space: SpaceKey {
@@ -251,11 +298,24 @@ impl Attempt {
     }
 
     fn refused(&self) -> UpstreamError {
-        let retry_after = self.credential.circuit().refuses().unwrap_or_default();
+        let circuit = self.credential.circuit();
+        let retry_after = circuit
+            .refuses(Some(&self.page.space.space))
+            .unwrap_or_default();
         UpstreamError::Unavailable { retry_after }
     }
 
     fn end<T>(mut self, outcome: &Result<T, UpstreamError>) {
+        let asked = outcome.as_ref().err().and_then(UpstreamError::asks_to_wait);
+        if let Some(pause) = asked
+            && self.credential.circuit().leave_alone(pause)
+        {
+            warn!(
+                credential.name = self.credential.name,
+                upstream.retry_after_s = pause.as_secs(),
+                "upstream fails and asks to be left alone: it is not asked for as long, or five minutes"
+            );
+        }
         self.record(match outcome {
             Ok(_) => Evidence::Works,
             Err(error) => error.evidence(),
@@ -269,9 +329,14 @@ impl Attempt {
         let circuit = self.credential.circuit();
         let credential = &self.credential.name;
         match circuit.record(ticket, evidence, &self.page) {
-            Some(Change::Opened) => warn!(
+            Some(Change::Opened(Scope::All)) => warn!(
                 credential.name = credential,
                 "upstream keeps failing: the circuit is open, and it is not asked for a while"
+            ),
+            Some(Change::Opened(Scope::Space(space))) => warn!(
+                credential.name = credential,
+                %space,
+                "upstream keeps failing for one space: the circuit is open for it, and it is not asked for it for a while"
             ),
             Some(Change::StaysOpen) => debug!(
                 credential.name = credential,

@@ -266,7 +266,12 @@ impl Client {
             received_unix: unix_now(),
             response_delay: received - sent,
         };
-        let body = read_chunks(response, expected, self.max_body).await?;
+        let body = match read_chunks(response, expected, self.max_body).await {
+            Ok(body) => body,
+            // Its status and header are an answer by themselves: a throttle is one, whatever breaks after it.
+            Err(_) if is_failure(status) => Bytes::new(),
+            Err(error) => return Err(error),
+        };
         Ok(RawAnswer { status, head, body })
     }
 }
@@ -304,6 +309,10 @@ pub fn other_client(url: &Url) -> Result<reqwest::ClientBuilder, BuildError> {
         .no_proxy()
         .referer(false)
         .user_agent(USER_AGENT))
+}
+
+fn is_failure(status: StatusCode) -> bool {
+    !status.is_success() && status != StatusCode::NOT_MODIFIED
 }
 
 fn prefix(base_url: &Url) -> String {

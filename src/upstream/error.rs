@@ -132,17 +132,19 @@ impl UpstreamError {
         }
     }
 
-    /// How long the upstream asks to be left alone before a further try.
+    /// How long the upstream, failing, asks to be left alone.
     #[must_use]
     pub fn asks_to_wait(&self) -> Option<Duration> {
         match self {
             Self::Failed(source) => match source {
-                FailureSource::Status { retry_after, .. } => *retry_after,
+                FailureSource::Status {
+                    status,
+                    retry_after,
+                } => retry_after.filter(|_| status.is_server_error()),
                 FailureSource::Inner { .. }
                 | FailureSource::InnerSlowDown { .. }
                 | FailureSource::Html => None,
             },
-            // No further try is made of these.
             Self::SpaceNotFound { .. }
             | Self::SpaceAccessDenied
             | Self::Rejected
@@ -163,20 +165,15 @@ impl UpstreamError {
             Self::SpaceNotFound { .. } | Self::SpaceAccessDenied | Self::Rejected => {
                 Evidence::Works
             }
-            Self::Failed(source) => match source {
-                FailureSource::Inner { .. } | FailureSource::InnerSlowDown { .. } => {
-                    Evidence::PageFails
-                }
-                FailureSource::Status { .. } | FailureSource::Html => Evidence::Fails,
-            },
+            // Something answered: whatever it says may be about this page alone, and last as long as the page does.
+            Self::Failed(_) => Evidence::PageFails,
             Self::InvalidResponse(answer) => match answer {
-                // The page's fault as much as that of one bad task, and as lasting.
-                InvalidAnswer::TooLarge(_) => Evidence::PageFails,
                 InvalidAnswer::Json { .. }
                 | InvalidAnswer::NoData
                 | InvalidAnswer::NoCount
-                | InvalidAnswer::Truncated
-                | InvalidAnswer::NotHttp => Evidence::Fails,
+                | InvalidAnswer::TooLarge(_)
+                | InvalidAnswer::Truncated => Evidence::PageFails,
+                InvalidAnswer::NotHttp => Evidence::Fails,
             },
             Self::Unreachable(_) | Self::Timeout(_) => Evidence::Fails,
             // A token or a quota says nothing of whether the rest works; of the others the upstream knows nothing.

@@ -9,13 +9,13 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use http::{StatusCode, header};
-use tokio::time::Instant;
 use tower::{Layer, Service};
 use tracing::warn;
 
 use super::{
-    Answer, ClientError, Content, FailureSource, Head, InvalidAnswer, PageRequest, RawAnswer,
-    UpstreamError, retry_after,
+    Answer, CallLimits, ClientError, Content, FailureSource, InvalidAnswer, PageRequest, RawAnswer,
+    UpstreamError,
+    clock::Clock,
     tasks::{self, Envelope, Reading},
 };
 use crate::{
@@ -117,7 +117,7 @@ impl From<RuleCode> for Meaning {
 }
 
 impl Meaning {
-    fn error(self, message: Option<&str>, head: &Head) -> UpstreamError {
+    fn error(self, message: Option<&str>) -> UpstreamError {
         let message = || message.map(|message| shown(message).into());
         match self {
             Self::SpaceNotFound => UpstreamError::SpaceNotFound { head: None },
@@ -128,9 +128,7 @@ impl Meaning {
                 UpstreamError::Failed(FailureSource::InnerSlowDown { message: message() })
             }
             Self::AuthFailed => UpstreamError::AuthFailed,
-            Self::QuotaExhausted => UpstreamError::QuotaExhausted {
-                retry_after: retry_after(&head.headers, head.received_unix),
-            },
+            Self::QuotaExhausted => UpstreamError::QuotaExhausted { retry_after: None },
         }
     }
 }
@@ -143,26 +141,114 @@ enum Verdict {
 }
 
 /// Decides what `raw` means. Pure: [`Normalize`] only carries it out.
-fn normalize(rules: &Rules, raw: RawAnswer) -> Verdict {
+fn normalize(rules: &Rules, raw: RawAnswer, limits: &CallLimits) -> Verdict {
     let body = raw.body.clone();
     let reading = tasks::read(&body);
     let envelope = reading.as_ref().ok().map(Reading::envelope);
-    let said = envelope.as_ref().and_then(|envelope| envelope.status_code);
-    let status = effective_status(raw.status, said);
-    if status == StatusCode::PARTIAL_CONTENT {
-        if envelope.is_none() && is_html(&raw) {
-            return Verdict::Known(Err(UpstreamError::Failed(FailureSource::Html)));
-        }
-        let envelope = envelope.unwrap_or_default();
-        return match rules.meaning(&envelope) {
-            Some(meaning) => {
-                Verdict::Known(Err(meaning.error(envelope.message.as_deref(), &raw.head)))
-            }
-            None => Verdict::UnknownMessage(envelope.message),
+    let told = Told {
+        status: effective_status(
+            raw.status,
+            envelope.as_ref().and_then(|said| said.status_code),
+        ),
+        envelope: envelope.as_ref(),
+        rules,
+        limits,
+    };
+    if told.is_throttle() {
+        return Verdict::Known(Err(UpstreamError::QuotaExhausted { retry_after: None }));
+    }
+    if told.status == StatusCode::PARTIAL_CONTENT
+        && let Some(envelope) = &envelope
+    {
+        return match rules.meaning(envelope) {
+            Some(meaning) => Verdict::Known(Err(meaning.error(envelope.message.as_deref()))),
+            None => Verdict::UnknownMessage(envelope.message.clone()),
         };
     }
     let page = || reading.and_then(|reading| reading.page(&body));
-    Verdict::Known(by_status(status, envelope.as_ref(), page, raw))
+    Verdict::Known(by_status(&told, page, raw))
+}
+
+/// What an answer tells of the request, as far as that is the upstream's own word.
+///
+/// What stands in between answers too, in text, in HTML or in JSON of its own; of access, spaces and tokens only the upstream knows.
+struct Told<'a> {
+    status: StatusCode,
+    /// `None`: the body is no JSON object.
+    envelope: Option<&'a Envelope>,
+    rules: &'a Rules,
+    limits: &'a CallLimits,
+}
+
+impl Told<'_> {
+    /// The upstream's own envelope, which does not contradict the status it came with.
+    fn own(&self) -> Option<&Envelope> {
+        let said = self.envelope?.status_code;
+        let agrees = said.is_none_or(|said| said == u64::from(self.status.as_u16()));
+        self.envelope.filter(|_| agrees)
+    }
+
+    /// Whether it is about this request at all: it has one of the members by which each dialect says what went wrong.
+    fn is_about_the_request(&self) -> bool {
+        self.own().is_some_and(|own| {
+            own.status_code.is_some() || own.message.is_some() || own.error_code.is_some()
+        })
+    }
+
+    /// A bare `{"message":"Forbidden"}` is what firewalls and API gateways say: about access the upstream says more.
+    fn denies_access(&self) -> bool {
+        self.own().is_some_and(|own| {
+            own.status_code.is_some()
+                || own.error_code.is_some()
+                || self.rules.meaning(own) == Some(Meaning::SpaceAccessDenied)
+        })
+    }
+
+    fn tells_expired_token(&self) -> bool {
+        self.own().is_some_and(|own| {
+            let texts = [&own.message, &own.error_code];
+            let mut texts = texts.into_iter().flatten().map(|text| text.to_lowercase());
+            texts.any(|text| EXPIRED_TOKEN.iter().any(|expired| text.contains(expired)))
+        })
+    }
+
+    /// Whether it refuses a call because there were too many, whatever the status says.
+    fn is_throttle(&self) -> bool {
+        let said = self.envelope.and_then(|said| said.status_code);
+        let by_code = self
+            .envelope
+            .and_then(|said| said.error_code.as_deref())
+            .is_some_and(|code| THROTTLE_CODES.iter().any(|known| contains(code, known)));
+        match self.status.as_u16() {
+            429 => true,
+            _ if said == Some(429) || by_code => true,
+            403 if self.tells_expired_token() => false,
+            403 => self.limits.asks_to_wait || self.limits.is_spent(),
+            503 => self.limits.is_spent(),
+            _ => false,
+        }
+    }
+
+    fn failure(&self) -> FailureSource {
+        FailureSource::Status {
+            status: self.status,
+            retry_after: self.limits.retry_after.filter(|wait| !wait.is_zero()),
+        }
+    }
+}
+
+const EXPIRED_TOKEN: [&str; 3] = ["token has expired", "token_expired", "expired_token"];
+/// In the `code` of an `error` object.
+const THROTTLE_CODES: [&str; 5] = [
+    "rate_limit",
+    "ratelimit",
+    "too_many_requests",
+    "throttl",
+    "429",
+];
+
+fn contains(text: &str, part: &str) -> bool {
+    text.to_lowercase().contains(part)
 }
 
 /// A failure told in the body under a 200 counts as the status it names.
@@ -181,15 +267,12 @@ fn effective_status(status: StatusCode, said: Option<u64>) -> StatusCode {
 }
 
 fn by_status(
-    status: StatusCode,
-    envelope: Option<&Envelope>,
+    told: &Told<'_>,
     page: impl FnOnce() -> Result<TaskPage, InvalidAnswer>,
     raw: RawAnswer,
 ) -> Result<Answer, UpstreamError> {
-    let is_json = envelope.is_some();
-    let failed = |source| Err(UpstreamError::Failed(source));
-    match status.as_u16() {
-        200 if is_html(&raw) => failed(FailureSource::Html),
+    match told.status.as_u16() {
+        200 | 206 if is_html(&raw) => Err(UpstreamError::Failed(FailureSource::Html)),
         200 => {
             let page = page().map_err(UpstreamError::InvalidResponse)?;
             Ok(Answer {
@@ -201,34 +284,15 @@ fn by_status(
             content: Content::NotModified,
             head: raw.head,
         }),
-        // A proxy's page on the way, which says nothing of what was asked.
-        400 | 403 | 410 | 422 if is_html(&raw) => failed(FailureSource::Html),
-        400 | 422 => Err(UpstreamError::Rejected),
-        401 => Err(UpstreamError::AuthFailed),
-        403 if tells_expired_token(envelope) => Err(UpstreamError::AuthFailed),
-        403 => Err(UpstreamError::SpaceAccessDenied),
-        404 if !is_json => failed(by_its_status(status, &raw.head)),
-        404 | 410 => Err(UpstreamError::SpaceNotFound {
-            head: (raw.status == status).then(|| Arc::new(raw.head)),
+        400 | 422 if told.is_about_the_request() => Err(UpstreamError::Rejected),
+        401 if told.own().is_some() => Err(UpstreamError::AuthFailed),
+        403 if told.tells_expired_token() => Err(UpstreamError::AuthFailed),
+        403 if told.denies_access() => Err(UpstreamError::SpaceAccessDenied),
+        404 | 410 if told.is_about_the_request() => Err(UpstreamError::SpaceNotFound {
+            head: (raw.status == told.status).then(|| Arc::new(raw.head)),
         }),
-        429 => Err(UpstreamError::QuotaExhausted {
-            retry_after: retry_after(&raw.head.headers, raw.head.received_unix),
-        }),
-        _ => failed(by_its_status(status, &raw.head)),
+        _ => Err(UpstreamError::Failed(told.failure())),
     }
-}
-
-fn by_its_status(status: StatusCode, head: &Head) -> FailureSource {
-    FailureSource::Status {
-        status,
-        retry_after: retry_after(&head.headers, head.received_unix),
-    }
-}
-
-fn tells_expired_token(envelope: Option<&Envelope>) -> bool {
-    envelope
-        .and_then(|envelope| envelope.message.as_deref())
-        .is_some_and(|message| message.to_lowercase().contains("token has expired"))
 }
 
 fn is_html(raw: &RawAnswer) -> bool {
@@ -245,13 +309,18 @@ fn is_html(raw: &RawAnswer) -> bool {
 #[derive(Clone, Debug)]
 pub struct NormalizeLayer {
     rules: Rules,
+    clock: Arc<Clock>,
     metrics: Arc<Metrics>,
 }
 
 impl NormalizeLayer {
     #[must_use]
     pub fn new(rules: Rules, metrics: Arc<Metrics>) -> Self {
-        Self { rules, metrics }
+        Self {
+            rules,
+            clock: Arc::new(Clock::new(metrics.clone())),
+            metrics,
+        }
     }
 }
 
@@ -287,7 +356,11 @@ where
     }
 
     fn call(&mut self, request: PageRequest) -> Self::Future {
-        let NormalizeLayer { rules, metrics } = self.layer.clone();
+        let NormalizeLayer {
+            rules,
+            clock,
+            metrics,
+        } = self.layer.clone();
         let conditional = !request.validators.is_empty();
         let cause = request.cause.clone();
         let purse = request.credential.purse().clone();
@@ -295,29 +368,30 @@ where
         Box::pin(async move {
             let mut counted = CountedCall::new(&metrics, &cause);
             let raw = call.await.map_err(from_client)?;
-            let status = raw.status;
-            counted.status = Some(status);
-            let outcome = match normalize(&rules, raw) {
+            counted.status = Some(raw.status);
+            clock.note(&raw.head);
+            let limits = CallLimits::read(&raw.head);
+            let received = raw.head.received;
+            let outcome = match normalize(&rules, raw, &limits) {
                 // A 304 nobody asked for has no page to stand for.
                 Verdict::Known(Ok(Answer {
                     content: Content::NotModified,
-                    head,
-                })) if !conditional => Err(UpstreamError::Failed(by_its_status(
-                    StatusCode::NOT_MODIFIED,
-                    &head,
-                ))),
+                    ..
+                })) if !conditional => Err(UpstreamError::Failed(FailureSource::Status {
+                    status: StatusCode::NOT_MODIFIED,
+                    retry_after: None,
+                })),
                 Verdict::Known(outcome) => outcome,
                 Verdict::UnknownMessage(message) => {
                     report_unknown(&metrics, message.as_deref());
                     Err(UpstreamError::Rejected)
                 }
             };
-            // What a 429 says of it in its header is learned below.
-            if status != StatusCode::TOO_MANY_REQUESTS
-                && let Err(UpstreamError::QuotaExhausted { retry_after }) = &outcome
-            {
-                purse.refused(*retry_after, Instant::now());
+            if let Err(UpstreamError::QuotaExhausted { .. }) = outcome {
+                let retry_after = Some(purse.throttled(&limits, received));
+                return Err(UpstreamError::QuotaExhausted { retry_after });
             }
+            purse.learn(&limits, received);
             outcome
         })
     }

@@ -1,6 +1,6 @@
 //! The call quota of each credential: never more calls in a minute than its plan allows, and the urgent ones first.
 //!
-//! [`Purse`] counts; [`QuotaLayer`] pays for each try; [`LearnLayer`] corrects the count by what the upstream says.
+//! [`Purse`] counts, corrected by what the upstream says; [`QuotaLayer`] pays for each try.
 
 use std::{
     task::{Context, Poll},
@@ -10,7 +10,7 @@ use std::{
 use futures_util::future::BoxFuture;
 use tower::{Layer, Service};
 
-use super::{ClientError, PageRequest, RawAnswer, Sent, UpstreamError};
+use super::{PageRequest, Sent, UpstreamError};
 
 mod purse;
 
@@ -105,48 +105,6 @@ impl From<NoCall> for UpstreamError {
             },
             NoCall::LineFull => Self::Overloaded,
         }
-    }
-}
-
-/// Hands what the upstream says of its quota to the credential's purse.
-#[derive(Clone, Copy, Debug)]
-pub struct LearnLayer;
-
-impl<S> Layer<S> for LearnLayer {
-    type Service = Learn<S>;
-
-    fn layer(&self, inner: S) -> Learn<S> {
-        Learn { inner }
-    }
-}
-
-/// Reads each raw answer's header, whatever its status.
-#[derive(Clone, Debug)]
-pub struct Learn<S> {
-    inner: S,
-}
-
-impl<S> Service<PageRequest> for Learn<S>
-where
-    S: Service<PageRequest, Response = RawAnswer, Error = ClientError>,
-    S::Future: Send + 'static,
-{
-    type Response = RawAnswer;
-    type Error = ClientError;
-    type Future = BoxFuture<'static, Result<RawAnswer, ClientError>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ClientError>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: PageRequest) -> Self::Future {
-        let purse = request.credential.purse().clone();
-        let call = self.inner.call(request);
-        Box::pin(async move {
-            let answer = call.await?;
-            purse.learn(answer.status, &answer.head);
-            Ok(answer)
-        })
     }
 }
 

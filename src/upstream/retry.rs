@@ -110,11 +110,8 @@ pub(super) struct TransientRetry {
 
 impl TransientRetry {
     /// How long to wait before the next try; `None` where none would end in time.
-    ///
-    /// No sooner than the upstream asks, and not with all others that it asked.
-    fn pause(&mut self, error: &UpstreamError) -> Option<Duration> {
-        let asked = error.asks_to_wait().unwrap_or_default();
-        let pause = asked.saturating_add(self.pauses.draw());
+    fn pause(&mut self) -> Option<Duration> {
+        let pause = self.pauses.draw();
         (self.began.elapsed().saturating_add(pause) < self.deadline).then_some(pause)
     }
 }
@@ -138,11 +135,16 @@ impl<R> Policy<PageRequest, R, UpstreamError> for TransientRetry {
         if !error.is_transient() || self.left == 0 {
             return None;
         }
-        // The circuit would refuse it: this error is the better answer, and it is here now.
-        if request.credential.circuit().refuses().is_some() {
+        // The circuit would refuse it, or the upstream asks to be left alone: this error is the better answer, and it is here now.
+        if request
+            .credential
+            .circuit()
+            .refuses(Some(&request.space))
+            .is_some()
+        {
             return None;
         }
-        let pause = self.pause(error)?;
+        let pause = self.pause()?;
         if !self.budget.withdraw() {
             return None;
         }

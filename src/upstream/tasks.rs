@@ -3,6 +3,8 @@
 use std::{borrow::Cow, ops::Range, str};
 
 use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::Value;
 
 use super::InvalidAnswer;
 use crate::domain::{
@@ -17,6 +19,15 @@ pub(super) struct Envelope {
     pub message: Option<String>,
     /// The raw JSON of `errors`: what an inner service answered. For rules only; never shown or logged.
     pub errors: Option<String>,
+    /// `code` of an `error` object: a dialect without `status_code`.
+    pub error_code: Option<String>,
+}
+
+/// The `error` of that dialect.
+#[derive(Default, Deserialize)]
+struct ErrorObject {
+    code: Option<Value>,
+    message: Option<Value>,
 }
 
 /// An answer's JSON as it lies in its bytes.
@@ -25,6 +36,7 @@ pub(super) struct Reading<'a> {
     status_code: Option<&'a str>,
     message: Option<&'a str>,
     errors: Option<&'a str>,
+    error: Option<&'a str>,
     count: Option<&'a str>,
     data: Option<Data>,
 }
@@ -56,6 +68,7 @@ impl<'a> Reading<'a> {
                 "status_code" => &mut reading.status_code,
                 "message" => &mut reading.message,
                 "errors" => &mut reading.errors,
+                "error" => &mut reading.error,
                 "count" => &mut reading.count,
                 _ => return scanner.value().map(drop),
             };
@@ -67,10 +80,20 @@ impl<'a> Reading<'a> {
 
     /// What the answer says of itself.
     pub(super) fn envelope(&self) -> Envelope {
+        let error = self
+            .error
+            .and_then(|error| serde_json::from_str(error).ok());
+        let ErrorObject { code, message } = error.unwrap_or_default();
+        let own_message = self.message.and_then(text).map(Cow::into_owned);
         Envelope {
             status_code: self.status_code.and_then(integer),
-            message: self.message.and_then(text).map(Cow::into_owned),
+            message: own_message.or_else(|| Some(message?.as_str()?.to_owned())),
             errors: self.errors.and_then(present).map(str::to_owned),
+            error_code: code.and_then(|code| match code {
+                Value::String(code) => Some(code),
+                Value::Number(code) => Some(code.to_string()),
+                _ => None,
+            }),
         }
     }
 
@@ -261,8 +284,34 @@ mod tests {
                 status_code: Some(206),
                 message: Some("m".to_owned()),
                 errors: Some(r#"{"a":1}"#.to_owned()),
+                error_code: None,
             })
         );
+        let dialect = |code: &str, message: &str| {
+            Some(Envelope {
+                error_code: Some(code.to_owned()),
+                message: Some(message.to_owned()),
+                ..Envelope::default()
+            })
+        };
+        assert_eq!(
+            read(r#"{"error":{"code":"rate_limit_exceeded","message":"m"}}"#),
+            dialect("rate_limit_exceeded", "m")
+        );
+        assert_eq!(
+            read(r#"{"error":{"code":429,"message":"m"},"message":"own"}"#),
+            dialect("429", "own")
+        );
+        for nothing in [
+            r#""Expired Auth Token""#,
+            "null",
+            "[]",
+            r#"{"code":{}}"#,
+            "7",
+        ] {
+            let body = format!(r#"{{"error":{nothing}}}"#);
+            assert_eq!(read(&body), Some(Envelope::default()), "{body}");
+        }
     }
 
     #[test]

@@ -87,10 +87,10 @@ async fn while_it_is_open_stored_pages_stand_in() {
     let stale_at_once = "[cache]\nttl = \"0s\"\nstale_while_revalidate = \"0s\"\n\
                          [upstream.circuit]\nfailure_ratio = 0.75";
     let gateway = guarded().with(stale_at_once).start().await;
-    let stored = gateway.tasks(world::ARCHIVE, "").await;
+    let stored = gateway.tasks(world::SUPPORT, &page(9)).await;
     open(&gateway).await;
 
-    let served = gateway.tasks(world::ARCHIVE, "").await;
+    let served = gateway.tasks(world::SUPPORT, &page(9)).await;
 
     served.assert_page(&stored.body);
     assert_eq!(served.cache_status(), "hit; detail=stale-if-error");
@@ -184,6 +184,59 @@ async fn one_bad_page_never_opens_it() {
 }
 
 #[tokio::test]
+async fn one_bad_space_cuts_off_no_other_whatever_form_its_failure_has() {
+    let forgetful = "[cache]\nrejected_ttl = \"0s\"\n[upstream]\ntimeout = \"2s\"";
+    let failed = |status| Scripted::new(status, "no");
+    for failure in [
+        failed(500),
+        failed(503),
+        failed(401),
+        failed(403),
+        Scripted::new(200, "<html>"),
+        Scripted::json(200, "{"),
+        Scripted::json(200, "{}").header("content-length", "100"),
+        Scripted::json(206, r#"{"message":"Tasks Fetch Failed"}"#),
+        failed(302),
+    ] {
+        let gateway = guarded().with(forgetful).start().await;
+        gateway.upstream().script("BAD", vec![failure.clone()]);
+
+        // One page again and again counts once.
+        for _ in 0..10 {
+            let told = gateway.tasks("BAD", "").await;
+            assert_ne!(told.code(), "upstream_unavailable", "{failure:?}");
+        }
+        assert_eq!(metric(&gateway).await, "0", "{failure:?}");
+        // All pages of one space open it for that space.
+        for number in 1..=10 {
+            gateway.tasks("BAD", &page(number)).await;
+        }
+        let told = gateway.tasks("BAD", &page(11)).await;
+        told.assert_error("upstream_unavailable");
+        for number in 1..=5 {
+            let served = gateway.tasks(world::SUPPORT, &page(number)).await;
+            assert_eq!(served.status, 200, "{failure:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_that_cannot_be_reached_is_given_up_for_all_spaces() {
+    let mut gateway = guarded().start().await;
+    gateway.stop_upstream().await;
+    let spaces = [world::SUPPORT, world::ARCHIVE, "THIRD"];
+    for space in spaces {
+        let told = gateway.tasks(space, "").await;
+        told.assert_error("upstream_unreachable");
+    }
+
+    for space in spaces.into_iter().chain(["FOURTH"]) {
+        let told = gateway.tasks(space, "").await;
+        told.assert_error("upstream_unavailable");
+    }
+}
+
+#[tokio::test]
 async fn an_inner_outage_told_page_by_page_opens_it() {
     let gateway = guarded().start().await;
     open_by(&gateway, FaultKind::InnerFailed).await;
@@ -273,8 +326,8 @@ async fn its_opening_and_closing_are_logged_once() {
     let path = format!("/spaces/{}/tasks", world::SUPPORT);
     control.set_faults(vec![Fault::always(FaultKind::Unavailable)]);
     let mut unavailable = 0;
-    for _ in 0..50 {
-        let told = served.get(&path).await;
+    for number in 1..=50 {
+        let told = served.get(&format!("{path}?page={number}")).await;
         unavailable += usize::from(told.code() == "upstream_unavailable");
     }
     assert!(unavailable > 0);

@@ -11,6 +11,9 @@ use crate::{
 
 /// Long enough for a loaded machine to answer, short enough to wait for in a test.
 const SHORT_DEADLINE: &str = "[upstream]\ntimeout = \"300ms\"";
+/// The error of another of the upstream's dialects.
+const RATE_LIMIT_EXCEEDED: &str =
+    r#"{"error":{"code":"rate_limit_exceeded","message":"Too many requests"}}"#;
 const SMALL_BODIES: &str = "[upstream]\nmax_body = \"4KiB\"";
 
 fn envelope(status_code: u16, message: &str) -> String {
@@ -26,6 +29,10 @@ fn inner_failure(inner: &str) -> String {
 
 fn html(status: u16) -> Scripted {
     Scripted::new(status, "<!DOCTYPE html><html>no</html>").header("content-type", "text/html")
+}
+
+fn text(status: u16) -> Scripted {
+    Scripted::new(status, "Request blocked").header("content-type", "text/plain")
 }
 
 fn said(status: u16, message: &str) -> Scripted {
@@ -77,7 +84,11 @@ async fn a_206_means_what_its_message_says() {
         ),
         ("upstream_rejected", said(206, "A message nobody has seen")),
         ("upstream_rejected", Scripted::json(206, "{}")),
-        ("upstream_rejected", Scripted::new(206, "")),
+        // What is no JSON is not the upstream's own word.
+        ("upstream_failed", Scripted::new(206, "")),
+        ("upstream_failed", Scripted::new(206, "partial content")),
+        ("upstream_failed", Scripted::json(206, "[]")),
+        ("upstream_failed", html(206)),
         (
             "upstream_rejected",
             Scripted::json(206, r#"{"count":1,"status_code":200,"data":[]}"#),
@@ -114,7 +125,53 @@ async fn a_status_means_what_the_contract_says() {
             "upstream_auth_failed",
             Scripted::json(401, without_status_code),
         ),
-        ("upstream_auth_failed", html(401)),
+        (
+            "upstream_auth_failed",
+            Scripted::json(401, r#"{"error":{"code":"unauthorized","message":"no"}}"#),
+        ),
+        ("upstream_failed", html(401)),
+        ("upstream_failed", Scripted::new(401, "")),
+        ("upstream_failed", text(401)),
+        ("upstream_failed", text(403)),
+        ("upstream_failed", Scripted::new(403, "")),
+        (
+            "upstream_failed",
+            Scripted::json(403, r#"{"message":"Forbidden"}"#),
+        ),
+        ("upstream_failed", text(422)),
+        ("upstream_failed", text(400)),
+        ("upstream_failed", text(404)),
+        ("upstream_failed", text(410)),
+        (
+            "upstream_quota_exhausted",
+            said(403, "no").header("retry-after", "30"),
+        ),
+        (
+            "upstream_quota_exhausted",
+            text(403).header("x-ratelimit-remaining", "0"),
+        ),
+        (
+            "upstream_quota_exhausted",
+            Scripted::json(429, RATE_LIMIT_EXCEEDED),
+        ),
+        (
+            "upstream_quota_exhausted",
+            Scripted::json(403, RATE_LIMIT_EXCEEDED),
+        ),
+        // The header is enough: what follows it may break.
+        (
+            "upstream_quota_exhausted",
+            said(429, "no").header("content-length", "1000"),
+        ),
+        (
+            "upstream_failed",
+            said(403, "no").header("content-length", "1000"),
+        ),
+        ("upstream_failed", said(408, "no")),
+        ("upstream_failed", said(425, "no")),
+        ("upstream_failed", said(451, "no")),
+        ("upstream_failed", said(302, "no")),
+        ("upstream_failed", Scripted::new(205, "")),
         ("upstream_auth_failed", expired),
         (
             "space_access_denied",

@@ -5,7 +5,10 @@ use std::{collections::HashSet, time::Duration};
 use tokio::time::Instant;
 
 use super::{CircuitState, Evidence};
-use crate::{config::CircuitConfig, domain::PageKey};
+use crate::{
+    config::CircuitConfig,
+    domain::{PageKey, SpaceToken},
+};
 
 /// In how many steps the window slides: it may forget what happened up to a tenth of its length too early, never too late.
 const BUCKETS: u64 = 10;
@@ -22,6 +25,8 @@ pub(super) struct Breaker {
     open_for: Duration,
     window: Window,
     state: State,
+    /// Whom it is open for, while it is not closed.
+    scope: Scope,
     /// Since when it is closed, or is not.
     closed_or_not_since: Instant,
     /// Another one after each change of state and for each probe: what was let through before tells nothing about now.
@@ -35,6 +40,13 @@ enum State {
     HalfOpen { probing: bool },
 }
 
+/// For whom it is open: where all that failed was one space's, the others have nothing to fear, and none of their calls is refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Scope {
+    All,
+    Space(SpaceToken),
+}
+
 /// Leave to make one call; to be handed back with how it ended.
 #[derive(Debug)]
 pub(super) struct Ticket {
@@ -42,9 +54,9 @@ pub(super) struct Ticket {
 }
 
 /// What an ended call changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Change {
-    Opened,
+    Opened(Scope),
     /// The probe failed.
     StaysOpen,
     Closed,
@@ -58,6 +70,7 @@ impl Breaker {
             open_for: config.open_for,
             window: Window::new(config.window, now),
             state: State::Closed,
+            scope: Scope::All,
             closed_or_not_since: now,
             epoch: 0,
         }
@@ -75,8 +88,11 @@ impl Breaker {
         self.closed_or_not_since
     }
 
-    /// How long to wait where a call would be refused now.
-    pub(super) fn refuses(&self, now: Instant) -> Option<Duration> {
+    /// How long to wait where a call for `space`, or for any, would be refused now.
+    pub(super) fn refuses(&self, space: Option<&SpaceToken>, now: Instant) -> Option<Duration> {
+        if !self.concerns(space) {
+            return None;
+        }
         match self.state {
             State::Closed | State::HalfOpen { probing: false } => None,
             State::Open { since } => self.rest(since, now),
@@ -84,16 +100,24 @@ impl Breaker {
         }
     }
 
-    /// Lets a call through, or says how long to wait.
-    pub(super) fn admit(&mut self, now: Instant) -> Result<Ticket, Duration> {
-        if let Some(wait) = self.refuses(now) {
+    /// Whether it is open, if it is, for `space` too, or for all.
+    fn concerns(&self, space: Option<&SpaceToken>) -> bool {
+        match &self.scope {
+            Scope::All => true,
+            Scope::Space(failing) => space == Some(failing),
+        }
+    }
+
+    /// Lets a call for `space` through, or says how long to wait.
+    pub(super) fn admit(&mut self, space: &SpaceToken, now: Instant) -> Result<Ticket, Duration> {
+        if let Some(wait) = self.refuses(Some(space), now) {
             return Err(wait);
         }
         match self.state {
-            State::Closed => {}
-            State::Open { .. } | State::HalfOpen { .. } => {
+            State::Open { .. } | State::HalfOpen { .. } if self.concerns(Some(space)) => {
                 self.enter(State::HalfOpen { probing: true });
             }
+            State::Closed | State::Open { .. } | State::HalfOpen { .. } => {}
         }
         Ok(Ticket { epoch: self.epoch })
     }
@@ -110,24 +134,51 @@ impl Breaker {
             return None;
         }
         let works = self.verdict(evidence, page, now);
+        let space = &page.space.space;
         match (self.state, works) {
-            (State::Closed, Some(works)) => {
-                self.window.count(works, now);
-                // A call that worked never opens it, whatever the share.
-                (!works && self.is_past_bearing(now)).then(|| self.open(now, Change::Opened))
-            }
+            (_, Some(works)) if !self.concerns(Some(space)) => self.count(works, space, now),
+            (State::Closed, Some(works)) => self.count(works, space, now),
             (State::HalfOpen { .. }, Some(true)) => {
-                self.enter(State::Closed);
-                self.closed_or_not_since = now;
+                self.close(now);
                 Some(Change::Closed)
             }
-            (State::HalfOpen { .. }, Some(false)) => Some(self.open(now, Change::StaysOpen)),
-            (State::HalfOpen { .. }, None) => {
+            (State::HalfOpen { .. }, Some(false)) => {
+                self.window.forget_calls();
+                self.enter(State::Open { since: now });
+                Some(Change::StaysOpen)
+            }
+            (State::HalfOpen { .. }, None) if self.concerns(Some(space)) => {
                 self.enter(State::HalfOpen { probing: false });
                 None
             }
-            (State::Closed, None) | (State::Open { .. }, _) => None,
+            (State::Closed | State::HalfOpen { .. }, None) | (State::Open { .. }, _) => None,
         }
+    }
+
+    /// Counts a call that the circuit, open or not, has nothing to do with.
+    fn count(&mut self, works: bool, space: &SpaceToken, now: Instant) -> Option<Change> {
+        self.window.count(works, space, now);
+        // A call that worked never opens it, whatever the share.
+        if works || !self.is_past_bearing(now) {
+            return None;
+        }
+        let scope = match (self.state, self.window.failing(now)) {
+            (State::Closed, Failing::One(space)) => Scope::Space(space),
+            // Open for one space already.
+            (State::Open { .. } | State::HalfOpen { .. }, _)
+            | (State::Closed, Failing::Nobody | Failing::Several) => Scope::All,
+        };
+        self.window.forget();
+        self.closed_or_not_since = now;
+        self.scope = scope.clone();
+        self.enter(State::Open { since: now });
+        Some(Change::Opened(scope))
+    }
+
+    fn close(&mut self, now: Instant) {
+        self.scope = Scope::All;
+        self.closed_or_not_since = now;
+        self.enter(State::Closed);
     }
 
     /// Whether the upstream works by this evidence; `None`: it does not tell.
@@ -144,15 +195,6 @@ impl Breaker {
         let (calls, failures) = self.window.totals(now);
         // Divided, not multiplied: 7 of 100 is 0.07, but 0.07 * 100 is more than 7.
         calls >= self.min_calls && f64::from(failures) / f64::from(calls) >= self.failure_ratio
-    }
-
-    fn open(&mut self, now: Instant, change: Change) -> Change {
-        self.window.forget_calls();
-        if change == Change::Opened {
-            self.closed_or_not_since = now;
-        }
-        self.enter(State::Open { since: now });
-        change
     }
 
     fn enter(&mut self, state: State) {
@@ -182,8 +224,29 @@ struct Bucket {
     step: u64,
     calls: u32,
     failures: u32,
+    failing: Failing,
     /// Those that failed by themselves; forgotten together with the one failure that was counted for each.
     pages: HashSet<PageKey>,
+}
+
+/// Whose calls failed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+enum Failing {
+    #[default]
+    Nobody,
+    One(SpaceToken),
+    Several,
+}
+
+impl Failing {
+    fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Nobody, other) => other,
+            (own, Self::Nobody) => own,
+            (Self::One(own), Self::One(other)) if own == other => Self::One(own),
+            (Self::One(_) | Self::Several, Self::One(_) | Self::Several) => Self::Several,
+        }
+    }
 }
 
 impl Window {
@@ -195,10 +258,21 @@ impl Window {
         }
     }
 
-    fn count(&mut self, works: bool, now: Instant) {
+    fn count(&mut self, works: bool, space: &SpaceToken, now: Instant) {
         let bucket = self.bucket(now);
         bucket.calls = bucket.calls.saturating_add(1);
-        bucket.failures = bucket.failures.saturating_add(u32::from(!works));
+        if !works {
+            bucket.failures = bucket.failures.saturating_add(1);
+            let failing = std::mem::take(&mut bucket.failing);
+            bucket.failing = failing.and(Failing::One(space.clone()));
+        }
+    }
+
+    /// Whose calls failed within the window.
+    fn failing(&self, now: Instant) -> Failing {
+        self.live(now)
+            .map(|bucket| bucket.failing.clone())
+            .fold(Failing::Nobody, Failing::and)
     }
 
     /// Notes that `page` failed by itself; `false` where it did so already within the window.
@@ -225,10 +299,16 @@ impl Window {
         })
     }
 
+    /// Starts anew: a page that failed may fail one probe too.
+    fn forget(&mut self) {
+        self.buckets = Default::default();
+    }
+
     /// Starts the counts anew. The pages stay: one bad page must not fail one probe after another.
     fn forget_calls(&mut self) {
         for bucket in &mut self.buckets {
             (bucket.calls, bucket.failures) = (0, 0);
+            bucket.failing = Failing::Nobody;
         }
     }
 

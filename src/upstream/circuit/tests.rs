@@ -32,8 +32,11 @@ fn works() -> Outcome {
     Ok(Bytes::new())
 }
 
+/// Without an answer: what answers and fails counts once for a page.
 fn fails() -> Outcome {
-    Err(UpstreamError::Failed(FailureSource::Html))
+    Err(UpstreamError::Unreachable(Arc::new(ClientError::TooLarge(
+        1,
+    ))))
 }
 
 /// A circuit over an upstream that answers like this.
@@ -118,19 +121,21 @@ fn every_kind_tells_something_else_about_the_upstream() {
         (UpstreamError::SpaceNotFound { head: None }, Works),
         (UpstreamError::SpaceAccessDenied, Works),
         (UpstreamError::Rejected, Works),
-        (status(StatusCode::INTERNAL_SERVER_ERROR), Fails),
-        (status(StatusCode::SERVICE_UNAVAILABLE), Fails),
-        (failed(FailureSource::Html), Fails),
+        (status(StatusCode::INTERNAL_SERVER_ERROR), PageFails),
+        (status(StatusCode::SERVICE_UNAVAILABLE), PageFails),
+        (status(StatusCode::FORBIDDEN), PageFails),
+        (failed(FailureSource::Html), PageFails),
         (failed(FailureSource::Inner { message: None }), PageFails),
         (
             failed(FailureSource::InnerSlowDown { message: None }),
             PageFails,
         ),
-        (invalid(json), Fails),
-        (invalid(InvalidAnswer::NoData), Fails),
-        (invalid(InvalidAnswer::NoCount), Fails),
-        (invalid(InvalidAnswer::Truncated), Fails),
+        (invalid(json), PageFails),
+        (invalid(InvalidAnswer::NoData), PageFails),
+        (invalid(InvalidAnswer::NoCount), PageFails),
+        (invalid(InvalidAnswer::Truncated), PageFails),
         (invalid(InvalidAnswer::TooLarge(1)), PageFails),
+        (invalid(InvalidAnswer::NotHttp), Fails),
         (unreachable, Fails),
         (UpstreamError::Timeout(SECOND), Fails),
         (UpstreamError::AuthFailed, Nothing),
@@ -162,7 +167,7 @@ async fn switched_off_it_never_opens() {
     let request = fixtures::request("circuit = { enabled = false, min_calls = 1 }");
     for _ in 0..100 {
         let outcome = answering(fails).oneshot(request.clone()).await;
-        assert_eq!(code(outcome), "upstream_failed");
+        assert_eq!(code(outcome), "upstream_unreachable");
     }
     assert_eq!(state(&request), CircuitState::Closed);
 }
@@ -268,7 +273,7 @@ async fn who_stands_in_line_when_it_opens_is_told_at_once_and_never_sent() {
     // The first minute has two calls: the others stand in line for those of the next.
     let calls = (0..4).map(|_| service.clone().oneshot(request.clone()));
     let codes: Vec<_> = join_all(calls).await.into_iter().map(code).collect();
-    assert_eq!(codes[..2], ["upstream_failed"; 2]);
+    assert_eq!(codes[..2], ["upstream_unreachable"; 2]);
     assert_eq!(codes[2..], ["upstream_unavailable"; 2]);
     assert_eq!(sent.load(Ordering::Relaxed), 2);
     assert_eq!(began.elapsed(), SECOND);
@@ -287,4 +292,58 @@ async fn who_was_sent_when_it_opens_is_waited_for() {
     open(&request).await;
     assert!(under_way.0.await.is_ok());
     assert_eq!(state(&request), CircuitState::Open);
+}
+
+fn asks_to_be_left_alone(seconds: u64) -> Outcome {
+    Err(UpstreamError::Failed(FailureSource::Status {
+        status: StatusCode::SERVICE_UNAVAILABLE,
+        retry_after: Some(Duration::from_secs(seconds)),
+    }))
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upstream_that_asks_to_be_left_alone_is_not_asked_for_as_long() {
+    for (asked, seconds) in [(1, 1), (120, 120), (300, 300), (301, 300), (u64::MAX, 300)] {
+        for lines in ["", "circuit.enabled = false"] {
+            let request = fixtures::request(lines);
+            let upstream = over(service_fn(move |_: PageRequest| async move {
+                asks_to_be_left_alone(asked)
+            }));
+            let told = upstream.oneshot(request.clone()).await;
+            assert_eq!(code(told), "upstream_failed");
+            assert_eq!(state(&request), CircuitState::Open);
+
+            let left = Duration::from_secs(seconds);
+            assert_unavailable(unreachable().oneshot(request.clone()).await, left);
+            tokio::time::advance(left - SECOND / 2).await;
+            assert_unavailable(unreachable().oneshot(request.clone()).await, SECOND / 2);
+            tokio::time::advance(SECOND / 2).await;
+            assert_eq!(state(&request), CircuitState::Closed);
+            assert!(answering(works).oneshot(request).await.is_ok());
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_longest_of_several_requests_to_be_left_alone_counts() {
+    let request = any_request();
+    let began = Instant::now();
+    let slow = over(service_fn(|request: PageRequest| async move {
+        request.sent.set();
+        tokio::time::sleep(SECOND).await;
+        asks_to_be_left_alone(10)
+    }));
+    let mut under_way = Polled::new(slow.oneshot(request.clone()));
+    assert!(under_way.is_under_way());
+    let upstream = over(service_fn(|_: PageRequest| async {
+        asks_to_be_left_alone(60)
+    }));
+    let _ = upstream.oneshot(request.clone()).await;
+    let _ = under_way.0.await;
+    let told = unreachable().oneshot(request.clone()).await;
+    assert_unavailable(told, 59 * SECOND);
+    assert_eq!(
+        request.credential.circuit().closed_or_not_since(),
+        Some(began)
+    );
 }

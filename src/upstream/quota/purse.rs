@@ -10,19 +10,19 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, StatusCode, header::DATE};
 use tokio::time::Instant;
 
 use crate::shared::{Calls, Grant, Lost, SharedCall};
 use crate::upstream::{
-    Claims, Head, Urgency,
+    CallLimits, Claims, Urgency,
     line::{Line, TurnedAway},
-    retry_after,
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// The longest that an upstream's `Retry-After` is believed.
 const LONGEST_HOLD: Duration = Duration::from_secs(3600);
+/// The shortest pause after a throttle that names none; it doubles while throttles follow each other, up to a minute.
+const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
 /// Calls of the last minute that are remembered: no quota is larger.
 const MOST_REMEMBERED: usize = 65_536;
 /// One call in this many is kept back from background fills.
@@ -72,6 +72,8 @@ struct State {
     /// Calls that others made with this credential, and until when they count.
     others: Option<(u32, Instant)>,
     hold_until: Option<Instant>,
+    /// Throttles in a row that named no pause.
+    unexplained_throttles: u32,
     learned: Option<u32>,
     /// Until then all replicas together have spent what there is.
     shared_until: Option<Instant>,
@@ -193,7 +195,7 @@ impl Purse {
         let mut state = self.lock();
         let limit = self.limit(&state)?;
         state.forget(now);
-        if state.hold_until.is_some_and(|until| until > now) {
+        if !state.held_for(now).is_zero() {
             return Some(0);
         }
         Some(
@@ -263,14 +265,14 @@ impl Purse {
     /// Who has something to show, or nobody to show it to, takes no call before those who have nothing.
     fn yield_to_those_in_line(&self, now: Instant) -> Result<(), Duration> {
         if !self.line.is_empty() && self.is_bounded(now) {
-            return Err(self.wait_of_one());
+            return Err(self.wait_of_one().max(self.lock().held_for(now)));
         }
         Ok(())
     }
 
     fn is_bounded(&self, now: Instant) -> bool {
         let state = self.lock();
-        self.limit(&state).is_some() || state.hold_until.is_some_and(|until| until > now)
+        self.limit(&state).is_some() || !state.held_for(now).is_zero()
     }
 
     async fn stand_in_line(
@@ -288,7 +290,8 @@ impl Purse {
         // Those ahead each need a call too, beyond what is there already.
         let ahead = u32::try_from(self.line.ahead_of(claims)).unwrap_or(u32::MAX);
         let ahead = ahead.saturating_sub(self.remaining(now).unwrap_or(u32::MAX));
-        let at_best = self.wait_of_one().saturating_mul(ahead);
+        let in_line = self.wait_of_one().saturating_mul(ahead);
+        let at_best = in_line.max(self.lock().held_for(now));
         if ahead > 0 && now + at_best > given_up {
             return Err(at_best.into());
         }
@@ -303,7 +306,10 @@ impl Purse {
         // Who is not first is not asked whether it gives up.
         match tokio::time::timeout_at(given_up, taken).await {
             Ok(taken) => Ok(taken??),
-            Err(_) => Err(self.wait_of_one().into()),
+            Err(_) => {
+                let held = self.lock().held_for(Instant::now());
+                Err(self.wait_of_one().max(held).into())
+            }
         }
     }
 
@@ -365,9 +371,21 @@ impl Purse {
         if state.is_closed {
             return Err(MINUTE);
         }
-        if let Some(until) = state.hold_until.filter(|until| *until > now) {
-            return Err(until - now);
+        let held = state.held_for(now);
+        match self.check_count(state, urgency, now) {
+            Err(wait) => Err(wait.max(held)),
+            Ok(()) if held.is_zero() => Ok(()),
+            Ok(()) => Err(held),
         }
+    }
+
+    /// Whether what was spent leaves one more call; if not, how long until it may.
+    fn check_count(
+        &self,
+        state: &mut State,
+        urgency: Urgency,
+        now: Instant,
+    ) -> Result<(), Duration> {
         if let Some(limit) = self.limit(state) {
             self.check_shared(state, now)?;
             state.forget(now);
@@ -412,40 +430,40 @@ impl Purse {
         }
     }
 
-    /// Corrects the count by an answer's header.
-    ///
-    /// Times are taken against the answer's own `Date`, so that neither clock need be right.
-    pub fn learn(&self, status: StatusCode, head: &Head) {
-        let said = Said::read(&head.headers, head.received_unix);
-        let now = head.received;
+    /// Corrects the count by what an answer's header says that was received at `now`.
+    pub fn learn(&self, limits: &CallLimits, now: Instant) {
         let mut state = self.lock();
-        if let Some(limit) = said.limit.filter(|limit| *limit > 0) {
-            state.learned = Some(limit);
+        if state.held_for(now).is_zero() {
+            state.unexplained_throttles = 0;
         }
-        let reset = said.reset_in.unwrap_or(MINUTE).min(MINUTE);
-        if let (Some(limit), Some(remaining)) = (said.limit, said.remaining) {
-            state.forget(now);
-            let spent = limit.saturating_sub(remaining);
-            // This very call is still in flight, and in the upstream's count.
-            let ours = state.in_flight + u32::try_from(state.ended.len()).unwrap_or(u32::MAX);
-            let others = spent.saturating_sub(ours);
-            state.others = (others > 0).then(|| (others, now + reset));
-        }
-        let hold = match status {
-            StatusCode::TOO_MANY_REQUESTS => {
-                Some(retry_after(&head.headers, head.received_unix).unwrap_or(reset))
-            }
-            _ if said.remaining == Some(0) => Some(reset),
-            _ => None,
-        };
-        if let Some(hold) = hold {
-            self.hold(&mut state, hold, now);
+        let reset = limits.reset_in.unwrap_or(MINUTE).min(MINUTE);
+        state.note_limits(limits, now + reset, now);
+        if limits.is_spent() {
+            self.hold(&mut state, reset, now);
         }
     }
 
-    /// Notes that the upstream refused a call for want of quota, not by its status but in the body.
-    pub fn refused(&self, retry_after: Option<Duration>, now: Instant) {
-        self.hold(&mut self.lock(), retry_after.unwrap_or(MINUTE), now);
+    /// Makes no call for as long as the upstream asks that refused one at `now` for want of quota; returns how long that is.
+    ///
+    /// Where it names no time, or one that has passed, there is a pause all the same, and a longer one each time.
+    pub fn throttled(&self, limits: &CallLimits, now: Instant) -> Duration {
+        let mut state = self.lock();
+        let asked = limits.pause();
+        let until = now + asked.unwrap_or(MINUTE).min(MINUTE);
+        state.note_limits(limits, until, now);
+        let pause = match asked {
+            Some(pause) => pause,
+            // Calls that were under way together are refused together: that is one throttle.
+            None if !state.held_for(now).is_zero() => Duration::ZERO,
+            None => {
+                let limit = self.limit(&state);
+                state.unexplained_pause(limit)
+            }
+        };
+        self.hold(&mut state, pause, now);
+        // Who asks next is told the same.
+        let next = self.check(&mut state, Urgency::Waiting, now);
+        next.err().unwrap_or_default()
     }
 
     fn hold(&self, state: &mut State, hold: Duration, now: Instant) {
@@ -474,6 +492,36 @@ fn reserve(limit: u32, urgency: Urgency) -> u32 {
 }
 
 impl State {
+    /// How long no call may be made because the upstream asked for it.
+    fn held_for(&self, now: Instant) -> Duration {
+        let until = self.hold_until.unwrap_or(now);
+        until.saturating_duration_since(now)
+    }
+
+    /// Takes in what the upstream says of its count; what others spent counts until `until`.
+    fn note_limits(&mut self, limits: &CallLimits, until: Instant, now: Instant) {
+        if let Some(limit) = limits.limit.filter(|limit| *limit > 0) {
+            self.learned = Some(limit);
+        }
+        let (Some(limit), Some(remaining)) = (limits.limit, limits.remaining) else {
+            return;
+        };
+        self.forget(now);
+        let spent = limit.saturating_sub(remaining);
+        // This very call is still in flight, and in the upstream's count.
+        let ours = self.in_flight + u32::try_from(self.ended.len()).unwrap_or(u32::MAX);
+        let others = spent.saturating_sub(ours);
+        self.others = (others > 0).then_some((others, until));
+    }
+
+    /// How long to pause after a throttle that does not say: a call's share of the minute, twice as long each time.
+    fn unexplained_pause(&mut self, limit: Option<u32>) -> Duration {
+        let share = limit.map_or(Duration::ZERO, |limit| MINUTE / limit.max(1));
+        let doubled = 1 << self.unexplained_throttles.min(6);
+        self.unexplained_throttles += 1;
+        (share.max(SHORTEST_PAUSE) * doubled).min(MINUTE)
+    }
+
     fn note_ended(&mut self, now: Instant) {
         self.forget(now);
         if self.ended.len() == MOST_REMEMBERED {
@@ -552,38 +600,6 @@ impl Drop for Call {
         }
         drop(state);
         self.purse.line.wake();
-    }
-}
-
-/// What `X-RateLimit-*` says.
-#[derive(Debug, Default)]
-struct Said {
-    limit: Option<u32>,
-    remaining: Option<u32>,
-    reset_in: Option<Duration>,
-}
-
-impl Said {
-    fn read(headers: &HeaderMap, received_unix: i64) -> Self {
-        let number = |name: &str| {
-            let text = headers.get(name)?.to_str().ok()?;
-            text.trim().parse::<i64>().ok()
-        };
-        let count = |name| number(name).and_then(|count| u32::try_from(count).ok());
-        let now = headers
-            .get(DATE)
-            .and_then(|date| date.to_str().ok())
-            .and_then(|date| httpdate::parse_http_date(date).ok())
-            .and_then(|date| date.duration_since(std::time::UNIX_EPOCH).ok())
-            .and_then(|since| i64::try_from(since.as_secs()).ok())
-            .unwrap_or(received_unix);
-        Self {
-            limit: count("x-ratelimit-limit"),
-            remaining: count("x-ratelimit-remaining"),
-            reset_in: number("x-ratelimit-reset").map(|reset| {
-                Duration::from_secs(u64::try_from(reset.saturating_sub(now)).unwrap_or(0))
-            }),
-        }
     }
 }
 

@@ -31,7 +31,7 @@ impl Bench {
 
     fn opened() -> Self {
         let mut bench = Self::new(0.5, 1);
-        assert_eq!(bench.call(Evidence::Fails), Some(Change::Opened));
+        assert_eq!(bench.call(Evidence::Fails), opened_for_space());
         bench
     }
 
@@ -46,7 +46,11 @@ impl Bench {
     }
 
     fn admit(&mut self) -> Result<Ticket, Duration> {
-        self.breaker.admit(self.now)
+        self.admit_for(&page(1))
+    }
+
+    fn admit_for(&mut self, page: &PageKey) -> Result<Ticket, Duration> {
+        self.breaker.admit(&page.space.space, self.now)
     }
 
     fn record(&mut self, ticket: Ticket, evidence: Evidence) -> Option<Change> {
@@ -58,7 +62,7 @@ impl Bench {
     }
 
     fn call_for(&mut self, page: &PageKey, evidence: Evidence) -> Option<Change> {
-        let ticket = self.admit().unwrap();
+        let ticket = self.admit_for(page).unwrap();
         self.breaker.record(ticket, evidence, page, self.now)
     }
 
@@ -73,10 +77,19 @@ impl Bench {
 }
 
 fn page(number: u32) -> PageKey {
+    page_of("SPACE", number)
+}
+
+fn opened_for_space() -> Option<Change> {
+    let space = SpaceToken::new("SPACE").unwrap();
+    Some(Change::Opened(Scope::Space(space)))
+}
+
+fn page_of(space: &str, number: u32) -> PageKey {
     PageKey {
         space: SpaceKey {
             credential: CredentialId(0),
-            space: SpaceToken::new("SPACE").unwrap(),
+            space: SpaceToken::new(space).unwrap(),
         },
         query: PageQuery {
             page: number,
@@ -126,7 +139,7 @@ fn a_share_is_met_exactly() {
     for _ in 0..6 {
         assert_eq!(bench.call(Evidence::Fails), None);
     }
-    assert_eq!(bench.call(Evidence::Fails), Some(Change::Opened));
+    assert_eq!(bench.call(Evidence::Fails), opened_for_space());
 }
 
 #[test]
@@ -212,7 +225,7 @@ fn once_closed_what_was_before_is_forgotten() {
     for _ in 0..9 {
         assert_eq!(bench.call(Evidence::Fails), None);
     }
-    assert_eq!(bench.call(Evidence::Fails), Some(Change::Opened));
+    assert_eq!(bench.call(Evidence::Fails), opened_for_space());
 }
 
 #[test]
@@ -245,7 +258,68 @@ fn one_bad_page_counts_once_a_window() {
     bench.pass(WINDOW);
     assert_eq!(bench.call_for(&page(7), Evidence::PageFails), None);
     let other = bench.call_for(&page(8), Evidence::PageFails);
-    assert_eq!(other, Some(Change::Opened));
+    assert_eq!(other, opened_for_space());
+}
+
+#[test]
+fn what_fails_for_one_space_opens_it_for_that_space_alone() {
+    for evidence in [Evidence::PageFails, Evidence::Fails] {
+        let mut bench = Bench::new(0.5, 10);
+        for number in 1..10 {
+            assert_eq!(bench.call_for(&page(number), evidence), None);
+        }
+        assert_eq!(bench.call_for(&page(10), evidence), opened_for_space());
+        assert!(bench.admit_for(&page(11)).is_err());
+        // Others are asked for as ever, work, and fail now and then.
+        for number in 0..30 {
+            let other = page_of("OTHER", number);
+            let evidence = [Evidence::Works, evidence][usize::from(number % 3 == 0)];
+            assert_eq!(bench.call_for(&other, evidence), None, "{number}");
+        }
+        bench.pass(OPEN_FOR);
+        assert_eq!(
+            bench.call_for(&page(1), Evidence::Works),
+            Some(Change::Closed)
+        );
+    }
+}
+
+#[test]
+fn what_fails_for_several_spaces_opens_it_for_all() {
+    let all = Some(Change::Opened(Scope::All));
+    let mut bench = Bench::new(0.5, 10);
+    for number in 1..10 {
+        assert_eq!(bench.call_for(&page(number), Evidence::Fails), None);
+    }
+    let other = page_of("OTHER", 1);
+    assert_eq!(bench.call_for(&other, Evidence::Fails), all);
+    for space in ["SPACE", "OTHER", "THIRD"] {
+        assert!(bench.admit_for(&page_of(space, 1)).is_err(), "{space}");
+    }
+
+    // Open for one, then another keeps failing too.
+    let mut bench = Bench::opened();
+    assert_eq!(bench.call_for(&other, Evidence::Fails), all);
+    assert!(bench.admit_for(&page_of("THIRD", 1)).is_err());
+    bench.pass(OPEN_FOR);
+    let third = page_of("THIRD", 1);
+    assert_eq!(
+        bench.call_for(&third, Evidence::Works),
+        Some(Change::Closed)
+    );
+    assert!(bench.admit().is_ok());
+}
+
+#[test]
+fn a_probe_of_one_space_holds_up_nobody_else() {
+    let mut bench = Bench::half_open();
+    let other = page_of("OTHER", 1);
+    let probe = bench.admit().unwrap();
+    assert!(bench.admit().is_err());
+    assert_eq!(bench.call_for(&other, Evidence::Works), None);
+    assert_eq!(bench.call_for(&other, Evidence::Nothing), None);
+    assert!(bench.admit().is_err(), "the probe still has its place");
+    assert_eq!(bench.record(probe, Evidence::Works), Some(Change::Closed));
 }
 
 #[test]
@@ -287,7 +361,7 @@ fn the_failures_of_pages_alone_open_it_at_the_largest_min_calls() {
         assert_eq!(bench.call_for(&page(number), Evidence::PageFails), None);
     }
     let last = bench.call_for(&page(most), Evidence::PageFails);
-    assert_eq!(last, Some(Change::Opened));
+    assert_eq!(last, opened_for_space());
 }
 
 #[test]
@@ -303,10 +377,11 @@ fn no_length_of_time_is_too_long_or_too_short() {
         };
         let mut breaker = Breaker::new(&config, now);
         let later = now + WINDOW * 100_000_000;
-        let ticket = breaker.admit(later).unwrap();
+        let space = page(1).space.space;
+        let ticket = breaker.admit(&space, later).unwrap();
         let change = breaker.record(ticket, Evidence::PageFails, &page(1), later);
-        assert_eq!(change, Some(Change::Opened));
-        assert_eq!(breaker.admit(later).unwrap_err(), length);
+        assert_eq!(change, opened_for_space());
+        assert_eq!(breaker.admit(&space, later).unwrap_err(), length);
     }
 }
 
@@ -342,7 +417,10 @@ proptest! {
             match step {
                 Step::Pass(time) => bench.pass(time),
                 Step::Admit => {
-                    let (state, refused) = (bench.state(), bench.breaker.refuses(bench.now));
+                    let (state, refused) = {
+                        let space = page(1).space.space;
+                        (bench.state(), bench.breaker.refuses(Some(&space), bench.now))
+                    };
                     match bench.admit() {
                         Ok(ticket) => {
                             prop_assert!(refused.is_none() && state != CircuitState::Open);

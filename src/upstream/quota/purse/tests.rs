@@ -1,7 +1,7 @@
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue};
 
 use super::*;
-use crate::upstream::fixtures;
+use crate::upstream::{Head, fixtures};
 
 fn purse(quota: u32) -> Arc<Purse> {
     Arc::new(Purse::new(quota, 256))
@@ -20,17 +20,18 @@ async fn settled_purse(quota: u32) -> Arc<Purse> {
     purse
 }
 
-fn head(fields: &[(&'static str, &str)]) -> Head {
+/// What a header says that is received at 1800000000.
+fn limits(fields: &[(&'static str, &str)]) -> CallLimits {
     let mut headers = HeaderMap::new();
     for (name, value) in fields {
         headers.insert(*name, HeaderValue::from_str(value).unwrap());
     }
-    Head {
+    CallLimits::read(&Head {
         headers,
         received: Instant::now(),
         received_unix: 1_800_000_000,
         response_delay: Duration::ZERO,
-    }
+    })
 }
 
 /// Spends as fast as the purse allows and returns when each call was made.
@@ -160,13 +161,13 @@ async fn what_the_upstream_says_is_learned_whatever_the_clocks() {
         );
         let reset = (upstream_now + 20).to_string();
         purse.learn(
-            StatusCode::OK,
-            &head(&[
+            &limits(&[
                 ("date", &date),
                 ("x-ratelimit-limit", "5"),
                 ("x-ratelimit-remaining", "0"),
                 ("x-ratelimit-reset", &reset),
             ]),
+            Instant::now(),
         );
         assert_eq!(purse.per_minute(), Some(5));
         assert_eq!(
@@ -183,12 +184,12 @@ async fn what_the_upstream_says_is_learned_whatever_the_clocks() {
 async fn calls_of_others_count_until_the_reset() {
     let purse = settled_purse(10).await;
     purse.learn(
-        StatusCode::OK,
-        &head(&[
+        &limits(&[
             ("x-ratelimit-limit", "10"),
             ("x-ratelimit-remaining", "3"),
             ("x-ratelimit-reset", "1800000030"),
         ]),
+        Instant::now(),
     );
     assert_eq!(purse.remaining(Instant::now()), Some(3));
     tokio::time::advance(Duration::from_secs(30)).await;
@@ -199,12 +200,12 @@ async fn calls_of_others_count_until_the_reset() {
 async fn calls_of_others_are_no_burst() {
     let purse = settled_purse(60).await;
     purse.learn(
-        StatusCode::OK,
-        &head(&[
+        &limits(&[
             ("x-ratelimit-limit", "60"),
             ("x-ratelimit-remaining", "20"),
             ("x-ratelimit-reset", "1800000030"),
         ]),
+        Instant::now(),
     );
     for _ in 0..20 {
         drop(
@@ -246,32 +247,91 @@ async fn who_has_something_to_show_goes_after_those_in_line() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_429_holds_everything_for_as_long_as_it_says() {
-    let purse = purse(0);
-    purse.learn(
-        StatusCode::TOO_MANY_REQUESTS,
-        &head(&[("retry-after", "7")]),
-    );
-    let wait = spend(&purse, Urgency::Waiting, Duration::from_secs(1)).await;
-    assert_eq!(wait.unwrap_err(), NoCall::Spent(Duration::from_secs(7)));
-    assert!(
-        spend(&purse, Urgency::Waiting, Duration::from_secs(10))
-            .await
-            .is_ok()
-    );
+async fn a_throttle_holds_everything_for_as_long_as_it_says() {
+    for (fields, seconds) in [
+        (&[("retry-after", "7")][..], 7),
+        (&[("x-ratelimit-reset", "7")], 7),
+        (&[("x-ratelimit-reset", "1800000007")], 7),
+        (&[("x-ratelimit-reset", "1800000007000")], 7),
+        (&[("retry-after", "7"), ("x-ratelimit-reset", "50")], 7),
+        (&[("retry-after", "0"), ("x-ratelimit-reset", "7")], 7),
+        // Longer than a minute, and never longer than is believed.
+        (&[("retry-after", "90")], 90),
+        (&[("x-ratelimit-reset", "90")], 90),
+        (&[("retry-after", "999999")], 3600),
+        // The upstream's own count says no more than its pause.
+        (
+            &[
+                ("retry-after", "7"),
+                ("x-ratelimit-limit", "5"),
+                ("x-ratelimit-remaining", "0"),
+                ("x-ratelimit-reset", "50"),
+            ],
+            7,
+        ),
+    ] {
+        let purse = purse(0);
+        let pause = Duration::from_secs(seconds);
+        let told = purse.throttled(&limits(fields), Instant::now());
+        assert_eq!(told, pause, "{fields:?}");
+        for urgency in [Urgency::Waiting, Urgency::CanStandIn, Urgency::Background] {
+            let next = spend(&purse, urgency, Duration::from_secs(1)).await;
+            assert_eq!(next.unwrap_err(), NoCall::Spent(pause), "{fields:?}");
+        }
+        let after = Duration::from_millis(1);
+        assert!(spend(&purse, Urgency::Waiting, pause + after).await.is_ok());
+    }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_that_the_body_tells_holds_as_a_429_does() {
-    let held = |purse: &Purse| purse.would_take(Urgency::Waiting, Instant::now()).err();
-    let seconds = |seconds| Some(Duration::from_secs(seconds));
-    let unheld = purse(0);
-    unheld.refused(None, Instant::now());
-    assert_eq!(held(&unheld), seconds(60));
-    unheld.refused(Some(Duration::from_secs(7)), Instant::now());
-    assert_eq!(held(&unheld), seconds(60), "a hold is never shortened");
-    unheld.refused(Some(Duration::from_secs(90)), Instant::now());
-    assert_eq!(held(&unheld), seconds(90));
+async fn a_throttle_that_names_no_pause_makes_one_that_doubles() {
+    for (quota, seconds) in [
+        (0, [1, 2, 4, 8, 16, 32, 60, 60, 60]),
+        (60, [1, 2, 4, 8, 16, 32, 60, 60, 60]),
+        (5, [12, 24, 48, 60, 60, 60, 60, 60, 60]),
+        (1, [60; 9]),
+    ] {
+        let purse = settled_purse(quota).await;
+        for seconds in seconds {
+            let told = purse.throttled(&CallLimits::default(), Instant::now());
+            assert_eq!(told, Duration::from_secs(seconds), "quota {quota}");
+            // Those that were under way are refused with it, and double nothing.
+            let half = told / 2;
+            tokio::time::advance(half).await;
+            let again = purse.throttled(&CallLimits::default(), Instant::now());
+            assert_eq!(again, told - half, "quota {quota}");
+            tokio::time::advance(half).await;
+            assert!(purse.would_take(Urgency::Waiting, Instant::now()).is_ok());
+        }
+        // An answer that is none begins anew.
+        purse.learn(&CallLimits::default(), Instant::now());
+        let told = purse.throttled(&CallLimits::default(), Instant::now());
+        assert_eq!(told, Duration::from_secs(seconds[0]), "quota {quota}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hold_is_never_shortened() {
+    let purse = purse(0);
+    for (asked, held) in [("60", 60), ("7", 60), ("90", 90), ("soon", 90)] {
+        let told = purse.throttled(&limits(&[("retry-after", asked)]), Instant::now());
+        assert_eq!(told, Duration::from_secs(held), "{asked}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_stands_in_line_while_calls_are_held_is_told_until_when() {
+    let purse = settled_purse(60).await;
+    purse.throttled(&limits(&[("retry-after", "30")]), Instant::now());
+    let mut asking = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        let purse = purse.clone();
+        let patience = Duration::from_secs(5);
+        asking.spawn(async move { spend(&purse, Urgency::Waiting, patience).await.unwrap_err() });
+    }
+    while let Some(told) = asking.join_next().await {
+        assert_eq!(told.unwrap(), NoCall::Spent(Duration::from_secs(30)));
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -411,7 +471,7 @@ async fn a_reset_beyond_all_numbers_is_a_minute_at_most() {
             ("x-ratelimit-remaining", "0"),
             ("x-ratelimit-reset", &reset.to_string()),
         ];
-        purse.learn(StatusCode::OK, &head(&fields));
+        purse.learn(&limits(&fields), Instant::now());
         tokio::time::advance(MINUTE).await;
         assert_eq!(purse.remaining(Instant::now()), Some(5), "{reset}");
     }
