@@ -5,7 +5,7 @@ use std::{
     cell::LazyCell,
     collections::{HashMap, HashSet},
     sync::Arc,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use foldhash::quality::RandomState;
@@ -32,6 +32,7 @@ mod tokens;
 use self::tokens::{Proof, ProvenBy, Tokens};
 pub use self::{
     browser_tokens::{BrowserTokens, Minted},
+    jwks::{KeysHealth, KeysState},
     tokens::Issuers,
 };
 
@@ -250,7 +251,7 @@ impl Clients {
     /// The client that `authorization`, a field value, proves to be there.
     ///
     /// Every refusal of a key costs the same: one digest, one look-up, one comparison. What is no key and has the form of a token
-    /// is verified as one, where it is not known already and `may_verify` allows the work.
+    /// is verified as one, where it is not known already, says what it must, and `may_verify` allows the time that takes.
     ///
     /// # Errors
     ///
@@ -259,7 +260,7 @@ impl Clients {
         &self,
         authorization: Option<&[u8]>,
         now: impl FnOnce() -> SystemTime,
-        may_verify: impl FnOnce() -> bool,
+        may_verify: impl FnOnce(Duration) -> bool,
     ) -> Result<Arc<Client>, AuthFailure> {
         // Read at most once, and for every refusal: most keys end at no time, and a look at the clock is half a hundredth of a hit.
         let now = LazyCell::new(now);

@@ -30,6 +30,8 @@ pub enum ApiError {
     InvalidBody,
     #[error("not authenticated")]
     Unauthenticated,
+    #[error("the identity provider's keys are not there yet")]
+    IdentityUnavailable { retry_after: Duration },
     #[error("client may not read this space")]
     SpaceNotAllowed,
     #[error("client may not mint tokens")]
@@ -57,12 +59,13 @@ struct Problem {
 }
 
 /// The code of every error there is.
-pub const CODES: [&str; 23] = [
+pub const CODES: [&str; 24] = [
     "invalid_space_token",
     "invalid_parameter",
     "unknown_parameter",
     "invalid_body",
     "unauthenticated",
+    "identity_unavailable",
     "space_not_allowed",
     "minting_not_allowed",
     "space_access_denied",
@@ -130,6 +133,12 @@ impl ApiError {
                 "Not authenticated",
                 "Send a valid client key as `Authorization: Token <key>` or `Authorization: Bearer <key>`.",
             ),
+            Self::IdentityUnavailable { .. } => problem(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "identity_unavailable",
+                "Identity unavailable",
+                "The identity provider's keys are not known yet; try again after the time in `Retry-After`.",
+            ),
             Self::SpaceNotAllowed => problem(
                 StatusCode::FORBIDDEN,
                 "space_not_allowed",
@@ -178,6 +187,7 @@ impl ApiError {
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::RateLimited(limit) => Some(limit.reset_after),
+            Self::IdentityUnavailable { retry_after } => Some((*retry_after).max(RETRY_LATER)),
             Self::Overloaded => Some(RETRY_LATER),
             Self::Tasks(TasksError {
                 kind: TasksErrorKind::Upstream(error),

@@ -168,7 +168,7 @@ pub enum AuthFailure {
     Malformed,
     Unknown,
     Expired,
-    /// No set of the identity provider's keys was read yet.
+    /// No set of the identity provider's keys was read yet. Nobody failed, and it is counted nowhere.
     KeysNotLoaded,
     /// A token's key is not among those known, or one of several could be meant.
     UnknownKey,
@@ -186,12 +186,12 @@ pub enum AuthFailure {
 }
 
 impl AuthFailure {
-    const ALL: [Self; 14] = [
+    /// Those that are counted.
+    const ALL: [Self; 13] = [
         Self::Missing,
         Self::Malformed,
         Self::Unknown,
         Self::Expired,
-        Self::KeysNotLoaded,
         Self::UnknownKey,
         Self::WrongAlgorithm,
         Self::BadSignature,

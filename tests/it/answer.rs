@@ -6,12 +6,13 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
 /// Every code of the contract with its status.
-pub(crate) const CODES: [(&str, u16); 23] = [
+pub(crate) const CODES: [(&str, u16); 24] = [
     ("invalid_space_token", 400),
     ("invalid_parameter", 400),
     ("unknown_parameter", 400),
     ("invalid_body", 400),
     ("unauthenticated", 401),
+    ("identity_unavailable", 503),
     ("space_not_allowed", 403),
     ("minting_not_allowed", 403),
     ("space_access_denied", 403),

@@ -7,7 +7,10 @@ use serde::{Serialize, Serializer};
 use tokio::time::Instant;
 
 use super::Admin;
-use crate::upstream::{CircuitState, Credential};
+use crate::{
+    api::clients::KeysState,
+    upstream::{CircuitState, Credential},
+};
 
 /// Each part and why. A refused credential, an open circuit and a lost Redis degrade, as long as anything can be answered: stored pages,
 /// or what another credential reads.
@@ -28,6 +31,9 @@ struct Parts {
     /// Absent where none is configured.
     #[serde(skip_serializing_if = "Option::is_none")]
     redis: Option<Part<Answers>>,
+    /// Absent where no identity provider is configured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    identity: Option<Part<ProviderKeys>>,
 }
 
 /// How a part does, since when, and why.
@@ -87,6 +93,11 @@ impl Answerable {
     fn is_nothing(&self) -> bool {
         self.status == "unavailable"
     }
+}
+
+#[derive(Debug, Serialize)]
+struct ProviderKeys {
+    keys: &'static str,
 }
 
 #[derive(Debug, Serialize)]
@@ -152,9 +163,19 @@ impl Readiness {
             }
         });
         let answers = Answerable::of(admin, &credentials);
+        let identity = policy.clients.issuers().keys_health().map(|keys| Part {
+            status: health(keys.state == KeysState::Current),
+            since: keys.since.into(),
+            why: ProviderKeys {
+                keys: keys.state.as_str(),
+            },
+        });
         let whole = credentials_part.why.refused_by_upstream.is_empty()
             && circuits.why.not_closed.is_empty()
-            && redis.as_ref().is_none_or(|redis| redis.why.answers);
+            && redis.as_ref().is_none_or(|redis| redis.why.answers)
+            && identity
+                .as_ref()
+                .is_none_or(|keys| keys.status == health(true));
         Self {
             status: match draining {
                 Some(_) => listener.status,
@@ -168,6 +189,7 @@ impl Readiness {
                 circuits,
                 answers,
                 redis,
+                identity,
             },
         }
     }

@@ -12,7 +12,11 @@ use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{AllowedSpaces, Client, signature::VerifyingKey, tokens::Proof};
+use super::{
+    AllowedSpaces, Client,
+    signature::{VerifyingKey, unproven_claims},
+    tokens::Proof,
+};
 use crate::{
     config::{BrowserTokensConfig, Problems},
     domain::SpaceToken,
@@ -145,12 +149,13 @@ impl BrowserTokens {
         token: &[u8],
         header: &Header,
         now: SystemTime,
+        may_verify: impl FnOnce(Duration) -> bool,
     ) -> Result<Proof, AuthFailure> {
         let mut known = self.verifying.iter();
         let (_, key) = known
             .find(|(id, _)| header.kid.as_ref() == Some(id))
             .ok_or(AuthFailure::UnknownKey)?;
-        let claims: Claims = key.claims(token)?;
+        let claims: Claims = unproven_claims(token)?;
         if claims.iss != ISSUER {
             return Err(AuthFailure::WrongIssuer);
         }
@@ -162,6 +167,10 @@ impl BrowserTokens {
         if expires <= now {
             return Err(AuthFailure::Expired);
         }
+        if !may_verify(key.cost()) {
+            return Err(AuthFailure::RateLimited);
+        }
+        key.prove(token)?;
         let spaces = claims.spaces.iter();
         let spaces = spaces.filter_map(|space| SpaceToken::new(space).ok());
         Ok(Proof {

@@ -1,5 +1,6 @@
 //! An identity provider's public keys: its JWKS (RFC 7517), of which what can be used is kept.
 
+use bytes::Bytes;
 use jsonwebtoken::{
     Algorithm, DecodingKey, DecodingKeyKind, Header,
     jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, KeyOperations, PublicKeyUse},
@@ -15,6 +16,7 @@ mod live;
 mod source;
 
 pub(super) use self::live::LiveKeys;
+pub use self::live::{KeysHealth, KeysState};
 
 /// RFC 7518 section 3.3 asks for 2048 or more; beyond 4096 the library verifies nothing.
 const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=4096;
@@ -25,6 +27,8 @@ pub(super) struct KeySet {
     keys: Vec<ProviderKey>,
     /// What they were made from, to tell whether a document says anything new.
     published: Vec<Jwk>,
+    /// All of it: other algorithms may be asked for when the configuration is reloaded.
+    document: Bytes,
 }
 
 #[derive(Debug)]
@@ -45,15 +49,16 @@ impl KeySet {
     ///
     /// Returns the error of what is no JWKS at all.
     pub(super) fn parse(
-        document: &[u8],
+        document: Bytes,
         algorithms: &[Algorithm],
     ) -> Result<Self, serde_json::Error> {
-        let document: Document = serde_json::from_slice(document)?;
+        let Document { keys } = serde_json::from_slice(&document)?;
         let mut set = Self {
             keys: Vec::new(),
             published: Vec::new(),
+            document,
         };
-        for (place, published) in document.keys.into_iter().enumerate() {
+        for (place, published) in keys.into_iter().enumerate() {
             let Some((jwk, key)) = usable(published, algorithms) else {
                 debug!(
                     jwks.place = place,
@@ -68,6 +73,12 @@ impl KeySet {
             set.published.push(jwk);
         }
         Ok(set)
+    }
+
+    /// The keys of the same document for other `algorithms`; `None` where it has none.
+    fn for_algorithms(&self, algorithms: &[Algorithm]) -> Option<Self> {
+        let keys = Self::parse(self.document.clone(), algorithms).ok();
+        keys.filter(|keys| keys.len() > 0)
     }
 
     pub(super) fn len(&self) -> usize {

@@ -5,12 +5,13 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use jsonwebtoken::Header;
+use jsonwebtoken::{Algorithm, Header};
 use serde_json::{Map, Value};
 
 use super::{
     AllowedSpaces,
     jwks::{KeySet, LiveKeys},
+    signature::unproven_claims,
     tokens::Proof,
 };
 use crate::{
@@ -34,18 +35,22 @@ pub(super) struct IdentityProvider {
 }
 
 impl IdentityProvider {
-    /// Believes the provider of `config`; one whose keys `running` has already goes on with those.
+    /// Believes the provider of `config`; one whose keys `running` has already goes on with those, for as long as the place it now names
+    /// has given none.
     ///
     /// # Errors
     ///
     /// Returns what is wrong with the place of its keys.
     pub(super) fn new(config: &JwtConfig, running: Option<&Self>) -> Result<Self, Problems> {
-        let kept = running
-            .map(|running| &running.keys)
-            .filter(|keys| keys.are_of(config));
+        let kept = running.filter(|running| running.keys.are_of(config));
+        // Another issuer's keys prove nothing of this one.
+        let before = running.filter(|running| running.config.issuer == config.issuer);
         let keys = match kept {
-            Some(keys) => keys.clone(),
-            None => Arc::new(LiveKeys::start(config)?),
+            Some(running) => running.keys.clone(),
+            None => Arc::new(LiveKeys::start(
+                config,
+                before.map(|running| &*running.keys),
+            )?),
         };
         Ok(Self {
             config: config.clone(),
@@ -71,19 +76,33 @@ impl IdentityProvider {
         token: &[u8],
         header: &Header,
         now: SystemTime,
+        may_verify: impl FnOnce(Duration) -> bool,
     ) -> Result<(Proof, Arc<KeySet>), AuthFailure> {
         if !is_access_token(header) {
             return Err(AuthFailure::Malformed);
         }
+        if !self.takes(header.alg) {
+            return Err(AuthFailure::WrongAlgorithm);
+        }
+        // Before any key is looked for: what would be refused anyway need not wait for one, and costs little.
+        let claims = unproven_claims(token)?;
+        let proof = judge(&claims, &self.config, now)?;
         let keys = self.keys.current().ok_or(AuthFailure::KeysNotLoaded)?;
         let key = keys.find(header).inspect_err(|failure| {
             if *failure == AuthFailure::UnknownKey && header.kid.is_some() {
                 self.keys.missed();
             }
         })?;
-        let claims: Claims = key.claims(token)?;
-        let proof = judge(&claims, &self.config, now)?;
+        if !may_verify(key.cost()) {
+            return Err(AuthFailure::RateLimited);
+        }
+        key.prove(token)?;
         Ok((proof, keys.clone()))
+    }
+
+    fn takes(&self, algorithm: Algorithm) -> bool {
+        let mut taken = self.config.algorithms.iter();
+        taken.any(|taken| Algorithm::from(*taken) == algorithm)
     }
 }
 
@@ -97,7 +116,7 @@ fn is_access_token(header: &Header) -> bool {
     matches!(typ, None | Some("jwt" | "at+jwt" | "jose"))
 }
 
-/// What claims prove at `now`.
+/// What claims prove at `now`, once their signature is proven.
 fn judge(claims: &Claims, rules: &JwtConfig, now: SystemTime) -> Result<Proof, AuthFailure> {
     let expires = time(claims, "exp")?.ok_or(AuthFailure::BadClaims)?;
     if expires + LEEWAY <= now {

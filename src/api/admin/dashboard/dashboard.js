@@ -38,6 +38,7 @@ const ERRORS = {
   unknown_parameter: 'A client sent a query parameter that is not known.',
   invalid_body: 'A client asked for a browser token with a bad body.',
   unauthenticated: 'A client showed no key, or one that is not taken.',
+  identity_unavailable: 'A client showed a token, and the identity provider’s keys are not known yet.',
   space_not_allowed: 'A client asked for a space that is not among its own.',
   minting_not_allowed: 'A browser token asked for a browser token.',
   space_access_denied: 'Unpod gives the gateway’s user no access to the space.',

@@ -1,7 +1,8 @@
 //! The provider's keys as they are now: read again every few minutes, and when a token names one that is not known.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -12,15 +13,18 @@ use tracing::{info, warn};
 
 use super::{
     KeySet,
-    source::{ReadError, Source},
+    source::{ReadError, Source, read_file},
 };
 use crate::config::{JwtConfig, Problems};
 
 const REFRESH_EVERY: Duration = Duration::from_secs(10 * 60);
 /// Between two readings that unknown keys ask for: anybody can make up a key's name.
 const ASKED_AT_MOST_EVERY: Duration = Duration::from_secs(60);
-/// After a failed reading, at first and at most: a provider that starts together with the gateway is met soon.
-const RETRY: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
+/// After a failed reading, at first: a provider that starts together with the gateway is met soon.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+/// And at most, while the last keys serve; while there are none every token waits for it.
+const RETRY_AT_MOST: Duration = Duration::from_secs(60);
+const RETRY_AT_MOST_WITHOUT_KEYS: Duration = Duration::from_secs(10);
 
 /// Keys that are kept up to date by a task of their own, which ends with them.
 #[derive(Debug)]
@@ -29,18 +33,49 @@ pub(in crate::api::clients) struct LiveKeys {
     keeping: JoinHandle<()>,
 }
 
+/// How the keys in force stand to those that are published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeysState {
+    /// They are what was read last.
+    Current,
+    /// They are older: the last reading failed, or none of this place was made yet.
+    Stale,
+    /// There are none yet.
+    Missing,
+}
+
+impl KeysState {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Current => "current",
+            Self::Stale => "stale",
+            Self::Missing => "missing",
+        }
+    }
+}
+
+/// How an identity provider's keys stand, since when, and when they are read next.
+#[derive(Clone, Copy, Debug)]
+pub struct KeysHealth {
+    pub state: KeysState,
+    pub since: Instant,
+    pub next_reading: Instant,
+}
+
 #[derive(Debug)]
 struct Shared {
     source: Source,
-    algorithms: Vec<Algorithm>,
+    algorithms: Arc<[Algorithm]>,
     /// The last good set; `None` until the first was read.
     current: ArcSwapOption<KeySet>,
+    health: Mutex<KeysHealth>,
     wanted: Notify,
     asked: Asked,
 }
 
 impl LiveKeys {
-    /// Reads a file's keys now; those behind a URL are fetched in the background, and are not there until then.
+    /// Reads a file's keys now; those behind a URL are fetched in the background, and until then `before`, of the same provider, serve on.
     ///
     /// # Errors
     ///
@@ -49,31 +84,36 @@ impl LiveKeys {
     /// # Panics
     ///
     /// Panics outside a runtime, which its task needs.
-    pub(in crate::api::clients) fn start(config: &JwtConfig) -> Result<Self, Problems> {
+    pub(in crate::api::clients) fn start(
+        config: &JwtConfig,
+        before: Option<&Self>,
+    ) -> Result<Self, Problems> {
         let source = Source::new(config)?;
-        let algorithms: Vec<Algorithm> = config
-            .algorithms
-            .iter()
-            .map(|name| (*name).into())
-            .collect();
-        let first = match &source {
-            Source::Url { .. } => None,
-            Source::File(file) => {
-                let problem = |text| Problems::one("auth.jwt.jwks_file", text);
-                let document = std::fs::read(file)
-                    .map_err(|error| problem(format!("cannot be read: {error}")))?;
-                let keys = KeySet::parse(&document, &algorithms)
-                    .map_err(|_| problem("expected a JWKS: {\"keys\": […]}".to_owned()))?;
-                if keys.len() == 0 {
-                    return Err(problem("holds no key for auth.jwt.algorithms".to_owned()));
-                }
-                Some(Arc::new(keys))
+        let algorithms = algorithms(config);
+        let (first, state) = match &source {
+            Source::File(file) => (Some(read_usable(file, &algorithms)?), KeysState::Current),
+            Source::Url { .. } => {
+                let before = before.and_then(Self::current);
+                let before = before.and_then(|keys| keys.for_algorithms(&algorithms));
+                let state = if before.is_some() {
+                    KeysState::Stale
+                } else {
+                    KeysState::Missing
+                };
+                (before, state)
             }
+        };
+        let now = Instant::now();
+        let health = KeysHealth {
+            state,
+            since: now,
+            next_reading: now,
         };
         let shared = Arc::new(Shared {
             source,
             algorithms,
-            current: ArcSwapOption::new(first),
+            current: ArcSwapOption::new(first.map(Arc::new)),
+            health: Mutex::new(health),
             wanted: Notify::new(),
             asked: Asked::default(),
         });
@@ -86,6 +126,10 @@ impl LiveKeys {
     /// The last good set.
     pub(in crate::api::clients) fn current(&self) -> Option<Arc<KeySet>> {
         self.shared.current.load_full()
+    }
+
+    pub(in crate::api::clients) fn health(&self) -> KeysHealth {
+        *self.shared.health()
     }
 
     /// A token names a key that is not in the set: perhaps it is new.
@@ -102,8 +146,24 @@ impl LiveKeys {
 
     /// Whether these are the keys that `config` means.
     pub(in crate::api::clients) fn are_of(&self, config: &JwtConfig) -> bool {
-        let algorithms = config.algorithms.iter().map(|name| Algorithm::from(*name));
-        self.shared.source.is_of(config) && algorithms.eq(self.shared.algorithms.iter().copied())
+        self.shared.source.is_of(config) && algorithms(config) == self.shared.algorithms
+    }
+}
+
+fn algorithms(config: &JwtConfig) -> Arc<[Algorithm]> {
+    let named = config.algorithms.iter();
+    named.map(|name| Algorithm::from(*name)).collect()
+}
+
+/// The keys of `file`, of which one at least is of use; blocks on the file.
+fn read_usable(file: &Path, algorithms: &[Algorithm]) -> Result<KeySet, Problems> {
+    let problem = |text| Err(Problems::one("auth.jwt.jwks_file", text));
+    match read_file(file, algorithms) {
+        Ok(keys) if keys.len() > 0 => Ok(keys),
+        Ok(_) => problem("holds no key for auth.jwt.algorithms".to_owned()),
+        Err(ReadError::File(error)) => problem(format!("cannot be read: {error}")),
+        Err(ReadError::NotJwks(_)) => problem("expected a JWKS: {\"keys\": […]}".to_owned()),
+        Err(error) => problem(error.to_string()),
     }
 }
 
@@ -115,11 +175,9 @@ impl Drop for LiveKeys {
 
 impl Shared {
     async fn keep_fresh(self: Arc<Self>) {
-        let has_keys = self.current.load().is_some();
-        let mut wait = if has_keys {
-            REFRESH_EVERY
-        } else {
-            Duration::ZERO
+        let mut wait = match self.health().state {
+            KeysState::Current => REFRESH_EVERY,
+            KeysState::Stale | KeysState::Missing => Duration::ZERO,
         };
         let mut failures = 0;
         loop {
@@ -134,14 +192,20 @@ impl Shared {
                     warn!(%error, error.cause = %error.cause(), "the identity provider's keys could not be read; the last ones stay in force");
                 }
             }
-            wait = next_refresh(failures);
+            let has_keys = self.current.load().is_some();
+            wait = next_refresh(failures, has_keys);
+            let state = match (failures, has_keys) {
+                (0, _) => KeysState::Current,
+                (_, true) => KeysState::Stale,
+                (_, false) => KeysState::Missing,
+            };
+            self.report(state, wait);
         }
     }
 
     /// Reads the document and puts it in force if it says anything new.
     async fn refresh(&self) -> Result<(), ReadError> {
-        let document = self.source.read().await?;
-        let keys = KeySet::parse(&document, &self.algorithms)?;
+        let keys = self.source.read(&self.algorithms).await?;
         if self.current.load().as_deref() == Some(&keys) {
             return Ok(());
         }
@@ -157,14 +221,33 @@ impl Shared {
         self.current.store(Some(Arc::new(keys)));
         Ok(())
     }
+
+    /// Tells how a reading ended, and that the next comes after `wait`.
+    fn report(&self, state: KeysState, wait: Duration) {
+        let now = Instant::now();
+        let mut health = self.health();
+        if health.state != state {
+            health.since = now;
+        }
+        health.state = state;
+        health.next_reading = now + wait;
+    }
+
+    fn health(&self) -> MutexGuard<'_, KeysHealth> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// How long after a reading the next is due; `failures` have come in a row.
-fn next_refresh(failures: u32) -> Duration {
-    let [first, most] = RETRY;
+fn next_refresh(failures: u32, has_keys: bool) -> Duration {
+    let most = if has_keys {
+        RETRY_AT_MOST
+    } else {
+        RETRY_AT_MOST_WITHOUT_KEYS
+    };
     match failures.checked_sub(1) {
         None => REFRESH_EVERY,
-        Some(doublings) => first
+        Some(doublings) => FIRST_RETRY
             .saturating_mul(2_u32.saturating_pow(doublings))
             .min(most),
     }

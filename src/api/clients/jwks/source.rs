@@ -1,11 +1,20 @@
 //! Where a JWKS is read from: a file, or the identity provider over HTTPS.
 
-use std::{error::Error, io, path::PathBuf, time::Duration};
+use std::{
+    error::Error,
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header::ACCEPT};
+use jsonwebtoken::Algorithm;
 use url::Url;
 
+use super::KeySet;
 use crate::{
     config::{JwtConfig, Problems, auth::KeysFrom},
     upstream::{self, ClientError},
@@ -14,8 +23,8 @@ use crate::{
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// From asking to the last byte.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Room for hundreds of keys.
-const MAX_BODY: usize = 256 * 1024;
+/// Room for thousands of keys.
+const LONGEST: usize = 1024 * 1024;
 
 /// Where the keys are published.
 #[derive(Debug)]
@@ -30,6 +39,10 @@ pub(super) enum ReadError {
     #[error("the file cannot be read")]
     File(#[source] io::Error),
     // Without its URL, as every log line.
+    #[error("the document is longer than 1 MiB")]
+    TooLong,
+    #[error("reading it ended in a bug")]
+    Bug,
     #[error("the request failed")]
     Request(#[source] reqwest::Error),
     #[error("the answer was {0}")]
@@ -71,14 +84,20 @@ impl Source {
         }
     }
 
-    pub(super) async fn read(&self) -> Result<Bytes, ReadError> {
-        match self {
-            // A few kilobytes, a few times an hour: not worth a thread.
-            Self::File(file) => std::fs::read(file)
-                .map(Bytes::from)
-                .map_err(ReadError::File),
-            Self::Url { http, url } => fetch(http, url).await,
-        }
+    /// Reads the keys for `algorithms`. What takes time but for the network is done on a thread of its own.
+    pub(super) async fn read(&self, algorithms: &Arc<[Algorithm]>) -> Result<KeySet, ReadError> {
+        let algorithms = algorithms.clone();
+        let reading = match self {
+            Self::File(file) => {
+                let file = file.clone();
+                tokio::task::spawn_blocking(move || read_file(&file, &algorithms))
+            }
+            Self::Url { http, url } => {
+                let document = fetch(http, url).await?;
+                tokio::task::spawn_blocking(move || Ok(KeySet::parse(document, &algorithms)?))
+            }
+        };
+        reading.await.unwrap_or(Err(ReadError::Bug))
     }
 
     /// Whether `config` names this very place.
@@ -89,6 +108,22 @@ impl Source {
         };
         config.keys_from() == Ok(this)
     }
+}
+
+/// Reads the keys for `algorithms` from `file`, and blocks on it.
+///
+/// # Errors
+///
+/// Returns why the file holds no JWKS.
+pub(super) fn read_file(file: &Path, algorithms: &[Algorithm]) -> Result<KeySet, ReadError> {
+    let mut document = Vec::new();
+    File::open(file)
+        .and_then(|file| file.take(LONGEST as u64 + 1).read_to_end(&mut document))
+        .map_err(ReadError::File)?;
+    if document.len() > LONGEST {
+        return Err(ReadError::TooLong);
+    }
+    Ok(KeySet::parse(document.into(), algorithms)?)
 }
 
 async fn fetch(http: &reqwest::Client, url: &Url) -> Result<Bytes, ReadError> {
@@ -104,7 +139,7 @@ async fn fetch(http: &reqwest::Client, url: &Url) -> Result<Bytes, ReadError> {
     if response.status() != StatusCode::OK {
         return Err(ReadError::Status(response.status()));
     }
-    upstream::read_body(response, MAX_BODY)
+    upstream::read_body(response, LONGEST)
         .await
         .map_err(ReadError::Body)
 }

@@ -35,7 +35,7 @@ fn with(mut key: Value, name: &str, value: Value) -> Value {
 
 fn algorithms(keys: &[Value], allowed: &[Algorithm]) -> Vec<Algorithm> {
     let document = json!({ "keys": keys }).to_string();
-    let set = KeySet::parse(document.as_bytes(), allowed).unwrap();
+    let set = KeySet::parse(document.into(), allowed).unwrap();
     set.keys.iter().map(|key| key.key.algorithm()).collect()
 }
 
@@ -122,9 +122,12 @@ fn what_is_no_set_is_an_error_and_an_empty_one_is_not() {
         r#"{"keys": {}}"#,
         r#"{"keys": [}"#,
     ] {
-        assert!(KeySet::parse(text.as_bytes(), &ALL).is_err(), "{text}");
+        assert!(KeySet::parse(text.into(), &ALL).is_err(), "{text}");
     }
-    assert_eq!(KeySet::parse(br#"{"keys": []}"#, &ALL).unwrap().len(), 0);
+    assert_eq!(
+        KeySet::parse(r#"{"keys": []}"#.into(), &ALL).unwrap().len(),
+        0
+    );
 }
 
 #[test]
@@ -135,7 +138,7 @@ fn a_token_finds_its_key_by_id_and_algorithm() {
         named(ed25519(), "a"),
         named(p256(), "b"),
     ]});
-    let set = KeySet::parse(document.to_string().as_bytes(), &ALL).unwrap();
+    let set = KeySet::parse(document.to_string().into(), &ALL).unwrap();
     let find = |id: Option<&str>, algorithm| {
         let header = Header {
             kid: id.map(str::to_owned),
