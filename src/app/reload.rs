@@ -256,6 +256,8 @@ impl Reloader {
             before.upstream.clone()
         };
         let policy = Policy::new(&config, clients, upstream);
+        // First: a purge meanwhile reaches what the first request under the new policy fills.
+        self.tasks.set_credentials(credentials.clone());
         self.policy.store(Arc::new(policy));
         let names = credentials.all().map(|known| known.name.as_str());
         self.metrics.set_credentials(names);
@@ -267,7 +269,6 @@ impl Reloader {
         if let Some((tls, setup)) = self.tls.as_ref().zip(next.tls) {
             tls.replace(setup);
         }
-        self.tasks.set_credentials(credentials.clone());
         if let Some(snapshot) = &self.snapshot {
             snapshot.set_credentials(credentials);
         }

@@ -53,6 +53,8 @@ const AT_ONCE: usize = 200;
 #[derive(Debug)]
 pub struct SecondTier {
     link: Arc<Link>,
+    /// Whose spaces an operator's purge means. What a request reads is called by the credential that it came with: a reload that changes
+    /// the upstream changes both at once.
     credentials: ArcSwap<Credentials>,
     /// The spaces that others may tell something of, by the names they are told by.
     spaces: Mutex<Named>,
@@ -122,7 +124,7 @@ impl SecondTier {
 
     /// What `key`, read with `credential`, is called.
     pub(super) fn names(&self, credential: &Arc<Credential>, key: &PageKey) -> Option<Names> {
-        let owners = owners(&self.credentials.load(), std::iter::once(credential));
+        let owners = owners(std::iter::once(credential));
         let space = space_name(&owners, &key.space)?;
         let (page, size) = (key.query.page, key.query.page_size);
         let named = |kind| self.link.name(&format!("{kind}:{space}:{page}:{size}"));
@@ -153,10 +155,18 @@ impl SecondTier {
     }
 
     /// Remembers all that other replicas may call a space, whichever of its credential's tokens they use.
-    pub(super) fn remember_space(&self, key: &SpaceKey, knows: impl Fn(&SpaceKey) -> bool) {
-        let of = |credential: &Credential| (credential.id == key.credential).then(|| key.clone());
-        for name in self.names_of_space(of) {
-            self.remember(&name, key, &knows);
+    pub(super) fn remember_space(
+        &self,
+        credential: &Arc<Credential>,
+        space: &SpaceToken,
+        knows: impl Fn(&SpaceKey) -> bool,
+    ) {
+        let key = SpaceKey {
+            credential: credential.id,
+            space: space.clone(),
+        };
+        for name in names_of(credential, space) {
+            self.remember(&name, &key, &knows);
         }
     }
 
@@ -332,7 +342,7 @@ impl SecondTier {
                 let mut all = credentials.all();
                 let name = all
                     .find(|credential| credential.id == key.credential)
-                    .map(|credential| owners(&credentials, std::iter::once(credential)))
+                    .map(|credential| owners(std::iter::once(credential)))
                     .and_then(|owners| space_name(&owners, &key));
                 (key, mark, generation, name)
             })
@@ -394,6 +404,15 @@ fn space_name(owners: &Owners, key: &SpaceKey) -> Option<String> {
     Some(named(owner, seal, &key.space))
 }
 
+/// What a space is called by `credential`, with either of its tokens: another replica may use the other.
+fn names_of(credential: &Arc<Credential>, space: &SpaceToken) -> Vec<String> {
+    let owners = owners(std::iter::once(credential));
+    let known = owners.known(credential.id);
+    known
+        .map(|(owner, seal)| named(owner, seal, space))
+        .collect()
+}
+
 /// The owner's fingerprint, then the space as only its owner can name it.
 fn named(owner: &Owner, seal: &[u8; blake3::KEY_LEN], space: &SpaceToken) -> String {
     let owner = &owner.fingerprint()[..32];
@@ -419,3 +438,6 @@ fn ms(time: Duration) -> u64 {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

@@ -54,7 +54,7 @@ impl Snapshot {
 
     fn owners(&self) -> Owners {
         let credentials = self.credentials.load();
-        owners(&credentials, credentials.all())
+        owners(credentials.all())
     }
 
     /// Takes in what the file holds. A file that is not to be trusted is left out with one warning, and whatever it holds the start goes on.
@@ -167,20 +167,12 @@ impl Snapshot {
     }
 }
 
-/// By what those of `credentials` are known outside the process: what they read, where, and with which secrets.
-pub(super) fn owners<'a>(
-    all: &Credentials,
-    credentials: impl Iterator<Item = &'a Arc<Credential>>,
-) -> Owners {
-    let origin = all.origin().as_str().as_bytes();
+/// By what `credentials` are known outside the process: what they read, where, and with which secrets.
+pub(super) fn owners<'a>(credentials: impl Iterator<Item = &'a Arc<Credential>>) -> Owners {
     let mut owners = Owners::default();
     for credential in credentials {
-        for [token, organization] in credential.secrets() {
-            owners.add(
-                credential.id,
-                &credential.name,
-                &[origin, token, organization],
-            );
+        for secrets in credential.secrets() {
+            owners.add(credential.id, &credential.name, &secrets);
         }
     }
     owners

@@ -39,6 +39,8 @@ pub struct Credential {
     pub id: CredentialId,
     pub name: String,
     pub org_handle: Option<HeaderValue>,
+    /// The upstream it is good for.
+    origin: Url,
     current: HeaderValue,
     next: Option<HeaderValue>,
     prefers_next: AtomicBool,
@@ -72,15 +74,16 @@ struct Times {
 const NONE_IN_FORCE: u64 = u64::MAX;
 
 impl Credential {
-    /// What decides what it sees: its organization and the token in use, then the same with the other token.
-    pub fn secrets(&self) -> impl Iterator<Item = [&[u8]; 2]> {
+    /// What decides what it sees: the upstream, the token in use and its organization, then the same with the other token.
+    pub fn secrets(&self) -> impl Iterator<Item = [&[u8]; 3]> {
         let in_use = self.preferred();
+        let origin = self.origin.as_str().as_bytes();
         let organization = self.org_handle.as_ref();
         let organization = organization.map_or(&[] as &[u8], HeaderValue::as_bytes);
         [Some(in_use), self.other(in_use)]
             .into_iter()
             .flatten()
-            .map(move |slot| [self.authorization(slot).as_bytes(), organization])
+            .map(move |slot| [origin, self.authorization(slot).as_bytes(), organization])
     }
 
     /// The value of `Authorization` that proves the token in `slot`; the current one where there is no next.
@@ -423,6 +426,7 @@ impl Credentials {
             id,
             name: name.to_owned(),
             org_handle: secrets.org_handle,
+            origin: self.origin.clone(),
             current: secrets.current,
             next: secrets.next,
             prefers_next: AtomicBool::new(prefers_next),

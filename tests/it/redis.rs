@@ -5,13 +5,16 @@ use std::time::Duration;
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 use unpod_gateway::{
     domain::SpaceToken,
-    simulator::world::{
-        ACME_NEXT_TOKEN, ACME_TOKEN, ARCHIVE, GLOBEX, GLOBEX_SPACE, GLOBEX_TOKEN, SUPPORT,
+    simulator::{
+        Options, Simulator,
+        world::{
+            ACME_NEXT_TOKEN, ACME_TOKEN, ARCHIVE, GLOBEX, GLOBEX_SPACE, GLOBEX_TOKEN, SUPPORT,
+        },
     },
 };
 
 use crate::{
-    gateway::{Gateway, REFRESHER, client, patiently, until},
+    gateway::{Gateway, REFRESHER, client, patiently, setup, until},
     operators,
     redis_server::{Cable, Fleet, Redis, wait_until_up},
 };
@@ -648,4 +651,45 @@ async fn a_stale_page_is_taken_from_who_refreshed_it() {
 
     assert_eq!(answer.cache_status(), "hit");
     assert_eq!(fleet.upstream().requests(), 2);
+}
+
+#[tokio::test]
+async fn another_upstream_shows_nothing_of_the_first_that_replicas_share() {
+    let Some(fleet) = Fleet::start().await else {
+        return;
+    };
+    let sharing = || {
+        let url = fleet.redis.url();
+        setup().with(&format!("[cache.redis]\nurl = '{url}'\ntimeout = '5s'"))
+    };
+    let running = sharing().start_from_file().await;
+    let gateway = &running.gateway;
+    wait_until_up(gateway, true).await;
+    let other = Simulator::start(Options::default()).await.unwrap();
+    other.control().add_task(SUPPORT);
+    let upstreams = [
+        (gateway.upstream_url(), gateway.upstream().clone()),
+        (other.base_url(), other.control()),
+    ];
+    // Each page is asked for at every moment of a reload.
+    let ask = |page: u32| async move {
+        for _ in 0..200 {
+            let answer = gateway.tasks(SUPPORT, &format!("?page={page}")).await;
+            assert_eq!(answer.status, 200);
+        }
+    };
+    let reload = async {
+        for round in 1..=20 {
+            let (base_url, upstream) = &upstreams[round % 2];
+            running.file.rewrite(&sharing().toml(base_url));
+            assert_eq!(running.reload().await.0, 200);
+            for page in 1..=3 {
+                let expected = upstream.expect_page(SUPPORT, page, 20);
+                let answer = gateway.tasks(SUPPORT, &format!("?page={page}")).await;
+                answer.assert_page(&expected);
+            }
+        }
+    };
+
+    tokio::join!(reload, ask(1), ask(2), ask(3));
 }

@@ -1,12 +1,12 @@
 //! What is dropped here is dropped on all replicas; what Redis could not be told it is told when it is back.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::Arc};
 
 use redis::{Script, ScriptInvocation};
 
-use super::{News, STATE_FOR, SecondTier, lock, ms, named, owners, scripts};
+use super::{News, STATE_FOR, SecondTier, lock, ms, names_of, scripts};
 use crate::{
-    domain::SpaceKey,
+    domain::SpaceToken,
     shared::{Lost, Nonce, Session},
     telemetry::metrics::RedisOperation,
     upstream::Credential,
@@ -23,15 +23,22 @@ pub(super) struct Unsent {
 }
 
 impl SecondTier {
-    /// Drops a space on all replicas, as each credential that may read it sees it; where Redis is lost, when it is back. `refused`: since
-    /// Unpod refused it.
-    pub(in crate::service) async fn drop_space(
+    /// Drops a space on all replicas, as each credential that may read it sees it; where Redis is lost, when it is back.
+    pub(in crate::service) async fn drop_space(&self, space: &SpaceToken) {
+        let credentials = self.credentials.load_full();
+        for name in credentials.all().flat_map(|known| names_of(known, space)) {
+            self.drop_named(name, false).await;
+        }
+    }
+
+    /// The same, as `credential` alone sees it: Unpod refused it.
+    pub(in crate::service) async fn drop_refused(
         &self,
-        refused: bool,
-        key: impl Fn(&Credential) -> Option<SpaceKey>,
+        credential: &Arc<Credential>,
+        space: &SpaceToken,
     ) {
-        for space in self.names_of_space(key) {
-            self.drop_named(space, refused).await;
+        for name in names_of(credential, space) {
+            self.drop_named(name, true).await;
         }
     }
 
@@ -141,23 +148,6 @@ impl SecondTier {
             let _: u8 = session.ask(&drop).await?;
         }
         Ok(purge)
-    }
-
-    /// What a space is called by each credential that may read it, with either of its tokens: another replica may use the other.
-    pub(super) fn names_of_space(
-        &self,
-        key: impl Fn(&Credential) -> Option<SpaceKey>,
-    ) -> Vec<String> {
-        let credentials = self.credentials.load();
-        let mut names = Vec::new();
-        for credential in credentials.all() {
-            if let Some(key) = key(credential) {
-                let owners = owners(&credentials, std::iter::once(credential));
-                let known = owners.known(key.credential);
-                names.extend(known.map(|(owner, seal)| named(owner, seal, &key.space)));
-            }
-        }
-        names
     }
 }
 

@@ -12,7 +12,7 @@ use crate::{
         CacheStatus, PageStore, StoredPage, Verdict, flight::Wanted, judge_page, status::Detail,
         store::Kept,
     },
-    domain::{CredentialId, PageKey, SpaceKey, SpaceToken},
+    domain::{PageKey, SpaceKey, SpaceToken},
     service::{
         SecondTier,
         off_runtime::on_a_thread,
@@ -65,13 +65,7 @@ impl Tasks {
         };
         self.drop_here(of_space()).await;
         if let Some(second_tier) = self.second_tier.get() {
-            let key = |id| SpaceKey {
-                credential: id,
-                space: space.clone(),
-            };
-            second_tier
-                .drop_space(false, |credential| Some(key(credential.id)))
-                .await;
+            second_tier.drop_space(space).await;
             // A look in between may have brought back what nobody knew to be dropped.
             self.drop_here(of_space()).await;
         }
@@ -133,7 +127,8 @@ impl Tasks {
         let key = ask.key();
         if let Some(second_tier) = self.second_tier.get() {
             // Whether Redis is there or not: it may be back before the page is.
-            second_tier.remember_space(&key.space, |key| self.store.knows(key));
+            let knows = |key: &SpaceKey| self.store.knows(key);
+            second_tier.remember_space(&ask.credential, &ask.space, knows);
         }
         let names = self
             .second_tier
@@ -310,15 +305,13 @@ impl Tasks {
     }
 
     /// A right revoked here is revoked everywhere.
-    async fn spread_refusal(&self, key: &PageKey, credential: &Credential, filled: &Filled) {
+    async fn spread_refusal(&self, key: &PageKey, credential: &Arc<Credential>, filled: &Filled) {
         if let Some(second_tier) = self.second_tier.get()
             && credential.is_in_force()
             && let Err(UpstreamError::SpaceNotFound { .. } | UpstreamError::SpaceAccessDenied) =
                 filled
         {
-            let of = |id: CredentialId| (id == key.space.credential).then(|| key.space.clone());
-            let of = |credential: &Credential| of(credential.id);
-            second_tier.drop_space(true, of).await;
+            second_tier.drop_refused(credential, &key.space.space).await;
             // As above.
             self.store.drop_refused(&key.space, Instant::now());
         }
