@@ -1,9 +1,11 @@
 //! What a client may ask for, and how little of it reaches the upstream.
 
-use unpod_gateway::simulator::{RecordedRequest, world};
+use http_body_util::BodyExt as _;
+use unpod_gateway::simulator::{RecordedRequest, Scripted, world};
 
 use crate::{
-    gateway::{Gateway, READER, REFRESHER, setup, start},
+    gateway::{Gateway, READER, REFRESHER, client, setup, start},
+    http2::{self, Http2},
     raw,
 };
 
@@ -269,6 +271,100 @@ async fn head_is_get_without_its_body() {
         }
         assert_eq!(head.headers.len(), get.headers.len());
     }
+}
+
+/// What a client sends beside its key, by what comes of it.
+type Case = (
+    u16,
+    &'static str,
+    Option<&'static str>,
+    &'static [(&'static str, &'static str)],
+);
+
+// RFC 9110 section 9.3.2.
+#[tokio::test]
+async fn head_is_get_without_its_body_whatever_comes_of_it() {
+    let narrow = client("narrow", "ugw_narrow_key", "spaces = [\"OTHER\"]");
+    let gateway = setup().with(&narrow).start().await;
+    for (space, status) in [("REJECTED", 422), ("FAILING", 500)] {
+        let answer = Scripted::json(status, "{}");
+        gateway.upstream().script(space, vec![answer]);
+    }
+    gateway.tasks(world::SUPPORT, "").await;
+    let page = "/spaces/SUPPORT0000000000000000A/tasks";
+    let table: &[Case] = &[
+        (200, page, Some(READER), &[]),
+        (200, page, Some(READER), &[("accept-encoding", "gzip")]),
+        (304, page, Some(READER), &[("if-none-match", "*")]),
+        (200, page, Some(READER), &[("if-none-match", "\"x\"")]),
+        (200, page, Some(READER), &[("range", "bytes=0-9")]),
+        (200, page, Some(READER), &[("if-match", "\"x\"")]),
+        (400, "/spaces/a%20b/tasks", Some(READER), &[]),
+        (401, page, None, &[]),
+        (401, "/nowhere", Some("ugw_wrong"), &[]),
+        (403, page, Some("ugw_narrow_key"), &[]),
+        (404, "/nowhere", Some(READER), &[]),
+        (
+            404,
+            "/spaces/NOSUCHSPACE000000000000Z/tasks/",
+            Some(READER),
+            &[],
+        ),
+        (422, "/spaces/REJECTED/tasks", Some(READER), &[]),
+        (502, "/spaces/FAILING/tasks", Some(READER), &[]),
+        (
+            504,
+            "/spaces/COLD/tasks",
+            Some(READER),
+            &[("cache-control", "only-if-cached")],
+        ),
+    ];
+    let connection = Http2::connect(gateway.address()).await;
+    for &(status, path, key, lines) in table {
+        // What is remembered of an error is there for both.
+        for _ in ["first", "again"] {
+            let asked = |method: &str| {
+                let ask = gateway.ask(method, path).header("x-request-id", "same");
+                let ask = match key {
+                    Some(key) => ask.key(key),
+                    None => ask.without_key(),
+                };
+                let lines = lines.iter();
+                lines.fold(ask, |ask, (name, value)| ask.header(name, value))
+            };
+            let (get, head) = (asked("GET").await, asked("HEAD").await);
+            assert_eq!((get.status, head.status), (status, status), "{path}");
+            assert!(head.body.is_empty());
+            let expected = unclocked(&get.headers);
+            assert_eq!(unclocked(&head.headers), expected, "{path} {lines:?}");
+
+            let request = |method: &str| {
+                let mut request = http2::get(path, key);
+                *request.method_mut() = method.parse().unwrap();
+                let given = lines.iter().chain(&[("x-request-id", "same")]);
+                for (name, value) in given {
+                    request.headers_mut().insert(*name, value.parse().unwrap());
+                }
+                connection.send(request)
+            };
+            let (get, head) = (request("GET").await, request("HEAD").await);
+            assert_eq!((get.status(), head.status()), (get.status(), get.status()));
+            let (head, body) = head.into_parts();
+            assert!(body.collect().await.unwrap().to_bytes().is_empty());
+            let (got, wanted) = (unclocked(&head.headers), unclocked(get.headers()));
+            assert_eq!(got, wanted, "{path} {lines:?}");
+            assert_eq!(wanted, expected, "{path} {lines:?}");
+        }
+    }
+}
+
+/// Without what counts seconds, or belongs to one version of HTTP.
+fn unclocked(headers: &http::HeaderMap) -> http::HeaderMap {
+    let mut headers = headers.clone();
+    for name in ["age", "cache-status", "date", "connection"] {
+        headers.remove(name);
+    }
+    headers
 }
 
 #[tokio::test]
