@@ -13,6 +13,7 @@ pub mod freshness;
 mod front;
 pub mod http_semantics;
 mod link;
+pub mod memory;
 pub mod page_set;
 pub mod rendition;
 pub mod seconds;

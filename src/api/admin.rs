@@ -182,6 +182,8 @@ fn exposition(admin: &Admin) -> String {
     }
     admin.metrics.slot_queue(admin.limit.waiting());
     admin.metrics.fills_under_way(admin.tasks.fills_under_way());
+    let unstored = admin.tasks.store().unstored_bytes();
+    admin.metrics.unstored_body_bytes(unstored);
     admin.metrics.evicted(admin.tasks.store().evictions());
     admin.metrics.encode(admin.tasks.store().size())
 }

@@ -23,6 +23,7 @@ use super::{
     peer::{ClientCertificate, Peer},
 };
 use crate::{
+    cache::{forms::Coded, memory::Counted},
     domain::{PageQuery, SpaceFingerprint},
     telemetry::{
         metrics::{Account, GaugeGuard, Route},
@@ -64,9 +65,27 @@ pub struct Body {
     content: Either<Full<Bytes>, axum::body::Body>,
     in_flight: Option<GaugeGuard>,
     permit: Option<Permit>,
+    /// Where the bytes are a page's.
+    _counted: Option<Counted>,
 }
 
 impl Body {
+    /// A page, which counts as memory until it has left.
+    #[must_use]
+    pub fn of_page(page: Coded) -> Self {
+        Self {
+            _counted: Some(page.counted),
+            ..whole(page.bytes)
+        }
+    }
+
+    /// How many bytes are to go out, where that is known.
+    #[must_use]
+    pub fn length(&self) -> usize {
+        let exact = http_body::Body::size_hint(self).exact().unwrap_or(0);
+        usize::try_from(exact).unwrap_or(usize::MAX)
+    }
+
     /// Puts these bytes in the place of what there was to go out.
     pub fn set(&mut self, bytes: Bytes) {
         self.content = Either::Left(Full::new(bytes));
@@ -89,6 +108,7 @@ impl From<Either<Full<Bytes>, axum::body::Body>> for Body {
             content,
             in_flight: None,
             permit: None,
+            _counted: None,
         }
     }
 }

@@ -78,7 +78,7 @@ pub fn data_service(
         // Before routing: a stranger learns of no route, no space and no parameter.
         .layer(authenticate)
         // Before any work but that, which is one digest: a place is a client's, and refusing must stay cheap when there is too much of it.
-        .layer(ShedLayer::new(server.max_in_flight, metrics))
+        .layer(ShedLayer::new(server, data.tasks.clone(), metrics))
         // Pages leave before the router: the edge has told their route by its form, and finding it again would cost a hit boxed
         // futures, captures and a copy of the header.
         .service(service_fn(move |asked: Box<Asked>| match asked.route {

@@ -14,6 +14,7 @@ use super::{
     freshness::{Candidate, Freshness, Lifetimes, Verdict, judge},
     front::Seat,
     http_semantics::{Coding, RequestDirectives, fmt_http_date, parse_age, parse_http_date},
+    memory::BodyMemory,
     rendition::{Rendition, Views},
     space::{Began, Space, Version},
     stretch::Popularity,
@@ -76,12 +77,12 @@ pub struct Content {
 impl Content {
     /// What `page` brought, which was of `age` by `now`.
     #[must_use]
-    pub fn new(page: TaskPage, now: Instant, age: Duration) -> Self {
+    pub fn new(page: TaskPage, now: Instant, age: Duration, memory: &BodyMemory) -> Self {
         Self {
             born: now.checked_sub(age).unwrap_or(now),
             count: page.count,
             tasks: page.tasks,
-            whole: Rendition::new(page.body, now),
+            whole: Rendition::new(page.body, now, memory),
             views: Views::default(),
         }
     }
@@ -117,7 +118,8 @@ impl Content {
     /// What `view` shows of the page, and whether that was made only now. It is made once and kept, as its coded variants are.
     #[must_use]
     pub fn seen_through(&self, view: &View, now: Instant) -> (Arc<Rendition>, bool) {
-        self.views.get(view, || self.whole.forms.plain(), now)
+        let forms = &self.whole.forms;
+        self.views.get(view, || forms.plain(), now, forms.memory())
     }
 
     /// Whether its identity has gone, nobody having asked for it.
@@ -216,7 +218,8 @@ impl StoredPage {
         now: Instant,
     ) -> Option<Self> {
         let oldest = parts.iter().max_by_key(|part| part.age(now))?;
-        let content = Arc::new(Content::new(page, now, oldest.age(now)));
+        let memory = oldest.content.whole.forms.memory();
+        let content = Arc::new(Content::new(page, now, oldest.age(now), memory));
         Some(Self {
             fields: content.fields(&oldest.fields.date, Some(oldest.version), key.query),
             key,

@@ -17,6 +17,7 @@ use tokio::{sync::Mutex, time::Instant};
 use super::{
     coding::{decode, encode, is_quick},
     http_semantics::Coding,
+    memory::{BodyMemory, Counted},
 };
 
 mod coders;
@@ -47,6 +48,7 @@ pub struct Forms {
     stays_plain: AtomicBool,
     /// Since which second the identity has lain where it does; [`SETTLED`] once it was moved.
     lies_since: AtomicU32,
+    memory: BodyMemory,
 }
 
 /// A body as it goes out.
@@ -54,6 +56,8 @@ pub struct Forms {
 pub struct Coded {
     pub bytes: Bytes,
     pub coding: Coding,
+    /// To be held as long as the bytes are.
+    pub counted: Counted,
 }
 
 /// What packing came to.
@@ -77,12 +81,15 @@ impl Packed {
 }
 
 impl Forms {
-    /// The forms of `body`, of which the identity is there, as if taken now.
+    /// The forms of `body`, of which the identity is there, as if taken now. `memory` counts each for as long as anybody holds it.
     #[must_use]
-    pub fn new(body: Bytes, now: Instant) -> Self {
+    pub fn new(body: Bytes, now: Instant, memory: &BodyMemory) -> Self {
+        let length = body.len();
+        let identity = Form::new(body, memory);
         Self {
-            length: body.len(),
-            held: ArcSwap::from_pointee(Held::default().with(Coding::Identity, body)),
+            length,
+            memory: memory.clone(),
+            held: ArcSwap::from_pointee(Held::default().with(Coding::Identity, identity)),
             changing: Mutex::new(()),
             since: now,
             taken: Default::default(),
@@ -93,10 +100,15 @@ impl Forms {
 
     /// The body in `coding`, if it is there.
     #[must_use]
-    pub fn take(&self, coding: Coding, now: Instant) -> Option<Bytes> {
-        let bytes = self.held.load().get(coding).cloned()?;
+    pub fn take(&self, coding: Coding, now: Instant) -> Option<Coded> {
+        let coded = self.held.load().coded(coding)?;
         self.note_taken(coding, now);
-        Some(bytes)
+        Some(coded)
+    }
+
+    /// What counts the forms.
+    pub(super) fn memory(&self) -> &BodyMemory {
+        &self.memory
     }
 
     /// The body in `coding`, made from what is there if need be; quick work is done at once, the rest on a thread for blocking work.
@@ -109,7 +121,7 @@ impl Forms {
     /// As [`Self::get`]; `busy` says what to do where too many wait for a coder.
     pub async fn get_unless(&self, busy: WhenBusy, coding: Coding, now: Instant) -> Coded {
         match self.take(coding, now) {
-            Some(bytes) => Coded { bytes, coding },
+            Some(coded) => coded,
             // Boxed: what it takes to wait would be part of every answer that need not.
             None => Box::pin(self.make(busy, coding, now)).await,
         }
@@ -195,7 +207,8 @@ impl Forms {
             return;
         }
         if let Some(plain) = held.get(Coding::Identity) {
-            let moved = held.with(Coding::Identity, Bytes::copy_from_slice(plain));
+            let copy = Form::new(Bytes::copy_from_slice(plain), &self.memory);
+            let moved = held.with(Coding::Identity, copy);
             self.held.store(Arc::new(moved));
         }
         self.lies_since.store(SETTLED, Ordering::Relaxed);
@@ -219,13 +232,14 @@ impl Forms {
         if copy.is_none() {
             self.stays_plain.store(true, Ordering::Relaxed);
         }
-        Some(Held::default().with(Coding::Zstd, copy?))
+        let copy = Form::new(copy?, &self.memory);
+        Some(Held::default().with(Coding::Zstd, copy))
     }
 
     async fn make(&self, busy: WhenBusy, coding: Coding, now: Instant) -> Coded {
         let changing = self.changing.lock().await;
-        if let Some(bytes) = self.take(coding, now) {
-            return Coded { bytes, coding };
+        if let Some(coded) = self.take(coding, now) {
+            return coded;
         }
         let (held, length) = (self.held.load_full(), self.length);
         let made = if held.makes_quickly(coding, length) {
@@ -246,15 +260,15 @@ impl Forms {
                 .unwrap_or_else(|ended| Err(io::Error::other(ended)))
         };
         let Ok(bytes) = made else {
-            let (bytes, coding) = (self.plain(), Coding::Identity);
-            return Coded { bytes, coding };
+            return Form::new(self.plain(), &self.memory).coded(Coding::Identity);
         };
-        self.held.store(Arc::new(held.with(coding, bytes.clone())));
+        let form = Form::new(bytes, &self.memory);
+        self.held.store(Arc::new(held.with(coding, form.clone())));
         self.note_taken(coding, now);
         if coding == Coding::Identity {
             self.lies_since.store(self.seconds(now), Ordering::Relaxed);
         }
-        Coded { bytes, coding }
+        form.coded(coding)
     }
 
     /// Written only when the second has changed: readers on other cores keep the line.
@@ -290,22 +304,52 @@ impl fmt::Debug for Forms {
     }
 }
 
+/// One form, counted for as long as anybody holds it.
+#[derive(Clone)]
+struct Form {
+    bytes: Bytes,
+    counted: Counted,
+}
+
+impl Form {
+    fn new(bytes: Bytes, memory: &BodyMemory) -> Self {
+        Self {
+            counted: memory.count(bytes.len()),
+            bytes,
+        }
+    }
+
+    fn coded(self, coding: Coding) -> Coded {
+        Coded {
+            bytes: self.bytes,
+            coding,
+            counted: self.counted,
+        }
+    }
+}
+
 /// The forms that are there, by coding.
 #[derive(Clone, Default)]
-struct Held([Option<Bytes>; FORMS]);
+struct Held([Option<Form>; FORMS]);
 
 impl Held {
     fn get(&self, coding: Coding) -> Option<&Bytes> {
-        self.0[coding as usize].as_ref()
+        let form = self.0[coding as usize].as_ref();
+        form.map(|form| &form.bytes)
+    }
+
+    fn coded(&self, coding: Coding) -> Option<Coded> {
+        let form = self.0[coding as usize].clone();
+        form.map(|form| form.coded(coding))
     }
 
     fn weight(&self) -> usize {
-        self.0.iter().flatten().map(Bytes::len).sum()
+        self.0.iter().flatten().map(|form| form.bytes.len()).sum()
     }
 
-    fn with(&self, coding: Coding, bytes: Bytes) -> Self {
+    fn with(&self, coding: Coding, form: Form) -> Self {
         let mut forms = self.0.clone();
-        forms[coding as usize] = Some(bytes);
+        forms[coding as usize] = Some(form);
         Self(forms)
     }
 
@@ -316,9 +360,10 @@ impl Held {
     }
 
     fn only(&self, coding: Coding) -> Self {
-        Self(
-            Coding::BY_PREFERENCE.map(|other| self.get(other).filter(|_| other == coding).cloned()),
-        )
+        Self(Coding::BY_PREFERENCE.map(|other| {
+            let form = self.0[other as usize].as_ref();
+            form.filter(|_| other == coding).cloned()
+        }))
     }
 
     /// What the identity is read from: itself, else what is read back most quickly.

@@ -10,7 +10,10 @@ use http::HeaderValue;
 use tokio::time::Instant;
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::forms::{Forms, Packed};
+use super::{
+    forms::{Forms, Packed},
+    memory::BodyMemory,
+};
 use crate::domain::{View, ViewId};
 
 /// Bytes of a page as a client gets them.
@@ -23,10 +26,10 @@ pub struct Rendition {
 
 impl Rendition {
     #[must_use]
-    pub fn new(body: Bytes, now: Instant) -> Self {
+    pub fn new(body: Bytes, now: Instant, memory: &BodyMemory) -> Self {
         Self {
             etag: etag(&body),
-            forms: Forms::new(body, now),
+            forms: Forms::new(body, now, memory),
         }
     }
 }
@@ -60,6 +63,7 @@ impl Views {
         view: &View,
         plain: impl FnOnce() -> Bytes,
         now: Instant,
+        memory: &BodyMemory,
     ) -> (Arc<Rendition>, bool) {
         let place = self.place(view.id());
         let mut is_new = false;
@@ -67,7 +71,7 @@ impl Views {
             is_new = true;
             let shown = view.apply(&plain());
             let shown = shown.expect("a page was read as JSON before it became one");
-            Arc::new(Rendition::new(shown, now))
+            Arc::new(Rendition::new(shown, now, memory))
         });
         (rendition.clone(), is_new)
     }
@@ -125,7 +129,7 @@ mod tests {
     }
 
     fn get(views: &Views, view: &View) -> (Arc<Rendition>, bool) {
-        views.get(view, page, Instant::now())
+        views.get(view, page, Instant::now(), &BodyMemory::default())
     }
 
     fn view(name: &str) -> View {
@@ -150,7 +154,7 @@ mod tests {
     fn what_is_printed_holds_no_task() {
         let views = Views::default();
         let page = || Bytes::from_static(br#"{"data":[{"a":"secret"}]}"#);
-        let _ = views.get(&view("a"), page, Instant::now());
+        let _ = views.get(&view("a"), page, Instant::now(), &BodyMemory::default());
         let printed = format!("{views:?}");
         assert!(printed.contains("etag") && !printed.contains("secret"));
     }

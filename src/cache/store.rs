@@ -20,6 +20,7 @@ use super::{
     entry::{Content, Received, StoredPage},
     freshness::{initial_age, may_store, refusal_lifetime},
     front::Front,
+    memory::BodyMemory,
     space::{Coherence, Move, Remembered, Space, Version},
     stretch::Demand,
 };
@@ -70,6 +71,7 @@ pub struct PageStore {
     stirred: Notify,
     next_generation: AtomicU64,
     evictions: Arc<AtomicU64>,
+    memory: BodyMemory,
 }
 
 #[derive(Debug)]
@@ -135,7 +137,15 @@ impl PageStore {
             stirred: Notify::new(),
             next_generation: AtomicU64::new(random()),
             evictions,
+            memory: BodyMemory::default(),
         }
+    }
+
+    /// Bytes of bodies that are in memory and not stored: answers on their way out hold them.
+    #[must_use]
+    pub fn unstored_bytes(&self) -> usize {
+        let stored = usize::try_from(self.pages.weighted_size()).unwrap_or(usize::MAX);
+        self.memory.bytes().saturating_sub(stored)
     }
 
     /// Goes by `config` from now on, but for its size. Pages keep the lifetime they were stored with.
@@ -204,7 +214,12 @@ impl PageStore {
         let version = self.observe(began, &page, answer.received, keep);
         let lifetimes = self.rules().lifetimes_of(began.key.query, &page);
         let page = StoredPage::new(
-            Arc::new(Content::new(page, answer.received, self.age_of(answer))),
+            Arc::new(Content::new(
+                page,
+                answer.received,
+                self.age_of(answer),
+                &self.memory,
+            )),
             answer,
             &lifetimes,
             self.jitter_factor(),

@@ -293,6 +293,8 @@ impl ConnectionFailure {
 pub enum Shed {
     /// `server.max_in_flight` requests are under way.
     MaxInFlight,
+    /// Answers on their way out hold too much of `server.max_unsent_bytes`.
+    UnsentBytes,
     /// Too many requests wait for fills.
     WaitingPlaces,
     /// Too many fills wait for the upstream (`upstream.max_queue`).
@@ -300,12 +302,18 @@ pub enum Shed {
 }
 
 impl Shed {
-    const ALL: [Self; 3] = [Self::MaxInFlight, Self::WaitingPlaces, Self::Queue];
+    const ALL: [Self; 4] = [
+        Self::MaxInFlight,
+        Self::UnsentBytes,
+        Self::WaitingPlaces,
+        Self::Queue,
+    ];
 
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::MaxInFlight => "max_in_flight",
+            Self::UnsentBytes => "unsent_bytes",
             Self::WaitingPlaces => "waiting_places",
             Self::Queue => "queue",
         }
@@ -401,6 +409,7 @@ pub struct Metrics {
     connection_failures: Family<ReasonLabels, Counter>,
     cache_lookups: Family<LookupLabels, Counter>,
     cache_bytes: Gauge,
+    unstored_body_bytes: Gauge,
     cache_entries: Gauge,
     cache_evictions: Counter,
     page_age: Histogram,
@@ -449,6 +458,7 @@ impl Metrics {
             connection_failures: Family::default(),
             cache_lookups: Family::default(),
             cache_bytes: Gauge::default(),
+            unstored_body_bytes: Gauge::default(),
             cache_entries: Gauge::default(),
             cache_evictions: Counter::default(),
             page_age: Histogram::new(&AGE_BOUNDS, Grain::Milliseconds),
@@ -530,6 +540,11 @@ impl Metrics {
         );
         all.register("cache_entries", "Pages stored", self.cache_entries.clone());
         all.register(
+            "unstored_body_bytes",
+            "Bytes of pages that are not stored and that answers on their way out hold",
+            self.unstored_body_bytes.clone(),
+        );
+        all.register(
             "cache_evictions",
             "Pages pushed out for want of room",
             self.cache_evictions.clone(),
@@ -561,7 +576,7 @@ impl Metrics {
         );
         all.register(
             "requests_shed",
-            "What was turned away for want of room: requests beyond server.max_in_flight, requests that found no place to wait for a fill, fills that found none in the queue for the upstream",
+            "What was turned away for want of room: requests beyond server.max_in_flight, answers beyond a client's share of server.max_unsent_bytes, requests that found no place to wait for a fill, fills that found none in the queue for the upstream",
             self.requests_shed.clone(),
         );
         all.register(
@@ -998,6 +1013,11 @@ impl Metrics {
     /// Pages being fetched.
     pub fn fills_under_way(&self, count: usize) {
         set(&self.fills_under_way, count as u64);
+    }
+
+    /// What answers on their way out hold beside the store.
+    pub fn unstored_body_bytes(&self, bytes: usize) {
+        set(&self.unstored_body_bytes, bytes as u64);
     }
 
     /// Pages evicted since the start.

@@ -3,11 +3,11 @@
 use std::future::IntoFuture;
 
 use tokio::task::JoinSet;
-use unpod_gateway::simulator::world;
+use unpod_gateway::simulator::{Scripted, world};
 
 use crate::{
     answer::Answer,
-    gateway::{Gateway, READER, REFRESHER, patiently, setup},
+    gateway::{Gateway, READER, REFRESHER, Setup, patiently, setup},
     http2::{Http2, get},
 };
 
@@ -211,7 +211,9 @@ async fn a_client_alone_may_have_more_than_half_and_gives_way_to_another() {
         })
         .collect();
 
-    waiting.assert_shed_but(3).await;
+    for _ in 0..3 {
+        waiting.next().await.assert_error("overloaded");
+    }
     hold.release();
     for other in others {
         assert_eq!(patiently("a miss", other).await.unwrap().status, 200);
@@ -219,4 +221,122 @@ async fn a_client_alone_may_have_more_than_half_and_gives_way_to_another() {
     while !waiting.0.is_empty() {
         assert_eq!(waiting.next().await.status, 200);
     }
+}
+
+/// What answers that nobody reads may hold beside the store, in all and as one client's share.
+const MAX_UNSENT: usize = 256 << 10;
+const SHARE: usize = MAX_UNSENT / 2;
+
+fn unsent() -> Setup {
+    setup().with("[server]\nmax_unsent_bytes = \"256KiB\"")
+}
+
+/// Asks for each of `paths` over connections that read no body; how many of the answers are pages, and what is to be dropped to end it.
+async fn stall(gateway: &Gateway, paths: &[String]) -> (usize, impl Sized) {
+    let (mut connections, mut unread) = (Vec::new(), Vec::new());
+    let mut pages = 0;
+    // On one connection no more than eight refusals may wait.
+    for paths in paths.chunks(8) {
+        let stalled = Http2::that_reads_nothing(gateway.address()).await;
+        for path in paths {
+            let answer = stalled.send(get(path, Some(READER))).await;
+            let status = answer.status().as_u16();
+            assert!(matches!(status, 200 | 503), "{status}");
+            pages += usize::from(status == 200);
+            unread.push(answer);
+        }
+        connections.push(stalled);
+    }
+    (pages, (connections, unread))
+}
+
+fn unstored(gateway: &Gateway) -> usize {
+    gateway.app.tasks().store().unstored_bytes()
+}
+
+#[tokio::test]
+async fn pages_put_together_for_answers_that_nobody_reads_are_a_clients_share_at_most() {
+    let gateway = unsent();
+    // Of which no page may be more than a quarter.
+    let cache = "[cache]\nassemble_pages = true\nmax_bytes = \"220KiB\"";
+    let gateway = gateway.with(cache).start().await;
+    for page in 1..=3 {
+        let stored = gateway.tasks(world::ARCHIVE, &format!("?page={page}"));
+        assert_eq!(stored.await.status, 200);
+    }
+    let path = |size| format!("/spaces/{}/tasks?page_size={size}", world::ARCHIVE);
+    let one = gateway.get(&path(30)).await;
+    assert_eq!(one.cache_status(), "hit; detail=assembled");
+    let paths: Vec<_> = (30..45).map(path).collect();
+
+    let (pages, stalled) = stall(&gateway, &paths).await;
+
+    // The one that goes beyond it is served yet, being the first to.
+    let longest = one.body.len() * 3 / 2;
+    assert!((2..paths.len()).contains(&pages), "{pages}");
+    assert!(
+        unstored(&gateway) <= SHARE + longest,
+        "{}",
+        unstored(&gateway)
+    );
+    // Others have theirs.
+    for size in 30..45 {
+        let other = gateway.get(&path(size)).key(REFRESHER).await;
+        assert_eq!(other.status, 200);
+    }
+    drop(stalled);
+    gateway.wait_until_in_flight(0).await;
+    assert_eq!(unstored(&gateway), 0);
+    assert_eq!(gateway.get(&path(30)).await.status, 200);
+}
+
+#[tokio::test]
+async fn pages_that_the_store_let_go_of_count_for_as_long_as_nobody_reads_them() {
+    const LENGTH: usize = 50 << 10;
+    const STORE: usize = 512 << 10;
+    let gateway = unsent()
+        .with("[cache]\nmax_bytes = \"512KiB\"")
+        .start()
+        .await;
+    let paths: Vec<_> = (0..60)
+        .map(|number| format!("/spaces/S{number}/tasks"))
+        .collect();
+    for number in 0..paths.len() {
+        let page = format!(
+            "{{\"status_code\":200,\"message\":\"{}\",\"count\":0,\"data\":[]}}",
+            number.to_string().repeat(LENGTH / number.to_string().len())
+        );
+        let space = format!("S{number}");
+        gateway
+            .upstream()
+            .script(&space, vec![Scripted::json(200, page)]);
+    }
+
+    let (pages, stalled) = stall(&gateway, &paths).await;
+
+    // The store frees what it evicts a few dozen pages later.
+    let most = (STORE + SHARE) / LENGTH;
+    assert!(
+        (SHARE / LENGTH..=2 * most).contains(&pages),
+        "{pages} {most}"
+    );
+    assert!(unstored(&gateway) > SHARE);
+    let other = gateway.get(&paths[0]).key(REFRESHER).await;
+    assert_eq!(other.status, 200);
+    drop((stalled, other));
+    gateway.wait_until_in_flight(0).await;
+    assert_eq!(gateway.get(&paths[0]).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_stored_page_costs_nothing_more_however_many_read_it_slowly() {
+    let gateway = unsent().start().await;
+    let path = format!("/spaces/{}/tasks", world::SUPPORT);
+    gateway.get(&path).await;
+    let paths = vec![path; 50];
+
+    let (pages, _stalled) = stall(&gateway, &paths).await;
+
+    assert_eq!(pages, paths.len());
+    assert_eq!(unstored(&gateway), 0);
 }

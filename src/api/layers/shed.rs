@@ -2,6 +2,9 @@
 //!
 //! A request is under way from authentication until the last byte of its answer has left. A stranger's is none of them: it is answered at
 //! once, with a refusal or a fixed document, and what of that waits to be sent is bounded by its connection.
+//!
+//! Bounded are the bytes too that only answers on their way out hold: pages that were put together for one answer, or that the store has
+//! let go of meanwhile. What is stored costs nothing more, however many read it.
 
 use std::{
     future::Future,
@@ -21,32 +24,61 @@ use crate::{
         ApiError,
         exchange::{Answer, Asked, Facts},
     },
-    telemetry::metrics::{self, Account, Metrics},
+    config::ServerConfig,
+    service::Tasks,
+    telemetry::metrics::{Account, Metrics, Shed as Reason},
 };
 
-/// Lets `most` requests of clients run at once.
+/// A client that holds no more than one part in so many of `server.max_unsent_bytes` is served whatever the others hold.
+const ALWAYS_SERVED_SHARE: usize = 64;
+
+/// Lets `server.max_in_flight` requests of clients run at once, and their answers hold `server.max_unsent_bytes` beside the store.
 #[derive(Clone, Debug)]
 pub struct ShedLayer {
     permits: Arc<InFlightLimit>,
+    max_unsent_bytes: usize,
+    tasks: Arc<Tasks>,
     metrics: Arc<Metrics>,
 }
 
 impl ShedLayer {
     #[must_use]
-    pub fn new(most: usize, metrics: Arc<Metrics>) -> Self {
+    pub fn new(config: &ServerConfig, tasks: Arc<Tasks>, metrics: Arc<Metrics>) -> Self {
         Self {
-            permits: Arc::new(InFlightLimit::new(most)),
+            permits: Arc::new(InFlightLimit::new(config.max_in_flight)),
+            max_unsent_bytes: config.max_unsent_bytes,
+            tasks,
             metrics,
         }
     }
 
-    fn refusal(&self, account: &Account) -> Answer {
-        self.metrics.shed(metrics::Shed::MaxInFlight);
+    /// Whether the answer, which counts already, may go out beside what its client has on the way.
+    fn has_memory_for(&self, account: &Account, bytes: usize) -> bool {
+        let own = account.answers().bytes();
+        let unstored = || self.tasks.store().unstored_bytes();
+        may_hold(own, bytes, unstored, self.max_unsent_bytes)
+    }
+
+    fn refusal(&self, account: &Account, reason: Reason) -> Answer {
+        self.metrics.shed(reason);
         Answer {
             facts: Some(Facts::of(account.clone())),
             ..ApiError::Overloaded.into()
         }
     }
+}
+
+/// Whether a client's answers on their way out may be `own` bytes, of which the newest is `newest`, where `unstored` bytes are held by
+/// answers of all clients alone and should be no more than `most`.
+///
+/// A client's share is half. Until that much is held nobody is refused; beyond it those are who would have more than their share, and beyond
+/// `most` everybody but who has next to nothing: one answer, however long, or a small part of all.
+fn may_hold(own: usize, newest: usize, unstored: impl FnOnce() -> usize, most: usize) -> bool {
+    if own <= newest.max(most / ALWAYS_SERVED_SHARE) {
+        return true;
+    }
+    let (unstored, share) = (unstored(), most / 2);
+    unstored <= share || (unstored <= most && own <= share)
 }
 
 impl<S> Layer<S> for ShedLayer {
@@ -111,14 +143,18 @@ struct Held {
 impl Held {
     /// The answer with the permit, if it may take that long to leave.
     fn send(self, mut answer: Answer) -> Answer {
-        match self.permit.and_then(Permit::sending) {
-            Some(permit) => {
+        let bytes = answer.response.body().length();
+        let permit = self.permit.and_then(|permit| permit.sending(bytes));
+        // An error is short, and nothing shorter is to be had.
+        let is_error = answer.is_error();
+        match permit {
+            Some(permit) if is_error || self.layer.has_memory_for(&self.account, bytes) => {
                 answer.response.body_mut().hold_permit(permit);
                 answer
             }
-            // Short, and nothing shorter is to be had.
-            None if answer.is_error() => answer,
-            None => self.layer.refusal(&self.account),
+            Some(_) => self.layer.refusal(&self.account, Reason::UnsentBytes),
+            None if is_error => answer,
+            None => self.layer.refusal(&self.account, Reason::MaxInFlight),
         }
     }
 }
@@ -165,6 +201,31 @@ where
         }
         // What it did so far ends here.
         this.inner.set(None);
-        Poll::Ready(Ok(held.layer.refusal(&held.account)))
+        let refusal = held.layer.refusal(&held.account, Reason::MaxInFlight);
+        Poll::Ready(Ok(refusal))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clients_share_of_what_only_answers_hold_is_half() {
+        const MOST: usize = 6400;
+        for (own, newest, unstored, expected, why) in [
+            (100_000, 100, 0, true, "stored pages cost nothing more"),
+            (100_000, 100, 3200, true, "nobody is short of memory"),
+            (3200, 100, 3201, true, "within its share"),
+            (3201, 100, 3201, false, "beyond its share"),
+            (3200, 100, 6400, true, "another has the other half"),
+            (3200, 100, 6401, false, "there is no more"),
+            (101, 50, 6401, false, "two answers"),
+            (100, 50, 6401, true, "next to nothing"),
+            (9000, 9000, 100_000, true, "one answer, however long"),
+            (9001, 9000, 100_000, false, "one too many"),
+        ] {
+            assert_eq!(may_hold(own, newest, || unstored, MOST), expected, "{why}");
+        }
     }
 }

@@ -224,8 +224,9 @@ async fn respond(
         // The length is left to hyper, which writes it without an allocation.
         None => {
             let body = body(data, ask, served, shown.forms(), (coding, busy)).await;
-            *response.body_mut() = whole(body.bytes);
-            body.coding
+            let coding = body.coding;
+            *response.body_mut() = Body::of_page(body);
+            coding
         }
     };
     if coding != Coding::Identity {
@@ -275,8 +276,8 @@ async fn body(
     forms: &Forms,
     (coding, busy): (Coding, WhenBusy),
 ) -> Coded {
-    if let Some(bytes) = forms.take(coding, served.at) {
-        return Coded { bytes, coding };
+    if let Some(coded) = forms.take(coding, served.at) {
+        return coded;
     }
     let made = forms.get_unless(busy, coding, served.at).await;
     data.tasks.reweigh(ask, &served.page);

@@ -113,7 +113,7 @@ fn what_is_kept_is_what_somebody_took_lately() {
 #[tokio::test(start_paused = true)]
 async fn a_body_nobody_takes_becomes_one_small_copy() {
     let body = tasks(400);
-    let forms = Forms::new(body.clone(), Instant::now());
+    let forms = Forms::new(body.clone(), Instant::now(), &BodyMemory::default());
     let early = forms.pack(Instant::now(), COLD_AFTER);
     let due = Some(Instant::now() + COLD_AFTER);
     assert_eq!(
@@ -148,7 +148,7 @@ async fn a_body_nobody_takes_becomes_one_small_copy() {
 #[tokio::test(start_paused = true)]
 async fn who_takes_the_identity_has_it_kept_and_the_copy_stays() {
     let body = tasks(400);
-    let forms = Forms::new(body.clone(), Instant::now());
+    let forms = Forms::new(body.clone(), Instant::now(), &BodyMemory::default());
     forms.pack(advance().await, COLD_AFTER);
 
     let taken = forms.get(Coding::Identity, Instant::now()).await;
@@ -163,7 +163,7 @@ async fn who_takes_the_identity_has_it_kept_and_the_copy_stays() {
 
 #[tokio::test(start_paused = true)]
 async fn the_variant_that_clients_take_is_the_copy() {
-    let forms = Forms::new(tasks(400), Instant::now());
+    let forms = Forms::new(tasks(400), Instant::now(), &BodyMemory::default());
     forms.pack(advance().await, COLD_AFTER);
 
     let coded = forms.get(Coding::Gzip, advance().await).await;
@@ -178,7 +178,7 @@ async fn the_variant_that_clients_take_is_the_copy() {
 
 #[tokio::test(start_paused = true)]
 async fn a_form_in_use_outlives_the_identity_that_nobody_takes() {
-    let forms = Forms::new(tasks(400), Instant::now());
+    let forms = Forms::new(tasks(400), Instant::now(), &BodyMemory::default());
     forms.get(Coding::Brotli, Instant::now()).await;
     forms.get(Coding::Gzip, Instant::now()).await;
     advance().await;
@@ -195,7 +195,7 @@ async fn a_form_in_use_outlives_the_identity_that_nobody_takes() {
 #[tokio::test(start_paused = true)]
 async fn an_identity_that_stays_in_use_is_moved_once() {
     let body = tasks(400);
-    let forms = Forms::new(body.clone(), Instant::now());
+    let forms = Forms::new(body.clone(), Instant::now(), &BodyMemory::default());
     let mut moves = 0;
     let mut lay_at = body.as_ptr();
     for _ in 0..5 {
@@ -218,7 +218,7 @@ async fn an_identity_that_stays_in_use_is_moved_once() {
 #[tokio::test(start_paused = true)]
 async fn what_would_save_too_little_stays_plain() {
     for body in [tasks(10), noise(100_000)] {
-        let forms = Forms::new(body, Instant::now());
+        let forms = Forms::new(body, Instant::now(), &BodyMemory::default());
         assert_eq!(forms.pack(advance().await, COLD_AFTER), Packed::default());
         assert_eq!(held(&forms), [Coding::Identity]);
     }
@@ -226,7 +226,7 @@ async fn what_would_save_too_little_stays_plain() {
 
 #[tokio::test]
 async fn a_variant_holds_no_more_than_it_weighs() {
-    let forms = Forms::new(tasks(400), Instant::now());
+    let forms = Forms::new(tasks(400), Instant::now(), &BodyMemory::default());
     for coding in CODINGS {
         let coded = forms.get(coding, Instant::now()).await.bytes;
         let held = forms.held.load().get(coding).cloned().unwrap();
@@ -235,15 +235,18 @@ async fn a_variant_holds_no_more_than_it_weighs() {
         // The one handle that is left gives its buffer away as it is.
         let buffer = coded.try_into_mut().unwrap();
         assert_eq!(buffer.capacity(), buffer.len(), "{coding:?}");
-        forms
-            .held
-            .store(Arc::new(Held::default().with(Coding::Identity, tasks(400))));
+        forms.held.store(Arc::new(
+            Held::default().with(Coding::Identity, Form::new(tasks(400), &forms.memory)),
+        ));
     }
 }
 
 #[test]
 fn what_is_printed_holds_no_task() {
-    let printed = format!("{:?}", Forms::new(tasks(3), Instant::now()));
+    let printed = format!(
+        "{:?}",
+        Forms::new(tasks(3), Instant::now(), &BodyMemory::default())
+    );
     assert!(printed.contains("length") && !printed.contains("completed"));
 }
 
@@ -262,7 +265,7 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
             let mut now = Instant::now();
-            let forms = Forms::new(body.clone(), now);
+            let forms = Forms::new(body.clone(), now, &BodyMemory::default());
             for (form, seconds) in steps {
                 now += Duration::from_secs(seconds);
                 forms.pack(now, COLD_AFTER);

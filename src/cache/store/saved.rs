@@ -86,7 +86,7 @@ impl PageStore {
         popularity: Popularity,
     ) -> StoredPage {
         StoredPage::new(
-            Arc::new(Content::new(page, answer.received, age)),
+            Arc::new(Content::new(page, answer.received, age, &self.memory)),
             answer,
             &self.rules().lifetimes,
             1.0,

@@ -33,21 +33,30 @@ struct Counters {
 #[derive(Debug, Default)]
 pub struct Answers {
     count: AtomicUsize,
+    bytes: AtomicUsize,
 }
 
 impl Answers {
     /// Counts one more, if that makes no more than `most`; returns whether it does.
-    pub fn begin(&self, most: usize) -> bool {
+    pub fn begin(&self, bytes: usize, most: usize) -> bool {
+        self.bytes.fetch_add(bytes, Ordering::AcqRel);
         let is_one_of_most = self.count.fetch_add(1, Ordering::AcqRel) < most;
         if !is_one_of_most {
-            self.end();
+            self.end(bytes);
         }
         is_one_of_most
     }
 
     /// One that was counted has left.
-    pub fn end(&self) {
+    pub fn end(&self, bytes: usize) {
         self.count.fetch_sub(1, Ordering::AcqRel);
+        self.bytes.fetch_sub(bytes, Ordering::AcqRel);
+    }
+
+    /// How long they are together.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Acquire)
     }
 
     /// How many there are.

@@ -152,8 +152,8 @@ enum State {
     /// Not waiting for anything yet.
     Running,
     Waiting(u64, Arc<Ticket>),
-    /// The answer is on its way out.
-    Sending,
+    /// An answer of so many bytes is on its way out.
+    Sending(usize),
     /// The permit is another's.
     GivenAway,
 }
@@ -178,14 +178,14 @@ impl Permit {
 
     /// The permit for as long as the answer takes to leave; `None` where it was given away, or half of all permits are held by answers of
     /// this client.
-    pub(super) fn sending(mut self) -> Option<Self> {
+    pub(super) fn sending(mut self, bytes: usize) -> Option<Self> {
         self.stop_waiting();
         if matches!(self.state, State::GivenAway)
-            || !self.account.answers().begin(self.permits.most_sent())
+            || !(self.account.answers()).begin(bytes, self.permits.most_sent())
         {
             return None;
         }
-        self.state = State::Sending;
+        self.state = State::Sending(bytes);
         Some(self)
     }
 
@@ -206,7 +206,7 @@ impl Drop for Permit {
         self.stop_waiting();
         match self.state {
             State::GivenAway => return,
-            State::Sending => self.account.answers().end(),
+            State::Sending(bytes) => self.account.answers().end(bytes),
             State::Running | State::Waiting(..) => {}
         }
         self.permits.taken.fetch_sub(1, Ordering::AcqRel);

@@ -68,14 +68,17 @@ fn half_of_the_permits_is_the_most_that_one_clients_answers_take_on_their_way_ou
         let taken: Vec<_> = (0..most)
             .map(|_| permits.take(&accounts.named("a")).unwrap())
             .collect();
-        let sent: Vec<_> = taken.into_iter().filter_map(Permit::sending).collect();
+        let sent: Vec<_> = taken
+            .into_iter()
+            .filter_map(|permit| permit.sending(7))
+            .collect();
         assert_eq!(sent.len(), expected, "{most}");
         // The others' permits are free again.
         let others: Vec<_> = std::iter::from_fn(|| permits.take(&accounts.named("b"))).collect();
         assert_eq!(others.len(), most - expected, "{most}");
         drop(sent);
         let next = permits.take(&accounts.named("a")).unwrap();
-        assert!(next.sending().is_some());
+        assert!(next.sending(7).is_some());
     }
 }
 
@@ -85,7 +88,7 @@ fn what_is_sent_counts_and_gives_way_to_nobody() {
     let (a, b) = (accounts.named("a"), accounts.named("b"));
     let permits = Arc::new(InFlightLimit::new(4));
     let sent: Vec<_> = (0..2)
-        .map(|_| permits.take(&a).unwrap().sending().unwrap())
+        .map(|_| permits.take(&a).unwrap().sending(7).unwrap())
         .collect();
     let mut waits = waiting(&permits, &a).unwrap();
     let own = waiting(&permits, &b).unwrap();
@@ -107,12 +110,12 @@ fn an_answer_whose_place_was_given_away_has_none() {
     let lost = waiting(&permits, &a).unwrap();
     let newcomer = permits.take(&b).unwrap();
 
-    assert!(lost.sending().is_none());
+    assert!(lost.sending(7).is_none());
     assert!(
         permits.take(&accounts.named("c")).is_none(),
         "both are taken"
     );
-    assert!(kept.sending().is_some());
+    assert!(kept.sending(7).is_some());
     drop(newcomer);
     assert_eq!(permits.taken.load(Ordering::Relaxed), 0);
 }
@@ -161,8 +164,8 @@ proptest! {
                 0 if !taken.is_empty() => drop(taken.swap_remove(who % taken.len())),
                 1 if !taken.is_empty() => {
                     let permit = taken.swap_remove(who % taken.len());
-                    if !matches!(permit.state, State::Sending) {
-                        taken.extend(permit.sending());
+                    if !matches!(permit.state, State::Sending(_)) {
+                        taken.extend(permit.sending(7));
                     }
                 }
                 _ => taken.extend(waiting(&permits, &account)),
@@ -173,6 +176,6 @@ proptest! {
         }
         drop(taken);
         prop_assert!(permits.waiting().by_client.is_empty());
-        prop_assert!(accounts.0.values().all(|account| account.answers().count() == 0));
+        prop_assert!(accounts.0.values().all(|account| account.answers().count() == 0 && account.answers().bytes() == 0));
     }
 }
