@@ -6,12 +6,18 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Duration,
 };
+
+use tokio::time::Instant;
 
 use super::connection::{ConnectionState, End};
 
 /// As many of the open connections give way at once, so that a flood of newcomers does not look through all of them for each.
 const GIVE_WAY_SHARE: usize = 128;
+
+/// Nobody gives way before: a request may be on its way.
+const LEAST_IDLE: Duration = Duration::from_millis(100);
 
 /// The open connections of a server.
 pub(super) struct Connections {
@@ -50,10 +56,12 @@ impl Connections {
 
     /// Ends those that have been idle for longest: one, and where there are many a few more.
     pub(super) fn give_way(&self) {
+        let now = Instant::now();
         let open = self.lock();
         let mut idle: Vec<_> = open
             .values()
             .filter_map(|state| Some((state.idle_since()?, state)))
+            .filter(|(since, _)| now.saturating_duration_since(*since) >= LEAST_IDLE)
             .collect();
         idle.sort_unstable_by_key(|(since, _)| *since);
         for (_, state) in idle.iter().take(1 + open.len() / GIVE_WAY_SHARE) {
@@ -104,8 +112,6 @@ impl Drop for Open {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use http::Version;
 
     use super::*;
@@ -136,6 +142,17 @@ mod tests {
         drop(under_way);
         connections.give_way();
         assert_eq!(told(&open), [None, None, Some(End::GaveWay)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_just_come_does_not_give_way() {
+        let connections = Arc::new(Connections::new(u64::MAX));
+        let open = [connections.open(Arc::default())];
+        connections.give_way();
+        assert_eq!(told(&open), [None]);
+        tokio::time::advance(LEAST_IDLE).await;
+        connections.give_way();
+        assert_eq!(told(&open), [Some(End::GaveWay)]);
     }
 
     #[tokio::test]

@@ -160,6 +160,23 @@ async fn an_answer_that_nobody_takes_ends_its_connection_despite_pings() {
 }
 
 #[tokio::test]
+async fn a_request_is_under_way_until_its_answer_has_left() {
+    let gateway = start().await;
+    gateway.tasks(world::SUPPORT, "").await;
+    let answered =
+        "gateway_http_requests_total{route=\"tasks\",status=\"200\",client=\"reader\"} 4";
+    for window in [0, 1] {
+        let stream = stalled(&gateway, window, 3, &page(), Some(READER)).await;
+        if window == 0 {
+            until(|| gateway.counts(answered)).await;
+        }
+        gateway.wait_until_in_flight(3).await;
+        drop(stream);
+        gateway.wait_until_in_flight(0).await;
+    }
+}
+
+#[tokio::test]
 async fn a_reader_of_http1_that_takes_nothing_is_ended_too() {
     let impatient = "[server]\nsend_timeout = \"300ms\"";
     let gateway = setup().with(impatient).start().await;

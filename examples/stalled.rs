@@ -1,0 +1,222 @@
+//! Measures what a peer that does not read, or says nothing, makes the gateway hold.
+//!
+//! `cargo run --release --example stalled -- --connections 1000` starts a gateway in this process, opens so many connections of each
+//! kind, and prints resident memory before, with and after them. The clients are in it too, with a socket each and no buffer.
+#![expect(
+    clippy::print_stdout,
+    reason = "a program that prints what it measured"
+)]
+
+#[path = "soak/resident.rs"]
+mod resident;
+
+use std::{net::SocketAddr, time::Duration};
+
+use sha2::{Digest, Sha256};
+use tokio::{
+    io::AsyncWriteExt,
+    net::TcpStream,
+    time::{sleep, timeout},
+};
+use unpod_gateway::{
+    app::Gateway,
+    config::{Config, value::ListenAddress},
+    simulator::{Options, Simulator, world},
+};
+
+use crate::resident::resident;
+
+/// The gateway's own.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const KEY: &str = "ugw_example";
+const VIEWED: &str = "ugw_example_viewed";
+const CONNECTIONS: usize = 1000;
+/// Within `send_timeout` and `header_read_timeout`.
+const SETTLE: Duration = Duration::from_secs(3);
+
+/// What a peer does.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Silent,
+    HalfAHeader,
+    SlowReader,
+    /// HTTP/2 with a window of 0: as many refusals as may wait.
+    Refusals,
+    /// More than may wait: it is hung up on.
+    ManyRefusals,
+    /// As many streams as there may be, of a page that is stored.
+    Pages,
+    /// The same of a page cut for a view.
+    ViewedPages,
+}
+
+impl Kind {
+    const ALL: [Self; 7] = [
+        Self::Silent,
+        Self::HalfAHeader,
+        Self::SlowReader,
+        Self::Refusals,
+        Self::ManyRefusals,
+        Self::Pages,
+        Self::ViewedPages,
+    ];
+
+    fn sends(self) -> Vec<u8> {
+        let page = format!("/spaces/{}/tasks?page_size=100", world::SUPPORT);
+        match self {
+            Self::Silent => Vec::new(),
+            Self::HalfAHeader => b"GET /healthz HTTP/1.1\r\nHost: ga".to_vec(),
+            Self::SlowReader => format!(
+                "GET {page} HTTP/1.1\r\nHost: gateway\r\nAuthorization: Token {KEY}\r\n\r\n"
+            )
+            // More than the buffers of both sockets take.
+            .repeat(100)
+            .into_bytes(),
+            Self::Refusals => http2(8, &page, None),
+            Self::ManyRefusals => http2(200, &page, None),
+            Self::Pages => http2(100, &page, Some(KEY)),
+            Self::ViewedPages => http2(100, &page, Some(VIEWED)),
+        }
+    }
+}
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len())
+        .expect("it is short")
+        .to_be_bytes();
+    let stream = stream.to_be_bytes();
+    [&length[1..], &[kind, flags], &stream, payload].concat()
+}
+
+/// A connection with a window of 0, and so many requests.
+fn http2(requests: u32, path: &str, key: Option<&str>) -> Vec<u8> {
+    let mut fields = vec![0x82, 0x86, 0x01, 7];
+    fields.extend(b"gateway");
+    fields.extend([0x04, u8::try_from(path.len()).expect("it is short")]);
+    fields.extend(path.as_bytes());
+    if let Some(key) = key {
+        let value = format!("Token {key}");
+        // `authorization` is the 23rd static name: 15 and 8 more.
+        fields.extend([0x0f, 0x08, u8::try_from(value.len()).expect("it is short")]);
+        fields.extend(value.as_bytes());
+    }
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    bytes.extend(frame(4, 0, 0, &[0, 4, 0, 0, 0, 0]));
+    for number in 0..requests {
+        bytes.extend(frame(1, 0x5, 2 * number + 1, &fields));
+    }
+    bytes
+}
+
+fn config(base_url: &str, connections: usize) -> Config {
+    let digest = |key: &str| -> String {
+        let digest = Sha256::digest(key);
+        digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    };
+    let text = format!(
+        r#"
+        server.listen = "127.0.0.1:0"
+        server.max_connections = {most}
+        server.drain_delay = "0s"
+        admin.listen = "127.0.0.1:0"
+        auth.max_failures = 0
+        telemetry.filter = "off"
+        views.short.fields = ["task_id", "status", "input", "output"]
+        [upstream]
+        base_url = "{base_url}"
+        credentials.default.token = "{token}"
+        credentials.default.org_handle = "{organization}"
+        [[clients]]
+        name = "example"
+        key_sha256 = ["{key}"]
+        spaces = ["*"]
+        [[clients]]
+        name = "viewed"
+        key_sha256 = ["{viewed}"]
+        spaces = ["*"]
+        view = "short"
+        "#,
+        most = connections + 10,
+        token = world::ACME_TOKEN,
+        organization = world::ACME,
+        key = digest(KEY),
+        viewed = digest(VIEWED),
+    );
+    Config::from_toml(&text).expect("it is a good configuration")
+}
+
+async fn open(address: SocketAddr, bytes: &[u8]) -> TcpStream {
+    let mut stream = TcpStream::connect(address)
+        .await
+        .expect("the gateway listens");
+    // A slow reader takes only so much.
+    let _ = timeout(Duration::from_millis(20), stream.write_all(bytes)).await;
+    stream
+}
+
+/// How many connections the gateway ended, by reason.
+fn ended(gateway: &Gateway) -> String {
+    let metrics = gateway.metrics().encode((0, 0));
+    let counted: Vec<&str> = metrics
+        .lines()
+        .filter_map(|line| line.strip_prefix("gateway_connection_failures_total{reason="))
+        .filter(|line| !line.ends_with(" 0"))
+        .collect();
+    counted.join(" ").replace('}', "")
+}
+
+async fn measure(gateway: &Gateway, address: SocketAddr, kind: Kind, connections: usize) {
+    let before = resident();
+    let bytes = kind.sends();
+    let mut peers = Vec::with_capacity(connections);
+    for _ in 0..connections {
+        peers.push(open(address, &bytes).await);
+    }
+    sleep(SETTLE).await;
+    let with = resident();
+    let open = gateway.metrics().connections_open();
+    drop(peers);
+    while gateway.metrics().connections_open() > 0 {
+        sleep(Duration::from_millis(10)).await;
+    }
+    sleep(SETTLE).await;
+    let ended = ended(gateway);
+    let kind = format!("{kind:?}");
+    let each = with.saturating_sub(before) / connections;
+    println!(
+        "{kind:<14} {open:>6} {:>10} {:>10} {:>10} {each:>12}  {ended}",
+        before >> 10,
+        with >> 10,
+        resident() >> 10
+    );
+}
+
+#[tokio::main]
+async fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let connections = match &arguments[..] {
+        [name, count] if name == "--connections" => count.parse().unwrap_or(CONNECTIONS),
+        _ => CONNECTIONS,
+    };
+    let simulator = Simulator::start(Options::default())
+        .await
+        .expect("it starts");
+    let gateway = Gateway::start(config(&simulator.base_url(), connections))
+        .await
+        .expect("it starts");
+    let ListenAddress::Tcp(address) = *gateway.data_address() else {
+        unreachable!("it listens on a port");
+    };
+    // The page is stored before, and the gateway warm.
+    drop(open(address, &Kind::SlowReader.sends()).await);
+    sleep(SETTLE).await;
+    println!("{connections} connections of each kind; memory in KiB, per connection in bytes");
+    println!("kind             open     before       with      after          each  ended so far");
+    for kind in Kind::ALL {
+        measure(&gateway, address, kind, connections).await;
+    }
+    gateway.drain().await;
+    simulator.stop().await;
+}
