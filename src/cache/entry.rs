@@ -122,6 +122,12 @@ impl Content {
         self.views.get(view, || forms.plain(), now, forms.memory())
     }
 
+    /// The same, if it was made already.
+    #[must_use]
+    pub fn seen_already(&self, view: &View) -> Option<Arc<Rendition>> {
+        self.views.made_for(view)
+    }
+
     /// Whether its identity has gone, nobody having asked for it.
     #[must_use]
     pub fn is_packed(&self) -> bool {

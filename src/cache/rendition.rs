@@ -76,6 +76,13 @@ impl Views {
         (rendition.clone(), is_new)
     }
 
+    /// What `view` shows, if it was made already.
+    pub(super) fn made_for(&self, view: &View) -> Option<Arc<Rendition>> {
+        let known = self.known();
+        let seen = known.iter().find(|seen| seen.through == view.id())?;
+        seen.rendition.get().cloned()
+    }
+
     fn place(&self, id: ViewId) -> Arc<OnceLock<Arc<Rendition>>> {
         let mut known = self.known();
         if let Some(seen) = known.iter().find(|seen| seen.through == id) {

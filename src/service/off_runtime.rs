@@ -1,12 +1,29 @@
 //! Work that no request may wait for on the runtime's threads, and work that must not end with who asked for it.
 
-use std::panic::resume_unwind;
+use std::{num::NonZero, panic::resume_unwind, sync::LazyLock, thread};
 
-use tokio::task::{JoinError, spawn, spawn_blocking};
+use tokio::{
+    sync::Semaphore,
+    task::{JoinError, spawn, spawn_blocking},
+};
+
+static CORES: LazyLock<Semaphore> =
+    LazyLock::new(|| Semaphore::new(thread::available_parallelism().map_or(1, NonZero::get)));
 
 /// Runs `work` on a thread for blocking work; it ends even where nobody waits for it any more.
 pub async fn on_a_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     spawn_blocking(work).await.unwrap_or_else(bug)
+}
+
+/// As [`on_a_thread`], for work that keeps a core busy: as much of it at once as there are cores, however many ask for some.
+pub async fn heavy<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let turn = CORES.acquire().await.expect("it is never closed");
+    on_a_thread(move || {
+        // It goes on where nobody waits for it any more.
+        let _turn = turn;
+        work()
+    })
+    .await
 }
 
 /// Runs `work` in a task of its own: a caller that goes away, as a client does that hangs up, does not end it.

@@ -9,7 +9,7 @@ use http::HeaderValue;
 use tokio::time::Instant;
 use tracing::{Instrument, error_span};
 
-use super::SecondTier;
+use super::{SecondTier, off_runtime::heavy};
 use crate::{
     cache::{
         CacheStatus, Flights, PageStore, Role, Shown, StoredPage, Verdict,
@@ -17,6 +17,7 @@ use crate::{
         freshness::{FillReason, refusal_answers},
         http_semantics::RequestDirectives,
         judge_page,
+        rendition::Rendition,
         space::Remembered,
         status::{Detail, NotForwarded},
         store::Kept,
@@ -34,6 +35,9 @@ mod places;
 mod shared;
 
 use self::places::Places;
+
+/// What a view shows of so long a page is made within some 200 µs: less than a request may be held up by another.
+const QUICKLY_SEEN: usize = 128 << 10;
 
 /// What is asked, and on whose account.
 #[derive(Clone, Debug)]
@@ -328,17 +332,40 @@ impl Tasks {
     }
 
     /// The page of `ask` as it goes out: all of it, or what `view` shows.
-    #[must_use]
-    pub fn shown<'a>(&self, ask: &Ask, served: &'a Served, view: Option<&View>) -> Shown<'a> {
+    pub async fn shown<'a>(
+        self: &Arc<Self>,
+        ask: &Ask,
+        served: &'a Served,
+        view: Option<&Arc<View>>,
+    ) -> Shown<'a> {
         let page = &served.page;
         let Some(view) = view else {
             return Shown::Whole(page);
         };
-        let (rendition, is_new) = page.content.seen_through(view, served.at);
-        if is_new {
-            self.reweigh(ask, page);
-        }
-        Shown::Part(rendition)
+        Shown::Part(match page.content.seen_already(view) {
+            Some(rendition) => rendition,
+            // Boxed: what it takes to wait would be part of every answer that need not.
+            None => Box::pin(self.see_through(ask.key(), served, view.clone())).await,
+        })
+    }
+
+    /// Makes what `view` shows of a page; of a large one on another thread.
+    async fn see_through(
+        self: &Arc<Self>,
+        key: PageKey,
+        served: &Served,
+        view: Arc<View>,
+    ) -> Arc<Rendition> {
+        let (tasks, page, at) = (self.clone(), served.page.clone(), served.at);
+        let is_quick = page.content.length() <= QUICKLY_SEEN;
+        let see = move || {
+            let (rendition, is_new) = page.content.seen_through(&view, at);
+            if is_new {
+                tasks.store.reweigh(&key, &page);
+            }
+            rendition
+        };
+        if is_quick { see() } else { heavy(see).await }
     }
 
     /// Weighs the page of `ask` anew, after a form of it was made.

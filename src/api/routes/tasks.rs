@@ -203,7 +203,7 @@ async fn respond(
     served: &Served,
     request: &mut Parts,
 ) -> Response<Body> {
-    let shown = data.tasks.shown(ask, served, client.view.as_deref());
+    let shown = data.tasks.shown(ask, served, client.view.as_ref()).await;
     let coding = coding(&request.headers, served, &shown);
     let mut response = answering(&mut request.headers);
     let headers = response.headers_mut();

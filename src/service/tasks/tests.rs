@@ -14,7 +14,7 @@ use super::{fill::refusal, *};
 use crate::{
     cache::http_semantics::MaxStale,
     config::Config,
-    domain::TaskPage,
+    domain::{FieldPath, TaskPage},
     upstream::{Answer, ClientError, Content, Credentials, Head, InvalidAnswer, PageRequest},
 };
 
@@ -1145,5 +1145,33 @@ async fn a_fill_is_counted_once_however_many_wait() {
         r#"gateway_cache_lookups_total{outcome="hit",client="crm"} 1"#,
     ] {
         assert!(text.contains(line), "{line}\n{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_view_of_a_large_page_is_made_by_another_thread() {
+    use futures_util::FutureExt;
+    for (length, at_once) in [(1 << 10, true), (1 << 20, false)] {
+        let bench = Bench::new();
+        let text = "x".repeat(length);
+        let page = TaskPage {
+            body: Bytes::from(format!(r#"{{"count":1,"data":[{{"a":"{text}","b":1}}]}}"#)),
+            count: 1,
+            tasks: Arc::default(),
+        };
+        bench.upstream.then_answer(answer(Content::Page(page), &[]));
+        let served = bench.get().await.unwrap();
+        let view = Arc::new(View::new(&[FieldPath::dotted("b").unwrap()]));
+        let ask = bench.ask(PLAIN);
+        let show = || bench.tasks.shown(&ask, &served, Some(&view));
+
+        let first = show().now_or_never();
+        assert_eq!(first.is_some(), at_once, "{length}");
+
+        let shown = show().await;
+        assert_eq!(shown.forms().plain(), r#"{"count":1,"data":[{"b":1}]}"#);
+        assert!(show().now_or_never().is_some(), "it is made once");
+        let weight = served.page.weight() as u64;
+        assert_eq!(bench.tasks.store().size().0, weight, "and counted");
     }
 }
