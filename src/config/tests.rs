@@ -1415,3 +1415,101 @@ fn own_rules_are_kept_in_their_order() {
         ]
     );
 }
+
+/// Mistakes that have nothing to do with each other: where, what, and the key each is told by.
+const MISTAKES: [(&str, &str, &str); 32] = [
+    ("server.listen", "'localhost'", "server.listen"),
+    ("server.workers", "'many'", "server.workers"),
+    ("server.max_in_flight", "0", "server.max_in_flight"),
+    ("server.idle_timeout", "5", "server.idle_timeout"),
+    (
+        "server.trusted_proxies",
+        "['10.0.0.0/8', 'x']",
+        "server.trusted_proxies[1]",
+    ),
+    ("server.no_such_key", "1", "server.no_such_key"),
+    ("admin.key_sha256", "['00']", "admin.key_sha256[0]"),
+    ("admin.no_such_key", "1", "admin.no_such_key"),
+    ("auth.max_failures", "-1", "auth.max_failures"),
+    ("auth.jwt.issuer", "5", "auth.jwt.issuer"),
+    ("auth.jwt.audience", "''", "auth.jwt.audience"),
+    (
+        "auth.jwt.jwks_url",
+        "'ftp://id.example'",
+        "auth.jwt.jwks_url",
+    ),
+    (
+        "auth.browser_tokens.signing_key_file",
+        "'/nowhere/key'",
+        "auth.browser_tokens.signing_key_file",
+    ),
+    (
+        "auth.browser_tokens.max_ttl",
+        "'2days'",
+        "auth.browser_tokens.max_ttl",
+    ),
+    ("cors.origins", "['*']", "cors.origins[0]"),
+    ("cors.no_such_key", "1", "cors.no_such_key"),
+    (
+        "routes.tasks.max_page_size",
+        "0",
+        "routes.tasks.max_page_size",
+    ),
+    (
+        "routes.tasks.unknown_parameters",
+        "'drop'",
+        "routes.tasks.unknown_parameters",
+    ),
+    (
+        "upstream.base_url",
+        "'ftp://unpod.example'",
+        "upstream.base_url",
+    ),
+    ("upstream.retries", "11", "upstream.retries"),
+    ("upstream.circuit.window", "0", "upstream.circuit.window"),
+    (
+        "upstream.credentials.default.token",
+        "'two words'",
+        "upstream.credentials.default.token",
+    ),
+    (
+        "upstream.credentials.default.org_handle",
+        "5",
+        "upstream.credentials.default.org_handle",
+    ),
+    ("cache.ttl", "'soon'", "cache.ttl"),
+    ("cache.max_bytes", "'1KiB'", "cache.max_bytes"),
+    (
+        "cache.redis.url_file",
+        "'/nowhere/url'",
+        "cache.redis.url_file",
+    ),
+    ("telemetry.format", "'xml'", "telemetry.format"),
+    ("clients.0.name", "'a b'", "clients[0].name"),
+    ("clients.0.expires", "'tomorrow'", "clients[0].expires"),
+    ("clients.0.spaces", "['A', 'a/b']", "clients[0].spaces[1]"),
+    ("views.public.fields", "['a', '']", "views.public.fields[1]"),
+    ("no_such_section.key", "1", "no_such_section"),
+];
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn as_many_mistakes_as_were_made_are_told(which: u32) {
+        let files = KeyFiles::new();
+        let (signing, made) = (files.path("private"), |at: &usize| which >> at & 1 == 1);
+        let mut changes = vec![
+            ("auth.jwt", PROVIDER),
+            ("auth.browser_tokens.signing_key_file", signing.as_str()),
+        ];
+        let made: Vec<_> = (0..MISTAKES.len()).filter(made).map(|at| MISTAKES[at]).collect();
+        changes.extend(made.iter().map(|(path, value, _)| (*path, *value)));
+        let told = Config::from_toml(&with(&changes)).err().unwrap_or_default();
+        let mut told: Vec<_> = told.iter().map(|problem| problem.key.as_str()).collect();
+        let mut expected: Vec<_> = made.iter().map(|(_, _, key)| *key).collect();
+        told.sort_unstable();
+        expected.sort_unstable();
+        proptest::prop_assert_eq!(told, expected);
+    }
+}
