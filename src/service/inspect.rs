@@ -172,7 +172,7 @@ impl Tasks {
             circuit: credential.circuit().state().as_str(),
             circuit_wait: credential
                 .circuit()
-                .refuses(space)
+                .refuses(Some(&key.space.space))
                 .map(|wait| wait.as_secs()),
             quota_wait: quota_wait.map(|wait| wait.as_secs()),
             refusal: refusal.map(|known| {
