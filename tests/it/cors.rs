@@ -217,7 +217,7 @@ async fn a_browser_may_read_why_it_was_refused() {
         .upstream()
         .script("FAILING", vec![Scripted::new(500, "")]);
     let get = |path: &str| gateway.get(path).header("origin", APP);
-    let rejected = Scripted::json(422, "{}");
+    let rejected = Scripted::json(422, r#"{"status_code":422,"message":"no"}"#);
     gateway.upstream().script("REJECTED", vec![rejected]);
     let spent = Scripted::json(429, "{}");
     for (code, ask) in [

@@ -287,7 +287,8 @@ async fn head_is_get_without_its_body_whatever_comes_of_it() {
     let narrow = client("narrow", "ugw_narrow_key", "spaces = [\"OTHER\"]");
     let gateway = setup().with(&narrow).start().await;
     for (space, status) in [("REJECTED", 422), ("FAILING", 500)] {
-        let answer = Scripted::json(status, "{}");
+        let envelope = format!(r#"{{"status_code":{status},"message":"no"}}"#);
+        let answer = Scripted::json(status, envelope);
         gateway.upstream().script(space, vec![answer]);
     }
     gateway.tasks(world::SUPPORT, "").await;
