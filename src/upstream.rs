@@ -15,6 +15,7 @@ mod client;
 mod clock;
 mod credential;
 mod deadline;
+mod decode;
 mod error;
 #[cfg(test)]
 mod fixtures;

@@ -215,6 +215,7 @@ fn every_rule_refuses_under_its_key() {
         ("upstream.base_url", "'https://unpod.example/#a'", ""),
         ("upstream.base_url", "'file:///etc'", ""),
         ("upstream.connect_timeout", "'0ms'", ""),
+        ("upstream.connection_max_age", "'0s'", ""),
         ("upstream.timeout", "'0s'", ""),
         ("upstream.max_concurrency", "0", ""),
         ("upstream.max_concurrency", "1025", ""),

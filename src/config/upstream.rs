@@ -25,6 +25,9 @@ pub struct UpstreamConfig {
     base_url: Option<Address>,
     #[serde(deserialize_with = "value::duration")]
     pub connect_timeout: Duration,
+    /// No call goes over an older connection.
+    #[serde(deserialize_with = "value::duration")]
+    pub connection_max_age: Duration,
     /// The deadline of a fill, waiting and all tries included.
     #[serde(deserialize_with = "value::duration")]
     pub timeout: Duration,
@@ -230,6 +233,7 @@ impl UpstreamConfig {
     fn check_limits(&self, problems: &mut Problems) {
         for (key, time) in [
             ("upstream.connect_timeout", self.connect_timeout),
+            ("upstream.connection_max_age", self.connection_max_age),
             ("upstream.timeout", self.timeout),
             ("upstream.circuit.window", self.circuit.window),
             ("upstream.circuit.open_for", self.circuit.open_for),

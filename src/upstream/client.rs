@@ -17,14 +17,19 @@ use futures_util::future::BoxFuture;
 use http::{
     HeaderMap, HeaderName, HeaderValue, StatusCode,
     header::{
-        ACCEPT, ACCEPT_LANGUAGE, AUTHORIZATION, CONTENT_LENGTH, IF_MODIFIED_SINCE, IF_NONE_MATCH,
+        ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, AUTHORIZATION, CONTENT_LENGTH, IF_MODIFIED_SINCE,
+        IF_NONE_MATCH,
     },
 };
 use tokio::time::Instant;
 use tower::Service;
 use url::Url;
 
-use super::{Claims, Credential, Head, Sent, TokenSlot, UpstreamError, error::causes};
+use super::{
+    Claims, Credential, Head, Sent, TokenSlot, UpstreamError,
+    decode::{self, Coding},
+    error::causes,
+};
 use crate::{
     config::UpstreamConfig,
     domain::{PageQuery, SpaceToken},
@@ -35,6 +40,9 @@ const ORG_HANDLE: HeaderName = HeaderName::from_static("org-handle");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Below the two to five seconds after which common servers close an idle connection, so that few requests meet a closing one.
 const POOL_IDLE: Duration = Duration::from_millis(1900);
+
+/// hyper's own bound is 100; in bytes it is 400 KiB.
+const MAX_HEADER_LINES: usize = 256;
 
 /// How the gateway names itself to whoever it asks.
 pub const USER_AGENT: &str = concat!("unpod-gateway/", env!("CARGO_PKG_VERSION"));
@@ -134,8 +142,14 @@ pub enum ClientError {
     NotHttp(#[source] reqwest::Error),
     #[error("connection broke within the body")]
     Broken(#[source] reqwest::Error),
-    #[error("body ended early or does not decode")]
+    #[error("header of the answer is longer than {MAX_HEADER_LINES} lines or 400 KiB")]
+    HeaderTooLarge(#[source] reqwest::Error),
+    #[error("body ended early")]
     Truncated(#[source] reqwest::Error),
+    #[error("content coding is not known: {0}")]
+    UnknownCoding(String),
+    #[error("body does not decode")]
+    Undecodable(#[source] std::io::Error),
     #[error("body is larger than {0} bytes")]
     TooLarge(usize),
 }
@@ -148,7 +162,10 @@ impl ClientError {
             Self::Request(_) => "request_failed",
             Self::NotHttp(_) => "not_http",
             Self::Broken(_) => "connection_broken",
+            Self::HeaderTooLarge(_) => "header_too_large",
             Self::Truncated(_) => "truncated",
+            Self::UnknownCoding(_) => "unknown_coding",
+            Self::Undecodable(_) => "undecodable",
             Self::TooLarge(_) => "too_large",
         }
     }
@@ -165,10 +182,77 @@ pub enum BuildError {
     Client(#[from] reqwest::Error),
 }
 
+/// Connections to the upstream, no older than `max_age`: a name that stands for another address is followed.
+#[derive(Debug)]
+struct Connections {
+    tls: rustls::ClientConfig,
+    connect_timeout: Duration,
+    proxy: Option<Url>,
+    max_age: Duration,
+    current: Mutex<(reqwest::Client, Instant)>,
+}
+
+impl Connections {
+    fn new(config: &UpstreamConfig) -> Result<Self, BuildError> {
+        let tls = tls_config(config)?;
+        let proxy = config.proxy.as_ref().map(|proxy| proxy.0.clone());
+        let first = http_client(tls.clone(), config.connect_timeout, proxy.as_ref())?;
+        Ok(Self {
+            tls,
+            connect_timeout: config.connect_timeout,
+            proxy,
+            max_age: config.connection_max_age,
+            current: Mutex::new((first, Instant::now())),
+        })
+    }
+
+    /// The client to ask with now. A pool knows no age: it goes as a whole, idle connections at once and the others with their calls. TLS sessions
+    /// outlive it.
+    fn client(&self) -> reqwest::Client {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if now - current.1 >= self.max_age
+            && let Ok(fresh) =
+                http_client(self.tls.clone(), self.connect_timeout, self.proxy.as_ref())
+        {
+            *current = (fresh, now);
+        }
+        current.0.clone()
+    }
+}
+
+fn http_client(
+    tls: rustls::ClientConfig,
+    connect_timeout: Duration,
+    proxy: Option<&Url>,
+) -> Result<reqwest::Client, reqwest::Error> {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the one place that builds a client"
+    )]
+    let mut builder = reqwest::Client::builder()
+        .tls_backend_preconfigured(tls)
+        .redirect(reqwest::redirect::Policy::none())
+        // Retries are a layer of ours, which counts them.
+        .retry(reqwest::retry::never())
+        .no_proxy()
+        .referer(false)
+        .connect_timeout(connect_timeout)
+        .pool_idle_timeout(POOL_IDLE)
+        .http1_max_headers(MAX_HEADER_LINES)
+        .tcp_nodelay(true)
+        .user_agent(USER_AGENT)
+        .default_headers(fixed_headers());
+    if let Some(proxy) = proxy {
+        builder = builder.proxy(reqwest::Proxy::all(proxy.clone())?);
+    }
+    builder.build()
+}
+
 /// Asks the upstream over HTTP.
 #[derive(Clone, Debug)]
 pub struct Client {
-    http: reqwest::Client,
+    connections: Arc<Connections>,
     base_url: Arc<str>,
     /// Host and port, as traces show them.
     origin: (Arc<str>, u16),
@@ -182,27 +266,8 @@ impl Client {
     ///
     /// Returns what is wrong with the TLS roots or the proxy.
     pub fn new(config: &UpstreamConfig) -> Result<Self, BuildError> {
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "the one place that builds a client"
-        )]
-        let mut builder = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls_config(config)?)
-            .redirect(reqwest::redirect::Policy::none())
-            // Retries are a layer of ours, which counts them.
-            .retry(reqwest::retry::never())
-            .no_proxy()
-            .referer(false)
-            .connect_timeout(config.connect_timeout)
-            .pool_idle_timeout(POOL_IDLE)
-            .tcp_nodelay(true)
-            .user_agent(USER_AGENT)
-            .default_headers(fixed_headers());
-        if let Some(proxy) = &config.proxy {
-            builder = builder.proxy(reqwest::Proxy::all(proxy.0.clone())?);
-        }
         Ok(Self {
-            http: builder.build()?,
+            connections: Arc::new(Connections::new(config)?),
             base_url: prefix(config.base_url()).into(),
             origin: origin(config.base_url()),
             max_body: config.max_body,
@@ -251,7 +316,8 @@ impl Client {
         request.sent.set();
         let sent = Instant::now();
         let mut response = self
-            .http
+            .connections
+            .client()
             .get(url)
             .headers(request_headers(request, place))
             .send()
@@ -259,14 +325,14 @@ impl Client {
             .map_err(request_error)?;
         let received = Instant::now();
         let status = response.status();
-        let expected = expected_length(response.headers());
+        let form = BodyForm::of(response.headers());
         let head = Head {
             headers: mem::take(response.headers_mut()),
             received,
             received_unix: unix_now(),
             response_delay: received - sent,
         };
-        let body = match read_chunks(response, expected, self.max_body).await {
+        let body = match read_formed(response, form, self.max_body).await {
             Ok(body) => body,
             // Its status and header are an answer by themselves: a throttle is one, whatever breaks after it.
             Err(_) if is_failure(status) => Bytes::new(),
@@ -333,6 +399,7 @@ fn unix_now() -> i64 {
 fn fixed_headers() -> HeaderMap {
     HeaderMap::from_iter([
         (ACCEPT, HeaderValue::from_static("application/json")),
+        (ACCEPT_ENCODING, decode::ACCEPTED),
         (ACCEPT_LANGUAGE, HeaderValue::from_static("en")),
     ])
 }
@@ -371,14 +438,39 @@ fn request_headers(request: PageRequest, place: &Place) -> HeaderMap {
 ///
 /// Returns why there is no whole body of at most `max_body` bytes.
 pub async fn read_body(response: reqwest::Response, max_body: usize) -> Result<Bytes, ClientError> {
-    let expected = expected_length(response.headers());
-    read_chunks(response, expected, max_body).await
+    let form = BodyForm::of(response.headers());
+    read_formed(response, form, max_body).await
+}
+
+/// How a body comes, by its header.
+struct BodyForm {
+    /// How long it will be, coded; 0 where that is not told.
+    length: usize,
+    codings: Result<Vec<Coding>, ClientError>,
+}
+
+impl BodyForm {
+    fn of(headers: &HeaderMap) -> Self {
+        Self {
+            length: expected_length(headers),
+            codings: decode::codings(headers),
+        }
+    }
+}
+
+async fn read_formed(
+    response: reqwest::Response,
+    form: BodyForm,
+    max_body: usize,
+) -> Result<Bytes, ClientError> {
+    let codings = form.codings?;
+    if codings.is_empty() {
+        return read_chunks(response, form.length, max_body).await;
+    }
+    decode::read(response, &codings, max_body).await
 }
 
 /// How long the body will be, where its header tells.
-///
-/// Not [`reqwest::Response::content_length`], which has gone through what decodes and knows of no length any more. Where something
-/// was decoded the field is gone too.
 fn expected_length(headers: &HeaderMap) -> usize {
     let length = headers.get(CONTENT_LENGTH);
     let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
@@ -400,16 +492,24 @@ async fn read_chunks(
         }
         body.extend_from_slice(&chunk);
     }
-    // A body of unknown length grew by doubling; what is kept for long should not hold the spare half.
+    Ok(compact(body))
+}
+
+/// A body of unknown length grew by doubling; what is kept for long should not hold the spare half.
+pub(super) fn compact(body: Vec<u8>) -> Bytes {
     if body.capacity() > body.len() + body.len() / 8 {
-        return Ok(Bytes::copy_from_slice(&body));
+        return Bytes::copy_from_slice(&body);
     }
-    Ok(body.into())
+    body.into()
 }
 
 /// Something answered, but no HTTP: another port's service, or a middlebox. Asking it again would not help.
 fn request_error(error: reqwest::Error) -> ClientError {
     let error = error.without_url();
+    let is_too_large = |cause: &hyper::Error| cause.is_parse_too_large();
+    if causes(&error).any(|cause| cause.downcast_ref().is_some_and(is_too_large)) {
+        return ClientError::HeaderTooLarge(error);
+    }
     let is_unreadable = |cause: &hyper::Error| cause.is_parse();
     if causes(&error).any(|cause| cause.downcast_ref().is_some_and(is_unreadable)) {
         return ClientError::NotHttp(error);
@@ -418,7 +518,7 @@ fn request_error(error: reqwest::Error) -> ClientError {
 }
 
 /// A reset is the connection's fault, everything else the answer's.
-fn body_error(error: reqwest::Error) -> ClientError {
+pub(super) fn body_error(error: reqwest::Error) -> ClientError {
     use std::io::{Error, ErrorKind};
     let error = error.without_url();
     let is_reset = |cause: &Error| {

@@ -66,8 +66,12 @@ pub enum InvalidAnswer {
     NoCount,
     #[error("larger than {0} bytes")]
     TooLarge(usize),
-    #[error("ended early or does not decode")]
+    #[error("ended early")]
     Truncated,
+    #[error("{0}")]
+    Coding(String),
+    #[error("header is longer than 256 lines or 400 KiB")]
+    HeaderTooLarge,
     #[error("not HTTP")]
     NotHttp,
 }
@@ -172,7 +176,9 @@ impl UpstreamError {
                 | InvalidAnswer::NoData
                 | InvalidAnswer::NoCount
                 | InvalidAnswer::TooLarge(_)
-                | InvalidAnswer::Truncated => Evidence::PageFails,
+                | InvalidAnswer::Truncated
+                | InvalidAnswer::Coding(_)
+                | InvalidAnswer::HeaderTooLarge => Evidence::PageFails,
                 InvalidAnswer::NotHttp => Evidence::Fails,
             },
             Self::Unreachable(_) | Self::Timeout(_) => Evidence::Fails,

@@ -442,6 +442,16 @@ fn from_client(error: ClientError) -> UpstreamError {
             UpstreamError::InvalidResponse(InvalidAnswer::TooLarge(limit))
         }
         ClientError::Truncated(_) => UpstreamError::InvalidResponse(InvalidAnswer::Truncated),
+        ClientError::UnknownCoding(_) => {
+            UpstreamError::InvalidResponse(InvalidAnswer::Coding(error.to_string()))
+        }
+        ClientError::Undecodable(ref cause) => {
+            let text = format!("{error}: {cause}");
+            UpstreamError::InvalidResponse(InvalidAnswer::Coding(text))
+        }
+        ClientError::HeaderTooLarge(_) => {
+            UpstreamError::InvalidResponse(InvalidAnswer::HeaderTooLarge)
+        }
         ClientError::NotHttp(_) => UpstreamError::InvalidResponse(InvalidAnswer::NotHttp),
         ClientError::Request(_) | ClientError::Broken(_) => {
             UpstreamError::Unreachable(Arc::new(error))

@@ -1,12 +1,22 @@
 //! What the upstream says of its clock, its limits and itself: how far it is believed, and what a client sees of it.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    io::Write,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
 
-use unpod_gateway::simulator::Scripted;
+use tokio::{io::AsyncWriteExt, net::TcpListener};
+use unpod_gateway::simulator::{Options, Scripted, Simulator};
 
 use crate::{
     gateway::{setup, start},
     operators,
+    process::Served,
+    raw,
 };
 
 const PAGE: &str = r#"{"count":0,"status_code":200,"message":"ok","data":[]}"#;
@@ -207,4 +217,136 @@ async fn a_clock_that_differs_is_shown_to_operators() {
         .find_map(|line| line.strip_prefix("gateway_upstream_clock_skew_seconds "));
     let skew: i64 = shown.unwrap().parse().unwrap();
     assert!((-130..=-110).contains(&skew), "{skew}");
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+#[tokio::test]
+async fn every_coding_of_a_page_is_undone() {
+    let gateway = start().await;
+    let (once, twice) = (gzip(PAGE.as_bytes()), gzip(&gzip(PAGE.as_bytes())));
+    let members = [gzip(&PAGE.as_bytes()[..9]), gzip(&PAGE.as_bytes()[9..])].concat();
+    for (place, (codings, body)) in [
+        (vec!["gzip"], &once),
+        (vec!["GZIP"], &once),
+        (vec!["x-gzip"], &once),
+        (vec!["gzip, identity"], &once),
+        (vec!["identity", "gzip"], &once),
+        (vec!["gzip"], &members),
+        (vec!["gzip, gzip"], &twice),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for is_chunked in [false, true] {
+            let space = format!("SPACE{place}{is_chunked}");
+            let answer = Scripted::json(200, body.clone());
+            let answer = if is_chunked { answer.chunked() } else { answer };
+            let coded = codings.iter().fold(answer, |answer, coding| {
+                answer.header("content-encoding", coding)
+            });
+            gateway.upstream().script(&space, vec![coded]);
+
+            let got = gateway.tasks(&space, "").await;
+
+            assert_eq!(got.status, 200, "{codings:?}");
+            got.assert_page(PAGE.as_bytes());
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_log_names_what_is_wrong_with_an_answer() {
+    let simulator = Simulator::start(Options::default()).await.unwrap();
+    let control = simulator.control();
+    let quiet = setup().with("[telemetry]\nfilter = \"info\"\naccess_log = false");
+    let served = Served::start(quiet, &simulator.base_url()).await;
+    let page = || Scripted::json(200, PAGE);
+    let lines = |count| (0..count).fold(page(), |answer, _| answer.header("x-line", "v"));
+    let table = [
+        (
+            "UNKNOWN",
+            page().header("content-encoding", "snappy"),
+            "not known: snappy",
+        ),
+        (
+            "PLAIN",
+            page().header("content-encoding", "gzip"),
+            "does not decode",
+        ),
+        (
+            "SHORT",
+            page().header("content-length", "1000"),
+            "ended early",
+        ),
+        ("LONG", lines(300), "longer than 256 lines"),
+    ];
+    for (space, answer, _) in &table {
+        control.script(space, vec![answer.clone()]);
+        let told = served.get(&format!("/spaces/{space}/tasks")).await;
+        told.assert_error("upstream_invalid_response");
+    }
+
+    served.signal("-TERM").await;
+
+    let (_, log) = served.end().await;
+    for (_, _, reason) in table {
+        let named = log.iter().filter(|line| line.contains(reason)).count();
+        assert_eq!(named, 1, "{reason}: {log:#?}");
+    }
+}
+
+#[tokio::test]
+async fn a_page_with_many_header_lines_is_taken_up_to_a_bound() {
+    let gateway = start().await;
+    for (count, status) in [(101, 200), (240, 200), (300, 502)] {
+        let space = format!("LINES{count}");
+        let page = Scripted::json(200, PAGE);
+        let many = (0..count).fold(page, |answer, _| answer.header("x-line", "v"));
+        gateway.upstream().script(&space, vec![many]);
+
+        assert_eq!(gateway.tasks(&space, "").await.status, status, "{count}");
+    }
+}
+
+/// An upstream that keeps its connections, and counts them.
+async fn keeping(listener: TcpListener, connections: Arc<AtomicU32>) {
+    let length = PAGE.len();
+    let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{PAGE}");
+    loop {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        connections.fetch_add(1, Ordering::Relaxed);
+        let answer = answer.clone();
+        tokio::spawn(async move {
+            while raw::read_head(&mut stream).await {
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+    }
+}
+
+#[tokio::test]
+async fn no_call_goes_over_a_connection_older_than_allowed() {
+    for (max_age, calls, connections) in [("60s", 20, 1..=19), ("1ns", 5, 5..=5)] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base_url = format!("http://{}", listener.local_addr().unwrap());
+        let made = Arc::new(AtomicU32::new(0));
+        let upstream = tokio::spawn(keeping(listener, made.clone()));
+        let aged = format!("[upstream]\nconnection_max_age = \"{max_age}\"");
+        let gateway = setup().with(&aged).start_before(&base_url).await;
+
+        for page in 1..=calls {
+            let query = format!("?page={page}");
+            let answer = gateway.tasks("SPACE", &query).await;
+            assert_eq!(answer.status, 200, "{max_age}");
+        }
+
+        let made = made.load(Ordering::Relaxed);
+        assert!(connections.contains(&made), "{max_age}: {made}");
+        upstream.abort();
+    }
 }
