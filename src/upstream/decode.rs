@@ -2,7 +2,10 @@
 
 use std::{io, pin::Pin};
 
-use async_compression::tokio::bufread::{BrotliDecoder, GzipDecoder, ZlibDecoder, ZstdDecoder};
+use async_compression::{
+    tokio::bufread::{BrotliDecoder, GzipDecoder, ZlibDecoder, ZstdDecoder},
+    zstd::DParameter,
+};
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use http::{HeaderMap, HeaderValue, header::CONTENT_ENCODING};
@@ -15,6 +18,8 @@ use super::client::{ClientError, body_error, compact};
 pub(super) const ACCEPTED: HeaderValue = HeaderValue::from_static("br, gzip, zstd");
 /// More of them one upon another are no answer but an attack.
 const MOST: usize = 3;
+/// RFC 9659: no window larger than 8 MiB, or a short body could make us hold much more.
+const ZSTD_WINDOW_LOG: u32 = 23;
 /// As much of an unknown name as is told.
 const SHOWN: usize = 32;
 
@@ -51,7 +56,10 @@ impl Coding {
                 decoder.multiple_members(true);
                 Box::pin(BufReader::new(decoder))
             }
-            Self::Zstd => Box::pin(BufReader::new(ZstdDecoder::new(coded))),
+            Self::Zstd => {
+                let window = [DParameter::window_log_max(ZSTD_WINDOW_LOG)];
+                Box::pin(BufReader::new(ZstdDecoder::with_params(coded, &window)))
+            }
         }
     }
 }
