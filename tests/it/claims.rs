@@ -22,16 +22,23 @@ fn texts_below(directory: &Path) -> String {
     entries.map(|entry| text(entry.unwrap().path())).collect()
 }
 
-/// The last cell of every row of every table, headings and rulers apart.
+/// The last cell of every row of the tables whose last column is headed "tests".
 fn last_cells(text: &str) -> Vec<String> {
-    let rows = text.lines().filter_map(|line| line.strip_prefix("| "));
-    let last = |row: &str| {
-        let cells: Vec<_> = row.trim_end().trim_end_matches('|').split('|').collect();
-        cells.last().map(|cell| cell.trim().to_owned())
-    };
-    rows.filter_map(last)
-        .filter(|cell| cell != "tests")
-        .collect()
+    let tables = text.split("\n\n");
+    let rows = tables.flat_map(|table| {
+        let cells = table.lines().filter_map(last_cell);
+        let of_tests: Vec<_> = cells.skip_while(|cell| cell != "tests").skip(1).collect();
+        of_tests
+    });
+    rows.collect()
+}
+
+/// The last cell of a table's row; rulers have none.
+fn last_cell(line: &str) -> Option<String> {
+    let row = line.strip_prefix("| ")?.trim_end().trim_end_matches('|');
+    row.split('|')
+        .next_back()
+        .map(|cell| cell.trim().to_owned())
 }
 
 #[test]
