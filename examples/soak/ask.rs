@@ -20,7 +20,7 @@ pub(crate) const REFRESHER: &str = "soak-refresher";
 /// Reads the archive alone.
 pub(crate) const NARROW: &str = "soak-narrow";
 /// Nobody's.
-const STRANGER: &str = "soak-stranger";
+pub(crate) const STRANGER: &str = "soak-stranger";
 
 /// What an upstream that fails may make of a request for a page, besides the page.
 const FAILURES: [(&str, u16); 9] = [
@@ -72,6 +72,8 @@ pub(crate) struct Ask {
     kind: Kind,
     id: String,
     tag: Option<String>,
+    /// What a proxy says of the client.
+    forwarded: Vec<(&'static str, String)>,
     asked: Instant,
 }
 
@@ -105,14 +107,25 @@ impl Ask {
         Self::of(Kind::Page(key, Manner::Plain), id, None)
     }
 
+    /// Asks with a key that is nobody's.
+    pub(crate) fn as_stranger(id: String) -> Self {
+        Self::of(Kind::Stranger, id, None)
+    }
+
     fn of(kind: Kind, id: String, tag: Option<&(Key, String)>) -> Self {
         let is_conditional = matches!(kind, Kind::Page(_, Manner::Conditional));
         Self {
             kind,
             id,
             tag: tag.filter(|_| is_conditional).map(|(_, tag)| tag.clone()),
+            forwarded: Vec::new(),
             asked: Instant::now(),
         }
+    }
+
+    /// The same by way of a proxy.
+    pub(crate) fn forwarded(self, forwarded: Vec<(&'static str, String)>) -> Self {
+        Self { forwarded, ..self }
     }
 
     /// The page, where one is asked for that there is.
@@ -161,6 +174,7 @@ impl Ask {
             ("authorization", format!("Token {}", self.api_key())),
             ("x-request-id", self.id.clone()),
         ];
+        lines.extend(self.forwarded.iter().cloned());
         if let Kind::Page(_, manner) = self.kind {
             let line = match manner {
                 Manner::Plain | Manner::Head => None,

@@ -15,7 +15,7 @@ use tokio::{
 use unpod_gateway::simulator::SplitMix64;
 
 /// Longer than `server.request_timeout`: who waits this long was forgotten.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// An answer as it came, its body not decoded.
 pub(crate) struct Answer {

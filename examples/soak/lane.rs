@@ -1,6 +1,6 @@
 //! One upstream, the gateway before it, and all who use them.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::Request;
@@ -19,9 +19,10 @@ use unpod_gateway::{
 
 use crate::{
     ask::{Ask, NARROW, READER, REFRESHER},
-    client::{Connection, leave},
+    client::{Answer, Connection, leave},
     report::{Left, Report},
-    truth::{Key, Truth, any_space, keys, spaces},
+    rough,
+    truth::{Key, Truth, any_key, any_space, keys, spaces},
     weather::Weather,
 };
 
@@ -70,6 +71,12 @@ pub(crate) const QUOTA: Plan = Plan {
 
 const READERS: u64 = 32;
 const LEAVERS: u64 = 4;
+const HALF_CLOSERS: u64 = 2;
+/// Clients of a proxy that keep their own address.
+const PROXIED: u64 = 2;
+/// Failures of one address that may be told as such: `auth.max_failures` in each of two minutes that a minute of ours meets.
+const MOST_FAILURES: usize = 2 * 20;
+const MINUTE: Duration = Duration::from_secs(60);
 /// How long a reader thinks at most, in milliseconds.
 const THINKS: u64 = 30;
 const GROWS_EVERY: Duration = Duration::from_secs(3);
@@ -233,6 +240,24 @@ impl Users {
         for number in 0..LEAVERS {
             users.run_cancelled(come_and_go(place.clone(), number, fork(random)));
         }
+        for number in 0..HALF_CLOSERS {
+            users.run(half_close(
+                place.clone(),
+                number,
+                fork(random),
+                stop.clone(),
+            ));
+        }
+        for number in 0..PROXIED {
+            users.run(read_by_proxy(
+                place.clone(),
+                number,
+                fork(random),
+                stop.clone(),
+            ));
+        }
+        users.run(make_up_addresses(place.clone(), fork(random), stop.clone()));
+        users.run_cancelled(stall(place.clone()));
         users.run_cancelled(operate(place.clone(), fork(random)));
         users.run_cancelled(grow(place.truth.clone()));
         let report = place.report.clone();
@@ -271,19 +296,13 @@ async fn read(place: Place, number: u64, mut random: SplitMix64, stop: Cancellat
     while !stop.is_cancelled() {
         asked += 1;
         let ask = Ask::draw(&mut random, format!("r{number}-{asked}"), tag.as_ref());
-        match connection.ask(ask.request()).await {
-            Ok(answer) => {
-                match ask.judge(&answer, &place.truth) {
-                    Ok(outcome) => place.report.answered(outcome),
-                    Err(wrong) => place.wrong(&format!("{wrong}: {}", ask.describe(&answer))),
-                }
-                let known = Some(answer.header("etag")).filter(|tag| !tag.is_empty());
-                if let Some((key, known)) = ask.key().zip(known) {
-                    tag = Some((key, known.to_owned()));
-                }
-            }
-            Err(wrong) => place.wrong(&format!("{wrong}: {:?}", ask.request().uri())),
+        let answer = connection.ask(ask.request()).await;
+        let known = answer.as_ref().map(|answer| answer.header("etag"));
+        let known = known.ok().filter(|tag| !tag.is_empty());
+        if let Some((key, known)) = ask.key().zip(known) {
+            tag = Some((key, known.to_owned()));
         }
+        place.judge(&ask, answer);
         sleep(Duration::from_millis(random.below(THINKS))).await;
     }
 }
@@ -296,6 +315,83 @@ async fn come_and_go(place: Place, number: u64, mut random: SplitMix64) {
         let _ = leave(place.data, &ask.text(), &mut random).await;
         place.report.left();
         sleep(Duration::from_millis(random.below(THINKS))).await;
+    }
+}
+
+/// Asks and half-closes: the answer must come whole.
+async fn half_close(place: Place, number: u64, mut random: SplitMix64, stop: CancellationToken) {
+    let mut asked = 0;
+    while !stop.is_cancelled() {
+        asked += 1;
+        let key = any_key(&mut random);
+        let ask = Ask::plain(key, format!("h{number}-{asked}"));
+        let answer = rough::half_close(place.data, &ask.text()).await;
+        place.judge(&ask, answer);
+        sleep(Duration::from_millis(random.below(10 * THINKS))).await;
+    }
+}
+
+/// Reads as a client of a proxy does that appends its address, now and then with a wrong key: nobody else's failures are its own.
+async fn read_by_proxy(place: Place, number: u64, mut random: SplitMix64, stop: CancellationToken) {
+    let address = format!("198.51.100.{}", number + 1);
+    let mut connection = Connection::new(place.data);
+    let mut asked = 0;
+    let mut failed_at = Instant::now();
+    while !stop.is_cancelled() {
+        asked += 1;
+        let id = format!("p{number}-{asked}");
+        let fails = failed_at.elapsed() > MINUTE / 10;
+        let ask = if fails {
+            failed_at = Instant::now();
+            Ask::as_stranger(id)
+        } else {
+            Ask::plain(any_key(&mut random), id)
+        };
+        let ask = ask.forwarded(rough::forwarded(&mut random, &address));
+        let answer = connection.ask(ask.request()).await;
+        if fails && answer.as_ref().is_ok_and(|answer| answer.status != 401) {
+            place.wrong("the failures of others are an address's own");
+        }
+        place.judge(&ask, answer);
+        sleep(Duration::from_millis(random.below(10 * THINKS))).await;
+    }
+}
+
+/// Fails from one address that claims to be a new one each time: it is told so no more often than any other.
+async fn make_up_addresses(place: Place, mut random: SplitMix64, stop: CancellationToken) {
+    let mut connection = Connection::new(place.data);
+    let mut failures = VecDeque::new();
+    let mut asked = 0;
+    while !stop.is_cancelled() {
+        asked += 1;
+        let ask = Ask::as_stranger(format!("m-{asked}"))
+            .forwarded(rough::forwarded(&mut random, "203.0.113.9"));
+        let answer = connection.ask(ask.request()).await;
+        if answer.as_ref().is_ok_and(|answer| answer.status == 401) {
+            failures.push_back(Instant::now());
+        }
+        failures.retain(|then: &Instant| then.elapsed() < MINUTE);
+        if failures.len() > MOST_FAILURES {
+            place.wrong("a made-up address evades the limit of failures");
+        }
+        place.judge(&ask, answer);
+        sleep(Duration::from_millis(5 * THINKS)).await;
+    }
+}
+
+/// Asks for more than it reads, by turns in either version of HTTP.
+async fn stall(place: Place) {
+    loop {
+        for ended in [
+            rough::stall_http1(place.data).await,
+            rough::stall_http2(place.data).await,
+        ] {
+            match ended {
+                Ok(()) => place.report.answered("ended a reader that stalls"),
+                Err(wrong) => place.wrong(&wrong),
+            }
+        }
+        sleep(Duration::from_secs(1)).await;
     }
 }
 
@@ -321,10 +417,15 @@ async fn operate(place: Place, mut random: SplitMix64) {
         let request = request
             .body(Empty::<Bytes>::new())
             .expect("a path makes a request");
-        let expected = if method == "DELETE" { 204 } else { 200 };
+        let expected: &[u16] = match (method, path.as_str()) {
+            ("DELETE", _) => &[204],
+            // Nothing may be stored where no call may be made.
+            (_, "/readyz") => &[200, 503],
+            _ => &[200],
+        };
         match connection.ask(request).await {
-            Ok(answer) if answer.status == expected => {
-                place.report.answered(format!("operator {expected}"));
+            Ok(answer) if expected.contains(&answer.status) => {
+                place.report.answered(format!("operator {}", answer.status));
             }
             Ok(answer) => place.wrong(&format!("{method} {path}: {}", answer.status)),
             Err(wrong) => place.wrong(&format!("{method} {path}: {wrong}")),
@@ -345,6 +446,17 @@ async fn grow(truth: Arc<Truth>) {
 }
 
 impl Place {
+    /// Judges an answer, or why there is none.
+    fn judge(&self, ask: &Ask, answer: Result<Answer, String>) {
+        match answer {
+            Ok(answer) => match ask.judge(&answer, &self.truth) {
+                Ok(outcome) => self.report.answered(outcome),
+                Err(wrong) => self.wrong(&format!("{wrong}: {}", ask.describe(&answer))),
+            },
+            Err(wrong) => self.wrong(&format!("{wrong}: {:?}", ask.request().uri())),
+        }
+    }
+
     fn wrong(&self, what: &str) {
         self.report.wrong(format!("{}: {what}", self.name));
     }
@@ -380,7 +492,7 @@ fn config_of(rest: &str, base_url: &str) -> Config {
         client(REFRESHER, "spaces = ['*']\nmay_refresh = true"),
         client(NARROW, &format!("spaces = ['{}']", world::ARCHIVE)),
     ];
-    let text = [&base, rest, &clients.concat()].concat();
+    let text = [&base, rough::CONFIG, rest, &clients.concat()].concat();
     Config::from_toml(&text).expect("the configuration is valid")
 }
 

@@ -95,7 +95,7 @@ impl Report {
     }
 
     /// Prints everything; returns whether all is well.
-    pub(crate) fn print(&self, lanes: Vec<Left>, memory_slack: usize) -> bool {
+    pub(crate) fn print(&self, lanes: Vec<Left>, slack_percent: usize) -> bool {
         let wrong = self.0.wrong.load(Ordering::Relaxed);
         println!(
             "\nrequests         {}",
@@ -127,9 +127,9 @@ impl Report {
             warm >> 20,
             end >> 20
         );
-        let bounded = end <= warm.saturating_add(memory_slack);
+        let bounded = end <= warm + warm / 100 * slack_percent;
         if !bounded {
-            eprintln!("soak: memory grew by more than {} MiB", memory_slack >> 20);
+            eprintln!("soak: memory grew by more than {slack_percent} %");
         }
         if !clean {
             eprintln!("soak: something is left under way");

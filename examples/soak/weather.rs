@@ -27,6 +27,9 @@ const WIRE: [WireFault; 10] = [
     WireFault::SlowBody(Duration::from_secs(1)),
 ];
 
+/// How far the upstream's clock is off, in seconds: most often not at all.
+const SKEWS: [i64; 8] = [0, 0, 0, 0, 45, -45, 3600, -3600];
+
 /// The faults of one upstream.
 pub(crate) struct Weather {
     wire: ProxyControl,
@@ -60,6 +63,7 @@ impl Weather {
                 }
                 _ => self.break_down().await,
             }
+            self.answers.set_clock_skew(self.random.pick(&SKEWS));
             let lasts = LASTS.start + self.random.below(LASTS.end - LASTS.start);
             sleep(Duration::from_millis(lasts)).await;
             // Nobody may be refused for longer than a state lasts.
@@ -75,6 +79,7 @@ impl Weather {
     pub(crate) async fn clear(&self) -> io::Result<()> {
         self.wire.set_faults(Vec::new());
         self.answers.set_faults(Vec::new());
+        self.answers.set_clock_skew(0);
         self.wire.accept().await
     }
 

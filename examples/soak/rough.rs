@@ -1,0 +1,177 @@
+//! Clients that behave badly: readers that stall, clients that half-close, and proxies whose clients write forwarded addresses themselves.
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Request};
+use http_body_util::Empty;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpSocket, TcpStream},
+    time::timeout,
+};
+use unpod_gateway::simulator::{SplitMix64, world};
+
+use crate::{
+    ask::READER,
+    client::{Answer, PATIENCE},
+};
+
+/// What the gateway believes of its peers on loopback, as an operator would set it; with the timeouts that end what stalls.
+pub(crate) const CONFIG: &str = r#"
+    server.trusted_proxies = ["127.0.0.0/8"]
+    server.send_timeout = "2s"
+    auth.max_failures = 20
+"#;
+/// Longer than `server.send_timeout` by what a busy machine may add.
+const ENDS_WITHIN: Duration = Duration::from_secs(15);
+/// Largest answers, so many that no socket buffer holds them.
+const PIPELINED: usize = 64;
+const STREAMS: usize = 50;
+
+fn page(size: u64) -> String {
+    let space = world::TRANSCRIPTS;
+    format!("/spaces/{space}/tasks?page=1&page_size={size}")
+}
+
+/// Asks for megabytes down one HTTP/1.1 connection, and reads none of them until the gateway ends it.
+///
+/// # Errors
+///
+/// Says that the gateway did not.
+pub(crate) async fn stall_http1(address: SocketAddr) -> Result<(), String> {
+    let mut stream = slow_stream(address).await.map_err(text)?;
+    let request = format!(
+        "GET {} HTTP/1.1\r\nhost: gateway\r\nauthorization: Token {READER}\r\n\r\n",
+        page(40)
+    );
+    let sent = stream.write_all(request.repeat(PIPELINED).as_bytes()).await;
+    if sent.is_err() {
+        return Ok(());
+    }
+    // Its end shows as an error of writing: what comes is not read.
+    let ended = async { while stream.write_all(b"\r\n").await.is_ok() && wait().await {} };
+    timeout(ENDS_WITHIN, ended)
+        .await
+        .map_err(|_| "a reader that stalls over HTTP/1.1 was kept".to_owned())
+}
+
+/// How often a stalled reader looks whether it was ended.
+async fn wait() -> bool {
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    true
+}
+
+/// Asks for pages down one HTTP/2 connection without a window for them, until the gateway ends it.
+///
+/// # Errors
+///
+/// Says that the gateway did not.
+pub(crate) async fn stall_http2(address: SocketAddr) -> Result<(), String> {
+    let stream = TcpStream::connect(address).await.map_err(text)?;
+    let shaken = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+        .initial_stream_window_size(0)
+        .handshake::<_, Empty<Bytes>>(TokioIo::new(stream))
+        .await;
+    let (mut sender, connection) = shaken.map_err(text)?;
+    let asking = async move {
+        let mut answers = Vec::new();
+        for _ in 0..STREAMS {
+            let request = Request::get(format!("http://gateway{}", page(5)))
+                .header("authorization", format!("Token {READER}"))
+                .body(Empty::new())
+                .expect("a path and a plain field make a request");
+            if sender.ready().await.is_err() {
+                break;
+            }
+            answers.push(sender.send_request(request));
+        }
+        // Whoever has an answer's head keeps its body unread.
+        let answers = futures_util::future::join_all(answers).await;
+        std::future::pending::<()>().await;
+        drop((answers, sender));
+    };
+    let ended = async {
+        tokio::select! {
+            _ = connection => {}
+            () = asking => {}
+        }
+    };
+    timeout(ENDS_WITHIN, ended)
+        .await
+        .map_err(|_| "a reader that stalls over HTTP/2 was kept".to_owned())
+}
+
+/// Sends `request` whole, closes its half of the connection, and reads the answer to its end.
+///
+/// # Errors
+///
+/// Says what is missing of the answer.
+pub(crate) async fn half_close(address: SocketAddr, request: &str) -> Result<Answer, String> {
+    let exchange = async {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(request.as_bytes()).await?;
+        stream.shutdown().await?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await?;
+        io::Result::Ok(answer)
+    };
+    let bytes = timeout(PATIENCE, exchange).await;
+    let bytes = bytes.map_err(|_| "no answer to half a close".to_owned())?;
+    parse(&bytes.map_err(text)?).ok_or_else(|| "half a close cut the answer short".to_owned())
+}
+
+/// An answer of a request whose method is GET: head, and as long a body as the head tells.
+fn parse(bytes: &[u8]) -> Option<Answer> {
+    let end = bytes.windows(4).position(|four| four == b"\r\n\r\n")?;
+    let head = std::str::from_utf8(&bytes[..end]).ok()?;
+    let mut lines = head.split("\r\n");
+    let status = lines.next()?.split(' ').nth(1)?.parse().ok()?;
+    let headers: HeaderMap = lines
+        .map(|line| {
+            let (name, value) = line.split_once(": ")?;
+            let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
+            Some((name, HeaderValue::from_str(value).ok()?))
+        })
+        .collect::<Option<_>>()?;
+    let body = Bytes::copy_from_slice(&bytes[end + 4..]);
+    let answer = Answer {
+        status,
+        headers,
+        body,
+    };
+    let length = answer.header("content-length").parse().ok();
+    (length == Some(answer.body.len())).then_some(answer)
+}
+
+/// A forwarded address as a proxy appends it to whatever its client wrote: of the client at `address`.
+pub(crate) fn forwarded(random: &mut SplitMix64, address: &str) -> Vec<(&'static str, String)> {
+    let written = [
+        "8.8.8.8",
+        "8.8.8.8:\"",
+        "\"8.8.8.8, ",
+        "unknown, _hidden",
+        "[::1]:80, , ,",
+        "for=8.8.8.8",
+        "\\\", 127.0.0.1",
+    ];
+    let made_up = random.below(1 << 32) as u32;
+    let made_up = std::net::Ipv4Addr::from_bits(made_up);
+    let mine = random.pick(&written);
+    vec![
+        ("x-forwarded-for", format!("{mine}, {made_up}, {address}")),
+        ("forwarded", format!("for={made_up};host=\"{mine}")),
+    ]
+}
+
+/// A connection whose receive buffer is as small as the system makes it.
+async fn slow_stream(address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_recv_buffer_size(4096)?;
+    socket.connect(address).await
+}
+
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
