@@ -188,13 +188,6 @@ impl Told<'_> {
         self.envelope.filter(|_| agrees)
     }
 
-    /// Whether it is about this request at all: it has one of the members by which each dialect says what went wrong.
-    fn is_about_the_request(&self) -> bool {
-        self.own().is_some_and(|own| {
-            own.status_code.is_some() || own.message.is_some() || own.error_code.is_some()
-        })
-    }
-
     /// A bare `{"message":"Forbidden"}` is what firewalls and API gateways say: about access the upstream says more.
     fn denies_access(&self) -> bool {
         self.own().is_some_and(|own| {
@@ -284,11 +277,11 @@ fn by_status(
             content: Content::NotModified,
             head: raw.head,
         }),
-        400 | 422 if told.is_about_the_request() => Err(UpstreamError::Rejected),
+        400 | 422 if told.own().is_some() => Err(UpstreamError::Rejected),
         401 if told.own().is_some() => Err(UpstreamError::AuthFailed),
         403 if told.tells_expired_token() => Err(UpstreamError::AuthFailed),
         403 if told.denies_access() => Err(UpstreamError::SpaceAccessDenied),
-        404 | 410 if told.is_about_the_request() => Err(UpstreamError::SpaceNotFound {
+        404 | 410 if told.own().is_some() => Err(UpstreamError::SpaceNotFound {
             head: (raw.status == told.status).then(|| Arc::new(raw.head)),
         }),
         _ => Err(UpstreamError::Failed(told.failure())),

@@ -1,5 +1,6 @@
 //! What a client sees of the cache: hits, joined fills, refusals that are remembered, and old pages that stand in.
 
+use tokio::{io::AsyncWriteExt, net::TcpStream};
 use unpod_gateway::simulator::{Fault, FaultKind, Scripted, world};
 
 use crate::{
@@ -137,17 +138,34 @@ async fn everybody_who_waits_gets_the_error_of_the_one_call() {
     assert_eq!(gateway.upstream().requests(), 1);
 }
 
+/// Asks for a page over a connection of its own.
+async fn ask(gateway: &Gateway) -> TcpStream {
+    let mut stream = TcpStream::connect(gateway.address()).await.unwrap();
+    let request = format!(
+        "GET /spaces/{}/tasks HTTP/1.1\r\nHost: gateway\r\nAuthorization: Token {READER}\r\n\r\n",
+        world::SUPPORT
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    stream
+}
+
+/// Leaves by a reset: who merely closes its side may still wait for the answer.
+fn leave(stream: TcpStream) {
+    stream.set_zero_linger().unwrap();
+    drop(stream);
+}
+
 #[tokio::test]
 async fn a_client_that_leaves_costs_nobody_the_answer() {
     let gateway = start().await;
     let expected = gateway.upstream().expect_page(world::SUPPORT, 1, 20);
     let hold = gateway.upstream().hold();
-    let first = gateway.tasks(world::SUPPORT, "").spawn();
+    let first = ask(&gateway).await;
     gateway.upstream().wait_for_requests(1).await;
     let second = gateway.tasks(world::SUPPORT, "").spawn();
     gateway.wait_until_in_flight(2).await;
 
-    first.abort();
+    leave(first);
     gateway.wait_until_in_flight(1).await;
     hold.release();
 
@@ -161,10 +179,10 @@ async fn a_client_that_leaves_costs_nobody_the_answer() {
 async fn a_page_that_everybody_left_is_stored_all_the_same() {
     let gateway = start().await;
     let hold = gateway.upstream().hold();
-    let only = gateway.tasks(world::SUPPORT, "").spawn();
+    let only = ask(&gateway).await;
     gateway.upstream().wait_for_requests(1).await;
 
-    only.abort();
+    leave(only);
     gateway.wait_until_in_flight(0).await;
     hold.release();
     gateway.wait_until_filled().await;

@@ -276,7 +276,7 @@ fn every_known_answer_has_its_meaning() {
         (422, "no", "upstream_failed"),
         (422, "[]", "upstream_failed"),
         (400, "Bad Request", "upstream_failed"),
-        (400, r#"{"detail":"bad"}"#, "upstream_failed"),
+        (400, r#"{"detail":"bad"}"#, "upstream_rejected"),
         (
             404,
             r#"{"status_code":404,"message":"Space not found."}"#,
@@ -284,7 +284,7 @@ fn every_known_answer_has_its_meaning() {
         ),
         (404, r#"{"message":"gone"}"#, "space_not_found"),
         (404, r#"{"error":{"code":"not_found"}}"#, "space_not_found"),
-        (404, r#"{}"#, "upstream_failed"),
+        (404, r#"{}"#, "space_not_found"),
         (
             404,
             r#"{"status_code":200,"message":"ok"}"#,
