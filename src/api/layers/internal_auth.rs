@@ -265,11 +265,7 @@ impl Failures {
         let address = address.map(network);
         let known = &mut self.known().by_address;
         if known.len() >= MAX_ADDRESSES && !known.contains_key(&address) {
-            known.retain(|_, window| now - window.began < WINDOW);
-            // Still too many: an attack from everywhere, which a limit by address does not stop anyway.
-            if known.len() >= MAX_ADDRESSES {
-                known.clear();
-            }
+            forget_the_least(known, now);
         }
         let window = known.entry(address).or_insert(Window::new(now));
         if now - window.began >= WINDOW {
@@ -301,6 +297,15 @@ impl Failures {
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Makes room: whose minute is over goes, and the half with the fewest failures. So who fails once from each of many addresses (an
+/// IPv6 network has thousands of /64s) forgets its own, and nobody who failed too often.
+fn forget_the_least(known: &mut HashMap<Option<IpAddr>, Window>, now: Instant) {
+    let mut counts: Vec<u32> = known.values().map(|window| window.count).collect();
+    let middle = counts.len() / 2;
+    let (_, median, _) = counts.select_nth_unstable(middle);
+    known.retain(|_, window| now - window.began < WINDOW && window.count > *median);
 }
 
 /// An IPv6 host has a /64 of addresses to choose from.
@@ -376,11 +381,37 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_map_of_addresses_is_bounded() {
+    async fn the_map_of_addresses_is_bounded_and_forgets_the_least_first() {
+        let networks = |number: u32| {
+            let host = u128::from(number) << 64 | 0x2001_0db8 << 96;
+            IpAddr::V6(host.into())
+        };
+        let anywhere = |number: u32| IpAddr::V4(number.into());
+        for (name, attacker) in [
+            ("one /48", &networks as &dyn Fn(u32) -> IpAddr),
+            ("anywhere", &anywhere),
+        ] {
+            let failures = Failures::new(1);
+            let now = Instant::now();
+            let blocked = address("203.0.113.9");
+            failures.count(blocked, now);
+            assert!(failures.count(blocked, now).is_some(), "{name}");
+            for number in 0..3 * MAX_ADDRESSES as u32 {
+                failures.count(Some(attacker(number)), now);
+                assert!(failures.known().by_address.len() <= MAX_ADDRESSES);
+            }
+            assert!(failures.count(blocked, now).is_some(), "{name}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn addresses_that_all_failed_too_often_make_room_too() {
         let failures = Failures::new(1);
         let now = Instant::now();
         for number in 0..2 * MAX_ADDRESSES as u32 {
-            failures.count(Some(IpAddr::V4(number.into())), now);
+            for _ in 0..3 {
+                failures.count(Some(IpAddr::V4(number.into())), now);
+            }
         }
         assert!(failures.known().by_address.len() <= MAX_ADDRESSES);
     }
