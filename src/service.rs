@@ -1,5 +1,6 @@
 //! The use cases, where cache and upstream meet.
 
+mod concurrency_limit;
 pub mod inspect;
 pub mod off_runtime;
 pub mod packing;
@@ -8,4 +9,8 @@ pub mod snapshot;
 pub mod tasks;
 
 pub use self::tasks::{Ask, Served, Tasks, TasksError, TasksErrorKind};
-pub use self::{second_tier::SecondTier, snapshot::Snapshot};
+pub use self::{
+    concurrency_limit::{ConcurrencyLimit, Permit},
+    second_tier::SecondTier,
+    snapshot::Snapshot,
+};

@@ -19,7 +19,7 @@ use hyper::body::Incoming;
 
 use super::{
     ApiError, Client, Policy,
-    layers::shed::Permit,
+    layers::shed::Sending,
     peer::{ClientCertificate, Peer},
 };
 use crate::{
@@ -64,7 +64,7 @@ pub struct Body {
     /// Bytes that are there, or whatever axum made.
     content: Either<Full<Bytes>, axum::body::Body>,
     in_flight: Option<GaugeGuard>,
-    permit: Option<Permit>,
+    permit: Option<Sending>,
     /// Where the bytes are a page's.
     _counted: Option<Counted>,
 }
@@ -97,7 +97,7 @@ impl Body {
     }
 
     /// Keeps the request's permit until the body is dropped.
-    pub fn hold_permit(&mut self, permit: Permit) {
+    pub fn hold_permit(&mut self, permit: Sending) {
         self.permit = Some(permit);
     }
 }

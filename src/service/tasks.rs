@@ -9,7 +9,7 @@ use http::HeaderValue;
 use tokio::time::Instant;
 use tracing::{Instrument, error_span};
 
-use super::{SecondTier, off_runtime::heavy};
+use super::{ConcurrencyLimit, SecondTier, off_runtime::heavy};
 use crate::{
     cache::{
         CacheStatus, Flights, PageStore, Role, Shown, StoredPage, Verdict,
@@ -31,10 +31,7 @@ use crate::{
 };
 
 mod fill;
-mod places;
 mod shared;
-
-use self::places::Places;
 
 /// What a view shows of so long a page is made within some 200 µs: less than a request may be held up by another.
 const QUICKLY_SEEN: usize = 128 << 10;
@@ -300,7 +297,8 @@ pub struct Tasks {
     second_tier: OnceLock<SecondTier>,
     /// How long a waiter waits at most.
     patience: Duration,
-    places: Places,
+    /// Fewer than the requests that may be under way: however many wait for an upstream that hangs, the others are answered.
+    waiter_limit: Arc<ConcurrencyLimit>,
 }
 
 impl Tasks {
@@ -317,7 +315,7 @@ impl Tasks {
             metrics,
             second_tier: OnceLock::new(),
             patience,
-            places: Places::new(max_waiting),
+            waiter_limit: ConcurrencyLimit::new(max_waiting, |_| 0),
         })
     }
 
@@ -439,9 +437,9 @@ impl Tasks {
         loop {
             let WantedFill { reason, stored } = wanted;
             // Before anything is begun: a fill that nobody may wait for would only add to the load.
-            let Some(place) = self.places.take(ask.account.client()) else {
+            let Some(mut permit) = self.waiter_limit.take(&ask.account) else {
                 let status = NotForwarded::Overloaded.into();
-                return self.no_place(ask, stored.as_ref(), status);
+                return self.no_permit(ask, stored.as_ref(), status);
             };
             // `None`: another fill ended since the decision, so there is a new one to make.
             if let Some(waiting) = self.begin_fill(key, ask, look, stored.as_ref()) {
@@ -449,9 +447,9 @@ impl Tasks {
                 let outcome = tokio::select! {
                     biased;
                     outcome = self.wait(waiting, ask, &awaited, stored.as_ref()) => outcome,
-                    () = place.given_away() => {
+                    () = permit.given_away() => {
                         let status = awaited.failed(&UpstreamError::Overloaded);
-                        Some(self.no_place(ask, stored.as_ref(), status))
+                        Some(self.no_permit(ask, stored.as_ref(), status))
                     }
                 };
                 match outcome {
@@ -467,7 +465,7 @@ impl Tasks {
     }
 
     /// The answer to who may not wait for a fill, or no longer.
-    fn no_place(
+    fn no_permit(
         &self,
         ask: &Ask,
         stored: Option<&Arc<StoredPage>>,

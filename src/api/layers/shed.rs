@@ -5,6 +5,8 @@
 //!
 //! Bounded are the bytes too that only answers on their way out hold: pages that were put together for one answer, or that the store has
 //! let go of meanwhile. What is stored costs nothing more, however many read it.
+//!
+//! An answer on its way out gives its permit up for nobody, so those of one client take no more than half of the permits.
 
 use std::{
     future::Future,
@@ -15,17 +17,13 @@ use std::{
 
 use tower::{Layer, Service};
 
-mod permits;
-
-use self::permits::InFlightLimit;
-pub use self::permits::Permit;
 use crate::{
     api::{
         ApiError,
         exchange::{Answer, Asked, Facts},
     },
     config::ServerConfig,
-    service::Tasks,
+    service::{ConcurrencyLimit, Permit, Tasks},
     telemetry::metrics::{Account, Metrics, Shed as Reason},
 };
 
@@ -35,7 +33,7 @@ const ALWAYS_SERVED_SHARE: usize = 64;
 /// Lets `server.max_in_flight` requests of clients run at once, and their answers hold `server.max_unsent_bytes` beside the store.
 #[derive(Clone, Debug)]
 pub struct ShedLayer {
-    permits: Arc<InFlightLimit>,
+    in_flight: Arc<ConcurrencyLimit>,
     max_unsent_bytes: usize,
     tasks: Arc<Tasks>,
     metrics: Arc<Metrics>,
@@ -45,7 +43,7 @@ impl ShedLayer {
     #[must_use]
     pub fn new(config: &ServerConfig, tasks: Arc<Tasks>, metrics: Arc<Metrics>) -> Self {
         Self {
-            permits: Arc::new(InFlightLimit::new(config.max_in_flight)),
+            in_flight: limit(config.max_in_flight),
             max_unsent_bytes: config.max_unsent_bytes,
             tasks,
             metrics,
@@ -66,6 +64,16 @@ impl ShedLayer {
             ..ApiError::Overloaded.into()
         }
     }
+}
+
+/// Permits for requests, where a client's answers on their way out count as its own.
+fn limit(max_in_flight: usize) -> Arc<ConcurrencyLimit> {
+    ConcurrencyLimit::new(max_in_flight, |account| account.answers().count())
+}
+
+/// How many answers of one client may be on their way out.
+fn most_sent(max_in_flight: usize) -> usize {
+    (max_in_flight / 2).max(1)
 }
 
 /// Whether a client's answers on their way out may be `own` bytes, of which the newest is `newest`, where `unstored` bytes are held by
@@ -119,7 +127,7 @@ where
             };
         };
         let account = client.account.clone();
-        let permit = self.layer.permits.take(&account);
+        let permit = self.layer.in_flight.take(&account);
         ShedFuture {
             inner: permit.is_some().then(|| self.inner.call(asked)),
             held: Some(Held {
@@ -128,6 +136,32 @@ where
                 layer: self.layer.clone(),
             }),
         }
+    }
+}
+
+/// The permit of an answer on its way out, which counts as its client's until this is dropped.
+#[derive(Debug)]
+pub struct Sending {
+    _permit: Permit,
+    account: Account,
+    bytes: usize,
+}
+
+impl Sending {
+    /// `None` where the permit was given away, or this client has `most` answers on their way already.
+    fn new(permit: Permit, account: &Account, bytes: usize, most: usize) -> Option<Self> {
+        let permit = permit.keep()?;
+        account.answers().begin(bytes, most).then(|| Self {
+            _permit: permit,
+            account: account.clone(),
+            bytes,
+        })
+    }
+}
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        self.account.answers().end(self.bytes);
     }
 }
 
@@ -144,7 +178,10 @@ impl Held {
     /// The answer with the permit, if it may take that long to leave.
     fn send(self, mut answer: Answer) -> Answer {
         let bytes = answer.response.body().length();
-        let permit = self.permit.and_then(|permit| permit.sending(bytes));
+        let permit = self.permit.and_then(|permit| {
+            let most = most_sent(self.layer.in_flight.max());
+            Sending::new(permit, &self.account, bytes, most)
+        });
         // An error is short, and nothing shorter is to be had.
         let is_error = answer.is_error();
         match permit {
@@ -208,7 +245,53 @@ where
 
 #[cfg(test)]
 mod tests {
+    use std::{iter, task::Waker};
+
     use super::*;
+
+    fn sending(permit: Permit, account: &Account, max: usize) -> Option<Sending> {
+        Sending::new(permit, account, 7, most_sent(max))
+    }
+
+    #[test]
+    fn half_of_the_permits_is_the_most_that_one_clients_answers_take_on_their_way_out() {
+        for (max, expected) in [(1, 1), (2, 1), (3, 1), (4, 2), (9, 4)] {
+            let [a, b] = ["a", "b"].map(|name| Account::new(name.into()));
+            let limit = limit(max);
+            let taken: Vec<_> = (0..max).map(|_| limit.take(&a).unwrap()).collect();
+            let sent: Vec<_> = taken
+                .into_iter()
+                .filter_map(|permit| sending(permit, &a, max))
+                .collect();
+            assert_eq!(sent.len(), expected, "{max}");
+            // The others' permits are free again.
+            let others: Vec<_> = iter::from_fn(|| limit.take(&b)).collect();
+            assert_eq!(others.len(), max - expected, "{max}");
+            drop(sent);
+            assert_eq!((a.answers().count(), a.answers().bytes()), (0, 0));
+            let next = limit.take(&a).unwrap();
+            assert!(sending(next, &a, max).is_some());
+        }
+    }
+
+    #[test]
+    fn what_is_sent_counts_and_gives_way_to_nobody() {
+        let mut cx = Context::from_waker(Waker::noop());
+        let [a, b] = ["a", "b"].map(|name| Account::new(name.into()));
+        let limit = limit(4);
+        let [sent, more] = [(); 2].map(|()| sending(limit.take(&a).unwrap(), &a, 4));
+        assert!(sent.is_some() && more.is_some());
+        let mut waits = limit.take(&a).unwrap();
+        let mut own = limit.take(&b).unwrap();
+        assert!(waits.poll_given_away(&mut cx).is_pending());
+        assert!(own.poll_given_away(&mut cx).is_pending());
+
+        // Three of four are a's; the one that waits is b's now.
+        let mut second = limit.take(&b).unwrap();
+        assert!(second.poll_given_away(&mut cx).is_pending());
+        assert!(waits.poll_given_away(&mut cx).is_ready());
+        assert!(limit.take(&b).is_none(), "two each");
+    }
 
     #[test]
     fn a_clients_share_of_what_only_answers_hold_is_half() {

@@ -1,10 +1,10 @@
-//! Permits for requests under way: a bounded number, of which no client keeps the others out.
+//! A bounded number of permits, of which no client keeps the others out: for requests under way, and for those that wait for a page.
 //!
-//! Two rules. Where all permits are taken, the newest waiting request of the client with the most gives way to a client that would still
-//! have no more. An answer that is being sent cannot give way, so that those of one client take no more than half of the permits.
+//! Where all permits are taken, the newest waiting holder of the client with the most gives way to a client that would still have no more.
 
 use std::{
     collections::{BTreeMap, HashMap},
+    future::poll_fn,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -16,21 +16,25 @@ use futures_util::task::AtomicWaker;
 
 use crate::telemetry::metrics::Account;
 
-/// How many requests may be under way.
+/// How many may be at something at once. Unlike tower's limit of this name it refuses, and is fair between clients.
 #[derive(Debug)]
-pub(super) struct InFlightLimit {
-    most: usize,
-    /// A count, since most requests never wait: a semaphore takes a lock to give a permit back.
+pub struct ConcurrencyLimit {
+    max: usize,
+    /// A count, since most holders never wait: a semaphore takes a lock to give a permit back.
     taken: AtomicUsize,
     waiting: Mutex<Waiting>,
 }
 
-/// The requests that wait for something while they hold a permit.
-#[derive(Debug, Default)]
+/// Those that wait for something while they hold a permit.
+#[derive(Debug)]
 struct Waiting {
+    also_held: AlsoHeld,
     by_client: HashMap<Arc<str>, Waiters>,
     next_id: u64,
 }
+
+/// What a client holds besides the permits with which it waits.
+type AlsoHeld = fn(&Account) -> usize;
 
 /// Those of one client, oldest first.
 #[derive(Debug)]
@@ -39,41 +43,48 @@ struct Waiters {
     tickets: BTreeMap<u64, Arc<Ticket>>,
 }
 
-/// Tells a waiting request that its permit is another's.
+/// Tells a waiting holder that its permit is another's.
 #[derive(Debug, Default)]
 struct Ticket {
     is_given_away: AtomicBool,
     waker: AtomicWaker,
 }
 
-impl InFlightLimit {
-    /// Room for `most` at once.
-    pub(super) fn new(most: usize) -> Self {
-        Self {
-            most,
+impl ConcurrencyLimit {
+    /// `max` permits; a client's share is what it waits with and what `also_held` says.
+    #[must_use]
+    pub fn new(max: usize, also_held: AlsoHeld) -> Arc<Self> {
+        Arc::new(Self {
+            max,
             taken: AtomicUsize::new(0),
-            waiting: Mutex::default(),
-        }
+            waiting: Mutex::new(Waiting {
+                also_held,
+                by_client: HashMap::new(),
+                next_id: 0,
+            }),
+        })
     }
 
-    /// Takes a permit for a request of `account`; `None` where there is none for it.
-    pub(super) fn take(self: &Arc<Self>, account: &Account) -> Option<Permit> {
-        let next = |taken| (taken < self.most).then_some(taken + 1);
+    /// How many permits there are.
+    #[must_use]
+    pub fn max(&self) -> usize {
+        self.max
+    }
+
+    /// Takes a permit for `account`; `None` where there is none for it.
+    #[must_use]
+    pub fn take(self: &Arc<Self>, account: &Account) -> Option<Permit> {
+        let next = |taken| (taken < self.max).then_some(taken + 1);
         let is_free = (self.taken)
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, next)
             .is_ok();
         // One that is given away stays taken.
         let is_ours = is_free || self.waiting().give_way_to(account);
         is_ours.then(|| Permit {
-            permits: self.clone(),
+            limit: self.clone(),
             account: account.clone(),
             state: State::Running,
         })
-    }
-
-    /// How many answers of one client may be on their way out.
-    fn most_sent(&self) -> usize {
-        (self.most / 2).max(1)
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
@@ -82,12 +93,13 @@ impl InFlightLimit {
 }
 
 impl Waiting {
-    /// Has the newest request of the client with the most give way, where that is more than `account` would have with one more: any less,
+    /// Has the newest holder of the client with the most give way, where that is more than `account` would have with one more: any less,
     /// and the two would take the same permit from each other by turns.
     fn give_way_to(&mut self, account: &Account) -> bool {
         let ours = self.held_by(account);
-        let heaviest = self.by_client.values().max_by_key(|theirs| theirs.held());
-        let Some(heaviest) = heaviest.filter(|theirs| theirs.held() > ours + 1) else {
+        let held = |theirs: &Waiters| theirs.tickets.len() + (self.also_held)(&theirs.account);
+        let heaviest = self.by_client.values().max_by_key(|theirs| held(theirs));
+        let Some(heaviest) = heaviest.filter(|theirs| held(theirs) > ours + 1) else {
             return false;
         };
         let client = heaviest.account.client().clone();
@@ -102,8 +114,8 @@ impl Waiting {
     }
 
     fn held_by(&self, account: &Account) -> usize {
-        let known = self.by_client.get(account.client());
-        known.map_or_else(|| account.answers().count(), Waiters::held)
+        let waiters = self.by_client.get(account.client());
+        waiters.map_or(0, |waiters| waiters.tickets.len()) + (self.also_held)(account)
     }
 
     fn add(&mut self, account: &Account) -> (u64, Arc<Ticket>) {
@@ -132,66 +144,55 @@ impl Waiting {
     }
 }
 
-impl Waiters {
-    /// What their client holds, but for requests that are being worked on this moment.
-    fn held(&self) -> usize {
-        self.tickets.len() + self.account.answers().count()
-    }
-}
-
-/// One request under way; it is not any more when this is dropped.
+/// Leave to go on, given back when this is dropped.
 #[derive(Debug)]
 pub struct Permit {
-    permits: Arc<InFlightLimit>,
+    limit: Arc<ConcurrencyLimit>,
     account: Account,
     state: State,
 }
 
 #[derive(Debug)]
 enum State {
-    /// Not waiting for anything yet.
+    /// Not waiting for anything.
     Running,
     Waiting(u64, Arc<Ticket>),
-    /// An answer of so many bytes is on its way out.
-    Sending(usize),
     /// The permit is another's.
     GivenAway,
 }
 
 impl Permit {
-    /// Notes that the request waits: the permit may be given away from now on. Ready once it is.
-    pub(super) fn poll_given_away(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Waits until the permit is another's, which it may become from now on.
+    pub async fn given_away(&mut self) {
+        poll_fn(|cx| self.poll_given_away(cx)).await;
+    }
+
+    /// As [`Permit::given_away`].
+    pub fn poll_given_away(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if matches!(self.state, State::Running) {
-            let (id, ticket) = self.permits.waiting().add(&self.account);
+            let (id, ticket) = self.limit.waiting().add(&self.account);
             self.state = State::Waiting(id, ticket);
         }
-        let State::Waiting(_, ticket) = &self.state else {
-            return Poll::Pending;
-        };
-        ticket.waker.register(cx.waker());
-        if !ticket.is_given_away.load(Ordering::Acquire) {
-            return Poll::Pending;
+        if let State::Waiting(_, ticket) = &self.state {
+            ticket.waker.register(cx.waker());
+            if !ticket.is_given_away.load(Ordering::Acquire) {
+                return Poll::Pending;
+            }
+            self.state = State::GivenAway;
         }
-        self.state = State::GivenAway;
         Poll::Ready(())
     }
 
-    /// The permit for as long as the answer takes to leave; `None` where it was given away, or half of all permits are held by answers of
-    /// this client.
-    pub(super) fn sending(mut self, bytes: usize) -> Option<Self> {
+    /// The permit without the waiting: it gives way no more. `None` where it has given way.
+    #[must_use]
+    pub fn keep(mut self) -> Option<Self> {
         self.stop_waiting();
-        if matches!(self.state, State::GivenAway)
-            || !(self.account.answers()).begin(bytes, self.permits.most_sent())
-        {
-            return None;
-        }
-        self.state = State::Sending(bytes);
-        Some(self)
+        matches!(self.state, State::Running).then_some(self)
     }
 
     fn stop_waiting(&mut self) {
         if let State::Waiting(id, _) = self.state {
-            let is_ours = self.permits.waiting().remove(self.account.client(), id);
+            let is_ours = self.limit.waiting().remove(self.account.client(), id);
             self.state = if is_ours {
                 State::Running
             } else {
@@ -204,12 +205,9 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         self.stop_waiting();
-        match self.state {
-            State::GivenAway => return,
-            State::Sending(bytes) => self.account.answers().end(bytes),
-            State::Running | State::Waiting(..) => {}
+        if matches!(self.state, State::Running) {
+            self.limit.taken.fetch_sub(1, Ordering::AcqRel);
         }
-        self.permits.taken.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
