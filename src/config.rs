@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsString,
     fmt,
     path::{Path, PathBuf},
 };
@@ -172,7 +173,7 @@ impl Config {
     ///
     /// As [`Config::load`].
     pub fn from_toml(text: &str) -> Result<Self, Problems> {
-        Self::from_sources(Some(text), Vec::new())
+        Self::from_sources(Some(text), sources::Variables::new())
     }
 
     /// Merges the given sources and checks the outcome.
@@ -182,9 +183,11 @@ impl Config {
     /// As [`Config::load`].
     pub fn from_sources(
         text: Option<&str>,
-        environment: Vec<(String, String)>,
+        environment: impl IntoIterator<Item = (impl Into<OsString>, impl Into<OsString>)>,
     ) -> Result<Self, Problems> {
-        Draft::read(text, environment, Source::Text)
+        let environment = environment.into_iter();
+        let environment = environment.map(|(name, value)| (name.into(), value.into()));
+        Draft::read(text, environment.collect(), Source::Text)
             .finish(|_| Ok(()))
             .map(|(config, ())| config)
     }
@@ -228,7 +231,7 @@ pub struct Draft {
 }
 
 impl Draft {
-    fn read(text: Option<&str>, environment: Vec<(String, String)>, source: Source) -> Self {
+    fn read(text: Option<&str>, environment: sources::Variables, source: Source) -> Self {
         let mut problems = Problems::default();
         let merged = sources::merge(text, environment, &mut problems);
         let config = merged.and_then(|merged| {

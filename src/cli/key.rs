@@ -1,6 +1,6 @@
 //! `key new`: a key that is shown once, a client's or the operators', and its digest, which is kept. `key browser-signing`: what signs browser tokens.
 
-use std::process::ExitCode;
+use std::{error::Error, process::ExitCode};
 
 use ed25519_dalek::pkcs8::{
     self, EncodePrivateKey, KeypairBytes,
@@ -9,6 +9,7 @@ use ed25519_dalek::pkcs8::{
 use sha2::{Digest, Sha256};
 
 use super::failed;
+use crate::config::auth::check_client_name;
 
 /// Says what it is, so that a secret scanner can find a leaked one.
 const PREFIX: &str = "ugw_";
@@ -23,6 +24,12 @@ pub(super) enum Holder<'a> {
 }
 
 pub(super) fn new(holder: Holder<'_>) -> ExitCode {
+    if let Holder::Client(name) = holder
+        && let Err(text) = check_client_name(name)
+    {
+        let error: Box<dyn Error> = format!("--client: {text}").into();
+        return failed(&*error);
+    }
     let mut secret = [0; 32];
     if let Err(error) = getrandom::fill(&mut secret) {
         return failed(&error);

@@ -141,19 +141,28 @@ pub(super) fn check_clients(
     }
 }
 
+/// Whether a client may be called `name`.
+///
+/// # Errors
+///
+/// Says what was expected.
+pub fn check_client_name(name: &str) -> Result<(), &'static str> {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    if (1..=64).contains(&name.len()) && name.bytes().all(is_plain) {
+        Ok(())
+    } else {
+        Err("expected 1 to 64 of A-Z a-z 0-9 . _ -")
+    }
+}
+
 fn check_client(
     client: &ClientConfig,
     upstream: Option<&UpstreamConfig>,
     key: &dyn Fn(&str) -> String,
     problems: &mut Problems,
 ) {
-    let named = (1..=64).contains(&client.name.len())
-        && client
-            .name
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
-    if !named {
-        problems.add(key("name"), "expected 1 to 64 of A-Z a-z 0-9 . _ -");
+    if let Err(text) = check_client_name(&client.name) {
+        problems.add(key("name"), text);
     }
     check_spaces(&client.spaces, &key("spaces"), problems);
     let Some(upstream) = upstream else {

@@ -68,11 +68,13 @@ pub(super) fn read_file(path: &Path) -> Result<String, Problems> {
         .map_err(|error| Problems::one("--config", format!("{}: {error}", path.display())))
 }
 
+/// Variables of the environment by their names: text, as a rule.
+pub(super) type Variables = Vec<(OsString, OsString)>;
+
 /// The process's variables that are ours.
-pub(super) fn environment() -> Vec<(String, String)> {
+pub(super) fn environment() -> Variables {
     variables()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-        .filter(|(name, _)| name.starts_with(PREFIX))
+        .filter(|(name, _)| name.as_encoded_bytes().starts_with(PREFIX.as_bytes()))
         .collect()
 }
 
@@ -96,7 +98,7 @@ fn variables() -> std::env::VarsOs {
 /// no saying what it means.
 pub(super) fn merge(
     text: Option<&str>,
-    environment: Vec<(String, String)>,
+    environment: Variables,
     problems: &mut Problems,
 ) -> Option<Dict> {
     let mut figment = Figment::from(Serialized::defaults(defaults()));
@@ -107,12 +109,22 @@ pub(super) fn merge(
     }
     let known = Value::from(defaults().clone());
     for (name, value) in environment {
+        let Ok(name) = name.into_string().map_err(|name| {
+            let shown = name.to_string_lossy();
+            problems.add(shown, "the variable's name is not UTF-8");
+        }) else {
+            continue;
+        };
         let key = name[PREFIX.len()..].to_ascii_lowercase().replace("__", ".");
         if key.is_empty() || key.split('.').any(str::is_empty) {
             problems.add(name, "expected UNPOD_GATEWAY__SECTION__KEY");
             continue;
         }
-        match typed(&value, known.find_ref(&key)) {
+        let Some(value) = value.to_str() else {
+            problems.add(key, "the variable's value is not UTF-8");
+            continue;
+        };
+        match typed(value, known.find_ref(&key)) {
             Some(value) => figment = figment.merge(Serialized::default(&key, value)),
             None => problems.add(key, "the variable's value is not of the key's type"),
         }

@@ -76,8 +76,7 @@ fn keys_of(problems: &[Problem]) -> Vec<&str> {
 fn from_environment(variables: &[(&str, &str)]) -> Result<Config, Problems> {
     let variables = variables
         .iter()
-        .map(|(name, value)| (format!("UNPOD_GATEWAY__{name}"), (*value).to_owned()))
-        .collect();
+        .map(|(name, value)| (format!("UNPOD_GATEWAY__{name}"), value));
     Config::from_sources(Some(MINIMAL), variables)
 }
 
@@ -877,7 +876,7 @@ fn a_variable_hides_no_problem_of_the_file() {
     ];
     let variables =
         variables.map(|(name, value)| (format!("UNPOD_GATEWAY__{name}"), value.to_owned()));
-    let problems = Config::from_sources(Some(&text), variables.into()).unwrap_err();
+    let problems = Config::from_sources(Some(&text), variables).unwrap_err();
     let keys: BTreeSet<_> = problems
         .iter()
         .map(|problem| problem.key.as_str())
@@ -1113,7 +1112,11 @@ fn an_unknown_key_names_the_known_ones() {
         ("routes.jobs", "routes.jobs", "tasks"),
     ] {
         let problems = refused(&with(&[(path, "1")]));
-        assert_eq!(keys_of(&problems), [key]);
+        let told: Vec<_> = problems
+            .iter()
+            .map(|problem| problem.key.as_str())
+            .collect();
+        assert_eq!(told, [key]);
         let text = &problems[0].text;
         assert!(text.starts_with("unknown key; known here: "), "{text}");
         assert!(text.contains(one_known), "{text}");
@@ -1151,6 +1154,44 @@ fn a_variable_takes_the_type_of_its_keys_default() {
 }
 
 #[test]
+fn a_variable_that_is_no_text_is_a_problem_and_not_absent() {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+
+    let of = |bytes: &'static [u8]| OsStr::from_bytes(bytes);
+    for (name, value, key) in [
+        (
+            &b"UNPOD_GATEWAY__CACHE__TTL"[..],
+            &b"7s\xff"[..],
+            "cache.ttl",
+        ),
+        (
+            b"UNPOD_GATEWAY__UPSTREAM__CREDENTIALS__DEFAULT__TOKEN",
+            b"\xc3",
+            "upstream.credentials.default.token",
+        ),
+        (
+            b"UNPOD_GATEWAY__CACHE__T\xffL",
+            b"7s",
+            "UNPOD_GATEWAY__CACHE__T\u{fffd}L",
+        ),
+        (
+            b"UNPOD_GATEWAY__UPSTREAM__CREDENTIALS__\xc3__TOKEN",
+            b"abc",
+            "UNPOD_GATEWAY__UPSTREAM__CREDENTIALS__\u{fffd}__TOKEN",
+        ),
+    ] {
+        let variable = [(of(name), of(value))];
+        let problems = Config::from_sources(Some(MINIMAL), variable).unwrap_err();
+        let told: Vec<_> = problems
+            .iter()
+            .map(|problem| problem.key.as_str())
+            .collect();
+        assert_eq!(told, [key]);
+        assert!(problems.to_string().contains("UTF-8"), "{problems}");
+    }
+}
+
+#[test]
 fn a_variable_wins_over_the_file() {
     let environment = vec![("UNPOD_GATEWAY__CACHE__TTL".to_owned(), "7s".to_owned())];
     let text = with(&[("cache.ttl", "'5s'"), ("cache.jitter", "0.5")]);
@@ -1168,7 +1209,7 @@ fn a_credential_can_come_from_variables_alone() {
         ("CLIENTS", "[{name = \"crm\", key_sha256 = [\"0000000000000000000000000000000000000000000000000000000000000001\"], spaces = [\"A\"]}]"),
     ]
     .map(|(name, value)| (format!("UNPOD_GATEWAY__{name}"), value.to_owned()));
-    let config = Config::from_sources(None, variables.into()).unwrap();
+    let config = Config::from_sources(None, variables).unwrap();
     assert_eq!(config.upstream.credentials["crm"].spaces, ["A", "B"]);
     assert_eq!(config.clients[0].name, "crm");
 }

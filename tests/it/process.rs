@@ -336,6 +336,18 @@ async fn a_new_key_authenticates_with_the_table_that_came_with_it() {
 }
 
 #[tokio::test]
+async fn no_key_is_made_for_a_client_that_no_configuration_takes() {
+    let long = "x".repeat(65);
+    for name in ["a b", "", "crm\n", "b\u{fc}ro", "a\"b", &long] {
+        let output = run(&["key", "new", "--client", name]).await;
+        assert!(!output.status.success(), "{name:?}");
+        assert!(text(&output.stdout).is_empty(), "{name:?}");
+        let told = text(&output.stderr);
+        assert!(told.contains("--client: expected 1 to 64 of"), "{told}");
+    }
+}
+
+#[tokio::test]
 async fn a_new_browser_signing_key_is_one_that_a_gateway_signs_with() {
     let output = run(&["key", "browser-signing"]).await;
     assert!(output.status.success());

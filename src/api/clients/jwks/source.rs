@@ -2,6 +2,7 @@
 
 use std::{
     error::Error,
+    fmt,
     fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
@@ -27,10 +28,16 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const LONGEST: usize = 1024 * 1024;
 
 /// Where the keys are published.
-#[derive(Debug)]
 pub(super) enum Source {
     File(PathBuf),
     Url { http: reqwest::Client, url: Url },
+}
+
+impl fmt::Debug for Source {
+    /// A URL may have a key in its query.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.place().fmt(f)
+    }
 }
 
 /// Why a document could not be had.
@@ -102,11 +109,14 @@ impl Source {
 
     /// Whether `config` names this very place.
     pub(super) fn is_of(&self, config: &JwtConfig) -> bool {
-        let this = match self {
+        config.keys_from() == Ok(self.place())
+    }
+
+    fn place(&self) -> KeysFrom<'_> {
+        match self {
             Self::File(file) => KeysFrom::File(file),
             Self::Url { url, .. } => KeysFrom::Url(url),
-        };
-        config.keys_from() == Ok(this)
+        }
     }
 }
 
@@ -152,4 +162,19 @@ fn http_client(url: &Url) -> Result<reqwest::Client, upstream::BuildError> {
         // Minutes lie between two requests.
         .pool_max_idle_per_host(0)
         .build()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_shows_no_query_of_the_url() {
+        let url: Url = "https://id.example/keys?api_key=s3cret".parse().unwrap();
+        let http = http_client(&url).unwrap();
+        let source = Source::Url { http, url };
+        let shown = format!("{source:?}");
+        assert!(!shown.contains("s3cret"), "{shown}");
+        assert!(shown.contains("id.example/keys"), "{shown}");
+    }
 }
