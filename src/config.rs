@@ -4,14 +4,12 @@
 //! problem is collected and named by its key, never by its value, since a misplaced value may be a secret.
 
 use std::{
-    collections::BTreeMap,
     ffi::OsString,
     fmt,
     path::{Path, PathBuf},
 };
 
-use figment::value::{Dict, Value};
-use serde::Deserialize;
+use figment::value::Dict;
 
 pub mod admin;
 pub mod auth;
@@ -19,6 +17,7 @@ pub mod cache;
 pub mod cors;
 pub mod normalize;
 mod problem;
+mod reader;
 pub mod routes;
 pub mod server;
 mod sources;
@@ -28,6 +27,7 @@ pub mod upstream;
 pub mod value;
 pub mod views;
 
+use self::reader::Reader;
 pub use self::{
     admin::AdminConfig,
     auth::{AuthConfig, BrowserTokensConfig, ClientConfig, JwtConfig, RateLimitConfig},
@@ -74,20 +74,6 @@ enum Source {
     /// Text that does not change.
     Text,
 }
-
-const SECTIONS: [&str; 11] = [
-    "server",
-    "admin",
-    "auth",
-    "cors",
-    "routes",
-    "upstream",
-    "cache",
-    "telemetry",
-    "clients",
-    "normalize",
-    "views",
-];
 
 impl Config {
     /// Reads the defaults, then `file` if one is given, then the process's environment.
@@ -299,205 +285,6 @@ struct Merged(Dict);
 impl fmt::Debug for Merged {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Merged")
-    }
-}
-
-/// Reads section after section, so that a fault in one does not hide those in the next.
-struct Reader<'a> {
-    merged: &'a Dict,
-    problems: &'a mut Problems,
-}
-
-impl Reader<'_> {
-    fn unknown_sections(&mut self) {
-        for name in self.merged.keys() {
-            if !SECTIONS.contains(&name.as_str()) {
-                self.problems.add(name, "unknown section");
-            }
-        }
-    }
-
-    fn read(&mut self) -> Option<Config> {
-        // Each is read and checked before any `?`: all problems at once.
-        let server = self.checked("server", ServerConfig::check);
-        let admin = self.checked("admin", AdminConfig::check);
-        self.check_listeners(server.as_ref(), admin.as_ref());
-        let auth = self.checked("auth", AuthConfig::check);
-        let cors = self.section("cors");
-        let routes = self.checked("routes", RoutesConfig::check);
-        let upstream = self.upstream();
-        let cache = self.checked("cache", CacheConfig::check);
-        let telemetry = self.checked("telemetry", TelemetryConfig::check);
-        let clients = self.clients(
-            server.as_ref(),
-            admin.as_ref(),
-            auth.as_ref(),
-            upstream.as_ref(),
-        );
-        let views = self.views();
-        let normalize = self.normalize();
-        Some(Config {
-            server: server?,
-            admin: admin?,
-            auth: auth?,
-            cors: cors?,
-            routes: routes?,
-            upstream: upstream?,
-            cache: cache?,
-            telemetry: telemetry?,
-            clients,
-            views,
-            normalize,
-            merged: Merged::default(),
-            source: Source::Text,
-        })
-    }
-
-    fn check_listeners(&mut self, server: Option<&ServerConfig>, admin: Option<&AdminConfig>) {
-        let both = server.zip(admin);
-        if both.is_some_and(|(server, admin)| server.listen.excludes(&admin.listen)) {
-            let text = "an address that server.listen takes already";
-            self.check_read(|problems| {
-                problems.add_depending("admin.listen", text, &["server.listen"]);
-            });
-        }
-    }
-
-    fn section<T: for<'de> Deserialize<'de>>(&mut self, name: &str) -> Option<T> {
-        let value = self.merged.get(name).cloned()?;
-        let fallback = sources::fallbacks().find_ref(name);
-        problem::extract(name, value, fallback, self.problems)
-    }
-
-    fn checked<T: for<'de> Deserialize<'de>>(
-        &mut self,
-        name: &str,
-        check: impl FnOnce(&T, &mut Problems),
-    ) -> Option<T> {
-        let read = self.section(name)?;
-        self.check_read(|problems| check(&read, problems));
-        Some(read)
-    }
-
-    /// Looks for more problems in what was read in spite of those that are told.
-    fn check_read(&mut self, check: impl FnOnce(&mut Problems)) {
-        let mut found = Problems::default();
-        check(&mut found);
-        self.problems.append_news(found);
-    }
-
-    /// `[[clients]]`, checked where all are read: a problem names a client by its place.
-    fn clients(
-        &mut self,
-        server: Option<&ServerConfig>,
-        admin: Option<&AdminConfig>,
-        auth: Option<&AuthConfig>,
-        upstream: Option<&UpstreamConfig>,
-    ) -> Vec<ClientConfig> {
-        let listed = self.merged.get("clients").cloned();
-        let clients = self.list("clients", listed);
-        let others = auth::Others {
-            server,
-            admin,
-            auth,
-            upstream,
-            views: self.merged.get("views").and_then(Value::as_dict),
-        };
-        self.check_read(|problems| auth::check_clients(&clients, &others, problems));
-        clients
-    }
-
-    /// `[views]`, read one by one.
-    fn views(&mut self) -> ViewsConfig {
-        let mut views = ViewsConfig::new();
-        let Some(section) = self.merged.get("views") else {
-            return views;
-        };
-        let Some(dict) = section.as_dict() else {
-            let text = "expected tables such as [views.public]";
-            self.problems.add("views", text);
-            return views;
-        };
-        for (name, value) in dict {
-            let key = format!("views.{name}");
-            let fallback = sources::fallbacks().find_ref("views");
-            let view = problem::extract(&key, value.clone(), fallback, self.problems);
-            views.extend(view.map(|view| (name.clone(), view)));
-        }
-        self.check_read(|problems| views::check(&views, problems));
-        views
-    }
-
-    /// `[upstream]`, whose credentials are read one by one.
-    fn upstream(&mut self) -> Option<UpstreamConfig> {
-        let fallback = sources::fallbacks().find_ref("upstream");
-        let mut section = self.merged.get("upstream")?.clone();
-        let credentials = match &mut section {
-            Value::Dict(_, section) => section.remove("credentials"),
-            _ => None,
-        };
-        let mut upstream: UpstreamConfig =
-            problem::extract("upstream", section, fallback, self.problems)?;
-        upstream.credentials = self.credentials(credentials);
-        self.check_read(|problems| upstream.check(problems));
-        Some(upstream.readable())
-    }
-
-    fn credentials(&mut self, given: Option<Value>) -> BTreeMap<String, CredentialConfig> {
-        let mut named = BTreeMap::new();
-        let given = given.unwrap_or_else(|| Dict::new().into());
-        let Some(tables) = given.as_dict() else {
-            let text = "expected tables such as [upstream.credentials.default]";
-            self.problems.add("upstream.credentials", text);
-            return named;
-        };
-        for (name, value) in tables {
-            let key = format!("upstream.credentials.{name}");
-            let nothing = Value::from(Dict::new());
-            let read = problem::extract(&key, value.clone(), Some(&nothing), self.problems);
-            named.extend(read.map(|credential| (name.clone(), credential)));
-        }
-        named
-    }
-
-    fn normalize(&mut self) -> NormalizeConfig {
-        let Some(section) = self.merged.get("normalize") else {
-            return NormalizeConfig::default();
-        };
-        let Some(dict) = section.as_dict() else {
-            self.problems.add("normalize", "expected a table");
-            return NormalizeConfig::default();
-        };
-        for name in dict.keys().filter(|name| *name != "rules") {
-            self.problems
-                .add(format!("normalize.{name}"), "unknown key");
-        }
-        let rules = dict.get("rules").cloned();
-        let normalize = NormalizeConfig {
-            rules: self.list("normalize.rules", rules),
-        };
-        self.check_read(|problems| normalize.check(problems));
-        normalize
-    }
-
-    /// A list of tables, each read on its own and named by its place, counted from 0.
-    fn list<T: for<'de> Deserialize<'de>>(&mut self, key: &str, value: Option<Value>) -> Vec<T> {
-        let Some(value) = value else {
-            return Vec::new();
-        };
-        let Some(items) = value.as_array() else {
-            self.problems
-                .add(key, format!("expected a list of tables: [[{key}]]"));
-            return Vec::new();
-        };
-        let fallback = sources::fallbacks().find_ref(key);
-        let mut read = Vec::with_capacity(items.len());
-        for (place, item) in items.iter().enumerate() {
-            let key = format!("{key}[{place}]");
-            let item = problem::extract(&key, item.clone(), fallback, self.problems);
-            read.extend(item);
-        }
-        read
     }
 }
 

@@ -3,7 +3,9 @@ use std::{collections::BTreeSet, io::Write, time::Duration};
 use secrecy::ExposeSecret;
 use toml::{Table, Value as Toml};
 
-use super::{auth::ClientConfig, normalize::RuleCode, routes::UnknownParameters, *};
+use super::{
+    auth::ClientConfig, normalize::RuleCode, reader::SECTIONS, routes::UnknownParameters, *,
+};
 
 /// What every later version must take too.
 const KEYS: &str = include_str!("../../tests/data/config-keys.toml");
