@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     api::{Clients, Issuers},
-    config::{Config, Draft, Problems, TelemetryConfig, TlsConfig},
+    config::{Config, Draft, Problems, TelemetryConfig},
     server::Tls,
     upstream::{self, BuildError, Client, Credentials, Succession},
 };
@@ -44,7 +44,7 @@ pub(super) fn build(config: &Config, running: Option<&Clients>) -> Result<Built,
     let credentials = noted(credentials, &mut problems);
     let client = Client::new(&config.upstream).map_err(|error| of_upstream(&error));
     let client = noted(client, &mut problems);
-    let tls = config.server.tls.as_ref().map(read_tls).transpose();
+    let tls = config.server.tls.as_ref().map(Tls::read).transpose();
     let tls = noted(tls, &mut problems);
     let issuers = Issuers::load(&config.auth, running.map(Clients::issuers));
     let issuers = noted(issuers, &mut problems);
@@ -70,10 +70,6 @@ pub(super) fn build(config: &Config, running: Option<&Clients>) -> Result<Built,
 
 fn noted<T>(built: Result<T, Problems>, problems: &mut Problems) -> Option<T> {
     built.map_err(|found| problems.append(found)).ok()
-}
-
-fn read_tls(config: &TlsConfig) -> Result<Arc<rustls::ServerConfig>, Problems> {
-    Tls::read(config)
 }
 
 fn of_upstream(error: &BuildError) -> Problems {
