@@ -9,7 +9,7 @@
 //!                                      api | service | upstream → shared
 //! ```
 //!
-//! `config` and `telemetry` may be used by all but `domain`, which uses nothing of ours. `cache` and `upstream` do not know
+//! `config`, `telemetry` and `off_runtime` may be used by all but `domain`, which uses nothing of ours. `cache` and `upstream` do not know
 //! each other: `service` joins them. `shared` is what replicas share by way of a Redis, where there is one. `simulator` stands outside: it plays the upstream for `demo` and the tests.
 
 pub mod api;
@@ -18,6 +18,7 @@ pub mod cache;
 pub mod cli;
 pub mod config;
 pub mod domain;
+pub mod off_runtime;
 pub mod server;
 pub mod service;
 pub mod shared;

@@ -2,7 +2,6 @@
 
 mod concurrency_limit;
 pub mod inspect;
-pub mod off_runtime;
 pub mod packing;
 mod second_tier;
 pub mod snapshot;

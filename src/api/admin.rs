@@ -33,10 +33,8 @@ use super::{ApiError, LivePolicy, query};
 use crate::{
     config::{Problems, routes::TasksRouteConfig},
     domain::{PageKey, PageQuery, SpaceKey, SpaceToken},
-    service::{
-        Tasks,
-        off_runtime::{on_a_thread, to_its_end},
-    },
+    off_runtime::{on_a_thread, to_its_end},
+    service::Tasks,
     shared::Link,
     telemetry::metrics::Metrics,
     upstream::LimitLayer,

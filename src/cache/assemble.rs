@@ -17,23 +17,44 @@ pub struct Part {
     pub page: Arc<StoredPage>,
 }
 
-/// A page put together, and the parts it is made of.
+/// What a page is to be put together from.
 #[derive(Debug)]
-pub struct Assembled {
-    pub page: TaskPage,
-    pub parts: Vec<Arc<StoredPage>>,
+pub struct Cuts {
+    cuts: Vec<Cut>,
+    count: u64,
 }
 
-/// Cuts the page that `query` names from `parts`, if they hold all of it.
-///
-/// `within` is how far apart the parts may have been filled.
-#[must_use]
-pub fn assemble(
-    query: PageQuery,
-    parts: &[Part],
-    within: Duration,
-    now: Instant,
-) -> Option<Assembled> {
+impl Cuts {
+    /// Cuts the page that `query` names from `parts`, if they hold all of it.
+    ///
+    /// `within` is how far apart the parts may have been filled.
+    #[must_use]
+    pub fn new(query: PageQuery, parts: &[Part], within: Duration, now: Instant) -> Option<Self> {
+        let (cuts, count) = cut(query, parts, now)?;
+        filled_within(&cuts, within).then_some(Self { cuts, count })
+    }
+
+    /// How much there is to go through.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let lengths = self.cuts.iter().map(|cut| cut.page.content.length());
+        lengths.sum()
+    }
+
+    #[must_use]
+    pub fn parts(&self) -> Vec<Arc<StoredPage>> {
+        self.cuts.iter().map(|cut| cut.page.clone()).collect()
+    }
+
+    /// The page; `None` where the parts' bytes do not fit together.
+    #[must_use]
+    pub fn join(&self) -> Option<TaskPage> {
+        let pieces: Vec<_> = self.cuts.iter().map(Piece::of).collect();
+        join(&pieces, self.count)
+    }
+}
+
+fn cut(query: PageQuery, parts: &[Part], now: Instant) -> Option<(Vec<Cut>, u64)> {
     let usable: Vec<&Part> = parts
         .iter()
         .filter(|part| part.page.can_be_cut(now) && is_whole(part))
@@ -51,15 +72,7 @@ pub fn assemble(
         return None;
     }
     let cuts = cover(&usable, wanted.start..wanted.end.min(count))?;
-    if !filled_within(&cuts, within) {
-        return None;
-    }
-    let pieces: Vec<_> = cuts.iter().map(Piece::of).collect();
-    let page = join(&pieces, count)?;
-    Some(Assembled {
-        page,
-        parts: cuts.into_iter().map(|cut| cut.part.page.clone()).collect(),
-    })
+    Some((cuts, count))
 }
 
 /// Whether the page holds as many tasks as its place in the list says.
@@ -71,13 +84,14 @@ fn is_whole(part: &Part) -> bool {
 }
 
 /// Some neighbouring tasks of one part, by their places in it.
-struct Cut<'a> {
-    part: &'a Part,
+#[derive(Debug)]
+struct Cut {
+    page: Arc<StoredPage>,
     tasks: Range<usize>,
 }
 
 /// Parts that cover `wanted` without a gap, each taken as far as it goes.
-fn cover<'a>(parts: &[&'a Part], wanted: Span) -> Option<Vec<Cut<'a>>> {
+fn cover(parts: &[&Part], wanted: Span) -> Option<Vec<Cut>> {
     let mut cuts = Vec::new();
     let mut at = wanted.start;
     while at < wanted.end {
@@ -94,14 +108,17 @@ fn cover<'a>(parts: &[&'a Part], wanted: Span) -> Option<Vec<Cut<'a>>> {
         let start = part.query.span().start;
         let place = |position: u64| usize::try_from(position - start).ok();
         let tasks = place(at)?..place(end)?;
-        cuts.push(Cut { part, tasks });
+        cuts.push(Cut {
+            page: part.page.clone(),
+            tasks,
+        });
         at = end;
     }
     Some(cuts)
 }
 
-fn filled_within(cuts: &[Cut<'_>], within: Duration) -> bool {
-    let born = || cuts.iter().map(|cut| cut.part.page.content.born);
+fn filled_within(cuts: &[Cut], within: Duration) -> bool {
+    let born = || cuts.iter().map(|cut| cut.page.content.born);
     match (born().min(), born().max()) {
         (Some(first), Some(last)) => last - first <= within,
         _ => false,
@@ -135,9 +152,9 @@ struct Piece {
 }
 
 impl Piece {
-    fn of(cut: &Cut<'_>) -> Self {
+    fn of(cut: &Cut) -> Self {
         Self {
-            page: cut.part.page.content.page(),
+            page: cut.page.content.page(),
             tasks: cut.tasks.clone(),
         }
     }

@@ -22,10 +22,11 @@ use crate::{
         space::{ListHead, Mark},
         store::Shared,
     },
-    domain::{PageKey, SpaceKey, SpaceToken},
+    domain::{PageKey, SpaceKey, SpaceToken, TaskPage},
+    off_runtime::by_size,
     shared::{Era, Link, Lost, Nonce, Session},
     telemetry::metrics::RedisOperation,
-    upstream::{Credential, Credentials},
+    upstream::{Credential, Credentials, read_page},
 };
 
 mod drops;
@@ -84,8 +85,17 @@ pub(super) struct Names {
 pub(super) struct Looked {
     pub mark: Mark,
     pub list: ListHead,
-    /// One of the state in force, and its age.
-    pub page: Option<(SavedPage, Duration)>,
+    /// One of the state in force.
+    pub page: Option<FoundPage>,
+}
+
+/// A page that another replica filled, `age` ago.
+#[derive(Debug)]
+pub(super) struct FoundPage {
+    pub saved: SavedPage,
+    /// What its body was read as.
+    pub page: TaskPage,
+    pub age: Duration,
 }
 
 impl SecondTier {
@@ -201,36 +211,46 @@ impl SecondTier {
             return Err(Lost);
         }
         let mark = mark(&names.space, era, epoch, generation);
+        let page = match value {
+            Some(value) => self.read(value, names, key, mark).await,
+            None => None,
+        };
         Ok(Looked {
             mark,
             list: ListHead {
                 count,
                 first_task: first.map(CompactString::from),
             },
-            page: value.and_then(|value| self.read(&value, names, key, mark)),
+            page,
         })
     }
 
     /// The page that `value` holds, if it is this one and of the state in force.
-    fn read(
+    async fn read(
         &self,
-        value: &[u8],
+        value: Vec<u8>,
         names: &Names,
         key: &PageKey,
         mark: Mark,
-    ) -> Option<(SavedPage, Duration)> {
-        let page = match unseal(value, &names.owners, key) {
-            Ok(page) => page,
+    ) -> Option<FoundPage> {
+        let (owners, key) = (names.owners.clone(), key.clone());
+        let read = by_size(value.len(), move || {
+            let saved = unseal(&value, &owners, &key)?;
+            let page = read_page(&saved.body);
+            Ok((saved, page))
+        });
+        let (saved, page) = match read.await {
+            Ok((saved, Ok(page))) => (saved, page),
             // That of another version of this program is no damage.
             Err(SnapshotError::Version(_)) => return None,
-            Err(_) => {
+            Ok((_, Err(_))) | Err(_) => {
                 self.link.unreadable();
                 return None;
             }
         };
         let now = self.link.unix_ms()?;
-        let age = Duration::from_millis(now.saturating_sub(page.born_unix_ms));
-        (page.mark == Some(mark)).then_some((page, age))
+        let age = Duration::from_millis(now.saturating_sub(saved.born_unix_ms));
+        (saved.mark == Some(mark)).then_some(FoundPage { saved, page, age })
     }
 
     /// Is told when who fills the page has ended.
@@ -266,9 +286,9 @@ impl SecondTier {
         if mark.era != [era.birth.0, era.purge.0] || keep_for.is_zero() {
             return Ok(None);
         }
-        let Some(value) =
-            seal(&names.owners, shared.page).filter(|value| value.len() <= LARGEST_PAGE)
-        else {
+        let (owners, page) = (names.owners.clone(), shared.page);
+        let sealed = by_size(page.body.len(), move || seal(&owners, page)).await;
+        let Some(value) = sealed.filter(|value| value.len() <= LARGEST_PAGE) else {
             return Ok(None);
         };
         let moved = News::Moved {

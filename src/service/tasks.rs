@@ -9,7 +9,7 @@ use http::HeaderValue;
 use tokio::time::Instant;
 use tracing::{Instrument, error_span};
 
-use super::{ConcurrencyLimit, SecondTier, off_runtime::heavy};
+use super::{ConcurrencyLimit, SecondTier};
 use crate::{
     cache::{
         CacheStatus, Flights, PageStore, Role, Shown, StoredPage, Verdict,
@@ -23,6 +23,7 @@ use crate::{
         store::Kept,
     },
     domain::{PageKey, PageQuery, Refusal, SpaceKey, SpaceToken, View},
+    off_runtime::by_size,
     telemetry::{
         metrics::{Account, BACKGROUND, Metrics, Shed},
         traces::Place,
@@ -32,9 +33,6 @@ use crate::{
 
 mod fill;
 mod shared;
-
-/// What a view shows of so long a page is made within some 200 µs: less than a request may be held up by another.
-const QUICKLY_SEEN: usize = 128 << 10;
 
 /// What is asked, and on whose account.
 #[derive(Clone, Debug)]
@@ -259,10 +257,25 @@ fn not_forwarded(error: &UpstreamError) -> NotForwarded {
     }
 }
 
-/// How far an [`Ask`] is answered from what is stored.
+/// How far an [`Ask`] is answered from what is stored under its key.
 enum Settled {
     Now(Result<Served, TasksError>),
-    By(WantedFill),
+    Not(Missing),
+}
+
+/// What answers an [`Ask`] unless its page can be cut from others.
+enum Missing {
+    Fill(WantedFill),
+    NotCached(TasksError),
+}
+
+impl Missing {
+    fn reason(&self) -> FillReason {
+        match self {
+            Self::Fill(wanted) => wanted.reason,
+            Self::NotCached(_) => FillReason::UriMiss,
+        }
+    }
 }
 
 impl Decision {
@@ -355,15 +368,14 @@ impl Tasks {
         view: Arc<View>,
     ) -> Arc<Rendition> {
         let (tasks, page, at) = (self.clone(), served.page.clone(), served.at);
-        let is_quick = page.content.length() <= QUICKLY_SEEN;
-        let see = move || {
+        by_size(page.content.length(), move || {
             let (rendition, is_new) = page.content.seen_through(&view, at);
             if is_new {
                 tasks.store.reweigh(&key, &page);
             }
             rendition
-        };
-        if is_quick { see() } else { heavy(see).await }
+        })
+        .await
     }
 
     /// Weighs the page of `ask` anew, after a form of it was made.
@@ -389,7 +401,7 @@ impl Tasks {
         let outcome = match self.settle(&key, ask) {
             Settled::Now(outcome) => outcome,
             // Boxed: what it takes to wait would be part of every answer that need not.
-            Settled::By(wanted) => Box::pin(self.page_filled(&key, ask, wanted)).await,
+            Settled::Not(missing) => Box::pin(self.page_missing(&key, ask, missing)).await,
         };
         let status = match &outcome {
             Ok(served) => served.status,
@@ -402,40 +414,42 @@ impl Tasks {
         outcome
     }
 
-    /// Answers from what is stored, where it can.
+    /// Answers from what is stored under the key, where it can.
     fn settle(self: &Arc<Self>, key: &PageKey, ask: &Ask) -> Settled {
         Settled::Now(match self.look_up(key, ask) {
             Decision::Serve(served) => {
                 served.page.note_asked(served.at);
                 Ok(served)
             }
-            Decision::Refuse(error) => {
-                let whatever_is_stored = matches!(error.kind, TasksErrorKind::NotCached)
-                    .then(|| self.assemble(key, ask, FillReason::UriMiss))
-                    .flatten();
-                whatever_is_stored.ok_or(error)
+            Decision::Refuse(error) if matches!(error.kind, TasksErrorKind::NotCached) => {
+                return Settled::Not(Missing::NotCached(error));
             }
+            Decision::Refuse(error) => Err(error),
             Decision::ServeAndRefresh(served, _) => {
                 served.page.note_asked(served.at);
                 self.refresh(key, ask);
                 Ok(served)
             }
-            Decision::Fill(wanted) => match self.assemble(key, ask, wanted.reason) {
-                Some(served) => Ok(served),
-                None => return Settled::By(wanted),
-            },
+            Decision::Fill(wanted) => return Settled::Not(Missing::Fill(wanted)),
         })
     }
 
-    async fn page_filled(
+    /// The page cut from others, else filled.
+    async fn page_missing(
         self: &Arc<Self>,
         key: &PageKey,
         ask: &Ask,
-        mut wanted: WantedFill,
+        mut missing: Missing,
     ) -> Result<Served, TasksError> {
         let mut look = Look::Anywhere;
         loop {
-            let WantedFill { reason, stored } = wanted;
+            if let Some(served) = self.assemble(key, ask, missing.reason()).await {
+                return Ok(served);
+            }
+            let WantedFill { reason, stored } = match missing {
+                Missing::Fill(wanted) => wanted,
+                Missing::NotCached(error) => return Err(error),
+            };
             // Before anything is begun: a fill that nobody may wait for would only add to the load.
             let Some(mut permit) = self.waiter_limit.take(&ask.account) else {
                 let status = NotForwarded::Overloaded.into();
@@ -457,9 +471,9 @@ impl Tasks {
                     None => look = Look::Upstream,
                 }
             }
-            wanted = match self.settle(key, ask) {
+            missing = match self.settle(key, ask) {
                 Settled::Now(outcome) => return outcome,
-                Settled::By(wanted) => wanted,
+                Settled::Not(missing) => missing,
             };
         }
     }
@@ -476,13 +490,20 @@ impl Tasks {
     }
 
     /// The page cut from others, where the client takes what is stored at all.
-    fn assemble(&self, key: &PageKey, ask: &Ask, reason: FillReason) -> Option<Served> {
+    async fn assemble(
+        self: &Arc<Self>,
+        key: &PageKey,
+        ask: &Ask,
+        reason: FillReason,
+    ) -> Option<Served> {
         match reason {
             FillReason::UriMiss | FillReason::Stale => {}
             FillReason::Request | FillReason::Bypass => return None,
         }
         let now = Instant::now();
-        let page = self.store.assemble(key, now)?;
+        let cuts = self.store.cuts(key, now)?;
+        let (tasks, key) = (self.clone(), key.clone());
+        let page = by_size(cuts.bytes(), move || tasks.store.assemble(key, &cuts, now)).await?;
         match judge_page(Some(&page), false, &ask.directives, now) {
             Verdict::Hit { ttl, detail } => Some(hit(page, ttl, detail, now)),
             Verdict::HitWhileRevalidate { .. } | Verdict::Fill(_) | Verdict::NotCached => None,

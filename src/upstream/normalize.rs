@@ -21,6 +21,7 @@ use super::{
 use crate::{
     config::{NormalizeConfig, normalize::RuleCode},
     domain::TaskPage,
+    off_runtime::by_size,
     telemetry::metrics::Metrics,
 };
 
@@ -365,7 +366,9 @@ where
             clock.note(&raw.head);
             let limits = CallLimits::read(&raw.head);
             let received = raw.head.received;
-            let outcome = match normalize(&rules, raw, &limits) {
+            let told = limits.clone();
+            let verdict = by_size(raw.body.len(), move || normalize(&rules, raw, &told)).await;
+            let outcome = match verdict {
                 // A 304 nobody asked for has no page to stand for.
                 Verdict::Known(Ok(Answer {
                     content: Content::NotModified,

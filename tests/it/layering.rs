@@ -3,14 +3,18 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 /// What each floor may name besides itself. `config` and `telemetry` serve all of them and name what they describe.
-const MAY_NAME: [(&str, &[&str]); 12] = [
+const MAY_NAME: [(&str, &[&str]); 13] = [
     ("domain", &[]),
+    ("off_runtime", &[]),
     ("config", &["domain"]),
     // The outcomes it counts are the cache's.
     ("telemetry", &["config", "cache"]),
     ("cache", &["domain", "config", "telemetry"]),
     ("shared", &["config", "telemetry"]),
-    ("upstream", &["domain", "config", "shared", "telemetry"]),
+    (
+        "upstream",
+        &["domain", "config", "off_runtime", "shared", "telemetry"],
+    ),
     (
         "service",
         &[
@@ -18,6 +22,7 @@ const MAY_NAME: [(&str, &[&str]); 12] = [
             "upstream",
             "domain",
             "config",
+            "off_runtime",
             "shared",
             "telemetry",
         ],
@@ -30,6 +35,7 @@ const MAY_NAME: [(&str, &[&str]); 12] = [
             "upstream",
             "domain",
             "config",
+            "off_runtime",
             "shared",
             "telemetry",
         ],

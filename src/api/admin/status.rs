@@ -12,7 +12,8 @@ use tokio::time::Instant;
 
 use super::{Admin, exposition, readiness::Readiness};
 use crate::{
-    service::{inspect::SpaceReport, off_runtime::on_a_thread},
+    off_runtime::on_a_thread,
+    service::inspect::SpaceReport,
     telemetry::samples::{Sample, samples},
     upstream::Credential,
 };

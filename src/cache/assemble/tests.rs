@@ -83,8 +83,14 @@ impl Kept {
         assert!(self.0.put(&began, page, &answer, Keep::Yes).stored);
     }
 
+    fn assemble(&self, query: PageQuery) -> Option<Arc<StoredPage>> {
+        let (key, now) = (Self::key(query), Instant::now());
+        let cuts = self.0.cuts(&key, now)?;
+        self.0.assemble(key, &cuts, now)
+    }
+
     fn cut(&self, query: PageQuery) -> Option<String> {
-        let page = self.0.assemble(&Self::key(query), Instant::now())?;
+        let page = self.assemble(query)?;
         Some(String::from_utf8(page.content.page().body.to_vec()).unwrap())
     }
 }
@@ -200,7 +206,7 @@ async fn its_age_is_the_oldest_parts_and_its_end_the_first() {
     tokio::time::advance(Duration::from_secs(5)).await;
     let now = Instant::now();
 
-    let page = kept.0.assemble(&Kept::key(query(1, 40)), now).unwrap();
+    let page = kept.assemble(query(1, 40)).unwrap();
 
     assert_eq!(page.age(now), Duration::from_secs(15));
     assert_eq!(

@@ -8,30 +8,36 @@ use super::{LARGEST_SHARE, PageStore};
 use crate::{
     cache::{
         StoredPage,
-        assemble::{Part, assemble},
+        assemble::{Cuts, Part},
         space::Space,
     },
     domain::{CredentialId, PageKey, PageQuery, SpaceKey},
 };
 
 impl PageStore {
-    /// The page under `key`, cut from stored pages of other sizes where they hold all of it.
-    ///
-    /// It is kept like any other, so that it is cut once.
+    /// What the page under `key` can be cut from: stored pages of other sizes, where they hold all of it.
     #[must_use]
-    pub fn assemble(&self, key: &PageKey, now: Instant) -> Option<Arc<StoredPage>> {
+    pub fn cuts(&self, key: &PageKey, now: Instant) -> Option<Cuts> {
         if !self.rules().assembles {
             return None;
         }
         let space = self.spaces().known.get(&key.space).cloned()?;
         let parts = self.parts(key, &space);
-        let assembled = assemble(key.query, &parts, self.rules().lifetimes.ttl, now)?;
-        let page = StoredPage::assembled(key.clone(), assembled.page, &assembled.parts, now)?;
+        Cuts::new(key.query, &parts, self.rules().lifetimes.ttl, now)
+    }
+
+    /// The page under `key`, put together from `cuts`.
+    ///
+    /// It is kept like any other, so that it is cut once.
+    #[must_use]
+    pub fn assemble(&self, key: PageKey, cuts: &Cuts, now: Instant) -> Option<Arc<StoredPage>> {
+        let query = key.query;
+        let page = StoredPage::assembled(key, cuts.join()?, &cuts.parts(), now)?;
         let page = Arc::new(page);
         if page.weight() <= self.max_bytes / LARGEST_SHARE {
             let _one_at_a_time = self.inserting();
-            if !space.dropped_since(page.version) {
-                space.add_page(key.query);
+            if !page.is_dropped() {
+                page.space.add_page(query);
                 self.insert(&page);
             }
         }

@@ -118,7 +118,9 @@ proptest! {
             let (now, tasks) = (Instant::now(), &snapshot.tasks);
             for page in &pages {
                 let _ = tasks.explain(&page.key, credential, now);
-                let _ = tasks.store().assemble(&page.key, now);
+                if let Some(cuts) = tasks.store().cuts(&page.key, now) {
+                    let _ = tasks.store().assemble(page.key.clone(), &cuts, now);
+                }
             }
             let _ = tasks.largest_spaces(9, &credentials, now);
             assert!(snapshot.write());

@@ -15,6 +15,7 @@ use crate::{
         store::{Began, Keep, SharedOut},
     },
     domain::Refusal,
+    off_runtime::by_size,
     telemetry::metrics::Shed,
     upstream::{
         Answer, Content, FailureSource, Head, LastError, PageRequest, Sent, Upstream,
@@ -56,7 +57,14 @@ impl Tasks {
         };
         let answer = ask_for(&ask, request, stored.as_deref()).await;
         let filled = match answer {
-            Ok(answer) => self.take(&began, answer, stored.as_deref(), keep(&ask, &wanted)),
+            Ok(answer) => {
+                let (tasks, began) = (self.clone(), began.clone());
+                let (ask, wanted) = (ask.clone(), wanted.clone());
+                by_size(length(&answer, stored.as_deref()), move || {
+                    tasks.take(&began, answer, stored.as_deref(), keep(&ask, &wanted))
+                })
+                .await
+            }
             Err(error) => Err(error),
         };
         if !matches!(
@@ -217,6 +225,14 @@ async fn ask_for(
     }
     debug!(space = %ask.space, "upstream's 304 names another page than the stored one");
     Upstream::clone(&ask.upstream).oneshot(unconditional).await
+}
+
+/// How long the page is that `answer` brings or renews.
+fn length(answer: &Answer, stored: Option<&StoredPage>) -> usize {
+    match &answer.content {
+        Content::Page(page) => page.body.len(),
+        Content::NotModified => stored.map_or(0, |page| page.content.length()),
+    }
 }
 
 /// The name under which a fill's end is counted.

@@ -13,14 +13,14 @@ use crate::{
         store::Kept,
     },
     domain::{PageKey, SpaceKey, SpaceToken},
+    off_runtime::{by_size, on_a_thread},
     service::{
         SecondTier,
-        off_runtime::on_a_thread,
-        second_tier::{Lock, Names, News, Turn},
+        second_tier::{FoundPage, Lock, Names, News, Turn},
         snapshot::unix_ms,
     },
     shared::{Follower, Lost, Nonce, Session},
-    upstream::{Claims, Credential, Credentials, UpstreamError, Urgency, read_page},
+    upstream::{Claims, Credential, Credentials, UpstreamError, Urgency},
 };
 
 /// A lock that ended a moment ago may not have ended there yet.
@@ -165,13 +165,13 @@ impl Tasks {
         {
             let page = fill.kept.page.clone();
             // Whoever waits here need not wait for that.
-            tokio::spawn(async move { self.publish(&key, &page, &names, turn).await });
+            tokio::spawn(async move { self.publish(&key, page, &names, turn).await });
         }
         filled
     }
 
     async fn find(
-        &self,
+        self: &Arc<Self>,
         second_tier: &SecondTier,
         names: &Names,
         ask: &Ask,
@@ -236,7 +236,7 @@ impl Tasks {
 
     /// Takes up what Redis says of a page and its space; the page where there is one.
     async fn look_among(
-        &self,
+        self: &Arc<Self>,
         second_tier: &SecondTier,
         names: &Names,
         ask: &Ask,
@@ -254,18 +254,18 @@ impl Tasks {
                 break (began, looked);
             }
         };
-        let Some((saved, age)) = looked.page else {
+        let Some(found) = looked.page else {
             return Ok(None);
         };
-        let Ok(page) = read_page(&saved.body) else {
-            second_tier.link().unreadable();
-            return Ok(None);
+        let bytes = found.saved.body.len();
+        let tasks = self.clone();
+        let take = move || {
+            let now_unix = i64::try_from(unix_ms() / 1000).unwrap_or(i64::MAX);
+            let FoundPage { saved, page, age } = found;
+            let (store, now) = (&tasks.store, Instant::now());
+            store.take_shared(&began, &saved, page, age, now, now_unix)
         };
-        let now_unix = i64::try_from(unix_ms() / 1000).unwrap_or(i64::MAX);
-        let now = Instant::now();
-        Ok(self
-            .store
-            .take_shared(&began, &saved, page, age, now, now_unix))
+        Ok(by_size(bytes, take).await)
     }
 
     /// Answers with a page that another replica filled, as with one of its own; `None` where this client wants another.
@@ -318,16 +318,24 @@ impl Tasks {
     }
 
     /// Tells the others of a page, and takes up what they have told meanwhile.
-    async fn publish(&self, key: &PageKey, page: &StoredPage, names: &Names, turn: Option<Lock>) {
+    async fn publish(
+        self: Arc<Self>,
+        key: &PageKey,
+        page: Arc<StoredPage>,
+        names: &Names,
+        turn: Option<Lock>,
+    ) {
         let Some(second_tier) = self.second_tier.get() else {
             return;
         };
         let Some(now_unix_ms) = second_tier.link().unix_ms() else {
             return;
         };
-        let now = Instant::now();
+        let (now, bytes) = (Instant::now(), page.content.length());
         let asked = self.store.begin(key.clone(), now);
-        let Some(shared) = self.store.share(key, page, now, now_unix_ms) else {
+        let (tasks, of) = (self.clone(), key.clone());
+        let share = move || tasks.store.share(&of, &page, now, now_unix_ms);
+        let Some(shared) = by_size(bytes, share).await else {
             return;
         };
         match second_tier.publish(names, shared, turn).await {

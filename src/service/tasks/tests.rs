@@ -1180,3 +1180,65 @@ async fn a_view_of_a_large_page_is_made_by_another_thread() {
         assert_eq!(bench.tasks.store().size().0, weight, "and counted");
     }
 }
+
+/// Whether `work` ends only after the one thread for blocking work is free.
+async fn needs_a_thread(work: impl Future) -> bool {
+    let (free, held) = std::sync::mpsc::channel::<()>();
+    let busy = tokio::task::spawn_blocking(move || held.recv());
+    let mut work = std::pin::pin!(work);
+    let at_once = tokio::select! {
+        biased;
+        _ = &mut work => true,
+        () = settle() => false,
+    };
+    drop(free);
+    let _ = busy.await;
+    if !at_once {
+        work.await;
+    }
+    !at_once
+}
+
+#[test]
+fn a_large_page_is_stored_renewed_and_cut_by_another_thread() {
+    for (length, is_large) in [(64, false), (16 << 10, true)] {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .max_blocking_threads(1)
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let bench = Bench::new();
+            let task = |id| format!(r#"{{"task_id":"{id}","text":"{}"}}"#, "x".repeat(length));
+            let tasks: Vec<_> = (0..20).map(task).collect();
+            let body = format!(r#"{{"count":20,"data":[{}]}}"#, tasks.join(","));
+            let page = crate::upstream::read_page(&body.into()).unwrap();
+            let told = Content::Page(page);
+            bench
+                .upstream
+                .then_answer(answer(told, &[("etag", "\"a\"")]));
+            bench
+                .upstream
+                .then_answer(answer(Content::NotModified, &[("etag", "\"a\"")]));
+            let part = Ask {
+                query: PageQuery {
+                    page: 2,
+                    page_size: 5,
+                },
+                ..bench.ask(PLAIN)
+            };
+
+            assert_eq!(needs_a_thread(bench.get()).await, is_large, "stored");
+            let renewed = needs_a_thread(bench.get_with(NO_CACHE)).await;
+            assert_eq!(renewed, is_large, "renewed");
+            let cut = needs_a_thread(bench.tasks.page(&part)).await;
+            assert_eq!(cut, is_large, "cut");
+
+            assert_eq!(bench.upstream.calls(), 2);
+            for ask in [bench.ask(PLAIN), part] {
+                let again = bench.tasks.page(&ask);
+                assert!(!needs_a_thread(again).await, "it is a hit from then on");
+            }
+        });
+    }
+}

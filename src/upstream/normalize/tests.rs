@@ -838,3 +838,21 @@ proptest! {
         }
     }
 }
+
+#[tokio::test]
+async fn a_large_answer_is_read_by_another_thread() {
+    for (length, at_once) in [(1 << 10, true), (1 << 20, false)] {
+        let text = "x".repeat(length);
+        let body = Bytes::from(format!(r#"{{"count":1,"data":["{text}"]}}"#));
+        let inner = service_fn(move |_: PageRequest| ready(Ok(raw(200, &[], body.clone()))));
+        let layer = NormalizeLayer::new(Rules::default(), Metrics::new(["default"]));
+        let read = || {
+            layer
+                .layer(inner.clone())
+                .oneshot(request(Validators::default()))
+        };
+
+        assert_eq!(read().now_or_never().is_some(), at_once, "{length}");
+        assert!(matches!(read().await.unwrap().content, Content::Page(_)));
+    }
+}

@@ -7,6 +7,9 @@ use tokio::{
     task::{JoinError, spawn, spawn_blocking},
 };
 
+/// So many bytes are gone through within some 200 µs: less than a request may be held up by another.
+const QUICK: usize = 128 << 10;
+
 static CORES: LazyLock<Semaphore> =
     LazyLock::new(|| Semaphore::new(thread::available_parallelism().map_or(1, NonZero::get)));
 
@@ -15,8 +18,15 @@ pub async fn on_a_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 's
     spawn_blocking(work).await.unwrap_or_else(bug)
 }
 
-/// As [`on_a_thread`], for work that keeps a core busy: as much of it at once as there are cores, however many ask for some.
-pub async fn heavy<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+/// Does `work` on so many `bytes` of a page: at once where that is quick, else as [`on_a_thread`]. It keeps a core busy: as much of it goes
+/// on at once as there are cores, however many ask for some.
+pub async fn by_size<T: Send + 'static>(
+    bytes: usize,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> T {
+    if bytes <= QUICK {
+        return work();
+    }
     let turn = CORES.acquire().await.expect("it is never closed");
     on_a_thread(move || {
         // It goes on where nobody waits for it any more.
