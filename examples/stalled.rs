@@ -1,7 +1,8 @@
 //! Measures what a peer that does not read, or says nothing, makes the gateway hold.
 //!
 //! `cargo run --release --example stalled -- --connections 1000` starts a gateway in this process, opens so many connections of each
-//! kind, and prints resident memory before, with and after them. The clients are in it too, with a socket each and no buffer.
+//! kind, all at once, and prints resident memory before, at most, with and after them. The clients are in it too, with a socket each and
+//! no buffer.
 #![expect(
     clippy::print_stdout,
     reason = "a program that prints what it measured"
@@ -10,8 +11,9 @@
 #[path = "soak/resident.rs"]
 mod resident;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, pin::pin, time::Duration};
 
+use futures_util::future::join_all;
 use sha2::{Digest, Sha256};
 use tokio::{
     io::AsyncWriteExt,
@@ -156,6 +158,18 @@ async fn open(address: SocketAddr, bytes: &[u8]) -> TcpStream {
     stream
 }
 
+/// What something comes to, and the most that was resident meanwhile.
+async fn watched<F: Future>(what: F) -> (F::Output, usize) {
+    let mut what = pin!(what);
+    let mut most = resident();
+    loop {
+        if let Ok(output) = timeout(Duration::from_millis(20), what.as_mut()).await {
+            return (output, most.max(resident()));
+        }
+        most = most.max(resident());
+    }
+}
+
 /// How many connections the gateway ended, by reason.
 fn ended(gateway: &Gateway) -> String {
     let metrics = gateway.metrics().encode((0, 0));
@@ -170,11 +184,13 @@ fn ended(gateway: &Gateway) -> String {
 async fn measure(gateway: &Gateway, address: SocketAddr, kind: Kind, connections: usize) {
     let before = resident();
     let bytes = kind.sends();
-    let mut peers = Vec::with_capacity(connections);
-    for _ in 0..connections {
-        peers.push(open(address, &bytes).await);
-    }
-    sleep(SETTLE).await;
+    let peers = join_all((0..connections).map(|_| open(address, &bytes)));
+    let settled = async {
+        let peers = peers.await;
+        sleep(SETTLE).await;
+        peers
+    };
+    let (peers, most) = watched(settled).await;
     let with = resident();
     let open = gateway.metrics().connections_open();
     drop(peers);
@@ -186,8 +202,9 @@ async fn measure(gateway: &Gateway, address: SocketAddr, kind: Kind, connections
     let kind = format!("{kind:?}");
     let each = with.saturating_sub(before) / connections;
     println!(
-        "{kind:<14} {open:>6} {:>10} {:>10} {:>10} {each:>12}  {ended}",
+        "{kind:<14} {open:>6} {:>10} {:>10} {:>10} {:>10} {each:>12}  {ended}",
         before >> 10,
+        most >> 10,
         with >> 10,
         resident() >> 10
     );
@@ -213,7 +230,9 @@ async fn main() {
     drop(open(address, &Kind::SlowReader.sends()).await);
     sleep(SETTLE).await;
     println!("{connections} connections of each kind; memory in KiB, per connection in bytes");
-    println!("kind             open     before       with      after          each  ended so far");
+    println!(
+        "kind             open     before       most       with      after          each  ended so far"
+    );
     for kind in Kind::ALL {
         measure(&gateway, address, kind, connections).await;
     }

@@ -15,15 +15,16 @@ use tokio::{
     time::Instant,
 };
 
-use super::{connections::Connections, frames::Position};
+use super::{
+    connections::{Connections, STREAM_BYTES},
+    frames::Position,
+};
 use crate::telemetry::metrics::ConnectionFailure;
 
 /// Refusals that may wait to be sent on one connection. Who makes more of them than it reads is not after the answers.
 const MAX_WAITING_REFUSALS: u64 = 8;
 /// Beyond so many bytes that wait on one connection its further requests wait too.
 const MAX_WAITING_BYTES: u64 = 1 << 20;
-/// What an HTTP/2 answer holds beside its bytes: a stream and a task. Measured by `examples/stalled.rs`.
-const STREAM_BYTES: u64 = 2048;
 
 /// How long a connection may take for what.
 #[derive(Clone, Copy, Debug)]
@@ -112,7 +113,7 @@ struct Activity {
     /// When the bytes of each answer that waits last moved.
     waiting: Vec<Option<Instant>>,
     refusals: Refusals,
-    /// Bytes that wait and that nobody else holds.
+    /// Bytes that wait and that nobody else holds, and what requests of HTTP/2 hold beside theirs.
     unsent: u64,
     /// Whether those count no longer.
     is_written_off: bool,
@@ -185,9 +186,38 @@ impl ConnectionState {
             activity.awaited = Awaited::Request;
         }
         drop(activity);
+        let is_http2 = version == Version::HTTP_2;
+        if is_http2 {
+            self.server.stream_begins();
+            self.add_unsent(STREAM_BYTES);
+        }
         InFlight {
-            is_http2: version == Version::HTTP_2,
+            is_http2,
             state: self.clone(),
+        }
+    }
+
+    fn add_unsent(&self, bytes: u64) {
+        let is_too_much = self.server.add_unsent(bytes);
+        let mut activity = self.lock();
+        if activity.is_written_off {
+            self.server.remove_unsent(bytes);
+        } else {
+            activity.unsent += bytes;
+        }
+        drop(activity);
+        if is_too_much {
+            self.server.shed_unsent();
+        }
+    }
+
+    fn remove_unsent(&self, activity: &mut Activity, bytes: u64) {
+        if !activity.is_written_off {
+            activity.unsent -= bytes;
+            self.server.remove_unsent(bytes);
+        }
+        if activity.unsent <= MAX_WAITING_BYTES && !activity.held.is_empty() {
+            activity.held.drain(..).for_each(Waker::wake);
         }
     }
 
@@ -212,25 +242,17 @@ impl ConnectionState {
 
     /// Bytes of an answer wait to be sent, of which nobody else holds `own`; returns where they are followed.
     pub(super) fn hand(&self, own: u64, is_refusal: bool) -> usize {
-        let is_too_much = self.server.add_unsent(own);
-        let mut activity = self.lock();
-        if activity.is_written_off {
-            self.server.remove_unsent(own);
-        } else {
-            activity.unsent += own;
+        if own > 0 {
+            self.add_unsent(own);
         }
+        let mut activity = self.lock();
         if is_refusal {
             activity.refusals.made += 1;
             if activity.refusals.are_too_many(activity.refusals.made) {
                 self.told.notify_one();
             }
         }
-        let slot = activity.follow(Instant::now());
-        drop(activity);
-        if is_too_much {
-            self.server.shed_unsent();
-        }
-        slot
+        activity.follow(Instant::now())
     }
 
     /// Some of the bytes at `slot` were written.
@@ -243,13 +265,7 @@ impl ConnectionState {
         let mut activity = self.lock();
         activity.waiting[slot] = None;
         activity.refusals.left += u64::from(is_refusal);
-        if !activity.is_written_off {
-            activity.unsent -= own;
-            self.server.remove_unsent(own);
-        }
-        if activity.unsent <= MAX_WAITING_BYTES && !activity.held.is_empty() {
-            activity.held.drain(..).for_each(Waker::wake);
-        }
+        self.remove_unsent(&mut activity, own);
     }
 
     /// Whether a request may be begun; else the waker is called once one may.
@@ -383,6 +399,7 @@ impl Activity {
 
 /// A request under way, until its answer has left.
 pub(super) struct InFlight {
+    /// An HTTP/1 connection has one at a time, and its buffers anyway.
     is_http2: bool,
     state: Arc<ConnectionState>,
 }
@@ -396,17 +413,16 @@ impl InFlight {
     pub(super) fn state(&self) -> &Arc<ConnectionState> {
         &self.state
     }
-
-    /// What an answer holds beside its bytes. An HTTP/1 connection has one at a time, and its buffers anyway.
-    pub(super) fn overhead(&self) -> u64 {
-        if self.is_http2 { STREAM_BYTES } else { 0 }
-    }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
         let mut activity = self.state.lock();
         activity.in_flight -= 1;
+        if self.is_http2 {
+            self.state.remove_unsent(&mut activity, STREAM_BYTES);
+            self.state.server.stream_ends();
+        }
         if !activity.is_busy() {
             activity.idle_since = Instant::now();
             if let Some(reader) = activity.reader.take() {

@@ -9,12 +9,18 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::{
+    sync::{Notify, futures::OwnedNotified},
+    time::Instant,
+};
 
 use super::connection::{ConnectionState, End};
 
 /// As many of the open connections give way at once, so that a flood of newcomers does not look through all of them for each.
 const GIVE_WAY_SHARE: usize = 128;
+
+/// What a request of HTTP/2 holds beside its bytes: a stream, a task, its header and its answer's. `examples/stalled.rs` measures it.
+pub(super) const STREAM_BYTES: u64 = 2048;
 
 /// Nobody gives way before: a request may be on its way.
 const LEAST_IDLE: Duration = Duration::from_millis(100);
@@ -26,6 +32,10 @@ pub(super) struct Connections {
     /// Bytes that wait to be sent and that nobody else holds.
     unsent: AtomicU64,
     max_unsent: u64,
+    /// Requests of HTTP/2 under way, those included whose connection was told to end and has not.
+    streams: AtomicU64,
+    /// Told when there is room for more of them.
+    room: Arc<Notify>,
 }
 
 impl Connections {
@@ -36,6 +46,8 @@ impl Connections {
             next: AtomicU64::default(),
             unsent: AtomicU64::default(),
             max_unsent,
+            streams: AtomicU64::default(),
+            room: Arc::default(),
         }
     }
 
@@ -79,6 +91,37 @@ impl Connections {
         if bytes > 0 {
             self.unsent.fetch_sub(bytes, Ordering::Relaxed);
         }
+    }
+
+    pub(super) fn stream_begins(&self) {
+        self.streams.fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub(super) fn stream_ends(&self) {
+        if self.streams.fetch_sub(1, Ordering::SeqCst) == self.max_streams() + 1 {
+            self.room.notify_one();
+        }
+    }
+
+    fn max_streams(&self) -> u64 {
+        self.max_unsent / STREAM_BYTES
+    }
+
+    /// Whether more requests of HTTP/2 are under way than may be, so that no further ones are to be read.
+    ///
+    /// Then some connections were told to end: it is true for no longer than that takes.
+    pub(super) fn is_full(&self) -> bool {
+        self.streams.load(Ordering::SeqCst) > self.max_streams()
+    }
+
+    /// Resolves for one who waits when there is room, who then calls [`Connections::pass_on`].
+    pub(super) fn room(&self) -> OwnedNotified {
+        self.room.clone().notified_owned()
+    }
+
+    /// There is room: the next one who waits may look too.
+    pub(super) fn pass_on(&self) {
+        self.room.notify_one();
     }
 
     /// Ends the connections on which most waits until the rest is within the bound.

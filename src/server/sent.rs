@@ -19,8 +19,6 @@ pub(super) struct SentBody<B> {
     /// `None` once its last bytes were taken.
     answer: Option<Answer<B>>,
     state: Arc<ConnectionState>,
-    /// What it holds beside its bytes.
-    overhead: u64,
     is_refusal: bool,
 }
 
@@ -34,7 +32,6 @@ impl<B> SentBody<B> {
     pub(super) fn new(body: B, request: InFlight, is_refusal: bool) -> Self {
         Self {
             state: request.state().clone(),
-            overhead: request.overhead(),
             is_refusal,
             answer: Some(Answer {
                 body,
@@ -115,7 +112,7 @@ impl Waiting {
     fn new<B>(body: &SentBody<B>, bytes: &Bytes) -> Self {
         // A stored page is shared with the store, and a fixed text with the program.
         let own = if bytes.is_unique() { bytes.len() } else { 0 };
-        let own = body.overhead + u64::try_from(own).unwrap_or(u64::MAX);
+        let own = u64::try_from(own).unwrap_or(u64::MAX);
         Self {
             slot: body.state.hand(own, body.is_refusal),
             state: body.state.clone(),

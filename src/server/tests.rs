@@ -358,7 +358,8 @@ async fn requests_wait_while_too_much_waits_to_be_sent() {
     peer.send(&gets(100, "/own")).await;
     sleep(SECOND).await;
 
-    assert_eq!(peer.calls(), (1 << 20) / OWN + 1);
+    // All of them are here, and so count.
+    assert_eq!(peer.calls(), ((1 << 20) - 100 * 2048) / OWN + 1);
 
     let (all, calls) = (window_update(0, 1 << 30), peer.calls());
     peer.send(&all).await;
@@ -393,4 +394,64 @@ async fn who_reads_gets_however_much_it_asks_for_at_once() {
         answer.await.unwrap();
     }
     connection.abort();
+}
+
+/// However many connections bring a hundred requests each, in one read: what comes beyond the room is not read before the first of them
+/// have ended.
+#[tokio::test]
+async fn requests_are_not_read_while_more_are_under_way_than_there_is_room_for() {
+    const ROOM: usize = 20;
+    for path in ["/wait", "/page", "/refused"] {
+        // Each request that is not begun yet, and each connection, holds a clone of the service.
+        let clones = Arc::new(());
+        let (counted, gate) = (clones.clone(), Arc::new(Semaphore::new(0)));
+        let service = tower_service_fn(move |arrived: Arrived| {
+            let answer = answer(arrived.request, gate.clone());
+            let clone = counted.clone();
+            async move {
+                let answer = answer.await;
+                drop(clone);
+                Ok::<_, Infallible>(answer)
+            }
+        });
+        let limits = Limits {
+            max_unsent_bytes: ROOM as u64 * 2048,
+            ..Limits::for_tests()
+        };
+        let server = Server::new(
+            service,
+            Entrance::default(),
+            limits,
+            None,
+            Shutdown::default(),
+        );
+        let mut peers = Vec::new();
+        for _ in 0..50 {
+            let (mut io, theirs) = tokio::io::duplex(1 << 16);
+            io.write_all(&[begin(0), gets(100, path)].concat())
+                .await
+                .unwrap();
+            let server = server
+                .clone()
+                .connection(Box::new(theirs), Peer::UnixSocket);
+            peers.push((io, tokio::spawn(server)));
+        }
+        let idle = Arc::strong_count(&clones);
+        let mut most = 0;
+        while peers.iter().any(|(_, server)| !server.is_finished()) {
+            tokio::task::yield_now().await;
+            most = most.max(Arc::strong_count(&clones).saturating_sub(idle));
+        }
+        assert!(most <= ROOM + 100, "{path}: {most}");
+
+        let (mut io, theirs) = tokio::io::duplex(1 << 16);
+        tokio::spawn(server.connection(Box::new(theirs), Peer::UnixSocket));
+        io.write_all(&[begin(1 << 16), get(1, "/page")].concat())
+            .await
+            .unwrap();
+        let mut bytes = Vec::new();
+        while !bytes.ends_with(&PAGE[..100]) {
+            assert!(io.read_buf(&mut bytes).await.unwrap() > 0, "{path}");
+        }
+    }
 }

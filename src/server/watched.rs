@@ -9,7 +9,10 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::futures::OwnedNotified,
+};
 
 use super::{connection::ConnectionState, frames::Incoming};
 
@@ -26,6 +29,8 @@ pub(super) struct Watched<I> {
     is_blocked: bool,
     /// What is left to write to a peer whose header took too long, once that has begun.
     last_word: Option<Bytes>,
+    /// While requests of HTTP/2 are not read for want of room.
+    room: Option<Pin<Box<OwnedNotified>>>,
 }
 
 impl<I> Watched<I> {
@@ -37,6 +42,7 @@ impl<I> Watched<I> {
             is_read_closed: false,
             is_blocked: false,
             last_word: None,
+            room: None,
         }
     }
 
@@ -51,6 +57,24 @@ impl<I> Watched<I> {
 }
 
 impl<I: AsyncRead + Unpin> Watched<I> {
+    /// Waits while more requests are under way than may be on all connections together. What is read is begun at once, up to a hundred
+    /// requests on each connection, before the first of those that are to end hears of it.
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let server = self.state.server();
+        let mut has_waited = self.room.is_some();
+        while server.is_full() {
+            has_waited = true;
+            let room = self.room.get_or_insert_with(|| Box::pin(server.room()));
+            ready!(room.as_mut().poll(cx));
+            self.room = None;
+        }
+        self.room = None;
+        if has_waited {
+            server.pass_on();
+        }
+        Poll::Ready(())
+    }
+
     fn poll_read_open(
         &mut self,
         cx: &mut Context<'_>,
@@ -119,6 +143,9 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<I> {
         }
         if self.is_read_closed {
             return self.poll_read_closed(cx);
+        }
+        if matches!(self.incoming, Incoming::Http2(_)) {
+            ready!(self.poll_room(cx));
         }
         self.poll_read_open(cx, buffer)
     }
