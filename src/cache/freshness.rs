@@ -223,7 +223,7 @@ impl Freshness {
         match self.remaining(moved_at, now) {
             Remaining::Fresh(left) => Some(whole(left)),
             Remaining::Stale(for_) if !self.never_stale && for_ < self.stale_if_error => {
-                Some(-whole(for_))
+                Some(below_zero(for_))
             }
             Remaining::Stale(_) => None,
         }
@@ -387,7 +387,7 @@ fn judge_stored(candidate: Candidate<'_>, request: &RequestDirectives, now: Inst
             if for_ < freshness.max_stale && takes_stale(for_, request.max_stale) =>
         {
             Verdict::Hit {
-                ttl: -whole(for_),
+                ttl: below_zero(for_),
                 detail: Some(Detail::MaxStale),
             }
         }
@@ -395,7 +395,9 @@ fn judge_stored(candidate: Candidate<'_>, request: &RequestDirectives, now: Inst
         Remaining::Stale(for_)
             if for_ < freshness.stale_while_revalidate && request.max_age.is_none() =>
         {
-            Verdict::HitWhileRevalidate { ttl: -whole(for_) }
+            Verdict::HitWhileRevalidate {
+                ttl: below_zero(for_),
+            }
         }
         Remaining::Stale(_) => Verdict::Fill(FillReason::Stale),
     }
@@ -434,6 +436,11 @@ pub fn permitted(asked: RequestDirectives, may_refresh: bool) -> RequestDirectiv
             ..RequestDirectives::default()
         }
     }
+}
+
+/// The `ttl` of a page that has been stale for so long. -1 within the first second too: at 0 a page may be fresh.
+fn below_zero(stale_for: Duration) -> i64 {
+    -whole(stale_for).max(1)
 }
 
 fn whole(time: Duration) -> i64 {

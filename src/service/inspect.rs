@@ -56,7 +56,7 @@ pub struct Explanation {
     pub credential_refused: bool,
     /// Whether it refused it so lately that no call is made with it.
     pub credential_held: bool,
-    /// Whether the upstream is asked with it: a fill fails at once while the circuit is open.
+    /// Whether the upstream is asked for this space: a fill fails at once while the circuit is open.
     pub circuit: &'static str,
     /// In how many seconds an open circuit lets a call through; `None`: now.
     pub circuit_wait: Option<u64>,
@@ -169,7 +169,7 @@ impl Tasks {
             credential: credential.name.clone(),
             credential_refused: only_fresh,
             credential_held: credential.is_held(now),
-            circuit: credential.circuit().state().as_str(),
+            circuit: credential.circuit().state_for(&key.space.space).as_str(),
             circuit_wait: credential
                 .circuit()
                 .refuses(Some(&key.space.space))

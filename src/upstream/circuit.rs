@@ -133,6 +133,18 @@ impl Circuit {
         }
     }
 
+    /// As a call for `space` meets it: closed where it is open for another space alone.
+    #[must_use]
+    pub fn state_for(&self, space: &SpaceToken) -> CircuitState {
+        let is_left_alone = self.left_alone(Instant::now()).is_some();
+        let concerns = |breaker: MutexGuard<'_, Breaker>| breaker.concerns(Some(space));
+        if is_left_alone || self.breaker().is_some_and(concerns) {
+            self.state()
+        } else {
+            CircuitState::Closed
+        }
+    }
+
     /// Since when it is closed, or is not; `None`: it has not been otherwise.
     #[must_use]
     pub fn closed_or_not_since(&self) -> Option<Instant> {

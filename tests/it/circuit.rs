@@ -116,9 +116,14 @@ async fn an_open_circuit_degrades_readiness_and_shows_in_the_metrics() {
     assert!(since >= before.as_str(), "{since}, opened after {before}");
     assert_eq!(told["parts"]["credentials"]["status"], "ready");
 
-    let explain = format!("/cache/explain?space={}", world::SUPPORT);
-    let (_, body) = operators::ask(&gateway, "GET", &explain).await;
-    assert!(body.contains("\"circuit\":\"open\""), "{body}");
+    for (space, circuit) in [(world::SUPPORT, "open"), (world::ARCHIVE, "closed")] {
+        let explain = format!("/cache/explain?space={space}");
+        let (_, body) = operators::ask(&gateway, "GET", &explain).await;
+        assert!(
+            body.contains(&format!("\"circuit\":\"{circuit}\"")),
+            "{space}: {body}"
+        );
+    }
 
     let (_, text) = operators::ask(&gateway, "GET", "/metrics").await;
     for line in [

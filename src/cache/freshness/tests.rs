@@ -150,7 +150,7 @@ fn a_request_is_judged_by_the_pages_age_and_both_sides_words() {
         // The life of a page without a word of the upstream's: fresh, refreshed behind its back, gone but for errors.
         ("", Kept, 0, "", hit(30)),
         ("", Kept, 29, "", hit(1)),
-        ("", Kept, 30, "", refresh(0)),
+        ("", Kept, 30, "", refresh(-1)),
         ("", Kept, 31, "", refresh(-1)),
         ("", Kept, 89, "", refresh(-59)),
         ("", Kept, 90, "", STALE),
@@ -166,7 +166,7 @@ fn a_request_is_judged_by_the_pages_age_and_both_sides_words() {
             Kept,
             10,
             "",
-            refresh(0),
+            refresh(-1),
         ),
         (
             "max-age=10, stale-while-revalidate=5",
@@ -433,6 +433,8 @@ fn a_stale_page_stands_in_within_its_window() {
         assert_eq!(page.stand_in(gone), None, "{said}");
     }
     assert_eq!(Page::saying("").stand_in(45), Some(-15));
+    // Below zero from the first moment: at 0 it may be fresh.
+    assert_eq!(Page::saying("").stand_in(30), Some(-1));
     assert_eq!(Page::saying("").stand_in(10), Some(20));
 }
 

@@ -101,7 +101,7 @@ impl Breaker {
     }
 
     /// Whether it is open, if it is, for `space` too, or for all.
-    fn concerns(&self, space: Option<&SpaceToken>) -> bool {
+    pub(super) fn concerns(&self, space: Option<&SpaceToken>) -> bool {
         match &self.scope {
             Scope::All => true,
             Scope::Space(failing) => space == Some(failing),
