@@ -15,6 +15,7 @@ pub mod admin;
 pub mod auth;
 pub mod cache;
 pub mod cors;
+pub mod files;
 pub mod normalize;
 mod problem;
 mod reader;

@@ -29,7 +29,7 @@ use crate::{
         Clients, LivePolicy, Policy,
         admin::{Reload, Reloaded},
     },
-    config::{Config, Problems},
+    config::{Config, Problems, files},
     server::Tls,
     service::{Snapshot, Tasks},
     shared::Link,
@@ -292,7 +292,7 @@ pub(super) fn digests(files: Vec<PathBuf>) -> Digests {
 }
 
 fn digest(file: &Path) -> blake3::Hash {
-    blake3::hash(&std::fs::read(file).unwrap_or_default())
+    blake3::hash(&files::read(file).unwrap_or_default())
 }
 
 fn is_read_at_start(key: &str) -> bool {

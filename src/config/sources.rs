@@ -13,7 +13,7 @@ use figment::{
     value::{Dict, Value},
 };
 
-use super::{DEFAULTS, Problems, value};
+use super::{DEFAULTS, Problems, files, value};
 
 const PREFIX: &str = "UNPOD_GATEWAY__";
 /// Set by systemd for a service of `Type=notify`.
@@ -64,7 +64,7 @@ pub(super) fn fallbacks() -> &'static Value {
 }
 
 pub(super) fn read_file(path: &Path) -> Result<String, Problems> {
-    std::fs::read_to_string(path)
+    files::read_text(path)
         .map_err(|error| Problems::one("--config", format!("{}: {error}", path.display())))
 }
 

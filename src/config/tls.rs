@@ -12,7 +12,7 @@ use rustls::{
 };
 use serde::Deserialize;
 
-use super::Problems;
+use super::{Problems, files};
 
 const CERT_FILE: &str = "server.tls.cert_file";
 const KEY_FILE: &str = "server.tls.key_file";
@@ -79,8 +79,9 @@ fn noted<T>(read: Result<T, String>, key: &str, problems: &mut Problems) -> Opti
 }
 
 fn chain(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let chain: Vec<_> = CertificateDer::pem_file_iter(file)
-        .and_then(Iterator::collect)
+    let text = read(file)?;
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(&text)
+        .collect::<Result<_, _>>()
         .map_err(|error| unreadable(&error, "certificate"))?;
     if chain.is_empty() {
         return Err(unreadable(&pem::Error::NoItemsFound, "certificate"));
@@ -89,7 +90,11 @@ fn chain(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
 }
 
 fn key(file: &Path) -> Result<PrivateKeyDer<'static>, String> {
-    PrivateKeyDer::from_pem_file(file).map_err(|error| unreadable(&error, "private key"))
+    PrivateKeyDer::from_pem_slice(&read(file)?).map_err(|error| unreadable(&error, "private key"))
+}
+
+fn read(file: &Path) -> Result<Vec<u8>, String> {
+    files::read(file).map_err(|error| format!("cannot be read: {error}"))
 }
 
 /// The certificates of a file as authorities to trust: one at least.
@@ -124,7 +129,6 @@ fn certified(
 /// The parser's own words quote the file.
 fn unreadable(error: &pem::Error, what: &str) -> String {
     match error {
-        pem::Error::Io(error) => format!("cannot be read: {error}"),
         pem::Error::NoItemsFound => format!("holds no {what} in PEM form"),
         _ => "is not valid PEM".to_owned(),
     }

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use url::{Host, Url};
 
 use super::{
-    Problems, tls,
+    Problems, files, tls,
     value::{self, Address},
 };
 use crate::domain::SpaceToken;
@@ -122,7 +122,7 @@ fn read_secret(
         }
         (None, None) => return Ok(None),
         (Some(token), None) => (key, token.expose_secret().to_owned()),
-        (None, Some(file)) => match std::fs::read_to_string(file) {
+        (None, Some(file)) => match files::read_text(file) {
             Ok(token) => (file_key, token),
             Err(error) => return Err((file_key, format!("cannot be read: {error}"))),
         },

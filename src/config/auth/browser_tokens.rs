@@ -11,7 +11,7 @@ use ed25519_dalek::{
 };
 use serde::Deserialize;
 
-use crate::config::{Problems, value};
+use crate::config::{Problems, files, value};
 
 /// Longer ones would be keys, which no browser should hold.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
@@ -90,5 +90,5 @@ fn read_verify_key(file: &Path) -> Result<VerifyingKey, String> {
 }
 
 fn read(file: &Path) -> Result<String, String> {
-    std::fs::read_to_string(file).map_err(|error| format!("cannot be read: {error}"))
+    files::read_text(file).map_err(|error| format!("cannot be read: {error}"))
 }

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use url::Url;
 
 use crate::config::{
-    Problems,
+    Problems, files,
     upstream::is_loopback,
     value::{self, Address},
 };
@@ -118,7 +118,7 @@ impl JwtConfig {
                 problems.add_depending("auth.jwt.jwks_url", text, &["auth.jwt.jwks_file"]);
             }
             Ok(KeysFrom::File(file)) => {
-                if let Err(error) = std::fs::read(file) {
+                if let Err(error) = files::read(file) {
                     problems.add("auth.jwt.jwks_file", format!("cannot be read: {error}"));
                 }
             }

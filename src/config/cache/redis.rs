@@ -6,7 +6,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use url::Url;
 
-use crate::config::{Problems, value};
+use crate::config::{Problems, files, value};
 
 /// An operation that waits longer would hold the request it is for.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -61,7 +61,7 @@ impl RedisConfig {
     pub fn read_address(&self) -> Result<RedisAddress, String> {
         let text = match (&self.url, &self.url_file) {
             (Some(url), None) => url.clone(),
-            (None, Some(file)) => std::fs::read_to_string(file)
+            (None, Some(file)) => files::read_text(file)
                 .map_err(|error| format!("cannot be read: {error}"))?
                 .into(),
             (Some(_), Some(_)) => return Err("give `url` or `url_file`, not both".to_owned()),
