@@ -17,8 +17,7 @@ use futures_util::future::BoxFuture;
 use http::{
     HeaderMap, HeaderName, HeaderValue, StatusCode,
     header::{
-        ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, AUTHORIZATION, CONTENT_LENGTH, IF_MODIFIED_SINCE,
-        IF_NONE_MATCH,
+        ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, AUTHORIZATION, IF_MODIFIED_SINCE, IF_NONE_MATCH,
     },
 };
 use tokio::time::Instant;
@@ -325,14 +324,14 @@ impl Client {
             .map_err(request_error)?;
         let received = Instant::now();
         let status = response.status();
-        let form = BodyForm::of(response.headers());
+        let codings = decode::codings(response.headers());
         let head = Head {
             headers: mem::take(response.headers_mut()),
             received,
             received_unix: unix_now(),
             response_delay: received - sent,
         };
-        let body = match read_formed(response, form, self.max_body).await {
+        let body = match read_coded(response, codings, self.max_body).await {
             Ok(body) => body,
             // Its status and header are an answer by themselves: a throttle is one, whatever breaks after it.
             Err(_) if is_failure(status) => Bytes::new(),
@@ -438,61 +437,16 @@ fn request_headers(request: PageRequest, place: &Place) -> HeaderMap {
 ///
 /// Returns why there is no whole body of at most `max_body` bytes.
 pub async fn read_body(response: reqwest::Response, max_body: usize) -> Result<Bytes, ClientError> {
-    let form = BodyForm::of(response.headers());
-    read_formed(response, form, max_body).await
+    let codings = decode::codings(response.headers());
+    read_coded(response, codings, max_body).await
 }
 
-/// How a body comes, by its header.
-struct BodyForm {
-    /// How long it will be, coded; 0 where that is not told.
-    length: usize,
-    codings: Result<Vec<Coding>, ClientError>,
-}
-
-impl BodyForm {
-    fn of(headers: &HeaderMap) -> Self {
-        Self {
-            length: expected_length(headers),
-            codings: decode::codings(headers),
-        }
-    }
-}
-
-async fn read_formed(
+async fn read_coded(
     response: reqwest::Response,
-    form: BodyForm,
+    codings: Result<Vec<Coding>, ClientError>,
     max_body: usize,
 ) -> Result<Bytes, ClientError> {
-    let codings = form.codings?;
-    if codings.is_empty() {
-        return read_chunks(response, form.length, max_body).await;
-    }
-    decode::read(response, &codings, max_body).await
-}
-
-/// How long the body will be, where its header tells.
-fn expected_length(headers: &HeaderMap) -> usize {
-    let length = headers.get(CONTENT_LENGTH);
-    let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
-    length.unwrap_or(0)
-}
-
-async fn read_chunks(
-    mut response: reqwest::Response,
-    expected: usize,
-    max_body: usize,
-) -> Result<Bytes, ClientError> {
-    if expected > max_body {
-        return Err(ClientError::TooLarge(max_body));
-    }
-    let mut body = Vec::with_capacity(expected);
-    while let Some(chunk) = response.chunk().await.map_err(body_error)? {
-        if body.len() + chunk.len() > max_body {
-            return Err(ClientError::TooLarge(max_body));
-        }
-        body.extend_from_slice(&chunk);
-    }
-    Ok(compact(body))
+    decode::read(response, &codings?, max_body).await
 }
 
 /// A body of unknown length grew by doubling; what is kept for long should not hold the spare half.

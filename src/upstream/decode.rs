@@ -97,13 +97,21 @@ pub(super) async fn read(
     codings: &[Coding],
     max_body: usize,
 ) -> Result<Bytes, ClientError> {
+    let length = response.content_length().unwrap_or(0);
+    let length = usize::try_from(length).unwrap_or(usize::MAX);
+    if codings.is_empty() && length > max_body {
+        return Err(ClientError::TooLarge(max_body));
+    }
+    let body = Vec::with_capacity(length.min(max_body));
     let chunks = response.bytes_stream().map_err(io::Error::other);
-    decoded(Box::pin(StreamReader::new(chunks)), codings, max_body).await
+    let coded = Box::pin(StreamReader::new(chunks));
+    decoded(coded, codings, body, max_body).await
 }
 
 async fn decoded(
     mut coded: Reader,
     codings: &[Coding],
+    mut body: Vec<u8>,
     max_body: usize,
 ) -> Result<Bytes, ClientError> {
     // No body at all is coded in no way, whatever its header says.
@@ -114,7 +122,6 @@ async fn decoded(
         .iter()
         .rev()
         .fold(coded, |coded, coding| coding.undone(coded));
-    let mut body = Vec::new();
     let bound = u64::try_from(max_body).unwrap_or(u64::MAX);
     let mut bounded = reader.take(bound.saturating_add(1));
     bounded.read_to_end(&mut body).await.map_err(failure)?;
@@ -177,7 +184,13 @@ mod tests {
     async fn read(coded: &[u8], lines: &[&str], max_body: usize) -> Result<Bytes, ClientError> {
         let coded = Bytes::copy_from_slice(coded);
         let codings = named(lines).unwrap();
-        decoded(Box::pin(io::Cursor::new(coded)), &codings, max_body).await
+        decoded(
+            Box::pin(io::Cursor::new(coded)),
+            &codings,
+            Vec::new(),
+            max_body,
+        )
+        .await
     }
 
     // RFC 9110 sections 8.4 and 8.4.1, and 5.6.1 on lists.
