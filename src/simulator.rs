@@ -64,6 +64,8 @@ pub struct Options {
     /// How often a task is added to [`world::LIVE`].
     pub new_task_every: Option<Duration>,
     pub seed: u64,
+    /// How many of the newest requests are kept for [`Control::recorded`].
+    pub recorded: usize,
 }
 
 impl Default for Options {
@@ -77,6 +79,7 @@ impl Default for Options {
             slots: 8,
             new_task_every: None,
             seed: 1,
+            recorded: 10_000,
         }
     }
 }
@@ -168,6 +171,8 @@ async fn grow(shared: Arc<Shared>, period: Duration) {
 
 /// What the connections and the controls of one simulator share.
 struct Shared {
+    /// How many requests the ledger keeps.
+    recorded: usize,
     world: Mutex<World>,
     ledger: Mutex<Ledger>,
     settings: Mutex<Settings>,
@@ -183,6 +188,7 @@ struct Shared {
 impl Shared {
     fn new(options: Options) -> Self {
         Self {
+            recorded: options.recorded,
             world: Mutex::new(World::new(options.seed)),
             ledger: Mutex::default(),
             settings: Mutex::new(Settings {

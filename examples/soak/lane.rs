@@ -125,6 +125,8 @@ impl Lane {
             jitter: Duration::from_millis(8),
             quota_per_minute,
             seed,
+            // Memory is watched, and nobody looks at them.
+            recorded: 1,
             ..Options::default()
         };
         let simulator = Simulator::start(options)

@@ -52,6 +52,10 @@ impl Weather {
     ///
     /// Returns the system's error if the proxy cannot listen again.
     pub(crate) async fn change(&mut self) -> io::Result<()> {
+        // What takes most memory comes in the warm-up for sure.
+        let bomb = Fault::always(FaultKind::GzipBomb);
+        self.answers.set_faults(vec![bomb]);
+        sleep(Duration::from_millis(LASTS.end)).await;
         loop {
             match self.random.below(10) {
                 0..=2 => self.clear().await?,

@@ -51,6 +51,7 @@ impl SimulateArgs {
             slots: self.slots,
             new_task_every: self.new_task_every,
             seed: self.seed,
+            ..Options::default()
         }
     }
 }

@@ -46,7 +46,7 @@ impl Control {
         lock(&self.0.ledger).by_fault.clone()
     }
 
-    /// Returns the last 10,000 requests to any path but `/__stats`, oldest first.
+    /// Returns the newest requests to any path but `/__stats`, as many as [`super::Options::recorded`] says, oldest first.
     pub fn recorded(&self) -> Vec<RecordedRequest> {
         lock(&self.0.ledger).recorded.iter().cloned().collect()
     }

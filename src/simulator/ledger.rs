@@ -11,8 +11,6 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::{FaultKind, Shared, lock};
 
-const RECORDED_AT_MOST: usize = 10_000;
-
 /// A request as it arrived; header names are in lower case.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct RecordedRequest {
@@ -67,8 +65,9 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
-    pub(super) fn record(&mut self, parts: &Parts) {
-        if self.recorded.len() == RECORDED_AT_MOST {
+    /// Keeps a request, of the newest `most`.
+    pub(super) fn record(&mut self, parts: &Parts, most: usize) {
+        if self.recorded.len() >= most {
             self.recorded.pop_front();
         }
         self.recorded.push_back(RecordedRequest::of(parts));

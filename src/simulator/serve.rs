@@ -71,7 +71,7 @@ async fn respond(
     if parts.uri.path() == "/__stats" {
         return Ok(stats(&shared).into_response());
     }
-    lock(&shared.ledger).record(&parts);
+    lock(&shared.ledger).record(&parts, shared.recorded);
     let answer = match tasks_route(parts.uri.path()) {
         Some(route) => tasks(&shared, &route, &parts).await,
         None => Ok(Answer::not_found()),
