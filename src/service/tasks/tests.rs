@@ -531,7 +531,7 @@ async fn a_refresh_that_fails_leaves_the_old_page_in_place() {
     for _ in 0..3 {
         bench.upstream.then_fail(UpstreamError::Timeout(SECOND));
         let served = bench.get().await.unwrap();
-        assert_eq!(served.status, hit(0, Detail::StaleWhileRevalidate));
+        assert_eq!(served.status, hit(-1, Detail::StaleWhileRevalidate));
         settle().await;
     }
     assert_eq!(bench.upstream.calls(), 4);
@@ -1091,7 +1091,7 @@ async fn a_moved_list_makes_its_other_pages_waited_for() {
 
     bench.upstream.then_fail(UpstreamError::Timeout(SECOND));
     let stand_in = bench.get_page(2).await.unwrap();
-    assert_eq!(stand_in.status, hit(0, Detail::StaleIfError));
+    assert_eq!(stand_in.status, hit(-1, Detail::StaleIfError));
     bench.upstream.then_answer(page_of(6, &[]));
     let served = bench.get_page(2).await.unwrap();
     assert_eq!(served.status, filled(FillReason::Stale, 200, true));
