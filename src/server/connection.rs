@@ -118,6 +118,8 @@ struct Activity {
     /// Whether those count no longer.
     is_written_off: bool,
     end: Option<End>,
+    /// Whether it was ever told to end. It is so told once: each time gives it another while to hear it.
+    is_leaving: bool,
     /// Reads the peer's end once its answers have left.
     reader: Option<Waker>,
     /// Requests that are begun once less waits.
@@ -153,6 +155,7 @@ impl ConnectionState {
                 unsent: 0,
                 is_written_off: false,
                 end: None,
+                is_leaving: false,
                 reader: None,
                 held: Vec::new(),
             }),
@@ -292,10 +295,10 @@ impl ConnectionState {
         self.lock().is_busy()
     }
 
-    /// Since when it has nothing under way.
+    /// Since when it has nothing under way, unless it was told to end.
     pub(super) fn idle_since(&self) -> Option<Instant> {
         let activity = self.lock();
-        let is_idle = !activity.is_busy() && activity.end.is_none();
+        let is_idle = !activity.is_busy() && !activity.is_leaving && activity.end.is_none();
         is_idle.then_some(activity.idle_since)
     }
 
@@ -318,7 +321,10 @@ impl ConnectionState {
 
     /// Has the connection end.
     pub(super) fn tell(&self, end: End) {
-        self.lock().end = Some(end);
+        let mut activity = self.lock();
+        activity.end = Some(end);
+        activity.is_leaving = true;
+        drop(activity);
         self.told.notify_one();
     }
 

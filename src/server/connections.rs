@@ -196,6 +196,9 @@ mod tests {
         tokio::time::advance(LEAST_IDLE).await;
         connections.give_way();
         assert_eq!(told(&open), [Some(End::GaveWay)]);
+        // It has a while to hear it; who is asked next is another one.
+        connections.give_way();
+        assert_eq!(told(&open), [None]);
     }
 
     #[tokio::test]

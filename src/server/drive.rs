@@ -174,8 +174,8 @@ where
             End::SendTimeout | End::Refusals | End::UnsentBytes => return Some(end),
             End::Shutdown => connection.as_mut().graceful_shutdown(),
             End::Idle | End::HeaderTimeout | End::GaveWay => {
-                // An idle HTTP/2 peer is told, and one that dribbles a header.
-                if end != End::HeaderTimeout || !state.refuse_late() {
+                // Half a header of HTTP/1 is refused at once; anybody else is told, and has a while to hear it.
+                if !state.refuse_late() {
                     connection.as_mut().graceful_shutdown();
                 }
                 asked = Some(end);
