@@ -391,8 +391,12 @@ impl Activity {
         if self.is_busy() {
             return Ok(due);
         }
+        // A frame is no request: who always leaves one unfinished, PING after PING, idles too.
+        if matches!(self.awaited, Awaited::Request | Awaited::Http2Frame) {
+            due = due.min(left(self.idle_since, timeouts.idle, End::Idle)?);
+        }
         let rest = match self.awaited {
-            Awaited::Request => left(self.idle_since, timeouts.idle, End::Idle),
+            Awaited::Request => Ok(due),
             Awaited::First | Awaited::Http1Header | Awaited::Http2Frame => {
                 // Nobody has to send while answers come.
                 let since = self.awaited_since.max(self.idle_since);
@@ -499,6 +503,18 @@ mod tests {
 
         state.read(Position::Within { is_new: true });
         assert_eq!(due(&state).await, (TIMEOUTS.header, End::HeaderTimeout));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn frames_that_are_never_all_finished_keep_no_connection() {
+        let state = state();
+        state.read(Position::Between);
+        for _ in 0..14 {
+            tokio::time::advance(5 * SECOND).await;
+            state.read(Position::Within { is_new: true });
+            assert!(state.due(&TIMEOUTS).is_ok());
+        }
+        assert_eq!(due(&state).await, (5 * SECOND, End::Idle));
     }
 
     #[tokio::test(start_paused = true)]
