@@ -631,7 +631,7 @@ impl Metrics {
         );
         all.register(
             "circuit_state",
-            "Whether the upstream is asked with a credential: 0 closed (it is), 1 half open (by one call at a time), 2 open (it is not)",
+            "Whether the upstream is asked with a credential: 0 closed (it is), 1 half open (by one call at a time), 2 open (it is not); where one space alone fails it is open for that space, as the log and `/cache/explain` tell",
             self.circuit_state.clone(),
         );
         all.register(
