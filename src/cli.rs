@@ -74,7 +74,7 @@ enum KeyCommand {
         /// The client's name in the configuration
         #[arg(long)]
         client: String,
-        /// Make it the operators' key: print the line of [admin]
+        /// Make it the operators' key: print the line of `[admin]`
         #[arg(long)]
         admin: bool,
     },
