@@ -156,9 +156,9 @@ where
             () = state.told() => match state.take_told() {
                 Some(end) => end,
                 None => match send_refusals(connection.as_mut(), &state).await {
-                    Refusals::Sent => continue,
-                    Refusals::Wait => return Some(End::Refusals),
-                    Refusals::Ended => return asked,
+                    Delivery::Sent => continue,
+                    Delivery::Stalled => return Some(End::Refusals),
+                    Delivery::Ended => return asked,
                 },
             },
             () = timer.as_mut() => match next(&state, &timeouts, asked) {
@@ -204,10 +204,12 @@ fn next(state: &ConnectionState, timeouts: &ConnectionTimeouts, asked: Option<En
     }
 }
 
-enum Refusals {
+/// What became of the refusals that waited.
+enum Delivery {
     Sent,
     /// The peer does not take them.
-    Wait,
+    Stalled,
+    /// The connection has ended.
     Ended,
 }
 
@@ -215,7 +217,7 @@ enum Refusals {
 async fn send_refusals<C: GracefulConnection>(
     mut connection: Pin<&mut C>,
     state: &Arc<ConnectionState>,
-) -> Refusals {
+) -> Delivery {
     // Others are made by tasks of their own meanwhile.
     let made = state.refusals().made;
     loop {
@@ -226,14 +228,14 @@ async fn send_refusals<C: GracefulConnection>(
             .await
             .is_ready()
         {
-            return Refusals::Ended;
+            return Delivery::Ended;
         }
         let after = state.refusals();
         if !after.are_too_many(made) {
-            return Refusals::Sent;
+            return Delivery::Sent;
         }
         if after.left == before.left {
-            return Refusals::Wait;
+            return Delivery::Stalled;
         }
     }
 }
