@@ -154,8 +154,7 @@ pub struct Facts {
     pub upstream_calls: u32,
 }
 
-/// The future of a call that is answered at once. Boxed, or the room for an answer would be part of each call, and be copied with it
-/// from layer to layer.
+/// The future of a call that is answered at once. Boxed: an inline answer would enlarge every request's future.
 pub type AtOnce<E> = Pin<Box<Ready<Result<Answer, E>>>>;
 
 /// Answers a call at once.

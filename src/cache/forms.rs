@@ -28,7 +28,7 @@ pub use self::coders::WhenBusy;
 /// Less is not worth packing: what else a page costs is as much.
 const SMALLEST_PACKED: usize = 4 << 10;
 
-/// An identity that was moved already.
+/// The plain form was copied to an allocation of its own; do not do it again.
 const SETTLED: u32 = u32::MAX;
 
 /// How many forms a body may have.
@@ -46,7 +46,7 @@ pub struct Forms {
     taken: [AtomicU32; FORMS],
     /// Whether coding it was tried and saved too little.
     stays_plain: AtomicBool,
-    /// Since which second the identity has lain where it does; [`SETTLED`] once it was moved.
+    /// Since which second the plain form has been in its present allocation; [`SETTLED`] once it was copied.
     lies_since: AtomicU32,
     memory: BodyMemory,
 }

@@ -259,7 +259,7 @@ impl Space {
         }
         let must_drop = match state.mark {
             None => !state.pages.is_empty(),
-            // What was dropped under its other name was told under both.
+            // Invalidations are published under every name of a space, so this one was heard.
             Some(known) if known.name != mark.name => false,
             Some(known) => (known.era, known.epoch) != (mark.era, mark.epoch),
         };

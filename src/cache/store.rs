@@ -403,7 +403,7 @@ impl PageStore {
     /// Only under `inserting`.
     fn insert(&self, page: &Arc<StoredPage>) {
         self.pages.insert(page.key.clone(), page.clone());
-        // In its own place it was replaced just now.
+        // Re-inserting the same `Arc` makes moka report a replacement, which cleared the flag.
         page.seat.set_stored(true);
         self.pages.run_pending_tasks();
         self.stirred.notify_one();

@@ -18,7 +18,7 @@ use tokio::{
 use tower::{Layer, Service};
 use tracing::{debug, info, warn};
 
-use super::{Credential, PageRequest, UpstreamError, line::unless_in_line};
+use super::{Credential, PageRequest, UpstreamError, line::abandon_if_unsent};
 use crate::{
     config::CircuitConfig,
     domain::{PageKey, SpaceKey, SpaceToken},
@@ -269,7 +269,7 @@ where
         // Not before it was admitted: it takes its place in the queue at once.
         let call = self.inner.call(request);
         Box::pin(async move {
-            let outcome = unless_in_line(call, opened, || attempt.sent.is_set()).await;
+            let outcome = abandon_if_unsent(call, opened, || attempt.sent.is_set()).await;
             let outcome = outcome.unwrap_or_else(|| Err(attempt.refused()));
             attempt.end(&outcome);
             outcome

@@ -46,9 +46,9 @@ struct Ticket {
     entered: Vec<Claim>,
 }
 
-/// What `call` gives; `None` where it was not sent yet when `news` came: who still stands in line would only find out, one after
-/// another, what is known already.
-pub(super) async fn unless_in_line<T>(
+/// The outcome of `call`; `None` where `news` arrived before `call` was sent. Calls that still queue would only learn, one after another,
+/// what is already known.
+pub(super) async fn abandon_if_unsent<T>(
     call: impl Future<Output = T>,
     news: impl Future<Output = ()>,
     is_sent: impl Fn() -> bool,

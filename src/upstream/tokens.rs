@@ -11,7 +11,7 @@ use tower::{Layer, Service, ServiceExt};
 use tracing::{error, warn};
 
 use super::{
-    Calls, Credential, PageRequest, UpstreamError, credential::TokenSlot, line::unless_in_line,
+    Calls, Credential, PageRequest, UpstreamError, credential::TokenSlot, line::abandon_if_unsent,
 };
 use crate::telemetry::metrics::Metrics;
 
@@ -76,7 +76,7 @@ where
         let metrics = self.metrics.clone();
         Box::pin(async move {
             let is_sent = sent_since(&request.calls);
-            let outcome = unless_in_line(call, refusal, is_sent).await;
+            let outcome = abandon_if_unsent(call, refusal, is_sent).await;
             let is_refused = matches!(outcome, Some(Err(UpstreamError::AuthFailed)));
             if let Some(outcome) = outcome.filter(|_| !is_refused) {
                 return outcome;
@@ -98,7 +98,7 @@ where
                 token: other,
                 ..request
             });
-            let Some(outcome) = unless_in_line(call, hold, is_sent).await else {
+            let Some(outcome) = abandon_if_unsent(call, hold, is_sent).await else {
                 return Err(UpstreamError::AuthFailed);
             };
             match &outcome {

@@ -36,7 +36,7 @@ const REQUEST_HEADERS: [HeaderName; 7] = [
 const RESPONSE_HEADERS: HeaderValue = HeaderValue::from_static(
     "ETag, Link, Cache-Status, X-Request-Id, RateLimit, RateLimit-Policy, X-List-Generation, Age, Retry-After, Date",
 );
-/// Seconds for which a browser need not ask again: as long as a withdrawn origin may go unnoticed by one that asked before.
+/// How long browsers cache a preflight, in seconds; a withdrawn origin may pass for that long.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("600");
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 

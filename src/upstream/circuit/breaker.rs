@@ -159,7 +159,7 @@ impl Breaker {
     fn count(&mut self, works: bool, space: &SpaceToken, now: Instant) -> Option<Change> {
         self.window.count(works, space, now);
         // A call that worked never opens it, whatever the share.
-        if works || !self.is_past_bearing(now) {
+        if works || !self.exceeds_failure_ratio(now) {
             return None;
         }
         let scope = match (self.state, self.window.failing(now)) {
@@ -191,7 +191,7 @@ impl Breaker {
         }
     }
 
-    fn is_past_bearing(&self, now: Instant) -> bool {
+    fn exceeds_failure_ratio(&self, now: Instant) -> bool {
         let (calls, failures) = self.window.totals(now);
         // Divided, not multiplied: 7 of 100 is 0.07, but 0.07 * 100 is more than 7.
         calls >= self.min_calls && f64::from(failures) / f64::from(calls) >= self.failure_ratio
