@@ -6,7 +6,6 @@ pub mod error;
 pub mod exchange;
 pub mod key;
 pub mod layers;
-pub mod peer;
 pub mod policy;
 pub mod query;
 pub mod rate_limit;

@@ -6,7 +6,6 @@ use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
 use tokio::{task::JoinHandle, time::Instant};
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tower::ServiceBuilder;
 use tracing::{info, warn};
 
 mod build;
@@ -20,12 +19,11 @@ use crate::{
     api::{
         self, Clients, Data, LivePolicy, Policy,
         admin::{Admin, Door, Draining, Reload, Reloaded},
-        exchange::Arrived,
         layers::observe::Observing,
-        peer::{Peer, TrustedProxies},
     },
     cache::PageStore,
     config::{Config, Problems, value::ListenAddress},
+    peer::{Peer, TrustedProxies},
     server::{Connection, Entrance, Limits, Listener, Server, Shutdown, Tls, descriptors},
     service::{Snapshot, Tasks},
     shared::Link,
@@ -393,13 +391,6 @@ fn serve_admin(listener: Listener, router: axum::Router, limits: Limits) -> Serv
         ..limits
     };
     let service = router.into_service();
-    let service = ServiceBuilder::new()
-        .map_request(|arrived: Arrived| {
-            let mut request = arrived.request;
-            request.extensions_mut().insert(arrived.peer);
-            request
-        })
-        .service(service);
     let server = Server::new(service, Entrance::default(), limits, None, shutdown.clone());
     Serving {
         task: tokio::spawn(server.serve(listener)),

@@ -6,11 +6,12 @@
 //!
 //! ```text
 //! main → cli → app → everything        api → service → cache | upstream → domain
-//!                                      api | service | upstream → shared
+//!                                      api | service | upstream → shared        api | server → peer
 //! ```
 //!
 //! `config`, `telemetry` and `off_runtime` may be used by all but `domain`, which uses nothing of ours. `cache` and `upstream` do not know
-//! each other: `service` joins them. `shared` is what replicas share by way of a Redis, where there is one. `simulator` stands outside: it plays the upstream for `demo` and the tests.
+//! each other: `service` joins them. `shared` is what replicas share by way of a Redis, where there is one. `peer` is what is known of a
+//! connection. `simulator` stands outside: it plays the upstream for `demo` and the tests.
 
 pub mod api;
 pub mod app;
@@ -19,6 +20,7 @@ pub mod cli;
 pub mod config;
 pub mod domain;
 pub mod off_runtime;
+pub mod peer;
 pub mod server;
 pub mod service;
 pub mod shared;

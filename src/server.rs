@@ -28,11 +28,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::Service;
 use tracing::{debug, warn};
 
-use crate::{
-    api::{exchange::Arrived, peer::Peer},
-    config::ServerConfig,
-    telemetry::metrics::Metrics,
-};
+use crate::{config::ServerConfig, peer::Peer, telemetry::metrics::Metrics};
 
 mod connection;
 mod connections;
@@ -41,7 +37,6 @@ mod drive;
 mod entrance;
 mod frames;
 mod listener;
-mod proxy_protocol;
 mod sent;
 pub mod tls;
 mod watched;
@@ -138,7 +133,10 @@ impl Shutdown {
     }
 }
 
-/// Serves a service to whoever connects and passes the entrance. A clone serves the same.
+/// Serves a service to whoever connects and passes the entrance. Its requests have a [`ConnectionInfo`] among their extensions. A clone
+/// serves the same.
+///
+/// [`ConnectionInfo`]: crate::peer::ConnectionInfo
 #[derive(Clone)]
 pub struct Server<S> {
     builder: auto::Builder<TokioExecutor>,
@@ -152,7 +150,7 @@ pub struct Server<S> {
 
 impl<S, B> Server<S>
 where
-    S: Service<Arrived, Response = Response<B>, Error = Infallible, Future: Send>
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible, Future: Send>
         + Clone
         + Send
         + 'static,
@@ -276,23 +274,15 @@ where
     }
 
     async fn http(self, opened: Opened, state: Arc<ConnectionState>) -> Option<End> {
-        let Opened {
-            io,
-            peer,
-            certificate,
-        } = opened;
+        let Opened { io, info } = opened;
         let io = TokioIo::new(Watched::new(io, state.clone()));
         // The connection's own: nobody else calls it meanwhile.
         let service = RefCell::new(self.service);
         let requests = state.clone();
-        let service = service_fn(move |request: Request<Incoming>| {
+        let service = service_fn(move |mut request: Request<Incoming>| {
             let in_flight = requests.request(request.version());
-            let arrived = Arrived {
-                request,
-                peer,
-                certificate: certificate.clone(),
-            };
-            Answering::new(&mut *service.borrow_mut(), arrived, in_flight)
+            request.extensions_mut().insert(info.clone());
+            Answering::new(&mut *service.borrow_mut(), request, in_flight)
         });
         let connection = self.builder.serve_connection(io, service);
         drive::drive(connection, state, self.limits.timeouts()).await

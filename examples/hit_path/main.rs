@@ -31,9 +31,9 @@ use hyper_util::rt::TokioIo;
 use sha2::{Digest, Sha256};
 use tokio::runtime::Runtime;
 use unpod_gateway::{
-    api::peer::Peer,
     app::Gateway,
     config::Config,
+    peer::Peer,
     simulator::{Options, Simulator, world},
     telemetry,
 };

@@ -15,9 +15,9 @@ use super::{
     rate_limit::{Limiter, RateLimit, take_all},
 };
 use crate::{
-    api::peer::ClientCertificate,
     config::{ClientConfig, ViewsConfig, value::CertificateSubject},
     domain::{SpaceToken, View},
+    peer::ClientCertificate,
     shared::{Link, SharedLimit},
     telemetry::metrics::{Account, AuthFailure},
     upstream::{Credential, Credentials},

@@ -12,32 +12,21 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, request::Parts};
+use http::{HeaderValue, Response, request::Parts};
 use http_body::{Frame, SizeHint};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 
-use super::{
-    ApiError, Client, Policy,
-    layers::shed::Sending,
-    peer::{ClientCertificate, Peer},
-};
+use super::{ApiError, Client, Policy, layers::shed::Sending};
 use crate::{
     cache::{forms::Coded, memory::Counted},
     domain::{PageQuery, SpaceFingerprint},
+    peer::ClientCertificate,
     telemetry::{
         metrics::{Account, GaugeGuard, Route},
         traces,
     },
 };
-
-/// A request, and the connection it came by.
-#[derive(Debug)]
-pub struct Arrived<B = Incoming> {
-    pub request: Request<B>,
-    pub peer: Peer,
-    pub certificate: Option<Arc<ClientCertificate>>,
-}
 
 /// A request that the edge has seen. Layers hand it down in a box: it would be copied from one to the next.
 #[derive(Debug)]

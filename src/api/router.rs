@@ -10,12 +10,13 @@ use axum::{
 };
 use futures_util::FutureExt;
 use http::{HeaderValue, Method, Request, header};
+use hyper::body::Incoming;
 use tower::{Service, ServiceBuilder, service_fn};
 
 use super::{
     ApiError, Caller, LivePolicy,
     error::method_not_allowed,
-    exchange::{self, Answer, Arrived, Asked, Facts},
+    exchange::{self, Answer, Asked, Facts},
     layers::{
         catch_panic::CatchPanicLayer,
         cors::CorsLayer,
@@ -24,7 +25,6 @@ use super::{
         observe::{ObserveLayer, Observing},
         shed::ShedLayer,
     },
-    peer::TrustedProxies,
     routes::{
         browser_tokens::{self, ReadWithin},
         tasks,
@@ -32,6 +32,7 @@ use super::{
 };
 use crate::{
     config::{AuthConfig, ServerConfig},
+    peer::TrustedProxies,
     service::Tasks,
     telemetry::metrics::Route,
 };
@@ -54,8 +55,12 @@ pub fn data_service(
     server: &ServerConfig,
     auth: &AuthConfig,
     observing: Observing,
-) -> impl Service<Arrived, Response = http::Response<exchange::Body>, Error = Infallible, Future: Send>
-+ Clone
+) -> impl Service<
+    Request<Incoming>,
+    Response = http::Response<exchange::Body>,
+    Error = Infallible,
+    Future: Send,
+> + Clone
 + Send
 + 'static {
     let metrics = observing.metrics.clone();

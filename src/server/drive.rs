@@ -11,7 +11,8 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use http::{HeaderValue, Response, Version, header};
+use http::{HeaderValue, Request, Response, Version, header};
+use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
     server::{conn::auto, graceful::GracefulConnection},
@@ -25,7 +26,6 @@ use super::{
     connection::{ConnectionState, ConnectionTimeouts, End, InFlight},
     sent::SentBody,
 };
-use crate::api::exchange::Arrived;
 
 /// Streams of one HTTP/2 connection at once.
 const MAX_STREAMS: u32 = 100;
@@ -63,21 +63,21 @@ pin_project_lite::pin_project! {
     /// No `async` block: that would hold the call twice, as what it captured and as what it waits for, and be copied with both.
     pub(super) struct Answering<S, F> {
         // A request of HTTP/2 that is not begun: it waits while too much waits to be sent.
-        held: Option<Box<(S, Arrived)>>,
+        held: Option<Box<(S, Request<Incoming>)>>,
         #[pin]
         answer: Option<F>,
         in_flight: Option<InFlight>,
     }
 }
 
-impl<S: Service<Arrived> + Clone> Answering<S, S::Future> {
-    pub(super) fn new(service: &mut S, arrived: Arrived, in_flight: InFlight) -> Self {
-        let is_http2 = arrived.request.version() == Version::HTTP_2;
+impl<S: Service<Request<Incoming>> + Clone> Answering<S, S::Future> {
+    pub(super) fn new(service: &mut S, request: Request<Incoming>, in_flight: InFlight) -> Self {
+        let is_http2 = request.version() == Version::HTTP_2;
         let (held, answer) = if is_http2 {
             // All that came in one read are here before the first is answered: each looks once its own task runs.
-            (Some(Box::new((service.clone(), arrived))), None)
+            (Some(Box::new((service.clone(), request))), None)
         } else {
-            (None, Some(service.call(arrived)))
+            (None, Some(service.call(request)))
         };
         Self {
             held,
@@ -89,7 +89,7 @@ impl<S: Service<Arrived> + Clone> Answering<S, S::Future> {
 
 impl<S, B> Future for Answering<S, S::Future>
 where
-    S: Service<Arrived, Response = Response<B>, Error = Infallible>,
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
 {
     type Output = Result<Response<SentBody<B>>, Infallible>;
 
@@ -101,8 +101,8 @@ where
             return Poll::Pending;
         }
         if let Some(held) = this.held.take() {
-            let (mut service, arrived) = *held;
-            this.answer.set(Some(service.call(arrived)));
+            let (mut service, request) = *held;
+            this.answer.set(Some(service.call(request)));
         }
         let answer = this.answer.as_mut().as_pin_mut().expect(again);
         let mut answer = ready!(answer.poll(cx))?;

@@ -4,11 +4,13 @@ use std::{io, sync::Arc, time::Duration};
 
 use super::{
     Connection,
-    proxy_protocol::{HeaderError, read_header},
     tls::{Tls, client_certificate},
 };
 use crate::{
-    api::peer::{ClientCertificate, Peer, TrustedProxies},
+    peer::{
+        ConnectionInfo, Peer, TrustedProxies,
+        proxy_protocol::{HeaderError, read_header},
+    },
     telemetry::metrics::ConnectionFailure,
 };
 
@@ -23,8 +25,7 @@ pub struct Entrance {
 /// A connection on which HTTP may begin.
 pub(super) struct Opened {
     pub(super) io: Box<dyn Connection>,
-    pub(super) peer: Peer,
-    pub(super) certificate: Option<Arc<ClientCertificate>>,
+    pub(super) info: ConnectionInfo,
 }
 
 /// Why a connection never came to HTTP.
@@ -83,17 +84,15 @@ impl Entrance {
             _ => peer,
         };
         let Some(tls) = &self.tls else {
-            return Ok(Opened {
-                io,
-                peer,
-                certificate: None,
-            });
+            let certificate = None;
+            let info = ConnectionInfo { peer, certificate };
+            return Ok(Opened { io, info });
         };
         let stream = tls.accept(io).await.map_err(OpenError::Tls)?;
+        let certificate = client_certificate(&stream).map(Arc::new);
         Ok(Opened {
-            peer,
-            certificate: client_certificate(&stream).map(Arc::new),
             io: Box::new(stream),
+            info: ConnectionInfo { peer, certificate },
         })
     }
 }

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixSocket, UnixStream};
 
 use super::Connection;
-use crate::{api::peer::Peer, config::value::ListenAddress};
+use crate::{config::value::ListenAddress, peer::Peer};
 
 /// Connections that wait to be accepted: a burst beyond it costs its clients a second each. The kernel caps it at `net.core.somaxconn`.
 const BACKLOG: u32 = 4096;

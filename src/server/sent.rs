@@ -134,14 +134,14 @@ mod tests {
 
     use http::{Request, Response};
     use http_body_util::{BodyExt, Empty, Full};
-    use hyper::client::conn::http2;
+    use hyper::{body::Incoming, client::conn::http2};
     use hyper_util::rt::{TokioExecutor, TokioIo};
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
     use tower::service_fn;
 
     use super::*;
     use crate::{
-        api::{exchange::Arrived, peer::Peer},
+        peer::Peer,
         server::{Entrance, Limits, Server, Shutdown},
     };
 
@@ -174,7 +174,7 @@ mod tests {
     fn connection(buffered: usize) -> (DuplexStream, Weak<()>) {
         let held = Arc::new(());
         let watch = Arc::downgrade(&held);
-        let service = service_fn(move |_: Arrived| {
+        let service = service_fn(move |_: Request<Incoming>| {
             let body = Holding(Full::new(PAGE), held.clone());
             async { Ok::<_, Infallible>(Response::new(body)) }
         });

@@ -57,9 +57,9 @@ fn connect(buffered: usize) -> Peered {
     let calls = Arc::new(AtomicUsize::new(0));
     let gate = Arc::new(Semaphore::new(0));
     let (counted, opened) = (calls.clone(), gate.clone());
-    let service = tower_service_fn(move |arrived: Arrived| {
+    let service = tower_service_fn(move |request: Request<Incoming>| {
         counted.fetch_add(1, Ordering::Relaxed);
-        let answer = answer(arrived.request, opened.clone());
+        let answer = answer(request, opened.clone());
         async { Ok::<_, Infallible>(answer.await) }
     });
     let server = Server::new(
@@ -405,8 +405,8 @@ async fn requests_are_not_read_while_more_are_under_way_than_there_is_room_for()
         // Each request that is not begun yet, and each connection, holds a clone of the service.
         let clones = Arc::new(());
         let (counted, gate) = (clones.clone(), Arc::new(Semaphore::new(0)));
-        let service = tower_service_fn(move |arrived: Arrived| {
-            let answer = answer(arrived.request, gate.clone());
+        let service = tower_service_fn(move |request: Request<Incoming>| {
+            let answer = answer(request, gate.clone());
             let clone = counted.clone();
             async move {
                 let answer = answer.await;

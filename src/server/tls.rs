@@ -18,12 +18,12 @@ use x509_cert::{
 };
 
 use crate::{
-    api::peer::ClientCertificate,
     config::{
         Problems, TlsConfig,
         tls::TlsMaterial,
         value::CertificateSubject::{self, Distinguished, Email, Uri},
     },
+    peer::ClientCertificate,
 };
 
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];

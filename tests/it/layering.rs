@@ -3,13 +3,14 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 /// What each floor may name besides itself. `config` and `telemetry` serve all of them and name what they describe.
-const MAY_NAME: [(&str, &[&str]); 13] = [
+const MAY_NAME: [(&str, &[&str]); 14] = [
     ("domain", &[]),
     ("off_runtime", &[]),
     ("config", &["domain"]),
     // The outcomes it counts are the cache's.
     ("telemetry", &["config", "cache"]),
     ("cache", &["domain", "config", "telemetry"]),
+    ("peer", &["config"]),
     ("shared", &["config", "telemetry"]),
     (
         "upstream",
@@ -36,12 +37,12 @@ const MAY_NAME: [(&str, &[&str]); 13] = [
             "domain",
             "config",
             "off_runtime",
+            "peer",
             "shared",
             "telemetry",
         ],
     ),
-    // It is told the peer's address, which is a word of `api`.
-    ("server", &["api", "config", "telemetry"]),
+    ("server", &["config", "peer", "telemetry"]),
     ("simulator", &[]),
     ("cli", &["app", "config", "simulator", "telemetry"]),
     (
@@ -50,6 +51,7 @@ const MAY_NAME: [(&str, &[&str]); 13] = [
             "api",
             "cache",
             "config",
+            "peer",
             "server",
             "service",
             "shared",

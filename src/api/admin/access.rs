@@ -26,10 +26,10 @@ use crate::{
             host::names_one,
             internal_auth::{Failures, sole_authorization},
         },
-        peer::Peer,
         rate_limit::whole_seconds,
     },
     config::value::Sha256Digest,
+    peer::ConnectionInfo,
 };
 
 /// Paths that tell a probe whether to go on, and without a key nothing else.
@@ -188,8 +188,8 @@ impl Door {
     ///
     /// Returns why it is not served.
     pub fn admit(&self, request: &Request) -> Result<Operator, Refusal> {
-        let peer: Option<&Peer> = request.extensions().get();
-        let address = peer.and_then(|peer| peer.address());
+        let connection = request.extensions().get::<ConnectionInfo>();
+        let address = connection.and_then(|connection| connection.peer.address());
         let proof = judge(&self.policy.load().operators, request);
         match proof {
             Ok(proof) => Ok(Operator { address, proof }),

@@ -20,10 +20,10 @@ use tracing::warn;
 use crate::{
     api::{
         ApiError, LivePolicy,
-        exchange::{Answer, Arrived, Asked, Body, Facts},
-        peer::{Peer, TrustedProxies},
+        exchange::{Answer, Asked, Body, Facts},
     },
     domain::hex::write_hex,
+    peer::{ConnectionInfo, Peer, TrustedProxies},
     telemetry::{
         access::{self, AccessLog},
         metrics::{CANCELLED, GaugeGuard, Metrics, NO_CLIENT, Route},
@@ -164,7 +164,7 @@ pub struct Observe<S> {
     shared: Arc<Shared>,
 }
 
-impl<S, B> Service<Arrived<B>> for Observe<S>
+impl<S, B> Service<Request<B>> for Observe<S>
 where
     S: Service<Box<Asked<B>>, Response = Answer>,
 {
@@ -176,12 +176,11 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, arrived: Arrived<B>) -> Self::Future {
-        let Arrived {
-            request,
-            peer,
-            certificate,
-        } = arrived;
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        let ConnectionInfo { peer, certificate } = request
+            .extensions_mut()
+            .remove()
+            .expect("the server tells of the connection");
         let shared = &self.shared;
         let id = request_id(request.headers().get(REQUEST_ID));
         let caller = traceparent::read(request.headers());

@@ -18,7 +18,7 @@ const V2_LONGEST: usize = 4096;
 
 /// Why a connection does not begin with a header.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum HeaderError {
+pub enum HeaderError {
     #[error("does not begin with a PROXY protocol header")]
     Missing,
     #[error("the PROXY protocol header is too long")]
@@ -32,9 +32,11 @@ pub(super) enum HeaderError {
 /// Reads the header: the address of the client, if the proxy names one.
 ///
 /// Not a byte beyond it is read, so that what follows needs no buffer for as long as the connection lives.
-pub(super) async fn read_header(
-    io: &mut (impl AsyncRead + Unpin),
-) -> Result<Option<IpAddr>, HeaderError> {
+///
+/// # Errors
+///
+/// Returns why there is no header, or what ended the connection.
+pub async fn read_header(io: &mut (impl AsyncRead + Unpin)) -> Result<Option<IpAddr>, HeaderError> {
     let mut header = Vec::with_capacity(V1_LONGEST);
     read_more(io, &mut header, SHORTEST).await?;
     if header.starts_with(V2_SIGNATURE) {

@@ -1,6 +1,6 @@
-//! Where a request comes from: the peer's address, or the one that trusted proxies report, and the certificate it showed.
+//! What is known of a connection and of the client at its other end: the address, also as trusted proxies report it, and the certificate.
 
-use std::{net::IpAddr, time::SystemTime};
+use std::{net::IpAddr, sync::Arc, time::SystemTime};
 
 use http::{HeaderMap, HeaderName, header};
 use ipnet::{IpNet, Ipv4Net};
@@ -8,8 +8,17 @@ use ipnet::{IpNet, Ipv4Net};
 use crate::config::{ForwardedHeader, ServerConfig, value::CertificateSubject};
 
 mod forwarded;
+pub mod proxy_protocol;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// What a request's extensions tell of the connection it came by.
+#[derive(Clone, Debug)]
+pub struct ConnectionInfo {
+    pub peer: Peer,
+    /// `None` where the client showed none.
+    pub certificate: Option<Arc<ClientCertificate>>,
+}
 
 /// The other end of a connection, or whom a trusted proxy connects for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
