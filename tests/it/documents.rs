@@ -29,9 +29,9 @@ use crate::{
 const HEADING: &str = "\
 # Configuration
 
-Every key, its default, and what moving it does; made from [`config/default.toml`](../config/default.toml), which is compiled in. Your file
-overrides it, and `UNPOD_GATEWAY__SECTION__KEY` in the environment overrides both. `unpod-gateway check --config FILE` names every problem
-at once. Durations are \"250ms\", \"30s\", \"1h\"; sizes \"256MiB\", \"1048576B\". Which keys change while the gateway runs:
+Every setting with its default, generated from [`config/default.toml`](../config/default.toml), which is compiled in. Your file overrides it,
+and `UNPOD_GATEWAY__SECTION__KEY` in the environment overrides both. `unpod-gateway check --config FILE` reports all problems at once.
+Durations are \"250ms\", \"30s\", \"1h\"; sizes \"256MiB\", \"1048576B\". Which settings can change at runtime:
 [`operations.md`](operations.md#change-the-configuration).
 ";
 
