@@ -1,22 +1,28 @@
 //! Logs, metrics and traces: how they look and where they go, and of the access log what it says.
 
+use tracing::Subscriber;
 use tracing_subscriber::{
-    EnvFilter, Registry, layer::SubscriberExt, reload, util::SubscriberInitExt,
+    EnvFilter, Layer, Registry,
+    filter::filter_fn,
+    fmt::{self, MakeWriter},
+    layer::SubscriberExt,
+    registry::LookupSpan,
+    reload,
+    util::SubscriberInitExt,
 };
 
+use self::lines::{Lines, lines};
 pub use self::{access::AccessLog, lines::LogWriter};
-use self::{
-    json::{JsonFields, JsonLines},
-    lines::{Lines, lines},
-};
 use crate::config::{TelemetryConfig, telemetry::LogFormat};
 
 pub mod access;
-mod json;
 mod lines;
 pub mod metrics;
 pub mod samples;
 pub mod traces;
+
+/// Our own spans; a library's may hold anything, and stay out of the log.
+const OUR_SPANS: &str = "unpod_gateway";
 
 /// A hold on what the process logs; the default one holds nothing.
 #[derive(Clone, Debug, Default)]
@@ -39,11 +45,11 @@ impl Log {
     #[must_use]
     pub fn access_log(&self, config: &TelemetryConfig) -> AccessLog {
         if !config.access_log {
-            return AccessLog::OFF;
+            return AccessLog::Off;
         }
         match &self.losses {
-            Some(LogLosses(lines)) if self.is_json => AccessLog::json(lines.clone()),
-            Some(_) | None => AccessLog::EVENTS,
+            Some(LogLosses(lines)) if self.is_json => AccessLog::Json(lines.clone()),
+            Some(_) | None => AccessLog::Events,
         }
     }
 
@@ -77,24 +83,14 @@ pub fn init(config: &TelemetryConfig) -> (Log, LogWriter) {
     let (filter, handle) = reload::Layer::new(filter(config));
     let (lines, writer) = lines(std::io::stderr());
     let losses = LogLosses(lines.clone());
-    let registry = tracing_subscriber::registry().with(filter);
-    let installed = match config.format {
-        LogFormat::Json => registry
-            .with(
-                tracing_subscriber::fmt::layer()
-                    .event_format(JsonLines)
-                    .fmt_fields(JsonFields)
-                    .with_writer(lines),
-            )
-            .try_init(),
-        LogFormat::Pretty => registry
-            .with(
-                tracing_subscriber::fmt::layer()
-                    .with_target(false)
-                    .with_writer(lines),
-            )
-            .try_init(),
+    let layer = match config.format {
+        LogFormat::Json => json(lines).boxed(),
+        LogFormat::Pretty => fmt::layer().with_target(false).with_writer(lines).boxed(),
     };
+    let installed = tracing_subscriber::registry()
+        .with(filter)
+        .with(layer)
+        .try_init();
     // A second gateway in the process logs where the first does.
     let log = installed.ok().map(|()| Log {
         filter: Some(handle),
@@ -102,4 +98,77 @@ pub fn init(config: &TelemetryConfig) -> (Log, LogWriter) {
         is_json: config.format == LogFormat::Json,
     });
     (log.unwrap_or_default(), writer)
+}
+
+/// Each event as an object a line: its fields, and those of our innermost span around it as `span`.
+fn json<S, W>(writer: W) -> impl Layer<S>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    fmt::layer()
+        .json()
+        .flatten_event(true)
+        .with_span_list(false)
+        .with_writer(writer)
+        .with_filter(filter_fn(|metadata| {
+            !metadata.is_span() || metadata.target().starts_with(OUR_SPANS)
+        }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io,
+        sync::{Arc, Mutex},
+    };
+
+    use serde_json::Value;
+    use tracing::{error_span, info, subscriber::with_default};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// The lines that `events` log.
+    pub(super) fn logged(events: impl FnOnce()) -> String {
+        let sink = Sink::default();
+        let written = sink.clone();
+        let layer = json(move || sink.clone());
+        with_default(tracing_subscriber::registry().with(layer), events);
+        let lines = written.0.lock().unwrap().clone();
+        String::from_utf8(lines).unwrap()
+    }
+
+    #[test]
+    fn an_event_has_the_fields_of_our_spans_around_it_and_of_no_library() {
+        let lines = logged(|| {
+            let _ours = error_span!("fill", request.id = "a\"b", page = 3_u32).entered();
+            let _theirs = error_span!(target: "h2", "codec", secret = "x").entered();
+            info!(own = 1, "within");
+            drop((_theirs, _ours));
+            info!("without");
+        });
+        let lines: Vec<Value> = lines
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        let span = &lines[0]["span"];
+        assert_eq!(span["request.id"], "a\"b");
+        assert_eq!((&span["page"], &lines[0]["own"]), (&3.into(), &1.into()));
+        assert!(!lines[0].to_string().contains("secret"));
+        assert_eq!(lines[1].get("span"), None);
+    }
 }

@@ -31,7 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Takes lines, and never makes anybody wait. A clone takes them to the same place.
 #[derive(Clone, Debug)]
-pub(super) struct Lines(Arc<Queue>);
+pub struct Lines(Arc<Queue>);
 
 #[derive(Debug, Default)]
 struct Queue {
@@ -75,8 +75,8 @@ pub(super) fn lines(sink: impl Write + Send + 'static) -> (Lines, LogWriter) {
 }
 
 impl Lines {
-    pub(super) fn push(&self, line: &str) {
-        self.0.push(line.as_bytes());
+    pub(super) fn push(&self, line: &[u8]) {
+        self.0.push(line);
     }
 
     /// How many lines found no room.

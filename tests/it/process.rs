@@ -825,7 +825,10 @@ async fn each_line_of_a_fill_names_the_request_that_caused_it_and_its_page() {
         .collect();
     let of = |id: &str| -> Vec<_> {
         let lines = lines.iter();
-        lines.filter(|line| line["request.id"] == id).collect()
+        let is_of = |line: &&serde_json::Value| {
+            line["request.id"] == id || line["span"]["request.id"] == id
+        };
+        lines.filter(is_of).collect()
     };
     for (id, _, message) in &table {
         let [failure, request] = &of(id)[..] else {
@@ -837,8 +840,9 @@ async fn each_line_of_a_fill_names_the_request_that_caused_it_and_its_page() {
         assert_eq!(failure["upstream.message"].as_str(), *message, "{id}");
         assert_eq!(failure["space"], request["space"]);
         assert_eq!(request["message"], "request");
-        for line in [failure, request] {
-            assert_eq!((&line["page"], &line["page_size"]), (&3.into(), &7.into()));
+        for fields in [&failure["span"], *request] {
+            let page = (&fields["page"], &fields["page_size"]);
+            assert_eq!(page, (&3.into(), &7.into()));
         }
     }
     let [bad] = &of("bad")[..] else {
