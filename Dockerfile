@@ -1,5 +1,5 @@
 # Builds with BuildKit (docker buildx) or buildah. With buildah add `--format docker`, or the health check is dropped.
-# `.ci/container` builds it, runs it and asks it.
+# `.ci/container` builds and tests it.
 
 FROM rust:1.95-bookworm AS build
 WORKDIR /build
@@ -8,7 +8,7 @@ COPY config config
 COPY docs/openapi.json docs/openapi.json
 COPY deploy/build deploy/workload deploy/
 COPY src src
-# Built twice: see deploy/build. `--build-arg GUIDED=no` takes half the time, for a slower program: see docs/performance.md.
+# A profile-guided build; `--build-arg GUIDED=no` takes half the time, for a slower binary: see docs/performance.md.
 ARG GUIDED=yes
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     if [ "$GUIDED" = yes ]; then \
@@ -19,8 +19,8 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     fi
 
 
-# The image as a whole: the program, the libraries it is linked with, the certificate authorities by which the upstream is verified
-# (`upstream.ca_file` adds one of your own), and a file that lets CMD start with the environment alone.
+# All files of the image: the binary, its libraries, the CA certificates that verify the upstream (`upstream.ca_file` adds your own), and an
+# empty configuration, so that CMD works with environment variables alone.
 RUN mkdir -p /image/etc/unpod-gateway /image/usr/local/bin /image/usr/share/doc/unpod-gateway \
     && cp target/guided/unpod-gateway /image/usr/local/bin \
     && ldd target/guided/unpod-gateway | grep -o '/[^ ]*' | xargs cp --parents --dereference --target-directory=/image \
@@ -32,21 +32,21 @@ RUN mkdir -p /image/etc/unpod-gateway /image/usr/local/bin /image/usr/share/doc/
 COPY LICENSE /image/usr/share/doc/unpod-gateway/LICENSE
 
 
-# No shell, no package manager: what is not there needs no update and helps nobody who breaks in.
+# No shell and no package manager: nothing to update, and nothing an intruder could use.
 FROM scratch
 COPY --from=build /image /
 USER 10001:10001
 
-# Stronger than `server.listen` in the configuration file: inside a container loopback reaches nobody.
+# Overrides `server.listen` in the configuration file: a container's loopback cannot be reached from outside.
 ENV UNPOD_GATEWAY__SERVER__LISTEN=0.0.0.0:8080
 EXPOSE 8080
 HEALTHCHECK --interval=10s --timeout=3s --start-period=5s --retries=3 CMD ["unpod-gateway", "healthcheck"]
-# SIGTERM drains: allow `server.drain_delay` and `server.drain_timeout`, 25 s together, before the kill.
+# SIGTERM drains: allow `server.drain_delay` plus `server.drain_timeout`, 25 s, before SIGKILL.
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["unpod-gateway"]
 CMD ["serve", "--config", "/etc/unpod-gateway/config.toml"]
 
-# Last, so that another revision costs no layer: `--build-arg REVISION=$(git rev-parse HEAD)`.
+# Last, so that a new revision does not invalidate a layer: `--build-arg REVISION=$(git rev-parse HEAD)`.
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="unpod-gateway" \
