@@ -140,7 +140,7 @@ test('the numbers on the page are those of /metrics', async (t) => {
   assertQuiet()
 })
 
-test('half and 95 % are where the buckets say', async (t) => {
+test('p50 and p95 are where the buckets say', async (t) => {
   const gateway = await startOwn(t)
   const { page, assertQuiet } = await openPage(t)
   const name = 'gateway_http_request_duration_seconds'
@@ -159,7 +159,7 @@ test('half and 95 % are where the buckets say', async (t) => {
   assertQuiet()
 })
 
-test('pages are dropped by token, by fingerprint and all at once, each after a question', async (t) => {
+test('pages are purged by token, by fingerprint and all at once, each after a question', async (t) => {
   const gateway = await startOwn(t)
   const { page, assertQuiet } = await openPage(t)
   const outcome = async (space) => (await askTasks(gateway, space)).headers.get('cache-status').split('; ')[1]
@@ -167,29 +167,29 @@ test('pages are dropped by token, by fingerprint and all at once, each after a q
   const [, ARCHIVE] = SPACES
   assert.equal(await outcome(SUPPORT), 'fwd=uri-miss')
   await page.goto(gateway.admin)
-  const drop = () => page.getByRole('button', { name: /^Drop the pages of space-/ })
+  const drop = () => page.getByRole('button', { name: /^Purge the pages of space-/ })
 
   await page.getByLabel('Space token').fill(SUPPORT)
-  await page.getByRole('button', { name: 'Drop its pages' }).click()
+  await page.getByRole('button', { name: 'Purge its pages' }).click()
   await dialog.getByRole('button', { name: 'Keep them' }).click()
   await dialog.waitFor({ state: 'hidden' })
-  assert.equal(await outcome(SUPPORT), 'hit', 'nothing was dropped')
-  await page.getByRole('button', { name: 'Drop its pages' }).click()
-  await dialog.getByRole('button', { name: 'Drop', exact: true }).click()
-  await page.getByText('The pages of that space are dropped.').waitFor()
+  assert.equal(await outcome(SUPPORT), 'hit', 'nothing was purged')
+  await page.getByRole('button', { name: 'Purge its pages' }).click()
+  await dialog.getByRole('button', { name: 'Purge', exact: true }).click()
+  await page.getByText('The pages of that space are purged.').waitFor()
   assert.equal(await outcome(SUPPORT), 'fwd=uri-miss')
 
   await drop().click()
-  await dialog.getByRole('button', { name: 'Drop', exact: true }).click()
-  await page.getByText(/^The pages of space-[0-9a-f]{12} are dropped\.$/).waitFor()
+  await dialog.getByRole('button', { name: 'Purge', exact: true }).click()
+  await page.getByText(/^The pages of space-[0-9a-f]{12} are purged\.$/).waitFor()
   // Its row goes with the next poll.
   await drop().waitFor({ state: 'detached' })
   assert.equal(await outcome(SUPPORT), 'fwd=uri-miss')
 
   assert.equal(await outcome(ARCHIVE), 'fwd=uri-miss')
-  await page.getByRole('button', { name: 'Drop all pages' }).click()
-  await dialog.getByRole('button', { name: 'Drop', exact: true }).click()
-  await page.getByText('All pages are dropped.').waitFor()
+  await page.getByRole('button', { name: 'Purge all pages' }).click()
+  await dialog.getByRole('button', { name: 'Purge', exact: true }).click()
+  await page.getByText('All pages are purged.').waitFor()
   assert.equal(await outcome(SUPPORT), 'fwd=uri-miss')
   assert.equal(await outcome(ARCHIVE), 'fwd=uri-miss')
   assertQuiet()
@@ -207,7 +207,7 @@ test('a reload says what it did, or what is wrong', async (t) => {
 
   gateway.write('[cache]\nttl = "x"\n[views]\n"a b" = {fields = ["a"]}')
   await reload.click()
-  await result.getByText('The new configuration is refused').waitFor()
+  await result.getByText('The new configuration is rejected').waitFor()
   await result.getByText(/^cache\.ttl: /).waitFor()
   await result.getByText(/^views\.a b: /).waitFor()
   // Chromium itself complains of a 422.
@@ -223,9 +223,9 @@ test('a browser asks for the key, and the page works with it', async (t) => {
   const { page, assertQuiet } = await openPage(t, { httpCredentials: { username: 'anybody', password: OPERATOR_KEY } })
   await page.goto(gateway.admin)
   await page.getByText('Ready', { exact: true }).waitFor()
-  await page.getByRole('button', { name: 'Drop all pages' }).click()
-  await page.getByRole('dialog').getByRole('button', { name: 'Drop', exact: true }).click()
-  await page.getByText('All pages are dropped.').waitFor()
+  await page.getByRole('button', { name: 'Purge all pages' }).click()
+  await page.getByRole('dialog').getByRole('button', { name: 'Purge', exact: true }).click()
+  await page.getByText('All pages are purged.').waitFor()
   assertQuiet()
 })
 
@@ -235,7 +235,7 @@ test('a gateway that has gone is told, and so is its return', async (t) => {
   await page.goto(gateway.admin)
   await page.getByText('Ready', { exact: true }).waitFor()
   await page.route('**/status', (route) => route.abort())
-  await page.getByRole('alert').getByText('What you see is old.').waitFor()
+  await page.getByRole('alert').getByText('The numbers are out of date.').waitFor()
   await page.unroute('**/status')
   await until(() => page.getByRole('alert').textContent(), (text) => text === '')
 })
@@ -268,13 +268,13 @@ test('everything is reached and done by keyboard, and a poll takes no focus away
   await dialog.waitFor()
   await page.keyboard.press('Escape')
   await dialog.waitFor({ state: 'hidden' })
-  assert.equal(await page.locator('#spaces button').count(), SPACES.length, 'Escape drops nothing')
+  assert.equal(await page.locator('#spaces button').count(), SPACES.length, 'Escape purges nothing')
   await page.keyboard.press('Enter')
   await dialog.waitFor()
   await page.keyboard.press('Tab')
-  await dialog.locator('button:focus').getByText('Drop', { exact: true }).waitFor()
+  await dialog.locator('button:focus').getByText('Purge', { exact: true }).waitFor()
   await page.keyboard.press('Enter')
-  await page.getByText(/are dropped\.$/).waitFor()
+  await page.getByText(/are purged\.$/).waitFor()
   assertQuiet()
 })
 
@@ -301,7 +301,7 @@ for (const { width, colorScheme } of LOOKS) {
       const path = join(process.env.DASHBOARD_SCREENSHOTS, `dashboard-${width}-${colorScheme}.png`)
       await page.screenshot({ path, fullPage: true, clip: { x: 0, y: 0, width, height: width < 500 ? 1500 : 920 } })
     }
-    await page.getByRole('button', { name: 'Drop all pages' }).click()
+    await page.getByRole('button', { name: 'Purge all pages' }).click()
     await page.getByRole('dialog').waitFor()
     await judge()
     assertQuiet()

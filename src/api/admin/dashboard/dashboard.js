@@ -8,19 +8,19 @@ const BASE = location.origin
 
 const OUTCOMES = {
   hit: 'Stored and fresh',
-  stale_while_revalidate: 'Stale for a short while, fetched anew behind it',
-  stale_if_error: 'Stale, in place of an error',
-  quota: 'Stale, to save calls',
-  max_stale: 'Stale, as the client takes it',
-  only_if_cached: 'Stale, and the client wanted no fetch',
-  assembled: 'Cut from other stored pages',
+  stale_while_revalidate: 'Stale, refreshed in the background',
+  stale_if_error: 'Stale, instead of an error',
+  quota: 'Stale, because of the quota',
+  max_stale: 'Stale, which the client accepts',
+  only_if_cached: 'Stale, because the client wanted no upstream request',
+  assembled: 'Assembled from other stored pages',
   miss: 'Not stored: fetched',
-  stale: 'Stale: fetched first',
-  joined: 'Waited for a fetch already under way',
-  not_cached: 'Not stored, and the client wanted no fetch',
-  quota_exhausted: 'Refused: no call was left',
-  circuit_open: 'Refused: Unpod is left alone for a while',
-  overloaded: 'Refused: too many requests wait',
+  stale: 'Stale: revalidated first',
+  joined: 'Waited for a fetch in flight',
+  not_cached: 'Not stored, and the client wanted no upstream request',
+  quota_exhausted: 'Rejected: the quota is used up',
+  circuit_open: 'Rejected: the circuit breaker is open',
+  overloaded: 'Rejected: too many requests are waiting',
 }
 const FROM_STORE = ['hit', 'stale_while_revalidate', 'stale_if_error', 'quota', 'max_stale', 'only_if_cached', 'assembled']
 
@@ -33,36 +33,36 @@ const ROUTES = {
 }
 
 const ERRORS = {
-  invalid_space_token: 'A client sent something that is no space token.',
+  invalid_space_token: 'A client sent an invalid space token.',
   invalid_parameter: 'A client sent a page or page_size out of range.',
-  unknown_parameter: 'A client sent a query parameter that is not known.',
-  invalid_body: 'A client asked for a browser token with a bad body.',
-  unauthenticated: 'A client showed no key, or one that is not taken.',
-  identity_unavailable: 'A client showed a token, and the identity provider’s keys are not known yet.',
-  space_not_allowed: 'A client asked for a space that is not among its own.',
-  minting_not_allowed: 'A browser token asked for a browser token.',
-  space_access_denied: 'Unpod gives the gateway’s user no access to the space.',
-  space_not_found: 'Unpod knows no such space.',
-  route_not_found: 'A client asked for a path that is not served.',
-  method_not_allowed: 'A client used a method that the path does not take.',
-  upstream_rejected: 'Unpod refused a request.',
-  rate_limited: 'A client’s own limit is spent, or too many wrong keys came from one address.',
-  upstream_auth_failed: 'Unpod refuses the gateway’s token: replace it.',
+  unknown_parameter: 'A client sent an unknown query parameter.',
+  invalid_body: 'A client requested a browser token with an invalid body.',
+  unauthenticated: 'A client sent no key, or an invalid one.',
+  identity_unavailable: 'A client sent a token, but the identity provider’s keys have not been loaded yet.',
+  space_not_allowed: 'A client requested a space that it may not read.',
+  minting_not_allowed: 'A browser token tried to mint a browser token.',
+  space_access_denied: 'Unpod denies the gateway’s user access to the space.',
+  space_not_found: 'Unpod has no such space.',
+  route_not_found: 'A client requested an unknown path.',
+  method_not_allowed: 'A client used a method that the path does not support.',
+  upstream_rejected: 'Unpod rejected a request.',
+  rate_limited: 'A client exceeded its rate limit, or an address failed to authenticate too often.',
+  upstream_auth_failed: 'Unpod rejects the gateway’s token: replace it.',
   upstream_failed: 'Unpod failed.',
-  upstream_invalid_response: 'Unpod’s answer was no page of tasks.',
+  upstream_invalid_response: 'Unpod’s response was not a page of tasks.',
   upstream_unreachable: 'Unpod could not be reached.',
-  upstream_timeout: 'Unpod did not answer in time.',
-  not_cached: 'A client wanted only what is stored, and nothing was.',
-  upstream_quota_exhausted: 'The calls of this minute are spent.',
-  upstream_unavailable: 'The circuit is open: Unpod keeps failing and is not asked.',
-  overloaded: 'Too many requests were under way at once.',
+  upstream_timeout: 'Unpod did not respond in time.',
+  not_cached: 'A client sent only-if-cached, and nothing usable was stored.',
+  upstream_quota_exhausted: 'This minute’s quota is used up.',
+  upstream_unavailable: 'The circuit breaker is open: Unpod keeps failing.',
+  overloaded: 'Too many concurrent requests.',
   internal: 'A bug: see the log.',
 }
 
 const CIRCUITS = {
-  closed: 'Closed: Unpod is asked',
-  half_open: 'Half open: one call at a time tries whether it works again',
-  open: 'Open: Unpod keeps failing and is not asked',
+  closed: 'Closed',
+  half_open: 'Half open: one call at a time probes Unpod',
+  open: 'Open: Unpod keeps failing',
 }
 
 const $ = (id) => document.getElementById(id)
@@ -233,8 +233,8 @@ function showCharts() {
   drawLine($('rate'), rates, most)
   drawLine($('ratio'), ratios, 1)
   const now = rates.at(-1)
-  setText($('rate-text'), now === undefined ? 'Requests a second' : `Requests a second: ${perSecond(now)} now, ${perSecond(most)} at the top`)
-  setText($('ratio-text'), `Answered from the cache: ${percent(ratios.at(-1) ?? null)} now, 100 % at the top`)
+  setText($('rate-text'), now === undefined ? 'Requests per second' : `Requests per second: ${perSecond(now)} now, peak ${perSecond(most)}`)
+  setText($('ratio-text'), `Hit ratio: ${percent(ratios.at(-1) ?? null)} now`)
 }
 
 function showCredentials(credentials) {
@@ -243,11 +243,11 @@ function showCredentials(credentials) {
     cells: [
       credential.name,
       credential.refused
-        ? { text: 'Refused by Unpod: replace its token', className: 'wide bad' }
-        : { text: 'Taken by Unpod', className: 'wide good' },
+        ? { text: 'Rejected: replace its token', className: 'wide bad' }
+        : { text: 'Accepted', className: 'wide good' },
       { text: CIRCUITS[credential.circuit] ?? credential.circuit, className: credential.circuit === 'closed' ? 'wide good' : 'wide bad' },
       credential.calls_per_minute === null
-        ? 'No quota is known'
+        ? 'No quota known'
         : `${whole.format(credential.calls_left)} of ${whole.format(credential.calls_per_minute)}`,
       duration(credential.page_lifetime_seconds),
     ],
@@ -334,21 +334,21 @@ function showSpaces(spaces) {
 function dropButton(fingerprint) {
   const button = document.createElement('button')
   button.type = 'button'
-  button.textContent = 'Drop'
-  button.setAttribute('aria-label', `Drop the pages of ${fingerprint}`)
+  button.textContent = 'Purge'
+  button.setAttribute('aria-label', `Purge the pages of ${fingerprint}`)
   button.addEventListener('click', () => drop(
     `cache/fingerprints/${fingerprint}`,
-    `Every stored page of ${fingerprint} is dropped. The next requests for them are fetched from Unpod.`,
-    `The pages of ${fingerprint} are dropped.`,
+    `This purges all stored pages of ${fingerprint}. They are fetched from Unpod when they are next requested.`,
+    `The pages of ${fingerprint} are purged.`,
   ))
   return button
 }
 
-const PARTS = { listener: 'Listener', credentials: 'Credentials', circuits: 'Circuits', answers: 'Answers', redis: 'Redis' }
+const PARTS = { listener: 'Listener', credentials: 'Credentials', circuits: 'Circuit breakers', answers: 'Service', redis: 'Redis' }
 
 function showReadiness({ status, parts }) {
   const state = $('state')
-  setText(state, { ready: 'Ready', degraded: 'Degraded', draining: 'Draining', unavailable: 'Nothing can be answered' }[status] ?? status)
+  setText(state, { ready: 'Ready', degraded: 'Degraded', draining: 'Draining', unavailable: 'Unavailable' }[status] ?? status)
   state.className = status === 'ready' ? 'good' : 'bad'
   const list = $('readiness')
   const wanted = Object.entries(parts).flatMap(([part, { status, ...why }]) => {
@@ -386,7 +386,7 @@ async function refresh() {
     show(await answer.json())
     setText($('lost'), '')
   } catch (error) {
-    setText($('lost'), `The gateway does not tell its status (${error.message}). What you see is old.`)
+    setText($('lost'), `The gateway does not report its status (${error.message}). The numbers are out of date.`)
   }
 }
 
@@ -438,7 +438,7 @@ async function act(deed) {
     await refresh()
     return true
   } catch (error) {
-    tell(`That did not work: ${error.message}`, 'bad')
+    tell(`This failed: ${error.message}`, 'bad')
     return false
   }
 }
@@ -447,7 +447,7 @@ async function reload() {
   const answer = await ask('reload', 'POST')
   if (answer.status === 422) {
     const { problems } = await answer.json()
-    tell('The new configuration is refused, the old one stays:', 'bad', problems.map(({ key, problem }) => `${key}: ${problem}`))
+    tell('The new configuration is rejected; the old one stays in effect:', 'bad', problems.map(({ key, problem }) => `${key}: ${problem}`))
     return
   }
   if (!answer.ok) throw new Error(await answer.text())
@@ -463,16 +463,16 @@ $('drop-space').addEventListener('submit', async (event) => {
   const token = input.value.trim()
   const dropped = await drop(
     `cache/spaces/${encodeURIComponent(token)}`,
-    'Every stored page of the space whose token you typed is dropped. The next requests for them are fetched from Unpod.',
-    'The pages of that space are dropped.',
+    'This purges all stored pages of the space with that token. They are fetched from Unpod when they are next requested.',
+    'The pages of that space are purged.',
   )
   if (dropped) input.value = ''
 })
 
 $('drop-all').addEventListener('click', () => drop(
   'cache',
-  'Every stored page of every space is dropped. Unpod is asked for each of them again.',
-  'All pages are dropped.',
+  'This purges all stored pages of all spaces. They are fetched from Unpod when they are next requested.',
+  'All pages are purged.',
 ))
 
 $('reload').addEventListener('click', async () => {
