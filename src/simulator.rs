@@ -24,10 +24,11 @@ pub mod world;
 use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
+use parking_lot::Mutex;
 use tokio::{
     net::TcpListener,
     sync::{Semaphore, watch},
@@ -165,7 +166,7 @@ impl Running {
 async fn grow(shared: Arc<Shared>, period: Duration) {
     loop {
         tokio::time::sleep(period).await;
-        lock(&shared.world).add_task(world::LIVE);
+        shared.world.lock().add_task(world::LIVE);
     }
 }
 
@@ -252,9 +253,4 @@ impl Settings {
             .find(|fault| random.fraction() < fault.ratio);
         struck.map(|fault| fault.kind)
     }
-}
-
-/// Locks what a panicking test may have poisoned: the data are whole after every step.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

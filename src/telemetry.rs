@@ -118,11 +118,9 @@ where
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        io,
-        sync::{Arc, Mutex},
-    };
+    use std::{io, sync::Arc};
 
+    use parking_lot::Mutex;
     use serde_json::Value;
     use tracing::{error_span, info, subscriber::with_default};
 
@@ -133,7 +131,7 @@ mod tests {
 
     impl io::Write for Sink {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
+            self.0.lock().extend_from_slice(bytes);
             Ok(bytes.len())
         }
 
@@ -148,7 +146,7 @@ mod tests {
         let written = sink.clone();
         let layer = json(move || sink.clone());
         with_default(tracing_subscriber::registry().with(layer), events);
-        let lines = written.0.lock().unwrap().clone();
+        let lines = written.0.lock().clone();
         String::from_utf8(lines).unwrap()
     }
 

@@ -4,13 +4,14 @@ use std::{
     io::{self, IoSlice},
     pin::Pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker},
 };
 
 use bytes::Bytes;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use unpod_gateway::simulator::SplitMix64;
 
@@ -25,7 +26,7 @@ pub(crate) struct Got {
 
 impl Got {
     pub(crate) fn first(&self) -> MutexGuard<'_, Vec<u8>> {
-        self.first.lock().unwrap_or_else(PoisonError::into_inner)
+        self.first.lock()
     }
 }
 

@@ -4,12 +4,13 @@ use std::{
     collections::BTreeMap,
     fmt::Display,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use crate::resident::resident;
@@ -138,9 +139,6 @@ impl Report {
     }
 
     fn outcomes(&self) -> MutexGuard<'_, BTreeMap<String, u64>> {
-        self.0
-            .outcomes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.0.outcomes.lock()
     }
 }

@@ -1,11 +1,8 @@
 //! What a right answer may hold: every state that a page has had, and since when an older one may not be shown.
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use unpod_gateway::simulator::{Control, SplitMix64, world};
 
@@ -53,7 +50,7 @@ impl Truth {
             most_age,
             known: Mutex::default(),
         };
-        let mut known = truth.known();
+        let mut known = truth.known.lock();
         for key in keys() {
             truth.note(&mut known, key);
         }
@@ -64,7 +61,7 @@ impl Truth {
     /// Adds a task to the live list, which moves all its pages.
     pub(crate) fn grow(&self) {
         // No answer is judged between the move and the note of it.
-        let mut known = self.known();
+        let mut known = self.known.lock();
         self.upstream.add_task(world::LIVE);
         for key in keys().filter(|key| key.space == world::LIVE) {
             self.note(&mut known, key);
@@ -80,13 +77,13 @@ impl Truth {
     /// Whether the page has ever had these bytes.
     pub(crate) fn is_page(&self, key: Key, body: &[u8]) -> bool {
         let digest = blake3::hash(body);
-        let known = self.known();
+        let known = self.known.lock();
         known.states[&key].iter().any(|(state, _)| *state == digest)
     }
 
     /// Whether the page has ever been that long.
     pub(crate) fn is_length(&self, key: Key, length: usize) -> bool {
-        self.known().states[&key]
+        self.known.lock().states[&key]
             .iter()
             .any(|(_, known)| *known == length)
     }
@@ -94,7 +91,7 @@ impl Truth {
     /// Whether `tag` has stood for nothing but these bytes.
     pub(crate) fn is_tag_of(&self, key: Key, tag: &str, body: &[u8]) -> bool {
         let digest = blake3::hash(body);
-        let mut known = self.known();
+        let mut known = self.known.lock();
         let first = known.tags.entry((key, tag.to_owned())).or_insert(digest);
         *first == digest
     }
@@ -102,7 +99,7 @@ impl Truth {
     /// All pages of `spaces` were dropped: an answer to who asks from now on is no older.
     pub(crate) fn note_purged(&self, spaces: &[&'static str]) {
         let now = Instant::now();
-        let mut known = self.known();
+        let mut known = self.known.lock();
         known
             .purged
             .extend(spaces.iter().map(|space| (*space, now)));
@@ -110,15 +107,11 @@ impl Truth {
 
     /// How old an answer may be at most to who asked at `asked`.
     pub(crate) fn most_age(&self, space: &str, asked: Instant) -> Duration {
-        let purged = self.known().purged.get(space).copied();
+        let purged = self.known.lock().purged.get(space).copied();
         let since_purge = purged
             .filter(|purged| asked > *purged)
             .map(|purged| purged.elapsed());
         since_purge.map_or(self.most_age, |since| since.min(self.most_age))
-    }
-
-    fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

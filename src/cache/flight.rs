@@ -6,11 +6,12 @@ use std::{
     collections::HashMap,
     hash::Hash,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tracing::Instrument;
 
@@ -95,7 +96,7 @@ where
     where
         F: Future<Output = T> + Send + 'static,
     {
-        let mut under_way = self.lock();
+        let mut under_way = self.under_way.lock();
         if let Some(flight) = under_way.get(key) {
             flight.wanted.0.fetch_or(keep, Ordering::AcqRel);
             return Some(Waiting {
@@ -139,19 +140,13 @@ where
     /// How many fetches are under way.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.lock().len()
+        self.under_way.lock().len()
     }
 
     /// Whether none is.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<K, Flight<T, S>>> {
-        self.under_way
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -163,10 +158,7 @@ struct Departure<K: Eq + Hash, T, S> {
 
 impl<K: Eq + Hash, T, S> Drop for Departure<K, T, S> {
     fn drop(&mut self) {
-        self.under_way
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&self.key);
+        self.under_way.lock().remove(&self.key);
     }
 }
 

@@ -1,12 +1,13 @@
 //! A page as it goes out: whole, or as a view shows it, each with an entity tag and coded variants of its own.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
 use bytes::Bytes;
 use http::HeaderValue;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -78,13 +79,13 @@ impl Views {
 
     /// What `view` shows, if it was made already.
     pub(super) fn made_for(&self, view: &View) -> Option<Arc<Rendition>> {
-        let known = self.known();
+        let known = self.known.lock();
         let seen = known.iter().find(|seen| seen.through == view.id())?;
         seen.rendition.get().cloned()
     }
 
     fn place(&self, id: ViewId) -> Arc<OnceLock<Arc<Rendition>>> {
-        let mut known = self.known();
+        let mut known = self.known.lock();
         if let Some(seen) = known.iter().find(|seen| seen.through == id) {
             return seen.rendition.clone();
         }
@@ -116,13 +117,9 @@ impl Views {
     }
 
     fn made(&self) -> Vec<Arc<Rendition>> {
-        let known = self.known();
+        let known = self.known.lock();
         let made = known.iter().filter_map(|seen| seen.rendition.get());
         made.cloned().collect()
-    }
-
-    fn known(&self) -> MutexGuard<'_, Vec<Seen>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -187,7 +184,7 @@ mod tests {
             let (_, is_new) = get(&views, &view(&number.to_string()));
             assert!(is_new);
         }
-        assert_eq!(views.known().len(), View::MOST);
+        assert_eq!(views.known.lock().len(), View::MOST);
         let newest = (3 * View::MOST - 1).to_string();
         assert!(!get(&views, &view(&newest)).1);
         assert!(get(&views, &view("0")).1);

@@ -3,13 +3,14 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use compact_str::CompactString;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
@@ -199,7 +200,7 @@ impl Space {
         if self.generation.load(Ordering::Acquire) == version.generation {
             None
         } else {
-            self.lock().moved_at
+            self.state.lock().moved_at
         }
     }
 
@@ -215,7 +216,7 @@ impl Space {
         next_generation: impl FnOnce(Move<'_>) -> u64,
         now: Instant,
     ) -> Version {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if self.version() != began {
             return began;
         }
@@ -244,7 +245,7 @@ impl Space {
 
     /// Holds the list to have moved, whatever it was: what is stored turns stale, and fills under way will be stored so.
     pub fn move_on(&self, next_generation: impl FnOnce() -> u64, now: Instant) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         self.advance(&mut state, next_generation(), now);
         state.count = None;
     }
@@ -253,7 +254,7 @@ impl Space {
     ///
     /// A move that this replica saw and the others have not heard of yet stays.
     pub fn adopt(&self, seen: Version, mark: Mark, list: &ListHead, now: Instant) -> Adopted {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if self.version() != seen {
             return Adopted::Overtaken;
         }
@@ -285,7 +286,7 @@ impl Space {
 
     /// Goes by `generation`, which another replica's list moved on to.
     pub fn move_to(&self, generation: u64, now: Instant) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if let Some(mark) = &mut state.mark {
             mark.generation = generation;
         }
@@ -298,12 +299,12 @@ impl Space {
     /// What all replicas knew its state by when this one asked last.
     #[must_use]
     pub fn mark(&self) -> Option<Mark> {
-        self.lock().mark
+        self.state.lock().mark
     }
 
     /// Goes by `mark`, whose epoch names what is stored here.
     pub fn confirm(&self, mark: Mark, now: Instant) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let known = state.mark.replace(mark);
         let is_ahead = known.is_some_and(|known| known.generation == mark.generation);
         if !is_ahead && self.generation.load(Ordering::Acquire) != mark.generation {
@@ -315,7 +316,7 @@ impl Space {
     /// What is known of its list.
     #[must_use]
     pub fn list_head(&self) -> ListHead {
-        let state = self.lock();
+        let state = self.state.lock();
         ListHead {
             count: state.count,
             first_task: state.first_task.clone(),
@@ -330,7 +331,7 @@ impl Space {
 
     /// Drops what is stored and remembered; pages of fills under way will not be stored. Returns what was stored.
     pub fn drop_pages(&self) -> PageSet {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         self.epoch.fetch_add(1, Ordering::AcqRel);
         state.mark = None;
         state.count = None;
@@ -342,12 +343,12 @@ impl Space {
 
     /// Remembers that the whole space is refused.
     pub fn refuse(&self, refusal: Remembered) {
-        self.lock().refused = Some(refusal);
+        self.state.lock().refused = Some(refusal);
     }
 
     /// Remembers that one page is refused.
     pub fn refuse_page(&self, query: PageQuery, refusal: Remembered) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if state.refused_pages.len() >= MAX_REFUSED_PAGES {
             let now = refusal.since;
             state.refused_pages.retain(|_, known| known.until > now);
@@ -361,13 +362,13 @@ impl Space {
     /// What the upstream refuses about the whole space.
     #[must_use]
     pub fn refused(&self, now: Instant) -> Option<Remembered> {
-        self.lock().refused.filter(|known| known.until > now)
+        self.state.lock().refused.filter(|known| known.until > now)
     }
 
     /// What the upstream refuses about `query`: the space first, then the page.
     #[must_use]
     pub fn refusal(&self, query: PageQuery, now: Instant) -> Option<Remembered> {
-        let state = self.lock();
+        let state = self.state.lock();
         state
             .refused
             .into_iter()
@@ -377,14 +378,14 @@ impl Space {
 
     /// Forgets what was refused about `query`: a fill proved otherwise.
     pub fn allow(&self, query: PageQuery) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.refused = None;
         state.refused_pages.remove(&query);
     }
 
     /// Forgets all that was refused: who asks is another.
     pub fn forget_refusals(&self) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.refused = None;
         state.refused_pages.clear();
     }
@@ -392,7 +393,7 @@ impl Space {
     /// Whether nothing would be lost by forgetting the space.
     #[must_use]
     pub fn is_idle(&self, now: Instant) -> bool {
-        let state = self.lock();
+        let state = self.state.lock();
         let live = |known: &Remembered| known.until > now;
         state.pages.is_empty()
             && !state.refused.as_ref().is_some_and(live)
@@ -402,37 +403,33 @@ impl Space {
     /// Whether no page of it is stored.
     #[must_use]
     pub fn has_no_pages(&self) -> bool {
-        self.lock().pages.is_empty()
+        self.state.lock().pages.is_empty()
     }
 
     /// How many pages of it are stored.
     #[must_use]
     pub fn page_count(&self) -> usize {
-        self.lock().pages.len()
+        self.state.lock().pages.len()
     }
 
     /// The pages that are stored.
     #[must_use]
     pub fn pages(&self) -> Vec<PageQuery> {
-        self.lock().pages.iter().collect()
+        self.state.lock().pages.iter().collect()
     }
 
     /// Those of them that cover any place of `wanted`.
     #[must_use]
     pub fn pages_touching(&self, wanted: &Span) -> Vec<PageQuery> {
-        self.lock().pages.touching(wanted).collect()
+        self.state.lock().pages.touching(wanted).collect()
     }
 
     pub(super) fn add_page(&self, query: PageQuery) {
-        self.lock().pages.insert(query);
+        self.state.lock().pages.insert(query);
     }
 
     pub(super) fn remove_page(&self, query: PageQuery) {
-        self.lock().pages.remove(query);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().pages.remove(query);
     }
 }
 

@@ -5,7 +5,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -14,6 +14,7 @@ use std::{
 use arc_swap::{ArcSwap, Guard};
 use foldhash::quality::RandomState;
 use moka::{notification::RemovalCause, sync::Cache};
+use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
 
 use super::{
@@ -180,14 +181,14 @@ impl PageStore {
     /// What the upstream refuses about `key`, as far as it is remembered.
     #[must_use]
     pub fn refusal(&self, key: &PageKey, now: Instant) -> Option<Remembered> {
-        let space = self.spaces().known.get(&key.space).cloned()?;
+        let space = self.spaces.lock().known.get(&key.space).cloned()?;
         space.refusal(key.query, now)
     }
 
     /// How often the pages of a space were dropped: fills that began before and after are not each other's.
     #[must_use]
     pub fn epoch(&self, key: &SpaceKey) -> u64 {
-        let space = self.spaces().known.get(key).cloned();
+        let space = self.spaces.lock().known.get(key).cloned();
         space.map_or(0, |space| space.version().epoch)
     }
 
@@ -298,7 +299,7 @@ impl PageStore {
 
     /// Weighs a page anew, after a form or a view of it was made or dropped.
     pub fn reweigh(&self, key: &PageKey, page: &StoredPage) {
-        let _one_at_a_time = self.inserting();
+        let _one_at_a_time = self.inserting.lock();
         // It may have been renewed meanwhile: what was made is part of the new one too.
         let same = |stored: &Arc<StoredPage>| Arc::ptr_eq(&stored.content, &page.content);
         if let Some(stored) = self.pages.get(key).filter(same) {
@@ -308,7 +309,7 @@ impl PageStore {
 
     /// Turns all pages stale: nobody watched which state of its list each shows.
     fn distrust_all(&self, now: Instant) {
-        let known: Vec<_> = self.spaces().known.values().cloned().collect();
+        let known: Vec<_> = self.spaces.lock().known.values().cloned().collect();
         for space in known {
             space.move_on(|| self.generation(), now);
         }
@@ -327,11 +328,11 @@ impl PageStore {
         for (key, space) in self.spaces_of(credential) {
             self.drop_pages(&key, &space);
         }
-        self.demands().remove(&credential);
+        self.demands.lock().remove(&credential);
     }
 
     fn spaces_of(&self, credential: CredentialId) -> HashMap<SpaceKey, Arc<Space>> {
-        let spaces = self.spaces();
+        let spaces = self.spaces.lock();
         let known = spaces.known.iter();
         known
             .filter(|(key, _)| key.credential == credential)
@@ -375,7 +376,7 @@ impl PageStore {
         let page = Arc::new(page);
         let mut may_be_kept = false;
         let stored = {
-            let _one_at_a_time = self.inserting();
+            let _one_at_a_time = self.inserting.lock();
             if keep == Keep::Overtaken || began.space.dropped_since(began.version) {
                 false
             } else if !allowed {
@@ -410,7 +411,7 @@ impl PageStore {
     }
 
     fn space(&self, key: &SpaceKey, now: Instant) -> Arc<Space> {
-        let mut spaces = self.spaces();
+        let mut spaces = self.spaces.lock();
         if let Some(space) = spaces.known.get(key) {
             return space.clone();
         }
@@ -427,16 +428,6 @@ impl PageStore {
 
     fn rules(&self) -> Guard<Arc<Rules>> {
         self.rules.load()
-    }
-
-    fn spaces(&self) -> MutexGuard<'_, Spaces> {
-        self.spaces.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn inserting(&self) -> MutexGuard<'_, ()> {
-        self.inserting
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 

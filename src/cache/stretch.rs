@@ -4,13 +4,11 @@
 //! change alike, this one shows readers the least age. Pages asked for alike get alike: pages × 60 s / calls a minute.
 
 use std::{
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicU32, AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -58,10 +56,7 @@ impl Demand {
 
     /// Whether it is time to share out again: once in a while is enough, and each time looks at every page.
     pub fn is_due(&self, now: Instant) -> bool {
-        let mut shared_out = self
-            .shared_out
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut shared_out = self.shared_out.lock();
         let due = shared_out.is_none_or(|last| now - last >= SHARE_OUT_EVERY);
         if due {
             *shared_out = Some(now);

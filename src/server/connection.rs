@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     task::Waker,
@@ -10,6 +10,7 @@ use std::{
 };
 
 use http::Version;
+use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, futures::Notified},
     time::Instant,
@@ -166,24 +167,20 @@ impl ConnectionState {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Activity> {
-        self.activity.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     pub(super) fn server(&self) -> &Connections {
         &self.server
     }
 
     /// HTTP may begin: what came before, such as a handshake, had a deadline of its own.
     pub(super) fn opened(&self) {
-        let mut activity = self.lock();
+        let mut activity = self.activity.lock();
         activity.awaited_since = Instant::now();
         activity.idle_since = activity.awaited_since;
     }
 
     /// A request's header is complete; the request lasts until the guard is dropped.
     pub(super) fn request(self: &Arc<Self>, version: Version) -> InFlight {
-        let mut activity = self.lock();
+        let mut activity = self.activity.lock();
         activity.in_flight += 1;
         if activity.awaited != Awaited::Http2Frame {
             activity.awaited = Awaited::Request;
@@ -202,7 +199,7 @@ impl ConnectionState {
 
     fn add_unsent(&self, bytes: u64) {
         let is_too_much = self.server.add_unsent(bytes);
-        let mut activity = self.lock();
+        let mut activity = self.activity.lock();
         if activity.is_written_off {
             self.server.remove_unsent(bytes);
         } else {
@@ -226,7 +223,7 @@ impl ConnectionState {
 
     /// Something was read that ends at `position`.
     pub(super) fn read(&self, position: Position) {
-        let mut activity = self.lock();
+        let mut activity = self.activity.lock();
         match (position, activity.awaited) {
             (Position::Between, _) => activity.awaited = Awaited::Request,
             (Position::Within { is_new: false }, Awaited::Http2Frame)
@@ -240,7 +237,7 @@ impl ConnectionState {
 
     /// Whether the peer takes bytes.
     pub(super) fn set_blocked(&self, is_blocked: bool) {
-        self.lock().blocked_since = is_blocked.then(Instant::now);
+        self.activity.lock().blocked_since = is_blocked.then(Instant::now);
     }
 
     /// Bytes of an answer wait to be sent, of which nobody else holds `own`; returns where they are followed.
@@ -248,7 +245,7 @@ impl ConnectionState {
         if own > 0 {
             self.add_unsent(own);
         }
-        let mut activity = self.lock();
+        let mut activity = self.activity.lock();
         if is_refusal {
             activity.refusals.made += 1;
             if activity.refusals.are_too_many(activity.refusals.made) {
@@ -260,12 +257,12 @@ impl ConnectionState {
 
     /// Some of the bytes at `slot` were written.
     pub(super) fn moved(&self, slot: usize) {
-        self.lock().waiting[slot] = Some(Instant::now());
+        self.activity.lock().waiting[slot] = Some(Instant::now());
     }
 
     /// What [`ConnectionState::hand`] was told of has been written, or never will be.
     pub(super) fn left(&self, slot: usize, own: u64, is_refusal: bool) {
-        let mut activity = self.lock();
+        let mut activity = self.activity.lock();
         activity.waiting[slot] = None;
         activity.refusals.left += u64::from(is_refusal);
         self.remove_unsent(&mut activity, own);
@@ -273,7 +270,7 @@ impl ConnectionState {
 
     /// Whether a request may be begun; else the waker is called once one may.
     pub(super) fn may_begin(&self, waker: &Waker) -> bool {
-        let mut activity = self.lock();
+        let mut activity = self.activity.lock();
         let may = activity.unsent <= MAX_WAITING_BYTES;
         if !may {
             activity.held.push(waker.clone());
@@ -283,7 +280,7 @@ impl ConnectionState {
 
     /// Whether answers are under way, so that the end of what the peer sends is to be read later; then the waker is called.
     pub(super) fn is_busy_for(&self, reader: &Waker) -> bool {
-        let mut activity = self.lock();
+        let mut activity = self.activity.lock();
         let is_busy = activity.is_busy();
         if is_busy {
             activity.reader = Some(reader.clone());
@@ -292,27 +289,27 @@ impl ConnectionState {
     }
 
     pub(super) fn is_busy(&self) -> bool {
-        self.lock().is_busy()
+        self.activity.lock().is_busy()
     }
 
     /// Since when it has nothing under way, unless it was told to end.
     pub(super) fn idle_since(&self) -> Option<Instant> {
-        let activity = self.lock();
+        let activity = self.activity.lock();
         let is_idle = !activity.is_busy() && !activity.is_leaving && activity.end.is_none();
         is_idle.then_some(activity.idle_since)
     }
 
     pub(super) fn unsent(&self) -> u64 {
-        self.lock().unsent
+        self.activity.lock().unsent
     }
 
     pub(super) fn refusals(&self) -> Refusals {
-        self.lock().refusals
+        self.activity.lock().refusals
     }
 
     /// Has the connection end, and counts its bytes no longer; returns how many there were.
     pub(super) fn write_off(&self) -> u64 {
-        let mut activity = self.lock();
+        let mut activity = self.activity.lock();
         activity.is_written_off = true;
         activity.end = Some(End::UnsentBytes);
         self.told.notify_one();
@@ -321,7 +318,7 @@ impl ConnectionState {
 
     /// Has the connection end.
     pub(super) fn tell(&self, end: End) {
-        let mut activity = self.lock();
+        let mut activity = self.activity.lock();
         activity.end = Some(end);
         activity.is_leaving = true;
         drop(activity);
@@ -335,7 +332,7 @@ impl ConnectionState {
 
     /// What the connection was told, once.
     pub(super) fn take_told(&self) -> Option<End> {
-        self.lock().end.take()
+        self.activity.lock().end.take()
     }
 
     /// How long until something may be due.
@@ -344,12 +341,12 @@ impl ConnectionState {
     ///
     /// Returns what is due now.
     pub(super) fn due(&self, timeouts: &ConnectionTimeouts) -> Result<Duration, End> {
-        self.lock().due(timeouts, Instant::now())
+        self.activity.lock().due(timeouts, Instant::now())
     }
 
     /// Has a 408 written if the header of an HTTP/1 request has begun; returns whether it has.
     pub(super) fn refuse_late(&self) -> bool {
-        let has_begun = self.lock().awaited == Awaited::Http1Header;
+        let has_begun = self.activity.lock().awaited == Awaited::Http1Header;
         self.is_late.store(has_begun, Ordering::Release);
         has_begun
     }
@@ -427,7 +424,7 @@ impl InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        let mut activity = self.state.lock();
+        let mut activity = self.state.activity.lock();
         activity.in_flight -= 1;
         if self.is_http2 {
             self.state.remove_unsent(&mut activity, STREAM_BYTES);

@@ -3,12 +3,13 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, futures::OwnedNotified},
     time::Instant,
@@ -55,13 +56,13 @@ impl Connections {
     pub(super) fn open(self: &Arc<Self>, closing: Arc<AtomicBool>) -> Open {
         let state = Arc::new(ConnectionState::new(self.clone(), closing));
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        self.lock().insert(id, state.clone());
+        self.open.lock().insert(id, state.clone());
         Open { id, state }
     }
 
     /// Tells every connection.
     pub(super) fn tell_all(&self, end: End) {
-        for state in self.lock().values() {
+        for state in self.open.lock().values() {
             state.tell(end);
         }
     }
@@ -69,7 +70,7 @@ impl Connections {
     /// Ends those that have been idle for longest: one, and where there are many a few more.
     pub(super) fn give_way(&self) {
         let now = Instant::now();
-        let open = self.lock();
+        let open = self.open.lock();
         let mut idle: Vec<_> = open
             .values()
             .filter_map(|state| Some((state.idle_since()?, state)))
@@ -126,7 +127,7 @@ impl Connections {
 
     /// Ends the connections on which most waits until the rest is within the bound.
     pub(super) fn shed_unsent(&self) {
-        let open = self.lock();
+        let open = self.open.lock();
         while self.unsent.load(Ordering::Relaxed) > self.max_unsent {
             let most = open.values().max_by_key(|state| state.unsent());
             match most.map_or(0, |state| state.write_off()) {
@@ -134,10 +135,6 @@ impl Connections {
                 freed => self.remove_unsent(freed),
             }
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<ConnectionState>>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -149,7 +146,7 @@ pub(super) struct Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.state.server().lock().remove(&self.id);
+        self.state.server().open.lock().remove(&self.id);
     }
 }
 
@@ -234,6 +231,6 @@ mod tests {
         open.state.left(second, 30, false);
         drop(open);
         assert_eq!(connections.unsent.load(Ordering::Relaxed), 0);
-        assert!(connections.lock().is_empty());
+        assert!(connections.open.lock().is_empty());
     }
 }

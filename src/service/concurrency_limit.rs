@@ -6,13 +6,14 @@ use std::{
     collections::{BTreeMap, HashMap},
     future::poll_fn,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
 };
 
 use futures_util::task::AtomicWaker;
+use parking_lot::Mutex;
 
 use crate::telemetry::metrics::Account;
 
@@ -79,16 +80,12 @@ impl ConcurrencyLimit {
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, next)
             .is_ok();
         // One that is given away stays taken.
-        let is_ours = is_free || self.waiting().give_way_to(account);
+        let is_ours = is_free || self.waiting.lock().give_way_to(account);
         is_ours.then(|| Permit {
             limit: self.clone(),
             account: account.clone(),
             state: State::Running,
         })
-    }
-
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -170,7 +167,7 @@ impl Permit {
     /// As [`Permit::given_away`].
     pub fn poll_given_away(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if matches!(self.state, State::Running) {
-            let (id, ticket) = self.limit.waiting().add(&self.account);
+            let (id, ticket) = self.limit.waiting.lock().add(&self.account);
             self.state = State::Waiting(id, ticket);
         }
         if let State::Waiting(_, ticket) = &self.state {
@@ -192,7 +189,7 @@ impl Permit {
 
     fn stop_waiting(&mut self) {
         if let State::Waiting(id, _) = self.state {
-            let is_ours = self.limit.waiting().remove(self.account.client(), id);
+            let is_ours = self.limit.waiting.lock().remove(self.account.client(), id);
             self.state = if is_ours {
                 State::Running
             } else {

@@ -6,12 +6,13 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Weak},
     time::Duration,
 };
 
 use arc_swap::ArcSwap;
 use compact_str::CompactString;
+use parking_lot::Mutex;
 use redis::Script;
 use tokio::sync::Notify;
 
@@ -153,7 +154,7 @@ impl SecondTier {
 
     /// Remembers what `key` is called; those are let go that the caller does not know.
     fn remember(&self, space: &str, key: &SpaceKey, knows: impl Fn(&SpaceKey) -> bool) {
-        let mut spaces = lock(&self.spaces);
+        let mut spaces = self.spaces.lock();
         if spaces.known.get(space) == Some(key) {
             return;
         }
@@ -182,7 +183,7 @@ impl SecondTier {
 
     /// The space that others call so.
     pub(super) fn space(&self, name: &str) -> Option<SpaceKey> {
-        lock(&self.spaces).known.get(name).cloned()
+        self.spaces.lock().known.get(name).cloned()
     }
 
     /// Looks for a page and for the state of its space, which begins with `generation` where nobody knows of another.
@@ -255,7 +256,7 @@ impl SecondTier {
 
     /// Is told when who fills the page has ended.
     pub(super) fn listen(&self, names: &Names) -> Arc<Notify> {
-        let mut waiting = lock(&self.waiting);
+        let mut waiting = self.waiting.lock();
         if let Some(known) = waiting.get(&names.page).and_then(Weak::upgrade) {
             return known;
         }
@@ -268,7 +269,7 @@ impl SecondTier {
 
     /// Wakes who waits for `page`.
     pub(super) fn filled(&self, page: &str) {
-        if let Some(told) = lock(&self.waiting).get(page).and_then(Weak::upgrade) {
+        if let Some(told) = self.waiting.lock().get(page).and_then(Weak::upgrade) {
             told.notify_waiters();
         }
     }
@@ -453,10 +454,6 @@ fn mark(space: &str, era: Era, epoch: Nonce, generation: Nonce) -> Mark {
 
 fn ms(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -7,12 +7,13 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use redis::Script;
 use tokio::{runtime::Handle, time::Instant};
 
@@ -231,7 +232,12 @@ impl Calls {
         let now = Instant::now();
         let lease = i64::try_from(ms(LEASE)).unwrap_or(i64::MAX);
         let elapsed = |at: Instant| i64::try_from(ms(now - at)).unwrap_or(i64::MAX);
-        let made: Vec<_> = self.lock().iter().map(|(id, made)| (*id, *made)).collect();
+        let made: Vec<_> = self
+            .made
+            .lock()
+            .iter()
+            .map(|(id, made)| (*id, *made))
+            .collect();
         if made.is_empty() {
             return Ok(());
         }
@@ -249,7 +255,7 @@ impl Calls {
     fn begin(self: &Arc<Self>) -> SharedCall {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let now = Instant::now();
-        let mut made = self.lock();
+        let mut made = self.made.lock();
         made.retain(|_, made| match made {
             Made::Since(_) => true,
             Made::EndedAt(ended) => now - *ended < MINUTE,
@@ -272,10 +278,6 @@ impl Calls {
             // Outside a runtime the process ends.
             let _ = runtime.map(|runtime| runtime.spawn(task));
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Made>> {
-        self.made.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -312,7 +314,7 @@ impl SharedCall {
 
 impl Drop for SharedCall {
     fn drop(&mut self) {
-        let mut made = self.calls.lock();
+        let mut made = self.calls.made.lock();
         if !self.is_made {
             made.remove(&self.id);
             return;

@@ -1,11 +1,8 @@
 //! Dials a Redis: TCP, TLS where the address asks for it, and the handshake.
 
-use std::{
-    io,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{io, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use redis::{
     AsyncConnectionConfig, ProtocolVersion, PushInfo, RedisConnectionInfo, RedisError,
     aio::{MultiplexedConnection, SendError},
@@ -108,7 +105,7 @@ async fn greet(
     // A push that finds no room is lost, and ends them all: what it said must be found out by connecting anew.
     let pushes = Mutex::new(Some(pushes));
     let take = move |push: PushInfo| {
-        let mut pushes = pushes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pushes = pushes.lock();
         let sent = pushes.as_ref().map(|pushes| pushes.try_send(push));
         match sent {
             Some(Ok(())) => Ok(()),

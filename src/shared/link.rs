@@ -5,7 +5,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicI64, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -13,6 +13,7 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
 use redis::{
     FromRedisValue, Msg, PushInfo, PushKind, RedisError, Script, ScriptInvocation,
     aio::MultiplexedConnection,
@@ -146,11 +147,7 @@ pub struct Session {
 
 impl Live {
     fn era(&self) -> Era {
-        *self.lock_era()
-    }
-
-    fn lock_era(&self) -> MutexGuard<'_, Era> {
-        self.era.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.era.lock()
     }
 }
 
@@ -245,7 +242,7 @@ impl Link {
 
     #[must_use]
     pub fn health(&self) -> Health {
-        self.standing().health
+        self.standing.lock().health
     }
 
     /// The era of the connection there is.
@@ -257,16 +254,16 @@ impl Link {
     /// Goes by another purge: everything of before is dropped here.
     pub fn purged(&self, purge: Nonce) {
         if let Some(live) = self.live.load_full() {
-            let mut era = live.lock_era();
+            let mut era = live.era.lock();
             era.purge = purge;
-            self.standing().last_era = Some(*era);
+            self.standing.lock().last_era = Some(*era);
         }
     }
 
     /// When a connection was lost last, and whether Redis has forgotten since what was done by then.
     #[must_use]
     pub fn lost(&self) -> Option<(Instant, bool)> {
-        self.standing().lost
+        self.standing.lock().lost
     }
 
     /// Redis' clock, in Unix milliseconds: the one that replicas go by, whatever their own say.
@@ -324,7 +321,7 @@ impl Link {
             return;
         }
         let now = Instant::now();
-        let mut standing = self.standing();
+        let mut standing = self.standing.lock();
         standing.health = Health {
             is_up: false,
             since: now,
@@ -418,7 +415,7 @@ impl Link {
         let (connection, era) = tokio::time::timeout(CONNECT_TIMEOUT, connecting)
             .await
             .unwrap_or(Err(DialError::Timeout(CONNECT_TIMEOUT)))?;
-        let before = self.standing().last_era;
+        let before = self.standing.lock().last_era;
         let session = Session {
             commands: connection.commands.clone(),
             era,
@@ -454,7 +451,7 @@ impl Link {
     /// Asks for the era in force, or begins one where there is none: what this replica knows of as purged stays so.
     async fn hello(&self, connection: &mut Connection) -> Result<Era, DialError> {
         let script = Script::new(HELLO);
-        let before = self.standing().last_era;
+        let before = self.standing.lock().last_era;
         let mut hello = script.key(self.era_key());
         hello
             .arg(Nonce::fresh())
@@ -475,7 +472,7 @@ impl Link {
     }
 
     fn connected(&self, live: &Arc<Live>, before: Option<Era>) {
-        let mut standing = self.standing();
+        let mut standing = self.standing.lock();
         let down_for = standing.health.since.elapsed();
         standing.health = Health {
             is_up: true,
@@ -545,10 +542,6 @@ impl Link {
         if birth != Some(era.birth) || is_unheard && was_unheard {
             self.give_up(live, "another era");
         }
-    }
-
-    fn standing(&self) -> MutexGuard<'_, Standing> {
-        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

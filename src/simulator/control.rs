@@ -3,8 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use super::{
-    Fault, RecordedRequest, Scripted, Shared, answer::refusal_body, lock, paging::TaskQuery,
-    quota::Quota,
+    Fault, RecordedRequest, Scripted, Shared, answer::refusal_body, paging::TaskQuery, quota::Quota,
 };
 
 /// A handle on a running simulator; clones are handles on the same one.
@@ -16,11 +15,13 @@ pub struct Control(pub(super) Arc<Shared>);
 impl Control {
     /// Returns how many tasks requests have arrived, POSTs apart.
     pub fn requests(&self) -> u64 {
-        lock(&self.0.ledger).requests
+        self.0.ledger.lock().requests
     }
 
     pub fn requests_to(&self, space: &str) -> u64 {
-        lock(&self.0.ledger)
+        self.0
+            .ledger
+            .lock()
             .by_space
             .get(space)
             .copied()
@@ -29,26 +30,26 @@ impl Control {
 
     /// Returns how many POSTs, each of which would have created a task, have arrived at the tasks routes.
     pub fn posts(&self) -> u64 {
-        lock(&self.0.ledger).posts
+        self.0.ledger.lock().posts
     }
 
     /// Returns how many tasks requests await their answer, those that wait for a slot included.
     pub fn in_flight(&self) -> usize {
-        lock(&self.0.ledger).in_flight
+        self.0.ledger.lock().in_flight
     }
 
     pub fn max_in_flight(&self) -> usize {
-        lock(&self.0.ledger).max_in_flight
+        self.0.ledger.lock().max_in_flight
     }
 
     /// Returns how often each fault has struck, by the fault's name.
     pub fn struck(&self) -> BTreeMap<&'static str, u64> {
-        lock(&self.0.ledger).by_fault.clone()
+        self.0.ledger.lock().by_fault.clone()
     }
 
     /// Returns the newest requests to any path but `/__stats`, as many as [`super::Options::recorded`] says, oldest first.
     pub fn recorded(&self) -> Vec<RecordedRequest> {
-        lock(&self.0.ledger).recorded.iter().cloned().collect()
+        self.0.ledger.lock().recorded.iter().cloned().collect()
     }
 
     /// Waits until at least `count` tasks requests have arrived since the start.
@@ -65,71 +66,75 @@ impl Control {
     }
 
     pub fn set_faults(&self, faults: Vec<Fault>) {
-        lock(&self.0.settings).faults = faults;
+        self.0.settings.lock().faults = faults;
     }
 
     pub fn set_latency(&self, latency: Duration) {
-        lock(&self.0.settings).latency = latency;
+        self.0.settings.lock().latency = latency;
     }
 
     /// Sets how many seconds the upstream's clock is ahead of this machine's, as its `Date` tells; negative: behind.
     pub fn set_clock_skew(&self, seconds: i64) {
-        lock(&self.0.settings).clock_skew = seconds;
+        self.0.settings.lock().clock_skew = seconds;
     }
 
     /// Sets the calls a minute for each token and forgets those already made.
     pub fn set_quota(&self, per_minute: Option<u32>) {
-        *lock(&self.0.quota) = Quota::new(per_minute);
+        *self.0.quota.lock() = Quota::new(per_minute);
     }
 
     /// Has the next tasks requests for `space` answered by `answers` in turn; the last repeats, none ends it.
     ///
     /// Scripted answers go before faults, tokens and roles; a quota and a hold still apply.
     pub fn script(&self, space: &str, answers: Vec<Scripted>) {
-        lock(&self.0.scripts).set(space, answers);
+        self.0.scripts.lock().set(space, answers);
     }
 
     /// Returns the body, byte for byte, that the space's own organization would be answered now.
     pub fn expect_page(&self, space: &str, page: u64, size: u64) -> Vec<u8> {
-        let answer = lock(&self.0.world).own_page(space, &TaskQuery::page(page, size));
+        let answer = self
+            .0
+            .world
+            .lock()
+            .own_page(space, &TaskQuery::page(page, size));
         answer.unwrap_or_else(|refusal| refusal_body(refusal).into_bytes())
     }
 
     /// Returns the ids of the space's tasks, newest first.
     pub fn task_ids(&self, space: &str) -> Vec<String> {
-        lock(&self.0.world).task_ids(space)
+        self.0.world.lock().task_ids(space)
     }
 
     /// Adds a pending task, which moves every later page by one.
     pub fn add_task(&self, space: &str) {
-        lock(&self.0.world).add_task(space);
+        self.0.world.lock().add_task(space);
     }
 
     pub fn set_status(&self, space: &str, task_id: &str, status: &str) {
-        lock(&self.0.world).set_status(space, task_id, status);
+        self.0.world.lock().set_status(space, task_id, status);
     }
 
     pub fn remove_task(&self, space: &str, task_id: &str) {
-        lock(&self.0.world).remove_task(space, task_id);
+        self.0.world.lock().remove_task(space, task_id);
     }
 
     /// Takes everybody's role in the space away.
     pub fn revoke_space(&self, space: &str) {
-        lock(&self.0.world).revoke_space(space);
+        self.0.world.lock().revoke_space(space);
     }
 
     /// Undoes [`Self::revoke_space`].
     pub fn grant_space(&self, space: &str) {
-        lock(&self.0.world).grant_space(space);
+        self.0.world.lock().grant_space(space);
     }
 
     pub fn revoke_token(&self, token: &str) {
-        lock(&self.0.world).revoke_token(token);
+        self.0.world.lock().revoke_token(token);
     }
 
     /// Makes a token valid: a revoked one as before, an expired or unknown one as a full token of acme.
     pub fn allow_token(&self, token: &str) {
-        lock(&self.0.world).allow_token(token);
+        self.0.world.lock().allow_token(token);
     }
 }
 

@@ -12,17 +12,18 @@ use std::{
     convert::Infallible,
     io,
     net::{Ipv4Addr, SocketAddr},
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
     task::JoinHandle,
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{Running, lock, random::SplitMix64};
+use super::{Running, random::SplitMix64};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: u32 = 1024;
@@ -126,19 +127,19 @@ pub struct ProxyControl(Arc<Shared>);
 impl ProxyControl {
     /// Has the next connections meet these in turn, `None` being none; those after them meet the steady faults.
     pub fn script(&self, faults: impl IntoIterator<Item = Option<WireFault>>) {
-        lock(&self.0.plan).script = faults.into_iter().collect();
+        self.0.plan.lock().script = faults.into_iter().collect();
     }
 
     /// Sets the faults of every connection that no script speaks of, each with its share of them from 0 to 1.
     ///
     /// They are drawn in this order, and the first that strikes wins. None: every connection passes.
     pub fn set_faults(&self, faults: Vec<(WireFault, f64)>) {
-        lock(&self.0.plan).faults = faults;
+        self.0.plan.lock().faults = faults;
     }
 
     /// Starts chance anew from `seed`.
     pub fn set_seed(&self, seed: u64) {
-        lock(&self.0.plan).random = SplitMix64::new(seed);
+        self.0.plan.lock().random = SplitMix64::new(seed);
     }
 
     /// Closes the listener: from then on connections are refused. The port stays ours, and connections that are open stay so.
@@ -147,7 +148,7 @@ impl ProxyControl {
             accepting.abort();
             // Aborted or ended with the proxy: either way the listener is gone.
             let _ = accepting.await;
-            lock(&self.0.plan).count("refuse");
+            self.0.plan.lock().count("refuse");
         }
     }
 
@@ -172,7 +173,7 @@ impl ProxyControl {
     /// Returns how many connections were accepted.
     #[must_use]
     pub fn connections(&self) -> u64 {
-        lock(&self.0.plan).connections
+        self.0.plan.lock().connections
     }
 
     /// Returns how many connections are open.
@@ -184,7 +185,7 @@ impl ProxyControl {
     /// Returns how often each fault has struck, and how often the listener was closed.
     #[must_use]
     pub fn injected(&self) -> BTreeMap<&'static str, u64> {
-        lock(&self.0.plan).injected.clone()
+        self.0.plan.lock().injected.clone()
     }
 }
 
@@ -219,7 +220,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) -> Infallible {
 
 impl Shared {
     fn take(&self, client: TcpStream) {
-        let fault = lock(&self.plan).next();
+        let fault = self.plan.lock().next();
         let relaying = relay::connection(client, fault, self.upstream);
         // A broken connection is what this is for.
         self.running

@@ -9,7 +9,7 @@ use http::{Method, request::Parts};
 use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{FaultKind, Shared, lock};
+use super::{FaultKind, Shared};
 
 /// A request as it arrived; header names are in lower case.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -102,7 +102,7 @@ pub(super) struct Flight(Arc<Shared>);
 impl Flight {
     /// Counts an arrival and wakes who waits for it.
     pub(super) fn begin(shared: &Arc<Shared>, method: &Method, space: &str, token: &str) -> Self {
-        let mut ledger = lock(&shared.ledger);
+        let mut ledger = shared.ledger.lock();
         ledger.arrive(method, space, token);
         let requests = ledger.requests;
         // Sent under the lock: two arrivals must not overtake each other.
@@ -113,7 +113,7 @@ impl Flight {
 
 impl Drop for Flight {
     fn drop(&mut self) {
-        lock(&self.0.ledger).in_flight -= 1;
+        self.0.ledger.lock().in_flight -= 1;
     }
 }
 

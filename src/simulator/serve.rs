@@ -17,7 +17,6 @@ use super::{
     answer::{Answer, Language},
     body::Body,
     ledger::{Busy, Flight},
-    lock,
     paging::TaskQuery,
     world::Unauthorized,
 };
@@ -71,7 +70,7 @@ async fn respond(
     if parts.uri.path() == "/__stats" {
         return Ok(stats(&shared).into_response());
     }
-    lock(&shared.ledger).record(&parts, shared.recorded);
+    shared.ledger.lock().record(&parts, shared.recorded);
     let answer = match tasks_route(parts.uri.path()) {
         Some(route) => tasks(&shared, &route, &parts).await,
         None => Ok(Answer::not_found()),
@@ -79,9 +78,9 @@ async fn respond(
     let outcome = answer.as_ref().map_or("dropped".to_owned(), |answer| {
         answer.status.as_u16().to_string()
     });
-    lock(&shared.ledger).answered(outcome);
+    shared.ledger.lock().answered(outcome);
     let mut response = answer?.into_response();
-    let skewed = lock(&shared.settings).skewed_date();
+    let skewed = shared.settings.lock().skewed_date();
     if let Some(date) = skewed.and_then(|date| HeaderValue::try_from(date).ok()) {
         response.headers_mut().insert(header::DATE, date);
     }
@@ -94,7 +93,7 @@ async fn respond(
 }
 
 fn stats(shared: &Shared) -> Answer {
-    match serde_json::to_vec(&*lock(&shared.ledger)) {
+    match serde_json::to_vec(&*shared.ledger.lock()) {
         Ok(body) => Answer::json(StatusCode::OK, body),
         Err(_) => Answer::server_error(),
     }
@@ -134,7 +133,7 @@ async fn tasks(
     let token = api_token(&parts.headers);
     let flight = Flight::begin(shared, &parts.method, route.space, token);
     shared.released().await;
-    let standing = lock(&shared.quota).spend(token);
+    let standing = shared.quota.lock().spend(token);
     let answer = match standing {
         Some(standing) if standing.exceeded => {
             Answer::too_many_requests(standing.renewed_in.as_secs().max(1))
@@ -173,21 +172,21 @@ async fn in_slot(
         _slot: slot,
         _flight: flight,
     };
-    let delay = lock(&shared.settings).delay();
+    let delay = shared.settings.lock().delay();
     if !delay.is_zero() {
         tokio::time::sleep(delay).await;
     }
-    let scripted = lock(&shared.scripts).next(route.space);
+    let scripted = shared.scripts.lock().next(route.space);
     if let Some(scripted) = scripted {
         return Ok(scripted.into_answer());
     }
     let fault = match parts.method {
-        Method::GET | Method::HEAD => lock(&shared.settings).strike(),
+        Method::GET | Method::HEAD => shared.settings.lock().strike(),
         _ => None,
     };
     match fault {
         Some(kind) => {
-            lock(&shared.ledger).struck(kind);
+            shared.ledger.lock().struck(kind);
             faulty(kind, shared, route, parts, busy).await
         }
         None => Ok(truthful(shared, route, parts)),
@@ -237,7 +236,7 @@ fn truthful(shared: &Shared, route: &TasksRoute<'_>, parts: &Parts) -> Answer {
     if !accepts_json(&parts.headers) {
         return Answer::not_acceptable();
     }
-    let world = lock(&shared.world);
+    let world = shared.world.lock();
     let holder = match world.authenticate(authorization(&parts.headers)) {
         Ok(holder) => holder,
         Err(reason) => return Answer::unauthorized(reason, language),

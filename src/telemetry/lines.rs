@@ -7,7 +7,7 @@ use std::{
     io::{self, Write},
     mem,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
         mpsc,
     },
@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use parking_lot::{Condvar, Mutex};
 use tracing_subscriber::fmt::MakeWriter;
 
 /// Bytes that may wait to be written: some 8,000 lines of the access log.
@@ -107,7 +108,7 @@ impl<'a> MakeWriter<'a> for Lines {
 
 impl Queue {
     fn push(&self, line: &[u8]) {
-        let mut waiting = self.waiting();
+        let mut waiting = self.waiting.lock();
         let before = waiting.bytes.len();
         let after = before + line.len();
         if after > MOST {
@@ -137,16 +138,11 @@ impl Queue {
     fn take(&self, batch: &mut Vec<u8>) -> bool {
         let is_idle = |waiting: &mut Waiting| waiting.bytes.is_empty() && !waiting.is_over;
         let gathers = |waiting: &mut Waiting| waiting.bytes.len() < BATCH && !waiting.is_over;
-        let waiting = self.come.wait_while(self.waiting(), is_idle);
-        let waiting = waiting.unwrap_or_else(PoisonError::into_inner);
-        let waiting = self.come.wait_timeout_while(waiting, GATHER, gathers);
-        let (mut waiting, _) = waiting.unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.waiting.lock();
+        self.come.wait_while(&mut waiting, is_idle);
+        self.come.wait_while_for(&mut waiting, gathers, GATHER);
         mem::swap(&mut waiting.bytes, batch);
         !batch.is_empty()
-    }
-
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -167,7 +163,7 @@ fn write_batch<'a>(sink: &mut impl Write, batch: &'a [u8]) -> &'a [u8] {
 
 impl Drop for LogWriter {
     fn drop(&mut self) {
-        self.queue.waiting().is_over = true;
+        self.queue.waiting.lock().is_over = true;
         self.queue.come.notify_one();
         // Whoever reads the log may have stopped.
         let _ = self.ended.recv_timeout(PATIENCE);
@@ -190,7 +186,7 @@ mod tests {
             let _ = self.come.send(());
             // An error is leave for all that follow.
             let _ = self.may.recv();
-            self.written.lock().unwrap().extend_from_slice(batch);
+            self.written.lock().extend_from_slice(batch);
             Ok(batch.len())
         }
 
@@ -225,7 +221,7 @@ mod tests {
         assert_eq!(lines.lost(), 3);
         drop(allow);
         drop(writer);
-        assert_eq!(written.lock().unwrap().len(), 1 + MOST);
+        assert_eq!(written.lock().len(), 1 + MOST);
     }
 
     #[test]
@@ -274,6 +270,6 @@ mod tests {
         }
         drop(writer);
         assert_eq!(lines.lost(), 0);
-        assert!(*written.lock().unwrap() == expected);
+        assert!(*written.lock() == expected);
     }
 }

@@ -4,13 +4,14 @@ use std::{
     collections::BTreeSet,
     fmt,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use http::StatusCode;
+use parking_lot::Mutex;
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text},
     metrics::{
@@ -743,10 +744,7 @@ impl Metrics {
     /// Gives each of `credentials` its samples, and takes away those of all others.
     pub fn set_credentials<'a>(&self, credentials: impl IntoIterator<Item = &'a str>) {
         let now: BTreeSet<String> = credentials.into_iter().map(str::to_owned).collect();
-        let mut known = self
-            .credentials
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.credentials.lock();
         for credential in known.difference(&now) {
             self.remove_credential(credential);
         }

@@ -5,12 +5,13 @@
 
 use std::{
     future::ready,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, OnceLock},
     task::{Context, Poll},
     time::Duration,
 };
 
 use futures_util::future::BoxFuture;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{
     sync::{Notify, futures::OwnedNotified},
     time::Instant,
@@ -184,7 +185,7 @@ impl Circuit {
     fn leave_alone(&self, pause: Duration) -> bool {
         let since = Instant::now();
         let until = since + pause.min(LONGEST_LEFT_ALONE);
-        let mut left_alone = self.lock_left_alone();
+        let mut left_alone = self.left_alone.lock();
         let before = left_alone.filter(|alone| alone.until > since);
         *left_alone = Some(LeftAlone {
             since: before.map_or(since, |before| before.since),
@@ -196,18 +197,12 @@ impl Circuit {
     }
 
     fn left_alone(&self, now: Instant) -> Option<LeftAlone> {
-        self.lock_left_alone().filter(|alone| alone.until > now)
-    }
-
-    fn lock_left_alone(&self) -> MutexGuard<'_, Option<LeftAlone>> {
-        self.left_alone
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.left_alone.lock().filter(|alone| alone.until > now)
     }
 
     fn breaker(&self) -> Option<MutexGuard<'_, Breaker>> {
         let breaker = self.breaker.as_ref()?;
-        Some(breaker.lock().unwrap_or_else(PoisonError::into_inner))
+        Some(breaker.lock())
     }
 }
 

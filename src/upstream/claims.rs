@@ -1,7 +1,8 @@
 //! For whom a call is made: who began its fill, and whoever joined it since.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::Urgency;
@@ -40,7 +41,7 @@ impl Claims {
 
     /// Adds a claim; of two of one client the more urgent counts.
     pub fn add(&self, claim: Claim) {
-        let mut list = self.lock();
+        let mut list = self.shared.list.lock();
         match list.iter_mut().find(|held| held.client == claim.client) {
             Some(held) if held.urgency <= claim.urgency => return,
             Some(held) => *held = claim,
@@ -70,7 +71,7 @@ impl Claims {
     /// The claims there are now.
     #[must_use]
     pub fn present(&self) -> Vec<Claim> {
-        let mut present = self.lock().clone();
+        let mut present = self.shared.list.lock().clone();
         if self.is_retry {
             for claim in &mut present {
                 claim.urgency = claim.urgency.of_a_retry();
@@ -87,13 +88,6 @@ impl Claims {
     /// Waits until there is something to look at. One at a time may wait: a fill stands in one line at once.
     pub(super) async fn told(&self) {
         self.shared.news.notified().await;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<Claim>> {
-        self.shared
-            .list
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -5,7 +5,7 @@
 use std::{
     mem,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU32, Ordering},
     },
     task::{Context, Poll},
@@ -20,6 +20,7 @@ use http::{
         ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, AUTHORIZATION, IF_MODIFIED_SINCE, IF_NONE_MATCH,
     },
 };
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use tower::Service;
 use url::Url;
@@ -95,17 +96,13 @@ pub struct LastError(Arc<Mutex<Option<(UpstreamError, u32)>>>);
 impl LastError {
     /// Notes `error`, with which the last of `calls` ended.
     pub(super) fn note(&self, error: &UpstreamError, calls: &Calls) {
-        *self.lock() = Some((error.clone(), calls.count()));
+        *self.0.lock() = Some((error.clone(), calls.count()));
     }
 
     /// The noted error where none of `calls` was made since: of a try that was never made there is nothing to tell.
     pub(super) fn of_no_try_since(&self, calls: &Calls) -> Option<UpstreamError> {
-        let noted = self.lock().clone();
+        let noted = self.0.lock().clone();
         noted.and_then(|(error, then)| (then == calls.count()).then_some(error))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<(UpstreamError, u32)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -208,7 +205,7 @@ impl Connections {
     /// The client to ask with now. A pool knows no age: it goes as a whole, idle connections at once and the others with their calls. TLS sessions
     /// outlive it.
     fn client(&self) -> reqwest::Client {
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.current.lock();
         let now = Instant::now();
         if now - current.1 >= self.max_age
             && let Ok(fresh) =

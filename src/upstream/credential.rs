@@ -4,13 +4,14 @@ use std::{
     collections::{BTreeMap, HashMap},
     fmt,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use http::HeaderValue;
+use parking_lot::Mutex;
 use secrecy::ExposeSecret;
 use tokio::{
     sync::{Notify, futures::OwnedNotified},
@@ -142,7 +143,7 @@ impl Credential {
     /// Since when that is so.
     #[must_use]
     pub fn refused_or_not_since(&self) -> Instant {
-        self.standing.times().refused_or_not_since
+        self.standing.times.lock().refused_or_not_since
     }
 
     /// As `gateway_credential_state` shows it.
@@ -205,13 +206,13 @@ impl Credential {
 
     /// What `act` gives, unless other tokens are in force; none are put in force meanwhile.
     fn while_in_force<T>(&self, act: impl FnOnce(&mut Times) -> T) -> Option<T> {
-        let mut times = self.standing.times();
+        let mut times = self.standing.times.lock();
         self.is_in_force().then(|| act(&mut times))
     }
 
     #[must_use]
     pub fn is_held(&self, now: Instant) -> bool {
-        let held_until = self.standing.times().held_until;
+        let held_until = self.standing.times.lock().held_until;
         held_until.is_some_and(|until| until > now)
     }
 
@@ -241,14 +242,10 @@ impl Standing {
 
     /// Hears only the pair `token_pair` from now on. A new pair is asked with at once: the operator may just have mended it.
     fn put_in_force(&self, token_pair: u64) {
-        let mut times = self.times();
+        let mut times = self.times.lock();
         if self.in_force.swap(token_pair, Ordering::AcqRel) != token_pair {
             times.held_until = None;
         }
-    }
-
-    fn times(&self) -> MutexGuard<'_, Times> {
-        self.times.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

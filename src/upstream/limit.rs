@@ -2,11 +2,12 @@
 
 use std::{
     ops::ControlFlow,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Poll},
 };
 
 use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
 use tower::{Layer, Service};
 
 use super::{
@@ -63,13 +64,9 @@ impl Slots {
     }
 
     fn take(self: &Arc<Self>) -> Option<Slot> {
-        let mut free = self.free();
+        let mut free = self.free.lock();
         *free = free.checked_sub(1)?;
         Some(Slot(self.clone()))
-    }
-
-    fn free(&self) -> MutexGuard<'_, usize> {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -78,7 +75,7 @@ struct Slot(Arc<Slots>);
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        *self.0.free() += 1;
+        *self.0.free.lock() += 1;
         self.0.line.wake();
     }
 }

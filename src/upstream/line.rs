@@ -6,9 +6,11 @@ use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     ops::ControlFlow,
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
+
+use parking_lot::Mutex;
 
 use super::{Claim, Claims, Urgency};
 
@@ -118,7 +120,7 @@ impl Line {
 
     /// Has whose turn it is look again.
     pub(super) fn wake(&self) {
-        self.lock().tell_first();
+        self.state.lock().tell_first();
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -127,20 +129,20 @@ impl Line {
 
     /// How many wait.
     pub(super) fn len(&self) -> usize {
-        self.lock().tickets.len()
+        self.state.lock().tickets.len()
     }
 
     /// How many would be served before `claims` if they came now.
     pub(super) fn ahead_of(&self, claims: &Claims) -> usize {
         // Played through on a copy: what several want leaves several queues at once, which no sum of lengths tells.
-        let mut rehearsal = self.lock().clone();
+        let mut rehearsal = self.state.lock().clone();
         let ours = rehearsal.add(claims, &claims.present());
         rehearsal.count_before(ours)
     }
 
     fn join(&self, claims: &Claims) -> Result<Place<'_>, TurnedAway> {
         let present = claims.present();
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if state.tickets.len() >= self.most {
             state.enter_late_claims();
             let last = state.who_makes_room_for(&present).ok_or(TurnedAway)?;
@@ -153,10 +155,6 @@ impl Line {
             id,
             served: None,
         })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -329,7 +327,7 @@ impl Place<'_> {
     /// Whose turn it is to have this served, if it is one of its own.
     fn turn(&self) -> Result<Option<Claim>, TurnedAway> {
         let present = self.claims.present();
-        let mut state = self.line.lock();
+        let mut state = self.line.state.lock();
         if !state.tickets.contains_key(&self.id) {
             return Err(TurnedAway);
         }
@@ -341,7 +339,7 @@ impl Place<'_> {
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        let mut state = self.line.lock();
+        let mut state = self.line.state.lock();
         match &self.served {
             Some(turn) => state.serve(self.id, turn),
             None => state.remove(self.id),

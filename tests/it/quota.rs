@@ -2,12 +2,13 @@
 
 use std::{
     collections::{HashSet, VecDeque},
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::Duration,
 };
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use tower::{ServiceBuilder, service_fn, util::BoxCloneSyncService};
 use unpod_gateway::{
@@ -40,7 +41,7 @@ struct Counting {
 impl Counting {
     fn answer(&self, request: &PageRequest) -> Answer {
         let now = Instant::now();
-        let mut minute = self.last_minute.lock().unwrap();
+        let mut minute = self.last_minute.lock();
         minute.push_back(now);
         while minute.front().is_some_and(|call| now - *call >= MINUTE) {
             minute.pop_front();
@@ -50,7 +51,7 @@ impl Counting {
             "{} calls within a minute",
             minute.len()
         );
-        *self.calls.lock().unwrap() += 1;
+        *self.calls.lock() += 1;
         let body = format!(
             r#"{{"count":1,"status_code":200,"message":"m","data":[{{"task_id":"{}","status":"pending"}}]}}"#,
             request.space.as_str()
@@ -183,9 +184,9 @@ async fn simulate(quota: u32, pages: usize) -> (Seen, usize) {
         let page = zipf.next();
         let (readers, seen) = (readers.clone(), seen.clone());
         reading.spawn(async move {
-            let was_stored = seen.lock().unwrap().stored.contains(&page);
+            let was_stored = seen.lock().stored.contains(&page);
             let outcome = readers.read(page).await;
-            let mut seen = seen.lock().unwrap();
+            let mut seen = seen.lock();
             match outcome {
                 Ok(served) => {
                     seen.ages.push(served.page.age(served.at).as_secs());
@@ -205,8 +206,8 @@ async fn simulate(quota: u32, pages: usize) -> (Seen, usize) {
     while let Some(done) = reading.join_next().await {
         done.unwrap();
     }
-    let calls = *readers.upstream.calls.lock().unwrap();
-    let seen = std::mem::take(&mut *seen.lock().unwrap());
+    let calls = *readers.upstream.calls.lock();
+    let seen = std::mem::take(&mut *seen.lock());
     (seen, calls)
 }
 

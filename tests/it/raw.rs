@@ -1,12 +1,13 @@
 //! Bytes as they are: for requests no client library would send, and for answers no server library would give.
 
 use std::sync::{
-    Arc, Mutex,
+    Arc,
     atomic::{AtomicU64, Ordering},
 };
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -120,7 +121,7 @@ impl RawUpstream {
                 let (mut stream, _) = listener.accept().await.unwrap();
                 if read_head(&mut stream).await {
                     counted.fetch_add(1, Ordering::Relaxed);
-                    let bytes = answered.lock().unwrap().clone();
+                    let bytes = answered.lock().clone();
                     // The gateway may have hung up.
                     let _ = stream.write_all(&bytes).await;
                     let _ = stream.shutdown().await;
@@ -137,7 +138,7 @@ impl RawUpstream {
 
     /// What it answers from now on.
     pub(crate) fn answer(&self, bytes: impl Into<Bytes>) {
-        *self.answer.lock().unwrap() = bytes.into();
+        *self.answer.lock() = bytes.into();
     }
 
     pub(crate) fn base_url(&self) -> String {

@@ -1,11 +1,6 @@
 //! Traces: what a collector is sent, what the upstream is told, and that neither holds a secret or is waited for.
 
-use std::{
-    collections::HashMap,
-    convert::Infallible,
-    net::SocketAddr,
-    sync::{Arc, Mutex},
-};
+use std::{collections::HashMap, convert::Infallible, net::SocketAddr, sync::Arc};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -19,6 +14,7 @@ use opentelemetry_proto::tonic::{
     common::v1::any_value::Value,
     trace::v1::{Span, span::SpanKind, status::StatusCode},
 };
+use parking_lot::Mutex;
 use prost::Message;
 use tokio::net::TcpListener;
 use unpod_gateway::simulator::{Scripted, world};
@@ -71,7 +67,7 @@ impl Collector {
     }
 
     fn received(&self) -> Vec<Received> {
-        self.received.lock().unwrap().clone()
+        self.received.lock().clone()
     }
 
     fn spans(&self) -> Vec<Span> {
@@ -98,7 +94,7 @@ async fn keep(
     let content_type = request.headers()["content-type"].to_str().unwrap();
     let content_type = content_type.to_owned();
     let body = request.into_body().collect().await.unwrap().to_bytes();
-    kept.lock().unwrap().push(Received {
+    kept.lock().push(Received {
         path,
         content_type,
         body,

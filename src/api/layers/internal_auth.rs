@@ -3,13 +3,14 @@
 use std::{
     collections::HashMap,
     net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Poll},
     time::{Duration, SystemTime},
 };
 
 use futures_util::future::Either;
 use http::{HeaderMap, header::AUTHORIZATION};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use tower::{Layer, Service};
 
@@ -263,7 +264,7 @@ impl Failures {
             return None;
         }
         let address = address.map(network);
-        let known = &mut self.known().by_address;
+        let known = &mut self.known.lock().by_address;
         if known.len() >= MAX_ADDRESSES && !known.contains_key(&address) {
             forget_the_least(known, now);
         }
@@ -277,7 +278,7 @@ impl Failures {
 
     /// Whether a token from `address` may cost so much time: with too many failures behind it there is little in each second.
     fn may_verify(&self, address: Option<IpAddr>, cost: Duration, now: Instant) -> bool {
-        let mut known = self.known();
+        let mut known = self.known.lock();
         let Known {
             by_address,
             verified,
@@ -292,10 +293,6 @@ impl Failures {
         // In this order: who has spent its own takes nothing from the others.
         window.verified.allows(second, cost, VERIFY_FOR_ADDRESS)
             && verified.allows(second, cost, VERIFY_FOR_ALL)
-    }
-
-    fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -398,7 +395,7 @@ mod tests {
             assert!(failures.count(blocked, now).is_some(), "{name}");
             for number in 0..3 * MAX_ADDRESSES as u32 {
                 failures.count(Some(attacker(number)), now);
-                assert!(failures.known().by_address.len() <= MAX_ADDRESSES);
+                assert!(failures.known.lock().by_address.len() <= MAX_ADDRESSES);
             }
             assert!(failures.count(blocked, now).is_some(), "{name}");
         }
@@ -413,6 +410,6 @@ mod tests {
                 failures.count(Some(IpAddr::V4(number.into())), now);
             }
         }
-        assert!(failures.known().by_address.len() <= MAX_ADDRESSES);
+        assert!(failures.known.lock().by_address.len() <= MAX_ADDRESSES);
     }
 }

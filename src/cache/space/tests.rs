@@ -226,7 +226,7 @@ fn refused_pages_are_bounded_and_make_room_when_they_end() {
     for number in 0..10 * MAX_REFUSED_PAGES as u32 {
         space.refuse_page(query(number), remembered(Refusal::Rejected, second, now));
     }
-    assert_eq!(space.lock().refused_pages.len(), MAX_REFUSED_PAGES);
+    assert_eq!(space.state.lock().refused_pages.len(), MAX_REFUSED_PAGES);
 
     let later = now + second;
     space.refuse_page(
@@ -235,7 +235,7 @@ fn refused_pages_are_bounded_and_make_room_when_they_end() {
     );
 
     assert!(space.refusal(query(1_000_000), later).is_some());
-    assert_eq!(space.lock().refused_pages.len(), 1);
+    assert_eq!(space.state.lock().refused_pages.len(), 1);
 }
 
 #[test]

@@ -1,7 +1,6 @@
 //! Dropping pages: at once nobody is shown them any more, however many there are; what they take is freed by and by.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::PageStore;
@@ -28,7 +27,8 @@ impl PageStore {
     /// Drops all pages of `space`, of every credential. Fills under way will not be stored.
     pub fn purge_space(&self, space: &SpaceToken) {
         let known: Vec<_> = self
-            .spaces()
+            .spaces
+            .lock()
             .known
             .iter()
             .filter(|(key, _)| key.space == *space)
@@ -41,7 +41,7 @@ impl PageStore {
 
     /// Drops everything, and leaves it to [`Self::free_dropped`] to free it.
     pub fn purge(&self) {
-        let known: Vec<_> = self.spaces().known.clone().into_iter().collect();
+        let known: Vec<_> = self.spaces.lock().known.clone().into_iter().collect();
         for (key, space) in known {
             let dropped = self.unlist(&space);
             self.free_later(&key, dropped);
@@ -60,13 +60,13 @@ impl PageStore {
     /// From now on nobody is shown what it returns.
     fn unlist(&self, space: &Space) -> PageSet {
         self.dropped.notify_one();
-        let _one_at_a_time = self.inserting();
+        let _one_at_a_time = self.inserting.lock();
         space.drop_pages()
     }
 
     fn free_later(&self, key: &SpaceKey, dropped: PageSet) {
         if !dropped.is_empty() {
-            self.unfreed().push((key.clone(), dropped));
+            self.unfreed.pages.lock().push((key.clone(), dropped));
             self.unfreed.some.notify_one();
         }
     }
@@ -78,26 +78,20 @@ impl PageStore {
 
     /// Frees all pages that were dropped. For a thread for blocking work: it looks at each of them.
     pub fn free_dropped(&self) {
-        let freeing = self.unfreed.freeing.lock();
-        let _freeing = freeing.unwrap_or_else(PoisonError::into_inner);
+        let _freeing = self.unfreed.freeing.lock();
         loop {
             // Not in the condition, where the lock would be held for the body.
-            let Some((key, pages)) = self.unfreed().pop() else {
+            let Some((key, pages)) = self.unfreed.pages.lock().pop() else {
                 return;
             };
             self.free(&key, &pages);
         }
     }
 
-    fn unfreed(&self) -> MutexGuard<'_, Vec<(SpaceKey, PageSet)>> {
-        let pages = self.unfreed.pages.lock();
-        pages.unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn free(&self, key: &SpaceKey, pages: &PageSet) {
         let mut pages = pages.iter().peekable();
         while pages.peek().is_some() {
-            let _one_at_a_time = self.inserting();
+            let _one_at_a_time = self.inserting.lock();
             for query in pages.by_ref().take(AT_ONCE) {
                 let key = PageKey {
                     space: key.clone(),

@@ -1,10 +1,6 @@
 //! How long a page lives where the upstream states nothing: as long as the quota requires.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -39,7 +35,7 @@ impl PageStore {
             return SharedOut::Done;
         }
         // A fill may end after its credential was forgotten.
-        let Some(demand) = self.demands().get(&credential).cloned() else {
+        let Some(demand) = self.demands.lock().get(&credential).cloned() else {
             return SharedOut::Done;
         };
         let Some(calls) = calls_per_minute else {
@@ -64,7 +60,7 @@ impl PageStore {
         calls_per_minute: u32,
         now: Instant,
     ) {
-        let Some(demand) = self.demands().get(&credential).cloned() else {
+        let Some(demand) = self.demands.lock().get(&credential).cloned() else {
             return;
         };
         let weights: Vec<f64> = self
@@ -96,19 +92,15 @@ impl PageStore {
 
     pub(super) fn demand(&self, credential: CredentialId) -> Arc<Demand> {
         let most = || Arc::new(Demand::new(self.rules().stretch_max.unwrap_or_default()));
-        let mut demands = self.demands();
+        let mut demands = self.demands.lock();
         demands.entry(credential).or_insert_with(most).clone()
     }
 
     /// Lets no lifetime be stretched beyond `most` from now on; `None`: none is stretched.
     pub(super) fn limit_stretch(&self, most: Option<Duration>) {
-        for demand in self.demands().values() {
+        for demand in self.demands.lock().values() {
             demand.set_most(most.unwrap_or_default());
         }
-    }
-
-    pub(super) fn demands(&self) -> MutexGuard<'_, HashMap<CredentialId, Arc<Demand>>> {
-        self.demands.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn jitter_factor(&self) -> f64 {

@@ -21,7 +21,7 @@ impl PageStore {
         if !self.rules().assembles {
             return None;
         }
-        let space = self.spaces().known.get(&key.space).cloned()?;
+        let space = self.spaces.lock().known.get(&key.space).cloned()?;
         let parts = self.parts(key, &space);
         Cuts::new(key.query, &parts, self.rules().lifetimes.ttl, now)
     }
@@ -35,7 +35,7 @@ impl PageStore {
         let page = StoredPage::assembled(key, cuts.join()?, &cuts.parts(), now)?;
         let page = Arc::new(page);
         if page.weight() <= self.max_bytes / LARGEST_SHARE {
-            let _one_at_a_time = self.inserting();
+            let _one_at_a_time = self.inserting.lock();
             if !page.is_dropped() {
                 page.space.add_page(query);
                 self.insert(&page);
@@ -53,7 +53,7 @@ impl PageStore {
     /// Every stored page of a space.
     #[must_use]
     pub fn pages_of(&self, key: &SpaceKey) -> Vec<Part> {
-        let space = self.spaces().known.get(key).cloned();
+        let space = self.spaces.lock().known.get(key).cloned();
         let pages = space.map_or_else(Vec::new, |space| space.pages());
         self.stored_of(key, pages)
     }
@@ -75,7 +75,7 @@ impl PageStore {
     /// Looks at every space once.
     #[must_use]
     pub fn largest_spaces(&self, most: usize) -> Vec<SpaceKey> {
-        let spaces = self.spaces();
+        let spaces = self.spaces.lock();
         let counted = spaces.known.iter();
         let mut counted: Vec<_> = counted
             .map(|(key, space)| (Reverse(space.page_count()), key))

@@ -71,7 +71,7 @@ impl PageStore {
     /// Every space of which pages are stored, what all replicas know its state by, and its generation here.
     #[must_use]
     pub fn marks(&self) -> Vec<(SpaceKey, Option<Mark>, u64)> {
-        let spaces = self.spaces();
+        let spaces = self.spaces.lock();
         let stored = spaces.known.iter();
         stored
             .filter(|(_, space)| !space.has_no_pages())
@@ -89,7 +89,7 @@ impl PageStore {
     /// The spaces of which anything is known and that are `meant`.
     #[must_use]
     pub fn spaces_where(&self, meant: impl Fn(&SpaceToken) -> bool) -> Vec<SpaceToken> {
-        let spaces = self.spaces();
+        let spaces = self.spaces.lock();
         let known = spaces.known.keys().map(|key| &key.space);
         let meant: HashSet<_> = known.filter(|space| meant(space)).cloned().collect();
         meant.into_iter().collect()
@@ -188,7 +188,7 @@ impl PageStore {
     }
 
     fn known(&self, key: &SpaceKey) -> Option<Arc<Space>> {
-        self.spaces().known.get(key).cloned()
+        self.spaces.lock().known.get(key).cloned()
     }
 }
 

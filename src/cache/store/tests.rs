@@ -607,7 +607,7 @@ fn spaces_without_pages_are_bounded() {
         let began = store.begin(key_of(0, &format!("S{number}"), 1), now);
         store.refuse(&began, Refusal::SpaceNotFound, None, Keep::Yes, now);
     }
-    let known = store.spaces().known.len();
+    let known = store.spaces.lock().known.len();
     assert!(known <= 2 * MAX_PAGELESS_SPACES, "{known}");
 }
 
@@ -620,9 +620,16 @@ fn spaces_of_which_nothing_is_left_are_forgotten() {
     for number in 0..4 * FIRST_SWEEP_AT {
         drop(store.begin(key_of(0, &format!("S{number}"), 1), now));
     }
-    let known = store.spaces().known.len();
+    let known = store.spaces.lock().known.len();
     assert!(known <= FIRST_SWEEP_AT, "{known}");
-    let space = |name| store.spaces().known.get(&key_of(0, name, 1).space).cloned();
+    let space = |name| {
+        store
+            .spaces
+            .lock()
+            .known
+            .get(&key_of(0, name, 1).space)
+            .cloned()
+    };
     assert!(space("KEPT").is_some());
     assert!(Arc::ptr_eq(&space("UNDERWAY").unwrap(), &under_way.space));
 }

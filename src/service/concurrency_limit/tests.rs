@@ -135,7 +135,7 @@ proptest! {
             prop_assert!(held <= 5);
         }
         drop((waiters, keepers));
-        prop_assert!(limit.waiting().by_client.is_empty());
+        prop_assert!(limit.waiting.lock().by_client.is_empty());
         prop_assert_eq!(limit.taken.load(Ordering::Relaxed), 0);
     }
 }

@@ -4,7 +4,7 @@ use std::{collections::HashSet, sync::Arc};
 
 use redis::{Script, ScriptInvocation};
 
-use super::{News, STATE_FOR, SecondTier, lock, ms, names_of, scripts};
+use super::{News, STATE_FOR, SecondTier, ms, names_of, scripts};
 use crate::{
     domain::SpaceToken,
     shared::{Lost, Nonce, Session},
@@ -48,7 +48,7 @@ impl SecondTier {
         let told = self.dropping(&script, &state, &space, refused);
         let dropped: Result<u8, Lost> = self.link.ask(RedisOperation::Drop, &told).await;
         if dropped.is_err() {
-            lock(&self.unsent).add(space);
+            self.unsent.lock().add(space);
         }
     }
 
@@ -60,7 +60,7 @@ impl SecondTier {
         let dropped: Result<u8, Lost> = self.link.ask(RedisOperation::Drop, &told).await;
         match dropped {
             Ok(_) => self.link.purged(purge),
-            Err(Lost) => lock(&self.unsent).everything = true,
+            Err(Lost) => self.unsent.lock().everything = true,
         }
     }
 
@@ -106,13 +106,13 @@ impl SecondTier {
 
     /// Whether Redis is to be told of drops yet.
     pub(in crate::service) fn has_unsent(&self) -> bool {
-        let unsent = lock(&self.unsent);
+        let unsent = self.unsent.lock();
         unsent.everything || !unsent.spaces.is_empty()
     }
 
     /// Tells Redis of what was dropped while this replica was catching up.
     pub(in crate::service) async fn send_late(&self) {
-        let unsent = std::mem::take(&mut *lock(&self.unsent));
+        let unsent = std::mem::take(&mut *self.unsent.lock());
         if unsent.everything {
             self.drop_everything().await;
         }
@@ -126,10 +126,10 @@ impl SecondTier {
         &self,
         session: &Session,
     ) -> Result<Option<Nonce>, Lost> {
-        let unsent = std::mem::take(&mut *lock(&self.unsent));
+        let unsent = std::mem::take(&mut *self.unsent.lock());
         let sent = self.send(session, &unsent).await;
         if sent.is_err() {
-            lock(&self.unsent).merge(unsent);
+            self.unsent.lock().merge(unsent);
         }
         sent
     }

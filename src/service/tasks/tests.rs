@@ -1,12 +1,9 @@
-use std::{
-    collections::VecDeque,
-    future::pending,
-    sync::{Mutex, MutexGuard},
-};
+use std::{collections::VecDeque, future::pending};
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, join_all};
 use http::{HeaderMap, HeaderName};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 use tower::{service_fn, util::BoxCloneSyncService};
 
@@ -46,7 +43,7 @@ impl FakeUpstream {
     fn service(&self) -> Upstream {
         let fake = self.clone();
         BoxCloneSyncService::new(service_fn(move |request: PageRequest| {
-            let step = fake.script.lock().unwrap().pop_front();
+            let step = fake.script.lock().pop_front();
             let step = step.unwrap_or_else(|| Step::Call(Box::pin(async { page(&[]) })));
             let (step, calls) = match step {
                 Step::Call(step) => (step, 1),
@@ -61,7 +58,7 @@ impl FakeUpstream {
     }
 
     fn asked(&self) -> MutexGuard<'_, Vec<PageRequest>> {
-        self.asked.lock().unwrap()
+        self.asked.lock()
     }
 
     fn calls(&self) -> usize {
@@ -73,7 +70,7 @@ impl FakeUpstream {
     }
 
     fn push(&self, step: Step) {
-        self.script.lock().unwrap().push_back(step);
+        self.script.lock().push_back(step);
     }
 
     fn then_fail_without_a_call(&self, error: UpstreamError) {

@@ -60,7 +60,7 @@ fn served(line: &Line, all: &[(Urgency, &str)]) -> Vec<String> {
 }
 
 fn is_unused(line: &Line) -> bool {
-    let state = line.lock();
+    let state = line.state.lock();
     let is_unused = |rank: &Rank| rank.queues.is_empty() && rank.turns.is_empty();
     state.tickets.is_empty() && state.ranks.iter().all(is_unused)
 }
@@ -480,7 +480,7 @@ fn any_step() -> impl Strategy<Value = Step> {
 /// Those in line as the line must have them: every ticket in the queue of each of its claims and in no other, and every client that
 /// waits has one turn to come.
 fn assert_consistent(line: &Line, places: &[Place<'_>]) {
-    let state = line.lock();
+    let state = line.state.lock();
     let ids: Vec<_> = places.iter().map(|place| place.id).collect();
     assert!(state.tickets.keys().all(|id| ids.contains(id)));
     assert!(state.tickets.len() <= line.most);

@@ -1,12 +1,9 @@
-use std::{
-    future::ready,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{future::ready, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http::HeaderValue;
+use parking_lot::Mutex;
 use proptest::prelude::*;
 use tokio::time::Instant;
 use tower::{ServiceExt, service_fn};
@@ -646,8 +643,7 @@ fn through_the_layer(
 ) -> (Result<Answer, UpstreamError>, Arc<Metrics>) {
     let metrics = Metrics::new(["default"]);
     let once = Arc::new(Mutex::new(Some(answer)));
-    let inner =
-        service_fn(move |_: PageRequest| ready(once.lock().unwrap().take().expect("asked once")));
+    let inner = service_fn(move |_: PageRequest| ready(once.lock().take().expect("asked once")));
     let outcome = NormalizeLayer::new(Rules::default(), metrics.clone())
         .layer(inner)
         .oneshot(request(validators))
@@ -689,9 +685,8 @@ async fn whoever_is_refused_for_want_of_quota_is_told_what_the_next_one_is() {
         let request = request(Validators::default());
         let purse = request.credential.purse().clone();
         let once = Arc::new(Mutex::new(Some(answer)));
-        let inner = service_fn(move |_: PageRequest| {
-            ready(Ok(once.lock().unwrap().take().expect("asked once")))
-        });
+        let inner =
+            service_fn(move |_: PageRequest| ready(Ok(once.lock().take().expect("asked once"))));
         let layer = NormalizeLayer::new(quota.clone(), Metrics::new([]));
         let outcome = layer.layer(inner).oneshot(request).await;
         let Err(UpstreamError::QuotaExhausted { retry_after }) = outcome else {

@@ -4,12 +4,13 @@ use std::{
     collections::VecDeque,
     ops::ControlFlow,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, OnceLock,
         atomic::{AtomicU32, Ordering},
     },
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::shared::{Calls, Grant, Lost, SharedCall};
@@ -126,7 +127,7 @@ impl Purse {
 
     /// What a purse after this one must know. No call is made from now on.
     pub fn close(&self, now: Instant) -> Spent {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.forget(now);
         let told = |until: Option<Instant>| until.map(|until| until.saturating_duration_since(now));
         // A call in flight ends by now, or is never heard of again.
@@ -148,7 +149,7 @@ impl Purse {
 
     /// Goes on where the purse before this one ended, so that its first minute need not be a cautious one.
     pub fn resume(&self, spent: &Spent, now: Instant) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         // What was longer ago than this machine runs counts no more.
         let at = |ago: Duration| now.checked_sub(ago);
         state.ended = spent.ago.iter().filter_map(|ago| at(*ago)).collect();
@@ -174,7 +175,7 @@ impl Purse {
     /// Calls allowed a minute, as configured or as the upstream says; `None`: unlimited.
     #[must_use]
     pub fn per_minute(&self) -> Option<u32> {
-        self.limit(&self.lock())
+        self.limit(&self.state.lock())
     }
 
     fn limit(&self, state: &State) -> Option<u32> {
@@ -192,7 +193,7 @@ impl Purse {
     /// Calls left in this minute; `None`: no limit is known.
     #[must_use]
     pub fn remaining(&self, now: Instant) -> Option<u32> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let limit = self.limit(&state)?;
         state.forget(now);
         if !state.held_for(now).is_zero() {
@@ -259,19 +260,19 @@ impl Purse {
     /// Returns after what time one may be possible.
     pub fn would_take(&self, urgency: Urgency, now: Instant) -> Result<(), Duration> {
         self.yield_to_those_in_line(now)?;
-        self.check(&mut self.lock(), urgency, now)
+        self.check(&mut self.state.lock(), urgency, now)
     }
 
     /// Who has something to show, or nobody to show it to, takes no call before those who have nothing.
     fn yield_to_those_in_line(&self, now: Instant) -> Result<(), Duration> {
         if !self.line.is_empty() && self.is_bounded(now) {
-            return Err(self.wait_of_one().max(self.lock().held_for(now)));
+            return Err(self.wait_of_one().max(self.state.lock().held_for(now)));
         }
         Ok(())
     }
 
     fn is_bounded(&self, now: Instant) -> bool {
-        let state = self.lock();
+        let state = self.state.lock();
         self.limit(&state).is_some() || !state.held_for(now).is_zero()
     }
 
@@ -291,7 +292,7 @@ impl Purse {
         let ahead = u32::try_from(self.line.ahead_of(claims)).unwrap_or(u32::MAX);
         let ahead = ahead.saturating_sub(self.remaining(now).unwrap_or(u32::MAX));
         let in_line = self.wait_of_one().saturating_mul(ahead);
-        let at_best = in_line.max(self.lock().held_for(now));
+        let at_best = in_line.max(self.state.lock().held_for(now));
         if ahead > 0 && now + at_best > given_up {
             return Err(at_best.into());
         }
@@ -307,7 +308,7 @@ impl Purse {
         match tokio::time::timeout_at(given_up, taken).await {
             Ok(taken) => Ok(taken??),
             Err(_) => {
-                let held = self.lock().held_for(Instant::now());
+                let held = self.state.lock().held_for(Instant::now());
                 Err(self.wait_of_one().max(held).into())
             }
         }
@@ -330,7 +331,7 @@ impl Purse {
     }
 
     fn take_own(self: &Arc<Self>, urgency: Urgency, now: Instant) -> Result<Call, Duration> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         self.check(&mut state, urgency, now)?;
         state.in_flight += 1;
         Ok(Call {
@@ -354,13 +355,13 @@ impl Purse {
             Ok(Grant::Refused(wait)) => {
                 // What is kept back from it others may still have.
                 if urgency != Urgency::Background {
-                    self.lock().shared_until = Some(Instant::now() + wait);
+                    self.state.lock().shared_until = Some(Instant::now() + wait);
                 }
                 Err(wait)
             }
             // It may have been lost just now: then what the others spent is not known.
             Err(Lost) => {
-                self.check_shared(&self.lock(), Instant::now())?;
+                self.check_shared(&self.state.lock(), Instant::now())?;
                 Ok(Some(calls.alone()))
             }
         }
@@ -432,7 +433,7 @@ impl Purse {
 
     /// Corrects the count by what an answer's header says that was received at `now`.
     pub fn learn(&self, limits: &CallLimits, now: Instant) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if state.held_for(now).is_zero() {
             state.unexplained_throttles = 0;
         }
@@ -447,7 +448,7 @@ impl Purse {
     ///
     /// Where it names no time, or one that has passed, there is a pause all the same, and a longer one each time.
     pub fn throttled(&self, limits: &CallLimits, now: Instant) -> Duration {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let asked = limits.pause();
         let until = now + asked.unwrap_or(MINUTE).min(MINUTE);
         state.note_limits(limits, until, now);
@@ -476,10 +477,6 @@ impl Purse {
         if let Some(calls) = self.shared.get() {
             calls.hold_all(hold);
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -592,7 +589,7 @@ impl Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        let mut state = self.purse.lock();
+        let mut state = self.purse.state.lock();
         state.in_flight -= 1;
         if self.is_made {
             // Without a limit, too: one may be set within the minute.

@@ -1,6 +1,7 @@
-use std::{collections::HashSet, sync::Mutex};
+use std::collections::HashSet;
 
 use http::StatusCode;
+use parking_lot::Mutex;
 use tower::{ServiceBuilder, ServiceExt, service_fn};
 
 use super::*;
@@ -35,13 +36,13 @@ impl Bench {
         retry_after: Option<Duration>,
     ) -> Result<(), UpstreamError> {
         let asked = self.asked.clone();
-        let before = asked.lock().unwrap().len();
+        let before = asked.lock().len();
         ServiceBuilder::new()
             .layer(self.layer.clone())
             .layer(CircuitLayer::new(SECOND))
             .service(service_fn(move |request: PageRequest| {
                 request.calls.add();
-                let mut asked = asked.lock().unwrap();
+                let mut asked = asked.lock();
                 asked.push(Instant::now());
                 let fails = asked.len() - before <= failures;
                 let status = StatusCode::SERVICE_UNAVAILABLE;
@@ -59,7 +60,7 @@ impl Bench {
     }
 
     fn calls(&self) -> usize {
-        self.asked.lock().unwrap().len()
+        self.asked.lock().len()
     }
 }
 

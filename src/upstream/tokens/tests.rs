@@ -1,5 +1,6 @@
-use std::{sync::Mutex, time::Duration};
+use std::time::Duration;
 
+use parking_lot::Mutex;
 use tower::{ServiceBuilder, service_fn};
 
 use super::*;
@@ -34,7 +35,7 @@ impl Bench {
     ) -> Result<(), UpstreamError> {
         let asked = self.asked.clone();
         let inner = service_fn(move |request: PageRequest| {
-            asked.lock().unwrap().push(request.token);
+            asked.lock().push(request.token);
             std::future::ready(upstream(request.token))
         });
         let service = ServiceBuilder::new()
@@ -45,7 +46,7 @@ impl Bench {
 
     /// The tokens that calls went with since it was asked last.
     fn asked(&self) -> Vec<TokenSlot> {
-        std::mem::take(&mut self.asked.lock().unwrap())
+        std::mem::take(&mut self.asked.lock())
     }
 
     fn switches(&self) -> bool {
@@ -136,7 +137,7 @@ async fn who_stands_in_line_when_all_tokens_are_refused_makes_no_call() {
             let asked = asked.clone();
             async move {
                 request.calls.add();
-                asked.lock().unwrap().push(request.token);
+                asked.lock().push(request.token);
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 REFUSED
             }

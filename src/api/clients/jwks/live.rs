@@ -1,13 +1,10 @@
 //! The provider's keys as they are now: read again every few minutes, and when a token names one that is not known.
 
-use std::{
-    path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwapOption;
 use jsonwebtoken::Algorithm;
+use parking_lot::Mutex;
 use tokio::{sync::Notify, task::JoinHandle, time::Instant};
 use tracing::{info, warn};
 
@@ -129,7 +126,7 @@ impl LiveKeys {
     }
 
     pub(in crate::api::clients) fn health(&self) -> KeysHealth {
-        *self.shared.health()
+        *self.shared.health.lock()
     }
 
     /// A token names a key that is not in the set: perhaps it is new.
@@ -175,7 +172,7 @@ impl Drop for LiveKeys {
 
 impl Shared {
     async fn keep_fresh(self: Arc<Self>) {
-        let mut wait = match self.health().state {
+        let mut wait = match self.health.lock().state {
             KeysState::Current => REFRESH_EVERY,
             KeysState::Stale | KeysState::Missing => Duration::ZERO,
         };
@@ -225,16 +222,12 @@ impl Shared {
     /// Tells how a reading ended, and that the next comes after `wait`.
     fn report(&self, state: KeysState, wait: Duration) {
         let now = Instant::now();
-        let mut health = self.health();
+        let mut health = self.health.lock();
         if health.state != state {
             health.since = now;
         }
         health.state = state;
         health.next_reading = now + wait;
-    }
-
-    fn health(&self) -> MutexGuard<'_, KeysHealth> {
-        self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -259,7 +252,7 @@ struct Asked(Mutex<Option<Instant>>);
 
 impl Asked {
     fn passes(&self, now: Instant) -> bool {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.0.lock();
         let passes = last.is_none_or(|last| now - last >= ASKED_AT_MOST_EVERY);
         if passes {
             *last = Some(now);

@@ -360,7 +360,7 @@ async fn one_client_that_asks_for_much_leaves_the_others_their_turns() {
             let given_up = Instant::now() + patience;
             let call = purse.spend(&claims, given_up).await;
             if call.is_ok() {
-                calls.lock().unwrap().push(client);
+                calls.lock().push(client);
             }
         });
     };
@@ -375,7 +375,7 @@ async fn one_client_that_asks_for_much_leaves_the_others_their_turns() {
 
     while asking.join_next().await.is_some() {}
 
-    let calls = calls.lock().unwrap();
+    let calls = calls.lock();
     let first = calls.iter().position(|client| *client == "modest").unwrap();
     let last = calls
         .iter()
@@ -455,7 +455,7 @@ async fn a_quota_that_is_set_counts_the_minute_before() {
                 .unwrap(),
         );
     }
-    assert_eq!(purse.lock().ended.len(), MOST_REMEMBERED);
+    assert_eq!(purse.state.lock().ended.len(), MOST_REMEMBERED);
     purse.set_quota(60);
     assert_eq!(purse.remaining(Instant::now()), Some(0));
     tokio::time::advance(MINUTE).await;
