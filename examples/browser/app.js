@@ -1,7 +1,7 @@
-// Reads a page of tasks from the gateway every few seconds. An unchanged page costs a 304; the token is renewed before it ends.
+// Reads a page of tasks from the gateway every few seconds. An unchanged page is a 304; the token is renewed before it expires.
 const PAGE_SIZE = 10
 const EVERY = 5000
-// Renewed while it still holds, so that no request fails for it.
+// Renewed before it expires, so that no request fails.
 const AHEAD = 10_000
 
 const $ = (id) => document.getElementById(id)
@@ -22,13 +22,13 @@ async function freshToken(anew = false) {
 async function ask(page, anew) {
   const { gateway, space, token } = await freshToken(anew)
   const url = `${gateway}/spaces/${space}/tasks?page=${page}&page_size=${PAGE_SIZE}`
-  // The browser keeps the page and asks by its ETag. With a condition set here, Chromium would send a preflight before each request.
+  // The browser stores the page and revalidates it by its ETag. If we set If-None-Match, Chromium would send a preflight each time.
   return fetch(url, { headers: { Authorization: `Bearer ${token}` } })
 }
 
 async function read(page) {
   let answer = await ask(page)
-  // Withdrawn, or a clock that is wrong: one new token, then it is an error.
+  // Revoked, or the clock is wrong: try one new token.
   if (answer.status === 401) answer = await ask(page, true)
   const body = await answer.json()
   if (!answer.ok) throw new Error(`${body.message} (${body.code}, request ${body.request_id})`)
@@ -60,7 +60,7 @@ async function tell(page) {
   }
 }
 
-// One after the other, so that a refresh that is answered late never takes a reader back a page.
+// One request at a time, so that a late response never replaces a newer page.
 let turn = Promise.resolve()
 const refresh = (step = 0) => (turn = turn.then(() => tell(Math.min(Math.max(1, shown.page + step), shown.pages))))
 

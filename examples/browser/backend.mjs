@@ -1,6 +1,6 @@
-// Serves the page and mints its tokens: the one place that holds the gateway's key.
+// Serves the page and mints its tokens. Only it has a key for the gateway.
 // Usage: GATEWAY_URL=http://127.0.0.1:8080 GATEWAY_KEY=ugw_… SPACE=… node backend.mjs
-// Needs Node 18 or later and nothing else.
+// Needs only Node 18 or later.
 import { readFile } from 'node:fs/promises'
 import { createServer } from 'node:http'
 
@@ -11,10 +11,10 @@ if (!GATEWAY_URL || !GATEWAY_KEY || !SPACE) {
 }
 
 const FILES = { '/': ['index.html', 'text/html; charset=utf-8'], '/app.js': ['app.js', 'text/javascript; charset=utf-8'] }
-// The page may load itself and talk to the gateway; nothing else, should text of a task ever get to run.
+// The page may only load itself and call the gateway, in case text of a task is ever executed.
 const POLICY = `default-src 'none'; img-src data:; script-src 'self'; style-src 'self' 'unsafe-inline'; connect-src 'self' ${new URL(GATEWAY_URL).origin}`
 
-// In a real application: who is signed in here, and which spaces may they read?
+// In a real application: check who is signed in, and which spaces they may read.
 const allowedSpaces = (_request) => [SPACE]
 
 async function mint(request) {
@@ -31,7 +31,7 @@ async function mint(request) {
 
 async function respond(request, response) {
   const { pathname } = new URL(request.url, 'http://localhost')
-  // A form of another site can post, but not with this header.
+  // A form on another site can send a POST, but not with this header.
   const fromThePage = request.headers['sec-fetch-site'] === 'same-origin'
   if (request.method === 'POST' && pathname === '/token' && fromThePage) {
     const body = JSON.stringify(await mint(request))
