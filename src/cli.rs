@@ -56,14 +56,14 @@ enum Command {
     Demo,
     /// Run a simulated upstream alone
     SimulateUpstream(SimulateArgs),
-    /// Report every problem of a configuration, then print what is in force, secrets hidden
+    /// Check a configuration and print the effective one, secrets redacted
     Check(ConfigArgs),
-    /// Make keys
+    /// Create keys
     Key {
         #[command(subcommand)]
         command: KeyCommand,
     },
-    /// Ask the gateway of this configuration whether it lives; for containers
+    /// Check the health of the gateway with this configuration; for containers
     Healthcheck(ConfigArgs),
 }
 
@@ -74,7 +74,7 @@ enum KeyCommand {
         /// The client's name in the configuration
         #[arg(long)]
         client: String,
-        /// Make it the operators' key: print the line of `[admin]`
+        /// Create the operators' key, for `[admin]`
         #[arg(long)]
         admin: bool,
     },
@@ -84,7 +84,7 @@ enum KeyCommand {
 
 #[derive(Debug, clap::Args)]
 struct ConfigArgs {
-    /// A TOML file; without it, the defaults and UNPOD_GATEWAY__SECTION__KEY
+    /// A TOML file; default: only the defaults and UNPOD_GATEWAY__SECTION__KEY
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }

@@ -7,35 +7,35 @@ use super::{Fault, Options};
 /// Simulate Unpod's tasks endpoint, faults included.
 #[derive(Clone, Debug, clap::Args)]
 pub struct SimulateArgs {
-    /// Where to listen.
+    /// Address to listen on.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8090")]
     listen: SocketAddr,
 
-    /// How long every answer takes.
+    /// Delay of every response.
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
     latency: Duration,
 
-    /// How much longer it takes at most, drawn for each answer.
+    /// Maximum random delay in addition.
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
     jitter: Duration,
 
-    /// What to do wrong and how often (`503`, `reset=0.1`); may be repeated, the first that strikes wins.
+    /// A fault and its probability (`503`, `reset=0.1`); may be repeated, the first that occurs wins.
     #[arg(long = "fail", value_name = "KIND[=RATIO]")]
     faults: Vec<Fault>,
 
-    /// How many calls a minute each API token has.
+    /// Calls per minute and API token.
     #[arg(long, value_name = "N")]
     quota: Option<u32>,
 
-    /// How many requests are served at once; more wait.
+    /// Requests served at once; more wait.
     #[arg(long, value_name = "N", default_value_t = Options::default().slots, value_parser = at_least_one)]
     slots: usize,
 
-    /// How often a task is added to the live space.
+    /// Interval at which a task is added to the live space.
     #[arg(long, value_name = "DURATION", value_parser = period)]
     new_task_every: Option<Duration>,
 
-    /// What the world and its chance follow from.
+    /// Seed of all random data.
     #[arg(long, value_name = "N", default_value_t = Options::default().seed)]
     seed: u64,
 }
