@@ -1,7 +1,7 @@
-//! Compares what refused keys cost: who guesses should learn nothing from the time of a refusal.
+//! Compares how long it takes to reject different keys: the time must reveal nothing to somebody who guesses.
 //!
-//! Prints, for each kind of bad key against an unknown one, the share of pairs in which it took longer. Half is no difference at all.
-//! Exits with 1 where it is further off than noise of this size can explain.
+//! For each kind of invalid key, prints the share of pairs in which it took longer than an unknown key. Half means no difference. Exits
+//! with 1 if a share differs from half by more than noise can explain.
 
 #![expect(clippy::print_stdout, reason = "it prints what it measured")]
 #![expect(
@@ -24,7 +24,7 @@ use unpod_gateway::{
 
 const KEY: &str = "ugw_0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 const ROUNDS: usize = 200_000;
-/// With so many pairs a fair coin stays well within it.
+/// With this many pairs, a fair coin stays well within it.
 const TOLERANCE: f64 = 0.05;
 
 fn main() -> ExitCode {
@@ -70,7 +70,7 @@ fn clients() -> Clients {
     Clients::new(&config.clients, &config.views, credentials, issuers, None)
 }
 
-/// In what share of pairs, measured in turns, `other` took longer than `reference`; a tie counts half.
+/// The share of pairs, measured alternately, in which `other` took longer than `reference`; a tie counts half.
 fn share_slower(clients: &Clients, reference: &str, other: &str) -> f64 {
     let field = |key: &str| format!("Token {key}");
     let (reference, other) = (field(reference), field(other));
@@ -82,7 +82,7 @@ fn share_slower(clients: &Clients, reference: &str, other: &str) -> f64 {
     };
     let mut slower = 0.0;
     for round in 0..ROUNDS {
-        // Who goes first changes, since the second finds the caches warm.
+        // The order alternates, since the second request finds warm caches.
         let (first, second) = if round % 2 == 0 {
             let first = time(&reference);
             (first, time(&other))

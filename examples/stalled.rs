@@ -1,7 +1,7 @@
-//! Measures what a peer that does not read, or says nothing, makes the gateway hold.
+//! Measures the memory that silent clients, and clients that do not read, make the gateway hold.
 //!
-//! `cargo run --release --example stalled -- --connections 1000` starts a gateway in this process, opens so many connections of each
-//! kind, all at once, and prints resident memory before, at most, with and after them. The clients are in it too, with a socket each and
+//! `cargo run --release --example stalled -- --connections 1000` starts a gateway in this process, opens that many connections of each
+//! kind at once, and prints resident memory before, at its peak, with and after them. It includes the clients, which have a socket each and
 //! no buffer.
 #![expect(
     clippy::print_stdout,
@@ -38,19 +38,19 @@ const CONNECTIONS: usize = 1000;
 /// Within `send_timeout` and `header_read_timeout`.
 const SETTLE: Duration = Duration::from_secs(3);
 
-/// What a peer does.
+/// What a client does.
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     Silent,
     HalfAHeader,
     SlowReader,
-    /// HTTP/2 with a window of 0: as many refusals as may wait.
+    /// HTTP/2 with a window of 0, and as many unsent error responses as allowed.
     Refusals,
-    /// More than may wait: it is hung up on.
+    /// More than allowed: the connection is closed.
     ManyRefusals,
-    /// As many streams as there may be, of a page that is stored.
+    /// As many streams as allowed, of a stored page.
     Pages,
-    /// The same of a page cut for a view.
+    /// The same for a view of a page.
     ViewedPages,
 }
 
@@ -73,7 +73,7 @@ impl Kind {
             Self::SlowReader => format!(
                 "GET {page} HTTP/1.1\r\nHost: gateway\r\nAuthorization: Token {KEY}\r\n\r\n"
             )
-            // More than the buffers of both sockets take.
+            // More than both socket buffers hold.
             .repeat(100)
             .into_bytes(),
             Self::Refusals => http2(8, &page, None),
@@ -92,7 +92,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     [&length[1..], &[kind, flags], &stream, payload].concat()
 }
 
-/// A connection with a window of 0, and so many requests.
+/// A connection with a window of 0 and the given number of requests.
 fn http2(requests: u32, path: &str, key: Option<&str>) -> Vec<u8> {
     let mut fields = vec![0x82, 0x86, 0x01, 7];
     fields.extend(b"gateway");
@@ -153,12 +153,12 @@ async fn open(address: SocketAddr, bytes: &[u8]) -> TcpStream {
     let mut stream = TcpStream::connect(address)
         .await
         .expect("the gateway listens");
-    // A slow reader takes only so much.
+    // A slow reader reads only this much.
     let _ = timeout(Duration::from_millis(20), stream.write_all(bytes)).await;
     stream
 }
 
-/// What something comes to, and the most that was resident meanwhile.
+/// The result of a future, and the peak of resident memory meanwhile.
 async fn watched<F: Future>(what: F) -> (F::Output, usize) {
     let mut what = pin!(what);
     let mut most = resident();
@@ -170,7 +170,7 @@ async fn watched<F: Future>(what: F) -> (F::Output, usize) {
     }
 }
 
-/// How many connections the gateway ended, by reason.
+/// How many connections the gateway closed, by reason.
 fn ended(gateway: &Gateway) -> String {
     let metrics = gateway.metrics().encode((0, 0));
     let counted: Vec<&str> = metrics
@@ -226,7 +226,7 @@ async fn main() {
     let ListenAddress::Tcp(address) = *gateway.data_address() else {
         unreachable!("it listens on a port");
     };
-    // The page is stored before, and the gateway warm.
+    // Stores the page and warms up the gateway.
     drop(open(address, &Kind::SlowReader.sends()).await);
     sleep(SETTLE).await;
     println!("{connections} connections of each kind; memory in KiB, per connection in bytes");

@@ -1,4 +1,4 @@
-//! A client in memory: it asks, reads the whole answer, and asks again.
+//! An in-memory client: it sends a request, reads the whole response, and repeats.
 
 use std::{
     io::{self, IoSlice},
@@ -15,12 +15,12 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use unpod_gateway::simulator::SplitMix64;
 
-/// What the client got, while the server owns its connection.
+/// What the client received, while the server owns the connection.
 #[derive(Debug, Default)]
 pub(crate) struct Got {
     pub(crate) answers: AtomicUsize,
     pub(crate) bytes: AtomicUsize,
-    /// The bytes of the first answer.
+    /// The bytes of the first response.
     first: Mutex<Vec<u8>>,
 }
 
@@ -30,28 +30,28 @@ impl Got {
     }
 }
 
-/// The server's end of a connection whose client sends `left` more requests, one at a time.
+/// The server's end of a connection; the client sends `left` more requests, one at a time.
 pub(crate) struct Client {
-    /// One of these each time.
+    /// The requests, one chosen at random each time.
     requests: Arc<[Bytes]>,
     choice: SplitMix64,
     unsent: Bytes,
     left: usize,
     turn: Turn,
-    /// Of a server that looks for the next request before it has answered.
+    /// The waker of a server that waits for the next request before it has responded.
     waker: Option<Waker>,
     got: Arc<Got>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Turn {
-    /// The next request is there.
+    /// The next request can be read.
     Asks,
-    /// The server works.
+    /// The server is working.
     Waits,
-    /// Part of the answer is there.
+    /// Part of the response has been written.
     Reads,
-    /// All of it is.
+    /// All of the response has been written.
     Answered,
 }
 
@@ -85,7 +85,7 @@ impl AsyncRead for Client {
                     let chosen = this.choice.below(this.requests.len() as u64) as usize;
                     this.unsent = this.requests[chosen].clone();
                 }
-                // A server that may be spoken to in two ways looks at a few bytes first.
+                // A server that detects the HTTP version reads a few bytes first.
                 let fits = this.unsent.len().min(buffer.remaining());
                 buffer.put_slice(&this.unsent.split_to(fits));
                 if this.unsent.is_empty() {
@@ -98,7 +98,7 @@ impl AsyncRead for Client {
                 this.waker = Some(cx.waker().clone());
                 Poll::Pending
             }
-            // The next request comes with a turn of the event loop, as by a socket.
+            // The next request arrives with the next turn of the event loop, as on a socket.
             Turn::Answered => {
                 this.turn = Turn::Asks;
                 cx.waker().wake_by_ref();
@@ -117,7 +117,7 @@ impl AsyncWrite for Client {
         self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
     }
 
-    /// Takes whatever comes without a copy, as the kernel would from our instructions' point of view.
+    /// Accepts everything without copying: the kernel's copy is not part of the count either.
     fn poll_write_vectored(
         mut self: Pin<&mut Self>,
         _cx: &mut Context<'_>,

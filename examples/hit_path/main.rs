@@ -1,9 +1,9 @@
-//! Serves hits from memory, for `.ci/hit-path` to count what one costs.
+//! Serves hits from memory, so that `.ci/hit-path` can count the instructions of one.
 //!
-//! `cargo run --release --example hit_path -- 200000` prints the time of one, in user space alone: the real gateway with all its
-//! layers, its real connections, a simulated upstream that is asked once a page, and a client that costs next to nothing. Under
-//! callgrind each call of [`counted`] is a part of its own: of every row one with so many requests, then one with twice as many,
-//! so that the difference is free of whatever a connection costs.
+//! `cargo run --release --example hit_path -- 200000` prints the time of one, in user space: the real gateway with all its layers and
+//! connections, a simulated upstream that is called once per page, and a client that costs almost nothing. Under callgrind each call of
+//! [`counted`] is a separate part: for every row one with N requests and one with twice as many, so that the difference does not include
+//! the cost of a connection.
 #![expect(
     clippy::print_stdout,
     reason = "a program that prints what it measured"
@@ -45,7 +45,7 @@ use crate::client::Client;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const KEY: &str = "ugw_0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
-/// Few enough for callgrind to take seconds, enough for a store's rare housekeeping to even out.
+/// Few enough for callgrind to take seconds, enough to average out the store's occasional housekeeping.
 const REQUESTS: usize = 2000;
 const SMALL: usize = 2000;
 
@@ -56,7 +56,7 @@ fn main() {
         .nth(1)
         .and_then(|argument| argument.parse().ok())
         .unwrap_or(REQUESTS);
-    // One thread: everything a request costs happens on it, but for the writing of the log.
+    // One thread, on which everything happens but the writing of the log.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -82,7 +82,7 @@ fn main() {
     }
 }
 
-/// The defaults, but for what would make an entry of a page go away or be made of others.
+/// The defaults, except for settings that let pages expire or be assembled.
 fn config(upstream: &str) -> Config {
     let digest: String = Sha256::digest(KEY)
         .iter()
@@ -104,7 +104,7 @@ fn peer() -> Peer {
     Peer::at(Ipv4Addr::LOCALHOST.into())
 }
 
-/// What is asked in each row, every page of it stored.
+/// The requests of each row; all their pages are stored.
 fn rows(runtime: &Runtime, gateway: &Gateway) -> Vec<(&'static str, Vec<Bytes>)> {
     let small = request(world::SUPPORT, 1, 1, "");
     let large = request(world::SUPPORT, 1, 20, "");
@@ -125,7 +125,7 @@ fn rows(runtime: &Runtime, gateway: &Gateway) -> Vec<(&'static str, Vec<Bytes>)>
     for request in all() {
         store(runtime, gateway, request);
     }
-    // A page makes some fields anew each second: how often they are would depend on how long the counting takes.
+    // Some headers are recomputed each second: how often would depend on how long the counting takes.
     runtime.block_on(async { tokio::time::pause() });
     for request in all() {
         store(runtime, gateway, request);
@@ -139,7 +139,7 @@ fn rows(runtime: &Runtime, gateway: &Gateway) -> Vec<(&'static str, Vec<Bytes>)>
     ]
 }
 
-/// Pages of one, two and three tasks, of every space that is long enough.
+/// Pages of one, two and three tasks, of every space with enough tasks.
 fn spread() -> Vec<Bytes> {
     let spaces = [
         (world::SUPPORT, 57),
@@ -163,7 +163,7 @@ fn request(space: &str, page: u32, page_size: u32, more: &str) -> Bytes {
     .into()
 }
 
-/// Asks until the page is stored, in the coding that is asked for too; returns the head of a hit.
+/// Repeats a request until the page and its compressed variant are stored; returns the head of a hit.
 fn store(runtime: &Runtime, gateway: &Gateway, request: &Bytes) -> String {
     let mut head = String::new();
     for _ in 0..3 {
@@ -180,7 +180,7 @@ fn store(runtime: &Runtime, gateway: &Gateway, request: &Bytes) -> String {
     head
 }
 
-/// Bare hyper's answer: what no gateway can be cheaper than.
+/// Bare hyper's response: the lower limit for any gateway.
 fn bare(client: Client) -> Conversation {
     let body = Bytes::from(vec![b'x'; SMALL]);
     let service = service_fn(move |_: Request<Incoming>| {
@@ -199,7 +199,7 @@ fn bare(client: Client) -> Conversation {
     })
 }
 
-/// Prints what a request of `asked` takes.
+/// Prints the time per request of `asked`.
 fn measure(
     runtime: &Runtime,
     name: &str,
@@ -221,7 +221,7 @@ fn measure(
     println!("{name}\t{requests}\t{each} ns");
 }
 
-/// Has a conversation as the server would, in a task of its own. Callgrind knows it by its name.
+/// Serves a connection in a task of its own, as the server does. Callgrind finds it by its name.
 #[inline(never)]
 fn counted(runtime: &Runtime, conversation: Conversation) {
     runtime

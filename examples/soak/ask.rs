@@ -1,4 +1,4 @@
-//! What a client asks, and what it takes for an answer.
+//! The requests that clients send, and the responses they accept.
 
 use std::io::Read;
 
@@ -15,14 +15,14 @@ use crate::{
 
 /// Reads every space.
 pub(crate) const READER: &str = "soak-reader";
-/// Reads every space, and its `no-cache` reaches the upstream.
+/// Reads every space and may refresh.
 pub(crate) const REFRESHER: &str = "soak-refresher";
-/// Reads the archive alone.
+/// Reads only the archive.
 pub(crate) const NARROW: &str = "soak-narrow";
-/// Nobody's.
+/// An unknown key.
 pub(crate) const STRANGER: &str = "soak-stranger";
 
-/// What an upstream that fails may make of a request for a page, besides the page.
+/// The errors that a failing upstream may cause.
 const FAILURES: [(&str, u16); 9] = [
     ("upstream_auth_failed", 502),
     ("upstream_failed", 502),
@@ -32,21 +32,21 @@ const FAILURES: [(&str, u16); 9] = [
     ("upstream_quota_exhausted", 503),
     ("upstream_unavailable", 503),
     ("overloaded", 503),
-    // One of the simulator's faults tells a 404 in the body of a 200.
+    // One of the simulator's faults reports a 404 in the body of a 200.
     ("space_not_found", 404),
 ];
-/// What may come besides, by what is asked.
+/// Further statuses that a request may get.
 const NOT_CACHED: (&str, u16) = ("not_cached", 504);
 const ACCESS_DENIED: (&str, u16) = ("space_access_denied", 403);
 const SPACE_NOT_ALLOWED: (&str, u16) = ("space_not_allowed", 403);
 const STRANGERS: [(&str, u16); 2] = [("unauthenticated", 401), ("rate_limited", 429)];
 const BAD_QUERY: [(&str, u16); 2] = [("invalid_parameter", 400), ("unknown_parameter", 400)];
 
-/// A way of asking for a page that there is.
+/// A variant of a request for an existing page.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Manner {
     Plain,
-    /// With the tag of an earlier answer.
+    /// With the ETag of an earlier response.
     Conditional,
     Gzip,
     Head,
@@ -58,7 +58,7 @@ enum Manner {
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     Page(Key, Manner),
-    /// Its first page holds a task that fails it.
+    /// Its first page contains a task that makes it fail.
     Poisoned,
     UnknownSpace,
     ForeignSpace,
@@ -67,18 +67,18 @@ enum Kind {
     BadQuery,
 }
 
-/// A request to come and the judge of its answer.
+/// A request and the check of its response.
 pub(crate) struct Ask {
     kind: Kind,
     id: String,
     tag: Option<String>,
-    /// What a proxy says of the client.
+    /// The header with which a proxy reports the client.
     forwarded: Vec<(&'static str, String)>,
     asked: Instant,
 }
 
 impl Ask {
-    /// Draws one. `tag` is the tag of the client's last answer with its page.
+    /// A random request. `tag` is the ETag of the client's last response for its page.
     pub(crate) fn draw(random: &mut SplitMix64, id: String, tag: Option<&(Key, String)>) -> Self {
         let key = any_key(random);
         let page = |manner| Kind::Page(key, manner);
@@ -102,12 +102,12 @@ impl Ask {
         Self::of(kind, id, tag)
     }
 
-    /// Asks for a page as plainly as can be.
+    /// A plain request for a page.
     pub(crate) fn plain(key: Key, id: String) -> Self {
         Self::of(Kind::Page(key, Manner::Plain), id, None)
     }
 
-    /// Asks with a key that is nobody's.
+    /// A request with an unknown key.
     pub(crate) fn as_stranger(id: String) -> Self {
         Self::of(Kind::Stranger, id, None)
     }
@@ -123,12 +123,12 @@ impl Ask {
         }
     }
 
-    /// The same by way of a proxy.
+    /// The same through a proxy.
     pub(crate) fn forwarded(self, forwarded: Vec<(&'static str, String)>) -> Self {
         Self { forwarded, ..self }
     }
 
-    /// The page, where one is asked for that there is.
+    /// The page, if an existing one is requested.
     pub(crate) fn key(&self) -> Option<Key> {
         match self.kind {
             Kind::Page(key, _) => Some(key),
@@ -217,7 +217,7 @@ impl Ask {
         format!("{} {} HTTP/1.1\r\n{lines}\r\n", self.method(), self.path())
     }
 
-    /// Judges an answer: the name to count it by.
+    /// Checks a response; returns the name to count it by.
     ///
     /// # Errors
     ///
@@ -253,11 +253,11 @@ impl Ask {
         Ok(format!("{} {}", answer.status, manner.join("; ")))
     }
 
-    /// What a purge has dropped is never shown again, and what is too old is not either.
+    /// Purged pages and pages that are too old must not be served.
     fn judge_age(&self, key: Key, answer: &Answer, truth: &Truth) -> Result<(), String> {
         let age: u64 = answer.header("age").parse().unwrap_or(0);
         let most = truth.most_age(key.space, self.asked);
-        // Both ends of an age may be rounded, since `Date` knows whole seconds.
+        // Ages are rounded at both ends, since `Date` has whole seconds.
         if age > most.as_secs() + 1 {
             return Err(format!(
                 "older than {most:?}, by a purge or by its lifetime"
@@ -311,7 +311,7 @@ impl Ask {
         Ok(code.to_owned())
     }
 
-    /// What is needed to find out what went wrong; no key, and only spaces that this program made up.
+    /// Details for debugging: no keys, and only made-up spaces.
     pub(crate) fn describe(&self, answer: &Answer) -> String {
         let start = &answer.body[..answer.body.len().min(300)];
         format!(

@@ -1,4 +1,4 @@
-//! A kept-alive HTTP/1.1 connection to a gateway, and one that is cut at any point.
+//! A keep-alive HTTP/1.1 connection to a gateway, and one that is closed at a random point.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -14,10 +14,10 @@ use tokio::{
 };
 use unpod_gateway::simulator::SplitMix64;
 
-/// Longer than `server.request_timeout`: who waits this long was forgotten.
+/// Longer than `server.request_timeout`: a request without a response by then was forgotten.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// An answer as it came, its body not decoded.
+/// A response as received, its body not decoded.
 pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) headers: HeaderMap,
@@ -31,7 +31,7 @@ impl Answer {
     }
 }
 
-/// A connection that is made anew when the gateway has closed it.
+/// A connection that is reopened when the gateway has closed it.
 pub(crate) struct Connection {
     address: SocketAddr,
     sender: Option<SendRequest<Empty<Bytes>>>,
@@ -45,7 +45,7 @@ impl Connection {
         }
     }
 
-    /// Sends a request and reads its whole answer; every failure to do so is the gateway's.
+    /// Sends a request and reads the whole response; any failure is the gateway's.
     pub(crate) async fn ask(&mut self, request: Request<Empty<Bytes>>) -> Result<Answer, String> {
         match timeout(PATIENCE, self.exchange(request)).await {
             Ok(outcome) => outcome,
@@ -71,7 +71,7 @@ impl Connection {
         })
     }
 
-    /// The kept connection, if the gateway has not closed it since, else a new one.
+    /// The open connection, if the gateway has not closed it, else a new one.
     async fn ready(&mut self) -> Result<SendRequest<Empty<Bytes>>, String> {
         if let Some(mut sender) = self.sender.take()
             && sender.ready().await.is_ok()
@@ -91,7 +91,7 @@ async fn connect(address: SocketAddr) -> Result<SendRequest<Empty<Bytes>>, Strin
     Ok(sender)
 }
 
-/// Sends a part of `request`, reads a part of the answer, and goes away, politely or by a reset.
+/// Sends a part of `request`, reads a part of the response, and disconnects, by a close or a reset.
 pub(crate) async fn leave(
     address: SocketAddr,
     request: &str,
@@ -106,7 +106,7 @@ pub(crate) async fn leave(
     stream.write_all(&whole[..sent]).await?;
     if sent == whole.len() && random.below(2) == 0 {
         let mut part = vec![0; 1 + random.below(2000) as usize];
-        // An answer may take as long as the upstream does: nobody who leaves waits for that.
+        // A response may take as long as the upstream: a client that disconnects does not wait for it.
         let _ = timeout(Duration::from_millis(50), stream.read(&mut part)).await;
     }
     match random.below(2) {

@@ -1,4 +1,4 @@
-//! One upstream, the gateway before it, and all who use them.
+//! One upstream, the gateway in front of it, and their clients.
 
 use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -26,18 +26,18 @@ use crate::{
     weather::Weather,
 };
 
-/// What one lane is made of.
+/// The setup of a lane.
 pub(crate) struct Plan {
     name: &'static str,
-    /// What differs from the shipped configuration.
+    /// Settings that differ from the defaults.
     config: &'static str,
-    /// The calls that the upstream allows a token.
+    /// The upstream's calls per minute and token.
     quota_per_minute: Option<u32>,
-    /// How old a page may be shown at most.
+    /// The maximum age of a page.
     most_age: Duration,
 }
 
-/// Lives so short that a minute sees what else takes hours.
+/// Lifetimes so short that a minute covers what otherwise takes hours.
 pub(crate) const FREE: Plan = Plan {
     name: "free",
     config: r#"
@@ -51,11 +51,11 @@ pub(crate) const FREE: Plan = Plan {
         cache.stale_if_error = "4s"
     "#,
     quota_per_minute: None,
-    // A settled page's life with its jitter, the window after it, and as long as a slow answer may take to come.
+    // The lifetime of a page of finished tasks with jitter, the stale window, and the duration of a slow response.
     most_age: Duration::from_secs(11),
 };
 
-/// A quota that lives are stretched to.
+/// A quota to which lifetimes are extended.
 pub(crate) const QUOTA: Plan = Plan {
     name: "quota",
     config: r#"
@@ -72,15 +72,15 @@ pub(crate) const QUOTA: Plan = Plan {
 const READERS: u64 = 32;
 const LEAVERS: u64 = 4;
 const HALF_CLOSERS: u64 = 2;
-/// Clients of a proxy that keep their own address.
+/// Clients of a proxy that do not spoof their address.
 const PROXIED: u64 = 2;
-/// Failures of one address that may be told as such: `auth.max_failures` in each of two minutes that a minute of ours meets.
+/// 401s that one address may get: `auth.max_failures` in each of the two minutes that one of ours overlaps.
 const MOST_FAILURES: usize = 2 * 20;
 const MINUTE: Duration = Duration::from_secs(60);
-/// How long a reader thinks at most, in milliseconds.
+/// Maximum pause of a reader, in milliseconds.
 const THINKS: u64 = 30;
 const GROWS_EVERY: Duration = Duration::from_secs(3);
-/// How long everything may take to be well again after the last fault.
+/// How long recovery after the last fault may take.
 const HEALS_WITHIN: Duration = Duration::from_secs(120);
 const HEALING_PAUSE: Duration = Duration::from_millis(200);
 
@@ -95,13 +95,13 @@ pub(crate) struct Lane {
     users: Users,
 }
 
-/// Those who use the gateway until told to stop.
+/// The clients, which run until told to stop.
 struct Users {
     running: JoinSet<()>,
     stop: CancellationToken,
 }
 
-/// What all users of a lane hold.
+/// Shared by all clients of a lane.
 #[derive(Clone)]
 struct Place {
     name: &'static str,
@@ -125,7 +125,7 @@ impl Lane {
             jitter: Duration::from_millis(8),
             quota_per_minute,
             seed,
-            // Memory is watched, and nobody looks at them.
+            // Memory is measured, and nobody reads the traces.
             recorded: 1,
             ..Options::default()
         };
@@ -160,7 +160,7 @@ impl Lane {
         }
     }
 
-    /// Ends the users and the faults, sees that every page can be had again, and waits until nothing is under way.
+    /// Stops the clients and the faults, checks that every page is available again, and waits until nothing is in flight.
     pub(crate) async fn calm_down(&mut self, report: &Report) {
         self.users.end().await;
         if let Err(error) = self.weather.clear().await {
@@ -179,7 +179,7 @@ impl Lane {
         busy == 0 && self.gateway.tasks().fills_under_way() == 0
     }
 
-    /// Ends the gateway and its upstream; tells what was left under way.
+    /// Stops the gateway and its upstream; returns what was left in flight.
     pub(crate) async fn end(self) -> Left {
         let metrics = self.gateway.metrics();
         let left = Left {
@@ -195,7 +195,7 @@ impl Lane {
         left
     }
 
-    /// Asks for every page until it comes.
+    /// Requests every page until it is available.
     async fn heal(&self, report: &Report) {
         let mut connection = Connection::new(tcp(self.gateway.data_address()));
         let until = Instant::now() + HEALS_WITHIN;
@@ -290,7 +290,7 @@ impl Users {
     }
 }
 
-/// Asks, judges, thinks, and asks again.
+/// Sends a request, checks the response, pauses, and repeats.
 async fn read(place: Place, number: u64, mut random: SplitMix64, stop: CancellationToken) {
     let mut connection = Connection::new(place.data);
     let mut tag: Option<(Key, String)> = None;
@@ -309,18 +309,18 @@ async fn read(place: Place, number: u64, mut random: SplitMix64, stop: Cancellat
     }
 }
 
-/// Asks and leaves, at any point.
+/// Sends requests and disconnects at random points.
 async fn come_and_go(place: Place, number: u64, mut random: SplitMix64) {
     for asked in 0.. {
         let ask = Ask::draw(&mut random, format!("l{number}-{asked}"), None);
-        // The gateway may hang up on half a request; what matters is what it keeps.
+        // The gateway may close the connection after half a request; what matters is what it still holds.
         let _ = leave(place.data, &ask.text(), &mut random).await;
         place.report.left();
         sleep(Duration::from_millis(random.below(THINKS))).await;
     }
 }
 
-/// Asks and half-closes: the answer must come whole.
+/// Sends a request and half-closes: the response must be complete.
 async fn half_close(place: Place, number: u64, mut random: SplitMix64, stop: CancellationToken) {
     let mut asked = 0;
     while !stop.is_cancelled() {
@@ -333,7 +333,7 @@ async fn half_close(place: Place, number: u64, mut random: SplitMix64, stop: Can
     }
 }
 
-/// Reads as a client of a proxy does that appends its address, now and then with a wrong key: nobody else's failures are its own.
+/// Reads through a proxy that appends its address, sometimes with a wrong key: failures of others must not count for it.
 async fn read_by_proxy(place: Place, number: u64, mut random: SplitMix64, stop: CancellationToken) {
     let address = format!("198.51.100.{}", number + 1);
     let mut connection = Connection::new(place.data);
@@ -359,7 +359,7 @@ async fn read_by_proxy(place: Place, number: u64, mut random: SplitMix64, stop: 
     }
 }
 
-/// Fails from one address that claims to be a new one each time: it is told so no more often than any other.
+/// Fails from one address that spoofs a new one each time: it must be limited like any other.
 async fn make_up_addresses(place: Place, mut random: SplitMix64, stop: CancellationToken) {
     let mut connection = Connection::new(place.data);
     let mut failures = VecDeque::new();
@@ -381,7 +381,7 @@ async fn make_up_addresses(place: Place, mut random: SplitMix64, stop: Cancellat
     }
 }
 
-/// Asks for more than it reads, by turns in either version of HTTP.
+/// Requests more than it reads, alternately over HTTP/1.1 and HTTP/2.
 async fn stall(place: Place) {
     loop {
         for ended in [
@@ -397,7 +397,7 @@ async fn stall(place: Place) {
     }
 }
 
-/// Purges now and then, and looks at what operators look at.
+/// Purges at random times, and requests the admin endpoints.
 async fn operate(place: Place, mut random: SplitMix64) {
     let mut connection = Connection::new(place.admin);
     loop {
@@ -421,7 +421,7 @@ async fn operate(place: Place, mut random: SplitMix64) {
             .expect("a path makes a request");
         let expected: &[u16] = match (method, path.as_str()) {
             ("DELETE", _) => &[204],
-            // Nothing may be stored where no call may be made.
+            // Possible if nothing is stored and no call may be made.
             (_, "/readyz") => &[200, 503],
             _ => &[200],
         };
@@ -448,7 +448,7 @@ async fn grow(truth: Arc<Truth>) {
 }
 
 impl Place {
-    /// Judges an answer, or why there is none.
+    /// Checks a response, or the reason for its absence.
     fn judge(&self, ask: &Ask, answer: Result<Answer, String>) {
         match answer {
             Ok(answer) => match ask.judge(&answer, &self.truth) {
@@ -464,7 +464,7 @@ impl Place {
     }
 }
 
-/// A source of chance of its own, which follows from `random`.
+/// A random generator of its own, seeded from `random`.
 fn fork(random: &mut SplitMix64) -> SplitMix64 {
     SplitMix64::new(random.below(u64::MAX))
 }

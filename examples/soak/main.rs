@@ -1,10 +1,10 @@
-//! Runs gateways before upstreams that keep failing, with clients that check every answer.
+//! Runs gateways against upstreams that keep failing, with clients that check every response.
 //!
-//! `cargo run --release --example soak -- --minutes 20 [--seed 7]`, or `--seconds 60`. One process holds two lanes, each a simulated
-//! upstream, a fault proxy, a gateway, and its clients: one with the limits of the shipped configuration, one with a call quota.
-//! Faults of both kinds come and go by a seeded chance, and the upstream's clock is often wrong; an operator purges, clients leave at any
-//! point, readers stall, clients half-close, and proxies pass on made-up addresses. In the end the faults stop, every page must be had
-//! again, and nothing may be left under way. Exits with 1 after a wrong answer, or where memory grew.
+//! `cargo run --release --example soak -- --minutes 20 [--seed 7]`, or `--seconds 60`. One process runs two lanes, each with a simulated
+//! upstream, a fault proxy, a gateway and its clients: one with the default limits, one with a quota. Faults in responses and on the wire
+//! come and go at random, from a seed, and the upstream's clock is often wrong; an operator purges, clients disconnect at any point, readers
+//! stall, clients half-close, and proxies pass on spoofed addresses. At the end the faults stop, every page must be available again, and no
+//! request may be left in flight. Exits with 1 after a wrong response, or if memory grew.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -31,14 +31,14 @@ use crate::{lane::Lane, report::Report};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Resident memory may lie this many percent above its highest in the warm-up: an allocator keeps what it was given back.
+/// By how many percent resident memory may exceed its peak during warm-up: allocators do not return all freed memory.
 const MEMORY_SLACK_PERCENT: usize = 20;
 /// The longest warm-up.
 const WARM_UP: Duration = Duration::from_secs(60);
-/// How often a line tells how far it is.
+/// Interval of progress lines.
 const PROGRESS: Duration = Duration::from_secs(60);
 
-/// Run gateways before failing upstreams and check every answer.
+/// Run gateways against failing upstreams and check every response.
 #[derive(Debug, Parser)]
 struct Arguments {
     /// How long to run, in minutes.
@@ -47,7 +47,7 @@ struct Arguments {
     /// How long to run, in seconds; added to the minutes.
     #[arg(long, default_value_t = 0)]
     seconds: u64,
-    /// What chance follows from.
+    /// The seed of all random choices.
     #[arg(long, default_value_t = 1)]
     seed: u64,
 }
@@ -70,7 +70,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether all went well.
+/// Whether the run succeeded.
 async fn soak(length: Duration, seed: u64) -> bool {
     println!(
         "soak: {} with seed {seed}",

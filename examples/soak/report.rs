@@ -1,4 +1,4 @@
-//! What was seen, counted by all clients together.
+//! The results of all clients.
 
 use std::{
     collections::BTreeMap,
@@ -16,10 +16,10 @@ use tokio::time::Instant;
 use crate::resident::resident;
 
 const WATCH_EVERY: Duration = Duration::from_millis(200);
-/// Further wrong answers are counted and not shown.
+/// How many wrong responses are shown; further ones are only counted.
 const SHOWN: u64 = 20;
 
-/// The counters; clones count together.
+/// The counters; clones share them.
 #[derive(Clone, Default)]
 pub(crate) struct Report(Arc<Counts>);
 
@@ -29,12 +29,12 @@ struct Counts {
     left: AtomicU64,
     wrong: AtomicU64,
     outcomes: Mutex<BTreeMap<String, u64>>,
-    /// Most resident memory in the warm-up, and what is resident in the end.
+    /// Peak resident memory during warm-up, and resident memory at the end.
     warm: AtomicUsize,
     end: AtomicUsize,
 }
 
-/// What a lane leaves.
+/// What is left at the end of a lane.
 pub(crate) struct Left {
     pub(crate) lane: &'static str,
     pub(crate) fills: usize,
@@ -52,18 +52,18 @@ impl Left {
 }
 
 impl Report {
-    /// A right answer came: a status, or the code of an error.
+    /// Counts a correct response: a status, or the code of an error.
     pub(crate) fn answered(&self, outcome: impl Into<String>) {
         self.0.requests.fetch_add(1, Ordering::Relaxed);
         *self.outcomes().entry(outcome.into()).or_default() += 1;
     }
 
-    /// A client went away without waiting for its answer.
+    /// Counts a client that disconnected without waiting for its response.
     pub(crate) fn left(&self) {
         self.0.left.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Something is not as it must be. `what` must hold no key.
+    /// Records a failure. `what` must not contain a key.
     pub(crate) fn wrong(&self, what: impl Display) {
         self.0.requests.fetch_add(1, Ordering::Relaxed);
         if self.0.wrong.fetch_add(1, Ordering::Relaxed) < SHOWN {
@@ -71,7 +71,7 @@ impl Report {
         }
     }
 
-    /// Watches memory for as long as it may grow.
+    /// Records memory during warm-up.
     pub(crate) async fn watch_warm_up(&self, length: Duration) {
         let until = Instant::now() + length;
         while Instant::now() < until {
@@ -80,7 +80,7 @@ impl Report {
         }
     }
 
-    /// Everything is calm; what is resident now should be no more than before.
+    /// Records memory at the end, which should not exceed that of the warm-up.
     pub(crate) fn note_end(&self) {
         self.0.end.store(resident(), Ordering::Relaxed);
     }
@@ -95,7 +95,7 @@ impl Report {
         );
     }
 
-    /// Prints everything; returns whether all is well.
+    /// Prints everything; returns whether the run succeeded.
     pub(crate) fn print(&self, lanes: Vec<Left>, slack_percent: usize) -> bool {
         let wrong = self.0.wrong.load(Ordering::Relaxed);
         println!(

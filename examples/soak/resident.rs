@@ -1,6 +1,6 @@
-//! How much memory this process occupies.
+//! Resident memory of this process.
 
-/// Resident bytes; 0 where the system does not say.
+/// Resident bytes; 0 if the system does not report them.
 pub(crate) fn resident() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     status

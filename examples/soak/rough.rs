@@ -1,4 +1,4 @@
-//! Clients that behave badly: readers that stall, clients that half-close, and proxies whose clients write forwarded addresses themselves.
+//! Misbehaving clients: readers that stall, clients that half-close, and clients of proxies that spoof forwarded addresses.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -18,15 +18,15 @@ use crate::{
     client::{Answer, PATIENCE},
 };
 
-/// What the gateway believes of its peers on loopback, as an operator would set it; with the timeouts that end what stalls.
+/// Trusts proxies on loopback, as an operator would configure it, with timeouts that end stalled connections.
 pub(crate) const CONFIG: &str = r#"
     server.trusted_proxies = ["127.0.0.0/8"]
     server.send_timeout = "2s"
     auth.max_failures = 20
 "#;
-/// Longer than `server.send_timeout` by what a busy machine may add.
+/// `server.send_timeout`, and what a busy machine may add.
 const ENDS_WITHIN: Duration = Duration::from_secs(15);
-/// Largest answers, so many that no socket buffer holds them.
+/// More large responses than socket buffers hold.
 const PIPELINED: usize = 64;
 const STREAMS: usize = 50;
 
@@ -35,7 +35,7 @@ fn page(size: u64) -> String {
     format!("/spaces/{space}/tasks?page=1&page_size={size}")
 }
 
-/// Asks for megabytes down one HTTP/1.1 connection, and reads none of them until the gateway ends it.
+/// Requests megabytes on one HTTP/1.1 connection and reads nothing until the gateway closes it.
 ///
 /// # Errors
 ///
@@ -50,20 +50,20 @@ pub(crate) async fn stall_http1(address: SocketAddr) -> Result<(), String> {
     if sent.is_err() {
         return Ok(());
     }
-    // Its end shows as an error of writing: what comes is not read.
+    // The close shows as a write error, since nothing is read.
     let ended = async { while stream.write_all(b"\r\n").await.is_ok() && wait().await {} };
     timeout(ENDS_WITHIN, ended)
         .await
         .map_err(|_| "a reader that stalls over HTTP/1.1 was kept".to_owned())
 }
 
-/// How often a stalled reader looks whether it was ended.
+/// How often a stalled reader checks whether it was closed.
 async fn wait() -> bool {
     tokio::time::sleep(Duration::from_millis(100)).await;
     true
 }
 
-/// Asks for pages down one HTTP/2 connection without a window for them, until the gateway ends it.
+/// Requests pages on one HTTP/2 connection with a window of 0, until the gateway closes it.
 ///
 /// # Errors
 ///
@@ -87,7 +87,7 @@ pub(crate) async fn stall_http2(address: SocketAddr) -> Result<(), String> {
             }
             answers.push(sender.send_request(request));
         }
-        // Whoever has an answer's head keeps its body unread.
+        // Keeps the response, its body unread.
         let answers = futures_util::future::join_all(answers).await;
         std::future::pending::<()>().await;
         drop((answers, sender));
@@ -103,11 +103,11 @@ pub(crate) async fn stall_http2(address: SocketAddr) -> Result<(), String> {
         .map_err(|_| "a reader that stalls over HTTP/2 was kept".to_owned())
 }
 
-/// Sends `request` whole, closes its half of the connection, and reads the answer to its end.
+/// Sends all of `request`, closes its sending side, and reads the whole response.
 ///
 /// # Errors
 ///
-/// Says what is missing of the answer.
+/// Says what is missing in the response.
 pub(crate) async fn half_close(address: SocketAddr, request: &str) -> Result<Answer, String> {
     let exchange = async {
         let mut stream = TcpStream::connect(address).await?;
@@ -122,7 +122,7 @@ pub(crate) async fn half_close(address: SocketAddr, request: &str) -> Result<Ans
     parse(&bytes.map_err(text)?).ok_or_else(|| "half a close cut the answer short".to_owned())
 }
 
-/// An answer of a request whose method is GET: head, and as long a body as the head tells.
+/// The response to a GET: the head, and a body of the length it states.
 fn parse(bytes: &[u8]) -> Option<Answer> {
     let end = bytes.windows(4).position(|four| four == b"\r\n\r\n")?;
     let head = std::str::from_utf8(&bytes[..end]).ok()?;
@@ -145,7 +145,7 @@ fn parse(bytes: &[u8]) -> Option<Answer> {
     (length == Some(answer.body.len())).then_some(answer)
 }
 
-/// A forwarded address as a proxy appends it to whatever its client wrote: of the client at `address`.
+/// A forwarded header with `address` appended by a proxy to whatever its client wrote.
 pub(crate) fn forwarded(random: &mut SplitMix64, address: &str) -> Vec<(&'static str, String)> {
     let written = [
         "8.8.8.8",
@@ -165,7 +165,7 @@ pub(crate) fn forwarded(random: &mut SplitMix64, address: &str) -> Vec<(&'static
     ]
 }
 
-/// A connection whose receive buffer is as small as the system makes it.
+/// A connection with the smallest receive buffer the system allows.
 async fn slow_stream(address: SocketAddr) -> io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     socket.set_recv_buffer_size(4096)?;

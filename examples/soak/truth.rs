@@ -1,4 +1,4 @@
-//! What a right answer may hold: every state that a page has had, and since when an older one may not be shown.
+//! The oracle: every state that a page has had, and since when older states must not be served.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use unpod_gateway::simulator::{Control, SplitMix64, world};
 
-/// A page that may be asked for.
+/// A page that clients request.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub(crate) struct Key {
     pub(crate) space: &'static str,
@@ -14,7 +14,7 @@ pub(crate) struct Key {
     pub(crate) size: u64,
 }
 
-/// The spaces whose pages are read. Transcripts are megabytes, so few of them are asked for at once.
+/// The spaces whose pages are read. Transcripts are megabytes, so few of them are requested at once.
 const SPACES: [(&str, &[u64]); 6] = [
     (world::SUPPORT, &[1, 5, 20, 100]),
     (world::TRANSCRIPTS, &[2, 5]),
@@ -28,7 +28,7 @@ const PAGES: u64 = 4;
 /// A digest of a body and its length.
 type State = (blake3::Hash, usize);
 
-/// The one who knows; it alone lets the live list grow.
+/// The oracle. It alone adds tasks to the live list.
 pub(crate) struct Truth {
     upstream: Control,
     most_age: Duration,
@@ -38,7 +38,7 @@ pub(crate) struct Truth {
 #[derive(Default)]
 struct Known {
     states: HashMap<Key, Vec<State>>,
-    /// The bytes that an entity tag stands for.
+    /// The bytes that each ETag was seen with.
     tags: HashMap<(Key, String), blake3::Hash>,
     purged: HashMap<&'static str, Instant>,
 }
@@ -60,7 +60,7 @@ impl Truth {
 
     /// Adds a task to the live list, which moves all its pages.
     pub(crate) fn grow(&self) {
-        // No answer is judged between the move and the note of it.
+        // No response is checked between the move and the note of it.
         let mut known = self.known.lock();
         self.upstream.add_task(world::LIVE);
         for key in keys().filter(|key| key.space == world::LIVE) {
@@ -81,14 +81,14 @@ impl Truth {
         known.states[&key].iter().any(|(state, _)| *state == digest)
     }
 
-    /// Whether the page has ever been that long.
+    /// Whether the page has ever had this length.
     pub(crate) fn is_length(&self, key: Key, length: usize) -> bool {
         self.known.lock().states[&key]
             .iter()
             .any(|(_, known)| *known == length)
     }
 
-    /// Whether `tag` has stood for nothing but these bytes.
+    /// Whether `tag` was only ever seen with these bytes.
     pub(crate) fn is_tag_of(&self, key: Key, tag: &str, body: &[u8]) -> bool {
         let digest = blake3::hash(body);
         let mut known = self.known.lock();
@@ -96,7 +96,7 @@ impl Truth {
         *first == digest
     }
 
-    /// All pages of `spaces` were dropped: an answer to who asks from now on is no older.
+    /// All pages of `spaces` were purged: responses to later requests must not be older.
     pub(crate) fn note_purged(&self, spaces: &[&'static str]) {
         let now = Instant::now();
         let mut known = self.known.lock();
@@ -105,7 +105,7 @@ impl Truth {
             .extend(spaces.iter().map(|space| (*space, now)));
     }
 
-    /// How old an answer may be at most to who asked at `asked`.
+    /// The maximum age of a response to a request sent at `asked`.
     pub(crate) fn most_age(&self, space: &str, asked: Instant) -> Duration {
         let purged = self.known.lock().purged.get(space).copied();
         let since_purge = purged
@@ -115,7 +115,7 @@ impl Truth {
     }
 }
 
-/// Every page that is asked for.
+/// Every page that clients request.
 pub(crate) fn keys() -> impl Iterator<Item = Key> {
     SPACES.iter().flat_map(|(space, sizes)| {
         let of_size = |size: &u64| (1..=PAGES).map(|page| (page, *size)).collect::<Vec<_>>();
@@ -136,7 +136,7 @@ pub(crate) fn spaces() -> [&'static str; SPACES.len()] {
     SPACES.map(|(space, _)| space)
 }
 
-/// A page, those of the first spaces and the first pages no more often than others.
+/// A random page, all equally likely.
 pub(crate) fn any_key(random: &mut SplitMix64) -> Key {
     let (space, sizes) = random.pick(&SPACES);
     Key {

@@ -1,4 +1,4 @@
-//! The faults as they come and go.
+//! The schedule of faults.
 
 use std::{io, ops::Range, time::Duration};
 
@@ -11,7 +11,7 @@ use unpod_gateway::simulator::{
 const LASTS: Range<u64> = 300..3000;
 /// Shorter than the gateways' deadline.
 const SHORT_DELAY: Duration = Duration::from_millis(300);
-/// Longer than it.
+/// Longer than the gateways' deadline.
 const LONG_DELAY: Duration = Duration::from_secs(10);
 
 const WIRE: [WireFault; 10] = [
@@ -27,7 +27,7 @@ const WIRE: [WireFault; 10] = [
     WireFault::SlowBody(Duration::from_secs(1)),
 ];
 
-/// How far the upstream's clock is off, in seconds: most often not at all.
+/// By how many seconds the upstream's clock is off: usually 0.
 const SKEWS: [i64; 8] = [0, 0, 0, 0, 45, -45, 3600, -3600];
 
 /// The faults of one upstream.
@@ -46,13 +46,13 @@ impl Weather {
         }
     }
 
-    /// Changes the faults for ever.
+    /// Changes the faults until it is dropped.
     ///
     /// # Errors
     ///
     /// Returns the system's error if the proxy cannot listen again.
     pub(crate) async fn change(&mut self) -> io::Result<()> {
-        // What takes most memory comes in the warm-up for sure.
+        // The fault that takes the most memory must occur during warm-up.
         let bomb = Fault::always(FaultKind::GzipBomb);
         self.answers.set_faults(vec![bomb]);
         sleep(Duration::from_millis(LASTS.end)).await;
@@ -70,7 +70,7 @@ impl Weather {
             self.answers.set_clock_skew(self.random.pick(&SKEWS));
             let lasts = LASTS.start + self.random.below(LASTS.end - LASTS.start);
             sleep(Duration::from_millis(lasts)).await;
-            // Nobody may be refused for longer than a state lasts.
+            // No request may be rejected for longer than a state lasts.
             self.wire.accept().await?;
         }
     }
@@ -103,7 +103,7 @@ impl Weather {
         self.answers.set_faults(faults);
     }
 
-    /// One fault for everybody.
+    /// One fault for all requests.
     async fn break_down(&mut self) {
         match self.random.below(3) {
             0 => self.wire.refuse().await,
