@@ -1,7 +1,7 @@
-//! Measures the gateway beside nginx, Varnish, HAProxy and a bare hyper. `bench/run` builds everything and starts it.
+//! Measures the gateway beside nginx, Varnish, HAProxy and bare hyper. `bench/run` builds everything and starts it.
 //!
-//! One core is the server's, one the generator's and the upstream's. Rounds of the servers are interleaved; ratios are taken within a
-//! round, and their median counts. `docs/performance.md` says more.
+//! One core is for the server, one for the load generator and the upstream. Rounds of the servers are interleaved; ratios are taken within
+//! a round, and their median counts. The method: `docs/performance.md`.
 
 use std::{
     fs,
@@ -47,42 +47,42 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 struct Cli {
     #[command(subcommand)]
     command: Option<Role>,
-    /// Checks every server and tries each row for a moment; what is measured then means nothing.
+    /// Verify every server and run each row briefly; the results mean nothing.
     #[arg(long)]
     check: bool,
-    /// Only these rows, such as `W1,W4`.
+    /// Measure only these rows, such as `W1,W4`.
     #[arg(long, value_delimiter = ',', value_parser = row_id)]
     only: Vec<String>,
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Draws the throughput as an SVG picture.
+    /// Write the throughput as an SVG chart.
     #[arg(long, value_name = "FILE")]
     chart: Option<PathBuf>,
-    /// Draws the row about growth as another.
+    /// Write the growth row as an SVG chart.
     #[arg(long, value_name = "FILE")]
     growth: Option<PathBuf>,
-    /// Where the rows go as the tables of docs/performance.md; `target/bench/results.md` unless told.
+    /// Write the results as Markdown tables [default: target/bench/results.md].
     #[arg(long, value_name = "FILE")]
     markdown: Option<PathBuf>,
-    /// Where the rows go as JSON; `target/bench/results.json` unless told.
+    /// Write the results as JSON [default: target/bench/results.json].
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     #[arg(long, default_value = "target/release/unpod-gateway")]
     gateway: PathBuf,
-    /// Configurations and logs of the servers.
+    /// Folder for the servers' configurations and logs.
     #[arg(long, default_value = "target/bench/work")]
     work: PathBuf,
     /// The core of the servers.
     #[arg(long)]
     server_cpu: Option<u32>,
-    /// The core of the generator and the upstream.
+    /// The core of the load generator and the upstream.
     #[arg(long)]
     own_cpu: Option<u32>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Role {
-    /// Serves as a limit to compare with.
+    /// Runs a hyper server to compare with.
     #[command(hide = true)]
     Limit(LimitArgs),
 }

@@ -1,4 +1,4 @@
-//! The tables of `docs/performance.md`, ready to be pasted.
+//! The results as Markdown tables, the source of those in `docs/performance.md`.
 
 use std::fmt::Write as _;
 
