@@ -1,4 +1,4 @@
-//! The pictures: requests per second of each server in each row of throughput, and what a hit costs as things grow.
+//! The charts: throughput of each server in each row, and the cost of a hit by size.
 
 use std::fmt::Write as _;
 
@@ -13,10 +13,10 @@ const BAR: f64 = 15.0;
 const BAR_STEP: f64 = 19.0;
 const TITLE: f64 = 26.0;
 const GAP: f64 = 14.0;
-/// Room behind the longest bar for its figure.
+/// Space after the longest bar for its figure.
 const RIGHT: f64 = 170.0;
 
-/// Reads in light and dark: colours are the reader's choice of the two.
+/// Works in light and dark mode.
 const STYLE: &str = "
     text { font: 13px system-ui, sans-serif; fill: #1f2328 }
     .title { font-weight: 600 }
@@ -37,7 +37,7 @@ const STYLE: &str = "
     }
 ";
 
-/// Draws the rows that hold throughput.
+/// Draws the throughput rows.
 pub fn throughput(results: &[RowResult]) -> String {
     let rows: Vec<_> = results
         .iter()
@@ -121,13 +121,13 @@ fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;")
 }
 
-/// A plot of growth: where its axes begin, and how far they go.
+/// A growth plot: the origin and length of its axes.
 const PLOT_WIDTH: f64 = 300.0;
 const PLOT_HEIGHT: f64 = 120.0;
 const PLOT_TOP: f64 = 56.0;
 const PLOT_LEFT: [f64; 2] = [46.0, 426.0];
 
-/// Draws what a hit costs by pages stored and by connections, in tens along, from zero up.
+/// Draws the cost of a hit by stored pages and by connections, on a logarithmic x axis, from zero up.
 pub fn growth(results: &[RowResult]) -> String {
     let mut body = String::new();
     let points = || results.iter().flat_map(|row| &row.points);
@@ -166,7 +166,7 @@ fn draw_plot(body: &mut String, of: Size, points: &[Point], most: f64, left: f64
     });
     let x = |point: &Point| {
         let share = (decade(point.size) - first) / (last - first).max(1.0);
-        // Room at both ends for what is written at the points.
+        // Space at both ends for the labels of the points.
         left + PLOT_WIDTH * (0.08 + 0.84 * share)
     };
     let y = |point: &Point| bottom - PLOT_HEIGHT * point.cpu_us / most;
@@ -196,7 +196,7 @@ fn decade(size: u64) -> f64 {
     (size.max(1) as f64).log10()
 }
 
-/// The next number above that reads well at the end of an axis.
+/// The next round number, for the end of an axis.
 fn nice(most: f64) -> f64 {
     let ten = 10_f64.powf(most.log10().floor());
     let steps = [1.0, 2.0, 4.0, 6.0, 10.0];
@@ -236,7 +236,7 @@ mod tests {
             ..RowResult::default()
         };
         let drawn = growth(&[row]);
-        // The dearest is at the top of its axis, the cheapest a quarter up its own.
+        // The highest value is at the top of its axis, the lowest a quarter up its own.
         assert!(
             drawn.contains(r#"points="70.0,146.0 322.0,116.0""#),
             "{drawn}"

@@ -1,4 +1,4 @@
-//! Whether a server really does the job, before it is measured.
+//! Verifies that a server does the job before it is measured.
 
 use std::{
     fmt::Display,
@@ -15,20 +15,20 @@ use crate::{
     upstream::Upstream,
 };
 
-/// Keys that no measurement asks for.
+/// Keys that no measurement uses.
 const FIRST: u64 = 1 << 40;
-/// How many ask at once for one page that is not stored.
+/// How many concurrent requests for one page that is not stored.
 const AT_ONCE: u64 = 100;
-/// Fewer than the checks ask for.
+/// Fewer than the checks request.
 const ENOUGH_LINES: usize = 10;
 const GZIP: (&str, &str) = ("Accept-Encoding", "gzip");
 const LOGGED_WITHIN: Duration = Duration::from_secs(60);
 
-/// Checks a server, one sort of answer after the other.
+/// Checks a server, one kind of response after the other.
 ///
 /// # Errors
 ///
-/// Returns what it did wrong.
+/// Returns the first failed check.
 pub fn check(server: &Server, upstream: &Upstream) -> Result<(), String> {
     let check = Check { server, upstream };
     let checked = if server.kind.is_cache() {
@@ -61,7 +61,7 @@ impl Check<'_> {
         self.requests_are_logged()
     }
 
-    /// Where logs are kept; servers write them in their own time.
+    /// Checks the access log, if there is one; servers write it with a delay.
     fn requests_are_logged(&self) -> Result<(), String> {
         let deadline = Instant::now() + LOGGED_WITHIN;
         while let Some(log) = self.server.logged() {
@@ -76,7 +76,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// A limit has pages of one size and one coding; its measurement checks status and length.
+    /// A limit server has pages of one size and encoding; its measurement checks status and length.
     fn limit(&self) -> Result<(), String> {
         match self.server.kind {
             Kind::Hyper(fixed) if fixed.not_modified => {
@@ -131,7 +131,7 @@ impl Check<'_> {
     }
 
     fn pages_are_told_apart(&self) -> Result<(), String> {
-        // A neighbour in the space, and the same page of other spaces.
+        // Another page of the space, and the same page of other spaces.
         for key in [FIRST + 1, FIRST + 90, FIRST + 180] {
             self.same_bytes(SMALL, Key(key))?;
             self.same_bytes(LARGE, Key(key))?;
@@ -141,7 +141,7 @@ impl Check<'_> {
 
     fn coded_pages_are_the_same(&self) -> Result<(), String> {
         let keys = [FIRST + 2, FIRST + 3, FIRST + 92, FIRST + 182].map(Key);
-        // The first may come uncoded: the coder is not waited for on a fill.
+        // The first may be uncompressed: a miss does not wait for compression.
         for key in keys {
             self.get(key, LARGE, &[GZIP])?;
         }
@@ -190,11 +190,11 @@ impl Check<'_> {
     }
 }
 
-/// The tag a server gives a page.
+/// The ETag of a page.
 ///
 /// # Errors
 ///
-/// Returns that it gives none.
+/// Returns that there is none.
 pub fn tag_of_first_page(server: &Server, upstream: &Upstream) -> Result<String, String> {
     let reply = Check { server, upstream }.get(Key(0), SMALL, &[])?;
     entity_tag(&reply)

@@ -1,4 +1,4 @@
-//! A client for the checks: one request a connection, the whole answer.
+//! A client for the checks: one request per connection, the whole response.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -8,7 +8,7 @@ use std::{
 
 use flate2::read::GzDecoder;
 
-/// Longer than any server takes, on a busy machine too.
+/// Longer than any server takes, even on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Debug)]
@@ -19,7 +19,7 @@ pub struct Reply {
 }
 
 impl Reply {
-    /// The first value of a field.
+    /// The first value of a header.
     pub fn field(&self, name: &str) -> Option<&str> {
         self.head.lines().find_map(|line| {
             let (found, value) = line.split_once(':')?;
@@ -27,11 +27,11 @@ impl Reply {
         })
     }
 
-    /// The body without its coding.
+    /// The body, decompressed.
     ///
     /// # Errors
     ///
-    /// Returns why it does not decode.
+    /// Returns why it cannot be decompressed.
     pub fn decoded(&self) -> io::Result<Vec<u8>> {
         match self.field("content-encoding") {
             Some("gzip") => {
@@ -45,11 +45,11 @@ impl Reply {
     }
 }
 
-/// Asks for `path`, with `fields` beside `Host`.
+/// Requests `path`, with the headers `fields` in addition to `Host`.
 ///
 /// # Errors
 ///
-/// Returns why there is no whole answer.
+/// Returns why there is no complete response.
 pub fn get(server: SocketAddr, path: &str, fields: &[(&str, &str)]) -> io::Result<Reply> {
     let mut request = format!("GET {path} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n");
     for (name, value) in fields {

@@ -1,4 +1,4 @@
-//! A histogram of times: 64 steps for each doubling, so that a value is off by a sixty-fourth at most.
+//! A histogram of durations with 64 buckets per power of two, so that values are off by at most 1/64.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ impl Histogram {
         self.total += 1;
     }
 
-    /// The least time that `share` of all values do not exceed; zero where there is none.
+    /// The quantile `share`; zero if the histogram is empty.
     pub fn quantile(&self, share: f64) -> Duration {
         let rank = (self.total as f64 * share).ceil().max(1.0) as u64;
         let mut seen = 0;
@@ -44,7 +44,7 @@ fn slot(nanos: u64) -> usize {
     (u64::from(shift) * STEPS + (nanos >> shift)) as usize
 }
 
-/// The greatest value that a slot holds.
+/// The largest value of a bucket.
 fn upper_end(slot: usize) -> u64 {
     let slot = slot as u64;
     if slot < STEPS {

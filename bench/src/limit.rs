@@ -1,4 +1,4 @@
-//! The limit servers: what hyper can do on one core when next to nothing is asked of it.
+//! The limit servers: what hyper can do on one core when it does almost nothing.
 
 use std::{
     collections::HashMap,
@@ -27,25 +27,25 @@ use crate::{
     request::CLIENT_KEY,
 };
 
-/// What a limit server answers.
+/// The responses of a limit server.
 #[derive(Args, Clone, Debug)]
 pub struct LimitArgs {
     #[arg(long)]
     pub port: u16,
     #[arg(long)]
     pub page_size: u32,
-    /// Answers with the gzip copy of a page.
+    /// Responds with a page compressed by gzip.
     #[arg(long)]
     pub gzip: bool,
-    /// Answers 304 and nothing else.
+    /// Always responds 304.
     #[arg(long)]
     pub not_modified: bool,
-    /// Checks the key and looks the page up among so many; without it, the first page is the answer to everything.
+    /// Checks the key and looks the page up among this many; without it, every response is the first page.
     #[arg(long)]
     pub keys: Option<u64>,
 }
 
-/// Serves until the process is ended.
+/// Serves until the process is killed.
 ///
 /// # Errors
 ///
@@ -80,7 +80,7 @@ async fn serve(listener: TcpListener, answers: impl Answers) -> io::Result<()> {
     }
 }
 
-/// One answer to everything.
+/// The same response to every request.
 struct Fixed {
     page: Page,
     not_modified: bool,
@@ -104,7 +104,7 @@ impl Answers for Fixed {
     }
 }
 
-/// Pages by a digest of what was asked for, in a plain sharded map.
+/// Pages by a digest of path and query, in a plain sharded map.
 struct Map {
     shards: Vec<Mutex<Shard>>,
     authorization: String,
@@ -155,7 +155,7 @@ impl Answers for Map {
     }
 }
 
-/// A page and the fields that go with it.
+/// A page and its headers.
 struct Page {
     body: Bytes,
     tag: HeaderValue,
@@ -200,7 +200,7 @@ fn bare(status: StatusCode) -> Response<Full<Bytes>> {
     response
 }
 
-/// FNV-1a over eight bytes at a time: good enough for keys that nobody chooses.
+/// FNV-1a over eight bytes at a time: good enough for keys that no attacker chooses.
 fn digest(target: &str) -> u64 {
     let mut digest = 0xcbf2_9ce4_8422_2325_u64;
     for chunk in target.as_bytes().chunks(8) {

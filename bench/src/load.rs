@@ -1,7 +1,7 @@
-//! The generator: one thread, kept-alive connections, one request at a time on each.
+//! The load generator: one thread, keep-alive connections, one request at a time on each.
 //!
-//! A lane without a pace is a closed loop, for throughput. A lane with one is an open loop: each request has a time at which it is
-//! meant to leave, and what it waits for a free connection counts as its latency (no coordinated omission). Every answer is checked.
+//! A lane without a pace is a closed loop, for throughput. A lane with one is an open loop: each request is scheduled for a time, and the
+//! wait for a free connection counts as latency (no coordinated omission). Every response is checked.
 
 use std::{
     collections::VecDeque,
@@ -19,16 +19,16 @@ use crate::{
     request::Feed,
 };
 
-/// More than any answer is long.
+/// More than the length of any response.
 const SCRATCH: usize = 256 << 10;
-/// Longer than any answer takes, on a busy machine too.
+/// Longer than any response takes, even on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What each answer must be.
+/// The expected response.
 #[derive(Clone, Copy, Debug)]
 pub struct Expect {
     pub status: u16,
-    /// `None`: some body, whatever its length; the coder's business.
+    /// `None`: a body of any length, since it depends on the compressor.
     pub body_len: Option<u64>,
 }
 
@@ -41,16 +41,16 @@ impl Expect {
     }
 }
 
-/// When requests leave.
+/// When requests are sent.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Pace {
     /// As soon as a connection is free.
     Closed,
-    /// So many a second, whatever becomes of those before.
+    /// At a fixed rate, independent of responses.
     PerSecond(f64),
 }
 
-/// Why a measurement is worth nothing.
+/// Why a measurement is invalid.
 #[derive(Debug)]
 pub enum LoadError {
     Io(io::Error),
@@ -80,25 +80,25 @@ impl From<io::Error> for LoadError {
     }
 }
 
-/// Requests of one kind on connections of their own.
+/// Requests of one kind, with their own connections.
 #[derive(Debug)]
 struct Lane {
     feed: Feed,
     expect: Expect,
     pace: Pace,
     idle: Vec<usize>,
-    /// Times at which requests should have left, had a connection been free.
+    /// Scheduled times of requests that wait for a free connection.
     late: VecDeque<Instant>,
     next_due: Option<Instant>,
     is_spent: bool,
     tally: Tally,
 }
 
-/// What a lane did while it was counted.
+/// The result of a lane.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
     pub answers: u64,
-    /// From when a request was meant to leave to the last byte of its answer.
+    /// From a request's scheduled time to the last byte of its response.
     pub times: Histogram,
 }
 
@@ -107,7 +107,7 @@ struct Connection {
     lane: usize,
     stream: TcpStream,
     reader: Reader,
-    /// When the request under way was meant to leave.
+    /// The scheduled time of the request in flight.
     meant: Option<Instant>,
 }
 
@@ -188,11 +188,11 @@ impl Load {
         Ok(())
     }
 
-    /// Sends for so long, and forgets what was counted before; requests under way at the end stay under way.
+    /// Sends for this long and discards earlier results; requests in flight at the end stay in flight.
     ///
     /// # Errors
     ///
-    /// Returns the first answer that was not as expected.
+    /// Returns the first unexpected response.
     pub fn run_for(&mut self, duration: Duration) -> Result<Duration, LoadError> {
         for lane in &mut self.lanes {
             lane.tally = Tally::default();
@@ -204,11 +204,11 @@ impl Load {
         Ok(began.elapsed())
     }
 
-    /// Sends until no lane has anything left, and waits for the last answer.
+    /// Sends until no lane has requests left, and waits for the last response.
     ///
     /// # Errors
     ///
-    /// As [`Self::run_for`]; also when nothing comes for long.
+    /// As [`Self::run_for`]; also if there is no response for long.
     pub fn run_out(&mut self) -> Result<(), LoadError> {
         let mut last_progress = Instant::now();
         loop {
@@ -225,7 +225,7 @@ impl Load {
         }
     }
 
-    /// Sends nothing more and waits for what is under way.
+    /// Stops sending and waits for requests in flight.
     ///
     /// # Errors
     ///
@@ -238,7 +238,7 @@ impl Load {
         self.run_out()
     }
 
-    /// What a lane did since the last [`Self::run_for`] began.
+    /// The result of a lane since the last [`Self::run_for`] began.
     pub fn tally(&self, lane: usize) -> &Tally {
         &self.lanes[lane].tally
     }
@@ -247,12 +247,12 @@ impl Load {
         self.lanes.iter().map(|lane| lane.tally.answers).sum()
     }
 
-    /// Sends what is due, then takes in what came.
+    /// Sends requests that are due, then reads responses.
     fn turn(&mut self) -> Result<(), LoadError> {
         for lane in 0..self.lanes.len() {
             self.send_due(lane)?;
         }
-        // A pace finer than the poll's milliseconds is kept by not sleeping.
+        // For a pace finer than the poll's milliseconds, do not sleep.
         let is_paced = |lane: &Lane| lane.pace != Pace::Closed && !lane.is_spent;
         let timeout = if self.lanes.iter().any(is_paced) {
             0
@@ -295,7 +295,7 @@ impl Load {
         let sent = if lane.is_spent {
             None
         } else {
-            // The socket's buffer is empty: it takes a request whole, or something is wrong.
+            // The socket's buffer is empty: it takes a whole request, or something is wrong.
             lane.feed.next(|request| {
                 (&to.stream)
                     .write(request)
@@ -331,7 +331,7 @@ impl Load {
                 return self.note(connection, answer);
             }
             if came < self.scratch.len() {
-                // The socket was empty; what comes later is told anew.
+                // The socket was drained; poll reports later data again.
                 return Ok(());
             }
         }
@@ -368,7 +368,7 @@ impl Load {
 }
 
 impl Lane {
-    /// Puts down the requests that are due by now.
+    /// Queues the requests that are due.
     fn note_due(&mut self, rate: f64, now: Instant) {
         if self.is_spent {
             return;
@@ -382,7 +382,7 @@ impl Lane {
         self.next_due = Some(due);
     }
 
-    /// A free connection and what it should send; nothing is taken where either is missing.
+    /// A free connection and its next request; takes nothing if either is missing.
     fn take_late(&mut self) -> (Option<usize>, Option<Instant>) {
         if self.idle.is_empty() || self.late.is_empty() {
             return (None, None);
@@ -418,7 +418,7 @@ mod tests {
         body_len: Some(2),
     };
 
-    /// A server of one connection that stalls before its first answer, and of all its answers gives the same.
+    /// A server for one connection that stalls before its first response and always sends the same one.
     fn server_that_stalls(answer: &'static str) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -444,7 +444,7 @@ mod tests {
         let pace = Pace::PerSecond(100.0);
         load.add_lane(server, 1, feed, EXPECTED, pace).unwrap();
         load.run_for(STALL * 3 / 2).unwrap();
-        // Two in three were due within the stall; a closed loop would have seen one slow answer.
+        // Two in three were due during the stall; a closed loop would have seen one slow response.
         assert!(load.tally(0).times.quantile(0.5) >= STALL / 10);
     }
 

@@ -7,7 +7,7 @@ use crate::{
     usage,
 };
 
-/// All rows: throughput, then single figures, then growth.
+/// All rows: throughput, single figures, growth.
 pub fn tables(results: &[RowResult], rounds: usize) -> String {
     let mut text = format!(
         "One run of {rounds} rounds on {}. Bold: the mark is missed.\n",
@@ -19,7 +19,7 @@ pub fn tables(results: &[RowResult], rounds: usize) -> String {
     text
 }
 
-/// A line for each server beside the gateway.
+/// A line per server.
 fn compared(text: &mut String, results: &[RowResult]) {
     let rows: Vec<_> = results
         .iter()
@@ -116,7 +116,7 @@ fn judged(mark: &str, met: Option<bool>) -> String {
     }
 }
 
-/// Three digits, as far as there are any to tell.
+/// Three significant digits.
 fn figure(value: f64) -> String {
     match value.abs() {
         large if large >= 1000.0 => thousands(value),
@@ -126,7 +126,7 @@ fn figure(value: f64) -> String {
     }
 }
 
-/// A whole number with its thousands set apart.
+/// A whole number with thousands separators.
 pub fn thousands(value: f64) -> String {
     let digits = format!("{value:.0}");
     let mut text = String::new();

@@ -1,4 +1,4 @@
-//! Does the work of the rows.
+//! Runs the workloads of the rows.
 
 use std::{
     fmt::Display,
@@ -18,32 +18,32 @@ use crate::{
     usage,
 };
 
-/// Connections of the closed loops.
+/// Connections of closed loops.
 const CONNECTIONS: usize = 64;
-/// Room for all pages of a row.
+/// Cache size for all pages of a row.
 const ROOMY_MIB: u64 = 1024;
-/// A cache that is soon full, for the misses.
+/// A small cache, for misses with a full cache.
 const TIGHT_MIB: u64 = 64;
 /// Pages of 40 KB that fill it twice.
 const TO_FILL: u64 = 2 * (TIGHT_MIB << 20) / 40_000;
-/// What a page of 2 KB takes, its keys and the allocator's share included.
+/// The memory of a page of 2 KB, with keys and allocator overhead.
 const BYTES_STORED: u64 = 6_000;
-/// How often memory is looked at while it settles, and by how much it then still may fall.
+/// How often memory is read until it is stable, and by how much it may still fall then.
 const LOOK: Duration = Duration::from_secs(1);
 const STILL: f64 = 0.005;
 
-/// How long and how often.
+/// Durations and repetitions.
 #[derive(Clone, Copy, Debug)]
 pub struct Effort {
     pub rounds: usize,
     pub warm_up: Duration,
     pub measured: Duration,
-    /// Keys of the rows with many, as a share of them.
+    /// The share of keys used in rows with many keys.
     pub scale: u64,
-    /// Pages stored, and connections, of the rows about growth.
+    /// Stored pages and connections of the growth row.
     pub stored: &'static [u64],
     pub connected: &'static [usize],
-    /// How long servers are left alone, at least and at most, before their memory is read.
+    /// How long servers are idle, at least and at most, before their memory is read.
     pub settling: (Duration, Duration),
 }
 
@@ -60,7 +60,7 @@ impl Effort {
         }
     }
 
-    /// Enough to see that everything works, too little to say how fast.
+    /// Enough to see that everything works, too little to measure.
     pub fn short() -> Self {
         Self {
             rounds: 1,
@@ -74,7 +74,7 @@ impl Effort {
     }
 }
 
-/// What to ask for, and what must come.
+/// What to request, and the expected response.
 type Lane = (Feed, Expect);
 
 pub struct Measure<'a> {
@@ -83,7 +83,7 @@ pub struct Measure<'a> {
     pub effort: Effort,
 }
 
-/// What a server did in one round.
+/// A server's result in one round.
 #[derive(Clone, Copy, Debug)]
 struct Round {
     per_second: f64,
@@ -92,11 +92,11 @@ struct Round {
 }
 
 impl Measure<'_> {
-    /// Does the work of a row.
+    /// Runs a row.
     ///
     /// # Errors
     ///
-    /// Returns what went wrong; a row is measured whole or not at all.
+    /// Returns what went wrong; a row is measured completely or not at all.
     pub fn row(&self, row: &Row) -> Result<RowResult, String> {
         let result = match row.work {
             Work::Hits(hits) => self.hits(row, hits),
@@ -121,7 +121,7 @@ impl Measure<'_> {
             .map(|found| found.of(row))
     }
 
-    /// Hits on servers that run, compared as `wanted` says.
+    /// Measures hits on running servers and compares them as `wanted` says.
     fn hits_on(
         &self,
         servers: &[&Server],
@@ -139,7 +139,7 @@ impl Measure<'_> {
         })
     }
 
-    /// A round in which the upstream may not be called.
+    /// A round in which the upstream must not be called.
     fn round_of_hits(&self, server: &Server, lane: &Lane) -> Result<Round, String> {
         let calls = self.upstream.calls();
         let (feed, expected) = lane;
@@ -159,7 +159,7 @@ impl Measure<'_> {
         }
     }
 
-    /// Puts the pages of a row into a server, with their coded copies; returns what to ask for and what must come.
+    /// Fills a server with the pages of a row and their compressed variants; returns what to request and the expected response.
     fn stored(&self, server: &Server, hits: Hits) -> Result<Lane, String> {
         let mut form = Form::new(server.address, hits.page_size).with_gzip(hits.takes_gzip);
         let mut expected = self.page_of(hits.page_size);
@@ -187,7 +187,7 @@ impl Measure<'_> {
         Ok((feed, expected))
     }
 
-    /// Asks for each page until none costs a call any more, and at least twice: a coded copy may be made on the first hit.
+    /// Requests each page until none causes a call, at least twice, since a compressed variant may be made on the first hit.
     fn fill(
         &self,
         server: &Server,
@@ -224,7 +224,7 @@ impl Measure<'_> {
         let found = self.rounds(row.servers, |at| {
             let server = &servers[at];
             let form = Form::new(server.address, LARGE);
-            // More than can be asked for in a round.
+            // More than can be requested in a round.
             let feed = Feed::each(&form, next..next + (1 << 32));
             next += 1 << 32;
             let calls = self.upstream.calls();
@@ -317,7 +317,7 @@ impl Measure<'_> {
         Ok(result.of(row))
     }
 
-    /// What each server holds once none gives anything back any more. All are left alone for equally long.
+    /// The memory of each server once none frees any more. All are idle for the same time.
     fn settled(&self, servers: &[Server]) -> Vec<u64> {
         let (least, most) = self.effort.settling;
         let began = Instant::now();
@@ -335,7 +335,7 @@ impl Measure<'_> {
         held
     }
 
-    /// By CPU time: where the generator shares the cores, throughput says nothing.
+    /// By CPU time: with a load generator on the same cores, throughput says nothing.
     fn two_cores(&self, row: &Row) -> Result<RowResult, String> {
         let mut servers = Vec::new();
         for (kind, _) in row.servers {
@@ -388,7 +388,7 @@ impl Measure<'_> {
             let server = self.started(*kind, Cores::One, ROOMY_MIB)?;
             let (feed, expected) = self.stored(&server, hits)?;
             let saturated = self.closed_loop(&server, CONNECTIONS, feed.clone(), expected)?;
-            // Both get the same load: half of what the slower can do.
+            // Both get the same load: half of the slower one's throughput.
             rate = rate.min(saturated.per_second / 2.0);
             lanes.push((server, feed, expected));
         }
@@ -417,7 +417,7 @@ impl Measure<'_> {
         Ok(result.of(row))
     }
 
-    /// The median, 99th and 99.9th percentile of hits at a rate, in microseconds, with misses beside them.
+    /// The median, 99th and 99.9th percentile of hits at a rate, in microseconds, with concurrent misses.
     fn open_loop(
         &self,
         server: &Server,
@@ -485,7 +485,7 @@ impl Measure<'_> {
             }
             grow(Size::Stored, stored, self.cost_with_stored(stored, needed)?);
         }
-        // On the generator's side each is an open file, and beside them there are few.
+        // Each is an open file of the load generator, which has few others.
         let most = usage::most_files().saturating_sub(100);
         for connected in self.effort.connected.iter().copied() {
             if connected as u64 > most {
@@ -540,7 +540,7 @@ impl Measure<'_> {
         let mut rounds: Vec<Vec<Round>> = vec![Vec::new(); wanted.len()];
         for number in 0..self.effort.rounds {
             for turn in 0..wanted.len() {
-                // Nobody is always first, or always behind the same neighbour.
+                // Rotates the order, so that no server is always first or always after the same one.
                 let at = (turn + number) % wanted.len();
                 let name = wanted[at].0.name();
                 let round = measure(at).map_err(|error| format!("{name}: {error}"))?;
@@ -586,7 +586,7 @@ impl Measure<'_> {
         Ok(round)
     }
 
-    /// One round of a load of one lane, after a moment to warm up; requests under way at the end stay under way.
+    /// One round of a load with one lane, after a short warm-up; requests in flight at the end stay in flight.
     fn measured(&self, server: &Server, load: &mut Load) -> Result<Round, String> {
         load.run_for(self.effort.warm_up).map_err(text)?;
         let family = server.family();
@@ -601,7 +601,7 @@ impl Measure<'_> {
         })
     }
 
-    /// Starts a server and checks that it does the job.
+    /// Starts a server and verifies it.
     fn started(&self, kind: Kind, cores: Cores, cache_mib: u64) -> Result<Server, String> {
         let server = self.bench.start(kind, cores, cache_mib, self.upstream);
         let server = server.map_err(|error| format!("{}: {error}", kind.name()))?;
@@ -622,7 +622,7 @@ impl Measure<'_> {
             .map_err(|error| format!("{}: {error}", server.kind.name()))
     }
 
-    /// What a whole page of a size looks like.
+    /// The expected response for a page of a size.
     fn page_of(&self, page_size: u32) -> Expect {
         Expect {
             status: 200,

@@ -1,22 +1,22 @@
-//! The pages that the upstream has: any page of any space, in the shape of Unpod's own, each unlike every other.
+//! The upstream's pages: any page of any space, in the shape of Unpod's, each unique.
 
 use std::io::Write as _;
 
 use bytes::Bytes;
 use flate2::{Compression, write::GzEncoder};
 
-/// Pages of 2 KB, by the tasks on one.
+/// Tasks on a page of 2 KB.
 pub const SMALL: u32 = 2;
-/// Pages of 40 KB.
+/// Tasks on a page of 40 KB.
 pub const LARGE: u32 = 40;
 
-/// How many pages a space has; all have two digits, so that every key is as long as every other.
+/// Pages per space; all numbers have two digits, so that all keys have the same length.
 const PAGES_PER_SPACE: u64 = 90;
 const FIRST_PAGE: u64 = 10;
 const TOKEN_PREFIX: &str = "BENCH";
 /// The digits of a space's token.
 const SPACE_DIGITS: usize = 19;
-/// Stands in the template where a page has its own digits: the space's, then the page's.
+/// The template's placeholder for a page's own digits: the space's, then the page's.
 const MARK: &str = "000000000000000000000";
 
 /// One page of one space, by number.
@@ -33,7 +33,7 @@ impl Key {
         FIRST_PAGE + self.0 % PAGES_PER_SPACE
     }
 
-    /// The key of what was asked for; `None` where there is no such page.
+    /// The key of the requested page; `None` if it does not exist.
     pub fn read(space: &str, page: &str) -> Option<Self> {
         let digits = space.strip_prefix(TOKEN_PREFIX)?;
         if digits.len() != SPACE_DIGITS {
@@ -44,7 +44,7 @@ impl Key {
         (page < PAGES_PER_SPACE).then(|| Self(number * PAGES_PER_SPACE + page))
     }
 
-    /// What tells this page from every other, as long as [`MARK`].
+    /// The unique part of a page, as long as [`MARK`].
     fn digits(self) -> String {
         let number = self.0 / PAGES_PER_SPACE;
         format!("{number:0SPACE_DIGITS$}{}", self.page())
@@ -75,13 +75,13 @@ impl Pages {
         body.into()
     }
 
-    /// How long each body is.
+    /// The length of each body.
     pub fn body_len(&self) -> usize {
         self.template.len()
     }
 }
 
-/// As a well set-up origin would send it once.
+/// As a well-configured origin would send it.
 pub fn gzip(body: &[u8]) -> Bytes {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::new(6));
     encoder.write_all(body).expect("a vector takes everything");
@@ -120,7 +120,7 @@ const NAMES: [&str; 6] = [
     "Tom O'Neill",
 ];
 
-/// A task of about 1,000 bytes, as the captured ones are; every second one has the output of a call.
+/// A task of about 1,000 bytes, like the captured ones; every second one has the output of a call.
 fn task(index: u32) -> String {
     let seed = mix(u64::from(index));
     let status = STATUSES[seed as usize % STATUSES.len()];

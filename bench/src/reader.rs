@@ -1,27 +1,27 @@
-//! Reads HTTP/1.1 answers as they come in, without keeping them: the status, and how long the body was.
+//! Reads HTTP/1.1 responses incrementally, without storing them: the status and the length of the body.
 
 use memchr::memchr;
 
-/// What an answer was.
+/// A complete response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answer {
     pub status: u16,
     pub body_len: u64,
 }
 
-/// Why what came is no answer to one request.
+/// Why the bytes are not a response to one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unreadable {
     Head,
     Chunk,
-    /// More came than the answer's length.
+    /// There are more bytes than the response's length.
     Surplus,
 }
 
-/// Reads one answer after the other of a connection on which one request at a time is under way.
+/// Reads the responses of a connection with one request in flight at a time.
 #[derive(Debug, Default)]
 pub struct Reader {
-    /// What came of a head that is not whole yet.
+    /// The incomplete head so far.
     head: Vec<u8>,
     state: State,
 }
@@ -40,18 +40,18 @@ enum State {
     },
 }
 
-/// Where in a chunked body the next byte is.
+/// The position in a chunked body.
 #[derive(Clone, Copy, Debug)]
 enum Place {
     Size(u64),
-    /// Behind the size, up to the line's end.
+    /// After the size, up to the end of the line.
     SizeEnd(u64),
     Data(u64),
-    /// The line end behind a chunk, or, with `true`, behind the last.
+    /// The line end after a chunk, or, with `true`, after the last.
     LineEnd(bool),
 }
 
-/// What a head says of its answer.
+/// The parts of the head that matter.
 struct Head {
     len: usize,
     status: u16,
@@ -60,7 +60,7 @@ struct Head {
 }
 
 impl Reader {
-    /// Takes in what came; the answer, once it is whole.
+    /// Takes bytes; returns the response once it is complete.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<Option<Answer>, Unreadable> {
         match self.state {
             State::Head => self.feed_head(bytes),
@@ -70,7 +70,7 @@ impl Reader {
     }
 
     fn feed_head(&mut self, bytes: &[u8]) -> Result<Option<Answer>, Unreadable> {
-        // Nearly always the head comes in one piece, and is read where it lies.
+        // The head nearly always arrives in one piece and is parsed in place.
         if self.head.is_empty() {
             return match read_head(bytes)? {
                 Some(head) => self.begin_body(&head, &bytes[head.len..]),
@@ -176,7 +176,7 @@ impl Reader {
     }
 }
 
-/// `None` where the head is not whole.
+/// `None` if the head is incomplete.
 fn read_head(bytes: &[u8]) -> Result<Option<Head>, Unreadable> {
     let mut head = Head {
         len: 0,

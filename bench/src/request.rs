@@ -1,19 +1,19 @@
-//! The requests that are sent, as bytes, and in which order.
+//! The requests as bytes, and their order.
 
 use std::{fmt::Write as _, net::SocketAddr};
 
 use crate::pages::{self, Key};
 
-/// The client's key; the servers know its digest or the key itself.
+/// The client's key; the servers have its digest or the key itself.
 pub const CLIENT_KEY: &str = "ugw_bench_key_for_loopback_only";
 
-/// What all requests of a lane have in common.
+/// What all requests of a lane share.
 #[derive(Clone, Debug)]
 pub struct Form {
     pub host: SocketAddr,
     pub page_size: u32,
     pub takes_gzip: bool,
-    /// The entity tag that the client has.
+    /// The client's ETag.
     pub has: Option<String>,
 }
 
@@ -53,10 +53,10 @@ impl Form {
     }
 }
 
-/// Gives one request after the other.
+/// The sequence of requests.
 #[derive(Clone, Debug)]
 pub enum Feed {
-    /// Made once, sent again and again in a fixed order without an end.
+    /// Built once and repeated in a fixed order, forever.
     Known {
         requests: Vec<Vec<u8>>,
         order: Vec<u32>,
@@ -64,7 +64,7 @@ pub enum Feed {
     },
     /// Each key of a range once.
     Each { form: Form, next: u64, end: u64 },
-    /// Any key below a number, each as often as every other, without an end.
+    /// Uniformly random keys below a number, forever.
     Any { form: Form, keys: u64, draw: u64 },
     /// The same request a number of times.
     Times { request: Vec<u8>, left: u64 },
@@ -79,7 +79,7 @@ impl Feed {
         }
     }
 
-    /// The keys below `keys`, the first most often, as Zipf's law has it; the order is the same in every run.
+    /// The keys below `keys` by Zipf's law, the first most often; the order is the same in every run.
     pub fn zipf(form: &Form, keys: u64) -> Self {
         Self::Known {
             requests: (0..keys).map(|key| form.bytes(Key(key))).collect(),
@@ -111,7 +111,7 @@ impl Feed {
         }
     }
 
-    /// Hands the next request to `send`; `None` where there is no more.
+    /// Passes the next request to `send`; `None` if there are no more.
     pub fn next<R>(&mut self, send: impl FnOnce(&[u8]) -> R) -> Option<R> {
         match self {
             Self::Known {
@@ -141,7 +141,7 @@ impl Feed {
     }
 }
 
-/// Longer than what a round sends in a tenth of a second.
+/// More requests than a round sends in a tenth of a second.
 const ORDER_LEN: u64 = 1 << 18;
 
 fn zipf_order(keys: u64) -> Vec<u32> {
@@ -152,7 +152,7 @@ fn zipf_order(keys: u64) -> Vec<u32> {
             reached
         })
         .collect();
-    // Which key has which rank is mixed: neighbours in memory should not be neighbours in use.
+    // Ranks are shuffled over the keys: neighbours in memory should not have similar ranks.
     let key_of_rank = shuffled(keys);
     (0..ORDER_LEN)
         .map(|draw| {

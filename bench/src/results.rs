@@ -1,4 +1,4 @@
-//! What was measured, and how it is shown.
+//! The results, and how they are printed.
 
 use std::fmt::{self, Write as _};
 
@@ -6,35 +6,35 @@ use serde_json::{Value, json};
 
 use crate::rows::Row;
 
-/// One server doing the work of one row: the medians of its rounds.
+/// One server in one row: the medians of its rounds.
 #[derive(Clone, Debug)]
 pub struct Throughput {
     pub server: &'static str,
     pub per_second: f64,
-    /// CPU time of all its processes for each request.
+    /// CPU time of all its processes per request.
     pub cpu_us: f64,
-    /// How much of a core it used: below 0.9 the generator was what bounded it.
+    /// The share of a core it used: below 0.9 the load generator was the bottleneck.
     pub busy: f64,
 }
 
-/// The gateway beside another server in one row. Each is a median of the ratios within a round; above 1 the gateway is ahead.
+/// The gateway relative to another server in one row: medians of the ratios within a round; above 1 the gateway is ahead.
 #[derive(Clone, Debug)]
 pub struct Comparison {
     pub against: &'static str,
     pub throughput: f64,
-    /// The other's CPU time a request over the gateway's.
+    /// The other's CPU time per request divided by the gateway's.
     pub cpu: f64,
     pub mark: Option<f64>,
 }
 
 impl Comparison {
-    /// Both ratios must reach the mark: where the generator bounds a server, throughput alone would be too kind to the slower.
+    /// Both ratios must reach the mark: if the load generator is the bottleneck, throughput alone would favour the slower server.
     pub fn is_met(&self) -> Option<bool> {
         self.mark.map(|mark| self.throughput.min(self.cpu) >= mark)
     }
 }
 
-/// A figure that is no comparison of throughput.
+/// A single figure.
 #[derive(Clone, Debug)]
 pub struct Fact {
     pub what: String,
@@ -43,7 +43,7 @@ pub struct Fact {
     pub mark: Option<Mark>,
 }
 
-/// What a figure is held against.
+/// The target of a figure.
 #[derive(Clone, Copy, Debug)]
 pub enum Mark {
     AtMost(f64),
@@ -68,7 +68,7 @@ impl fmt::Display for Mark {
     }
 }
 
-/// What a hit costs at one size.
+/// The cost of a hit at one size.
 #[derive(Clone, Copy, Debug)]
 pub struct Point {
     pub of: Size,
@@ -121,7 +121,7 @@ impl Fact {
     }
 }
 
-/// All of one row.
+/// The result of one row.
 #[derive(Clone, Debug, Default)]
 pub struct RowResult {
     pub id: &'static str,
@@ -133,7 +133,7 @@ pub struct RowResult {
 }
 
 impl RowResult {
-    /// What was found, under the name of its row.
+    /// The result as text, under the name of its row.
     pub fn of(self, row: &Row) -> Self {
         Self {
             id: row.id,
@@ -142,7 +142,7 @@ impl RowResult {
         }
     }
 
-    /// For a person.
+    /// For people.
     pub fn table(&self) -> String {
         let mut text = format!("\n{}  {}\n", self.id, self.what);
         if !self.servers.is_empty() {
@@ -280,7 +280,7 @@ mod tests {
         assert_eq!(compared(1.6, 1.4, Some(1.5)).is_met(), Some(false));
         assert_eq!(compared(1.4, 1.6, Some(1.5)).is_met(), Some(false));
         assert_eq!(compared(0.1, 0.1, None).is_met(), None);
-        // What could not be measured meets nothing.
+        // A figure that could not be measured does not meet its mark.
         assert_eq!(
             compared(f64::NAN, f64::NAN, Some(1.0)).is_met(),
             Some(false)

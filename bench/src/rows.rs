@@ -1,11 +1,11 @@
-//! The rows of the table: which work, which servers, which marks.
+//! The rows of the table: workloads, servers, marks.
 
 use crate::{
     pages::{LARGE, SMALL},
     server::{Fixed, Kind},
 };
 
-/// Servers of one row, the gateway first, each other with what the gateway should reach beside it.
+/// The servers of a row, the gateway first; the others with the ratio that the gateway should reach.
 pub type Servers = &'static [(Kind, Option<f64>)];
 
 #[derive(Clone, Copy, Debug)]
@@ -19,18 +19,18 @@ pub struct Row {
 #[derive(Clone, Copy, Debug)]
 pub enum Work {
     Hits(Hits),
-    /// Pages that nobody asked for before, with a cache that is full.
+    /// Pages not requested before, with a full cache.
     Misses,
-    /// Many at once for one page that is not stored, of a slow upstream.
+    /// Many concurrent requests for one page that is not stored, with a slow upstream.
     Burst,
-    /// What many stored pages take, before and after hits on the hot tenth of them.
+    /// The memory of many stored pages, before and after hits on the hottest tenth.
     Memory,
-    /// What a hit costs a server that has both cores, beside one that has one.
+    /// The cost of a hit on two cores relative to one.
     TwoCores,
-    /// Times of hits in an open loop, while pages are fetched.
+    /// Latency of hits in an open loop, with concurrent misses.
     Tail,
     Start,
-    /// The cost of a hit by how much is stored, and by how many are connected.
+    /// The cost of a hit by stored pages and by connections.
     Growth,
 }
 
@@ -38,7 +38,7 @@ pub enum Work {
 #[derive(Clone, Copy, Debug)]
 pub struct Hits {
     pub page_size: u32,
-    /// How many pages are asked for, as Zipf's law has it.
+    /// How many pages are requested, by Zipf's law.
     pub keys: u64,
     /// How many are stored.
     pub stored: u64,
@@ -259,7 +259,7 @@ pub const ROWS: [Row; 14] = [
     },
 ];
 
-/// The hits of the row about memory: on the hot tenth, plain beside nginx, coded beside nginx with coded copies.
+/// The hits of the memory row: on the hottest tenth, plain against nginx, gzip against nginx-copy.
 pub const HOT_TENTH: [(Hits, Servers); 2] = [
     (
         HOT_LARGE,
@@ -274,5 +274,5 @@ pub const HOT_TENTH: [(Hits, Servers); 2] = [
     ),
 ];
 
-/// The hits of the row about two cores.
+/// The hits of the two-cores row.
 pub const TWO_CORES: Hits = ONE_SMALL;

@@ -1,4 +1,4 @@
-//! Starts the servers, each with its configuration from `bench/peers`, and ends them.
+//! Starts the servers, each with its configuration from `bench/peers`, and stops them.
 
 use std::{
     fs::{self, File},
@@ -18,24 +18,24 @@ use crate::{
     usage,
 };
 
-/// Longer than the slowest takes on a busy machine: Varnish compiles its configuration, hyper-map codes its pages.
+/// Longer than the slowest takes on a busy machine: Varnish compiles its configuration, hyper-map compresses its pages.
 const START: Duration = Duration::from_secs(120);
 const STOP: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Gateway,
-    /// Codes on the fly.
+    /// Compresses on the fly.
     Nginx,
-    /// Keeps a coded copy beside the plain one.
+    /// Stores a compressed page in addition to the plain one.
     NginxCopy,
     Varnish,
-    /// Keeps a coded copy alone.
+    /// Stores only the compressed page.
     VarnishGzip,
     Haproxy,
-    /// Bare hyper: one answer to everything.
+    /// Bare hyper: the same response to every request.
     Hyper(Fixed),
-    /// Hyper, the key's check and a plain sharded map.
+    /// Hyper with a key check and a plain sharded map.
     HyperMap {
         page_size: u32,
         keys: u64,
@@ -43,7 +43,7 @@ pub enum Kind {
     },
 }
 
-/// What a bare hyper answers.
+/// The response of a bare hyper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fixed {
     pub page_size: u32,
@@ -65,7 +65,7 @@ impl Kind {
         }
     }
 
-    /// Whether it is a server with an upstream, or a limit that has its pages from the start.
+    /// Whether it is a server with an upstream, or a limit server that has its pages from the start.
     pub fn is_cache(self) -> bool {
         match self {
             Self::Gateway
@@ -78,12 +78,12 @@ impl Kind {
         }
     }
 
-    /// Whether many who miss the same page at once cost one call.
+    /// Whether concurrent misses of a page are merged into one call.
     pub fn collapses(self) -> bool {
         self.is_cache() && self != Self::Haproxy
     }
 
-    /// Whether a client that takes gzip gets it.
+    /// Whether a client that accepts gzip gets it.
     pub fn codes(self) -> bool {
         match self {
             Self::Gateway | Self::Nginx | Self::NginxCopy | Self::VarnishGzip => true,
@@ -92,18 +92,18 @@ impl Kind {
     }
 }
 
-/// The cores that a measurement is made on; `None` on a machine that has only one.
+/// The cores to measure on; `None` on a machine with only one.
 #[derive(Clone, Copy, Debug)]
 pub struct Machine {
     pub server_cpu: Option<u32>,
     pub own_cpu: Option<u32>,
 }
 
-/// How many of them a server gets, and as many workers.
+/// How many cores, and workers, a server gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cores {
     One,
-    /// The generator's too.
+    /// Both, shared with the load generator.
     Two,
 }
 
@@ -117,7 +117,7 @@ impl Cores {
 }
 
 impl Machine {
-    /// The list that `taskset` takes for a server.
+    /// The list of cores of a server, for `taskset`.
     fn list(self, cores: Cores) -> Option<String> {
         let one = self.server_cpu?;
         match (cores, self.own_cpu) {
@@ -126,11 +126,11 @@ impl Machine {
         }
     }
 
-    /// Puts this process, with the generator and the upstream, on a core of its own, or on those of a server that has two.
+    /// Pins this process, with the load generator and the upstream, to its own core, or to both if the server has two.
     ///
     /// # Errors
     ///
-    /// Returns why it stays where it is.
+    /// Returns why it cannot be pinned.
     pub fn place_own(self, cores: Cores) -> io::Result<()> {
         let list = match cores {
             Cores::One => self.own_cpu.map(|own| own.to_string()),
@@ -151,23 +151,23 @@ impl Machine {
     }
 }
 
-/// Where servers run and what they log to.
+/// Where servers run and log to.
 #[derive(Clone, Debug)]
 pub struct Bench {
     pub gateway: PathBuf,
-    /// For configurations, logs and what servers leave behind.
+    /// The folder for configurations, logs and working files.
     pub work: PathBuf,
     pub machine: Machine,
-    /// Whether logs are kept in files; else they go to `/dev/null`, as fast a disk as there can be.
+    /// Whether logs go to files; otherwise to `/dev/null`, so that no disk is measured.
     pub keep_logs: bool,
 }
 
-/// A server that runs; it ends when dropped.
+/// A running server; it is stopped when dropped.
 #[derive(Debug)]
 pub struct Server {
     pub kind: Kind,
     pub address: SocketAddr,
-    /// From its start to the first page it gave.
+    /// The time from its start to its first page.
     pub started_in: Duration,
     child: Child,
     log: PathBuf,
@@ -175,7 +175,7 @@ pub struct Server {
 }
 
 impl Bench {
-    /// Starts a server with room for so many MiB of pages, and waits until it answers.
+    /// Starts a server with this many MiB for pages, and waits until it responds.
     ///
     /// # Errors
     ///
@@ -300,7 +300,7 @@ impl Bench {
         Ok(command)
     }
 
-    /// A command that runs on the servers' cores, and ends should the benchmark be ended.
+    /// A command that runs on the servers' cores and is killed with the benchmark.
     fn on_its_cores(&self, cores: Cores, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "TERM"]);
@@ -312,7 +312,7 @@ impl Bench {
     }
 }
 
-/// What the placeholders of a configuration stand for.
+/// The values for the placeholders of a configuration.
 struct Filled<'a> {
     work: &'a Path,
     cache: &'a Path,
@@ -365,20 +365,20 @@ impl Server {
         usage::family(self.child.id())
     }
 
-    /// What it logged so far; `None` where no log is kept, and of Varnish, whose log is its shared memory.
+    /// Its log so far; `None` without a log file, and for Varnish, which logs to shared memory.
     pub fn logged(&self) -> Option<String> {
         let keeps_none = matches!(self.kind, Kind::Varnish | Kind::VarnishGzip);
         let is_kept = !keeps_none && self.log.is_file();
         is_kept.then(|| fs::read_to_string(&self.log).unwrap_or_default())
     }
 
-    /// Bytes of its pages: resident, and for nginx in the files of its cache, which the system keeps in memory.
+    /// Bytes of its pages: resident memory, and for nginx the files of its cache, which are in memory too.
     pub fn memory(&self) -> u64 {
         usage::resident(&self.family()) + files_under(&self.cache)
     }
 
     fn await_first_page(&mut self) -> io::Result<()> {
-        // A limit server has one size; it is asked for whatever it has.
+        // A limit server has pages of one size; any path will do.
         let form = Form::new(self.address, LARGE);
         let authorization = format!("Token {CLIENT_KEY}");
         let path = form.path(Key(0));
@@ -402,7 +402,7 @@ impl Server {
 }
 
 impl Drop for Server {
-    /// Asks it to end, so that it ends its own processes too, and makes sure.
+    /// Terminates it, so that it stops its own processes, and kills it if necessary.
     fn drop(&mut self) {
         if let Ok(None) = self.child.try_wait() {
             let pid = self.child.id().to_string();
@@ -419,7 +419,7 @@ impl Drop for Server {
     }
 }
 
-/// In memory where there is such a file system: no disk shall be what nginx is measured by.
+/// In memory if there is such a file system, so that nginx's disk is not measured.
 fn cache_folder(work: &Path) -> PathBuf {
     let shared_memory = Path::new("/dev/shm");
     if shared_memory.is_dir() {
@@ -430,7 +430,7 @@ fn cache_folder(work: &Path) -> PathBuf {
     }
 }
 
-/// A port that nobody listens on at the moment.
+/// A free port.
 fn free_address() -> io::Result<SocketAddr> {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()
 }
@@ -441,7 +441,7 @@ fn files_under(folder: &Path) -> u64 {
     entries
         .map(|entry| match entry.metadata() {
             Ok(meta) if meta.is_dir() => files_under(&entry.path()),
-            // Whole blocks: that is what a file takes.
+            // A file takes whole blocks.
             Ok(meta) => meta.blocks() * 512,
             Err(_) => 0,
         })

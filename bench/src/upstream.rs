@@ -1,4 +1,4 @@
-//! A fast upstream with Unpod's answers, on a thread of its own; it counts what it is asked and can be slow.
+//! A fast upstream with Unpod's responses, on a thread of its own; it counts requests and can be slowed down.
 
 use std::{
     convert::Infallible,
@@ -26,15 +26,15 @@ use tokio::net::TcpListener;
 
 use crate::pages::{self, Key, Pages};
 
-/// What the upstream takes for a token; the servers put it in.
+/// The upstream's token, which the servers add.
 pub const TOKEN: &str = "0123456789abcdef0123456789abcdef01234567";
 
-/// How far it behaves as Unpod does.
+/// How closely it behaves like Unpod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Manner {
-    /// Without validators and without coding.
+    /// Without validators and without compression.
     Unpod,
-    /// With both: the peers can make no entity tag and, nginx and HAProxy, no coded copy to keep.
+    /// With both: the peers cannot create ETags and, nginx and HAProxy, cannot store compressed pages of their own.
     Better,
 }
 
@@ -55,7 +55,7 @@ struct Shared {
 }
 
 impl Upstream {
-    /// Starts it; it ends with the process.
+    /// Starts it; it runs until the process exits.
     ///
     /// # Errors
     ///
@@ -86,12 +86,12 @@ impl Upstream {
         Ok(upstream)
     }
 
-    /// How often it was asked for a page.
+    /// How many pages were requested.
     pub fn calls(&self) -> u64 {
         self.shared.calls.load(Ordering::SeqCst)
     }
 
-    /// How long it takes for a page from now on.
+    /// Sets the delay of further responses.
     pub fn set_latency(&self, latency: Duration) {
         let millis = u64::try_from(latency.as_millis()).unwrap_or(u64::MAX);
         self.shared.latency_ms.store(millis, Ordering::SeqCst);
@@ -130,7 +130,7 @@ async fn accept(listener: std::net::TcpListener, manner: Manner, shared: Arc<Sha
             let shared = shared.clone();
             async move { Ok::<_, Infallible>(answer(&request, manner, &shared).await) }
         });
-        // A server that is ended takes its connections with it.
+        // A server that is stopped closes its connections.
         tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
     }
 }
@@ -179,7 +179,7 @@ async fn answer(
     response
 }
 
-/// Also tells a server that passes the client's own key on.
+/// Also detects a server that forwards the client's own key.
 fn has_token(request: &Request<Incoming>) -> bool {
     let sent = request.headers().get(header::AUTHORIZATION);
     sent.and_then(|value| value.to_str().ok())
@@ -187,7 +187,7 @@ fn has_token(request: &Request<Incoming>) -> bool {
         .is_some_and(|token| token == TOKEN)
 }
 
-/// The page that path and query name, and how many tasks it holds.
+/// The page that path and query name, and its number of tasks.
 fn wanted(request: &Request<Incoming>) -> Option<(Key, u32)> {
     let path = request.uri().path();
     let space = path

@@ -1,8 +1,8 @@
-//! What a server and all its processes have used, as `/proc` tells it.
+//! CPU time and memory of a server and all its processes, from `/proc`.
 
 use std::{fs, time::Duration};
 
-/// A process and all below it.
+/// A process and all its descendants.
 pub fn family(pid: u32) -> Vec<u32> {
     let all: Vec<(u32, u32)> = fs::read_dir("/proc")
         .into_iter()
@@ -23,12 +23,12 @@ pub fn family(pid: u32) -> Vec<u32> {
     family
 }
 
-/// CPU time of a family, ended threads included.
+/// CPU time of a process tree, including threads that have ended.
 pub fn cpu(family: &[u32]) -> Duration {
     family.iter().filter_map(|pid| Some(stat(*pid)?.cpu)).sum()
 }
 
-/// Resident memory of a family in bytes. What its members share is counted for each: the sum is of the proportional sizes.
+/// Proportional set size of a process tree in bytes.
 pub fn resident(family: &[u32]) -> u64 {
     family.iter().filter_map(|pid| proportional(*pid)).sum()
 }
@@ -40,7 +40,7 @@ fn proportional(pid: u32) -> Option<u64> {
     Some(kib << 10)
 }
 
-/// Bytes that the system could still give.
+/// Available memory of the system in bytes.
 pub fn available() -> u64 {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = text.lines().find(|line| line.starts_with("MemAvailable:"));
@@ -48,7 +48,7 @@ pub fn available() -> u64 {
     kib.unwrap_or_default() << 10
 }
 
-/// How many files this process may have open.
+/// The limit of open files of this process.
 pub fn most_files() -> u64 {
     let text = fs::read_to_string("/proc/self/limits").unwrap_or_default();
     let line = text.lines().find(|line| line.starts_with("Max open files"));
@@ -56,7 +56,7 @@ pub fn most_files() -> u64 {
     soft.and_then(|soft| soft.parse().ok()).unwrap_or(u64::MAX)
 }
 
-/// The processor's name, as far as the system tells it.
+/// The processor's name, if the system reports it.
 pub fn processor() -> String {
     let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let mut lines = text.lines().filter_map(|line| line.split_once(':'));
@@ -70,12 +70,12 @@ struct Stat {
     cpu: Duration,
 }
 
-/// The kernel's ticks; the same on every Linux that programs see (proc(5), `USER_HZ`).
+/// Clock ticks per second; the same on every Linux (proc(5), `USER_HZ`).
 const TICKS_PER_SECOND: u64 = 100;
 
 fn stat(pid: u32) -> Option<Stat> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name in parentheses may hold anything.
+    // The name in parentheses may contain anything.
     let rest = text.rsplit_once(") ")?.1;
     let fields: Vec<&str> = rest.split(' ').collect();
     let ticks = |at: usize| fields.get(at)?.parse::<u64>().ok();
