@@ -6,7 +6,6 @@
 pub mod assemble;
 mod coding;
 pub mod entry;
-pub mod fields;
 pub mod flight;
 pub mod forms;
 pub mod freshness;
@@ -16,7 +15,6 @@ mod link;
 pub mod memory;
 pub mod page_set;
 pub mod rendition;
-pub mod seconds;
 pub mod snapshot;
 pub mod space;
 pub mod status;

@@ -9,17 +9,17 @@ use http::{
 use tokio::time::Instant;
 
 use super::{
-    fields::Fields,
     forms::{Forms, Packed},
     freshness::{Candidate, Freshness, Lifetimes, Verdict, judge},
     front::Seat,
     http_semantics::{Coding, RequestDirectives, fmt_http_date, parse_age, parse_http_date},
+    link::link,
     memory::BodyMemory,
     rendition::{Rendition, Views},
     space::{Began, Space, Version},
     stretch::Popularity,
 };
-use crate::domain::{PageKey, PageQuery, SpaceFingerprint, Task, TaskPage, View};
+use crate::domain::{PageKey, SpaceFingerprint, Task, TaskPage, View};
 
 /// The header of an answer, and when it came.
 #[derive(Clone, Copy, Debug)]
@@ -46,7 +46,12 @@ pub struct StoredPage {
     pub content: Arc<Content>,
     freshness: Freshness,
     pub(super) popularity: Popularity,
-    pub fields: Fields,
+    /// When the page was generated: the upstream's own word, or the time of receipt.
+    pub date: HeaderValue,
+    /// The state of the list it was cut from, as clients see it, where that was watched.
+    pub list_generation: Option<HeaderValue>,
+    /// Where the pages around it are.
+    pub link: HeaderValue,
     pub last_modified: Option<HeaderValue>,
     /// The same in Unix seconds, for `If-Modified-Since`. Without it the condition is no condition: `Date` would stand in for it
     /// (RFC 9111 section 4.3.2), and be wrong for a page that changed twice within its second.
@@ -140,10 +145,6 @@ impl Content {
         whole.and(self.views.pack(now, cold_after))
     }
 
-    fn fields(&self, date: &HeaderValue, version: Option<Version>, query: PageQuery) -> Fields {
-        Fields::new(date, &self.whole.etag, version, query, self.count)
-    }
-
     /// Bytes it occupies, beside the struct itself.
     fn heap_bytes(&self) -> usize {
         size_of_val(&*self.tasks) + self.whole.forms.weight() + self.views.weight()
@@ -161,7 +162,7 @@ impl Shown<'_> {
     #[must_use]
     pub fn etag(&self) -> &HeaderValue {
         match self {
-            Self::Whole(page) => &page.fields.etag,
+            Self::Whole(page) => &page.content.whole.etag,
             Self::Part(part) => &part.etag,
         }
     }
@@ -198,7 +199,9 @@ impl StoredPage {
                     .expect("a date is visible ASCII")
             });
         Self {
-            fields: content.fields(&date, began.known_version(), began.key.query),
+            date,
+            list_generation: began.known_version().map(Version::field),
+            link: link(began.key.query, content.count),
             key: began.key,
             seat: Seat::default(),
             freshness: Freshness::new(answer, lifetimes, jitter),
@@ -227,7 +230,9 @@ impl StoredPage {
         let memory = oldest.content.whole.forms.memory();
         let content = Arc::new(Content::new(page, now, oldest.age(now), memory));
         Some(Self {
-            fields: content.fields(&oldest.fields.date, Some(oldest.version), key.query),
+            date: oldest.date.clone(),
+            list_generation: Some(oldest.version.field()),
+            link: link(key.query, content.count),
             key,
             seat: Seat::default(),
             content,
@@ -286,7 +291,7 @@ impl StoredPage {
     /// Whether its tasks may be shown as part of another page: fetched as it is, still fresh, and known to be of the list's present state.
     #[must_use]
     pub fn can_be_cut(&self, now: Instant) -> bool {
-        let is_watched = self.fields.generation.is_some();
+        let is_watched = self.list_generation.is_some();
         is_watched && !self.is_assembled && !self.fresh_for(now).is_zero()
     }
 

@@ -2,11 +2,13 @@
 
 use std::fmt::Write as _;
 
+use http::HeaderValue;
+
 use crate::domain::PageQuery;
 
-/// Relative links from the page of `query` to the others of a list of `count`; none could be asked for in another way.
+/// Relative links from the page of `query` to the others of a list of `count` tasks.
 #[must_use]
-pub(super) fn link(query: PageQuery, count: u64) -> String {
+pub(super) fn link(query: PageQuery, count: u64) -> HeaderValue {
     let last = query.last_page(count);
     let page = u64::from(query.page);
     let mut text = String::new();
@@ -30,7 +32,7 @@ pub(super) fn link(query: PageQuery, count: u64) -> String {
             "{separator}<?page={target}&page_size={size}>; rel=\"{relation}\""
         );
     }
-    text
+    HeaderValue::try_from(text).expect("our words and digits are visible ASCII")
 }
 
 #[cfg(test)]
@@ -44,7 +46,9 @@ mod tests {
                 page,
                 page_size: 20,
             };
-            link(query, count)
+            let links = link(query, count);
+            let links = links.to_str().unwrap();
+            links
                 .replace("<?page=", "")
                 .replace("&page_size=20>; rel=", " ")
                 .replace('"', "")

@@ -10,6 +10,7 @@ use std::{
 };
 
 use compact_str::CompactString;
+use http::HeaderValue;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -79,8 +80,8 @@ pub struct Version {
 
 impl Version {
     /// The generation as clients see it.
-    pub(super) fn field(self) -> String {
-        format!("{:016x}", self.generation)
+    pub(super) fn field(self) -> HeaderValue {
+        HeaderValue::try_from(format!("{:016x}", self.generation)).expect("hex digits are ASCII")
     }
 }
 

@@ -4,13 +4,10 @@ use std::fmt::Write as _;
 
 use http::HeaderValue;
 
-use super::{freshness::FillReason, seconds::Seconds};
+use super::freshness::FillReason;
 
 /// What the cache is called.
 const NAME: &str = "unpod-gateway";
-
-/// By far the most frequent value, by its `ttl`.
-static HIT: Seconds = Seconds::new(|ttl| format!("{NAME}; hit; ttl={ttl}"));
 
 /// What the cache did. Written as the header field, counted under [`CacheStatus::outcome`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,12 +148,9 @@ impl CacheStatus {
         let text = match *self {
             Self::Hit { ttl, detail } => {
                 let ttl = clamp(ttl);
-                match (u64::try_from(ttl), detail) {
-                    (Ok(ttl), None) => return HIT.value(ttl),
-                    (Err(_), None) => format!("{NAME}; hit; ttl={ttl}"),
-                    (_, Some(detail)) => {
-                        format!("{NAME}; hit; ttl={ttl}; detail={}", detail.as_str())
-                    }
+                match detail {
+                    None => format!("{NAME}; hit; ttl={ttl}"),
+                    Some(detail) => format!("{NAME}; hit; ttl={ttl}; detail={}", detail.as_str()),
                 }
             }
             Self::Forward {

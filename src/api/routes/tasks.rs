@@ -23,7 +23,6 @@ use crate::{
         forms::{Coded, Forms, WhenBusy},
         freshness::permitted,
         http_semantics::{Coding, RequestDirectives, accepts_identity, negotiate, not_modified},
-        seconds::Seconds,
     },
     domain::{PageQuery, SpaceFingerprint, SpaceToken},
     service::{Ask, Served},
@@ -34,8 +33,6 @@ const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const LIST_GENERATION: HeaderName = HeaderName::from_static("x-list-generation");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const ASK_EACH_TIME: HeaderValue = HeaderValue::from_static("private, no-cache");
-static AGE: Seconds = Seconds::new(|seconds| seconds.to_string());
-static MAX_AGE: Seconds = Seconds::new(|seconds| format!("private, max-age={seconds}"));
 /// What a variant can be made in, best first.
 const CODINGS: [Coding; 3] = [Coding::Brotli, Coding::Zstd, Coding::Gzip];
 
@@ -287,7 +284,7 @@ async fn body(
 /// Every field that 200 and 304 share, but for the entity tag.
 fn describe(policy: &Policy, served: &Served, headers: &mut HeaderMap) {
     let page = &served.page;
-    headers.insert(header::DATE, page.fields.date.clone());
+    headers.insert(header::DATE, page.date.clone());
     headers.insert(header::VARY, VARY);
     if let Some(last_modified) = &page.last_modified {
         headers.insert(header::LAST_MODIFIED, last_modified.clone());
@@ -300,12 +297,12 @@ fn describe(policy: &Policy, served: &Served, headers: &mut HeaderMap) {
         CacheStatus::Forward { .. } | CacheStatus::NotForwarded(_) => page.upstream_age,
     };
     if let Some(age) = age {
-        headers.insert(header::AGE, AGE.value(age.as_secs()));
+        headers.insert(header::AGE, HeaderValue::from(age.as_secs()));
     }
     let may_keep = cache_control(policy.client_max_age, age, || client_rest(served));
     headers.insert(header::CACHE_CONTROL, may_keep);
-    headers.insert(header::LINK, page.fields.link.clone());
-    if let Some(generation) = &page.fields.generation
+    headers.insert(header::LINK, page.link.clone());
+    if let Some(generation) = &page.list_generation
         && policy.coherent_pages
     {
         headers.insert(LIST_GENERATION, generation.clone());
@@ -333,7 +330,11 @@ fn cache_control(
     }
     match client_max_age.min(rest()).as_secs() {
         0 => ASK_EACH_TIME,
-        rest => MAX_AGE.value(age.unwrap_or_default().as_secs().saturating_add(rest)),
+        rest => {
+            let max_age = age.unwrap_or_default().as_secs().saturating_add(rest);
+            HeaderValue::try_from(format!("private, max-age={max_age}"))
+                .expect("words and digits are visible ASCII")
+        }
     }
 }
 

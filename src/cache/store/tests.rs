@@ -344,7 +344,7 @@ fn a_304_keeps_the_content_and_takes_the_new_fields() {
     assert!(kept.stored && Arc::ptr_eq(&kept.page, &stored));
     assert!(Arc::ptr_eq(&stored.content, &old.page.content));
     assert_eq!(stored.upstream_etag().unwrap(), "\"v1\"");
-    assert_eq!(stored.fields.date, "Fri, 01 Jan 2027 00:00:00 GMT");
+    assert_eq!(stored.date, "Fri, 01 Jan 2027 00:00:00 GMT");
     let now = Instant::now();
     let verdict = crate::cache::judge(
         Some(stored.candidate(&stored.freshness(now), false)),
@@ -1053,7 +1053,7 @@ fn what_was_stored_before_lists_were_watched_is_not_trusted() {
     let under_way = begin(&store, key(3));
     let before = put(&store, key(1), page(5, "a")).page;
     assert!(!before.fresh_for(Instant::now()).is_zero());
-    assert!(before.fields.generation.is_none());
+    assert!(before.list_generation.is_none());
 
     store.reconfigure(&configured("coherent_pages = true"));
 
@@ -1062,10 +1062,10 @@ fn what_was_stored_before_lists_were_watched_is_not_trusted() {
     for old in [&before, &late.page] {
         assert!(old.moved_at().is_some(), "it is no longer fresh");
         assert!(!old.can_be_cut(Instant::now()));
-        assert!(old.fields.generation.is_none());
+        assert!(old.list_generation.is_none());
     }
     let new = put(&store, key(1), page(5, "a")).page;
-    assert!(new.can_be_cut(Instant::now()) && new.fields.generation.is_some());
+    assert!(new.can_be_cut(Instant::now()) && new.list_generation.is_some());
 
     // What is watched already goes on.
     store.reconfigure(&configured("ttl = '1s'"));
@@ -1080,6 +1080,6 @@ fn a_page_of_another_process_names_no_state_of_the_list() {
     let after = store("");
     after.restore(&saved[0], page(5, "a"), Instant::now(), 1_000_000);
     let restored = after.get(&key(1)).unwrap();
-    assert!(restored.fields.generation.is_none());
+    assert!(restored.list_generation.is_none());
     assert!(!restored.can_be_cut(Instant::now()));
 }
