@@ -1,10 +1,9 @@
-//! Pages as they lie outside the process, sealed with their owners' keys: nobody else could have written them.
+//! Pages outside the process: a line that names the format; of each page a head, its body and a tag; an empty frame as the end.
 //!
-//! A line that says what it is; of each page what is known of it, and its body; then, for each owner, a digest of it all that takes the
-//! owner's key to make. However well it is sealed, every value in it is checked: what is taken in could have been asked for and stored.
+//! A tag is a digest of its page that takes its owner's key to make, so nobody else can have written the page. Still every value is
+//! checked: what is taken in could have been asked for and stored.
 
 use std::{
-    collections::BTreeSet,
     io::{self, BufRead, Read, Write},
     time::Duration,
 };
@@ -24,7 +23,7 @@ use crate::{
 };
 
 /// Raised whenever what was written before could be misread.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 const MAGIC: &str = "unpod-gateway pages";
 /// No first line of any version is longer.
 const PREFACE_LENGTH: u64 = 256;
@@ -50,118 +49,86 @@ struct PageHead {
     mark: Option<Mark>,
 }
 
-/// What proves that an owner wrote all that stands before it.
-#[derive(Serialize, Deserialize)]
-struct Seal {
-    owner: Owner,
-    digest: String,
-}
-
-impl Seal {
-    fn new(known: &Known, written: &Hash) -> Self {
-        Self {
-            owner: known.owner.clone(),
-            digest: blake3::keyed_hash(&known.key, written.as_bytes()).to_string(),
-        }
+/// Proves that who has the key of `owner` wrote both frames.
+fn tag(owner: &Known, head: &[u8], body: &[u8]) -> Hash {
+    let mut hasher = blake3::Hasher::new_keyed(&owner.key);
+    for frame in [head, body] {
+        hasher.update(&(frame.len() as u64).to_le_bytes());
+        hasher.update(frame);
     }
-
-    fn proves(&self, known: &Known, written: &Hash) -> bool {
-        // Compared as a digest, which takes the same time wherever they differ.
-        let expected = blake3::keyed_hash(&known.key, written.as_bytes());
-        Hash::from_hex(&self.digest).is_ok_and(|digest| digest == expected)
-    }
+    hasher.finalize()
 }
 
 /// Writes `pages`; returns how many of them could be written and are somebody's.
 pub(super) fn encode(
-    out: impl Write,
+    mut out: impl Write,
     owners: &Owners,
     pages: impl Iterator<Item = SavedPage>,
 ) -> io::Result<usize> {
-    let mut out = Digesting::new(out);
     let preface = Preface {
         magic: MAGIC.to_owned(),
         version: VERSION,
     };
-    let mut line = serde_json::to_vec(&preface)?;
-    line.push(b'\n');
-    out.write(&line)?;
+    serde_json::to_writer(&mut out, &preface)?;
+    out.write_all(b"\n")?;
     let mut count = 0;
-    let mut writers = BTreeSet::new();
     for page in pages {
-        let credential = page.key.space.credential;
-        let Some(head) = owners
-            .writer(credential)
-            .and_then(|known| head_of(&page, known))
-        else {
+        let Some(owner) = owners.writer(page.key.space.credential) else {
             continue;
         };
-        out.write_frame(&serde_json::to_vec(&head)?)?;
-        out.write_frame(&page.body)?;
-        writers.insert(credential);
+        let Some(head) = head_of(&page, owner) else {
+            continue;
+        };
+        let head = serde_json::to_vec(&head)?;
+        let tag = tag(owner, &head, &page.body);
+        for frame in [&head[..], &page.body, tag.as_bytes()] {
+            write_frame(&mut out, frame)?;
+        }
         count += 1;
     }
     // No head is empty.
-    out.write_frame(&[])?;
-    let written = out.digest.finalize();
-    let writers = writers.into_iter().filter_map(|id| owners.writer(id));
-    let seals: Vec<_> = writers.map(|known| Seal::new(known, &written)).collect();
-    out.write_frame(&serde_json::to_vec(&seals)?)?;
+    write_frame(&mut out, &[])?;
     Ok(count)
 }
 
 /// Reads what [`encode`] wrote; `known` finds who is called so. Pages of anybody else are counted and left out.
 pub(super) fn decode<'k>(
-    bytes: impl BufRead,
+    mut bytes: impl BufRead,
     known: impl Fn(&Owner) -> Option<(CredentialId, &'k Known)>,
 ) -> Result<Restored, SnapshotError> {
-    let mut bytes = Digesting::new(bytes);
-    check_preface(&bytes.read_line()?)?;
-    let mut heads = Vec::new();
-    loop {
-        let head = bytes.read_frame()?;
-        if head.is_empty() {
-            break;
-        }
-        let body = bytes.read_frame()?;
-        let head: PageHead = serde_json::from_slice(&head).map_err(|_| SnapshotError::Damaged)?;
-        let body = known(&head.owner).map(|_| Bytes::from(body));
-        heads.push((head, body));
-    }
-    let written = bytes.digest.finalize();
-    let seals = bytes.read_frame()?;
-    if !bytes.inner.fill_buf()?.is_empty() {
-        return Err(SnapshotError::Damaged);
-    }
-    let seals: Vec<Seal> = serde_json::from_slice(&seals).map_err(|_| SnapshotError::Damaged)?;
-    let mut proven = Vec::new();
-    for seal in &seals {
-        if let Some((credential, known)) = known(&seal.owner) {
-            if !seal.proves(known, &written) {
-                return Err(SnapshotError::Damaged);
-            }
-            proven.push((&seal.owner, credential));
-        }
-    }
+    check_preface(&mut bytes)?;
     let mut restored = Restored {
         pages: Vec::new(),
         foreign: 0,
     };
-    for (head, body) in heads {
-        let owner = proven.iter().find(|(owner, _)| **owner == head.owner);
-        match owner.zip(body) {
-            Some(((_, credential), body)) => {
-                let page = saved(head, body, *credential).ok_or(SnapshotError::Damaged)?;
-                restored.pages.push(page);
-            }
-            None => restored.foreign += 1,
+    loop {
+        let head = read_frame(&mut bytes)?;
+        if head.is_empty() {
+            break;
         }
+        let (body, proof) = (read_frame(&mut bytes)?, read_frame(&mut bytes)?);
+        let parsed: PageHead = serde_json::from_slice(&head).map_err(|_| SnapshotError::Damaged)?;
+        let Some((credential, owner)) = known(&parsed.owner) else {
+            restored.foreign += 1;
+            continue;
+        };
+        // Compared as digests, which takes the same time wherever they differ.
+        if Hash::from_slice(&proof).ok() != Some(tag(owner, &head, &body)) {
+            return Err(SnapshotError::Damaged);
+        }
+        let page = saved(parsed, body.into(), credential).ok_or(SnapshotError::Damaged)?;
+        restored.pages.push(page);
+    }
+    if !bytes.fill_buf()?.is_empty() {
+        return Err(SnapshotError::Damaged);
     }
     Ok(restored)
 }
 
-fn check_preface(line: &[u8]) -> Result<(), SnapshotError> {
-    let preface: Preface = serde_json::from_slice(line).map_err(|_| SnapshotError::Foreign)?;
+fn check_preface(bytes: &mut impl BufRead) -> Result<(), SnapshotError> {
+    let mut line = Vec::new();
+    bytes.take(PREFACE_LENGTH).read_until(b'\n', &mut line)?;
+    let preface: Preface = serde_json::from_slice(&line).map_err(|_| SnapshotError::Foreign)?;
     if preface.magic != MAGIC {
         return Err(SnapshotError::Foreign);
     }
@@ -215,57 +182,24 @@ fn saved(head: PageHead, body: Bytes, credential: CredentialId) -> Option<SavedP
     })
 }
 
-/// Takes a digest of all that is written or read.
-struct Digesting<T> {
-    inner: T,
-    digest: blake3::Hasher,
+fn write_frame(out: &mut impl Write, frame: &[u8]) -> io::Result<()> {
+    out.write_all(&(frame.len() as u64).to_le_bytes())?;
+    out.write_all(frame)
 }
 
-impl<T> Digesting<T> {
-    fn new(inner: T) -> Self {
-        Self {
-            inner,
-            digest: blake3::Hasher::new(),
-        }
-    }
+fn read_frame(bytes: &mut impl Read) -> Result<Vec<u8>, SnapshotError> {
+    let length = read(bytes, 8)?;
+    let length = length.try_into().map_err(|_| SnapshotError::Damaged)?;
+    read(bytes, u64::from_le_bytes(length))
 }
 
-impl<W: Write> Digesting<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.digest.update(bytes);
-        self.inner.write_all(bytes)
+/// Allocates for what is there, whatever `length` says.
+fn read(bytes: &mut impl Read, length: u64) -> Result<Vec<u8>, SnapshotError> {
+    let mut read = Vec::new();
+    bytes.take(length).read_to_end(&mut read)?;
+    if read.len() as u64 != length {
+        return Err(SnapshotError::Damaged);
     }
-
-    fn write_frame(&mut self, frame: &[u8]) -> io::Result<()> {
-        self.write(&(frame.len() as u64).to_le_bytes())?;
-        self.write(frame)
-    }
-}
-
-impl<R: BufRead> Digesting<R> {
-    fn read_line(&mut self) -> io::Result<Vec<u8>> {
-        let mut line = Vec::new();
-        let mut beginning = (&mut self.inner).take(PREFACE_LENGTH);
-        beginning.read_until(b'\n', &mut line)?;
-        self.digest.update(&line);
-        Ok(line)
-    }
-
-    /// For a length that is not there no room is made.
-    fn read_frame(&mut self) -> Result<Vec<u8>, SnapshotError> {
-        let length = self.read(8)?;
-        let length = length.try_into().map_err(|_| SnapshotError::Damaged)?;
-        self.read(u64::from_le_bytes(length))
-    }
-
-    fn read(&mut self, length: u64) -> Result<Vec<u8>, SnapshotError> {
-        let mut bytes = Vec::new();
-        (&mut self.inner).take(length).read_to_end(&mut bytes)?;
-        if bytes.len() as u64 != length {
-            return Err(SnapshotError::Damaged);
-        }
-        self.digest.update(&bytes);
-        bytes.shrink_to_fit();
-        Ok(bytes)
-    }
+    read.shrink_to_fit();
+    Ok(read)
 }

@@ -20,7 +20,7 @@ impl PageStore {
     /// The most bytes that a snapshot of this store has.
     #[must_use]
     pub fn longest_snapshot(&self) -> u64 {
-        // What stands in a header may take twice its length in JSON; a store of the least size still has the seals.
+        // What stands in a header may take twice its length in JSON; a store of the least size still has its frames.
         2 * self.max_bytes as u64 + (1 << 20)
     }
 
