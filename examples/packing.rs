@@ -177,7 +177,7 @@ impl Scene {
         let is_new = !forms.is_held(coding);
         forms.get(coding, self.began + later).await;
         if is_new {
-            self.store.reweigh(key, &page);
+            self.store.reweigh(&page);
         }
         began.elapsed()
     }

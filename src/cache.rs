@@ -20,6 +20,7 @@ pub mod space;
 pub mod status;
 pub mod store;
 pub mod stretch;
+mod variants;
 
 pub use self::{
     entry::{Received, Shown, StoredPage, judge_page},

@@ -1,6 +1,6 @@
 //! One list, any page size: a page cut from stored pages of other sizes, byte for byte what the upstream would have sent.
 //!
-//! Never by guessing: the parts must show one state of one list, leave no gap, hold no task twice, and share one envelope.
+//! Nothing is guessed: the parts must show one state of one list, leave no gap, hold no task twice, and share one envelope.
 
 use std::{collections::HashSet, ops::Range, sync::Arc, time::Duration};
 
@@ -20,6 +20,7 @@ pub struct Part {
 /// What a page is to be put together from.
 #[derive(Debug)]
 pub struct Cuts {
+    query: PageQuery,
     cuts: Vec<Cut>,
     count: u64,
 }
@@ -31,19 +32,37 @@ impl Cuts {
     #[must_use]
     pub fn new(query: PageQuery, parts: &[Part], within: Duration, now: Instant) -> Option<Self> {
         let (cuts, count) = cut(query, parts, now)?;
-        filled_within(&cuts, within).then_some(Self { cuts, count })
+        filled_within(&cuts, within).then_some(Self { query, cuts, count })
     }
 
     /// How much there is to go through.
     #[must_use]
     pub fn bytes(&self) -> usize {
+        if self
+            .single()
+            .is_some_and(|part| part.content.is_cut(self.query))
+        {
+            return 0;
+        }
         let lengths = self.cuts.iter().map(|cut| cut.page.content.length());
         lengths.sum()
     }
 
-    #[must_use]
-    pub fn parts(&self) -> Vec<Arc<StoredPage>> {
+    /// The page that was asked for.
+    pub(super) fn query(&self) -> PageQuery {
+        self.query
+    }
+
+    pub(super) fn parts(&self) -> Vec<Arc<StoredPage>> {
         self.cuts.iter().map(|cut| cut.page.clone()).collect()
+    }
+
+    /// The entry that holds all of it, where one does.
+    pub(super) fn single(&self) -> Option<&Arc<StoredPage>> {
+        match &self.cuts[..] {
+            [cut] => Some(&cut.page),
+            _ => None,
+        }
     }
 
     /// The page; `None` where the parts' bytes do not fit together.

@@ -15,11 +15,12 @@ use super::{
     http_semantics::{Coding, RequestDirectives, fmt_http_date, parse_age, parse_http_date},
     link::link,
     memory::BodyMemory,
-    rendition::{Rendition, Views},
+    rendition::Rendition,
     space::{Began, Space, Version},
     stretch::Popularity,
+    variants::Variants,
 };
-use crate::domain::{PageKey, SpaceFingerprint, Task, TaskPage, View};
+use crate::domain::{PageKey, PageQuery, SpaceFingerprint, Task, TaskPage, View, ViewId};
 
 /// The header of an answer, and when it came.
 #[derive(Clone, Copy, Debug)]
@@ -38,9 +39,13 @@ const KEPT: [HeaderName; 6] = [CACHE_CONTROL, EXPIRES, DATE, ETAG, LAST_MODIFIED
 /// A page asked for this lately is in use, however short it lives.
 const ACTIVE_FOR: Duration = Duration::from_secs(60);
 
+/// How many pages cut from an entry are kept with it: one of 100 tasks is cut to five of 20.
+const MOST_CUTS: usize = 8;
+
 /// A page as it is kept and served.
 #[derive(Debug)]
 pub struct StoredPage {
+    /// What it is stored under, or the entry that it was cut from.
     pub(super) key: PageKey,
     pub(super) seat: Seat,
     pub content: Arc<Content>,
@@ -58,8 +63,6 @@ pub struct StoredPage {
     pub last_modified_unix: Option<i64>,
     /// The upstream's own `Age`, for the answer that filled the page.
     pub upstream_age: Option<Duration>,
-    /// Whether it was put together from other pages.
-    pub is_assembled: bool,
     /// When it was read from a snapshot: until it is filled anew it may only stand in.
     restored_at: Option<Instant>,
     kept: HeaderMap,
@@ -76,7 +79,10 @@ pub struct Content {
     /// When its age was nothing: what a 304 says later makes the bytes no younger.
     pub(super) born: Instant,
     whole: Rendition,
-    views: Views,
+    /// What views show of it: by what each shows, not by its name, since a view that is configured anew is another one.
+    views: Variants<ViewId, Arc<Rendition>>,
+    /// Smaller pages cut from it; `None`: it cannot be cut.
+    cuts: Variants<PageQuery, Option<Arc<Content>>>,
 }
 
 impl Content {
@@ -88,7 +94,8 @@ impl Content {
             count: page.count,
             tasks: page.tasks,
             whole: Rendition::new(page.body, now, memory),
-            views: Views::default(),
+            views: Variants::new(View::MOST),
+            cuts: Variants::new(MOST_CUTS),
         }
     }
 
@@ -123,14 +130,47 @@ impl Content {
     /// What `view` shows of the page, and whether that was made only now. It is made once and kept, as its coded variants are.
     #[must_use]
     pub fn seen_through(&self, view: &View, now: Instant) -> (Arc<Rendition>, bool) {
-        let forms = &self.whole.forms;
-        self.views.get(view, || forms.plain(), now, forms.memory())
+        self.views.get_or_make(&view.id(), || {
+            let forms = &self.whole.forms;
+            let shown = view.apply(&forms.plain());
+            let shown = shown.expect("a page was read as JSON before it became one");
+            Arc::new(Rendition::new(shown, now, forms.memory()))
+        })
     }
 
     /// The same, if it was made already.
     #[must_use]
     pub fn seen_already(&self, view: &View) -> Option<Arc<Rendition>> {
-        self.views.made_for(view)
+        self.views.get(&view.id())
+    }
+
+    /// The page of `query` that `cut` cuts from this one, and whether that was made only now. It is made once and kept.
+    pub(super) fn cut(
+        &self,
+        query: PageQuery,
+        now: Instant,
+        cut: impl FnOnce() -> Option<TaskPage>,
+    ) -> (Option<Arc<Self>>, bool) {
+        self.cuts.get_or_make(&query, || {
+            let age = now.saturating_duration_since(self.born);
+            let memory = self.whole.forms.memory();
+            Some(Arc::new(Self::new(cut()?, now, age, memory)))
+        })
+    }
+
+    /// Whether the page of `query` was cut from this one already.
+    pub(super) fn is_cut(&self, query: PageQuery) -> bool {
+        self.cuts.get(&query).is_some()
+    }
+
+    /// Whether this is the content of `page`, or what that was cut from.
+    pub(super) fn is_source_of(&self, page: &StoredPage) -> bool {
+        let is_of = |content: &Self| std::ptr::eq(content, &*page.content);
+        is_of(self) || self.cuts().any(|cut| is_of(&cut))
+    }
+
+    fn cuts(&self) -> impl Iterator<Item = Arc<Self>> {
+        self.cuts.made().into_iter().flatten()
     }
 
     /// Whether its identity has gone, nobody having asked for it.
@@ -142,12 +182,21 @@ impl Content {
     /// As [`super::forms::Forms::pack`], the whole and what each view shows by itself.
     pub(super) fn pack(&self, now: Instant, cold_after: Duration) -> Packed {
         let whole = self.whole.forms.pack(now, cold_after);
-        whole.and(self.views.pack(now, cold_after))
+        let views = self.views.made().into_iter();
+        let views = views.map(|view| view.forms.pack(now, cold_after));
+        let cuts = self.cuts().map(|cut| cut.pack(now, cold_after));
+        views.chain(cuts).fold(whole, Packed::and)
     }
 
     /// Bytes it occupies, beside the struct itself.
     fn heap_bytes(&self) -> usize {
-        size_of_val(&*self.tasks) + self.whole.forms.weight() + self.views.weight()
+        // The structs and the allocator's share.
+        const OVERHEAD: usize = 512;
+        let views = self.views.made().into_iter();
+        let views = views.map(|view| OVERHEAD + view.forms.weight());
+        let cuts = self.cuts().map(|cut| OVERHEAD + cut.heap_bytes());
+        let parts: usize = views.chain(cuts).sum();
+        size_of_val(&*self.tasks) + self.whole.forms.weight() + parts
     }
 }
 
@@ -210,7 +259,6 @@ impl StoredPage {
             last_modified,
             content,
             upstream_age: parse_age(answer.headers),
-            is_assembled: false,
             restored_at: None,
             kept,
             space: began.space,
@@ -218,33 +266,27 @@ impl StoredPage {
         }
     }
 
-    /// A page put together from `parts`, with the date of the oldest.
-    #[must_use]
-    pub fn assembled(
-        key: PageKey,
-        page: TaskPage,
+    /// The page of `query` with `content`, which was cut from `parts`: with the date of the oldest, and not to be stored by itself.
+    pub(super) fn cut(
+        query: PageQuery,
+        content: Arc<Content>,
         parts: &[Arc<Self>],
         now: Instant,
     ) -> Option<Self> {
         let oldest = parts.iter().max_by_key(|part| part.age(now))?;
-        let memory = oldest.content.whole.forms.memory();
-        let content = Arc::new(Content::new(page, now, oldest.age(now), memory));
+        let freshness: Vec<_> = parts.iter().map(|part| part.freshness(now)).collect();
         Some(Self {
+            key: oldest.key.clone(),
+            seat: Seat::default(),
+            freshness: Freshness::of_parts(&freshness, now)?,
+            popularity: Popularity::new(now),
             date: oldest.date.clone(),
             list_generation: Some(oldest.version.field()),
-            link: link(key.query, content.count),
-            key,
-            seat: Seat::default(),
+            link: link(query, content.count),
             content,
-            freshness: {
-                let parts: Vec<_> = parts.iter().map(|part| part.freshness(now)).collect();
-                Freshness::of_parts(parts.iter(), now)?
-            },
-            popularity: Popularity::new(now),
             last_modified: None,
             last_modified_unix: None,
             upstream_age: None,
-            is_assembled: true,
             restored_at: None,
             kept: HeaderMap::new(),
             space: oldest.space.clone(),
@@ -288,11 +330,10 @@ impl StoredPage {
         &self.kept
     }
 
-    /// Whether its tasks may be shown as part of another page: fetched as it is, still fresh, and known to be of the list's present state.
+    /// Whether its tasks may be shown as part of another page: still fresh, and known to be of the list's present state.
     #[must_use]
     pub fn can_be_cut(&self, now: Instant) -> bool {
-        let is_watched = self.list_generation.is_some();
-        is_watched && !self.is_assembled && !self.fresh_for(now).is_zero()
+        self.list_generation.is_some() && !self.fresh_for(now).is_zero()
     }
 
     /// This page as a 304 renews it: its bytes, with the fields that `answer` brings (RFC 9111 section 4.3.4).
@@ -369,7 +410,7 @@ impl StoredPage {
     /// Whether anybody has asked for it within its lifetime, so that it will have to be fetched again.
     pub(super) fn is_active(&self, now: Instant) -> bool {
         let unasked = now.saturating_duration_since(self.popularity.last_asked());
-        !self.is_assembled && unasked <= self.freshness(now).lifetime().max(ACTIVE_FOR)
+        unasked <= self.freshness(now).lifetime().max(ACTIVE_FOR)
     }
 
     /// What [`super::judge`] needs to know of it.
@@ -471,6 +512,44 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::domain::FieldPath;
+
+    fn content(body: &'static str) -> Content {
+        let page = TaskPage {
+            body: Bytes::from_static(body.as_bytes()),
+            count: 1,
+            tasks: Arc::default(),
+        };
+        let now = Instant::now();
+        Content::new(page, now, Duration::ZERO, &BodyMemory::default())
+    }
+
+    fn view(name: &str) -> View {
+        View::new(&[FieldPath::dotted(name).unwrap()])
+    }
+
+    #[test]
+    fn what_a_view_shows_is_made_once() {
+        let content = content(r#"{"count":1,"data":[{"a":1,"b":2}]}"#);
+        let get = |name| content.seen_through(&view(name), Instant::now());
+        let (first, is_new) = get("a");
+        assert!(is_new);
+        assert_eq!(first.forms.plain(), r#"{"count":1,"data":[{"a":1}]}"#);
+        let (again, is_new) = get("a");
+        assert!(!is_new && Arc::ptr_eq(&first, &again));
+
+        let (other, is_new) = get("b");
+        assert!(is_new);
+        assert_ne!(first.etag, other.etag);
+    }
+
+    #[test]
+    fn what_is_printed_holds_no_task() {
+        let content = content(r#"{"count":1,"data":[{"a":"secret"}]}"#);
+        let _ = content.seen_through(&view("a"), Instant::now());
+        let printed = format!("{content:?}");
+        assert!(printed.contains("etag") && !printed.contains("secret"));
+    }
 
     #[test]
     fn what_is_kept_holds_no_buffer_of_the_connection() {

@@ -110,17 +110,14 @@ impl Freshness {
         }
     }
 
-    /// The freshness of a page put together from others: as old as the oldest, fresh as long as the first to end.
+    /// The freshness of a page cut from others: as old as the oldest, fresh as long as the first to end, and never served stale.
     ///
     /// `None` where a part may not be shown as it is, or is no longer fresh.
     #[must_use]
-    pub fn of_parts<'a>(
-        parts: impl Iterator<Item = &'a Self> + Clone,
-        now: Instant,
-    ) -> Option<Self> {
-        let initial_age = parts.clone().map(|part| part.age(now)).max()?;
+    pub fn of_parts(parts: &[Self], now: Instant) -> Option<Self> {
+        let initial_age = parts.iter().map(|part| part.age(now)).max()?;
         let left = parts
-            .clone()
+            .iter()
             .map(|part| part.fresh_for(now))
             .min()
             .flatten()?;
@@ -131,11 +128,10 @@ impl Freshness {
             lifetime: initial_age + left,
             jitter: None,
             always_validate: false,
-            never_stale: parts.clone().any(|part| part.never_stale),
-            // Nobody could refresh it: its parts are what is fetched.
+            never_stale: true,
             stale_while_revalidate: Duration::ZERO,
-            stale_if_error: parts.clone().map(|part| part.stale_if_error).min()?,
-            max_stale: parts.map(|part| part.max_stale).min()?,
+            stale_if_error: Duration::ZERO,
+            max_stale: Duration::ZERO,
         })
     }
 

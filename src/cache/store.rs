@@ -297,12 +297,12 @@ impl PageStore {
         }
     }
 
-    /// Weighs a page anew, after a form or a view of it was made or dropped.
-    pub fn reweigh(&self, key: &PageKey, page: &StoredPage) {
+    /// Weighs the entry of `page` again, after something was made of it or dropped.
+    pub fn reweigh(&self, page: &StoredPage) {
         let _one_at_a_time = self.inserting.lock();
         // It may have been renewed meanwhile: what was made is part of the new one too.
-        let same = |stored: &Arc<StoredPage>| Arc::ptr_eq(&stored.content, &page.content);
-        if let Some(stored) = self.pages.get(key).filter(same) {
+        let same = |stored: &Arc<StoredPage>| stored.content.is_source_of(page);
+        if let Some(stored) = self.pages.get(&page.key).filter(same) {
             self.insert(&stored);
         }
     }

@@ -30,7 +30,6 @@ pub struct PageReport {
     pub generation: String,
     /// Whether its list has moved on, or it comes from a snapshot.
     pub overtaken: bool,
-    pub assembled: bool,
 }
 
 /// What is stored of a space, as one credential sees it, by its fingerprint. Times in seconds.
@@ -195,7 +194,6 @@ fn report(query: PageQuery, page: &StoredPage, now: Instant) -> PageReport {
         bytes: page.weight(),
         generation: format!("{:016x}", page.generation()),
         overtaken: page.moved_at().is_some(),
-        assembled: page.is_assembled,
     }
 }
 

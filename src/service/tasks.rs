@@ -272,10 +272,9 @@ impl Tasks {
         &self.store
     }
 
-    /// The page of `ask` as it goes out: all of it, or what `view` shows.
+    /// A page as it goes out: all of it, or what `view` shows.
     pub async fn shown<'a>(
         self: &Arc<Self>,
-        ask: &Ask,
         served: &'a Served,
         view: Option<&Arc<View>>,
     ) -> Shown<'a> {
@@ -286,31 +285,21 @@ impl Tasks {
         Shown::Part(match page.content.seen_already(view) {
             Some(rendition) => rendition,
             // Boxed: what it takes to wait would be part of every answer that need not.
-            None => Box::pin(self.see_through(ask.key(), served, view.clone())).await,
+            None => Box::pin(self.see_through(served, view.clone())).await,
         })
     }
 
     /// Makes what `view` shows of a page; of a large one on another thread.
-    async fn see_through(
-        self: &Arc<Self>,
-        key: PageKey,
-        served: &Served,
-        view: Arc<View>,
-    ) -> Arc<Rendition> {
+    async fn see_through(self: &Arc<Self>, served: &Served, view: Arc<View>) -> Arc<Rendition> {
         let (tasks, page, at) = (self.clone(), served.page.clone(), served.at);
         by_size(page.content.length(), move || {
             let (rendition, is_new) = page.content.seen_through(&view, at);
             if is_new {
-                tasks.store.reweigh(&key, &page);
+                tasks.store.reweigh(&page);
             }
             rendition
         })
         .await
-    }
-
-    /// Weighs the page of `ask` anew, after a form of it was made.
-    pub fn reweigh(&self, ask: &Ask, page: &StoredPage) {
-        self.store.reweigh(&ask.key(), page);
     }
 
     /// Fills under way.
@@ -377,10 +366,13 @@ impl Tasks {
         }
         let now = Instant::now();
         let cuts = self.store.cuts(key, now)?;
-        let (tasks, key) = (self.clone(), key.clone());
-        let page = by_size(cuts.bytes(), move || tasks.store.assemble(key, &cuts, now)).await?;
+        let tasks = self.clone();
+        let page = by_size(cuts.bytes(), move || tasks.store.assemble(&cuts, now)).await?;
         match judge_page(Some(&page), false, &ask.directives, now) {
-            Verdict::Hit { ttl, detail } => Some(hit(page, ttl, detail, now)),
+            Verdict::Hit { ttl, detail } => {
+                let detail = detail.or(Some(Detail::Assembled));
+                Some(hit(page.into(), ttl, detail, now))
+            }
             Verdict::HitWhileRevalidate { .. } | Verdict::Fill(_) | Verdict::NotCached => None,
         }
     }
@@ -569,7 +561,6 @@ fn failed(
 
 /// A page as it is stored.
 fn hit(page: Arc<StoredPage>, ttl: i64, detail: Option<Detail>, at: Instant) -> Served {
-    let detail = detail.or_else(|| page.is_assembled.then_some(Detail::Assembled));
     Served {
         page,
         status: CacheStatus::Hit { ttl, detail },

@@ -139,7 +139,7 @@ async fn serve(
                 )
             };
             Answer {
-                response: respond(data, client, policy, ask, &served, request).await,
+                response: respond(data, client, policy, &served, request).await,
                 facts: Some(facts),
             }
         }
@@ -196,11 +196,10 @@ async fn respond(
     data: &Data,
     client: &Client,
     policy: &Policy,
-    ask: &Ask,
     served: &Served,
     request: &mut Parts,
 ) -> Response<Body> {
-    let shown = data.tasks.shown(ask, served, client.view.as_ref()).await;
+    let shown = data.tasks.shown(served, client.view.as_ref()).await;
     let coding = coding(&request.headers, served, &shown);
     let mut response = answering(&mut request.headers);
     let headers = response.headers_mut();
@@ -220,7 +219,7 @@ async fn respond(
         }
         // The length is left to hyper, which writes it without an allocation.
         None => {
-            let body = body(data, ask, served, shown.forms(), (coding, busy)).await;
+            let body = body(data, served, shown.forms(), (coding, busy)).await;
             let coding = body.coding;
             *response.body_mut() = Body::of_page(body);
             coding
@@ -268,7 +267,6 @@ fn answering(of_request: &mut HeaderMap) -> Response<Body> {
 
 async fn body(
     data: &Data,
-    ask: &Ask,
     served: &Served,
     forms: &Forms,
     (coding, busy): (Coding, WhenBusy),
@@ -277,7 +275,7 @@ async fn body(
         return coded;
     }
     let made = forms.get_unless(busy, coding, served.at).await;
-    data.tasks.reweigh(ask, &served.page);
+    data.tasks.store().reweigh(&served.page);
     made
 }
 

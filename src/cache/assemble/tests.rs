@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    cache::{PageStore, Received, store::Keep},
+    cache::{PageStore, Received, http_semantics::Coding, store::Keep},
     config::Config,
     domain::{CredentialId, PageKey, SpaceKey, SpaceToken},
     upstream::read_page,
@@ -83,10 +83,10 @@ impl Kept {
         assert!(self.0.put(&began, page, &answer, Keep::Yes).stored);
     }
 
-    fn assemble(&self, query: PageQuery) -> Option<Arc<StoredPage>> {
+    fn assemble(&self, query: PageQuery) -> Option<StoredPage> {
         let (key, now) = (Self::key(query), Instant::now());
         let cuts = self.0.cuts(&key, now)?;
-        self.0.assemble(key, &cuts, now)
+        self.0.assemble(&cuts, now)
     }
 
     fn cut(&self, query: PageQuery) -> Option<String> {
@@ -213,6 +213,48 @@ async fn its_age_is_the_oldest_parts_and_its_end_the_first() {
         page.freshness(now).fresh_for(now),
         Some(Duration::from_secs(15))
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cut_is_kept_in_its_entry_counts_in_its_bytes_and_goes_with_it() {
+    let list = List::of(57);
+    let kept = filled_with(&list, &[query(1, 20)]);
+    let (before, _) = kept.0.size();
+    let first = kept.assemble(query(1, 10)).unwrap();
+    let (with_cut, entries) = kept.0.size();
+    assert!(with_cut >= before + list.body(query(1, 10)).len() as u64);
+    assert_eq!(entries, 1);
+    let again = kept.assemble(query(1, 10)).unwrap();
+    assert!(Arc::ptr_eq(&first.content, &again.content));
+    let encoded = first
+        .content
+        .whole()
+        .forms
+        .get(Coding::Gzip, Instant::now());
+    let encoded = encoded.await.bytes.len() as u64;
+    kept.0.reweigh(&again);
+    assert_eq!(kept.0.size(), (with_cut + encoded, 1));
+
+    // However many are asked for, a few are kept.
+    for size in 1..20 {
+        assert!(kept.cut(query(1, size)).is_some(), "{size}");
+    }
+    let most = 8 * (with_cut - before + 1000);
+    assert!(kept.0.size().0 < before + most, "{:?}", kept.0.size());
+    assert_eq!(kept.cut(query(1, 10)), Some(list.body(query(1, 10))));
+
+    kept.fill(query(1, 20), list.body(query(1, 20)));
+    assert_eq!(kept.0.size(), (before, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_page_over_several_entries_is_cut_each_time() {
+    let list = List::of(57);
+    let kept = filled_with(&list, &[query(1, 20), query(2, 20)]);
+    let before = kept.0.size();
+    let pages = [(); 2].map(|()| kept.assemble(query(1, 40)).unwrap());
+    assert!(!Arc::ptr_eq(&pages[0].content, &pages[1].content));
+    assert_eq!(kept.0.size(), before);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,14 +1,15 @@
 //! The stored pages of a space as one list: shown to operators, and cut to other page sizes.
 
-use std::{cmp::Reverse, sync::Arc};
+use std::{cmp::Reverse, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{LARGEST_SHARE, PageStore};
+use super::PageStore;
 use crate::{
     cache::{
         StoredPage,
         assemble::{Cuts, Part},
+        entry::Content,
         space::Space,
     },
     domain::{CredentialId, PageKey, PageQuery, SpaceKey},
@@ -26,22 +27,27 @@ impl PageStore {
         Cuts::new(key.query, &parts, self.rules().lifetimes.ttl, now)
     }
 
-    /// The page under `key`, put together from `cuts`.
+    /// The page that `cuts` make.
     ///
-    /// It is kept like any other, so that it is cut once.
+    /// Cut from one entry, it is kept inside that, and so are its encodings; from several, it is cut for each request.
     #[must_use]
-    pub fn assemble(&self, key: PageKey, cuts: &Cuts, now: Instant) -> Option<Arc<StoredPage>> {
-        let query = key.query;
-        let page = StoredPage::assembled(key, cuts.join()?, &cuts.parts(), now)?;
-        let page = Arc::new(page);
-        if page.weight() <= self.max_bytes / LARGEST_SHARE {
-            let _one_at_a_time = self.inserting.lock();
-            if !page.is_dropped() {
-                page.space.add_page(query);
-                self.insert(&page);
+    pub fn assemble(&self, cuts: &Cuts, now: Instant) -> Option<StoredPage> {
+        let (query, parts) = (cuts.query(), cuts.parts());
+        let content = if let Some(entry) = cuts.single() {
+            let (content, is_new) = entry.content.cut(query, now, || cuts.join());
+            if is_new {
+                self.reweigh(entry);
             }
-        }
-        Some(page)
+            content?
+        } else {
+            Arc::new(Content::new(
+                cuts.join()?,
+                now,
+                Duration::ZERO,
+                &self.memory,
+            ))
+        };
+        StoredPage::cut(query, content, &parts, now)
     }
 
     /// The stored pages of `key`'s space that touch its range.

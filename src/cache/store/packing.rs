@@ -30,11 +30,11 @@ impl PageStore {
     ) -> Option<Instant> {
         let mut next: Option<Instant> = None;
         let mut began = Instant::now();
-        for (key, page) in &self.pages {
+        for (_, page) in &self.pages {
             let packed = page.content.pack(now, self.cold_after());
             next = next.into_iter().chain(packed.due).min();
             if packed.changed {
-                self.reweigh(&key, &page);
+                self.reweigh(&page);
             }
             drop(page);
             let worked = began.elapsed();

@@ -29,7 +29,7 @@ impl PageStore {
         self.dropped.notified().await;
     }
 
-    /// The pages that were fetched as they are, for a snapshot.
+    /// The stored pages, for a snapshot.
     ///
     /// Whoever reads it has them all unpacked: no more than the store may hold of them so, those in use first.
     pub fn saved(&self, now: Instant, now_unix_ms: u64) -> impl Iterator<Item = SavedPage> {
@@ -37,7 +37,7 @@ impl PageStore {
         pages.sort_by_key(|(_, page)| page.content.is_packed());
         let mut room = self.max_bytes;
         pages.into_iter().filter_map(move |(key, page)| {
-            if page.is_assembled || page.space.dropped_since(page.version) {
+            if page.space.dropped_since(page.version) {
                 return None;
             }
             let header = page.kept().iter();

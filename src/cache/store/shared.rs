@@ -138,11 +138,11 @@ impl PageStore {
         // The fresh one, or the younger: their ages are by two clocks.
         let is_no_better = |stored: &Arc<StoredPage>| {
             let is_fresh = |page: &StoredPage| !page.fresh_for(now).is_zero();
-            let is_own = !stored.is_assembled && stored.moved_at().is_none();
+            let is_current = stored.moved_at().is_none();
             match (is_fresh(stored), is_fresh(&page)) {
                 (true, false) => true,
                 (false, true) => false,
-                (true, true) | (false, false) => is_own && stored.age(now) <= age,
+                (true, true) | (false, false) => is_current && stored.age(now) <= age,
             }
         };
         if let Some(stored) = self.get(&saved.key).filter(is_no_better) {
@@ -164,7 +164,7 @@ impl PageStore {
         now: Instant,
         now_unix_ms: u64,
     ) -> Option<Shared> {
-        let is_current = page.moved_at().is_none() && !page.is_dropped() && !page.is_assembled;
+        let is_current = page.moved_at().is_none() && !page.is_dropped();
         let before = page.space.mark().filter(|_| is_current)?;
         let age = u64::try_from(page.age(now).as_millis()).unwrap_or(u64::MAX);
         let mark = Mark {

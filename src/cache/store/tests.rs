@@ -130,7 +130,7 @@ fn who_asks_gets_what_the_store_holds_and_nothing_else() {
     let old = put(&store, key(1), page(5, "a")).page;
     assert!(Arc::ptr_eq(&asked(&store, &key(1)).unwrap(), &old));
     assert!(asked(&store, &key(2)).is_none());
-    store.reweigh(&key(1), &old);
+    store.reweigh(&old);
     assert!(Arc::ptr_eq(&asked(&store, &key(1)).unwrap(), &old));
 
     let new = put(&store, key(1), page(5, "b")).page;
@@ -705,7 +705,7 @@ async fn a_variant_is_weighed_with_its_page() {
     let whole = kept.page.content.whole();
     let made = whole.forms.get(Coding::Gzip, Instant::now()).await;
 
-    store.reweigh(&key(1), &kept.page);
+    store.reweigh(&kept.page);
 
     assert_eq!(store.size(), (before + made.bytes.len() as u64, 1));
     assert_eq!(store.size().0, kept.page.weight() as u64);
@@ -724,14 +724,14 @@ async fn a_view_and_its_variants_are_weighed_with_their_page_even_once_it_is_ren
     let view = View::new(&[FieldPath::dotted("a").unwrap()]);
 
     let (shown, _) = old.page.content.seen_through(&view, Instant::now());
-    store.reweigh(&key(1), &old.page);
+    store.reweigh(&old.page);
     let with_view = store.size().0;
     assert!(with_view >= plain + text.len() as u64);
 
     let again = begin(&store, key(1));
     store.renew(&again, &old.page, &received(&HeaderMap::new()), Keep::Yes);
     let coded = shown.forms.get(Coding::Brotli, Instant::now()).await;
-    store.reweigh(&key(1), &old.page);
+    store.reweigh(&old.page);
     let coded = coded.bytes.len() as u64;
     assert_eq!(store.size(), (with_view + coded, 1));
 }
@@ -741,11 +741,11 @@ async fn a_page_that_was_replaced_is_not_brought_back_by_its_variant() {
     let store = store("");
     let old = put(&store, key(1), page(5, "old"));
     put(&store, key(1), page(5, "new"));
-    store.reweigh(&key(1), &old.page);
+    store.reweigh(&old.page);
     assert_eq!(store.get(&key(1)).unwrap().content.page().body, body("new"));
 
     store.purge();
-    store.reweigh(&key(1), &old.page);
+    store.reweigh(&old.page);
     assert!(store.get(&key(1)).is_none());
 }
 

@@ -119,7 +119,7 @@ proptest! {
             for page in &pages {
                 let _ = tasks.explain(&page.key, credential, now);
                 if let Some(cuts) = tasks.store().cuts(&page.key, now) {
-                    let _ = tasks.store().assemble(page.key.clone(), &cuts, now);
+                    let _ = tasks.store().assemble(&cuts, now);
                 }
             }
             let _ = tasks.largest_spaces(9, &credentials, now);

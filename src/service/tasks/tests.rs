@@ -1159,8 +1159,7 @@ async fn a_view_of_a_large_page_is_made_by_another_thread() {
         bench.upstream.then_answer(answer(Content::Page(page), &[]));
         let served = bench.get().await.unwrap();
         let view = Arc::new(View::new(&[FieldPath::dotted("b").unwrap()]));
-        let ask = bench.ask(PLAIN);
-        let show = || bench.tasks.shown(&ask, &served, Some(&view));
+        let show = || bench.tasks.shown(&served, Some(&view));
 
         // Awaited to its end: whoever only comes second may be ahead of its counting.
         let mut first = Box::pin(show());
