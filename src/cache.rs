@@ -9,7 +9,6 @@ pub mod entry;
 pub mod flight;
 pub mod forms;
 pub mod freshness;
-mod front;
 pub mod http_semantics;
 mod link;
 pub mod memory;

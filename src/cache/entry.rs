@@ -11,7 +11,6 @@ use tokio::time::Instant;
 use super::{
     forms::{Forms, Packed},
     freshness::{Candidate, Freshness, Lifetimes, Verdict, judge},
-    front::Seat,
     http_semantics::{Coding, RequestDirectives, fmt_http_date, parse_age, parse_http_date},
     link::link,
     memory::BodyMemory,
@@ -47,7 +46,6 @@ const MOST_CUTS: usize = 8;
 pub struct StoredPage {
     /// What it is stored under, or the entry that it was cut from.
     pub(super) key: PageKey,
-    pub(super) seat: Seat,
     pub content: Arc<Content>,
     freshness: Freshness,
     pub(super) popularity: Popularity,
@@ -252,7 +250,6 @@ impl StoredPage {
             list_generation: began.known_version().map(Version::field),
             link: link(began.key.query, content.count),
             key: began.key,
-            seat: Seat::default(),
             freshness: Freshness::new(answer, lifetimes, jitter),
             popularity,
             last_modified_unix: last_modified.as_ref().and_then(unix),
@@ -277,7 +274,6 @@ impl StoredPage {
         let freshness: Vec<_> = parts.iter().map(|part| part.freshness(now)).collect();
         Some(Self {
             key: oldest.key.clone(),
-            seat: Seat::default(),
             freshness: Freshness::of_parts(&freshness, now)?,
             popularity: Popularity::new(now),
             date: oldest.date.clone(),

@@ -1,6 +1,10 @@
-//! Where pages are kept: bounded in bytes, least valuable out first.
+//! Where pages are stored: bounded in bytes, least valuable out first.
 //!
 //! moka bounds how much; [`super::freshness`] judges how old, by tokio's clock, which tests can turn.
+//!
+//! Invariant: while nobody holds `writing`, each space lists exactly its pages that moka holds.
+//! Whoever adds a page lists it first, and lets go of `writing` only after moka has evicted what the page displaced.
+//! Whatever leaves moka, but for a newer page under its key, is taken off the list by the eviction listener.
 
 use std::{
     collections::HashMap,
@@ -20,7 +24,6 @@ use tokio::{sync::Notify, time::Instant};
 use super::{
     entry::{Content, Received, StoredPage},
     freshness::{initial_age, may_store, refusal_lifetime},
-    front::Front,
     memory::BodyMemory,
     space::{Coherence, Move, Remembered, Space, Version},
     stretch::Demand,
@@ -59,11 +62,10 @@ const LARGEST_SHARE: usize = 4;
 #[derive(Debug)]
 pub struct PageStore {
     pages: Cache<PageKey, Arc<StoredPage>, RandomState>,
-    front: Arc<Front>,
     spaces: Mutex<Spaces>,
-    /// One insertion at a time: moka's inserts run ahead of its evictions by 64 entries whatever their size, so each is
+    /// One change at a time. moka's inserts run ahead of its evictions by 64 entries whatever their size, so each insert is
     /// followed by its evictions (measured: a cap of 10 MB held 75 MB of 1 MB entries without, 10 MB with).
-    inserting: Mutex<()>,
+    writing: Mutex<()>,
     rules: ArcSwap<Rules>,
     demands: Mutex<HashMap<CredentialId, Arc<Demand>>>,
     max_bytes: usize,
@@ -105,8 +107,6 @@ impl PageStore {
     pub fn new(config: &CacheConfig) -> Self {
         let evictions = Arc::new(AtomicU64::new(0));
         let evicted = evictions.clone();
-        let front = Arc::new(Front::new());
-        let before = front.clone();
         let pages = Cache::builder()
             .max_capacity((config.max_bytes - config.max_bytes / EVICTED_SHARE) as u64)
             .weigher(|_: &PageKey, page: &Arc<StoredPage>| {
@@ -119,17 +119,15 @@ impl PageStore {
                 if cause != RemovalCause::Replaced {
                     page.space.remove_page(key.query);
                 }
-                before.remove(&page);
             })
             .build_with_hasher(RandomState::default());
         Self {
             pages,
-            front,
             spaces: Mutex::new(Spaces {
                 known: HashMap::new(),
                 sweep_at: FIRST_SWEEP_AT,
             }),
-            inserting: Mutex::new(()),
+            writing: Mutex::new(()),
             rules: ArcSwap::from_pointee(Rules::new(config)),
             demands: Mutex::default(),
             max_bytes: config.max_bytes,
@@ -159,17 +157,6 @@ impl PageStore {
         if watches && !before.coherent {
             self.distrust_all(Instant::now());
         }
-    }
-
-    /// The page under `key`, whatever its age, for a request: reads of pages asked for lately cost less.
-    #[must_use]
-    pub fn asked(&self, key: &PageKey, now: Instant) -> Option<Arc<StoredPage>> {
-        if let Some(page) = self.front.get(key, now) {
-            return Some(page);
-        }
-        let page = self.get(key)?;
-        self.front.put(&page, now);
-        Some(page)
     }
 
     /// The page under `key`, whatever its age.
@@ -299,10 +286,11 @@ impl PageStore {
 
     /// Weighs the entry of `page` again, after something was made of it or dropped.
     pub fn reweigh(&self, page: &StoredPage) {
-        let _one_at_a_time = self.inserting.lock();
+        let _writing = self.writing.lock();
         // It may have been renewed meanwhile: what was made is part of the new one too.
         let same = |stored: &Arc<StoredPage>| stored.content.is_source_of(page);
         if let Some(stored) = self.pages.get(&page.key).filter(same) {
+            // moka weighs an entry when it is inserted.
             self.insert(&stored);
         }
     }
@@ -376,7 +364,7 @@ impl PageStore {
         let page = Arc::new(page);
         let mut may_be_kept = false;
         let stored = {
-            let _one_at_a_time = self.inserting.lock();
+            let _writing = self.writing.lock();
             if keep == Keep::Overtaken || began.space.dropped_since(began.version) {
                 false
             } else if !allowed {
@@ -401,11 +389,9 @@ impl PageStore {
         }
     }
 
-    /// Only under `inserting`.
+    /// Only under `writing`.
     fn insert(&self, page: &Arc<StoredPage>) {
         self.pages.insert(page.key.clone(), page.clone());
-        // Re-inserting the same `Arc` makes moka report a replacement, which cleared the flag.
-        page.seat.set_stored(true);
         self.pages.run_pending_tasks();
         self.stirred.notify_one();
     }

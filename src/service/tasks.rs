@@ -385,7 +385,7 @@ impl Tasks {
     }
 
     fn decide(&self, key: &PageKey, ask: &Ask, now: Instant) -> Decision {
-        let stored = self.store.asked(key, now);
+        let stored = self.store.get(key);
         let only_fresh = ask.credential.is_refused();
         let verdict = judge_page(stored.as_deref(), only_fresh, &ask.directives, now);
         let refusal = || {

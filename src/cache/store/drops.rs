@@ -60,7 +60,7 @@ impl PageStore {
     /// From now on nobody is shown what it returns.
     fn unlist(&self, space: &Space) -> PageSet {
         self.dropped.notify_one();
-        let _one_at_a_time = self.inserting.lock();
+        let _writing = self.writing.lock();
         space.drop_pages()
     }
 
@@ -91,7 +91,7 @@ impl PageStore {
     fn free(&self, key: &SpaceKey, pages: &PageSet) {
         let mut pages = pages.iter().peekable();
         while pages.peek().is_some() {
-            let _one_at_a_time = self.inserting.lock();
+            let _writing = self.writing.lock();
             for query in pages.by_ref().take(AT_ONCE) {
                 let key = PageKey {
                     space: key.clone(),

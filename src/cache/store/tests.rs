@@ -116,25 +116,18 @@ fn a_page_is_kept_under_its_key_and_no_other() {
     assert_eq!(store.size().1, 1);
 }
 
-/// Asks twice, as requests do: what comes the second time may come from before the store.
-fn asked(store: &PageStore, key: &PageKey) -> Option<Arc<StoredPage>> {
-    let now = Instant::now();
-    let _ = store.asked(key, now);
-    store.asked(key, now)
-}
-
 #[test]
 fn who_asks_gets_what_the_store_holds_and_nothing_else() {
     let store = store("");
-    assert!(asked(&store, &key(1)).is_none());
+    assert!(store.get(&key(1)).is_none());
     let old = put(&store, key(1), page(5, "a")).page;
-    assert!(Arc::ptr_eq(&asked(&store, &key(1)).unwrap(), &old));
-    assert!(asked(&store, &key(2)).is_none());
+    assert!(Arc::ptr_eq(&store.get(&key(1)).unwrap(), &old));
+    assert!(store.get(&key(2)).is_none());
     store.reweigh(&old);
-    assert!(Arc::ptr_eq(&asked(&store, &key(1)).unwrap(), &old));
+    assert!(Arc::ptr_eq(&store.get(&key(1)).unwrap(), &old));
 
     let new = put(&store, key(1), page(5, "b")).page;
-    assert!(Arc::ptr_eq(&asked(&store, &key(1)).unwrap(), &new));
+    assert!(Arc::ptr_eq(&store.get(&key(1)).unwrap(), &new));
 
     let ends: [fn(&PageStore); 4] = [
         |store| store.purge(),
@@ -148,45 +141,10 @@ fn who_asks_gets_what_the_store_holds_and_nothing_else() {
     ];
     for end in ends {
         put(&store, key(1), page(5, "a"));
-        assert!(asked(&store, &key(1)).is_some());
+        assert!(store.get(&key(1)).is_some());
         end(&store);
-        assert!(asked(&store, &key(1)).is_none());
+        assert!(store.get(&key(1)).is_none());
     }
-}
-
-#[tokio::test(start_paused = true)]
-async fn the_store_learns_every_few_seconds_what_is_asked_for() {
-    let store = store("");
-    put(&store, key(1), page(5, "a"));
-    let first = Instant::now();
-    let in_front = |at| store.front.get(&key(1), at).is_some();
-    assert!(!in_front(first));
-    assert!(store.asked(&key(1), first).is_some());
-    assert!(in_front(first));
-    let later = |seconds| first + Duration::from_secs(seconds);
-    assert!(in_front(later(3)) && !in_front(later(4)));
-    assert!(store.asked(&key(1), later(4)).is_some());
-    assert!(in_front(later(7)));
-}
-
-#[test]
-fn nothing_is_held_that_the_store_has_pushed_out() {
-    let store = store("max_bytes = '1MiB'");
-    let seen: Vec<_> = (1..100)
-        .map(|number| {
-            let page = put(&store, key(number), sized(64 << 10)).page;
-            asked(&store, &key(number));
-            (key(number), page)
-        })
-        .collect();
-    let (_, entries) = store.size();
-    assert!(entries < 20, "{entries}");
-    for (key, page) in seen {
-        let is_held = store.get(&key).is_some();
-        assert_eq!(asked(&store, &key).is_some(), is_held, "{key:?}");
-        assert_eq!(page.seat.is_stored(), is_held, "{key:?}");
-    }
-    assert!(store.front.count() <= usize::try_from(entries).unwrap());
 }
 
 #[test]
@@ -200,7 +158,7 @@ fn readers_never_go_back_behind_a_page_that_was_put() {
             scope.spawn(|| {
                 while latest.load(Ordering::SeqCst) < 1000 {
                     let least = latest.load(Ordering::SeqCst);
-                    let page = store.asked(&key(1), Instant::now()).unwrap();
+                    let page = store.get(&key(1)).unwrap();
                     assert!(page.content.count >= least);
                 }
             });
