@@ -1,4 +1,4 @@
-# Varnish as a gateway before Unpod. Its log is its shared memory; no varnishncsa runs, which flatters it.
+# Varnish as a gateway in front of Unpod. It logs to shared memory; no varnishncsa runs, which is to its advantage.
 vcl 4.1;
 
 backend unpod {
@@ -30,12 +30,12 @@ sub vcl_hash {
 sub vcl_backend_fetch {
     set bereq.http.Authorization = "Token @UPSTREAM_TOKEN@";
     set bereq.http.Accept-Language = "en";
-    # Coded copies are made here, if at all.
+    # Compression is done here, if at all.
     unset bereq.http.Accept-Encoding;
 }
 
 sub vcl_backend_response {
-    # The upstream varies by what is never passed on.
+    # The upstream varies by headers that are not forwarded.
     unset beresp.http.Vary;
     set beresp.do_gzip = @DO_GZIP@;
     set beresp.ttl = 1h;

@@ -1,5 +1,5 @@
-// The operators' dashboard in a real browser, before a real gateway under load.
-// DASHBOARD_SCREENSHOTS: a folder that gets pictures of it, for docs/.
+// The dashboard in a real browser, with a real gateway under load.
+// DASHBOARD_SCREENSHOTS: a folder for screenshots, such as docs/.
 import assert from 'node:assert/strict'
 import { createHash } from 'node:crypto'
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
@@ -58,7 +58,7 @@ function askTasks(gateway, space, query = '', key = CLIENT_KEY) {
   return fetch(`${gateway.data}/spaces/${space}/tasks${query}`, { headers: { Authorization: `Token ${key}` } })
 }
 
-// Asks round after round until it is told to end: hits, misses and errors of several kinds.
+// Sends hits, misses and errors of several kinds until it is told to stop.
 function startLoad(gateway) {
   let going = true
   const round = async () => {
@@ -80,7 +80,7 @@ function startLoad(gateway) {
 
 const metricsOf = async (gateway) => (await fetch(`${gateway.admin}/metrics`)).text()
 
-// The sum of the samples of `name` whose line holds `part`.
+// The sum of the samples of `name` whose line contains `part`.
 function sampled(metrics, name, part = '') {
   return metrics
     .split('\n')
@@ -93,7 +93,7 @@ const numberIn = (text) => Number(text.replaceAll(',', ''))
 const shown = async (page, name) => numberIn(await page.locator(`[data-number="${name}"]`).textContent())
 const cell = async (page, body, key, column) => numberIn(await page.locator(`#${body} tr[data-key="${key}"] > *`).nth(column).textContent())
 
-// Waits for a poll that begins from now on to be drawn.
+// Waits until a poll that starts from now on is drawn.
 async function nextPoll(page) {
   const isPoll = (message) => message.url().endsWith('/status')
   const begun = await page.waitForRequest(isPoll)
@@ -107,7 +107,7 @@ test('the numbers on the page are those of /metrics', async (t) => {
   const { page, assertQuiet } = await openPage(t)
   await page.goto(gateway.admin)
   await page.getByText('Ready', { exact: true }).waitFor()
-  // It grows while the load lasts.
+  // It grows during the load.
   const first = await shown(page, 'requests')
   await until(() => shown(page, 'requests'), (requests) => requests > first)
   await until(() => page.locator('#rate path').getAttribute('d'), (path) => path.includes('L'))
@@ -182,7 +182,7 @@ test('pages are purged by token, by fingerprint and all at once, each after a qu
   await drop().click()
   await dialog.getByRole('button', { name: 'Purge', exact: true }).click()
   await page.getByText(/^The pages of space-[0-9a-f]{12} are purged\.$/).waitFor()
-  // Its row goes with the next poll.
+  // Its row disappears with the next poll.
   await drop().waitFor({ state: 'detached' })
   assert.equal(await outcome(SUPPORT), 'fwd=uri-miss')
 
@@ -210,14 +210,14 @@ test('a reload says what it did, or what is wrong', async (t) => {
   await result.getByText('The new configuration is rejected').waitFor()
   await result.getByText(/^cache\.ttl: /).waitFor()
   await result.getByText(/^views\.a b: /).waitFor()
-  // Chromium itself complains of a 422.
+  // Chromium itself logs the 422 as an error.
   assert.deepEqual(complaints.filter((complaint) => !complaint.includes('422')), [])
 })
 
 test('a browser asks for the key, and the page works with it', async (t) => {
   const gateway = await startOwn(t, `key_sha256 = ["${sha256(OPERATOR_KEY)}"]`)
   const stranger = await openPage(t)
-  // What it says where it would ask for a password and nobody is there to type one.
+  // What Chromium logs when it cannot ask for a password.
   await assert.rejects(stranger.page.goto(gateway.admin), /ERR_INVALID_AUTH_CREDENTIALS/)
 
   const { page, assertQuiet } = await openPage(t, { httpCredentials: { username: 'anybody', password: OPERATOR_KEY } })
@@ -284,7 +284,7 @@ for (const { width, colorScheme } of LOOKS) {
     const endLoad = startLoad(gateway)
     const { page, assertQuiet } = await openPage(t, { viewport: { width, height: 800 }, colorScheme })
     await page.goto(gateway.admin)
-    // Far enough for a line to be drawn.
+    // Enough polls to draw a line.
     await until(() => page.locator('#rate path').getAttribute('d'), (path) => (path.match(/L/g) ?? []).length > 4)
     await endLoad()
     await nextPoll(page)

@@ -1,4 +1,4 @@
-// examples/browser as its users would run it: a backend that mints, a page that reads, the real gateway between them and Unpod.
+// examples/browser as its users would run it: a backend that mints, a page that reads, a real gateway and a simulated Unpod.
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
 import { cpSync, mkdtempSync, rmSync } from 'node:fs'
@@ -10,7 +10,7 @@ import { freePort, openPage, root, start, startGateway, startSimulator, until } 
 const KEY = 'ugw_example_key_of_the_frontend_backend'
 const SPACE = 'SUPPORT0000000000000000A'
 
-// The example, running. Its files are copied, since the signing key is made beside them.
+// Runs the example. Its files are copied, since the signing key is created next to them.
 async function startExample(t, { ttl = '300' } = {}) {
   const folder = mkdtempSync(join(tmpdir(), 'example-'))
   t.after(() => rmSync(folder, { recursive: true }))
@@ -36,7 +36,7 @@ async function startExample(t, { ttl = '300' } = {}) {
 
 const isTasks = (message) => message.url().includes('/tasks?')
 
-// How many requests for tasks were answered so far, by status; preflights are the 204s.
+// The number of tasks requests so far, by status; preflights are the 204s.
 async function answers(gateway) {
   const metrics = await (await fetch(`${gateway.admin}/metrics`)).text()
   const samples = metrics.matchAll(/^gateway_http_requests_total\{route="tasks",status="(\d+)"[^}]*\} (\d+)$/gm)
@@ -58,12 +58,12 @@ test('a page lists tasks, asks by ETag, and never holds the key', async (t) => {
     await unchanged
   }
   await page.getByText('unchanged').waitFor()
-  // The browser asked by ETag, and for leave once: a condition set by hand would cost a preflight each time.
+  // The browser revalidated by ETag, with a single preflight: If-None-Match set by the page would need one each time.
   assert.deepEqual(await answers(gateway), { 200: 1, 204: 1, 304: 3 })
   await page.getByRole('button', { name: 'Next' }).click()
   await page.getByText('Page 2 of 6').waitFor()
 
-  // The view hides what a browser has no business with, a member that nobody named included.
+  // The view hides what a browser must not see, including a field that the view does not list.
   const shown = await page.evaluate(async ([gateway, space]) => {
     const { token } = await (await fetch('/token', { method: 'POST' })).json()
     const answer = await fetch(`${gateway}/spaces/${space}/tasks?page_size=1`, { headers: { Authorization: `Bearer ${token}` } })
@@ -124,7 +124,7 @@ test('a foreign origin reads nothing', async (t) => {
   assert.equal(outcome, 'TypeError', 'the browser refuses it')
 })
 
-// Another site: an empty page on a port of its own.
+// Another origin: an empty page on a port of its own.
 async function startForeign(t) {
   const { createServer } = await import('node:http')
   const server = createServer((_, response) => response.writeHead(200, { 'Content-Type': 'text/html' }).end('<!doctype html>'))

@@ -1,4 +1,4 @@
-// Starts what a browser test needs: real processes on free ports, and a headless Chromium whose every complaint fails the test.
+// Starts real processes on free ports, and a headless Chromium in which any error fails the test.
 import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
 import { createServer } from 'node:net'
@@ -6,7 +6,7 @@ import { createInterface } from 'node:readline'
 import { setTimeout as pause } from 'node:timers/promises'
 import { chromium } from 'playwright-core'
 
-// Where the project is; the tests are run from a copy beside their tools.
+// The project's folder; the tests run from a copy next to their tools.
 export const root = process.env.PROJECT_ROOT
 export const binary = `${root}target/debug/unpod-gateway`
 const PATIENCE = 30_000
@@ -25,7 +25,7 @@ export async function freePort() {
   return port
 }
 
-// Starts a process and waits for the line that `wanted` makes something of; it ends with the test.
+// Starts a process and waits for the first line for which `wanted` returns something; it is stopped with the test.
 export async function start(t, command, args, { env = {}, wanted, cwd = root }) {
   const child = spawn(command, args, { cwd, env: { PATH: process.env.PATH, ...env }, stdio: ['ignore', 'pipe', 'pipe'] })
   t.after(() => child.kill('SIGKILL'))
@@ -51,7 +51,7 @@ export async function startSimulator(t) {
   return found
 }
 
-// A gateway with the configuration file `config`; `env` goes over it.
+// A gateway with the configuration file `config`; `env` overrides it.
 export async function startGateway(t, config, env, cwd = root) {
   const { found, child, lines } = await start(t, binary, ['serve', '--config', config], {
     cwd,
@@ -66,7 +66,7 @@ export async function startGateway(t, config, env, cwd = root) {
   return { data: `http://${found['server.listen']}`, admin: `http://${found['admin.listen']}`, child, lines }
 }
 
-// A page whose errors and console complaints fail the test, and everything it said over the network.
+// A page in which errors and console messages fail the test, with a record of its requests.
 export async function openPage(t, options = {}) {
   const browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium', args: CHROMIUM_ARGS })
   t.after(() => browser.close())
@@ -83,7 +83,7 @@ export async function openPage(t, options = {}) {
   return { page, context, requests, complaints, assertQuiet: () => assert.deepEqual(complaints, []) }
 }
 
-// Asks until `condition` holds of what `ask` gives, slowly enough to leave a rate limit to the page under test.
+// Calls `ask` until `condition` holds for its result, slowly enough for the page's rate limit.
 export async function until(ask, condition) {
   const end = Date.now() + PATIENCE
   for (;;) {
