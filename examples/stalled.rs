@@ -172,7 +172,7 @@ async fn watched<F: Future>(what: F) -> (F::Output, usize) {
 
 /// How many connections the gateway closed, by reason.
 fn ended(gateway: &Gateway) -> String {
-    let metrics = gateway.metrics().encode((0, 0));
+    let metrics = gateway.metrics().encode();
     let counted: Vec<&str> = metrics
         .lines()
         .filter_map(|line| line.strip_prefix("gateway_connection_failures_total{reason="))
@@ -192,9 +192,9 @@ async fn measure(gateway: &Gateway, address: SocketAddr, kind: Kind, connections
     };
     let (peers, most) = watched(settled).await;
     let with = resident();
-    let open = gateway.metrics().connections_open();
+    let open = gateway.metrics().http.connections_open();
     drop(peers);
-    while gateway.metrics().connections_open() > 0 {
+    while gateway.metrics().http.connections_open() > 0 {
         sleep(Duration::from_millis(10)).await;
     }
     sleep(SETTLE).await;

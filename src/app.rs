@@ -127,10 +127,7 @@ impl Gateway {
         // Before anything else: what changes from here on is a change.
         let files = reload::digests(config.files());
         let tls = built.tls.map(Tls::new);
-        let metrics = Metrics::new(config.upstream.credentials.keys().map(String::as_str));
-        if let Some(losses) = log.losses() {
-            metrics.watch_log(losses.clone());
-        }
+        let metrics = Metrics::new();
         let link = config.cache.redis.is_configured();
         let link = link.then(|| Link::new(config.cache.redis.clone(), metrics.clone()));
         let (credentials, issuers) = (built.credentials, built.issuers);
@@ -172,6 +169,7 @@ impl Gateway {
             Some(link) => Some(parts::share(link.clone(), &tasks, credentials).await),
             None => None,
         };
+        let log_losses = log.losses().cloned();
         let effective = Arc::new(ArcSwap::from_pointee(config.effective()));
         let observing = Observing {
             metrics: metrics.clone(),
@@ -208,6 +206,7 @@ impl Gateway {
             policy,
             metrics: metrics.clone(),
             limit,
+            log_losses,
             redis: link,
             draining: draining.clone(),
             effective_config: effective,

@@ -234,7 +234,10 @@ where
 
     /// Serves one connection until it ends.
     pub async fn connection(self, io: Box<dyn Connection>, peer: Peer) {
-        let _counted = self.metrics.as_ref().map(|metrics| metrics.connection());
+        let _counted = self
+            .metrics
+            .as_ref()
+            .map(|metrics| metrics.http.connection());
         let open = self.connections.open(self.shutdown.closing.clone());
         if self.shutdown.closed.is_cancelled() {
             open.state.tell(End::Shutdown);
@@ -269,7 +272,7 @@ where
             "a connection never came to a request"
         );
         if let (Some(metrics), Some(failure)) = (&self.metrics, error.failure()) {
-            metrics.connection_failed(failure);
+            metrics.http.connection_failed(failure);
         }
     }
 
@@ -296,7 +299,7 @@ fn count(metrics: Option<&Metrics>, end: Option<End>) {
     };
     debug!(connection.end = failure.as_str(), "a connection was ended");
     if let Some(metrics) = metrics {
-        metrics.connection_failed(failure);
+        metrics.http.connection_failed(failure);
     }
 }
 

@@ -18,7 +18,6 @@ use crate::config::{TelemetryConfig, telemetry::LogFormat};
 pub mod access;
 mod lines;
 pub mod metrics;
-pub mod samples;
 pub mod traces;
 
 /// Our own spans; a library's may hold anything, and stay out of the log.

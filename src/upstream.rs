@@ -101,7 +101,7 @@ pub fn stack(
         .layer(DeadlineLayer::new(config.timeout))
         .layer(RetryLayer::new(config, metrics.clone()))
         // Each token's try is a call of its own, and is paid for.
-        .layer(TokensLayer::new(metrics.clone()))
+        .layer(TokensLayer)
         .layer(CircuitLayer::new(config.timeout / 4))
         // Not to the very end: a call that is paid for should have time to be answered.
         .layer(QuotaLayer::new(config.timeout * 3 / 4))

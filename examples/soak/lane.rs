@@ -175,7 +175,7 @@ impl Lane {
 
     fn is_quiet(&self) -> bool {
         let metrics = self.gateway.metrics();
-        let busy = metrics.in_flight() + metrics.connections_open();
+        let busy = metrics.http.in_flight() + metrics.http.connections_open();
         busy == 0 && self.gateway.tasks().fills_under_way() == 0
     }
 
@@ -185,8 +185,8 @@ impl Lane {
         let left = Left {
             lane: self.name,
             fills: self.gateway.tasks().fills_under_way(),
-            in_flight: metrics.in_flight(),
-            connections: metrics.connections_open(),
+            in_flight: metrics.http.in_flight(),
+            connections: metrics.http.connections_open(),
             drained: self.gateway.drain().await,
             wire_faults: self.proxy.control().injected(),
             answer_faults: self.simulator.control().struck(),

@@ -24,11 +24,12 @@ use tracing::info;
 
 mod access;
 mod dashboard;
+mod live;
 mod readiness;
 mod status;
 
 pub use self::access::{Door, Operator, OperatorKeys};
-use self::readiness::Readiness;
+use self::{live::Live, readiness::Readiness};
 use super::{ApiError, LivePolicy, query};
 use crate::{
     config::{Problems, routes::TasksRouteConfig},
@@ -36,7 +37,7 @@ use crate::{
     off_runtime::{on_a_thread, to_its_end},
     service::Tasks,
     shared::Link,
-    telemetry::metrics::Metrics,
+    telemetry::{LogLosses, metrics::Metrics},
     upstream::LimitLayer,
 };
 
@@ -62,6 +63,8 @@ pub struct Admin {
     pub policy: LivePolicy,
     pub metrics: Arc<Metrics>,
     pub limit: LimitLayer,
+    /// What of the log is lost; `None` where it is somebody else's.
+    pub log_losses: Option<LogLosses>,
     /// What replicas share, where they do.
     pub redis: Option<Arc<Link>>,
     pub draining: Draining,
@@ -92,6 +95,7 @@ pub struct Reloaded {
 /// Builds the operators' router, behind `door`.
 pub fn router(admin: Admin, door: Door) -> Router {
     let counted_in = admin.metrics.clone();
+    admin.metrics.collect(Box::new(Live::of(&admin)));
     let routes = Router::new()
         .route("/livez", get(|| async { "ok" }))
         .route("/readyz", get(readyz))
@@ -128,7 +132,7 @@ async fn keep_nowhere(mut response: Response) -> Response {
 /// A bug costs one request, and is counted, as on the data listener.
 fn catching_panics(routes: Router, metrics: Arc<Metrics>) -> Router {
     routes.layer(CatchPanicLayer::custom(move |_| {
-        metrics.panicked();
+        metrics.http.panicked();
         StatusCode::INTERNAL_SERVER_ERROR.into_response()
     }))
 }
@@ -156,34 +160,12 @@ async fn readyz(State(admin): State<Admin>, Extension(operator): Extension<Opera
 }
 
 async fn metrics(State(admin): State<Admin>) -> Response {
-    let mut response = Response::new(Body::from(exposition(&admin)));
+    let mut response = Response::new(Body::from(admin.metrics.encode()));
     response.headers_mut().insert(
         header::CONTENT_TYPE,
         HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"),
     );
     response
-}
-
-/// Every metric in Prometheus's text form, those included that are measured only when somebody asks.
-fn exposition(admin: &Admin) -> String {
-    for credential in admin.policy.load().clients.credentials().all() {
-        let remaining = credential.purse().remaining(Instant::now());
-        admin.metrics.quota_remaining(&credential.name, remaining);
-        let circuit = credential.circuit().state().as_number();
-        admin.metrics.circuit_state(&credential.name, circuit);
-        let state = credential.state_as_number();
-        admin.metrics.credential_state(&credential.name, state);
-        let waiting = credential.purse().waiting();
-        admin.metrics.quota_queue(&credential.name, waiting);
-        let lifetime = admin.tasks.store().lifetime(credential.id);
-        admin.metrics.cache_lifetime(&credential.name, lifetime);
-    }
-    admin.metrics.slot_queue(admin.limit.waiting());
-    admin.metrics.fills_under_way(admin.tasks.fills_under_way());
-    let unstored = admin.tasks.store().unstored_bytes();
-    admin.metrics.unstored_body_bytes(unstored);
-    admin.metrics.evicted(admin.tasks.store().evictions());
-    admin.metrics.encode(admin.tasks.store().size())
 }
 
 async fn config(State(admin): State<Admin>) -> String {
@@ -355,12 +337,12 @@ mod tests {
         async fn bug() -> StatusCode {
             panic!("a bug")
         }
-        let metrics = Metrics::new([]);
+        let metrics = Metrics::new();
         let routes = catching_panics(Router::new().route("/", get(bug)), metrics.clone());
 
         let answer = routes.oneshot(Request::new(Body::empty())).await;
 
         assert_eq!(answer.unwrap().status(), StatusCode::INTERNAL_SERVER_ERROR);
-        assert!(metrics.encode((0, 0)).contains("gateway_panics_total 1"));
+        assert!(metrics.encode().contains("gateway_panics_total 1"));
     }
 }

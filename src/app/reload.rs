@@ -175,7 +175,7 @@ impl Reloader {
     fn tell(&self, who: &str, outcome: &Result<Reloaded, Problems>) {
         match outcome {
             Ok(reloaded) => {
-                self.metrics.reloaded(ReloadOutcome::Applied);
+                self.metrics.process.reloaded(ReloadOutcome::Applied);
                 info!(
                     reload.by = who,
                     reload.changed = reloaded.changed.join(" "),
@@ -189,7 +189,7 @@ impl Reloader {
                 }
             }
             Err(problems) => {
-                self.metrics.reloaded(ReloadOutcome::Refused);
+                self.metrics.process.reloaded(ReloadOutcome::Refused);
                 let text = problems.to_string().replace('\n', "; ");
                 error!(
                     reload.by = who,
@@ -259,8 +259,6 @@ impl Reloader {
         // First: a purge meanwhile reaches what the first request under the new policy fills.
         self.tasks.set_credentials(credentials.clone());
         self.policy.store(Arc::new(policy));
-        let names = credentials.all().map(|known| known.name.as_str());
-        self.metrics.set_credentials(names);
         // Last: who came in under the old policy may have filled another page of theirs.
         for credential in next.succession.dropped {
             store.forget(credential);

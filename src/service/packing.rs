@@ -99,7 +99,7 @@ mod tests {
         );
         let config = Config::from_toml(&text).unwrap();
         let store = PageStore::new(&config.cache);
-        Tasks::new(store, Metrics::new([]), Duration::from_secs(1), 1)
+        Tasks::new(store, Metrics::new(), Duration::from_secs(1), 1)
     }
 
     fn put(tasks: &Tasks, page: u32) -> Arc<StoredPage> {

@@ -326,9 +326,9 @@ impl Tasks {
             Ok(served) => served.status,
             Err(error) => error.status,
         };
-        self.metrics.lookup(status.outcome(), &ask.account);
+        self.metrics.cache.lookup(status.outcome(), &ask.account);
         if let Ok(served) = &outcome {
-            self.metrics.page_served(served.age());
+            self.metrics.cache.served(served.age());
         }
         outcome
     }

@@ -172,7 +172,7 @@ impl Link {
     /// Not connected yet: [`Link::keep`] does that.
     #[must_use]
     pub fn new(config: RedisConfig, metrics: Arc<Metrics>) -> Arc<Self> {
-        metrics.redis_up(false);
+        metrics.shared.up(false);
         Arc::new(Self {
             config,
             replica: Nonce::fresh(),
@@ -276,7 +276,7 @@ impl Link {
 
     /// Counts a value that is damaged or not ours.
     pub fn unreadable(&self) {
-        self.metrics.redis_failed(RedisOperation::Read);
+        self.metrics.shared.failed(RedisOperation::Read);
     }
 
     /// Runs `script`, if Redis is there.
@@ -297,7 +297,7 @@ impl Link {
             Ok(Err(error)) => reason(&error),
             Err(_) => "timeout",
         };
-        self.metrics.redis_failed(operation);
+        self.metrics.shared.failed(operation);
         self.give_up(&live, reason);
         Err(Lost)
     }
@@ -332,7 +332,7 @@ impl Link {
             .is_some_and(|(lost, forgot)| forgot && now - lost < MINUTE + MEMBER_FOR);
         standing.lost = Some((now, forgot_lately));
         drop(standing);
-        self.metrics.redis_up(false);
+        self.metrics.shared.up(false);
         warn!(redis.reason = reason, "Redis is lost, going on without it");
         self.failed.notify_one();
         self.lost.notify_waiters();
@@ -362,7 +362,7 @@ impl Link {
                         }
                     }
                     Err(error) => {
-                        self.metrics.redis_failed(RedisOperation::Connect);
+                        self.metrics.shared.failed(RedisOperation::Connect);
                         let text = error.to_string();
                         // Each reason once: it may try for hours.
                         if told.as_ref() != Some(&text) {
@@ -486,7 +486,7 @@ impl Link {
         }
         drop(standing);
         self.live.store(Some(live.clone()));
-        self.metrics.redis_up(true);
+        self.metrics.shared.up(true);
         info!(
             redis.down_ms = u64::try_from(down_for.as_millis()).unwrap_or(u64::MAX),
             redis.forgot = forgot,

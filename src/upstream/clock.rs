@@ -33,7 +33,7 @@ impl Clock {
         let Some(skew) = clock_skew(head) else {
             return;
         };
-        self.metrics.upstream_clock_skew(skew);
+        self.metrics.upstream.clock_skew(skew);
         let sign = sign(skew);
         if self.told.swap(sign, Ordering::Relaxed) == sign {
             return;

@@ -59,6 +59,7 @@ pub struct Credential {
 struct Standing {
     in_force: AtomicU64,
     refused: AtomicBool,
+    token_switches: AtomicU64,
     times: Mutex<Times>,
     holds: Arc<Notify>,
     refusals: Arc<Notify>,
@@ -119,7 +120,18 @@ impl Credential {
     /// Goes on with the token in `slot`; `true` where that is news.
     pub fn prefer(&self, slot: TokenSlot) -> bool {
         let next = slot == TokenSlot::Next;
-        self.prefers_next.swap(next, Ordering::Relaxed) != next
+        let is_switch = self.prefers_next.swap(next, Ordering::Relaxed) != next;
+        if is_switch {
+            let switches = &self.standing.token_switches;
+            switches.fetch_add(1, Ordering::Relaxed);
+        }
+        is_switch
+    }
+
+    /// How often it went on with its other token.
+    #[must_use]
+    pub fn token_switches(&self) -> u64 {
+        self.standing.token_switches.load(Ordering::Relaxed)
     }
 
     /// The calls it may make.
@@ -231,6 +243,7 @@ impl Standing {
         Self {
             in_force: AtomicU64::new(0),
             refused: AtomicBool::new(false),
+            token_switches: AtomicU64::new(0),
             times: Mutex::new(Times {
                 refused_or_not_since: Instant::now(),
                 held_until: None,

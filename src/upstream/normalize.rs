@@ -413,7 +413,7 @@ impl<'a> CountedCall<'a> {
 
 impl Drop for CountedCall<'_> {
     fn drop(&mut self) {
-        self.metrics.upstream_answered(self.status, self.cause);
+        self.metrics.upstream.answered(self.status, self.cause);
     }
 }
 
@@ -425,7 +425,7 @@ fn shown(message: &str) -> &str {
 }
 
 fn report_unknown(metrics: &Metrics, message: Option<&str>) {
-    metrics.unknown_message();
+    metrics.upstream.unknown_message();
     warn!(
         upstream.message = shown(message.unwrap_or_default()),
         "upstream answered 206 with a message that no rule knows; add one under [[normalize.rules]]"

@@ -1,9 +1,6 @@
 //! Chooses which of a credential's two tokens a call goes with, so that one can take the place of the other without a failed request.
 
-use std::{
-    sync::Arc,
-    task::{Context, Poll},
-};
+use std::task::{Context, Poll};
 
 use futures_util::future::BoxFuture;
 use tokio::time::Instant;
@@ -13,29 +10,16 @@ use tracing::{error, warn};
 use super::{
     Calls, Credential, PageRequest, UpstreamError, credential::TokenSlot, line::abandon_if_unsent,
 };
-use crate::telemetry::metrics::Metrics;
 
 /// Tries the other token once where one is refused, and remembers which was taken.
-#[derive(Clone, Debug)]
-pub struct TokensLayer {
-    metrics: Arc<Metrics>,
-}
-
-impl TokensLayer {
-    #[must_use]
-    pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { metrics }
-    }
-}
+#[derive(Clone, Copy, Debug)]
+pub struct TokensLayer;
 
 impl<S> Layer<S> for TokensLayer {
     type Service = Tokens<S>;
 
     fn layer(&self, inner: S) -> Tokens<S> {
-        Tokens {
-            inner,
-            metrics: self.metrics.clone(),
-        }
+        Tokens { inner }
     }
 }
 
@@ -43,7 +27,6 @@ impl<S> Layer<S> for TokensLayer {
 #[derive(Clone, Debug)]
 pub struct Tokens<S> {
     inner: S,
-    metrics: Arc<Metrics>,
 }
 
 impl<S> Service<PageRequest> for Tokens<S>
@@ -73,7 +56,6 @@ where
             ..request.clone()
         });
         let again = self.inner.clone();
-        let metrics = self.metrics.clone();
         Box::pin(async move {
             let is_sent = sent_since(&request.calls);
             let outcome = abandon_if_unsent(call, refusal, is_sent).await;
@@ -104,7 +86,7 @@ where
             match &outcome {
                 Err(UpstreamError::AuthFailed) => refused(&credential),
                 outcome if proves_token(outcome.as_ref().err()) => {
-                    switched(&credential, other, &metrics);
+                    switched(&credential, other);
                 }
                 // It did not get as far as the token.
                 _ => {}
@@ -136,11 +118,10 @@ fn refused(credential: &Credential) {
     );
 }
 
-fn switched(credential: &Credential, to: TokenSlot, metrics: &Metrics) {
+fn switched(credential: &Credential, to: TokenSlot) {
     if !credential.prefer(to) {
         return;
     }
-    metrics.token_switched(&credential.name);
     match to {
         TokenSlot::Next => warn!(
             credential.name = credential.name,

@@ -145,12 +145,12 @@ test('p50 and p95 are where the buckets say', async (t) => {
   const { page, assertQuiet } = await openPage(t)
   const name = 'gateway_http_request_duration_seconds'
   const buckets = [['0.1', 40], ['0.2', 90], ['0.4', 98], ['+Inf', 100]]
-  await page.route('**/status', async (route) => {
+  await page.route('**/metrics', async (route) => {
     const answer = await route.fetch()
-    const status = await answer.json()
-    status.metrics[`${name}_bucket`] = buckets.map(([le, value]) => ({ labels: { le, route: 'tasks' }, value }))
-    status.metrics[`${name}_count`] = [{ labels: { route: 'tasks' }, value: 100 }]
-    await route.fulfill({ response: answer, json: status })
+    const others = (await answer.text()).split('\n').filter((line) => !line.startsWith(name))
+    const samples = buckets.map(([le, value]) => `${name}_bucket{le="${le}",route="tasks"} ${value}`)
+    const body = [...others, ...samples, `${name}_count{route="tasks"} 100`, ''].join('\n')
+    await route.fulfill({ response: answer, body })
   })
   await page.goto(gateway.admin)
   const row = page.locator('#latency tr[data-key="tasks"] > *')

@@ -121,7 +121,7 @@ async fn a_minted_token_reads_its_spaces_for_its_time() {
         .await
         .assert_error("space_not_allowed");
     // The access log and the metrics know it by its minter's name.
-    let metrics = gateway.app.metrics().encode((0, 0));
+    let metrics = gateway.app.metrics().encode();
     for sample in [
         "gateway_http_requests_total{route=\"browser_tokens\",status=\"200\",client=\"narrow\"} 1",
         "gateway_http_requests_total{route=\"tasks\",status=\"200\",client=\"narrow\"} 1",

@@ -21,7 +21,7 @@ fn metric_names(text: &str) -> BTreeSet<String> {
 }
 
 fn samples(metrics: &Metrics) -> BTreeSet<String> {
-    let text = metrics.encode((0, 0));
+    let text = metrics.encode();
     let lines = text.lines().filter(|line| !line.starts_with('#'));
     let name = |line: &str| line.split(['{', ' ']).next().unwrap().to_owned();
     lines.map(name).collect()

@@ -287,13 +287,13 @@ impl Gateway {
 
     /// Whether this line stands among the data listener's metrics.
     pub(crate) fn counts(&self, line: &str) -> bool {
-        let text = self.app.metrics().encode((0, 0));
+        let text = self.app.metrics().encode();
         text.lines().any(|counted| counted == line)
     }
 
     /// Waits until `count` requests are under way at the data listener.
     pub(crate) async fn wait_until_in_flight(&self, count: i64) {
-        until(|| self.app.metrics().in_flight() == count).await;
+        until(|| self.app.metrics().http.in_flight() == count).await;
     }
 
     /// Waits until no page is being fetched.

@@ -124,7 +124,7 @@ async fn flood(gateway: &Gateway, numbers: std::ops::Range<u64>) {
 async fn left_over(gateway: &Gateway) -> (u64, u64) {
     gateway.wait_until_in_flight(0).await;
     gateway.wait_until_filled().await;
-    until(|| gateway.app.metrics().connections_open() == 0).await;
+    until(|| gateway.app.metrics().http.connections_open() == 0).await;
     until(|| gateway.upstream().in_flight() == 0).await;
     for key in Key::all() {
         assert_eq!(raw::get(gateway.address(), &key.target()).await.status, 200);

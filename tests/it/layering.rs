@@ -7,8 +7,7 @@ const MAY_NAME: [(&str, &[&str]); 14] = [
     ("domain", &[]),
     ("off_runtime", &[]),
     ("config", &["domain"]),
-    // The outcomes it counts are the cache's.
-    ("telemetry", &["config", "cache"]),
+    ("telemetry", &["config"]),
     ("cache", &["domain", "config", "telemetry"]),
     ("peer", &["config"]),
     ("shared", &["config", "telemetry"]),

@@ -156,7 +156,7 @@ async fn answers_that_nobody_reads_take_half_of_what_may_be_under_way() {
     assert_eq!(statuses[..4], [200; 4]);
     assert_eq!(statuses[4..], [503; 6]);
     assert_eq!(
-        gateway.app.metrics().in_flight(),
+        gateway.app.metrics().http.in_flight(),
         10,
         "until they have left"
     );
@@ -181,7 +181,7 @@ async fn what_is_said_to_strangers_takes_no_clients_place() {
         strangers.push((stalled, refused, document));
     }
 
-    assert_eq!(gateway.app.metrics().in_flight(), 8);
+    assert_eq!(gateway.app.metrics().http.in_flight(), 8);
     assert_another_client_is_served(&gateway).await;
     drop(strangers);
     gateway.wait_until_in_flight(0).await;

@@ -101,7 +101,7 @@ impl Readers {
         Self {
             tasks: Tasks::new(
                 PageStore::new(&config.cache),
-                Metrics::new([]),
+                Metrics::new(),
                 config.server.request_timeout,
                 config.server.max_waiting(),
             ),

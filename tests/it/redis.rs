@@ -349,7 +349,7 @@ async fn a_damaged_page_is_asked_for_anew() {
         answer.cache_status(),
         "fwd=uri-miss; fwd-status=200; stored"
     );
-    let text = second.app.metrics().encode((0, 0));
+    let text = second.app.metrics().encode();
     let counted = "gateway_redis_errors_total{operation=\"read\"} ";
     let line = text.lines().find_map(|line| line.strip_prefix(counted));
     assert_ne!(line, Some("0"));
@@ -580,7 +580,7 @@ async fn a_redis_that_hangs_is_done_without_until_it_goes_on() {
 
 /// Operations for pages that failed so far.
 fn failed_operations(gateway: &Gateway) -> u32 {
-    let text = gateway.app.metrics().encode((0, 0));
+    let text = gateway.app.metrics().encode();
     let counted = ["look", "lock", "store"].map(|operation| {
         let name = format!("gateway_redis_errors_total{{operation=\"{operation}\"}} ");
         let count = text.lines().find_map(|line| line.strip_prefix(&name));

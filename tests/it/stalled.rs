@@ -225,7 +225,7 @@ async fn the_longest_idle_connection_gives_way_to_a_newcomer() {
     for _ in 0..4 {
         silent.push(TcpStream::connect(gateway.address()).await.unwrap());
         let open = i64::try_from(silent.len()).unwrap();
-        until(|| gateway.app.metrics().connections_open() == open).await;
+        until(|| gateway.app.metrics().http.connections_open() == open).await;
     }
 
     let answer = raw::get(gateway.address(), &page()).await;
@@ -245,7 +245,7 @@ async fn a_connection_in_use_never_gives_way() {
     let address = gateway.address();
     let newcomer = tokio::spawn(async move { raw::get(address, "/healthz").await });
     // It is accepted, and finds no place.
-    until(|| gateway.app.metrics().connections_open() == 1).await;
+    until(|| gateway.app.metrics().http.connections_open() == 1).await;
     assert!(gateway.counts(&ended("gave_way", 0)));
 
     hold.release();

@@ -41,7 +41,7 @@ async fn a_withdrawn_token_costs_one_call_and_no_request() {
     }
 
     assert_eq!(calls(&gateway), [2, 3]);
-    let text = gateway.app.metrics().encode((0, 0));
+    let text = gateway.app.metrics().encode();
     let switched = "gateway_upstream_token_switches_total{credential=\"default\"} 1";
     assert!(text.contains(switched), "{text}");
 }
@@ -74,7 +74,7 @@ async fn a_token_file_is_read_again_when_it_changes() {
 
     folder.put("token", world::ACME_NEXT_TOKEN);
     until(|| {
-        let text = gateway.app.metrics().encode((0, 0));
+        let text = gateway.app.metrics().encode();
         text.contains("gateway_config_reloads_total{outcome=\"applied\"} 1")
     })
     .await;
@@ -126,7 +126,7 @@ async fn a_late_401_of_a_replaced_token_holds_nothing_against_the_new_one() {
         let answer = gateway.tasks(SUPPORT, &format!("?page={page}")).await;
         assert_eq!(answer.status, 200);
     }
-    let text = gateway.app.metrics().encode((0, 0));
+    let text = gateway.app.metrics().encode();
     let good = "gateway_credential_state{credential=\"default\"} 0";
     assert!(text.contains(good), "{text}");
 }

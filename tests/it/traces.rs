@@ -348,7 +348,7 @@ async fn lost_before(port: u16) -> u64 {
     }
     let metrics = gateway.app.metrics().clone();
     flush(gateway).await;
-    let text = metrics.encode((0, 0));
+    let text = metrics.encode();
     let line = "gateway_traces_dropped_total{reason=\"export_failed\"} ";
     let count = text.lines().find_map(|told| told.strip_prefix(line));
     count.unwrap().parse().unwrap()

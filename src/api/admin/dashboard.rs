@@ -1,4 +1,4 @@
-//! The dashboard: one page, its style and its script, compiled in. It shows what `/status` tells.
+//! The dashboard: one page, its style and its script, compiled in. It shows `/status` and `/metrics`.
 
 use axum::{
     Router,
@@ -48,7 +48,9 @@ async fn file(content_type: &'static str, text: &'static str) -> Response {
 mod tests {
     use super::*;
     use crate::{
-        api::error::CODES, cache::CacheStatus, telemetry::metrics::Route, upstream::CircuitState,
+        api::error::CODES,
+        telemetry::metrics::{CacheOutcome, Route},
+        upstream::CircuitState,
     };
 
     /// Whether the script says in words what `name` means.
@@ -65,7 +67,8 @@ mod tests {
             CircuitState::Open,
         ];
         let circuits = circuits.map(CircuitState::as_str);
-        let names = CODES.iter().chain(&CacheStatus::OUTCOMES).chain(&routes);
+        let outcomes = CacheOutcome::ALL.map(CacheOutcome::as_str);
+        let names = CODES.iter().chain(&outcomes).chain(&routes);
         for name in names.chain(&circuits) {
             assert!(explains(name), "{name}");
         }

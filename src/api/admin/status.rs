@@ -1,6 +1,4 @@
-//! `GET /status`: what the dashboard shows, as JSON. Every number of it that `/metrics` has too is read from there.
-
-use std::collections::BTreeMap;
+//! `GET /status`: what the dashboard shows beside `/metrics`, as JSON.
 
 use axum::{
     Json,
@@ -10,26 +8,20 @@ use axum::{
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::{Admin, exposition, readiness::Readiness};
-use crate::{
-    off_runtime::on_a_thread,
-    service::inspect::SpaceReport,
-    telemetry::samples::{Sample, samples},
-    upstream::Credential,
-};
+use super::{Admin, readiness::Readiness};
+use crate::{off_runtime::on_a_thread, service::inspect::SpaceReport, upstream::Credential};
 
 /// Spaces that are listed: what a page can show.
 const MOST_SPACES: usize = 20;
 
 #[derive(Debug, Serialize)]
-struct Status<'a> {
+struct Status {
     version: &'static str,
     uptime_seconds: f64,
     readiness: Readiness,
     credentials: Vec<CredentialReport>,
     /// Those with most pages.
     spaces: Vec<SpaceReport>,
-    metrics: BTreeMap<&'a str, Vec<Sample<'a>>>,
 }
 
 /// How a credential stands with the upstream.
@@ -38,10 +30,10 @@ struct CredentialReport {
     name: String,
     refused: bool,
     circuit: &'static str,
-    /// Absent where no quota is known.
+    /// `None` where no quota is known.
     calls_per_minute: Option<u32>,
     calls_left: Option<u32>,
-    /// How long an average page lives where the upstream states nothing.
+    /// The TTL of an average page without upstream headers.
     page_lifetime_seconds: f64,
 }
 
@@ -54,7 +46,6 @@ fn status_of(admin: &Admin) -> Response {
     let now = Instant::now();
     let policy = admin.policy.load();
     let credentials = policy.clients.credentials();
-    let text = exposition(admin);
     let body = Status {
         version: env!("CARGO_PKG_VERSION"),
         uptime_seconds: (now - admin.started).as_secs_f64(),
@@ -64,7 +55,6 @@ fn status_of(admin: &Admin) -> Response {
             .map(|credential| report(admin, credential, now))
             .collect(),
         spaces: admin.tasks.largest_spaces(MOST_SPACES, credentials, now),
-        metrics: samples(&text),
     };
     Json(body).into_response()
 }

@@ -172,11 +172,11 @@ impl Shared {
         };
         match too_many {
             None => {
-                self.metrics.auth_failed(reason);
+                self.metrics.auth.failed(reason);
                 ApiError::Unauthenticated
             }
             Some(reset_after) => {
-                self.metrics.auth_failed(AuthFailure::RateLimited);
+                self.metrics.auth.failed(AuthFailure::RateLimited);
                 ApiError::RateLimited(self.limit(reset_after))
             }
         }

@@ -66,7 +66,7 @@ impl Shared {
     fn client_address<B>(&self, peer: Peer, request: &Request<B>) -> Option<IpAddr> {
         let headers = request.headers();
         if self.proxies.overlook(peer, headers) {
-            self.observing.metrics.forwarded_ignored();
+            self.observing.metrics.http.forwarded_ignored();
             self.told_of_overlooked.call_once(|| {
                 warn!(
                     peer.address = peer.address().map(tracing::field::display),
@@ -196,7 +196,7 @@ where
             trace_id: span.place().trace_id().or(caller_trace),
             peer,
             client_address,
-            in_flight: shared.observing.metrics.request_in_flight(),
+            in_flight: shared.observing.metrics.http.request_in_flight(),
             shared: shared.clone(),
             span,
         };
@@ -287,7 +287,7 @@ impl Seen {
     fn cancelled(mut self) {
         self.span.fail(CANCELLED);
         let took = self.started.elapsed();
-        self.metrics().cancelled(self.route, took);
+        self.metrics().http.cancelled(self.route, took);
         self.log(&Told {
             took,
             code: Some(CANCELLED),
@@ -336,10 +336,11 @@ impl Seen {
         let took = self.started.elapsed();
         let account = facts.map(|facts| &facts.account);
         self.metrics()
+            .http
             .answered(self.route, response.status(), account, took);
         let code = response.extensions().get().map(ApiError::code);
         if let Some(code) = code {
-            self.metrics().answered_error(code);
+            self.metrics().http.error(code);
         }
         self.trace(response.status(), code, facts);
         self.log(&Told {

@@ -58,7 +58,7 @@ impl ShedLayer {
     }
 
     fn refusal(&self, account: &Account, reason: Reason) -> Answer {
-        self.metrics.shed(reason);
+        self.metrics.http.shed(reason);
         Answer {
             facts: Some(Facts::of(account.clone())),
             ..ApiError::Overloaded.into()

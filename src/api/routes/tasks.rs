@@ -130,7 +130,7 @@ async fn serve(
     match data.tasks.page(ask).await {
         Ok(served) => {
             let facts = Facts {
-                cache: Some(served.status.outcome()),
+                cache: Some(served.status.outcome().as_str()),
                 age_s: Some(served.age().as_secs()),
                 upstream_calls: served.calls,
                 ..facts_of(
@@ -145,7 +145,7 @@ async fn serve(
         }
         Err(error) => {
             let facts = Facts {
-                cache: Some(error.status.outcome()),
+                cache: Some(error.status.outcome().as_str()),
                 upstream_calls: error.calls,
                 ..facts_of(client, Some((ask.space.fingerprint(), ask.query)))
             };

@@ -28,7 +28,7 @@ fn a_page_is_called_by_who_reads_it_whatever_else_a_reload_has_changed_yet() {
     let before = Arc::new(Credentials::load(&here.upstream).unwrap());
     let (after, _) = before.reload(&there.upstream).unwrap();
     let after = Arc::new(after);
-    let link = Link::new(here.cache.redis, Metrics::new([]));
+    let link = Link::new(here.cache.redis, Metrics::new());
     let second_tier = SecondTier::new(link, before.clone());
 
     let names = [&before, &after].map(|read_by| name(&second_tier, read_by));

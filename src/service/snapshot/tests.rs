@@ -17,7 +17,7 @@ fn snapshot(folder: &std::path::Path) -> Arc<Snapshot> {
     )
     .unwrap();
     let store = PageStore::new(&config.cache);
-    let tasks = Tasks::new(store, Metrics::new([]), Duration::from_secs(1), 1);
+    let tasks = Tasks::new(store, Metrics::new(), Duration::from_secs(1), 1);
     let credentials = Credentials::load(&config.upstream).unwrap();
     Snapshot::new(folder.join("pages"), Arc::new(credentials), tasks)
 }

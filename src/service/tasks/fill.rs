@@ -128,7 +128,7 @@ impl Tasks {
     /// Draws the consequences of a fill's end, once for all its waiters.
     fn note(&self, ask: &Ask, began: &Began, filled: &Filled, keep: Keep, started: Instant) {
         let now = Instant::now();
-        self.metrics.filled(outcome_of(filled), now - started);
+        self.metrics.cache.filled(outcome_of(filled), now - started);
         match filled {
             Ok(_) => {
                 if ask.credential.set_refused(false) {
@@ -158,7 +158,7 @@ impl Tasks {
             self.store.refuse(began, refusal, head.as_ref(), keep, now);
         }
         if matches!(error, UpstreamError::Overloaded) {
-            self.metrics.shed(Shed::Queue);
+            self.metrics.http.shed(Shed::Queue);
         }
         if matches!(error, UpstreamError::AuthFailed) {
             ask.credential.set_refused(true);

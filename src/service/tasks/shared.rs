@@ -192,7 +192,7 @@ impl Tasks {
                         look == Look::Anywhere
                             && is_found(&kept.page, ask, claims.urgency(), Instant::now())
                     });
-                    self.metrics.redis_looked(wanted.is_some());
+                    self.metrics.shared.looked_up(wanted.is_some());
                     if let Some(kept) = wanted {
                         return Found::Page(kept);
                     }

@@ -148,7 +148,7 @@ impl Bench {
         .unwrap();
         let credentials = Credentials::load(&config.upstream).unwrap();
         let upstream = FakeUpstream::default();
-        let metrics = Metrics::new(["default"]);
+        let metrics = Metrics::new();
         Self {
             tasks: Tasks::new(
                 PageStore::new(&config.cache),
@@ -1134,7 +1134,7 @@ async fn a_fill_is_counted_once_however_many_wait() {
     assert!(answer.send(page(&[])).is_ok());
     join_all(waiting).await;
     bench.get().await.unwrap();
-    let text = bench.metrics.encode((0, 0));
+    let text = bench.metrics.encode();
     for line in [
         r#"gateway_fills_total{outcome="stored"} 1"#,
         r#"gateway_cache_lookups_total{outcome="miss",client="crm"} 1"#,

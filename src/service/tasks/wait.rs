@@ -69,7 +69,7 @@ impl Tasks {
         stored: Option<&Arc<StoredPage>>,
         status: CacheStatus,
     ) -> Result<Served, TasksError> {
-        self.metrics.shed(Shed::WaitingPlaces);
+        self.metrics.http.shed(Shed::WaitingPlaces);
         failed(UpstreamError::Overloaded, stored, ask, status)
     }
 
@@ -81,7 +81,7 @@ impl Tasks {
         awaited: &Awaited,
         stored: Option<&Arc<StoredPage>>,
     ) -> Option<Result<Served, TasksError>> {
-        let _counted = self.metrics.fill_waiter();
+        let _counted = self.metrics.cache.fill_waiter();
         let mut span = ask.trace.begin("wait");
         span.set("gateway.fill.joined", awaited.role == Role::Joined);
         let outcome = tokio::time::timeout(self.patience, waiting.outcome())

@@ -13,8 +13,7 @@ use std::{
 use http::StatusCode;
 use prometheus_client::metrics::counter::Counter;
 
-use super::Route;
-use crate::cache::CacheStatus;
+use super::{CacheOutcome, Route};
 
 /// Whose requests are counted. A clone is the same; it counts in one gateway's metrics alone.
 #[derive(Clone)]
@@ -22,8 +21,8 @@ pub struct Account(Arc<Counters>);
 
 struct Counters {
     client: Arc<str>,
-    /// In the order of [`CacheStatus::OUTCOMES`].
-    lookups: [OnceLock<Counter>; CacheStatus::OUTCOMES.len()],
+    /// In the order of [`CacheOutcome::ALL`].
+    lookups: [OnceLock<Counter>; CacheOutcome::ALL.len()],
     pages: OnceLock<Counter>,
     not_modified: OnceLock<Counter>,
     answers: Answers,
@@ -90,11 +89,8 @@ impl Account {
         &self.0.answers
     }
 
-    pub(super) fn lookup(&self, outcome: &str) -> Option<&OnceLock<Counter>> {
-        let place = CacheStatus::OUTCOMES
-            .iter()
-            .position(|known| *known == outcome);
-        self.0.lookups.get(place?)
+    pub(super) fn lookup(&self, outcome: CacheOutcome) -> &OnceLock<Counter> {
+        &self.0.lookups[outcome as usize]
     }
 
     /// Only of what a hit ends in: the rest is rare, and more than is worth keeping for each client.

@@ -14,13 +14,22 @@ use prometheus_client::{
     metrics::{MetricType, TypedMetric},
 };
 
+/// In seconds: the configured and the lengthened lifetimes, up to the oldest page that is served.
+const AGE_BOUNDS: [f64; 10] = [
+    1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0, 7200.0,
+];
+/// In seconds: hits lie in the first four, fills in the rest, the deadline near the end.
+const DURATION_BOUNDS: [f64; 13] = [
+    0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+];
+
 /// How long things took, or how old they are. A clone adds to the same.
 #[derive(Clone, Debug)]
 pub(super) struct Histogram(Arc<Counts>);
 
 /// In what the sum is kept: fine enough for one value, with room for those of years.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Grain {
+enum Grain {
     Nanoseconds,
     Milliseconds,
 }
@@ -37,7 +46,15 @@ struct Counts {
 }
 
 impl Histogram {
-    pub(super) fn new(bounds: &'static [f64], grain: Grain) -> Self {
+    pub(super) fn of_durations() -> Self {
+        Self::new(&DURATION_BOUNDS, Grain::Nanoseconds)
+    }
+
+    pub(super) fn of_ages() -> Self {
+        Self::new(&AGE_BOUNDS, Grain::Milliseconds)
+    }
+
+    fn new(bounds: &'static [f64], grain: Grain) -> Self {
         let buckets = (0..=bounds.len()).map(|_| AtomicU64::new(0));
         Self(Arc::new(Counts {
             bounds,

@@ -1,17 +1,103 @@
-//! What every process exports, under the names that Prometheus's own clients use; read from `/proc` when asked for.
-//!
-//! Where there is no `/proc` there are no such metrics.
+//! The process: what every one exports under the names that Prometheus's own clients use, read from `/proc` when asked for (where there
+//! is none there are no such metrics), and what befell ours.
 
 use std::{fmt, fs};
 
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric},
-    metrics::{counter::ConstCounter, gauge::ConstGauge},
+    metrics::{counter::ConstCounter, family::Family, gauge::ConstGauge, gauge::Gauge},
+    registry::Registry,
 };
+
+use super::declare::{CounterBy, declare};
 
 /// Of `/proc/*/stat`. The kernel's `USER_HZ` is 100 on every architecture we build for; asking it takes `unsafe`.
 const TICKS_A_SECOND: f64 = 100.0;
+
+/// Version, reloads and lost spans.
+#[derive(Debug)]
+pub struct ProcessMetrics {
+    config_reloads: CounterBy,
+    traces_dropped: CounterBy,
+}
+
+impl ProcessMetrics {
+    pub(super) fn new(registry: &mut Registry) -> Self {
+        let build_info = declare(
+            registry,
+            "build_info",
+            "Always 1; the running version",
+            Family::<[(&str, &str); 1], Gauge>::default(),
+        );
+        let version = [("version", env!("CARGO_PKG_VERSION"))];
+        build_info.get_or_create(&version).set(1);
+        Self {
+            config_reloads: CounterBy::new(
+                registry,
+                "config_reloads",
+                "Configuration reloads, by outcome",
+                "outcome",
+                [ReloadOutcome::Applied, ReloadOutcome::Refused].map(ReloadOutcome::as_str),
+            ),
+            traces_dropped: CounterBy::new(
+                registry,
+                "traces_dropped",
+                "Spans that were not exported, by reason",
+                "reason",
+                SpanLoss::ALL.map(SpanLoss::as_str),
+            ),
+        }
+    }
+
+    /// The configuration was read again.
+    pub fn reloaded(&self, outcome: ReloadOutcome) {
+        self.config_reloads.inc(outcome.as_str());
+    }
+
+    /// Spans are lost.
+    pub fn spans_lost(&self, reason: SpanLoss, count: u64) {
+        self.traces_dropped.add(reason.as_str(), count);
+    }
+}
+
+/// What became of a configuration that was read anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReloadOutcome {
+    Applied,
+    Refused,
+}
+
+impl ReloadOutcome {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Applied => "applied",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+/// Why spans were not exported, as it is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpanLoss {
+    /// More spans end than the collector takes.
+    QueueFull,
+    /// The collector cannot be reached, fails or refuses them.
+    ExportFailed,
+}
+
+impl SpanLoss {
+    const ALL: [Self; 2] = [Self::QueueFull, Self::ExportFailed];
+
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::QueueFull => "queue_full",
+            Self::ExportFailed => "export_failed",
+        }
+    }
+}
 
 /// This process.
 #[derive(Debug)]

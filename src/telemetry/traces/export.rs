@@ -54,7 +54,7 @@ impl SpanProcessor for Queue {
 
     fn on_end(&self, span: SpanData) {
         if self.ended.try_send(span).is_err() {
-            self.metrics.spans_lost(SpanLoss::QueueFull, 1);
+            self.metrics.process.spans_lost(SpanLoss::QueueFull, 1);
         }
     }
 
@@ -214,7 +214,9 @@ impl Exporter {
 impl Drop for Exporter {
     fn drop(&mut self) {
         let left = std::iter::from_fn(|| self.ended.try_recv().ok()).count();
-        self.metrics.spans_lost(SpanLoss::ExportFailed, left as u64);
+        self.metrics
+            .process
+            .spans_lost(SpanLoss::ExportFailed, left as u64);
     }
 }
 
@@ -244,7 +246,9 @@ struct Lost<'a> {
 
 impl Drop for Lost<'_> {
     fn drop(&mut self) {
-        self.metrics.spans_lost(SpanLoss::ExportFailed, self.count);
+        self.metrics
+            .process
+            .spans_lost(SpanLoss::ExportFailed, self.count);
     }
 }
 
@@ -272,7 +276,7 @@ mod tests {
 
     #[test]
     fn what_a_full_queue_does_not_take_is_counted() {
-        let metrics = Metrics::new([]);
+        let metrics = Metrics::new();
         let (sender, mut ended) = mpsc::channel(2);
         let provider = SdkTracerProvider::builder()
             .with_span_processor(Queue {
@@ -290,13 +294,13 @@ mod tests {
             .map(|span| span.name)
             .collect();
         assert_eq!(names, ["first", "second"]);
-        let text = metrics.encode((0, 0));
+        let text = metrics.encode();
         assert!(text.contains("gateway_traces_dropped_total{reason=\"queue_full\"} 1\n"));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_batch_goes_when_it_is_full_or_a_second_old() {
-        let metrics = Metrics::new([]);
+        let metrics = Metrics::new();
         let (sender, mut ended) = mpsc::channel(2 * BATCH);
         let provider = SdkTracerProvider::builder()
             .with_span_processor(Queue {

@@ -641,7 +641,7 @@ fn through_the_layer(
     validators: Validators,
     answer: Result<RawAnswer, ClientError>,
 ) -> (Result<Answer, UpstreamError>, Arc<Metrics>) {
-    let metrics = Metrics::new(["default"]);
+    let metrics = Metrics::new();
     let once = Arc::new(Mutex::new(Some(answer)));
     let inner = service_fn(move |_: PageRequest| ready(once.lock().take().expect("asked once")));
     let outcome = NormalizeLayer::new(Rules::default(), metrics.clone())
@@ -687,7 +687,7 @@ async fn whoever_is_refused_for_want_of_quota_is_told_what_the_next_one_is() {
         let once = Arc::new(Mutex::new(Some(answer)));
         let inner =
             service_fn(move |_: PageRequest| ready(Ok(once.lock().take().expect("asked once"))));
-        let layer = NormalizeLayer::new(quota.clone(), Metrics::new([]));
+        let layer = NormalizeLayer::new(quota.clone(), Metrics::new());
         let outcome = layer.layer(inner).oneshot(request).await;
         let Err(UpstreamError::QuotaExhausted { retry_after }) = outcome else {
             panic!("{status}: a spent quota");
@@ -709,7 +709,7 @@ fn a_wrong_clock_of_the_upstreams_is_shown() {
         let answer = Ok(raw(200, &[("date", date)], PAGE));
         let (outcome, metrics) = through_the_layer(Validators::default(), answer);
         assert!(outcome.is_ok());
-        let text = metrics.encode((0, 0));
+        let text = metrics.encode();
         let line = format!("gateway_upstream_clock_skew_seconds {shown}");
         assert!(text.lines().any(|sample| sample == line), "{date}: {text}");
     }
@@ -739,7 +739,7 @@ fn an_unknown_message_is_a_rejection_and_counted() {
     let body = r#"{"status_code":206,"message":"There is some Validation error"}"#;
     let (outcome, metrics) = through_the_layer(Validators::default(), Ok(raw(206, &[], body)));
     assert!(matches!(outcome.unwrap_err(), UpstreamError::Rejected));
-    let text = metrics.encode((0, 0));
+    let text = metrics.encode();
     let counted = text
         .lines()
         .find(|line| line.contains("unknown_message") && !line.starts_with('#'));
@@ -840,7 +840,7 @@ async fn a_large_answer_is_read_by_another_thread() {
         let text = "x".repeat(length);
         let body = Bytes::from(format!(r#"{{"count":1,"data":["{text}"]}}"#));
         let inner = service_fn(move |_: PageRequest| ready(Ok(raw(200, &[], body.clone()))));
-        let layer = NormalizeLayer::new(Rules::default(), Metrics::new(["default"]));
+        let layer = NormalizeLayer::new(Rules::default(), Metrics::new());
         let read = || {
             layer
                 .layer(inner.clone())

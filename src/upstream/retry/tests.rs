@@ -20,7 +20,7 @@ struct Bench {
 
 impl Bench {
     fn new(lines: &str) -> Self {
-        let metrics = Metrics::new([]);
+        let metrics = Metrics::new();
         Self {
             layer: RetryLayer::new(&fixtures::config(lines), metrics.clone()),
             metrics,
@@ -108,7 +108,7 @@ async fn without_a_word_of_the_upstreams_pauses_are_short() {
     bench.ask(2, None).await.unwrap();
     assert!(bench.began.elapsed() <= FIRST_PAUSE * 3);
     assert_eq!(bench.calls(), 3);
-    let metrics = bench.metrics.encode((0, 0));
+    let metrics = bench.metrics.encode();
     assert!(metrics.contains("gateway_upstream_retries_total 2\n"));
 }
 
@@ -159,7 +159,7 @@ fn pauses_are_drawn_from_zero_to_a_bound_that_doubles() {
 
 #[test]
 fn calls_that_fail_together_do_not_come_back_together() {
-    let layer = RetryLayer::new(&fixtures::config(""), Metrics::new([]));
+    let layer = RetryLayer::new(&fixtures::config(""), Metrics::new());
     let first: HashSet<Duration> = (0..100).map(|_| layer.begin().pauses.draw()).collect();
     assert!(first.len() > 90, "{}", first.len());
 }

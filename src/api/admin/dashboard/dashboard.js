@@ -1,4 +1,4 @@
-// Draws what GET /status tells, every two seconds. Every number is a sample of /metrics, or a sum of some.
+// Draws GET /status and GET /metrics every two seconds. Every number is a sample of /metrics, or a sum of some.
 
 const EVERY_MS = 2000
 const PATIENCE_MS = 10_000
@@ -92,6 +92,20 @@ function duration(seconds) {
 }
 
 // --- Samples ---
+
+// The samples of Prometheus's text form, by name: each { labels, value }.
+function parse(text) {
+  const metrics = {}
+  for (const [, name, labels = '', value] of text.matchAll(/^(\w+)(?:\{(.*)\})? (\S+)$/gm)) {
+    const pairs = [...labels.matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/g)]
+    metrics[name] ??= []
+    metrics[name].push({
+      labels: Object.fromEntries(pairs.map(([, label, quoted]) => [label, quoted.replace(/\\(.)/g, (_, escaped) => (escaped === 'n' ? '\n' : escaped))])),
+      value: Number(value),
+    })
+  }
+  return metrics
+}
 
 const sum = (samples) => samples.reduce((total, { value }) => total + value, 0)
 
@@ -362,16 +376,16 @@ function showReadiness({ status, parts }) {
   wanted.forEach((text, place) => setText(list.children[place], text))
 }
 
-function show(status) {
-  note(status.metrics, status.uptime_seconds)
+function show(status, metrics) {
+  note(metrics, status.uptime_seconds)
   setText($('about'), `version ${status.version}, up for ${duration(Math.floor(status.uptime_seconds))}`)
   showReadiness(status.readiness)
-  showNumbers(status.metrics)
+  showNumbers(metrics)
   showCharts()
   showCredentials(status.credentials)
-  showLatency(status.metrics)
-  showOutcomes(status.metrics)
-  showErrors(status.metrics, Date.now())
+  showLatency(metrics)
+  showOutcomes(metrics)
+  showErrors(metrics, Date.now())
   showSpaces(status.spaces)
 }
 
@@ -381,9 +395,11 @@ const ask = (path, method = 'GET') => fetch(`${BASE}/${path}`, { method, cache: 
 
 async function refresh() {
   try {
-    const answer = await ask('status')
-    if (!answer.ok) throw new Error(`it answers ${answer.status}`)
-    show(await answer.json())
+    const answers = await Promise.all([ask('status'), ask('metrics')])
+    const failed = answers.find(({ ok }) => !ok)
+    if (failed) throw new Error(`it answers ${failed.status}`)
+    const [status, metrics] = answers
+    show(await status.json(), parse(await metrics.text()))
     setText($('lost'), '')
   } catch (error) {
     setText($('lost'), `The gateway does not report its status (${error.message}). The numbers are out of date.`)

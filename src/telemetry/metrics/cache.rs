@@ -1,0 +1,164 @@
+//! What the cache did, and the fills it caused.
+
+use std::time::Duration;
+
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+use super::{
+    Account, NO_CLIENT,
+    account::count,
+    declare::{CounterBy, GaugeGuard, declare, gauge},
+    histogram::Histogram,
+};
+
+/// Lookups and fills.
+#[derive(Debug)]
+pub struct CacheMetrics {
+    lookups: Family<LookupLabels, Counter>,
+    page_age: Histogram,
+    fills: CounterBy,
+    fill_duration: Histogram,
+    fill_waiters: Gauge,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LookupLabels {
+    outcome: &'static str,
+    client: String,
+}
+
+impl CacheMetrics {
+    pub(super) fn new(registry: &mut Registry) -> Self {
+        Self {
+            lookups: lookups(registry),
+            page_age: declare(
+                registry,
+                "page_age_seconds",
+                "Age of pages when they were served, from the cache or not",
+                Histogram::of_ages(),
+            ),
+            fills: CounterBy::new(
+                registry,
+                "fills",
+                "Pages fetched from the upstream, by outcome",
+                "outcome",
+                ["stored", "not_stored", "not_modified", "upstream_failed"],
+            ),
+            fill_duration: declare(
+                registry,
+                "fill_duration_seconds",
+                "Duration of a fill, including waiting and retries",
+                Histogram::of_durations(),
+            ),
+            fill_waiters: gauge(
+                registry,
+                "fill_waiters",
+                "Requests that wait for a page being fetched",
+            ),
+        }
+    }
+
+    /// The cache did `outcome` for a request on `account`.
+    pub fn lookup(&self, outcome: CacheOutcome, account: &Account) {
+        count(Some(account.lookup(outcome)), || {
+            let labels = LookupLabels {
+                outcome: outcome.as_str(),
+                client: account.client().to_string(),
+            };
+            self.lookups.get_or_create(&labels).clone()
+        });
+    }
+
+    /// A page of this age was served.
+    pub fn served(&self, age: Duration) {
+        self.page_age.observe(age);
+    }
+
+    /// A fill ended.
+    pub fn filled(&self, outcome: &'static str, took: Duration) {
+        self.fills.inc(outcome);
+        self.fill_duration.observe(took);
+    }
+
+    /// Counts up while the guard lives.
+    #[must_use]
+    pub fn fill_waiter(&self) -> GaugeGuard {
+        GaugeGuard::new(&self.fill_waiters)
+    }
+}
+
+fn lookups(registry: &mut Registry) -> Family<LookupLabels, Counter> {
+    let lookups = declare(
+        registry,
+        "cache_lookups",
+        "What the cache did for a request",
+        Family::<LookupLabels, Counter>::default(),
+    );
+    for outcome in CacheOutcome::ALL.map(CacheOutcome::as_str) {
+        let client = NO_CLIENT.to_owned();
+        let _ = lookups.get_or_create(&LookupLabels { outcome, client });
+    }
+    lookups
+}
+
+/// What the cache did for a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheOutcome {
+    Hit,
+    StaleWhileRevalidate,
+    StaleIfError,
+    Quota,
+    MaxStale,
+    OnlyIfCached,
+    Assembled,
+    Miss,
+    Stale,
+    Joined,
+    NotCached,
+    QuotaExhausted,
+    CircuitOpen,
+    Overloaded,
+}
+
+impl CacheOutcome {
+    pub const ALL: [Self; 14] = [
+        Self::Hit,
+        Self::StaleWhileRevalidate,
+        Self::StaleIfError,
+        Self::Quota,
+        Self::MaxStale,
+        Self::OnlyIfCached,
+        Self::Assembled,
+        Self::Miss,
+        Self::Stale,
+        Self::Joined,
+        Self::NotCached,
+        Self::QuotaExhausted,
+        Self::CircuitOpen,
+        Self::Overloaded,
+    ];
+
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::StaleWhileRevalidate => "stale_while_revalidate",
+            Self::StaleIfError => "stale_if_error",
+            Self::Quota => "quota",
+            Self::MaxStale => "max_stale",
+            Self::OnlyIfCached => "only_if_cached",
+            Self::Assembled => "assembled",
+            Self::Miss => "miss",
+            Self::Stale => "stale",
+            Self::Joined => "joined",
+            Self::NotCached => "not_cached",
+            Self::QuotaExhausted => "quota_exhausted",
+            Self::CircuitOpen => "circuit_open",
+            Self::Overloaded => "overloaded",
+        }
+    }
+}

@@ -1,0 +1,319 @@
+//! What clients ask for and are answered, and their connections.
+
+use std::{fmt, time::Duration};
+
+use http::StatusCode;
+use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+use super::{
+    Account,
+    account::count,
+    declare::{CounterBy, GaugeGuard, counter, declare, gauge},
+    histogram::Histogram,
+};
+
+/// The `client` of a request whose client is not known.
+pub const NO_CLIENT: &str = "none";
+/// The `status` of a request whose client went away before there was one.
+pub const CANCELLED: &str = "cancelled";
+
+/// Requests, connections and what is refused for want of capacity.
+#[derive(Debug)]
+pub struct HttpMetrics {
+    requests: Family<RequestLabels, Counter>,
+    /// In the order of [`Route::ALL`].
+    durations: [Histogram; Route::ALL.len()],
+    errors: CounterBy,
+    in_flight: Gauge,
+    connections: Gauge,
+    connection_failures: CounterBy,
+    shed: CounterBy,
+    panics: Counter,
+    forwarded_ignored: Counter,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    route: &'static str,
+    status: Ending,
+    client: String,
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Ending {
+    Answered(StatusCode),
+    Cancelled,
+}
+
+impl EncodeLabelValue for Ending {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        match self {
+            Self::Answered(status) => EncodeLabelValue::encode(&status.as_u16(), encoder),
+            Self::Cancelled => EncodeLabelValue::encode(&CANCELLED, encoder),
+        }
+    }
+}
+
+impl HttpMetrics {
+    pub(super) fn new(registry: &mut Registry) -> Self {
+        Self {
+            requests: requests(registry),
+            durations: durations(registry),
+            errors: CounterBy::new(
+                registry,
+                "http_errors",
+                "Error responses, by code",
+                "code",
+                ["internal"],
+            ),
+            in_flight: gauge(
+                registry,
+                "http_requests_in_flight",
+                "Requests in flight, each until its response has been sent",
+            ),
+            connections: gauge(registry, "connections", "Open client connections"),
+            connection_failures: CounterBy::new(
+                registry,
+                "connection_failures",
+                "Connections closed before a request or by a limit, by reason",
+                "reason",
+                ConnectionFailure::ALL.map(ConnectionFailure::as_str),
+            ),
+            shed: CounterBy::new(
+                registry,
+                "requests_shed",
+                "What was refused for want of capacity: requests beyond server.max_in_flight, answers beyond a client's share of server.max_unsent_bytes, requests beyond those that may wait for a fill, fills beyond upstream.max_queue",
+                "reason",
+                Shed::ALL.map(Shed::as_str),
+            ),
+            panics: counter(registry, "panics", "Requests that ended in a bug"),
+            forwarded_ignored: counter(
+                registry,
+                "forwarded_ignored",
+                "Requests of trusted proxies that report a client only in the field that server.forwarded_header does not name",
+            ),
+        }
+    }
+
+    /// A request was answered; `None`: to nobody known.
+    pub fn answered(
+        &self,
+        route: Route,
+        status: StatusCode,
+        account: Option<&Account>,
+        took: Duration,
+    ) {
+        let kept = account.and_then(|account| account.answered(route, status));
+        count(kept, || {
+            let client = account.map_or(NO_CLIENT, |account| account.client());
+            self.requests_of(route, Ending::Answered(status), client)
+        });
+        self.durations[route as usize].observe(took);
+    }
+
+    /// A request's client went away before there was an answer. Who it was is known to the answer alone.
+    pub fn cancelled(&self, route: Route, took: Duration) {
+        self.requests_of(route, Ending::Cancelled, NO_CLIENT).inc();
+        self.durations[route as usize].observe(took);
+    }
+
+    fn requests_of(&self, route: Route, status: Ending, client: &str) -> Counter {
+        let labels = RequestLabels {
+            route: route.as_str(),
+            status,
+            client: client.to_owned(),
+        };
+        self.requests.get_or_create(&labels).clone()
+    }
+
+    /// A request was answered with the error of this code.
+    pub fn error(&self, code: &'static str) {
+        self.errors.inc(code);
+    }
+
+    /// Counts up while the guard lives.
+    #[must_use]
+    pub fn request_in_flight(&self) -> GaugeGuard {
+        GaugeGuard::new(&self.in_flight)
+    }
+
+    /// Requests in flight.
+    #[must_use]
+    pub fn in_flight(&self) -> i64 {
+        self.in_flight.get()
+    }
+
+    /// Counts up while the guard lives.
+    #[must_use]
+    pub fn connection(&self) -> GaugeGuard {
+        GaugeGuard::new(&self.connections)
+    }
+
+    /// Open client connections.
+    #[must_use]
+    pub fn connections_open(&self) -> i64 {
+        self.connections.get()
+    }
+
+    pub fn connection_failed(&self, failure: ConnectionFailure) {
+        self.connection_failures.inc(failure.as_str());
+    }
+
+    /// A request or a fill was refused for want of capacity.
+    pub fn shed(&self, reason: Shed) {
+        self.shed.inc(reason.as_str());
+    }
+
+    pub fn panicked(&self) {
+        self.panics.inc();
+    }
+
+    pub fn forwarded_ignored(&self) {
+        self.forwarded_ignored.inc();
+    }
+}
+
+fn requests(registry: &mut Registry) -> Family<RequestLabels, Counter> {
+    let requests = declare(
+        registry,
+        "http_requests",
+        "Requests completed, by route, status and client; the status is cancelled where the client went away before there was one",
+        Family::<RequestLabels, Counter>::default(),
+    );
+    for route in Route::ALL.map(Route::as_str) {
+        let _ = requests.get_or_create(&RequestLabels {
+            route,
+            status: Ending::Answered(StatusCode::OK),
+            client: NO_CLIENT.to_owned(),
+        });
+    }
+    requests
+}
+
+fn durations(registry: &mut Registry) -> [Histogram; Route::ALL.len()] {
+    let durations = declare(
+        registry,
+        "http_request_duration_seconds",
+        "Time from a request's header to its response's",
+        Family::<_, _, fn() -> Histogram>::new_with_constructor(Histogram::of_durations),
+    );
+    Route::ALL.map(|route| {
+        let labels = [("route", route.as_str())];
+        durations.get_or_create(&labels).clone()
+    })
+}
+
+/// A route as it is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    Tasks,
+    BrowserTokens,
+    OpenApi,
+    Health,
+    Other,
+}
+
+impl Route {
+    pub const ALL: [Self; 5] = [
+        Self::Tasks,
+        Self::BrowserTokens,
+        Self::OpenApi,
+        Self::Health,
+        Self::Other,
+    ];
+
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tasks => "tasks",
+            Self::BrowserTokens => "browser_tokens",
+            Self::OpenApi => "openapi",
+            Self::Health => "healthz",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// Why a connection was closed that did nothing wrong in HTTP, as it is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectionFailure {
+    /// A trusted proxy sent no PROXY protocol header, or a bad one.
+    ProxyHeader,
+    TlsHandshake,
+    /// A PROXY header or a handshake took too long.
+    TooSlow,
+    /// A request's header did not begin, or did not end.
+    HeaderTimeout,
+    /// An answer moved no byte for too long.
+    SendTimeout,
+    /// Too many refusals waited to be sent.
+    Refusals,
+    /// Too many bytes waited to be sent.
+    UnsentBytes,
+    /// It was the longest idle one when a newcomer found no place.
+    GaveWay,
+}
+
+impl ConnectionFailure {
+    const ALL: [Self; 8] = [
+        Self::ProxyHeader,
+        Self::TlsHandshake,
+        Self::TooSlow,
+        Self::HeaderTimeout,
+        Self::SendTimeout,
+        Self::Refusals,
+        Self::UnsentBytes,
+        Self::GaveWay,
+    ];
+
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ProxyHeader => "proxy_header",
+            Self::TlsHandshake => "tls_handshake",
+            Self::TooSlow => "too_slow",
+            Self::HeaderTimeout => "header_timeout",
+            Self::SendTimeout => "send_timeout",
+            Self::Refusals => "refusals",
+            Self::UnsentBytes => "unsent_bytes",
+            Self::GaveWay => "gave_way",
+        }
+    }
+}
+
+/// Why a request or a fill was turned away for want of room, as it is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shed {
+    /// `server.max_in_flight` requests are under way.
+    MaxInFlight,
+    /// Answers on their way out hold too much of `server.max_unsent_bytes`.
+    UnsentBytes,
+    /// Too many requests wait for fills.
+    WaitingPlaces,
+    /// Too many fills wait for the upstream (`upstream.max_queue`).
+    Queue,
+}
+
+impl Shed {
+    const ALL: [Self; 4] = [
+        Self::MaxInFlight,
+        Self::UnsentBytes,
+        Self::WaitingPlaces,
+        Self::Queue,
+    ];
+
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::MaxInFlight => "max_in_flight",
+            Self::UnsentBytes => "unsent_bytes",
+            Self::WaitingPlaces => "waiting_places",
+            Self::Queue => "queue",
+        }
+    }
+}

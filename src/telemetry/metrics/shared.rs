@@ -1,0 +1,108 @@
+//! What replicas share through Redis.
+
+use prometheus_client::{metrics::gauge::Gauge, registry::Registry};
+
+use super::declare::{CounterBy, gauge};
+
+/// Redis: whether it answers, and what it was asked for.
+#[derive(Debug)]
+pub struct SharedMetrics {
+    up: Gauge,
+    errors: CounterBy,
+    pages: CounterBy,
+}
+
+impl SharedMetrics {
+    pub(super) fn new(registry: &mut Registry) -> Self {
+        let up = gauge(
+            registry,
+            "redis_up",
+            "Whether Redis answers: 1 it does, 0 it does not; -1 where none is configured",
+        );
+        up.set(-1);
+        Self {
+            up,
+            errors: CounterBy::new(
+                registry,
+                "redis_errors",
+                "Failed Redis operations, by operation; read is a value that was damaged or not ours",
+                "operation",
+                RedisOperation::ALL.map(RedisOperation::as_str),
+            ),
+            pages: CounterBy::new(
+                registry,
+                "redis_pages",
+                "Pages looked up in Redis before an upstream request, by outcome",
+                "outcome",
+                ["hit", "miss"],
+            ),
+        }
+    }
+
+    /// Whether Redis answers.
+    pub fn up(&self, up: bool) {
+        self.up.set(up.into());
+    }
+
+    /// An operation of Redis failed.
+    pub fn failed(&self, operation: RedisOperation) {
+        self.errors.inc(operation.as_str());
+    }
+
+    /// A page was looked up in Redis.
+    pub fn looked_up(&self, found: bool) {
+        self.pages.inc(if found { "hit" } else { "miss" });
+    }
+}
+
+/// What Redis was asked for, as its failures are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RedisOperation {
+    /// Connecting, and taking up what changed meanwhile.
+    Connect,
+    /// Asking whether it still answers.
+    Heartbeat,
+    /// Looking for a page.
+    Look,
+    /// Keeping a page.
+    Store,
+    /// Being the one who fills a page.
+    Lock,
+    /// Dropping pages on all replicas.
+    Drop,
+    /// A client's rate limit.
+    Limit,
+    /// The upstream's quota.
+    Quota,
+    /// Reading a value that is damaged or not ours: Redis itself is well.
+    Read,
+}
+
+impl RedisOperation {
+    const ALL: [Self; 9] = [
+        Self::Connect,
+        Self::Heartbeat,
+        Self::Look,
+        Self::Store,
+        Self::Lock,
+        Self::Drop,
+        Self::Limit,
+        Self::Quota,
+        Self::Read,
+    ];
+
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Heartbeat => "heartbeat",
+            Self::Look => "look",
+            Self::Store => "store",
+            Self::Lock => "lock",
+            Self::Drop => "drop",
+            Self::Limit => "limit",
+            Self::Quota => "quota",
+            Self::Read => "read",
+        }
+    }
+}
