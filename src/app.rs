@@ -30,7 +30,7 @@ use crate::{
     telemetry::{
         Log,
         metrics::Metrics,
-        traces::{Export, Tracer},
+        traces::{Collector, Export, Tracer},
     },
     upstream::{Credentials, LimitLayer},
 };
@@ -140,9 +140,9 @@ impl Gateway {
         let upstream = parts::upstream(built.client, &config, limit.clone(), &metrics);
         let policy = Policy::new(&config, clients, Arc::new(upstream));
         let policy: LivePolicy = Arc::new(ArcSwap::from_pointee(policy));
-        let exporting = config.telemetry.traces_url().zip(built.collector);
-        let exporting =
-            exporting.map(|(url, http)| Tracer::exporting_to(url, http, metrics.clone()));
+        let collector_headers = built.collector.as_ref().map(Collector::headers);
+        let exporting = built.collector;
+        let exporting = exporting.map(|collector| Tracer::exporting_to(collector, metrics.clone()));
         let (tracer, traces) = exporting.unzip();
         let tasks = Tasks::new(
             PageStore::new(&config.cache),
@@ -184,6 +184,7 @@ impl Gateway {
             limit: limit.clone(),
             redis: link.clone(),
             tls: tls.clone(),
+            collector_headers,
             log,
             effective: effective.clone(),
             started: config.clone(),

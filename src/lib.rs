@@ -11,7 +11,7 @@
 //!
 //! `config`, `telemetry` and `off_runtime` may be used by all but `domain`, which uses nothing of ours. `cache` and `upstream` do not know
 //! each other: `service` joins them. `shared` is what replicas share by way of a Redis, where there is one. `peer` is what is known of a
-//! connection. `simulator` stands outside: it plays the upstream for `demo` and the tests.
+//! connection, `outbound` asks other services than the upstream. `simulator` stands outside: it plays the upstream for `demo` and the tests.
 
 pub mod api;
 pub mod app;
@@ -20,6 +20,7 @@ pub mod cli;
 pub mod config;
 pub mod domain;
 pub mod off_runtime;
+pub mod outbound;
 pub mod peer;
 pub mod server;
 pub mod service;

@@ -34,8 +34,7 @@ pub use self::{
     circuit::{Circuit, CircuitLayer, CircuitState, Evidence, Sent},
     claims::{Claim, Claims},
     client::{
-        BuildError, Calls, Client, ClientError, LastError, PageRequest, RawAnswer, USER_AGENT,
-        Validators, other_client, read_body,
+        BuildError, Calls, Client, ClientError, LastError, PageRequest, RawAnswer, Validators,
     },
     credential::{Credential, Credentials, Succession, TokenSlot},
     deadline::DeadlineLayer,

@@ -1,18 +1,15 @@
 //! What a configuration describes, built as far as that takes no address and nobody's answer: `check`, `serve` and a reload do the same,
 //! so that none of them takes what another refuses.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use crate::{
     api::{Clients, Issuers},
     config::{Config, Draft, Problems, TelemetryConfig},
     server::Tls,
-    upstream::{self, BuildError, Client, Credentials, Succession},
+    telemetry::traces::Collector,
+    upstream::{BuildError, Client, Credentials, Succession},
 };
-
-const COLLECTOR_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// From sending a batch of spans to the collector's last byte.
-const COLLECTOR_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Everything a configuration brings that can fail to be built.
 pub(super) struct Built {
@@ -23,7 +20,7 @@ pub(super) struct Built {
     pub(super) tls: Option<Arc<rustls::ServerConfig>>,
     pub(super) issuers: Issuers,
     /// Sends traces, where a collector is named.
-    pub(super) collector: Option<reqwest::Client>,
+    pub(super) collector: Option<Collector>,
 }
 
 /// Builds what `config` says, to go on from `running`. Changes nothing that is in force; blocks on the file system.
@@ -80,18 +77,16 @@ fn of_upstream(error: &BuildError) -> Problems {
     Problems::one(key, error.to_string())
 }
 
-fn collector(config: &TelemetryConfig) -> Result<Option<reqwest::Client>, Problems> {
+fn collector(config: &TelemetryConfig) -> Result<Option<Collector>, Problems> {
     let Some(url) = config.traces_url() else {
         return Ok(None);
     };
-    let client = upstream::other_client(&url).and_then(|client| {
-        let client = client
-            .connect_timeout(COLLECTOR_CONNECT_TIMEOUT)
-            .timeout(COLLECTOR_TIMEOUT)
-            .build()?;
-        Ok(Some(client))
-    });
-    client.map_err(|error| Problems::one("telemetry.otlp_endpoint", error.to_string()))
+    let headers = config
+        .read_otlp_headers()
+        .map_err(|text| Problems::one("telemetry.otlp_headers_file", text))?;
+    Collector::new(url, headers)
+        .map(Some)
+        .map_err(|error| Problems::one("telemetry.otlp_endpoint", error.to_string()))
 }
 
 /// A configuration that can be served: nothing but the listeners is left to try.

@@ -36,6 +36,7 @@ use crate::{
     telemetry::{
         Log,
         metrics::{Metrics, ReloadOutcome},
+        traces::CollectorHeaders,
     },
     upstream::LimitLayer,
 };
@@ -108,6 +109,7 @@ pub(super) struct Reloader {
     pub(super) limit: LimitLayer,
     pub(super) redis: Option<Arc<Link>>,
     pub(super) tls: Option<Tls>,
+    pub(super) collector_headers: Option<CollectorHeaders>,
     pub(super) log: Log,
     /// What operators are shown.
     pub(super) effective: Arc<ArcSwap<String>>,
@@ -266,6 +268,12 @@ impl Reloader {
         // Whether there is TLS at all is settled at start.
         if let Some((tls, setup)) = self.tls.as_ref().zip(next.tls) {
             tls.replace(setup);
+        }
+        // So is where the collector is; headers for another are not for this one.
+        let is_same = config.telemetry.traces_url() == self.started.telemetry.traces_url();
+        let collector = next.collector.filter(|_| is_same);
+        if let Some((headers, read)) = self.collector_headers.as_ref().zip(collector) {
+            headers.store(read.headers().load_full());
         }
         if let Some(snapshot) = &self.snapshot {
             snapshot.set_credentials(credentials);

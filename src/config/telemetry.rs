@@ -1,10 +1,22 @@
 //! `[telemetry]`: logs and traces.
 
+use std::path::PathBuf;
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use serde::Deserialize;
 use tracing_subscriber::EnvFilter;
 use url::Url;
 
-use super::{Problems, value::Address};
+use super::{Problems, files, value::Address};
+
+/// What a request to the collector says of itself.
+const OWN_HEADERS: [HeaderName; 5] = [
+    header::CONNECTION,
+    header::CONTENT_LENGTH,
+    header::CONTENT_TYPE,
+    header::HOST,
+    header::TRANSFER_ENCODING,
+];
 
 /// `[telemetry]`: what is logged and how it looks.
 #[derive(Clone, Debug, Deserialize)]
@@ -16,6 +28,8 @@ pub struct TelemetryConfig {
     pub access_log: bool,
     /// Where traces are sent; absent: there are none.
     pub otlp_endpoint: Option<Address>,
+    /// Names and values of headers for the collector; absent: there are none.
+    pub otlp_headers_file: Option<PathBuf>,
 }
 
 /// How a log line looks.
@@ -44,6 +58,22 @@ impl TelemetryConfig {
                 "expected the http or https URL of a collector, without a user, a query or a fragment",
             );
         }
+        if let Err(text) = self.read_otlp_headers() {
+            problems.add("telemetry.otlp_headers_file", text);
+        }
+    }
+
+    /// What goes with each request to the collector, marked as secret.
+    ///
+    /// # Errors
+    ///
+    /// Says what is wrong with the file, without quoting it.
+    pub fn read_otlp_headers(&self) -> Result<HeaderMap, String> {
+        let Some(file) = &self.otlp_headers_file else {
+            return Ok(HeaderMap::new());
+        };
+        let text = files::read_text(file).map_err(|error| format!("cannot be read: {error}"))?;
+        headers(&text)
     }
 
     /// Where traces are posted, by OTLP/HTTP's rule: below the endpoint.
@@ -56,6 +86,31 @@ impl TelemetryConfig {
             .extend(["v1", "traces"]);
         Some(url)
     }
+}
+
+/// Reads lines of `Name: value`; empty ones do not count.
+fn headers(text: &str) -> Result<HeaderMap, String> {
+    let mut headers = HeaderMap::new();
+    for (line, number) in text.lines().zip(1..) {
+        if line.trim().is_empty() {
+            continue;
+        }
+        let (name, value) =
+            header(line).ok_or_else(|| format!("line {number} is not `Name: value`"))?;
+        if OWN_HEADERS.contains(&name) {
+            return Err(format!("line {number} names a header that is set anyway"));
+        }
+        headers.append(name, value);
+    }
+    Ok(headers)
+}
+
+fn header(line: &str) -> Option<(HeaderName, HeaderValue)> {
+    let (name, value) = line.split_once(':')?;
+    let name = name.trim().parse().ok()?;
+    let mut value = HeaderValue::from_str(value.trim()).ok()?;
+    value.set_sensitive(true);
+    Some((name, value))
 }
 
 /// Nothing that would be a secret, or be lost where a path is added.
@@ -84,6 +139,7 @@ mod tests {
                 filter: "info".to_owned(),
                 access_log: true,
                 otlp_endpoint: Some(Address(endpoint.parse().unwrap())),
+                otlp_headers_file: None,
             };
             assert_eq!(config.traces_url().unwrap().as_str(), expected);
         }
@@ -101,6 +157,34 @@ mod tests {
             ("http://c#part", false),
         ] {
             assert_eq!(is_plain_http(&url.parse().unwrap()), expected, "{url}");
+        }
+    }
+
+    #[test]
+    fn headers_are_read_line_by_line() {
+        let read =
+            headers("\nAuthorization: Bearer a:b\r\n x-scope : one \nx-scope:two\n").unwrap();
+        assert_eq!(read["authorization"], "Bearer a:b");
+        let scopes: Vec<_> = read.get_all("x-scope").iter().collect();
+        assert_eq!(scopes, ["one", "two"]);
+        assert!(read.values().all(HeaderValue::is_sensitive));
+        assert!(headers("").unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_is_no_header_is_refused_by_its_line_and_not_quoted() {
+        for bad in [
+            "s3cret",
+            "x=s3cret",
+            "s3 cret: x",
+            ": s3cret",
+            "x: s3\u{7}cret",
+            "Content-Type: s3cret",
+            "host: s3cret",
+        ] {
+            let error = headers(&format!("a: b\n{bad}")).unwrap_err();
+            assert!(error.starts_with("line 2 "), "{error}");
+            assert!(!error.contains("cret"), "{error}");
         }
     }
 }

@@ -961,7 +961,7 @@ fn a_problem_is_told_as_key_and_text() {
 }
 
 /// Paths that no default names.
-const OPTIONAL: [&str; 52] = [
+const OPTIONAL: [&str; 53] = [
     "server.tls",
     "server.tls.cert_file",
     "server.tls.key_file",
@@ -995,6 +995,7 @@ const OPTIONAL: [&str; 52] = [
     "cache.redis.url",
     "cache.redis.url_file",
     "telemetry.otlp_endpoint",
+    "telemetry.otlp_headers_file",
     "clients",
     "clients.0",
     "clients.0.name",

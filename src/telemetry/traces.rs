@@ -18,14 +18,16 @@ use opentelemetry_sdk::{
     Resource,
     trace::{Sampler, SdkTracer, SdkTracerProvider},
 };
-use url::Url;
 
 use super::metrics::Metrics;
 
 mod export;
 pub mod traceparent;
 
-pub use self::{export::Export, traceparent::TRACEPARENT};
+pub use self::{
+    export::{Collector, CollectorHeaders, Export},
+    traceparent::TRACEPARENT,
+};
 
 const SERVICE: &str = "unpod-gateway";
 
@@ -34,21 +36,17 @@ const SERVICE: &str = "unpod-gateway";
 pub struct Tracer(SdkTracer);
 
 impl Tracer {
-    /// Exports to `collector`, by `http`, until the [`Export`] is ended. Needs a runtime.
+    /// Exports to `collector` until the [`Export`] is ended. Needs a runtime.
     ///
     /// A caller's sampled flag is honoured; a trace that begins here is sampled.
     #[must_use]
-    pub fn exporting_to(
-        collector: Url,
-        http: reqwest::Client,
-        metrics: Arc<Metrics>,
-    ) -> (Self, Export) {
+    pub fn exporting_to(collector: Collector, metrics: Arc<Metrics>) -> (Self, Export) {
         // Empty: the usual one adds what the environment says.
         let resource = Resource::builder_empty()
             .with_service_name(SERVICE)
             .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
             .build();
-        let (export, queue) = Export::start(http, collector, &resource, metrics);
+        let (export, queue) = Export::start(collector, &resource, metrics);
         let provider = SdkTracerProvider::builder()
             .with_sampler(Sampler::ParentBased(Box::new(Sampler::AlwaysOn)))
             .with_resource(resource)

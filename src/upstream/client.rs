@@ -33,6 +33,7 @@ use super::{
 use crate::{
     config::UpstreamConfig,
     domain::{PageQuery, SpaceToken},
+    outbound::{USER_AGENT, add_system_roots, tls_trusting},
     telemetry::traces::{Place, Span, TRACEPARENT},
 };
 
@@ -43,9 +44,6 @@ const POOL_IDLE: Duration = Duration::from_millis(1900);
 
 /// hyper's own bound is 100; in bytes it is 400 KiB.
 const MAX_HEADER_LINES: usize = 256;
-
-/// How the gateway names itself to whoever it asks.
-pub const USER_AGENT: &str = concat!("unpod-gateway/", env!("CARGO_PKG_VERSION"));
 
 /// What is asked of the upstream.
 #[derive(Clone, Debug)]
@@ -352,27 +350,6 @@ impl Service<PageRequest> for Client {
     }
 }
 
-/// Begins a client of another service than the upstream: no redirects, no proxy, and none of the upstream's connections.
-///
-/// # Errors
-///
-/// Returns what is wrong with the TLS set-up.
-pub fn other_client(url: &Url) -> Result<reqwest::ClientBuilder, BuildError> {
-    let mut roots = rustls::RootCertStore::empty();
-    if url.scheme() == "https" {
-        add_system_roots(&mut roots);
-    }
-    #[expect(clippy::disallowed_methods, reason = "the upstream's is another")]
-    let builder = reqwest::Client::builder();
-    Ok(builder
-        .tls_backend_preconfigured(tls_trusting(roots)?)
-        .redirect(reqwest::redirect::Policy::none())
-        .retry(reqwest::retry::never())
-        .no_proxy()
-        .referer(false)
-        .user_agent(USER_AGENT))
-}
-
 fn is_failure(status: StatusCode) -> bool {
     !status.is_success() && status != StatusCode::NOT_MODIFIED
 }
@@ -429,15 +406,6 @@ fn request_headers(request: PageRequest, place: &Place) -> HeaderMap {
 }
 
 /// Reads the decoded body chunk by chunk, so that neither a huge nor a cleverly compressed one fills the memory.
-///
-/// # Errors
-///
-/// Returns why there is no whole body of at most `max_body` bytes.
-pub async fn read_body(response: reqwest::Response, max_body: usize) -> Result<Bytes, ClientError> {
-    let codings = decode::codings(response.headers());
-    read_coded(response, codings, max_body).await
-}
-
 async fn read_coded(
     response: reqwest::Response,
     codings: Result<Vec<Coding>, ClientError>,
@@ -493,22 +461,4 @@ fn tls_config(config: &UpstreamConfig) -> Result<rustls::ClientConfig, BuildErro
     let own = config.read_authorities().map_err(BuildError::CaFile)?;
     roots.roots.extend(own.roots);
     Ok(tls_trusting(roots)?)
-}
-
-/// TLS towards a server that one of `roots` vouches for.
-///
-/// # Errors
-///
-/// Returns the error of a provider that lacks the protocol versions we ask for.
-fn tls_trusting(roots: rustls::RootCertStore) -> Result<rustls::ClientConfig, rustls::Error> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    Ok(rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth())
-}
-
-/// Adds the authorities that this system trusts; those that cannot be read are left out.
-fn add_system_roots(roots: &mut rustls::RootCertStore) {
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
 }

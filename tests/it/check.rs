@@ -95,6 +95,14 @@ fn refused() -> Vec<(String, &'static str)> {
             "telemetry.otlp_endpoint",
         ),
         (
+            "[telemetry]\notlp_headers_file = @none".to_owned(),
+            "telemetry.otlp_headers_file",
+        ),
+        (
+            "[telemetry]\notlp_headers_file = @text".to_owned(),
+            "telemetry.otlp_headers_file",
+        ),
+        (
             "[telemetry]\nfilter = 'a=b=c'".to_owned(),
             "telemetry.filter",
         ),

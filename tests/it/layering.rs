@@ -3,17 +3,25 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 /// What each floor may name besides itself. `config` and `telemetry` serve all of them and name what they describe.
-const MAY_NAME: [(&str, &[&str]); 14] = [
+const MAY_NAME: [(&str, &[&str]); 15] = [
     ("domain", &[]),
     ("off_runtime", &[]),
+    ("outbound", &[]),
     ("config", &["domain"]),
-    ("telemetry", &["config"]),
+    ("telemetry", &["config", "outbound"]),
     ("cache", &["domain", "config", "telemetry"]),
     ("peer", &["config"]),
     ("shared", &["config", "telemetry"]),
     (
         "upstream",
-        &["domain", "config", "off_runtime", "shared", "telemetry"],
+        &[
+            "domain",
+            "config",
+            "off_runtime",
+            "outbound",
+            "shared",
+            "telemetry",
+        ],
     ),
     (
         "service",
@@ -36,6 +44,7 @@ const MAY_NAME: [(&str, &[&str]); 14] = [
             "domain",
             "config",
             "off_runtime",
+            "outbound",
             "peer",
             "shared",
             "telemetry",

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, convert::Infallible, net::SocketAddr, sync::Arc};
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
@@ -34,7 +34,7 @@ struct Collector {
 #[derive(Clone)]
 struct Received {
     path: String,
-    content_type: String,
+    headers: HeaderMap,
     body: Bytes,
 }
 
@@ -91,12 +91,11 @@ async fn keep(
     answer: Bytes,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let path = request.uri().path().to_owned();
-    let content_type = request.headers()["content-type"].to_str().unwrap();
-    let content_type = content_type.to_owned();
+    let headers = request.headers().clone();
     let body = request.into_body().collect().await.unwrap().to_bytes();
     kept.lock().push(Received {
         path,
-        content_type,
+        headers,
         body,
     });
     let mut response = Response::new(Full::new(answer));
@@ -215,7 +214,7 @@ async fn spans_tell_what_happened_by_the_conventions_names() {
     );
     let sent = collector.received().remove(0);
     assert_eq!(sent.path, "/v1/traces");
-    assert_eq!(sent.content_type, "application/x-protobuf");
+    assert_eq!(sent.headers["content-type"], "application/x-protobuf");
 }
 
 #[tokio::test]
@@ -392,4 +391,45 @@ async fn spans_are_sent_while_the_gateway_runs() {
     let gateway = collector.setup().start().await;
     gateway.tasks(world::SUPPORT, "").await;
     until(|| collector.spans().len() == 6).await;
+}
+
+#[tokio::test]
+async fn headers_for_the_collector_are_read_from_a_file_and_again_when_it_changes() {
+    let collector = Collector::start().await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let write = |key: &str| {
+        let text = format!("Authorization: Bearer {key}\nx-scope-orgid: unpod\n");
+        std::fs::write(file.path(), text).unwrap();
+    };
+    write("first");
+    let setup = collector.setup();
+    let named = format!(
+        "[telemetry]\notlp_headers_file = '{}'",
+        file.path().display()
+    );
+    let gateway = setup.with(&named).start().await;
+
+    gateway.tasks(world::SUPPORT, "").await;
+    until(|| !collector.received().is_empty()).await;
+    write("second");
+    gateway.app.reload("a test").await.unwrap();
+    gateway.tasks(world::SUPPORT, "").await;
+    flush(gateway).await;
+
+    let received = collector.received();
+    let keys: Vec<_> = received
+        .iter()
+        .map(|sent| &sent.headers["authorization"])
+        .collect();
+    assert_eq!(
+        (keys[0], *keys.last().unwrap()),
+        (
+            &"Bearer first".parse().unwrap(),
+            &"Bearer second".parse().unwrap()
+        )
+    );
+    for sent in &received {
+        assert_eq!(sent.headers["x-scope-orgid"], "unpod");
+        assert_eq!(sent.headers["content-type"], "application/x-protobuf");
+    }
 }

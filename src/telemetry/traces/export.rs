@@ -1,11 +1,13 @@
 //! Sends ended spans to a collector over OTLP/HTTP, from a task of its own.
 //!
-//! A request never waits for it: what the bounded queue does not take, or the collector, is counted and forgotten.
+//! No client request waits for it: spans that find the queue full, or no collector, are counted and dropped. Of our own:
+//! opentelemetry-otlp takes headers and compression from the environment, and does not say how many spans were lost.
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::BytesMut;
-use http::{HeaderValue, StatusCode, header};
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, header};
 use opentelemetry_proto::{
     tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse},
     transform::{
@@ -27,7 +29,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use url::Url;
 
-use crate::telemetry::metrics::{Metrics, SpanLoss};
+use crate::{
+    outbound::{Bounds, BuildError, Outbound, OutboundError},
+    telemetry::metrics::{Metrics, SpanLoss},
+};
 
 /// Ended spans that wait; a few hundred bytes each.
 const QUEUE: usize = 4096;
@@ -37,10 +42,49 @@ const BATCH: usize = 512;
 const PAUSE: Duration = Duration::from_secs(1);
 /// How long the end of the process waits for what is still queued.
 const FLUSH: Duration = Duration::from_secs(2);
-/// A collector's answer holds a few bytes, if any.
-const MAX_ANSWER: usize = 64 * 1024;
+const BOUNDS: Bounds = Bounds {
+    connect_timeout: Duration::from_secs(2),
+    timeout: Duration::from_secs(5),
+    // A collector's answer holds a few bytes, if any.
+    max_body: 64 * 1024,
+    max_idle: 1,
+};
 
 const PROTOBUF: HeaderValue = HeaderValue::from_static("application/x-protobuf");
+
+/// What goes with each request beside its own headers. Replaced while it runs.
+pub type CollectorHeaders = Arc<ArcSwap<HeaderMap>>;
+
+/// Where spans go.
+#[derive(Clone, Debug)]
+pub struct Collector {
+    http: Outbound,
+    headers: CollectorHeaders,
+}
+
+impl Collector {
+    /// # Errors
+    ///
+    /// Returns what is wrong with the TLS set-up.
+    pub fn new(url: Url, headers: HeaderMap) -> Result<Self, BuildError> {
+        Ok(Self {
+            http: Outbound::new(url, BOUNDS)?,
+            headers: Arc::new(ArcSwap::from_pointee(headers)),
+        })
+    }
+
+    #[must_use]
+    pub fn headers(&self) -> CollectorHeaders {
+        self.headers.clone()
+    }
+
+    async fn post(&self, spans: Vec<u8>) -> Result<Bytes, OutboundError> {
+        let mut headers = HeaderMap::clone(&self.headers.load());
+        headers.insert(header::CONTENT_TYPE, PROTOBUF);
+        let (_, answer) = self.http.ask(Method::POST, headers, spans).await?;
+        Ok(answer)
+    }
+}
 
 /// Takes spans as they end.
 #[derive(Debug)]
@@ -77,15 +121,13 @@ pub struct Export {
 impl Export {
     /// Sends what is queued for [`Queue`] to `collector`, as the spans of `resource`.
     pub(super) fn start(
-        http: reqwest::Client,
-        collector: Url,
+        collector: Collector,
         resource: &opentelemetry_sdk::Resource,
         metrics: Arc<Metrics>,
     ) -> (Self, Queue) {
         let (sender, ended) = mpsc::channel(QUEUE);
         let end = CancellationToken::new();
         let exporter = Exporter {
-            http,
             collector,
             ended,
             resource: resource.into(),
@@ -114,28 +156,12 @@ impl Export {
 
 #[derive(Debug)]
 struct Exporter {
-    http: reqwest::Client,
-    collector: Url,
+    collector: Collector,
     ended: mpsc::Receiver<SpanData>,
     resource: ResourceAttributesWithSchema,
     metrics: Arc<Metrics>,
-    /// Whether the last batch was taken: the log is told of changes alone.
+    /// Whether the last batch was accepted: only changes are logged.
     works: bool,
-}
-
-/// Why a batch was not taken.
-#[derive(Debug, thiserror::Error)]
-enum ExportError {
-    #[error("request failed")]
-    Request(#[source] reqwest::Error),
-    #[error("answered {0}")]
-    Status(StatusCode),
-}
-
-impl From<reqwest::Error> for ExportError {
-    fn from(error: reqwest::Error) -> Self {
-        Self::Request(error.without_url())
-    }
 }
 
 impl Exporter {
@@ -175,25 +201,19 @@ impl Exporter {
         self.note(sent);
     }
 
-    /// Returns how many spans the collector refused.
-    async fn post(&self, batch: Vec<SpanData>) -> Result<u64, ExportError> {
+    /// Returns how many spans the collector refused. An answer that cannot be read says nothing.
+    async fn post(&self, batch: Vec<SpanData>) -> Result<u64, OutboundError> {
         let request = ExportTraceServiceRequest {
             resource_spans: group_spans_by_resource_and_scope(batch, &self.resource),
         };
-        let response = self
-            .http
-            .post(self.collector.clone())
-            .header(header::CONTENT_TYPE, PROTOBUF)
-            .body(request.encode_to_vec())
-            .send()
-            .await?;
-        if !response.status().is_success() {
-            return Err(ExportError::Status(response.status()));
+        match self.collector.post(request.encode_to_vec()).await {
+            Ok(answer) => Ok(refused(answer)),
+            Err(OutboundError::Body(_) | OutboundError::TooLong(_)) => Ok(0),
+            Err(error) => Err(error),
         }
-        Ok(refused(response).await)
     }
 
-    fn note(&mut self, sent: Result<u64, ExportError>) {
+    fn note(&mut self, sent: Result<u64, OutboundError>) {
         let worked = self.works;
         self.works = sent.is_ok();
         match sent {
@@ -202,10 +222,10 @@ impl Exporter {
                 warn!(
                     %error,
                     error.cause = cause,
-                    "the collector takes no traces, they are dropped: look at telemetry.otlp_endpoint and the collector behind it"
+                    "traces cannot be exported and are dropped: check telemetry.otlp_endpoint, telemetry.otlp_headers_file and the collector"
                 );
             }
-            Ok(_) if !worked => info!("the collector takes traces again"),
+            Ok(_) if !worked => info!("traces are exported again"),
             Ok(_) | Err(_) => {}
         }
     }
@@ -252,16 +272,8 @@ impl Drop for Lost<'_> {
     }
 }
 
-/// How many spans the collector says it did not take. An answer that cannot be read says nothing.
-async fn refused(mut response: reqwest::Response) -> u64 {
-    let mut body = BytesMut::new();
-    while let Ok(Some(chunk)) = response.chunk().await {
-        if body.len() + chunk.len() > MAX_ANSWER {
-            return 0;
-        }
-        body.extend_from_slice(&chunk);
-    }
-    ExportTraceServiceResponse::decode(body.freeze())
+fn refused(answer: Bytes) -> u64 {
+    ExportTraceServiceResponse::decode(answer)
         .ok()
         .and_then(|answer| answer.partial_success)
         .map_or(0, |partial| partial.rejected_spans.try_into().unwrap_or(0))

@@ -10,27 +10,32 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-use http::{HeaderValue, StatusCode, header::ACCEPT};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header::ACCEPT};
 use jsonwebtoken::Algorithm;
 use url::Url;
 
 use super::KeySet;
 use crate::{
     config::{JwtConfig, Problems, auth::KeysFrom},
-    upstream::{self, ClientError},
+    outbound::{Bounds, BuildError, Outbound, OutboundError},
 };
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// From asking to the last byte.
-const TIMEOUT: Duration = Duration::from_secs(10);
-/// Room for thousands of keys.
+/// Bytes: enough for thousands of keys.
 const LONGEST: usize = 1024 * 1024;
+const BOUNDS: Bounds = Bounds {
+    connect_timeout: Duration::from_secs(3),
+    timeout: Duration::from_secs(10),
+    max_body: LONGEST,
+    // Minutes lie between two requests.
+    max_idle: 0,
+};
+const ACCEPTED: HeaderValue =
+    HeaderValue::from_static("application/jwk-set+json, application/json");
 
 /// Where the keys are published.
 pub(super) enum Source {
     File(PathBuf),
-    Url { http: reqwest::Client, url: Url },
+    Url(Outbound),
 }
 
 impl fmt::Debug for Source {
@@ -45,17 +50,12 @@ impl fmt::Debug for Source {
 pub(super) enum ReadError {
     #[error("the file cannot be read")]
     File(#[source] io::Error),
-    // Without its URL, as every log line.
     #[error("the document is longer than 1 MiB")]
     TooLong,
     #[error("reading it ended in a bug")]
     Bug,
-    #[error("the request failed")]
-    Request(#[source] reqwest::Error),
-    #[error("the answer was {0}")]
-    Status(StatusCode),
-    #[error("the answer's body is of no use")]
-    Body(#[source] ClientError),
+    #[error("the provider gave none")]
+    Provider(#[from] OutboundError),
     #[error("the document is no JWKS")]
     NotJwks(#[from] serde_json::Error),
 }
@@ -84,10 +84,9 @@ impl Source {
             .map_err(|text| problem(text.to_owned()))?
         {
             KeysFrom::File(file) => Ok(Self::File(file.to_owned())),
-            KeysFrom::Url(url) => Ok(Self::Url {
-                http: http_client(url).map_err(|error| problem(error.to_string()))?,
-                url: url.clone(),
-            }),
+            KeysFrom::Url(url) => asking(url)
+                .map(Self::Url)
+                .map_err(|error| problem(error.to_string())),
         }
     }
 
@@ -99,8 +98,12 @@ impl Source {
                 let file = file.clone();
                 tokio::task::spawn_blocking(move || read_file(&file, &algorithms))
             }
-            Self::Url { http, url } => {
-                let document = fetch(http, url).await?;
+            Self::Url(provider) => {
+                let accept = HeaderMap::from_iter([(ACCEPT, ACCEPTED)]);
+                let (status, document) = provider.ask(Method::GET, accept, Vec::new()).await?;
+                if status != StatusCode::OK {
+                    return Err(OutboundError::Status(status).into());
+                }
                 tokio::task::spawn_blocking(move || Ok(KeySet::parse(document, &algorithms)?))
             }
         };
@@ -115,7 +118,7 @@ impl Source {
     fn place(&self) -> KeysFrom<'_> {
         match self {
             Self::File(file) => KeysFrom::File(file),
-            Self::Url { url, .. } => KeysFrom::Url(url),
+            Self::Url(provider) => KeysFrom::Url(provider.url()),
         }
     }
 }
@@ -136,32 +139,8 @@ pub(super) fn read_file(file: &Path, algorithms: &[Algorithm]) -> Result<KeySet,
     Ok(KeySet::parse(document.into(), algorithms)?)
 }
 
-async fn fetch(http: &reqwest::Client, url: &Url) -> Result<Bytes, ReadError> {
-    let response = http
-        .get(url.clone())
-        .header(
-            ACCEPT,
-            HeaderValue::from_static("application/jwk-set+json, application/json"),
-        )
-        .send()
-        .await
-        .map_err(|error| ReadError::Request(error.without_url()))?;
-    if response.status() != StatusCode::OK {
-        return Err(ReadError::Status(response.status()));
-    }
-    upstream::read_body(response, LONGEST)
-        .await
-        .map_err(ReadError::Body)
-}
-
-/// A client of its own: the upstream's proxy, authority and connections are not the provider's.
-fn http_client(url: &Url) -> Result<reqwest::Client, upstream::BuildError> {
-    Ok(upstream::other_client(url)?
-        .connect_timeout(CONNECT_TIMEOUT)
-        .timeout(TIMEOUT)
-        // Minutes lie between two requests.
-        .pool_max_idle_per_host(0)
-        .build()?)
+fn asking(url: &Url) -> Result<Outbound, BuildError> {
+    Outbound::new(url.clone(), BOUNDS)
 }
 
 #[cfg(test)]
@@ -171,8 +150,7 @@ mod tests {
     #[test]
     fn debug_shows_no_query_of_the_url() {
         let url: Url = "https://id.example/keys?api_key=s3cret".parse().unwrap();
-        let http = http_client(&url).unwrap();
-        let source = Source::Url { http, url };
+        let source = Source::Url(asking(&url).unwrap());
         let shown = format!("{source:?}");
         assert!(!shown.contains("s3cret"), "{shown}");
         assert!(shown.contains("id.example/keys"), "{shown}");
