@@ -18,7 +18,7 @@ use self::reload::{Reloader, Reloads};
 use crate::{
     api::{
         self, Clients, Data, LivePolicy, Policy,
-        admin::{Admin, Door, Draining, Reload, Reloaded},
+        admin::{Admin, AdminAuth, Draining, Reload, Reloaded},
         layers::observe::Observing,
     },
     cache::PageStore,
@@ -201,7 +201,7 @@ impl Gateway {
         let limits = limits(&config);
         let (data, converse) =
             serve_data(data, entrance, &config, limits, &tasks, &policy, observing);
-        let door = Door::new(policy.clone(), config.auth.max_failures);
+        let auth = AdminAuth::new(policy.clone(), config.auth.max_failures);
         let admin_state = Admin {
             tasks: tasks.clone(),
             policy,
@@ -214,7 +214,7 @@ impl Gateway {
             reload: Arc::new(reloads.clone()),
             started: Instant::now(),
         };
-        let router = api::admin::router(admin_state, door);
+        let router = api::admin::router(admin_state, auth);
         let admin = serve_admin(admin, router, limits);
         info!(
             server.listen = %data_address,

@@ -1,4 +1,4 @@
-//! The operators' listener: probes, metrics, the dashboard, and dropping pages from the cache.
+//! The operators' listener: probes, metrics, the dashboard, reloads and purges.
 
 use std::{
     fmt,
@@ -28,7 +28,7 @@ mod live;
 mod readiness;
 mod status;
 
-pub use self::access::{Door, Operator, OperatorKeys};
+pub use self::access::{AdminAuth, Operator, OperatorKeys};
 use self::{live::Live, readiness::Readiness};
 use super::{ApiError, LivePolicy, query};
 use crate::{
@@ -41,7 +41,7 @@ use crate::{
     upstream::LimitLayer,
 };
 
-/// Whether the gateway takes requests: not while it drains.
+/// Since when the gateway drains, if it does.
 #[derive(Clone, Debug, Default)]
 pub struct Draining(Arc<OnceLock<Instant>>);
 
@@ -63,7 +63,7 @@ pub struct Admin {
     pub policy: LivePolicy,
     pub metrics: Arc<Metrics>,
     pub limit: LimitLayer,
-    /// What of the log is lost; `None` where it is somebody else's.
+    /// Counts dropped log lines; `None` where the log is another gateway's.
     pub log_losses: Option<LogLosses>,
     /// What replicas share, where they do.
     pub redis: Option<Arc<Link>>,
@@ -74,9 +74,9 @@ pub struct Admin {
     pub started: Instant,
 }
 
-/// Reads the configuration anew and puts it in force.
+/// Reads the configuration again and applies it.
 pub trait Reload: fmt::Debug + Send + Sync {
-    /// `who` asked is told to the log. One that waits its turn when nobody waits for it any more is not done.
+    /// The log names `who`. A reload that is still queued when its future is dropped is skipped.
     ///
     /// # Errors
     ///
@@ -84,16 +84,16 @@ pub trait Reload: fmt::Debug + Send + Sync {
     fn reload(&self, who: String) -> BoxFuture<'static, Result<Reloaded, Problems>>;
 }
 
-/// What a reload did, by dotted keys.
+/// What a reload changed, by dotted keys.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Reloaded {
     pub changed: Vec<String>,
-    /// Those that differ from what the process began with and are read at start alone.
+    /// Those that differ from the start and are only read at start.
     pub needs_restart: Vec<String>,
 }
 
-/// Builds the operators' router, behind `door`.
-pub fn router(admin: Admin, door: Door) -> Router {
+/// Builds the operators' router, behind `auth`.
+pub fn router(admin: Admin, auth: AdminAuth) -> Router {
     let counted_in = admin.metrics.clone();
     admin.metrics.collect(Box::new(Live::of(&admin)));
     let routes = Router::new()
@@ -115,12 +115,12 @@ pub fn router(admin: Admin, door: Door) -> Router {
         .route("/cache/explain", get(explain))
         .merge(dashboard::routes())
         .with_state(admin)
-        .layer(middleware::from_fn_with_state(Arc::new(door), admit));
-    catching_panics(routes, counted_in).layer(middleware::map_response(keep_nowhere))
+        .layer(middleware::from_fn_with_state(Arc::new(auth), admit));
+    catching_panics(routes, counted_in).layer(middleware::map_response(no_store))
 }
 
-/// What operators are told is kept by no cache, and is never taken for what it does not say it is.
-async fn keep_nowhere(mut response: Response) -> Response {
+/// Keeps answers out of caches, and browsers from guessing their type.
+async fn no_store(mut response: Response) -> Response {
     let headers = response.headers_mut();
     let no_store = HeaderValue::from_static("no-store");
     headers.insert(header::CACHE_CONTROL, no_store);
@@ -129,7 +129,7 @@ async fn keep_nowhere(mut response: Response) -> Response {
     response
 }
 
-/// A bug costs one request, and is counted, as on the data listener.
+/// A panic costs one request and is counted, as on the data listener.
 fn catching_panics(routes: Router, metrics: Arc<Metrics>) -> Router {
     routes.layer(CatchPanicLayer::custom(move |_| {
         metrics.http.panicked();
@@ -137,9 +137,9 @@ fn catching_panics(routes: Router, metrics: Arc<Metrics>) -> Router {
     }))
 }
 
-/// Lets operators in, and probes to what they may know.
-async fn admit(State(door): State<Arc<Door>>, mut request: Request, next: Next) -> Response {
-    match door.admit(&request) {
+/// Lets operators in, and probes to their paths.
+async fn admit(State(auth): State<Arc<AdminAuth>>, mut request: Request, next: Next) -> Response {
+    match auth.admit(&request) {
         Ok(operator) => {
             request.extensions_mut().insert(operator);
             next.run(request).await
@@ -148,7 +148,7 @@ async fn admit(State(door): State<Arc<Door>>, mut request: Request, next: Next) 
     }
 }
 
-/// Each part and why; who has no key is told the status alone.
+/// Each part and why; without a key the status alone.
 async fn readyz(State(admin): State<Admin>, Extension(operator): Extension<Operator>) -> Response {
     let readiness = Readiness::of(&admin);
     let code = readiness.code();
@@ -306,7 +306,7 @@ async fn purge_space(
     }
 }
 
-/// Drops a space by what the log and the dashboard call it, for who does not have its token.
+/// Purges a space by its fingerprint, for operators who do not have its token.
 async fn purge_fingerprint(
     State(admin): State<Admin>,
     Extension(operator): Extension<Operator>,

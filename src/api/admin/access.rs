@@ -32,10 +32,10 @@ use crate::{
     peer::ConnectionInfo,
 };
 
-/// Paths that tell a probe whether to go on, and without a key nothing else.
+/// Served without a key, to probes.
 const PROBES: [&str; 2] = ["/livez", "/readyz"];
 
-/// Digests of the keys that operators may show; without any none is asked for.
+/// Digests of the operators' keys; where there are none, no key is required.
 #[derive(Debug, Default)]
 pub struct OperatorKeys(Vec<[u8; 32]>);
 
@@ -75,17 +75,17 @@ fn key(authorization: &[u8]) -> Option<Vec<u8>> {
     Some(user_and_password[colon + 1..].to_vec())
 }
 
-/// How somebody came in.
+/// How a request was authenticated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Proof {
     Key,
     /// No key is set.
     NotAsked,
-    /// A probe that showed none.
+    /// A probe without one.
     None,
 }
 
-/// Who asks.
+/// Who sent a request.
 #[derive(Clone, Copy, Debug)]
 pub struct Operator {
     address: Option<IpAddr>,
@@ -93,7 +93,7 @@ pub struct Operator {
 }
 
 impl Operator {
-    /// Whether it may know more than a probe.
+    /// Whether it may read more than a probe.
     #[must_use]
     pub fn is_trusted(self) -> bool {
         match self.proof {
@@ -117,12 +117,12 @@ impl fmt::Display for Operator {
     }
 }
 
-/// Why somebody is not let in.
+/// Why a request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// A name that resolves to this machine, as a web page could make one.
+    /// A name that resolves to this machine: a web page could make one (DNS rebinding).
     ForeignHost,
-    /// A web page from elsewhere wants to change something.
+    /// A web page of another origin wants to change something.
     ForeignOrigin,
     NoKey,
     TooManyFailures(Duration),
@@ -165,15 +165,15 @@ impl IntoResponse for Refusal {
     }
 }
 
-/// Judges everybody who comes to the listener.
+/// Authenticates whoever comes to the operators' listener.
 #[derive(Debug)]
-pub struct Door {
+pub struct AdminAuth {
     policy: LivePolicy,
     failures: Failures,
 }
 
-impl Door {
-    /// After `max_failures` wrong keys a minute from one address further ones are told to wait; 0: no limit.
+impl AdminAuth {
+    /// `max_failures`: wrong keys a minute from one address before further ones get 429; 0: no limit.
     #[must_use]
     pub fn new(policy: LivePolicy, max_failures: u32) -> Self {
         Self {
@@ -234,7 +234,7 @@ fn prove(keys: &OperatorKeys, request: &Request) -> Result<Proof, Refusal> {
     if sole_authorization(headers).is_some_and(|value| keys.admit(value)) {
         return Ok(Proof::Key);
     }
-    // A probe that shows a wrong key is told so: it would find out anyway.
+    // A probe with a wrong key is refused: a wrong key is a mistake to notice.
     if PROBES.contains(&request.uri().path()) && !headers.contains_key(AUTHORIZATION) {
         return Ok(Proof::None);
     }

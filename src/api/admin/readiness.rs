@@ -8,12 +8,13 @@ use tokio::time::Instant;
 
 use super::Admin;
 use crate::{
-    api::clients::KeysState,
+    api::clients::{KeysHealth, KeysState},
+    shared::Link,
     upstream::{CircuitState, Credential},
 };
 
-/// Each part and why. A refused credential, an open circuit and a lost Redis degrade, as long as anything can be answered: stored pages,
-/// or what another credential reads.
+/// Each part and why. A refused credential, an open circuit and a lost Redis degrade, as long as anything can be answered: from the cache or
+/// with another credential.
 #[derive(Debug, Serialize)]
 pub(super) struct Readiness {
     pub(super) status: &'static str,
@@ -36,7 +37,7 @@ struct Parts {
     identity: Option<Part<ProviderKeys>>,
 }
 
-/// How a part does, since when, and why.
+/// The state of a part, since when, and why.
 #[derive(Debug, Serialize)]
 struct Part<Why> {
     status: &'static str,
@@ -67,7 +68,7 @@ struct Answerable {
 }
 
 impl Answerable {
-    /// Who has nothing to show may still find it in Redis.
+    /// A page that is not in memory may be in Redis.
     fn of(admin: &Admin, credentials: &[&Arc<Credential>]) -> Self {
         let has_redis = admin.redis.as_ref().is_some_and(|link| link.health().is_up);
         let asked = if has_redis { &[][..] } else { credentials };
@@ -109,88 +110,25 @@ impl Readiness {
     pub(super) fn of(admin: &Admin) -> Self {
         let policy = admin.policy.load();
         let credentials: Vec<_> = policy.clients.credentials().all().collect();
-        let draining = admin.draining.since();
-        let listener = Part {
-            status: if draining.is_some() {
-                "draining"
-            } else {
-                "ready"
-            },
-            since: draining.unwrap_or(admin.started).into(),
-            why: Nothing {},
+        let parts = Parts {
+            listener: listener(admin),
+            credentials: accepted(admin, &credentials),
+            circuits: circuits(admin, &credentials),
+            answers: Answerable::of(admin, &credentials),
+            redis: admin.redis.as_deref().map(redis),
+            identity: policy.clients.issuers().keys_health().map(identity),
         };
-        let refused = credentials
-            .iter()
-            .filter(|credential| credential.is_refused());
-        let refused: Vec<_> = refused.map(|credential| credential.name.clone()).collect();
-        let credentials_part = Part {
-            status: health(refused.is_empty()),
-            since: since(
-                admin,
-                credentials
-                    .iter()
-                    .map(|credential| (credential.is_refused(), credential.refused_or_not_since())),
-            ),
-            why: Refused {
-                refused_by_upstream: refused,
-            },
-        };
-        let state = |credential: &Credential| credential.circuit().state();
-        let not_closed: BTreeMap<_, _> = credentials
-            .iter()
-            .filter(|credential| state(credential) != CircuitState::Closed)
-            .map(|credential| (credential.name.clone(), state(credential).as_str()))
-            .collect();
-        let circuits = Part {
-            status: health(not_closed.is_empty()),
-            since: since(
-                admin,
-                credentials.iter().filter_map(|credential| {
-                    let is_bad = state(credential) != CircuitState::Closed;
-                    Some((is_bad, credential.circuit().closed_or_not_since()?))
-                }),
-            ),
-            why: NotClosed { not_closed },
-        };
-        let redis = admin.redis.as_ref().map(|link| {
-            let redis = link.health();
-            Part {
-                status: health(redis.is_up),
-                since: redis.since.into(),
-                why: Answers {
-                    answers: redis.is_up,
-                },
-            }
-        });
-        let answers = Answerable::of(admin, &credentials);
-        let identity = policy.clients.issuers().keys_health().map(|keys| Part {
-            status: health(keys.state == KeysState::Current),
-            since: keys.since.into(),
-            why: ProviderKeys {
-                keys: keys.state.as_str(),
-            },
-        });
-        let whole = credentials_part.why.refused_by_upstream.is_empty()
-            && circuits.why.not_closed.is_empty()
-            && redis.as_ref().is_none_or(|redis| redis.why.answers)
-            && identity
-                .as_ref()
-                .is_none_or(|keys| keys.status == health(true));
+        let is_draining = admin.draining.since().is_some();
         Self {
-            status: match draining {
-                Some(_) => listener.status,
-                None if answers.is_nothing() => answers.status,
-                None => health(whole),
+            status: if is_draining {
+                parts.listener.status
+            } else if parts.answers.is_nothing() {
+                parts.answers.status
+            } else {
+                health(parts.are_healthy())
             },
-            is_served: draining.is_none() && !answers.is_nothing(),
-            parts: Parts {
-                listener,
-                credentials: credentials_part,
-                circuits,
-                answers,
-                redis,
-                identity,
-            },
+            is_served: !is_draining && !parts.answers.is_nothing(),
+            parts,
         }
     }
 
@@ -204,17 +142,98 @@ impl Readiness {
     }
 }
 
-fn health(is_whole: bool) -> &'static str {
-    if is_whole { "ready" } else { "degraded" }
+impl Parts {
+    fn are_healthy(&self) -> bool {
+        let redis = self.redis.as_ref().map(|part| part.status);
+        let identity = self.identity.as_ref().map(|part| part.status);
+        [self.credentials.status, self.circuits.status]
+            .into_iter()
+            .chain(redis)
+            .chain(identity)
+            .all(|status| status == health(true))
+    }
 }
 
-/// Since when a part does as it does, by what is bad or good of it and since when: bad since the first went bad, good since the last
-/// mended.
+fn listener(admin: &Admin) -> Part<Nothing> {
+    let draining = admin.draining.since();
+    Part {
+        status: if draining.is_some() {
+            "draining"
+        } else {
+            "ready"
+        },
+        since: draining.unwrap_or(admin.started).into(),
+        why: Nothing {},
+    }
+}
+
+/// Whether the upstream accepts each credential.
+fn accepted(admin: &Admin, credentials: &[&Arc<Credential>]) -> Part<Refused> {
+    let refused = credentials
+        .iter()
+        .filter(|credential| credential.is_refused());
+    let refused: Vec<_> = refused.map(|credential| credential.name.clone()).collect();
+    let members = credentials
+        .iter()
+        .map(|credential| (credential.is_refused(), credential.refused_or_not_since()));
+    Part {
+        status: health(refused.is_empty()),
+        since: since(admin, members),
+        why: Refused {
+            refused_by_upstream: refused,
+        },
+    }
+}
+
+fn circuits(admin: &Admin, credentials: &[&Arc<Credential>]) -> Part<NotClosed> {
+    let state = |credential: &Credential| credential.circuit().state();
+    let not_closed: BTreeMap<_, _> = credentials
+        .iter()
+        .filter(|credential| state(credential) != CircuitState::Closed)
+        .map(|credential| (credential.name.clone(), state(credential).as_str()))
+        .collect();
+    let members = credentials.iter().filter_map(|credential| {
+        let is_bad = state(credential) != CircuitState::Closed;
+        Some((is_bad, credential.circuit().closed_or_not_since()?))
+    });
+    Part {
+        status: health(not_closed.is_empty()),
+        since: since(admin, members),
+        why: NotClosed { not_closed },
+    }
+}
+
+fn redis(link: &Link) -> Part<Answers> {
+    let redis = link.health();
+    Part {
+        status: health(redis.is_up),
+        since: redis.since.into(),
+        why: Answers {
+            answers: redis.is_up,
+        },
+    }
+}
+
+fn identity(keys: KeysHealth) -> Part<ProviderKeys> {
+    Part {
+        status: health(keys.state == KeysState::Current),
+        since: keys.since.into(),
+        why: ProviderKeys {
+            keys: keys.state.as_str(),
+        },
+    }
+}
+
+fn health(is_healthy: bool) -> &'static str {
+    if is_healthy { "ready" } else { "degraded" }
+}
+
+/// Since when a part is bad or good, by its members: bad since the first of them went bad, good since the last recovered.
 fn since(admin: &Admin, members: impl Iterator<Item = (bool, Instant)> + Clone) -> Rfc3339 {
     let bad = members.clone().filter(|(is_bad, _)| *is_bad);
     let first_bad = bad.map(|(_, since)| since).min();
-    let last_mended = members.map(|(_, since)| since).max();
-    first_bad.or(last_mended).unwrap_or(admin.started).into()
+    let last_recovered = members.map(|(_, since)| since).max();
+    first_bad.or(last_recovered).unwrap_or(admin.started).into()
 }
 
 /// A moment by the wall clock, in UTC and whole seconds.
