@@ -1,4 +1,4 @@
-//! Logs, metrics and traces: how they look and where they go, and of the access log what it says.
+//! Logs, metrics and traces: their form and where they go; for the access log also what it contains.
 
 use tracing::Subscriber;
 use tracing_subscriber::{
@@ -20,10 +20,10 @@ mod lines;
 pub mod metrics;
 pub mod traces;
 
-/// Our own spans; a library's may hold anything, and stay out of the log.
+/// The target of our own spans. A library's may hold anything and stay out of the log.
 const OUR_SPANS: &str = "unpod_gateway";
 
-/// A hold on what the process logs; the default one holds nothing.
+/// Controls the log of the process; the default controls nothing.
 #[derive(Clone, Debug, Default)]
 pub struct Log {
     filter: Option<reload::Handle<EnvFilter, Registry>>,
@@ -32,15 +32,15 @@ pub struct Log {
 }
 
 impl Log {
-    /// Logs by the configured filter from now on.
+    /// Replaces the filter by the configured one.
     pub fn set_filter(&self, config: &TelemetryConfig) {
         if let Some(handle) = &self.filter {
-            // It fails once the subscriber is gone, and with it the log.
+            // It fails only once the subscriber is gone.
             let _ = handle.reload(filter(config));
         }
     }
 
-    /// Where the access log goes: where everything else does.
+    /// The access log, which goes where the log goes.
     #[must_use]
     pub fn access_log(&self, config: &TelemetryConfig) -> AccessLog {
         if !config.access_log {
@@ -52,14 +52,14 @@ impl Log {
         }
     }
 
-    /// What of it is lost; `None` where it is somebody else's.
+    /// Counts dropped lines; `None` where the log belongs to another gateway in the process.
     #[must_use]
     pub fn losses(&self) -> Option<&LogLosses> {
         self.losses.as_ref()
     }
 }
 
-/// How many lines could not be written in time.
+/// Counts lines that were dropped.
 #[derive(Clone, Debug)]
 pub struct LogLosses(Lines);
 
@@ -74,10 +74,10 @@ fn filter(config: &TelemetryConfig) -> EnvFilter {
     EnvFilter::try_new(&config.filter).unwrap_or_else(|_| EnvFilter::new("info"))
 }
 
-/// Sends the process's log to standard error, in the configured form, from a thread of its own.
+/// Writes the process's log to standard error in the configured form, on a thread of its own.
 ///
-/// No request waits for whoever reads the log: lines that find no room are counted and lost. Only the first call in a process has an
-/// effect: the subscriber is global.
+/// No request waits for the reader of the log: lines that do not fit the buffer are counted and dropped. Only the first call in a process
+/// has an effect: the subscriber is global.
 pub fn init(config: &TelemetryConfig) -> (Log, LogWriter) {
     let (filter, handle) = reload::Layer::new(filter(config));
     let (lines, writer) = lines(std::io::stderr());
@@ -90,7 +90,7 @@ pub fn init(config: &TelemetryConfig) -> (Log, LogWriter) {
         .with(filter)
         .with(layer)
         .try_init();
-    // A second gateway in the process logs where the first does.
+    // A second gateway in the process shares the first one's log.
     let log = installed.ok().map(|()| Log {
         filter: Some(handle),
         losses: Some(losses),
@@ -99,7 +99,7 @@ pub fn init(config: &TelemetryConfig) -> (Log, LogWriter) {
     (log.unwrap_or_default(), writer)
 }
 
-/// Each event as an object a line: its fields, and those of our innermost span around it as `span`.
+/// One object a line: an event's fields, and as `span` those of our innermost span around it.
 fn json<S, W>(writer: W) -> impl Layer<S>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,

@@ -40,7 +40,7 @@ pub struct Asked<B = Incoming> {
     /// The client's own if it is fit, else a new one.
     pub id: HeaderValue,
     /// Where the request's own span is.
-    pub trace: traces::Place,
+    pub trace: traces::TraceContext,
     /// What was in force when it came: it is judged by that from its first check to its answer.
     pub policy: Arc<Policy>,
     /// Who asks; `None` before authentication, and where a path is served to anybody.

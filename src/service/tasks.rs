@@ -26,7 +26,7 @@ use crate::{
     off_runtime::by_size,
     telemetry::{
         metrics::{Account, BACKGROUND, Metrics},
-        traces::Place,
+        traces::TraceContext,
     },
     upstream::{Calls, Claim, Claims, Credential, FailureSource, Upstream, UpstreamError, Urgency},
 };
@@ -48,7 +48,7 @@ pub struct Ask {
     pub account: Account,
     pub request_id: HeaderValue,
     /// Where the request's own span is.
-    pub trace: Place,
+    pub trace: TraceContext,
 }
 
 impl Ask {

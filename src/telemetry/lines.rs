@@ -1,7 +1,7 @@
-//! Lines on their way to a thread that writes them.
+//! A bounded buffer of log lines and the thread that writes them.
 //!
 //! Of our own: tracing-appender copies each line into an allocation of its own, wakes its thread for each, and has it spin for the next:
-//! a twentieth of what hits cost. Here lines wait in one buffer, and those of a moment are written together.
+//! a twentieth of what a hit costs. Here all lines share one buffer, and its thread is woken for the first line of a batch only.
 
 use std::{
     io::{self, Write},
@@ -18,19 +18,18 @@ use std::{
 use parking_lot::{Condvar, Mutex};
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Bytes that may wait to be written: some 8,000 lines of the access log.
+/// Capacity in bytes: some 8,000 lines of the access log.
 const MOST: usize = 4 << 20;
-/// So many are written without waiting for more.
+/// Bytes that are written at once, without waiting for more.
 const BATCH: usize = 64 << 10;
-/// As much room is kept from batch to batch: one that had to wait for the core is longer than others, and seldom so much. With room for
-/// [`BATCH`] alone each grew and shrank again, which copied every line once more.
+/// Capacity that is kept from batch to batch. With [`BATCH`] alone the buffer grew and shrank again, which copied every line once more.
 const KEPT: usize = 4 * BATCH;
 /// How long the first line waits for others.
 const GATHER: Duration = Duration::from_millis(10);
-/// How long the end waits for what is left to be written.
+/// How long dropping the writer waits for the rest to be written.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Takes lines, and never makes anybody wait. A clone takes them to the same place.
+/// Takes lines without ever waiting for the writer. Clones share a buffer.
 #[derive(Clone, Debug)]
 pub struct Lines(Arc<Queue>);
 
@@ -47,7 +46,7 @@ struct Waiting {
     is_over: bool,
 }
 
-/// Writes the log. Dropped, it writes what is left, for a second at most; nothing is written after that.
+/// Writes the log. Dropping it writes the rest, for a second at most; nothing is written after that.
 #[derive(Debug)]
 #[must_use = "the log ends when it is dropped"]
 pub struct LogWriter {
@@ -55,7 +54,7 @@ pub struct LogWriter {
     ended: mpsc::Receiver<()>,
 }
 
-/// Begins to write to `sink`, in a thread of its own.
+/// Starts a thread that writes to `sink`.
 ///
 /// # Panics
 ///
@@ -68,7 +67,7 @@ pub(super) fn lines(sink: impl Write + Send + 'static) -> (Lines, LogWriter) {
         .name("log".into())
         .spawn(move || {
             taken.write_to(sink);
-            // Nobody may be waiting for it.
+            // The writer may have given up waiting.
             let _ = end.send(());
         })
         .expect("a process that begins has a thread to spare");
@@ -80,7 +79,7 @@ impl Lines {
         self.0.push(line);
     }
 
-    /// How many lines found no room.
+    /// How many lines were dropped.
     pub(super) fn lost(&self) -> u64 {
         self.0.lost.load(Ordering::Relaxed)
     }
@@ -117,7 +116,7 @@ impl Queue {
         }
         waiting.bytes.extend_from_slice(line);
         drop(waiting);
-        // In between it sleeps, whoever comes.
+        // In between it sleeps: no wake-up per line.
         if before == 0 || (before < BATCH && after >= BATCH) {
             self.come.notify_one();
         }
@@ -134,7 +133,7 @@ impl Queue {
         }
     }
 
-    /// Waits for lines; `false`: it is over, and none is left.
+    /// Waits for lines; `false`: the log has ended and none is left.
     fn take(&self, batch: &mut Vec<u8>) -> bool {
         let is_idle = |waiting: &mut Waiting| waiting.bytes.is_empty() && !waiting.is_over;
         let gathers = |waiting: &mut Waiting| waiting.bytes.len() < BATCH && !waiting.is_over;
@@ -146,14 +145,14 @@ impl Queue {
     }
 }
 
-/// Writes what it can, however long that takes, and returns what it cannot.
+/// Writes what it can, however long that takes, and returns the rest.
 fn write_batch<'a>(sink: &mut impl Write, batch: &'a [u8]) -> &'a [u8] {
     let mut rest = batch;
     while !rest.is_empty() {
         match sink.write(rest) {
             Ok(written @ 1..) => rest = &rest[written..],
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // Somebody made the pipe one that does not wait.
+            // The pipe was made non-blocking by another process.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(GATHER),
             Ok(0) | Err(_) => break,
         }
@@ -165,7 +164,7 @@ impl Drop for LogWriter {
     fn drop(&mut self) {
         self.queue.waiting.lock().is_over = true;
         self.queue.come.notify_one();
-        // Whoever reads the log may have stopped.
+        // The reader of the log may have stopped.
         let _ = self.ended.recv_timeout(PATIENCE);
     }
 }

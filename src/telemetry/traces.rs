@@ -1,8 +1,8 @@
-//! Spans of a request, exported over OTLP where `telemetry.otlp_endpoint` is set.
+//! Spans of a request, exported over OTLP if `telemetry.otlp_endpoint` is set.
 //!
-//! The SDK directly and one tracer a gateway: what goes through `tracing` is global, and two gateways may run in a process. A span
-//! is handed down by its [`Place`]; where tracing is off a place is nothing, and beginning a span below it costs a branch. No span
-//! holds a token, a key, a path or a query: a space shows as its fingerprint.
+//! One SDK tracer per gateway: `tracing` is global, and two gateways may run in a process. A span's [`TraceContext`] is passed down; with
+//! tracing off it is empty, and beginning a span below it costs a branch. No span holds a token, a key, a path or a query: a space shows as
+//! its fingerprint.
 
 use std::{borrow::Cow, sync::Arc};
 
@@ -31,7 +31,7 @@ pub use self::{
 
 const SERVICE: &str = "unpod-gateway";
 
-/// Begins the traces of one gateway.
+/// Begins the request spans of one gateway.
 #[derive(Clone, Debug)]
 pub struct Tracer(SdkTracer);
 
@@ -41,7 +41,7 @@ impl Tracer {
     /// A caller's sampled flag is honoured; a trace that begins here is sampled.
     #[must_use]
     pub fn exporting_to(collector: Collector, metrics: Arc<Metrics>) -> (Self, Export) {
-        // Empty: the usual one adds what the environment says.
+        // The default builder reads the environment.
         let resource = Resource::builder_empty()
             .with_service_name(SERVICE)
             .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
@@ -55,7 +55,7 @@ impl Tracer {
         (Self(provider.tracer(SERVICE)), export)
     }
 
-    /// Begins the span of a request, below its caller's where there is one.
+    /// Begins the span of a request, a child of its caller's if there is one.
     #[must_use]
     pub fn begin(&self, name: Cow<'static, str>, caller: Option<SpanContext>) -> Span {
         let parent = caller.map_or_else(Context::new, |caller| {
@@ -70,19 +70,19 @@ fn begin(tracer: &SdkTracer, name: Cow<'static, str>, kind: SpanKind, parent: &C
         .span_builder(name)
         .with_kind(kind)
         .start_with_context(tracer, parent);
-    let place = Place(Some(Arc::new(Inner {
+    let context = TraceContext(Some(Arc::new(Inner {
         tracer: tracer.clone(),
         context: span.span_context().clone(),
     })));
     Span {
         span: Some(Box::new(span)),
-        place,
+        context,
     }
 }
 
-/// A span's place in its trace, which spans below it are begun from.
+/// Identifies a span in its trace; child spans begin from it.
 #[derive(Clone, Debug, Default)]
-pub struct Place(Option<Arc<Inner>>);
+pub struct TraceContext(Option<Arc<Inner>>);
 
 #[derive(Debug)]
 struct Inner {
@@ -90,7 +90,7 @@ struct Inner {
     context: SpanContext,
 }
 
-impl Place {
+impl TraceContext {
     /// Begins a step within the gateway.
     #[must_use]
     pub fn begin(&self, name: &'static str) -> Span {
@@ -107,7 +107,7 @@ impl Place {
         let Some(inner) = &self.0 else {
             return Span::default();
         };
-        // `remote` is only the API's word for a parent that is not at hand; the context itself says that it is ours.
+        // `remote` is only the API's word for a parent without its span; the context itself says that it is ours.
         let parent = Context::new().with_remote_span_context(inner.context.clone());
         begin(&inner.tracer, name.into(), kind, &parent)
     }
@@ -122,42 +122,42 @@ impl Place {
         Some(self.0.as_ref()?.context.trace_id())
     }
 
-    /// The field that makes it the parent of whoever is asked.
+    /// The header that makes this span the parent of the called service's.
     #[must_use]
     pub fn traceparent(&self) -> Option<HeaderValue> {
         Some(traceparent::write(&self.0.as_ref()?.context))
     }
 }
 
-/// A span under way; it ends when dropped. The default one is off.
+/// A span that ends when dropped. The default one is off.
 #[derive(Debug, Default)]
 pub struct Span {
-    // Boxed: it is large, and a request whose span is off would carry the room for it from layer to layer.
+    // Boxed: inline it would enlarge every request, with tracing off too.
     span: Option<Box<opentelemetry_sdk::trace::Span>>,
-    place: Place,
+    context: TraceContext,
 }
 
 impl Span {
     #[must_use]
-    pub fn place(&self) -> &Place {
-        &self.place
+    pub fn context(&self) -> &TraceContext {
+        &self.context
     }
 
-    /// Notes an attribute. Names are those of OpenTelemetry's semantic conventions, or begin with `gateway.`.
+    /// Sets an attribute. Names are those of OpenTelemetry's semantic conventions, or begin with `gateway.`.
     pub fn set(&mut self, name: &'static str, value: impl Into<Value>) {
         if let Some(span) = &mut self.span {
             span.set_attribute(KeyValue::new(name, value));
         }
     }
 
-    /// As [`Span::set`], with a value that is made only where tracing is on.
+    /// Like [`Span::set`], with a value that is computed only if tracing is on.
     pub fn set_with<V: Into<Value>>(&mut self, name: &'static str, value: impl FnOnce() -> V) {
         if self.span.is_some() {
             self.set(name, value());
         }
     }
 
-    /// Notes that it failed, by an error's code.
+    /// Marks it as failed, with an error's code.
     pub fn fail(&mut self, code: impl Into<Value>) {
         self.set("error.type", code);
         if let Some(span) = &mut self.span {

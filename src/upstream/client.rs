@@ -34,7 +34,7 @@ use crate::{
     config::UpstreamConfig,
     domain::{PageQuery, SpaceToken},
     outbound::{USER_AGENT, add_system_roots, tls_trusting},
-    telemetry::traces::{Place, Span, TRACEPARENT},
+    telemetry::traces::{Span, TRACEPARENT, TraceContext},
 };
 
 const ORG_HANDLE: HeaderName = HeaderName::from_static("org-handle");
@@ -68,7 +68,7 @@ pub struct PageRequest {
     /// What the last of them failed with.
     pub last_error: LastError,
     /// What each try's span stands below.
-    pub trace: Place,
+    pub trace: TraceContext,
 }
 
 /// How many calls of the upstream a page has cost. A clone counts on.
@@ -273,7 +273,7 @@ impl Client {
         let tries_before = request.calls.add();
         let mut span = request.trace.begin_call("GET");
         self.describe(&mut span, &request.space, tries_before);
-        let outcome = self.exchange(request, span.place()).await;
+        let outcome = self.exchange(request, span.context()).await;
         match &outcome {
             Ok(answer) => note_status(&mut span, answer.status),
             Err(error) => span.fail(error.as_str()),
@@ -299,7 +299,7 @@ impl Client {
     async fn exchange(
         &self,
         request: PageRequest,
-        place: &Place,
+        context: &TraceContext,
     ) -> Result<RawAnswer, ClientError> {
         let url = format!(
             "{}/api/v2/platform/spaces/{}/tasks/?{}",
@@ -313,7 +313,7 @@ impl Client {
             .connections
             .client()
             .get(url)
-            .headers(request_headers(request, place))
+            .headers(request_headers(request, context))
             .send()
             .await
             .map_err(request_error)?;
@@ -384,7 +384,7 @@ fn note_status(span: &mut Span, status: StatusCode) {
     }
 }
 
-fn request_headers(request: PageRequest, place: &Place) -> HeaderMap {
+fn request_headers(request: PageRequest, context: &TraceContext) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(6);
     headers.insert(
         AUTHORIZATION,
@@ -395,7 +395,7 @@ fn request_headers(request: PageRequest, place: &Place) -> HeaderMap {
         (ORG_HANDLE, request.credential.org_handle.clone()),
         (IF_NONE_MATCH, request.validators.etag),
         (IF_MODIFIED_SINCE, request.validators.last_modified),
-        (TRACEPARENT, place.traceparent()),
+        (TRACEPARENT, context.traceparent()),
     ];
     for (name, value) in optional {
         if let Some(value) = value {

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     config::{Config, UpstreamConfig},
     domain::{PageQuery, SpaceToken},
-    telemetry::traces::Place,
+    telemetry::traces::TraceContext,
 };
 
 /// `[upstream]` by its defaults, but for what `lines` say.
@@ -38,7 +38,7 @@ pub(super) fn request(lines: &str) -> PageRequest {
         sent: Sent::default(),
         calls: Calls::default(),
         last_error: LastError::default(),
-        trace: Place::default(),
+        trace: TraceContext::default(),
     }
 }
 

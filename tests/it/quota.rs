@@ -18,7 +18,7 @@ use unpod_gateway::{
     service::{Ask, Served, Tasks, TasksError},
     telemetry::{
         metrics::{Account, Metrics},
-        traces::Place,
+        traces::TraceContext,
     },
     upstream::{
         Answer, Content, Credential, Credentials, Head, PageRequest, QuotaLayer, Upstream,
@@ -127,7 +127,7 @@ impl Readers {
             directives: RequestDirectives::default(),
             account: Account::new("reader".into()),
             request_id: HeaderValue::from_static("id"),
-            trace: Place::default(),
+            trace: TraceContext::default(),
         };
         self.tasks.page(&ask).await
     }

@@ -196,7 +196,7 @@ mod tests {
     use crate::{
         api::{Clients, Issuers, Policy, layers::observe::route},
         config::Config,
-        telemetry::traces::Place,
+        telemetry::traces::TraceContext,
         upstream::{Credentials, PageRequest, UpstreamError},
     };
 
@@ -232,7 +232,7 @@ mod tests {
             client_address: None,
             route: route(path),
             id: HeaderValue::from_static("1"),
-            trace: Place::default(),
+            trace: TraceContext::default(),
             policy,
             client: None,
         })

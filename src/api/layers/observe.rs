@@ -193,7 +193,7 @@ where
             route,
             method: request.method().clone(),
             id: id.clone(),
-            trace_id: span.place().trace_id().or(caller_trace),
+            trace_id: span.context().trace_id().or(caller_trace),
             peer,
             client_address,
             in_flight: shared.observing.metrics.http.request_in_flight(),
@@ -208,7 +208,7 @@ where
             client_address,
             route,
             id,
-            trace: seen.span.place().clone(),
+            trace: seen.span.context().clone(),
             policy: shared.policy.load_full(),
             client: None,
         });
@@ -354,7 +354,7 @@ impl Seen {
 
     /// What the request's span tells at its end; a refusal is the client's failure, not ours.
     fn trace(&mut self, status: StatusCode, code: Option<&'static str>, facts: Option<&Facts>) {
-        if self.span.place().is_off() {
+        if self.span.context().is_off() {
             return;
         }
         self.span

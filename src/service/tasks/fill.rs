@@ -53,7 +53,7 @@ impl Tasks {
             sent: Sent::default(),
             calls: errand.shared.calls,
             last_error: LastError::default(),
-            trace: span.place().clone(),
+            trace: span.context().clone(),
         };
         let answer = ask_for(&ask, request, stored.as_deref()).await;
         let filled = match answer {

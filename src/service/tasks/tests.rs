@@ -174,7 +174,7 @@ impl Bench {
             directives,
             account: Account::new("crm".into()),
             request_id: HeaderValue::from_static("test"),
-            trace: Place::default(),
+            trace: TraceContext::default(),
         }
     }
 

@@ -1,6 +1,6 @@
-//! The counters that a client's hits count up, each looked up once.
+//! The counters that a client's hits increment, each looked up once.
 //!
-//! A look-up by labels takes a lock, two hashes and a copy of the client's name: half of it each for two counters was a tenth of a hit.
+//! A lookup by labels takes a lock, two hashes and a copy of the client's name: two of them were a tenth of a hit.
 
 use std::{
     array, fmt,
@@ -15,7 +15,7 @@ use prometheus_client::metrics::counter::Counter;
 
 use super::{CacheOutcome, Route};
 
-/// Whose requests are counted. A clone is the same; it counts in one gateway's metrics alone.
+/// A client's counters, in one gateway's metrics. Clones share them.
 #[derive(Clone)]
 pub struct Account(Arc<Counters>);
 
@@ -28,7 +28,7 @@ struct Counters {
     answers: Answers,
 }
 
-/// The answers of one client that are on their way out.
+/// The responses to one client that are being sent.
 #[derive(Debug, Default)]
 pub struct Answers {
     count: AtomicUsize,
@@ -36,7 +36,7 @@ pub struct Answers {
 }
 
 impl Answers {
-    /// Counts one more, if that makes no more than `most`; returns whether it does.
+    /// Counts one more unless there are `most` already; returns whether it did.
     pub fn begin(&self, bytes: usize, most: usize) -> bool {
         self.bytes.fetch_add(bytes, Ordering::AcqRel);
         let is_one_of_most = self.count.fetch_add(1, Ordering::AcqRel) < most;
@@ -46,13 +46,13 @@ impl Answers {
         is_one_of_most
     }
 
-    /// One that was counted has left.
+    /// One that was counted has been sent.
     pub fn end(&self, bytes: usize) {
         self.count.fetch_sub(1, Ordering::AcqRel);
         self.bytes.fetch_sub(bytes, Ordering::AcqRel);
     }
 
-    /// How long they are together.
+    /// Bytes of all of them.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Acquire)
@@ -83,7 +83,7 @@ impl Account {
         &self.0.client
     }
 
-    /// Its answers that are on their way out.
+    /// Its responses that are being sent.
     #[must_use]
     pub fn answers(&self) -> &Answers {
         &self.0.answers
@@ -93,7 +93,7 @@ impl Account {
         &self.0.lookups[outcome as usize]
     }
 
-    /// Only of what a hit ends in: the rest is rare, and more than is worth keeping for each client.
+    /// Only for what hits end in: the rest is rare and not worth the memory per client.
     pub(super) fn answered(&self, route: Route, status: StatusCode) -> Option<&OnceLock<Counter>> {
         match (route, status) {
             (Route::Tasks, StatusCode::OK) => Some(&self.0.pages),
@@ -109,7 +109,7 @@ impl fmt::Debug for Account {
     }
 }
 
-/// Counts one up: by the handle that is kept, or by the one that `find` looks up.
+/// Increments the cached counter, or the one that `find` looks up.
 pub(super) fn count(kept: Option<&OnceLock<Counter>>, find: impl FnOnce() -> Counter) {
     match kept {
         Some(kept) => kept.get_or_init(find).inc(),

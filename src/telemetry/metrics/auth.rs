@@ -1,4 +1,4 @@
-//! Who is let in.
+//! Authentication.
 
 use prometheus_client::registry::Registry;
 
@@ -28,14 +28,14 @@ impl AuthMetrics {
     }
 }
 
-/// Why an authentication failed, as it is counted; the client is told none of it.
+/// Why an authentication failed, as it is counted; clients do not learn it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AuthFailure {
     Missing,
     Malformed,
     Unknown,
     Expired,
-    /// No set of the identity provider's keys was read yet. Nobody failed, and it is counted nowhere.
+    /// The identity provider's keys were not read yet. No failure of the client's, and not counted.
     KeysNotLoaded,
     /// A token's key is not among those known, or one of several could be meant.
     UnknownKey,

@@ -1,4 +1,4 @@
-//! A histogram that a hit can add to without a lock; prometheus-client's own takes one, which all cores share.
+//! A histogram without a lock; prometheus-client's own takes one for every observation, shared by all cores.
 
 use std::{
     fmt,
@@ -23,11 +23,11 @@ const DURATION_BOUNDS: [f64; 13] = [
     0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 ];
 
-/// How long things took, or how old they are. A clone adds to the same.
+/// Counts durations or ages. Clones share the counts.
 #[derive(Clone, Debug)]
 pub(super) struct Histogram(Arc<Counts>);
 
-/// In what the sum is kept: fine enough for one value, with room for those of years.
+/// The unit of the sum: fine enough for one value, and does not overflow for years.
 #[derive(Clone, Copy, Debug)]
 enum Grain {
     Nanoseconds,

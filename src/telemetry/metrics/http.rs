@@ -208,7 +208,7 @@ fn durations(registry: &mut Registry) -> [Histogram; Route::ALL.len()] {
     })
 }
 
-/// A route as it is counted.
+/// The `route` label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
     Tasks,
@@ -239,7 +239,7 @@ impl Route {
     }
 }
 
-/// Why a connection was closed that did nothing wrong in HTTP, as it is counted.
+/// Why a connection was closed other than by HTTP, as it is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectionFailure {
     /// A trusted proxy sent no PROXY protocol header, or a bad one.
@@ -247,15 +247,15 @@ pub enum ConnectionFailure {
     TlsHandshake,
     /// A PROXY header or a handshake took too long.
     TooSlow,
-    /// A request's header did not begin, or did not end.
+    /// A request's header did not begin or end in time.
     HeaderTimeout,
-    /// An answer moved no byte for too long.
+    /// A response made no progress for too long.
     SendTimeout,
-    /// Too many refusals waited to be sent.
+    /// Too many error responses waited to be sent.
     Refusals,
     /// Too many bytes waited to be sent.
     UnsentBytes,
-    /// It was the longest idle one when a newcomer found no place.
+    /// It was idle the longest when a new connection needed its place.
     GaveWay,
 }
 
@@ -286,12 +286,12 @@ impl ConnectionFailure {
     }
 }
 
-/// Why a request or a fill was turned away for want of room, as it is counted.
+/// Why a request or a fill was refused for want of capacity, as it is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shed {
-    /// `server.max_in_flight` requests are under way.
+    /// `server.max_in_flight` requests are in flight.
     MaxInFlight,
-    /// Answers on their way out hold too much of `server.max_unsent_bytes`.
+    /// Responses being sent hold too much of `server.max_unsent_bytes`.
     UnsentBytes,
     /// Too many requests wait for fills.
     WaitingPlaces,

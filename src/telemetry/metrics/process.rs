@@ -61,7 +61,7 @@ impl ProcessMetrics {
     }
 }
 
-/// What became of a configuration that was read anew.
+/// The outcome of a reload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReloadOutcome {
     Applied,
@@ -81,9 +81,9 @@ impl ReloadOutcome {
 /// Why spans were not exported, as it is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SpanLoss {
-    /// More spans end than the collector takes.
+    /// Spans end faster than the collector accepts them.
     QueueFull,
-    /// The collector cannot be reached, fails or refuses them.
+    /// The collector is unreachable, fails or refuses them.
     ExportFailed,
 }
 

@@ -55,20 +55,20 @@ impl SharedMetrics {
     }
 }
 
-/// What Redis was asked for, as its failures are counted.
+/// A Redis operation, as its failures are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RedisOperation {
-    /// Connecting, and taking up what changed meanwhile.
+    /// Connecting, and reading what was missed meanwhile.
     Connect,
-    /// Asking whether it still answers.
+    /// Checking that it still answers.
     Heartbeat,
-    /// Looking for a page.
+    /// Looking up a page.
     Look,
-    /// Keeping a page.
+    /// Storing a page.
     Store,
-    /// Being the one who fills a page.
+    /// Taking the lease of a fill.
     Lock,
-    /// Dropping pages on all replicas.
+    /// Invalidating pages on all replicas.
     Drop,
     /// A client's rate limit.
     Limit,

@@ -1,4 +1,4 @@
-//! Sends ended spans to a collector over OTLP/HTTP, from a task of its own.
+//! Sends finished spans to a collector over OTLP/HTTP, in a task of its own.
 //!
 //! No client request waits for it: spans that find the queue full, or no collector, are counted and dropped. Of our own:
 //! opentelemetry-otlp takes headers and compression from the environment, and does not say how many spans were lost.
@@ -34,13 +34,13 @@ use crate::{
     telemetry::metrics::{Metrics, SpanLoss},
 };
 
-/// Ended spans that wait; a few hundred bytes each.
+/// Spans that may wait; a few hundred bytes each.
 const QUEUE: usize = 4096;
 /// Spans sent at once.
 const BATCH: usize = 512;
-/// How long a batch is waited for that does not get full.
+/// How long a batch waits for more spans.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How long the end of the process waits for what is still queued.
+/// How long the end of the process waits for queued spans to be sent.
 const FLUSH: Duration = Duration::from_secs(2);
 const BOUNDS: Bounds = Bounds {
     connect_timeout: Duration::from_secs(2),
@@ -52,7 +52,7 @@ const BOUNDS: Bounds = Bounds {
 
 const PROTOBUF: HeaderValue = HeaderValue::from_static("application/x-protobuf");
 
-/// What goes with each request beside its own headers. Replaced while it runs.
+/// Headers of every request beside its own; replaced by a reload.
 pub type CollectorHeaders = Arc<ArcSwap<HeaderMap>>;
 
 /// Where spans go.
@@ -119,7 +119,7 @@ pub struct Export {
 }
 
 impl Export {
-    /// Sends what is queued for [`Queue`] to `collector`, as the spans of `resource`.
+    /// Starts sending what is queued to `collector`, as the spans of `resource`.
     pub(super) fn start(
         collector: Collector,
         resource: &opentelemetry_sdk::Resource,
@@ -142,7 +142,7 @@ impl Export {
         (Self { task, end }, queue)
     }
 
-    /// Sends what is queued, as far as that goes in a short time. Spans that end later are lost.
+    /// Sends what is queued, for two seconds at most. Spans that end later are lost.
     pub async fn end(self) {
         self.end.cancel();
         let mut task = self.task;
@@ -190,7 +190,7 @@ impl Exporter {
             return;
         }
         let count = batch.len() as u64;
-        // Counted from the start: the end of the process may cut it off.
+        // Counted up front: the end of the process may cut it off.
         let mut lost = Lost {
             metrics: &self.metrics,
             count,
@@ -240,9 +240,9 @@ impl Drop for Exporter {
     }
 }
 
-/// Waits for spans until a batch is full or old enough; `false`: no more will come.
+/// Collects spans until a batch is full or old enough; `false`: no more will come.
 ///
-/// What was gathered stays in `batch` when it is dropped.
+/// Cancel safe: what was collected stays in `batch`.
 async fn gather(ended: &mut mpsc::Receiver<SpanData>, batch: &mut Vec<SpanData>) -> bool {
     if ended.recv_many(batch, BATCH).await == 0 {
         return false;

@@ -1,4 +1,5 @@
-//! W3C Trace Context, level 1: the `traceparent` field, in and out. `tracestate` is the caller's, and goes no further.
+//! W3C Trace Context, level 1: the `traceparent` header, in and out. `tracestate` is the caller's and is not passed on. Of our own: the SDK's
+//! propagator accepts malformed ones (an id of another length, `+1` as flags, a trailing hyphen) and the first of two.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState};
@@ -10,7 +11,7 @@ const LENGTH: usize = 55;
 /// The version that must not be.
 const INVALID_VERSION: u8 = 0xff;
 
-/// The caller's span, where its one `traceparent` is well formed; what is not is as good as none.
+/// The caller's span, if there is exactly one `traceparent` and it is well formed.
 #[must_use]
 pub fn read(headers: &HeaderMap) -> Option<SpanContext> {
     let mut values = headers.get_all(TRACEPARENT).into_iter();
