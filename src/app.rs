@@ -25,7 +25,7 @@ use crate::{
     config::{Config, Problems, value::ListenAddress},
     peer::{Peer, TrustedProxies},
     server::{Connection, Entrance, Limits, Listener, Server, Shutdown, Tls, descriptors},
-    service::{Snapshot, Tasks},
+    service::{Pages, Snapshot},
     shared::Link,
     telemetry::{
         Log,
@@ -56,7 +56,7 @@ pub enum StartError {
 pub struct Gateway {
     data_address: ListenAddress,
     admin_address: ListenAddress,
-    tasks: Arc<Tasks>,
+    pages: Arc<Pages>,
     metrics: Arc<Metrics>,
     draining: Draining,
     config: Arc<Config>,
@@ -144,7 +144,7 @@ impl Gateway {
         let exporting = built.collector;
         let exporting = exporting.map(|collector| Tracer::exporting_to(collector, metrics.clone()));
         let (tracer, traces) = exporting.unzip();
-        let tasks = Tasks::new(
+        let pages = Pages::new(
             PageStore::new(&config.cache),
             metrics.clone(),
             config.server.request_timeout,
@@ -164,9 +164,9 @@ impl Gateway {
             .address()
             .map_err(listen_error(&config.admin.listen))?;
         // Not before the addresses are ours: another gateway may still be writing the file.
-        let snapshot = start_snapshot(&config, &tasks, credentials.clone()).await;
+        let snapshot = start_snapshot(&config, &pages, credentials.clone()).await;
         let sharing = match &link {
-            Some(link) => Some(parts::share(link.clone(), &tasks, credentials).await),
+            Some(link) => Some(parts::share(link.clone(), &pages, credentials).await),
             None => None,
         };
         let log_losses = log.losses().cloned();
@@ -178,7 +178,7 @@ impl Gateway {
         };
         let reloader = Reloader {
             policy: policy.clone(),
-            tasks: tasks.clone(),
+            pages: pages.clone(),
             snapshot: snapshot.as_ref().map(|running| running.snapshot.clone()),
             metrics: metrics.clone(),
             limit: limit.clone(),
@@ -200,10 +200,10 @@ impl Gateway {
         };
         let limits = limits(&config);
         let (data, converse) =
-            serve_data(data, entrance, &config, limits, &tasks, &policy, observing);
+            serve_data(data, entrance, &config, limits, &pages, &policy, observing);
         let auth = AdminAuth::new(policy.clone(), config.auth.max_failures);
         let admin_state = Admin {
-            tasks: tasks.clone(),
+            pages: pages.clone(),
             policy,
             metrics: metrics.clone(),
             limit,
@@ -229,8 +229,8 @@ impl Gateway {
         Ok(Self {
             data_address,
             admin_address,
-            packing: parts::pack(&tasks),
-            tasks,
+            packing: parts::pack(&pages),
+            pages,
             metrics,
             draining,
             config,
@@ -262,8 +262,8 @@ impl Gateway {
     }
 
     #[must_use]
-    pub fn tasks(&self) -> &Arc<Tasks> {
-        &self.tasks
+    pub fn pages(&self) -> &Arc<Pages> {
+        &self.pages
     }
 
     /// Serves a connection from `peer` that came by no listener, such as one in memory, until it ends.
@@ -316,11 +316,11 @@ impl Serving {
 /// Restores what the last process left, then keeps the file up to date.
 async fn start_snapshot(
     config: &Config,
-    tasks: &Arc<Tasks>,
+    pages: &Arc<Pages>,
     credentials: Arc<Credentials>,
 ) -> Option<Snapshotting> {
     let path = config.cache.snapshot_file.clone()?;
-    let snapshot = Snapshot::new(path, credentials, tasks.clone());
+    let snapshot = Snapshot::new(path, credentials, pages.clone());
     snapshot.restore().await;
     let end = CancellationToken::new();
     Some(Snapshotting {
@@ -356,12 +356,12 @@ fn serve_data(
     entrance: Entrance,
     config: &Config,
     limits: Limits,
-    tasks: &Arc<Tasks>,
+    pages: &Arc<Pages>,
     policy: &LivePolicy,
     observing: Observing,
 ) -> (Serving, Converse) {
     let data = Data {
-        tasks: tasks.clone(),
+        pages: pages.clone(),
     };
     let metrics = observing.metrics.clone();
     let service = api::data_service(

@@ -2,18 +2,18 @@
 
 pub mod hex;
 pub mod json;
+mod list_page;
 mod page_key;
 mod page_query;
 mod refusal;
 mod space_token;
-mod task_page;
 mod view;
 
 pub use self::{
+    list_page::{ListPage, Row},
     page_key::{CredentialId, PageKey, SpaceKey},
     page_query::{PageQuery, Span},
     refusal::Refusal,
     space_token::{InvalidSpaceToken, SpaceFingerprint, SpaceToken},
-    task_page::{Task, TaskPage},
     view::{FieldPath, InvalidFieldPath, View, ViewId},
 };

@@ -3,13 +3,13 @@
 mod concurrency_limit;
 pub mod inspect;
 pub mod packing;
-mod second_tier;
+pub mod pages;
+mod shared_cache;
 pub mod snapshot;
-pub mod tasks;
 
-pub use self::tasks::{Ask, Served, Tasks, TasksError, TasksErrorKind};
+pub use self::pages::{ClientRequest, Pages, PagesError, PagesErrorKind, Served};
 pub use self::{
     concurrency_limit::{ConcurrencyLimit, Permit},
-    second_tier::SecondTier,
+    shared_cache::SharedCache,
     snapshot::Snapshot,
 };

@@ -16,6 +16,7 @@ mod clock;
 mod credential;
 mod deadline;
 mod decode;
+mod envelope;
 mod error;
 #[cfg(test)]
 mod fixtures;
@@ -25,7 +26,6 @@ mod normalize;
 mod pause;
 mod quota;
 mod retry;
-mod tasks;
 mod tokens;
 mod urgency;
 
@@ -38,18 +38,18 @@ pub use self::{
     },
     credential::{Credential, Credentials, Succession, TokenSlot},
     deadline::DeadlineLayer,
+    envelope::read_page,
     error::{FailureSource, InvalidAnswer, UpstreamError},
     limit::LimitLayer,
     normalize::{NormalizeLayer, Rules},
     pause::CallLimits,
     quota::{NoCall, Purse, QuotaLayer, Spent},
-    tasks::read_page,
     tokens::TokensLayer,
     urgency::Urgency,
 };
 use crate::{
     config::{NormalizeConfig, UpstreamConfig},
-    domain::TaskPage,
+    domain::ListPage,
     telemetry::metrics::Metrics,
 };
 
@@ -66,7 +66,7 @@ pub struct Answer {
 /// The content of an [`Answer`].
 #[derive(Clone, Debug)]
 pub enum Content {
-    Page(TaskPage),
+    Page(ListPage),
     /// A 304 to the validators that were sent.
     NotModified,
 }

@@ -176,7 +176,7 @@ impl Lane {
     fn is_quiet(&self) -> bool {
         let metrics = self.gateway.metrics();
         let busy = metrics.http.in_flight() + metrics.http.connections_open();
-        busy == 0 && self.gateway.tasks().fills_under_way() == 0
+        busy == 0 && self.gateway.pages().fills_under_way() == 0
     }
 
     /// Stops the gateway and its upstream; returns what was left in flight.
@@ -184,7 +184,7 @@ impl Lane {
         let metrics = self.gateway.metrics();
         let left = Left {
             lane: self.name,
-            fills: self.gateway.tasks().fills_under_way(),
+            fills: self.gateway.pages().fills_under_way(),
             in_flight: metrics.http.in_flight(),
             connections: metrics.http.connections_open(),
             drained: self.gateway.drain().await,

@@ -35,7 +35,7 @@ use crate::{
     config::{Problems, routes::TasksRouteConfig},
     domain::{PageKey, PageQuery, SpaceKey, SpaceToken},
     off_runtime::{on_a_thread, to_its_end},
-    service::Tasks,
+    service::Pages,
     shared::Link,
     telemetry::{LogLosses, metrics::Metrics},
     upstream::LimitLayer,
@@ -59,7 +59,7 @@ impl Draining {
 /// What the operators' handlers share.
 #[derive(Clone, Debug)]
 pub struct Admin {
-    pub tasks: Arc<Tasks>,
+    pub pages: Arc<Pages>,
     pub policy: LivePolicy,
     pub metrics: Arc<Metrics>,
     pub limit: LimitLayer,
@@ -190,7 +190,7 @@ async fn reload(State(admin): State<Admin>, Extension(operator): Extension<Opera
 
 async fn purge(State(admin): State<Admin>, Extension(operator): Extension<Operator>) -> StatusCode {
     to_its_end(async move {
-        admin.tasks.purge().await;
+        admin.pages.purge().await;
         info!(%operator, "operator dropped the whole cache");
     })
     .await;
@@ -217,7 +217,7 @@ fn inspected(admin: &Admin, space: &SpaceToken) -> Response {
                 credential: credential.id,
                 space: space.clone(),
             };
-            let pages = admin.tasks.stored_pages(&key, now);
+            let pages = admin.pages.stored_pages(&key, now);
             (credential.name.clone(), json!(pages))
         })
         .collect();
@@ -281,7 +281,7 @@ async fn explain(State(admin): State<Admin>, RawQuery(query): RawQuery) -> Respo
         },
         query,
     };
-    Json(admin.tasks.explain(&key, credential, Instant::now())).into_response()
+    Json(admin.pages.explain(&key, credential, Instant::now())).into_response()
 }
 
 fn bad_request(text: &'static str) -> Response {
@@ -296,7 +296,7 @@ async fn purge_space(
     match SpaceToken::new(&token) {
         Ok(space) => {
             to_its_end(async move {
-                admin.tasks.purge_space(&space).await;
+                admin.pages.purge_space(&space).await;
                 info!(%space, %operator, "operator dropped a space from the cache");
             })
             .await;
@@ -313,7 +313,7 @@ async fn purge_fingerprint(
     Path(fingerprint): Path<String>,
 ) -> Response {
     let purge = async move {
-        let is_known = admin.tasks.purge_fingerprint(&fingerprint).await;
+        let is_known = admin.pages.purge_fingerprint(&fingerprint).await;
         if is_known {
             info!(space = fingerprint, %operator, "operator dropped a space from the cache");
         }

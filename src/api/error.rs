@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::rate_limit::{self, RateLimit, whole_seconds};
 use crate::{
     cache::CacheStatus,
-    service::{TasksError, TasksErrorKind},
+    service::{PagesError, PagesErrorKind},
     upstream::UpstreamError,
 };
 
@@ -47,7 +47,7 @@ pub enum ApiError {
     #[error("request ended in a bug")]
     Internal,
     #[error("no page")]
-    Tasks(#[from] TasksError),
+    Pages(#[from] PagesError),
 }
 
 /// What an error looks like from outside.
@@ -171,15 +171,15 @@ impl ApiError {
             ),
             Self::Overloaded => overloaded(),
             Self::Internal => internal(),
-            Self::Tasks(error) => match &error.kind {
-                TasksErrorKind::NotCached => problem(
+            Self::Pages(error) => match &error.kind {
+                PagesErrorKind::NotCached => problem(
                     StatusCode::GATEWAY_TIMEOUT,
                     "not_cached",
                     "Not cached",
                     "The request says only-if-cached, and nothing stored may be used.",
                 ),
-                TasksErrorKind::Lost => internal(),
-                TasksErrorKind::Upstream(error) => upstream_problem(error),
+                PagesErrorKind::Lost => internal(),
+                PagesErrorKind::Upstream(error) => upstream_problem(error),
             },
         }
     }
@@ -189,8 +189,8 @@ impl ApiError {
             Self::RateLimited(limit) => Some(limit.reset_after),
             Self::IdentityUnavailable { retry_after } => Some((*retry_after).max(RETRY_LATER)),
             Self::Overloaded => Some(RETRY_LATER),
-            Self::Tasks(TasksError {
-                kind: TasksErrorKind::Upstream(error),
+            Self::Pages(PagesError {
+                kind: PagesErrorKind::Upstream(error),
                 ..
             }) => match error {
                 UpstreamError::QuotaExhausted { retry_after } => {
@@ -208,7 +208,7 @@ impl ApiError {
                 | UpstreamError::Unreachable(_)
                 | UpstreamError::Timeout(_) => None,
             },
-            Self::Tasks(_)
+            Self::Pages(_)
             | Self::InvalidSpaceToken
             | Self::InvalidParameter { .. }
             | Self::UnknownParameter { .. }
@@ -232,7 +232,7 @@ impl ApiError {
     #[must_use]
     pub fn cache_status(&self) -> Option<CacheStatus> {
         match self {
-            Self::Tasks(error) => Some(error.status),
+            Self::Pages(error) => Some(error.status),
             _ => None,
         }
     }
@@ -241,7 +241,7 @@ impl ApiError {
     #[must_use]
     pub fn age(&self) -> Option<Duration> {
         match self {
-            Self::Tasks(error) => error.age,
+            Self::Pages(error) => error.age,
             _ => None,
         }
     }

@@ -33,7 +33,7 @@ use super::{
 use crate::{
     config::{AuthConfig, ServerConfig},
     peer::TrustedProxies,
-    service::Tasks,
+    service::Pages,
     telemetry::metrics::Route,
 };
 
@@ -44,7 +44,7 @@ const OPENAPI: &str = include_str!("../../docs/openapi.json");
 /// What the routes share.
 #[derive(Clone, Debug)]
 pub struct Data {
-    pub tasks: Arc<Tasks>,
+    pub pages: Arc<Pages>,
 }
 
 /// Builds the data listener's service.
@@ -83,7 +83,7 @@ pub fn data_service(
         // Before routing: a stranger learns of no route, no space and no parameter.
         .layer(authenticate)
         // Before any work but that, which is one digest: a place is a client's, and refusing must stay cheap when there is too much of it.
-        .layer(ShedLayer::new(server, data.tasks.clone(), metrics))
+        .layer(ShedLayer::new(server, data.pages.clone(), metrics))
         // Pages leave before the router: the edge has told their route by its form, and finding it again would cost a hit boxed
         // futures, captures and a copy of the header.
         .service(service_fn(move |asked: Box<Asked>| match asked.route {

@@ -8,7 +8,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::{
     config::Config,
     service::{
-        SecondTier, Tasks,
+        Pages, SharedCache,
         packing::{keep_freeing, keep_packing},
     },
     shared::{Calls, Link},
@@ -21,24 +21,24 @@ use crate::{
 /// Waits for the first attempt to connect, so that a replica that starts begins with what the others have.
 pub(super) async fn share(
     link: Arc<Link>,
-    tasks: &Arc<Tasks>,
+    pages: &Arc<Pages>,
     credentials: Arc<Credentials>,
 ) -> DropGuard {
     share_calls(&link, &credentials);
-    tasks.share_pages(SecondTier::new(link.clone(), credentials));
+    pages.share_pages(SharedCache::new(link.clone(), credentials));
     let end = CancellationToken::new();
     let first = Arc::new(Notify::new());
-    let follower = Arc::new(tasks.clone());
+    let follower = Arc::new(pages.clone());
     tokio::spawn(link.keep(follower, first.clone(), end.clone()));
     first.notified().await;
     end.drop_guard()
 }
 
-/// Packs the cold pages of `tasks`, and frees those that were dropped, until the guard is dropped.
-pub(super) fn pack(tasks: &Arc<Tasks>) -> DropGuard {
+/// Packs the cold pages of `pages`, and frees those that were dropped, until the guard is dropped.
+pub(super) fn pack(pages: &Arc<Pages>) -> DropGuard {
     let end = CancellationToken::new();
-    tokio::spawn(keep_packing(tasks.clone(), end.clone()));
-    tokio::spawn(keep_freeing(tasks.clone(), end.clone()));
+    tokio::spawn(keep_packing(pages.clone(), end.clone()));
+    tokio::spawn(keep_freeing(pages.clone(), end.clone()));
     end.drop_guard()
 }
 

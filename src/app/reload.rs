@@ -31,7 +31,7 @@ use crate::{
     },
     config::{Config, Problems, files},
     server::Tls,
-    service::{Snapshot, Tasks},
+    service::{Pages, Snapshot},
     shared::Link,
     telemetry::{
         Log,
@@ -103,7 +103,7 @@ impl Reload for Reloads {
 /// What a running gateway is made of, as far as it can be changed.
 pub(super) struct Reloader {
     pub(super) policy: LivePolicy,
-    pub(super) tasks: Arc<Tasks>,
+    pub(super) pages: Arc<Pages>,
     pub(super) snapshot: Option<Arc<Snapshot>>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) limit: LimitLayer,
@@ -243,7 +243,7 @@ impl Reloader {
         // What is known of the old tokens and of their pages ends first: no request under the new policy meets it. Calls under way
         // are heard no more, and what they bring is not kept.
         credentials.succeed(before.clients.credentials());
-        let store = self.tasks.store();
+        let store = self.pages.store();
         store.reconfigure(&config.cache);
         for credential in next.succession.distrusted {
             store.distrust(credential, Instant::now());
@@ -259,7 +259,7 @@ impl Reloader {
         };
         let policy = Policy::new(&config, clients, upstream);
         // First: a purge meanwhile reaches what the first request under the new policy fills.
-        self.tasks.set_credentials(credentials.clone());
+        self.pages.set_credentials(credentials.clone());
         self.policy.store(Arc::new(policy));
         // Last: who came in under the old policy may have filled another page of theirs.
         for credential in next.succession.dropped {

@@ -1,6 +1,6 @@
 //! One list, any page size: a page cut from stored pages of other sizes, byte for byte what the upstream would have sent.
 //!
-//! Nothing is guessed: the parts must show one state of one list, leave no gap, hold no task twice, and share one envelope.
+//! Nothing is guessed: the parts must show one state of one list, leave no gap, hold no row twice, and share one envelope.
 
 use std::{collections::HashSet, ops::Range, sync::Arc, time::Duration};
 
@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
 use super::StoredPage;
-use crate::domain::{PageQuery, Span, Task, TaskPage};
+use crate::domain::{ListPage, PageQuery, Row, Span};
 
 /// A stored page and the query it answers.
 #[derive(Clone, Debug)]
@@ -67,7 +67,7 @@ impl Cuts {
 
     /// The page; `None` where the parts' bytes do not fit together.
     #[must_use]
-    pub fn join(&self) -> Option<TaskPage> {
+    pub fn join(&self) -> Option<ListPage> {
         let pieces: Vec<_> = self.cuts.iter().map(Piece::of).collect();
         join(&pieces, self.count)
     }
@@ -94,19 +94,19 @@ fn cut(query: PageQuery, parts: &[Part], now: Instant) -> Option<(Vec<Cut>, u64)
     Some((cuts, count))
 }
 
-/// Whether the page holds as many tasks as its place in the list says.
+/// Whether the page holds as many rows as its place in the list says.
 fn is_whole(part: &Part) -> bool {
     let content = &part.page.content;
     let span = part.query.span();
     let expected = content.count.min(span.end).saturating_sub(span.start);
-    content.task_count() as u64 == expected && expected > 0
+    content.row_count() as u64 == expected && expected > 0
 }
 
-/// Some neighbouring tasks of one part, by their places in it.
+/// Some neighbouring rows of one part, by their places in it.
 #[derive(Debug)]
 struct Cut {
     page: Arc<StoredPage>,
-    tasks: Range<usize>,
+    rows: Range<usize>,
 }
 
 /// Parts that cover `wanted` without a gap, each taken as far as it goes.
@@ -118,7 +118,7 @@ fn cover(parts: &[&Part], wanted: Span) -> Option<Vec<Cut>> {
             .iter()
             .map(|part| {
                 let start = part.query.span().start;
-                (part, start, start + part.page.content.task_count() as u64)
+                (part, start, start + part.page.content.row_count() as u64)
             })
             .filter(|(_, start, end)| (*start..*end).contains(&at))
             .map(|(part, _, end)| (part, end))
@@ -126,10 +126,10 @@ fn cover(parts: &[&Part], wanted: Span) -> Option<Vec<Cut>> {
         let end = end.min(wanted.end);
         let start = part.query.span().start;
         let place = |position: u64| usize::try_from(position - start).ok();
-        let tasks = place(at)?..place(end)?;
+        let rows = place(at)?..place(end)?;
         cuts.push(Cut {
             page: part.page.clone(),
-            tasks,
+            rows,
         });
         at = end;
     }
@@ -144,18 +144,18 @@ fn filled_within(cuts: &[Cut], within: Duration) -> bool {
     }
 }
 
-/// The envelope around a page's tasks.
+/// The envelope around a page's rows.
 #[derive(PartialEq, Eq)]
 struct Envelope<'a> {
     head: &'a [u8],
     tail: &'a [u8],
 }
 
-/// A page's envelope; `None` where anything but a comma stands between two tasks, which another cut would have to guess.
-fn envelope(page: &TaskPage) -> Option<Envelope<'_>> {
-    let (first, last) = (page.tasks.first()?, page.tasks.last()?);
+/// A page's envelope; `None` where anything but a comma stands between two rows, which another cut would have to guess.
+fn envelope(page: &ListPage) -> Option<Envelope<'_>> {
+    let (first, last) = (page.rows.first()?, page.rows.last()?);
     let tight = page
-        .tasks
+        .rows
         .windows(2)
         .all(|pair| bytes(page, pair[0].span.end..pair[1].span.start) == b",");
     tight.then(|| Envelope {
@@ -164,65 +164,65 @@ fn envelope(page: &TaskPage) -> Option<Envelope<'_>> {
     })
 }
 
-/// Some neighbouring tasks of a page in hand.
+/// Some neighbouring rows of a page in hand.
 struct Piece {
-    page: TaskPage,
-    tasks: Range<usize>,
+    page: ListPage,
+    rows: Range<usize>,
 }
 
 impl Piece {
     fn of(cut: &Cut) -> Self {
         Self {
             page: cut.page.content.page(),
-            tasks: cut.tasks.clone(),
+            rows: cut.rows.clone(),
         }
     }
 
-    fn tasks(&self) -> &[Task] {
-        &self.page.tasks[self.tasks.clone()]
+    fn rows(&self) -> &[Row] {
+        &self.page.rows[self.rows.clone()]
     }
 }
 
-fn join(pieces: &[Piece], count: u64) -> Option<TaskPage> {
+fn join(pieces: &[Piece], count: u64) -> Option<ListPage> {
     let frame = envelope(&pieces.first()?.page)?;
     let mut seen = HashSet::new();
     let mut body = BytesMut::with_capacity(size(pieces, &frame));
-    let mut tasks = Vec::new();
+    let mut rows = Vec::new();
     body.extend_from_slice(frame.head);
     for piece in pieces {
         if envelope(&piece.page)? != frame {
             return None;
         }
-        for task in piece.tasks() {
-            // A task without an id cannot be told from its double.
-            if !seen.insert(piece.page.id_of(task)?) {
+        for row in piece.rows() {
+            // A row without an id cannot be told from its double.
+            if !seen.insert(piece.page.id_of(row)?) {
                 return None;
             }
-            if !tasks.is_empty() {
+            if !rows.is_empty() {
                 body.extend_from_slice(b",");
             }
             let start = u32::try_from(body.len()).ok()?;
-            body.extend_from_slice(bytes(&piece.page, task.span.clone()));
-            tasks.push(Task {
+            body.extend_from_slice(bytes(&piece.page, row.span.clone()));
+            rows.push(Row {
                 span: start..u32::try_from(body.len()).ok()?,
             });
         }
     }
     body.extend_from_slice(frame.tail);
-    Some(TaskPage {
+    Some(ListPage {
         body: Bytes::from(body),
         count,
-        tasks: tasks.into(),
+        rows: rows.into(),
     })
 }
 
 fn size(pieces: &[Piece], frame: &Envelope<'_>) -> usize {
-    let tasks = pieces.iter().flat_map(Piece::tasks);
-    let bytes: usize = tasks.map(|task| task.span.len() + 1).sum();
+    let rows = pieces.iter().flat_map(Piece::rows);
+    let bytes: usize = rows.map(|row| row.span.len() + 1).sum();
     frame.head.len() + bytes + frame.tail.len()
 }
 
-fn bytes(page: &TaskPage, span: Range<u32>) -> &[u8] {
+fn bytes(page: &ListPage, span: Range<u32>) -> &[u8] {
     &page.body[span.start as usize..span.end as usize]
 }
 

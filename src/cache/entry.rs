@@ -19,7 +19,7 @@ use super::{
     stretch::Popularity,
     variants::Variants,
 };
-use crate::domain::{PageKey, PageQuery, SpaceFingerprint, Task, TaskPage, View, ViewId};
+use crate::domain::{ListPage, PageKey, PageQuery, Row, SpaceFingerprint, View, ViewId};
 
 /// The header of an answer, and when it came.
 #[derive(Clone, Copy, Debug)]
@@ -71,9 +71,9 @@ pub struct StoredPage {
 /// What stays the same when a 304 renews a page.
 #[derive(Debug)]
 pub struct Content {
-    /// How many tasks the list has, over all pages.
+    /// How many rows the list has, over all pages.
     pub count: u64,
-    tasks: Arc<[Task]>,
+    rows: Arc<[Row]>,
     /// When its age was nothing: what a 304 says later makes the bytes no younger.
     pub(super) born: Instant,
     whole: Rendition,
@@ -86,11 +86,11 @@ pub struct Content {
 impl Content {
     /// What `page` brought, which was of `age` by `now`.
     #[must_use]
-    pub fn new(page: TaskPage, now: Instant, age: Duration, memory: &BodyMemory) -> Self {
+    pub fn new(page: ListPage, now: Instant, age: Duration, memory: &BodyMemory) -> Self {
         Self {
             born: now.checked_sub(age).unwrap_or(now),
             count: page.count,
-            tasks: page.tasks,
+            rows: page.rows,
             whole: Rendition::new(page.body, now, memory),
             views: Variants::new(View::MOST),
             cuts: Variants::new(MOST_CUTS),
@@ -99,11 +99,11 @@ impl Content {
 
     /// The page as it came, for work on it: where it is packed it is read back, and stays packed.
     #[must_use]
-    pub fn page(&self) -> TaskPage {
-        TaskPage {
+    pub fn page(&self) -> ListPage {
+        ListPage {
             body: self.whole.forms.plain(),
             count: self.count,
-            tasks: self.tasks.clone(),
+            rows: self.rows.clone(),
         }
     }
 
@@ -113,10 +113,10 @@ impl Content {
         self.whole.forms.length()
     }
 
-    /// How many tasks this page holds.
+    /// How many rows this page holds.
     #[must_use]
-    pub fn task_count(&self) -> usize {
-        self.tasks.len()
+    pub fn row_count(&self) -> usize {
+        self.rows.len()
     }
 
     /// The page as it goes out.
@@ -147,7 +147,7 @@ impl Content {
         &self,
         query: PageQuery,
         now: Instant,
-        cut: impl FnOnce() -> Option<TaskPage>,
+        cut: impl FnOnce() -> Option<ListPage>,
     ) -> (Option<Arc<Self>>, bool) {
         self.cuts.get_or_make(&query, || {
             let age = now.saturating_duration_since(self.born);
@@ -194,7 +194,7 @@ impl Content {
         let views = views.map(|view| OVERHEAD + view.forms.weight());
         let cuts = self.cuts().map(|cut| OVERHEAD + cut.heap_bytes());
         let parts: usize = views.chain(cuts).sum();
-        size_of_val(&*self.tasks) + self.whole.forms.weight() + parts
+        size_of_val(&*self.rows) + self.whole.forms.weight() + parts
     }
 }
 
@@ -326,7 +326,7 @@ impl StoredPage {
         &self.kept
     }
 
-    /// Whether its tasks may be shown as part of another page: still fresh, and known to be of the list's present state.
+    /// Whether its rows may be shown as part of another page: still fresh, and known to be of the list's present state.
     #[must_use]
     pub fn can_be_cut(&self, now: Instant) -> bool {
         self.list_generation.is_some() && !self.fresh_for(now).is_zero()
@@ -511,10 +511,10 @@ mod tests {
     use crate::domain::FieldPath;
 
     fn content(body: &'static str) -> Content {
-        let page = TaskPage {
+        let page = ListPage {
             body: Bytes::from_static(body.as_bytes()),
             count: 1,
-            tasks: Arc::default(),
+            rows: Arc::default(),
         };
         let now = Instant::now();
         Content::new(page, now, Duration::ZERO, &BodyMemory::default())

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::{page_set::PageSet, stretch::Demand};
-use crate::domain::{PageKey, PageQuery, Refusal, SpaceFingerprint, SpaceToken, Span, TaskPage};
+use crate::domain::{ListPage, PageKey, PageQuery, Refusal, SpaceFingerprint, SpaceToken, Span};
 
 /// Most pages of one space whose refusals are remembered at once.
 const MAX_REFUSED_PAGES: usize = 256;
@@ -207,13 +207,13 @@ impl Space {
 
     /// Takes note of a page that a fill begun at `began` brought, and says which state of the list it shows.
     ///
-    /// The list has moved if its count changed, or the first task of its first page. A fill that began before the last move
+    /// The list has moved if its count changed, or the first row of its first page. A fill that began before the last move
     /// cannot tell and moves nothing.
     pub fn observe(
         &self,
         began: Version,
         query: PageQuery,
-        page: &TaskPage,
+        page: &ListPage,
         next_generation: impl FnOnce(Move<'_>) -> u64,
         now: Instant,
     ) -> Version {
@@ -221,8 +221,8 @@ impl Space {
         if self.version() != began {
             return began;
         }
-        let first = page.tasks.first().filter(|_| query.page == 1);
-        let first = first.and_then(|task| page.id_of(task).map(CompactString::from));
+        let first = page.rows.first().filter(|_| query.page == 1);
+        let first = first.and_then(|row| page.id_of(row).map(CompactString::from));
         let other_count = state.count.is_some_and(|count| count != page.count);
         let other_first = match (&state.first_task, &first) {
             (Some(known), Some(seen)) => known != seen,

@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     config::CacheConfig,
-    domain::{CredentialId, PageKey, Refusal, SpaceKey, TaskPage},
+    domain::{CredentialId, ListPage, PageKey, Refusal, SpaceKey},
 };
 
 mod drops;
@@ -198,7 +198,7 @@ impl PageStore {
     }
 
     /// Takes in the page that a fill brought.
-    pub fn put(&self, began: &Began, page: TaskPage, answer: &Received<'_>, keep: Keep) -> Kept {
+    pub fn put(&self, began: &Began, page: ListPage, answer: &Received<'_>, keep: Keep) -> Kept {
         let version = self.observe(began, &page, answer.received, keep);
         let lifetimes = self.rules().lifetimes_of(began.key.query, &page);
         let page = StoredPage::new(
@@ -346,7 +346,7 @@ impl PageStore {
         self.rules().coherent
     }
 
-    fn observe(&self, began: &Began, page: &TaskPage, now: Instant, keep: Keep) -> Version {
+    fn observe(&self, began: &Began, page: &ListPage, now: Instant, keep: Keep) -> Version {
         if self.is_coherent() && keep != Keep::Overtaken {
             let next = |to: Move<'_>| next_generation(began.version.generation, to);
             began

@@ -6,8 +6,8 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::{
-    Tasks,
-    tasks::{remembered, stand_in},
+    Pages,
+    pages::{remembered, stale_fallback},
 };
 use crate::{
     cache::{
@@ -66,7 +66,7 @@ pub struct Explanation {
     pub stored: Option<PageReport>,
 }
 
-impl Tasks {
+impl Pages {
     /// Every stored page of a space.
     #[must_use]
     pub fn stored_pages(&self, space: &SpaceKey, now: Instant) -> Vec<PageReport> {
@@ -134,7 +134,7 @@ impl Tasks {
         })?;
         let may_be_shown = |page: &Arc<StoredPage>| {
             !page.fresh_for(now).is_zero()
-                || stand_in(&error, Some(page), credential, now).is_some()
+                || stale_fallback(&error, Some(page), credential, now).is_some()
         };
         let has_pages = self.store().any_page(credential.id, may_be_shown);
         (!has_pages).then_some(error)
@@ -153,8 +153,9 @@ impl Tasks {
         let refusal = self.store().refusal(key, now);
         let quota_wait = quota_wait(credential, now);
         let space = Some(&key.space.space);
-        let stands_in =
-            |error: &UpstreamError| stand_in(error, stored.as_ref(), credential, now).is_some();
+        let stands_in = |error: &UpstreamError| {
+            stale_fallback(error, stored.as_ref(), credential, now).is_some()
+        };
         let (verdict, why) = match (&verdict, &refusal, no_call(credential, space, now)) {
             (Verdict::Fill(_), Some(known), _) => {
                 words_of_a_refusal(stands_in(&remembered(known.refusal)))

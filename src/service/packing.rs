@@ -6,22 +6,22 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-use super::Tasks;
+use super::Pages;
 use crate::cache::{PageStore, store::COLD_WHERE_CROWDED};
 
 /// How often it looks for cold pages at most.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// Packs the cold pages of `tasks` until `end`.
-pub async fn keep_packing(tasks: Arc<Tasks>, end: CancellationToken) {
+/// Packs the cold pages of `pages` until `end`.
+pub async fn keep_packing(pages: Arc<Pages>, end: CancellationToken) {
     let mut next = None;
     while end
-        .run_until_cancelled(until_some_may_be_cold(tasks.store(), next))
+        .run_until_cancelled(until_some_may_be_cold(pages.store(), next))
         .await
         .is_some()
     {
-        let (tasks, end) = (tasks.clone(), end.clone());
-        let packing = tokio::task::spawn_blocking(move || pack(tasks.store(), &end));
+        let (pages, end) = (pages.clone(), end.clone());
+        let packing = tokio::task::spawn_blocking(move || pack(pages.store(), &end));
         next = packing.await.unwrap_or_else(|panic| {
             error!(error = %panic, "packing of cold pages ended in a bug");
             None
@@ -29,15 +29,15 @@ pub async fn keep_packing(tasks: Arc<Tasks>, end: CancellationToken) {
     }
 }
 
-/// Frees what dropped pages of `tasks` take, until `end`: where there were many, whoever dropped them left that.
-pub async fn keep_freeing(tasks: Arc<Tasks>, end: CancellationToken) {
+/// Frees what dropped pages of `pages` take, until `end`: where there were many, whoever dropped them left that.
+pub async fn keep_freeing(pages: Arc<Pages>, end: CancellationToken) {
     while end
-        .run_until_cancelled(tasks.store().has_unfreed())
+        .run_until_cancelled(pages.store().has_unfreed())
         .await
         .is_some()
     {
-        let tasks = tasks.clone();
-        let freed = tokio::task::spawn_blocking(move || tasks.store().free_dropped());
+        let pages = pages.clone();
+        let freed = tokio::task::spawn_blocking(move || pages.store().free_dropped());
         if let Err(panic) = freed.await {
             error!(error = %panic, "freeing of dropped pages ended in a bug");
         }
@@ -87,22 +87,22 @@ mod tests {
             store::{COLD_AFTER, Keep},
         },
         config::Config,
-        domain::{CredentialId, PageKey, PageQuery, SpaceKey, SpaceToken, TaskPage},
+        domain::{CredentialId, ListPage, PageKey, PageQuery, SpaceKey, SpaceToken},
         telemetry::metrics::Metrics,
     };
 
     /// With `[cache]` as `lines` change it.
-    fn tasks(lines: &str) -> Arc<Tasks> {
+    fn pages(lines: &str) -> Arc<Pages> {
         let text = format!(
             "[upstream]\nbase_url = 'https://unpod.example'\n\
              [upstream.credentials.default]\ntoken = 'abc'\n[cache]\n{lines}"
         );
         let config = Config::from_toml(&text).unwrap();
         let store = PageStore::new(&config.cache);
-        Tasks::new(store, Metrics::new(), Duration::from_secs(1), 1)
+        Pages::new(store, Metrics::new(), Duration::from_secs(1), 1)
     }
 
-    fn put(tasks: &Tasks, page: u32) -> Arc<StoredPage> {
+    fn put(pages: &Pages, page: u32) -> Arc<StoredPage> {
         let key = PageKey {
             space: SpaceKey {
                 credential: CredentialId(0),
@@ -119,24 +119,24 @@ mod tests {
             received_unix: 0,
             response_delay: Duration::ZERO,
         };
-        let page = TaskPage {
+        let page = ListPage {
             body: Bytes::from(vec![b'x'; 40 << 10]),
             count: 5,
-            tasks: Arc::default(),
+            rows: Arc::default(),
         };
-        let began = tasks.store().begin(key, Instant::now());
-        tasks.store().put(&began, page, &answer, Keep::Yes).page
+        let began = pages.store().begin(key, Instant::now());
+        pages.store().put(&began, page, &answer, Keep::Yes).page
     }
 
     #[tokio::test(start_paused = true)]
     async fn pages_are_packed_once_they_are_cold_until_the_end() {
-        let tasks = tasks("");
+        let pages = pages("");
         let end = CancellationToken::new();
-        let packing = tokio::spawn(keep_packing(tasks.clone(), end.clone()));
+        let packing = tokio::spawn(keep_packing(pages.clone(), end.clone()));
         // Before there is any page, and after one was packed.
         for number in 1..=2 {
             tokio::time::sleep(100 * COLD_AFTER).await;
-            let page = put(&tasks, number);
+            let page = put(&pages, number);
             tokio::time::sleep(COLD_AFTER - EVERY).await;
             assert!(!page.content.is_packed(), "{number}");
             tokio::time::sleep(3 * EVERY).await;
@@ -148,13 +148,13 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_waits_for_pages_to_turn_cold_sees_room_become_scarce() {
-        let tasks = tasks("max_bytes = '200KiB'");
+        let pages = pages("max_bytes = '200KiB'");
         let end = CancellationToken::new();
-        let packing = tokio::spawn(keep_packing(tasks.clone(), end.clone()));
-        let first = put(&tasks, 1);
+        let packing = tokio::spawn(keep_packing(pages.clone(), end.clone()));
+        let first = put(&pages, 1);
         tokio::time::sleep(2 * COLD_WHERE_CROWDED).await;
-        put(&tasks, 2);
-        put(&tasks, 3);
+        put(&pages, 2);
+        put(&pages, 3);
         tokio::time::sleep(2 * COLD_WHERE_CROWDED).await;
         assert!(first.content.is_packed());
         assert!(first.received().elapsed() < COLD_AFTER);

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::Tasks;
+use super::Pages;
 use crate::{
     cache::snapshot::{self, Owners, Restored, SavedPage},
     upstream::{Credential, Credentials, read_page},
@@ -34,16 +34,16 @@ pub struct Snapshot {
     path: PathBuf,
     /// Whose pages the file holds.
     credentials: ArcSwap<Credentials>,
-    tasks: Arc<Tasks>,
+    pages: Arc<Pages>,
 }
 
 impl Snapshot {
     #[must_use]
-    pub fn new(path: PathBuf, credentials: Arc<Credentials>, tasks: Arc<Tasks>) -> Arc<Self> {
+    pub fn new(path: PathBuf, credentials: Arc<Credentials>, pages: Arc<Pages>) -> Arc<Self> {
         Arc::new(Self {
             path,
             credentials: ArcSwap::new(credentials),
-            tasks,
+            pages,
         })
     }
 
@@ -76,7 +76,7 @@ impl Snapshot {
 
     fn restore_pages(&self) {
         let file = self.path.display();
-        let most = self.tasks.store().longest_snapshot();
+        let most = self.pages.store().longest_snapshot();
         match snapshot::read(&self.path, &self.owners(), most) {
             Ok(None) => {}
             Ok(Some(Restored { pages, foreign })) => {
@@ -114,7 +114,7 @@ impl Snapshot {
             if saved.born_unix_ms <= latest
                 && let Ok(page) = read_page(&saved.body)
             {
-                let store = self.tasks.store();
+                let store = self.pages.store();
                 store.restore(&saved, page, now, now_unix_ms);
                 restored += 1;
             }
@@ -129,7 +129,7 @@ impl Snapshot {
             let ended = tokio::select! {
                 () = end.cancelled() => true,
                 () = tokio::time::sleep(pause) => false,
-                () = self.tasks.store().dropped() => {
+                () = self.pages.store().dropped() => {
                     tokio::select! {
                         () = end.cancelled() => true,
                         () = tokio::time::sleep(SOON) => false,
@@ -158,7 +158,7 @@ impl Snapshot {
 
     /// Whether it could be written.
     fn write(&self) -> bool {
-        let pages = self.tasks.store().saved(Instant::now(), unix_ms());
+        let pages = self.pages.store().saved(Instant::now(), unix_ms());
         let written = snapshot::write(&self.path, &self.owners(), pages);
         if let Err(error) = &written {
             warn!(snapshot.file = %self.path.display(), %error, "snapshot is not written");

@@ -16,11 +16,11 @@ use super::{
     Answer, CallLimits, ClientError, Content, FailureSource, InvalidAnswer, PageRequest, RawAnswer,
     UpstreamError,
     clock::Clock,
-    tasks::{self, Envelope, Reading},
+    envelope::{self, Envelope, Reading},
 };
 use crate::{
     config::{NormalizeConfig, normalize::RuleCode},
-    domain::TaskPage,
+    domain::ListPage,
     off_runtime::by_size,
     telemetry::metrics::Metrics,
 };
@@ -144,7 +144,7 @@ enum Verdict {
 /// Decides what `raw` means. Pure: [`Normalize`] only carries it out.
 fn normalize(rules: &Rules, raw: RawAnswer, limits: &CallLimits) -> Verdict {
     let body = raw.body.clone();
-    let reading = tasks::read(&body);
+    let reading = envelope::read(&body);
     let envelope = reading.as_ref().ok().map(Reading::envelope);
     let told = Told {
         status: effective_status(
@@ -262,7 +262,7 @@ fn effective_status(status: StatusCode, said: Option<u64>) -> StatusCode {
 
 fn by_status(
     told: &Told<'_>,
-    page: impl FnOnce() -> Result<TaskPage, InvalidAnswer>,
+    page: impl FnOnce() -> Result<ListPage, InvalidAnswer>,
     raw: RawAnswer,
 ) -> Result<Answer, UpstreamError> {
     match told.status.as_u16() {

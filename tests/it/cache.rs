@@ -903,7 +903,7 @@ async fn the_store_keeps_within_its_bytes() {
     for number in 1..=57 {
         let query = format!("?page={number}&page_size=8");
         assert_eq!(page(&gateway, &query).await.status, 200);
-        let (bytes, _) = gateway.app.tasks().store().size();
+        let (bytes, _) = gateway.app.pages().store().size();
         assert!(bytes <= 300 * 1024, "{bytes}");
     }
 }

@@ -65,7 +65,7 @@ async fn a_client_that_walks_many_spaces_leaves_the_others_their_turn() {
     gateway.upstream().wait_for_requests(1).await;
     asking.push(gateway.tasks(LIVE, "").key(REFRESHER).spawn());
     gateway.wait_until_in_flight(5).await;
-    until(|| gateway.app.tasks().fills_under_way() == 5).await;
+    until(|| gateway.app.pages().fills_under_way() == 5).await;
 
     hold.release();
     for answer in asking {

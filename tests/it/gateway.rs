@@ -298,7 +298,7 @@ impl Gateway {
 
     /// Waits until no page is being fetched.
     pub(crate) async fn wait_until_filled(&self) {
-        until(|| self.app.tasks().fills_under_way() == 0).await;
+        until(|| self.app.pages().fills_under_way() == 0).await;
     }
 }
 

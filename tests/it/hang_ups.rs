@@ -130,7 +130,7 @@ async fn left_over(gateway: &Gateway) -> (u64, u64) {
         assert_eq!(raw::get(gateway.address(), &key.target()).await.status, 200);
     }
     gateway.wait_until_filled().await;
-    gateway.app.tasks().store().size()
+    gateway.app.pages().store().size()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -126,7 +126,7 @@ async fn queues_and_waiters_are_as_long_as_they_are() {
         })
         .collect();
     gateway.upstream().wait_for_requests(1).await;
-    until(|| gateway.app.tasks().fills_under_way() == 3).await;
+    until(|| gateway.app.pages().fills_under_way() == 3).await;
     until(|| gateway.counts("gateway_fill_waiters 4")).await;
 
     let text = scraped(&gateway).await;

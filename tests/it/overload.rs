@@ -246,7 +246,7 @@ async fn stall(gateway: &Gateway, paths: &[String]) -> (usize, impl Sized) {
 }
 
 fn unstored(gateway: &Gateway) -> usize {
-    gateway.app.tasks().store().unstored_bytes()
+    gateway.app.pages().store().unstored_bytes()
 }
 
 #[tokio::test]

@@ -23,7 +23,7 @@ fn pack(gateway: &Gateway) {
 }
 
 fn store(gateway: &Gateway) -> &PageStore {
-    gateway.app.tasks().store()
+    gateway.app.pages().store()
 }
 
 /// The forms there are of the one page of `page_size` tasks.

@@ -15,7 +15,7 @@ use unpod_gateway::{
     cache::{PageStore, http_semantics::RequestDirectives},
     config::Config,
     domain::{PageQuery, SpaceToken},
-    service::{Ask, Served, Tasks, TasksError},
+    service::{ClientRequest, Pages, PagesError, Served},
     telemetry::{
         metrics::{Account, Metrics},
         traces::TraceContext,
@@ -69,7 +69,7 @@ impl Counting {
 }
 
 struct Readers {
-    tasks: Arc<Tasks>,
+    pages: Arc<Pages>,
     credential: Arc<Credential>,
     stack: Arc<Upstream>,
     upstream: Counting,
@@ -99,7 +99,7 @@ impl Readers {
                 }
             }));
         Self {
-            tasks: Tasks::new(
+            pages: Pages::new(
                 PageStore::new(&config.cache),
                 Metrics::new(),
                 config.server.request_timeout,
@@ -115,8 +115,8 @@ impl Readers {
         }
     }
 
-    async fn read(&self, page: usize) -> Result<Served, TasksError> {
-        let ask = Ask {
+    async fn read(&self, page: usize) -> Result<Served, PagesError> {
+        let ask = ClientRequest {
             credential: self.credential.clone(),
             upstream: self.stack.clone(),
             space: SpaceToken::new(&format!("SPACE{page}")).unwrap(),
@@ -129,7 +129,7 @@ impl Readers {
             request_id: HeaderValue::from_static("id"),
             trace: TraceContext::default(),
         };
-        self.tasks.page(&ask).await
+        self.pages.page(&ask).await
     }
 }
 

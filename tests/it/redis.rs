@@ -23,7 +23,7 @@ const LIMITED: &str = "ugw_limited_key";
 
 /// Pages a gateway holds in memory.
 fn pages(gateway: &Gateway) -> u64 {
-    gateway.app.tasks().store().size().1
+    gateway.app.pages().store().size().1
 }
 
 async fn readiness(gateway: &Gateway) -> (u16, serde_json::Value) {

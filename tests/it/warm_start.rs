@@ -100,10 +100,10 @@ async fn a_damaged_file_is_left_out_and_replaced() {
 
     let gateway = restart.start().await;
 
-    assert_eq!(gateway.app.tasks().store().size().1, 0);
+    assert_eq!(gateway.app.pages().store().size().1, 0);
     restart.leave_pages().await;
     let gateway = restart.start().await;
-    assert_eq!(gateway.app.tasks().store().size().1, 2);
+    assert_eq!(gateway.app.pages().store().size().1, 2);
 }
 
 /// What may become of a file between two starts.
@@ -156,7 +156,7 @@ async fn no_file_stops_a_start_and_none_is_used_that_others_may_have_written() {
 
         let gateway = restart.start().await;
 
-        assert_eq!(gateway.app.tasks().store().size().1, 0, "{name}");
+        assert_eq!(gateway.app.pages().store().size().1, 0, "{name}");
         assert_eq!(gateway.tasks(SUPPORT, "?page=1").await.status, 200);
     }
 }
@@ -171,7 +171,7 @@ async fn pages_of_another_token_are_not_taken_over() {
 
     let gateway = other.start_before(&restart.simulator.base_url()).await;
 
-    assert_eq!(gateway.app.tasks().store().size().1, 0);
+    assert_eq!(gateway.app.pages().store().size().1, 0);
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::Admin;
 use crate::{
     api::Policy,
-    service::Tasks,
+    service::Pages,
     telemetry::{
         LogLosses,
         metrics::{LiveCredential, LiveMetrics},
@@ -23,7 +23,7 @@ use crate::{
 /// Reads it from the running gateway, as long as that runs: what is read has the metrics, too.
 #[derive(Debug)]
 pub(super) struct Live {
-    tasks: Weak<Tasks>,
+    pages: Weak<Pages>,
     policy: Weak<ArcSwap<Policy>>,
     limit: LimitLayer,
     log_losses: Option<LogLosses>,
@@ -32,7 +32,7 @@ pub(super) struct Live {
 impl Live {
     pub(super) fn of(admin: &Admin) -> Self {
         Self {
-            tasks: Arc::downgrade(&admin.tasks),
+            pages: Arc::downgrade(&admin.pages),
             policy: Arc::downgrade(&admin.policy),
             limit: admin.limit.clone(),
             log_losses: admin.log_losses.clone(),
@@ -40,9 +40,9 @@ impl Live {
     }
 
     fn now(&self) -> Option<LiveMetrics> {
-        let tasks = self.tasks.upgrade()?;
+        let pages = self.pages.upgrade()?;
         let policy = self.policy.upgrade()?.load_full();
-        let store = tasks.store();
+        let store = pages.store();
         let (cache_bytes, cache_entries) = store.size();
         let credentials = policy.clients.credentials();
         Some(LiveMetrics {
@@ -50,15 +50,15 @@ impl Live {
             cache_entries,
             unstored_body_bytes: store.unstored_bytes(),
             cache_evictions: store.evictions(),
-            fills_under_way: tasks.fills_under_way(),
+            fills_under_way: pages.fills_under_way(),
             slot_queue: self.limit.waiting(),
             log_lines_dropped: self.log_losses.as_ref().map_or(0, LogLosses::count),
-            credentials: credentials.all().map(|known| of(known, &tasks)).collect(),
+            credentials: credentials.all().map(|known| of(known, &pages)).collect(),
         })
     }
 }
 
-fn of(credential: &Credential, tasks: &Tasks) -> LiveCredential {
+fn of(credential: &Credential, pages: &Pages) -> LiveCredential {
     let budget = credential.purse();
     LiveCredential {
         name: credential.name.clone(),
@@ -66,7 +66,7 @@ fn of(credential: &Credential, tasks: &Tasks) -> LiveCredential {
         circuit: credential.circuit().state().as_number(),
         quota_remaining: budget.remaining(Instant::now()),
         quota_queue: budget.waiting(),
-        lifetime: tasks.store().lifetime(credential.id),
+        lifetime: pages.store().lifetime(credential.id),
         token_switches: credential.token_switches(),
     }
 }

@@ -76,7 +76,7 @@ impl Answerable {
         let nothing_with: BTreeMap<_, _> = asked
             .iter()
             .filter_map(|credential| {
-                let error = admin.tasks.could_answer_nothing(credential, now)?;
+                let error = admin.pages.could_answer_nothing(credential, now)?;
                 Some((credential.name.clone(), error.as_str()))
             })
             .collect();

@@ -54,13 +54,13 @@ fn status_of(admin: &Admin) -> Response {
             .all()
             .map(|credential| report(admin, credential, now))
             .collect(),
-        spaces: admin.tasks.largest_spaces(MOST_SPACES, credentials, now),
+        spaces: admin.pages.largest_spaces(MOST_SPACES, credentials, now),
     };
     Json(body).into_response()
 }
 
 fn report(admin: &Admin, credential: &Credential, now: Instant) -> CredentialReport {
-    let lifetime = admin.tasks.store().lifetime(credential.id);
+    let lifetime = admin.pages.store().lifetime(credential.id);
     CredentialReport {
         name: credential.name.clone(),
         refused: credential.is_refused(),

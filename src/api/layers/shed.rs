@@ -23,7 +23,7 @@ use crate::{
         exchange::{Answer, Asked, Facts},
     },
     config::ServerConfig,
-    service::{ConcurrencyLimit, Permit, Tasks},
+    service::{ConcurrencyLimit, Pages, Permit},
     telemetry::metrics::{Account, Metrics, Shed as Reason},
 };
 
@@ -35,17 +35,17 @@ const ALWAYS_SERVED_SHARE: usize = 64;
 pub struct ShedLayer {
     in_flight: Arc<ConcurrencyLimit>,
     max_unsent_bytes: usize,
-    tasks: Arc<Tasks>,
+    pages: Arc<Pages>,
     metrics: Arc<Metrics>,
 }
 
 impl ShedLayer {
     #[must_use]
-    pub fn new(config: &ServerConfig, tasks: Arc<Tasks>, metrics: Arc<Metrics>) -> Self {
+    pub fn new(config: &ServerConfig, pages: Arc<Pages>, metrics: Arc<Metrics>) -> Self {
         Self {
             in_flight: limit(config.max_in_flight),
             max_unsent_bytes: config.max_unsent_bytes,
-            tasks,
+            pages,
             metrics,
         }
     }
@@ -53,7 +53,7 @@ impl ShedLayer {
     /// Whether the answer, which counts already, may go out beside what its client has on the way.
     fn has_memory_for(&self, account: &Account, bytes: usize) -> bool {
         let own = account.answers().bytes();
-        let unstored = || self.tasks.store().unstored_bytes();
+        let unstored = || self.pages.store().unstored_bytes();
         may_hold(own, bytes, unstored, self.max_unsent_bytes)
     }
 

@@ -25,7 +25,7 @@ use crate::{
         http_semantics::{Coding, RequestDirectives, accepts_identity, negotiate, not_modified},
     },
     domain::{PageQuery, SpaceFingerprint, SpaceToken},
-    service::{Ask, Served},
+    service::{ClientRequest, Served},
     upstream::Credential,
 };
 
@@ -79,7 +79,7 @@ async fn page(data: &Data, mut asked: Box<Asked>) -> Answer {
         Err(error) => return refused(error, client, Some((space.fingerprint(), query))),
     };
     let asks_for = RequestDirectives::parse(&asked.head.headers);
-    let ask = Ask {
+    let ask = ClientRequest {
         credential,
         upstream: policy.upstream.clone(),
         space,
@@ -124,10 +124,10 @@ async fn serve(
     data: &Data,
     client: &Client,
     policy: &Policy,
-    ask: &Ask,
+    ask: &ClientRequest,
     request: &mut Parts,
 ) -> Answer {
-    match data.tasks.page(ask).await {
+    match data.pages.page(ask).await {
         Ok(served) => {
             let facts = Facts {
                 cache: Some(served.status.outcome().as_str()),
@@ -199,7 +199,7 @@ async fn respond(
     served: &Served,
     request: &mut Parts,
 ) -> Response<Body> {
-    let shown = data.tasks.shown(served, client.view.as_ref()).await;
+    let shown = data.pages.shown(served, client.view.as_ref()).await;
     let coding = coding(&request.headers, served, &shown);
     let mut response = answering(&mut request.headers);
     let headers = response.headers_mut();
@@ -275,7 +275,7 @@ async fn body(
         return coded;
     }
     let made = forms.get_unless(busy, coding, served.at).await;
-    data.tasks.store().reweigh(&served.page);
+    data.pages.store().reweigh(&served.page);
     made
 }
 

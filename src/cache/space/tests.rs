@@ -1,7 +1,7 @@
 use std::cell::Cell;
 
 use super::*;
-use crate::domain::Task;
+use crate::domain::Row;
 
 fn query(page: u32) -> PageQuery {
     PageQuery {
@@ -10,7 +10,7 @@ fn query(page: u32) -> PageQuery {
     }
 }
 
-fn page(count: u64, tasks: &[&str]) -> TaskPage {
+fn page(count: u64, tasks: &[&str]) -> ListPage {
     let mut body = String::new();
     let tasks = tasks.iter().map(|id| {
         let start = u32::try_from(body.len()).unwrap();
@@ -18,12 +18,12 @@ fn page(count: u64, tasks: &[&str]) -> TaskPage {
             "" => "{}".to_owned(),
             id => format!(r#"{{"task_id":"{id}"}}"#),
         };
-        Task {
+        Row {
             span: start..u32::try_from(body.len()).unwrap(),
         }
     });
-    TaskPage {
-        tasks: tasks.collect(),
+    ListPage {
+        rows: tasks.collect(),
         count,
         body: body.into(),
     }
@@ -59,7 +59,7 @@ impl Watched {
         }
     }
 
-    fn observe(&self, began: Version, number: u32, page: &TaskPage) -> Version {
+    fn observe(&self, began: Version, number: u32, page: &ListPage) -> Version {
         let next = |_: Move<'_>| {
             self.last_generation.set(self.last_generation.get() + 1);
             self.last_generation.get()
@@ -69,7 +69,7 @@ impl Watched {
     }
 
     /// Observes a page whose fill nothing overtook.
-    fn see(&self, number: u32, page: &TaskPage) -> Version {
+    fn see(&self, number: u32, page: &ListPage) -> Version {
         self.observe(self.space.version(), number, page)
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::{
     cache::freshness::Lifetimes,
     config::CacheConfig,
-    domain::{PageQuery, Task, TaskPage},
+    domain::{ListPage, PageQuery, Row},
 };
 
 /// How long pages and refusals live, and what is made of them.
@@ -44,7 +44,7 @@ impl Rules {
     }
 
     /// The lifetimes that apply to `page` where the upstream states none.
-    pub(super) fn lifetimes_of(&self, query: PageQuery, page: &TaskPage) -> Lifetimes {
+    pub(super) fn lifetimes_of(&self, query: PageQuery, page: &ListPage) -> Lifetimes {
         match &self.settled {
             Some(settled) if settled.covers(query, page) => {
                 self.lifetimes.lasting(settled.ttl.max(self.lifetimes.ttl))
@@ -65,11 +65,11 @@ impl Settled {
     }
 
     /// Whether `page` is one: after the first, where new tasks appear, with every task in a final state.
-    fn covers(&self, query: PageQuery, page: &TaskPage) -> bool {
-        let is_final = |task: &Task| {
-            let status = page.status_of(task);
+    fn covers(&self, query: PageQuery, page: &ListPage) -> bool {
+        let is_final = |row: &Row| {
+            let status = page.status_of(row);
             status.is_some_and(|status| self.final_states.iter().any(|known| *known == status))
         };
-        query.page > 1 && !page.tasks.is_empty() && page.tasks.iter().all(is_final)
+        query.page > 1 && !page.rows.is_empty() && page.rows.iter().all(is_final)
     }
 }

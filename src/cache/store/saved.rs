@@ -10,7 +10,7 @@ use crate::{
         Received, StoredPage, entry::Content, snapshot::SavedPage, space::Coherence,
         stretch::Popularity,
     },
-    domain::TaskPage,
+    domain::ListPage,
 };
 
 /// What a snapshot holds of a page beside its body and its header, and more.
@@ -58,7 +58,7 @@ impl PageStore {
     }
 
     /// Takes in a page of a snapshot, which `page` was read from.
-    pub fn restore(&self, saved: &SavedPage, page: TaskPage, now: Instant, now_unix_ms: u64) {
+    pub fn restore(&self, saved: &SavedPage, page: ListPage, now: Instant, now_unix_ms: u64) {
         let began = Began {
             // The states that the process before this one knew are not those of this one.
             coherence: Coherence::Unwatched,
@@ -80,7 +80,7 @@ impl PageStore {
     pub(super) fn page_again(
         &self,
         began: &Began,
-        page: TaskPage,
+        page: ListPage,
         answer: &Received<'_>,
         age: Duration,
         popularity: Popularity,

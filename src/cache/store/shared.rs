@@ -11,7 +11,7 @@ use crate::{
         snapshot::SavedPage,
         space::{Adopted, ListHead, Mark, Space},
     },
-    domain::{PageKey, SpaceKey, SpaceToken, TaskPage},
+    domain::{ListPage, PageKey, SpaceKey, SpaceToken},
 };
 
 impl PageStore {
@@ -114,7 +114,7 @@ impl PageStore {
         &self,
         began: &Began,
         saved: &SavedPage,
-        page: TaskPage,
+        page: ListPage,
         age: Duration,
         now: Instant,
         now_unix: i64,

@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     cache::http_semantics::Coding,
     config::Config,
-    domain::{CredentialId, FieldPath, PageQuery, SpaceToken, Task, View},
+    domain::{CredentialId, FieldPath, PageQuery, Row, SpaceToken, View},
 };
 
 /// A store with `[cache]` as `lines` change it.
@@ -35,11 +35,11 @@ fn key(page: u32) -> PageKey {
     key_of(0, "SPACE", page)
 }
 
-fn sized(bytes: usize) -> TaskPage {
-    TaskPage {
+fn sized(bytes: usize) -> ListPage {
+    ListPage {
         body: vec![b'x'; bytes].into(),
         count: 5,
-        tasks: Arc::default(),
+        rows: Arc::default(),
     }
 }
 
@@ -48,11 +48,11 @@ fn body(first: &str) -> String {
     format!(r#"{{"task_id":"{first}"}}"#)
 }
 
-fn page(count: u64, first: &str) -> TaskPage {
+fn page(count: u64, first: &str) -> ListPage {
     let body = body(first);
-    TaskPage {
+    ListPage {
         count,
-        tasks: [Task {
+        rows: [Row {
             span: 0..u32::try_from(body.len()).unwrap(),
         }]
         .into(),
@@ -86,7 +86,7 @@ fn begin(store: &PageStore, key: PageKey) -> Began {
 }
 
 /// Puts `page` under `key`, as a fill that nothing overtook.
-fn put(store: &PageStore, key: PageKey, page: TaskPage) -> Kept {
+fn put(store: &PageStore, key: PageKey, page: ListPage) -> Kept {
     store.put(
         &begin(store, key),
         page,
@@ -673,7 +673,7 @@ async fn a_variant_is_weighed_with_its_page() {
 async fn a_view_and_its_variants_are_weighed_with_their_page_even_once_it_is_renewed() {
     let store = store("");
     let text = format!(r#"{{"count":1,"data":[{{"a":"{}"}}]}}"#, "x".repeat(10_000));
-    let page = TaskPage {
+    let page = ListPage {
         body: text.clone().into(),
         ..page(1, "T")
     };
@@ -794,7 +794,7 @@ fn a_page_that_a_304_renews_stays_packed() {
 fn what_a_view_shows_is_packed_by_itself() {
     let store = store("");
     let text = format!(r#"{{"count":1,"data":[{{"a":"{}"}}]}}"#, "x".repeat(10_000));
-    let page = TaskPage {
+    let page = ListPage {
         body: text.into(),
         ..page(1, "T")
     };

@@ -17,9 +17,9 @@ fn snapshot(folder: &std::path::Path) -> Arc<Snapshot> {
     )
     .unwrap();
     let store = PageStore::new(&config.cache);
-    let tasks = Tasks::new(store, Metrics::new(), Duration::from_secs(1), 1);
+    let pages = Pages::new(store, Metrics::new(), Duration::from_secs(1), 1);
     let credentials = Credentials::load(&config.upstream).unwrap();
-    Snapshot::new(folder.join("pages"), Arc::new(credentials), tasks)
+    Snapshot::new(folder.join("pages"), Arc::new(credentials), pages)
 }
 
 /// Small and edge values more often than others.
@@ -115,14 +115,14 @@ proptest! {
 
             snapshot.restore_pages();
 
-            let (now, tasks) = (Instant::now(), &snapshot.tasks);
+            let (now, service) = (Instant::now(), &snapshot.pages);
             for page in &pages {
-                let _ = tasks.explain(&page.key, credential, now);
-                if let Some(cuts) = tasks.store().cuts(&page.key, now) {
-                    let _ = tasks.store().assemble(&cuts, now);
+                let _ = service.explain(&page.key, credential, now);
+                if let Some(cuts) = service.store().cuts(&page.key, now) {
+                    let _ = service.store().assemble(&cuts, now);
                 }
             }
-            let _ = tasks.largest_spaces(9, &credentials, now);
+            let _ = service.largest_spaces(9, &credentials, now);
             assert!(snapshot.write());
         });
     }

@@ -6,7 +6,7 @@ use tokio::{task::spawn_blocking, time::Instant};
 use tower::ServiceExt;
 use tracing::{debug, info, warn};
 
-use super::{Ask, Errand, Fill, Filled, Source, Tasks};
+use super::{ClientRequest, Fill, Filled, Pages, Source, single_flight::FillContext};
 use crate::{
     cache::{
         Received, StoredPage,
@@ -23,45 +23,45 @@ use crate::{
     },
 };
 
-impl Tasks {
-    /// Fetches the page of `ask`; run in a task of its own.
+impl Pages {
+    /// Fetches the page that `request` names; run in a task of its own.
     pub(super) async fn fill(
         self: Arc<Self>,
-        ask: Ask,
-        errand: Errand,
+        request: ClientRequest,
+        context: FillContext,
         stored: Option<Arc<StoredPage>>,
         wanted: Wanted,
     ) -> Filled {
         let started = Instant::now();
-        let mut span = ask.trace.begin("fill");
-        span.set_with("gateway.space", || ask.space.to_string());
-        span.set_with("gateway.credential", || ask.credential.name.clone());
-        span.set_with("gateway.cause", || errand.cause.to_string());
-        let began = self.store.begin(ask.key(), started);
+        let mut span = request.trace.begin("fill");
+        span.set_with("gateway.space", || request.space.to_string());
+        span.set_with("gateway.credential", || request.credential.name.clone());
+        span.set_with("gateway.cause", || context.cause.to_string());
+        let began = self.store.begin(request.key(), started);
         // A page dropped in between must not come back by a 304.
         let stored = stored.filter(|page| !page.is_dropped());
-        let request = PageRequest {
-            credential: ask.credential.clone(),
-            token: ask.credential.preferred(),
-            space: ask.space.clone(),
-            query: ask.query,
+        let call = PageRequest {
+            credential: request.credential.clone(),
+            token: request.credential.preferred(),
+            space: request.space.clone(),
+            query: request.query,
             validators: stored.as_deref().map(validators).unwrap_or_default(),
-            request_id: ask.request_id.clone(),
+            request_id: request.request_id.clone(),
             began: started,
-            cause: errand.cause,
-            claims: errand.shared.claims,
+            cause: context.cause,
+            claims: context.claims,
             sent: Sent::default(),
-            calls: errand.shared.calls,
+            calls: context.calls,
             last_error: LastError::default(),
             trace: span.context().clone(),
         };
-        let answer = ask_for(&ask, request, stored.as_deref()).await;
+        let answer = call_upstream(&request, call, stored.as_deref()).await;
         let filled = match answer {
             Ok(answer) => {
-                let (tasks, began) = (self.clone(), began.clone());
-                let (ask, wanted) = (ask.clone(), wanted.clone());
+                let (pages, began) = (self.clone(), began.clone());
+                let (request, wanted) = (request.clone(), wanted.clone());
                 by_size(length(&answer, stored.as_deref()), move || {
-                    tasks.take(&began, answer, stored.as_deref(), keep(&ask, &wanted))
+                    pages.take(&began, answer, stored.as_deref(), keep(&request, &wanted))
                 })
                 .await
             }
@@ -71,29 +71,29 @@ impl Tasks {
             filled,
             Err(UpstreamError::QuotaExhausted { .. } | UpstreamError::Unavailable { .. })
         ) {
-            self.share_out(&ask);
+            self.share_out(&request);
         }
         span.set("gateway.fill.outcome", outcome_of(&filled));
         if let Err(error) = &filled {
             span.fail(error.as_str());
         }
         drop(span);
-        self.note(&ask, &began, &filled, keep(&ask, &wanted), started);
+        self.note(&request, &began, &filled, keep(&request, &wanted), started);
         if let Err(error) = &filled {
-            log_failure(&ask, error);
+            log_failure(&request, error);
         }
         filled
     }
 
     /// Fits lifetimes to the quota.
-    fn share_out(self: &Arc<Self>, ask: &Ask) {
-        let (id, now) = (ask.credential.id, Instant::now());
-        let calls = ask.credential.purse().per_minute();
+    fn share_out(self: &Arc<Self>, request: &ClientRequest) {
+        let (id, now) = (request.credential.id, Instant::now());
+        let calls = request.credential.purse().per_minute();
         let shared = self.store.share_out(id, calls, now);
         if let (SharedOut::Due, Some(calls)) = (shared, calls) {
-            let tasks = self.clone();
+            let pages = self.clone();
             // Nobody waits for it.
-            spawn_blocking(move || tasks.store.share_out_among_many(id, calls, now));
+            spawn_blocking(move || pages.store.share_out_among_many(id, calls, now));
         }
     }
 
@@ -126,25 +126,32 @@ impl Tasks {
     }
 
     /// Draws the consequences of a fill's end, once for all its waiters.
-    fn note(&self, ask: &Ask, began: &Began, filled: &Filled, keep: Keep, started: Instant) {
+    fn note(
+        &self,
+        request: &ClientRequest,
+        began: &Began,
+        filled: &Filled,
+        keep: Keep,
+        started: Instant,
+    ) {
         let now = Instant::now();
         self.metrics.cache.filled(outcome_of(filled), now - started);
         match filled {
             Ok(_) => {
-                if ask.credential.set_refused(false) {
+                if request.credential.set_refused(false) {
                     info!(
-                        credential.name = ask.credential.name,
+                        credential.name = request.credential.name,
                         "upstream takes the credential again"
                     );
                 }
             }
-            Err(error) => self.note_failure(ask, began, error, keep, now),
+            Err(error) => self.note_failure(request, began, error, keep, now),
         }
     }
 
     fn note_failure(
         &self,
-        ask: &Ask,
+        request: &ClientRequest,
         began: &Began,
         error: &UpstreamError,
         keep: Keep,
@@ -161,14 +168,14 @@ impl Tasks {
             self.metrics.http.shed(Shed::Queue);
         }
         if matches!(error, UpstreamError::AuthFailed) {
-            ask.credential.set_refused(true);
+            request.credential.set_refused(true);
         }
     }
 }
 
 /// Tells the log why there is no page, once for all who wait for it.
-fn log_failure(ask: &Ask, error: &UpstreamError) {
-    let (space, credential) = (&ask.space, &ask.credential.name);
+fn log_failure(request: &ClientRequest, error: &UpstreamError) {
+    let (space, credential) = (&request.space, &request.credential.name);
     match error {
         // The layer that tried its tokens has told the log.
         UpstreamError::AuthFailed => {}
@@ -201,18 +208,18 @@ fn log_failure(ask: &Ask, error: &UpstreamError) {
 }
 
 /// Asks the upstream; once more without a condition where a 304 speaks of another page than the stored one.
-async fn ask_for(
-    ask: &Ask,
-    request: PageRequest,
+async fn call_upstream(
+    request: &ClientRequest,
+    call: PageRequest,
     stored: Option<&StoredPage>,
 ) -> Result<Answer, UpstreamError> {
     let unconditional = PageRequest {
         validators: Validators::default(),
         sent: Sent::default(),
         last_error: LastError::default(),
-        ..request.clone()
+        ..call.clone()
     };
-    let answer = Upstream::clone(&ask.upstream).oneshot(request).await?;
+    let answer = Upstream::clone(&request.upstream).oneshot(call).await?;
     let is_of_another = match (&answer.content, stored) {
         (Content::NotModified, Some(stored)) => {
             let head = &answer.head;
@@ -223,8 +230,10 @@ async fn ask_for(
     if !is_of_another {
         return Ok(answer);
     }
-    debug!(space = %ask.space, "upstream's 304 names another page than the stored one");
-    Upstream::clone(&ask.upstream).oneshot(unconditional).await
+    debug!(space = %request.space, "upstream's 304 names another page than the stored one");
+    Upstream::clone(&request.upstream)
+        .oneshot(unconditional)
+        .await
 }
 
 /// How long the page is that `answer` brings or renews.
@@ -247,8 +256,8 @@ fn outcome_of(filled: &Filled) -> &'static str {
 
 /// What those who wait for a fill want: asked when it has ended, since one may still join. What a token that was replaced
 /// meanwhile may see is answered to them and no more.
-fn keep(ask: &Ask, wanted: &Wanted) -> Keep {
-    match (ask.credential.is_in_force(), wanted.is_set()) {
+fn keep(request: &ClientRequest, wanted: &Wanted) -> Keep {
+    match (request.credential.is_in_force(), wanted.is_set()) {
         (false, _) => Keep::Overtaken,
         (true, true) => Keep::Yes,
         (true, false) => Keep::No,

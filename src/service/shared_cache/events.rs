@@ -2,18 +2,19 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::SecondTier;
+use super::SharedCache;
 use crate::shared::Nonce;
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Message {
     from: Nonce,
-    news: News,
+    #[serde(rename = "news")]
+    event: Event,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(in crate::service) enum News {
+pub(in crate::service) enum Event {
     /// Everything was dropped.
     Purged { purge: Nonce },
     /// A space was dropped; where Unpod refused it, each replica may go on remembering that.
@@ -31,18 +32,18 @@ pub(in crate::service) enum News {
     Filled { page: String },
 }
 
-impl SecondTier {
-    pub(super) fn message(&self, news: News) -> Vec<u8> {
-        to_bytes(self.link.replica(), news)
+impl SharedCache {
+    pub(super) fn message(&self, event: Event) -> Vec<u8> {
+        to_bytes(self.link.replica(), event)
     }
 
-    /// What another replica told; what this one told itself is no news.
-    pub(in crate::service) fn news(&self, message: &[u8]) -> Option<News> {
+    /// What another replica told; what this one told itself is no event.
+    pub(in crate::service) fn event(&self, message: &[u8]) -> Option<Event> {
         let message: Message = serde_json::from_slice(message).ok()?;
-        (message.from != self.link.replica()).then_some(message.news)
+        (message.from != self.link.replica()).then_some(message.event)
     }
 }
 
-pub(super) fn to_bytes(from: Nonce, news: News) -> Vec<u8> {
-    serde_json::to_vec(&Message { from, news }).expect("a message is plain JSON")
+pub(super) fn to_bytes(from: Nonce, event: Event) -> Vec<u8> {
+    serde_json::to_vec(&Message { from, event }).expect("a message is plain JSON")
 }

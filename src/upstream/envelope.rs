@@ -1,4 +1,4 @@
-//! The wire form of a page of tasks: where `count`, `status_code`, `message` and the tasks lie in the upstream's bytes.
+//! The wire form of a page of rows: where `count`, `status_code`, `message` and the rows lie in the upstream's bytes.
 
 use std::{borrow::Cow, ops::Range, str};
 
@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::InvalidAnswer;
 use crate::domain::{
-    Task, TaskPage,
+    ListPage, Row,
     json::{NotJson, Scanner, text},
 };
 
@@ -43,11 +43,11 @@ pub(super) struct Reading<'a> {
 
 /// The value of `data`.
 enum Data {
-    Array(Vec<Task>),
+    Array(Vec<Row>),
     Other,
 }
 
-/// Reads `body` as a JSON object, once: a page is too long to be gone through for its tasks anew.
+/// Reads `body` as a JSON object, once: a page is too long to be gone through for its rows anew.
 ///
 /// # Errors
 ///
@@ -102,28 +102,28 @@ impl<'a> Reading<'a> {
     /// # Errors
     ///
     /// Returns in which way it is no page.
-    pub(super) fn page(self, body: &Bytes) -> Result<TaskPage, InvalidAnswer> {
-        let Some(Data::Array(tasks)) = self.data else {
+    pub(super) fn page(self, body: &Bytes) -> Result<ListPage, InvalidAnswer> {
+        let Some(Data::Array(rows)) = self.data else {
             return Err(InvalidAnswer::NoData);
         };
         if u32::try_from(body.len()).is_err() {
             return Err(InvalidAnswer::TooLarge(u32::MAX as usize));
         }
         let count = self.count.and_then(integer).ok_or(InvalidAnswer::NoCount)?;
-        Ok(TaskPage {
+        Ok(ListPage {
             body: body.clone(),
             count,
-            tasks: tasks.into(),
+            rows: rows.into(),
         })
     }
 }
 
-/// Finds the tasks of a page in its bytes, without copying or rebuilding them.
+/// Finds the rows of a page in its bytes, without copying or rebuilding them.
 ///
 /// # Errors
 ///
 /// Returns in which way the bytes are no page.
-pub fn read_page(body: &Bytes) -> Result<TaskPage, InvalidAnswer> {
+pub fn read_page(body: &Bytes) -> Result<ListPage, InvalidAnswer> {
     read(body)?.page(body)
 }
 
@@ -133,17 +133,17 @@ impl Data {
             scanner.value()?;
             return Ok(Self::Other);
         }
-        let mut tasks = Vec::new();
+        let mut rows = Vec::new();
         scanner.elements(|scanner| {
             let Range { start, end } = scanner.span()?;
             // Of a body in which it would be wrong no page is made.
             let place = |at| u32::try_from(at).unwrap_or(u32::MAX);
-            tasks.push(Task {
+            rows.push(Row {
                 span: place(start)..place(end),
             });
             Ok(())
         })?;
-        Ok(Self::Array(tasks))
+        Ok(Self::Array(rows))
     }
 }
 
@@ -183,7 +183,7 @@ fn not_json(body: &[u8], at: usize) -> InvalidAnswer {
 mod tests {
     use super::*;
 
-    fn page(body: &'static str) -> Result<TaskPage, InvalidAnswer> {
+    fn page(body: &'static str) -> Result<ListPage, InvalidAnswer> {
         read_page(&Bytes::from_static(body.as_bytes()))
     }
 
@@ -191,10 +191,10 @@ mod tests {
     fn each_task_is_found_in_the_bytes_as_it_stands() {
         let body = r#"{"count":9007199254740993,"status_code":200,"message":"ok","data":[ {"task_id":"a","n":1e+22,"":-0.0} ,{"status":"failed","task_id":7,"dotted.key":null},null]}"#;
         let page = page(body).unwrap();
-        let id = |place: usize| page.id_of(&page.tasks[place]);
-        let status = |place: usize| page.status_of(&page.tasks[place]);
+        let id = |place: usize| page.id_of(&page.rows[place]);
+        let status = |place: usize| page.status_of(&page.rows[place]);
         let texts: Vec<&str> = page
-            .tasks
+            .rows
             .iter()
             .map(|task| &body[task.span.start as usize..task.span.end as usize])
             .collect();

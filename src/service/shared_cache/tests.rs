@@ -1,5 +1,9 @@
 use super::*;
-use crate::{config::Config, domain::PageQuery, telemetry::metrics::Metrics};
+use crate::{
+    config::Config,
+    domain::{PageQuery, SpaceKey, SpaceToken},
+    telemetry::metrics::Metrics,
+};
 
 fn config(base_url: &str) -> Config {
     let text = format!(
@@ -10,7 +14,7 @@ fn config(base_url: &str) -> Config {
 }
 
 /// What the first page of a space is called.
-fn name(second_tier: &SecondTier, credentials: &Credentials) -> String {
+fn name(shared_cache: &SharedCache, credentials: &Credentials) -> String {
     let credential = credentials.named("default").unwrap();
     let key = PageKey {
         space: SpaceKey {
@@ -19,7 +23,7 @@ fn name(second_tier: &SecondTier, credentials: &Credentials) -> String {
         },
         query: PageQuery::new(1, 20).unwrap(),
     };
-    second_tier.names(credential, &key).unwrap().page
+    shared_cache.keys(credential, &key).unwrap().page
 }
 
 #[test]
@@ -29,12 +33,12 @@ fn a_page_is_called_by_who_reads_it_whatever_else_a_reload_has_changed_yet() {
     let (after, _) = before.reload(&there.upstream).unwrap();
     let after = Arc::new(after);
     let link = Link::new(here.cache.redis, Metrics::new());
-    let second_tier = SecondTier::new(link, before.clone());
+    let shared_cache = SharedCache::new(link, before.clone());
 
-    let names = [&before, &after].map(|read_by| name(&second_tier, read_by));
-    second_tier.set_credentials(after.clone());
-    let again = [&before, &after].map(|read_by| name(&second_tier, read_by));
+    let keys = [&before, &after].map(|read_by| name(&shared_cache, read_by));
+    shared_cache.set_credentials(after.clone());
+    let again = [&before, &after].map(|read_by| name(&shared_cache, read_by));
 
-    assert_ne!(names[0], names[1], "another upstream has other pages");
-    assert_eq!(names, again);
+    assert_ne!(keys[0], keys[1], "another upstream has other pages");
+    assert_eq!(keys, again);
 }

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use redis::Script;
 use tokio::task::JoinHandle;
 
-use super::{Names, News, SecondTier, ms, news::to_bytes, scripts};
+use super::{Event, RedisKeys, SharedCache, events::to_bytes, ms, scripts};
 use crate::{
     shared::{Link, Lost, Nonce},
     telemetry::metrics::RedisOperation,
@@ -16,15 +16,15 @@ const LOCK_FOR: Duration = Duration::from_secs(3);
 
 /// Who fills a page.
 #[derive(Debug)]
-pub(in crate::service) enum Turn {
-    Ours(Lock),
+pub(in crate::service) enum Lease {
+    Acquired(FillLock),
     /// Another replica, for so long unless it says again that it does.
-    Theirs(Duration),
+    HeldElsewhere(Duration),
 }
 
 /// The right to fill a page, until it is dropped.
 #[derive(Debug)]
-pub(in crate::service) struct Lock {
+pub(in crate::service) struct FillLock {
     link: Arc<Link>,
     key: String,
     page: String,
@@ -33,36 +33,36 @@ pub(in crate::service) struct Lock {
     is_released: bool,
 }
 
-impl SecondTier {
+impl SharedCache {
     /// Asks to be the one who fills a page.
-    pub(in crate::service) async fn take_turn(&self, names: &Names) -> Result<Turn, Lost> {
+    pub(in crate::service) async fn acquire_lease(&self, keys: &RedisKeys) -> Result<Lease, Lost> {
         let token = Nonce::fresh();
         let script = Script::new(scripts::LOCK);
-        let mut take = script.key(&names.lock);
-        take.arg(token).arg(ms(LOCK_FOR));
-        let wait: u64 = self.link.ask(RedisOperation::Lock, &take).await?;
+        let mut acquire = script.key(&keys.lock);
+        acquire.arg(token).arg(ms(LOCK_FOR));
+        let wait: u64 = self.link.ask(RedisOperation::Lock, &acquire).await?;
         if wait > 0 {
-            return Ok(Turn::Theirs(Duration::from_millis(wait)));
+            return Ok(Lease::HeldElsewhere(Duration::from_millis(wait)));
         }
-        Ok(Turn::Ours(Lock {
-            renewing: tokio::spawn(renew(self.link.clone(), names.lock.clone(), token)),
+        Ok(Lease::Acquired(FillLock {
+            renewing: tokio::spawn(renew(self.link.clone(), keys.lock.clone(), token)),
             link: self.link.clone(),
-            key: names.lock.clone(),
-            page: names.page.clone(),
+            key: keys.lock.clone(),
+            page: keys.page.clone(),
             token,
             is_released: false,
         }))
     }
 }
 
-impl Lock {
+impl FillLock {
     /// It is gone in Redis already.
     pub(super) fn released(mut self) {
         self.is_released = true;
     }
 }
 
-impl Drop for Lock {
+impl Drop for FillLock {
     fn drop(&mut self) {
         self.renewing.abort();
         if self.is_released {
@@ -73,7 +73,7 @@ impl Drop for Lock {
         };
         let (link, key, token) = (self.link.clone(), self.key.clone(), self.token);
         let page = self.page.clone();
-        let message = to_bytes(link.replica(), News::Filled { page });
+        let message = to_bytes(link.replica(), Event::Filled { page });
         runtime.spawn(async move {
             let script = Script::new(scripts::UNLOCK);
             let mut unlock = script.key(key);

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::{
-    Ask, Fill, Filled, Look, Missing, Served, Settled, Shared, Source, Tasks, TasksError,
-    TasksErrorKind, WantedFill, failed,
+    ClientRequest, Fill, Filled, Missing, Pages, PagesError, PagesErrorKind, Served, Source,
+    Sources, StoreAnswer,
+    decision::{FillRequest, failed},
+    single_flight::FillContext,
 };
 use crate::{
     cache::{
@@ -17,47 +19,47 @@ use crate::{
     upstream::{Calls, UpstreamError},
 };
 
-impl Tasks {
+impl Pages {
     /// The page cut from others, else filled.
     pub(super) async fn page_missing(
         self: &Arc<Self>,
         key: &PageKey,
-        ask: &Ask,
+        request: &ClientRequest,
         mut missing: Missing,
-    ) -> Result<Served, TasksError> {
-        let mut look = Look::Anywhere;
+    ) -> Result<Served, PagesError> {
+        let mut sources = Sources::All;
         loop {
-            if let Some(served) = self.assemble(key, ask, missing.reason()).await {
+            if let Some(served) = self.assemble(key, request, missing.reason()).await {
                 return Ok(served);
             }
-            let WantedFill { reason, stored } = match missing {
+            let FillRequest { reason, stored } = match missing {
                 Missing::Fill(wanted) => wanted,
                 Missing::NotCached(error) => return Err(error),
             };
             // Before anything is begun: a fill that nobody may wait for would only add to the load.
-            let Some(mut permit) = self.waiter_limit.take(&ask.account) else {
+            let Some(mut permit) = self.waiter_limit.take(&request.account) else {
                 let status = NotForwarded::Overloaded.into();
-                return self.no_permit(ask, stored.as_ref(), status);
+                return self.no_permit(request, stored.as_ref(), status);
             };
             // `None`: another fill ended since the decision, so there is a new one to make.
-            if let Some(waiting) = self.begin_fill(key, ask, look, stored.as_ref()) {
+            if let Some(waiting) = self.begin_fill(key, request, sources, stored.as_ref()) {
                 let awaited = Awaited::new(reason, &waiting);
                 let outcome = tokio::select! {
                     biased;
-                    outcome = self.wait(waiting, ask, &awaited, stored.as_ref()) => outcome,
+                    outcome = self.wait(waiting, request, &awaited, stored.as_ref()) => outcome,
                     () = permit.given_away() => {
                         let status = awaited.failed(&UpstreamError::Overloaded);
-                        Some(self.no_permit(ask, stored.as_ref(), status))
+                        Some(self.no_permit(request, stored.as_ref(), status))
                     }
                 };
                 match outcome {
                     Some(outcome) => return charged(outcome, awaited.calls_of_its_own()),
-                    None => look = Look::Upstream,
+                    None => sources = Sources::UpstreamAlone,
                 }
             }
-            missing = match self.settle(key, ask) {
-                Settled::Now(outcome) => return outcome,
-                Settled::Not(missing) => missing,
+            missing = match self.answer_from_store(key, request) {
+                StoreAnswer::Done(outcome) => return outcome,
+                StoreAnswer::Missing(missing) => missing,
             };
         }
     }
@@ -65,24 +67,24 @@ impl Tasks {
     /// The answer to who may not wait for a fill, or no longer.
     fn no_permit(
         &self,
-        ask: &Ask,
+        request: &ClientRequest,
         stored: Option<&Arc<StoredPage>>,
         status: CacheStatus,
-    ) -> Result<Served, TasksError> {
+    ) -> Result<Served, PagesError> {
         self.metrics.http.shed(Shed::WaitingPlaces);
-        failed(UpstreamError::Overloaded, stored, ask, status)
+        failed(UpstreamError::Overloaded, stored, request, status)
     }
 
     /// Waits for a fill; `None` where it found what another replica filled, and this client wants another.
     async fn wait(
         self: &Arc<Self>,
-        waiting: Waiting<Filled, Shared>,
-        ask: &Ask,
+        waiting: Waiting<Filled, FillContext>,
+        request: &ClientRequest,
         awaited: &Awaited,
         stored: Option<&Arc<StoredPage>>,
-    ) -> Option<Result<Served, TasksError>> {
+    ) -> Option<Result<Served, PagesError>> {
         let _counted = self.metrics.cache.fill_waiter();
-        let mut span = ask.trace.begin("wait");
+        let mut span = request.trace.begin("wait");
         span.set("gateway.fill.joined", awaited.role == Role::Joined);
         let outcome = tokio::time::timeout(self.patience, waiting.outcome())
             .await
@@ -92,8 +94,8 @@ impl Tasks {
         }
         drop(span);
         Some(match outcome {
-            Some(Ok(fill)) if fill.source == Source::SecondTier => {
-                return self.serve_shared(fill.kept.page, ask).map(Ok);
+            Some(Ok(fill)) if fill.source == Source::SharedCache => {
+                return self.serve_shared(fill.kept.page, request).map(Ok);
             }
             Some(Ok(fill)) => Ok(Served {
                 status: awaited.filled(&fill),
@@ -103,12 +105,12 @@ impl Tasks {
             }),
             Some(Err(error)) => {
                 // It may have found one that is too old to be shown but in its place.
-                let found = stored.cloned().or_else(|| self.found_meanwhile(ask));
+                let found = stored.cloned().or_else(|| self.found_meanwhile(request));
                 let status = awaited.failed(&error);
-                failed(error, found.as_ref(), ask, status)
+                failed(error, found.as_ref(), request, status)
             }
-            None => Err(TasksError {
-                kind: TasksErrorKind::Lost,
+            None => Err(PagesError {
+                kind: PagesErrorKind::Lost,
                 status: awaited.forwarded(),
                 age: None,
                 calls: 0,
@@ -125,7 +127,7 @@ struct Awaited {
 }
 
 impl Awaited {
-    fn new(reason: FillReason, waiting: &Waiting<Filled, Shared>) -> Self {
+    fn new(reason: FillReason, waiting: &Waiting<Filled, FillContext>) -> Self {
         Self {
             reason,
             role: waiting.role,
@@ -189,9 +191,9 @@ fn not_forwarded(error: &UpstreamError) -> NotForwarded {
 }
 
 /// The same, with what it cost.
-fn charged(outcome: Result<Served, TasksError>, calls: u32) -> Result<Served, TasksError> {
+fn charged(outcome: Result<Served, PagesError>, calls: u32) -> Result<Served, PagesError> {
     match outcome {
         Ok(served) => Ok(Served { calls, ..served }),
-        Err(error) => Err(TasksError { calls, ..error }),
+        Err(error) => Err(PagesError { calls, ..error }),
     }
 }

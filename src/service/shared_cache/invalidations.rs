@@ -4,7 +4,7 @@ use std::{collections::HashSet, sync::Arc};
 
 use redis::{Script, ScriptInvocation};
 
-use super::{News, STATE_FOR, SecondTier, ms, names_of, scripts};
+use super::{Event, STATE_FOR, SharedCache, keys::names_of, ms, scripts};
 use crate::{
     domain::SpaceToken,
     shared::{Lost, Nonce, Session},
@@ -13,21 +13,21 @@ use crate::{
 };
 
 /// Drops that Redis has not been told of; beyond them all is dropped there.
-const MOST_UNSENT: usize = 10_000;
+const MOST_PENDING: usize = 10_000;
 
 /// What was dropped here while Redis was lost.
 #[derive(Debug, Default)]
-pub(super) struct Unsent {
+pub(super) struct PendingInvalidations {
     everything: bool,
     spaces: HashSet<String>,
 }
 
-impl SecondTier {
+impl SharedCache {
     /// Drops a space on all replicas, as each credential that may read it sees it; where Redis is lost, when it is back.
-    pub(in crate::service) async fn drop_space(&self, space: &SpaceToken) {
+    pub(in crate::service) async fn purge_space(&self, space: &SpaceToken) {
         let credentials = self.credentials.load_full();
         for name in credentials.all().flat_map(|known| names_of(known, space)) {
-            self.drop_named(name, false).await;
+            self.invalidate(name, false).await;
         }
     }
 
@@ -38,38 +38,38 @@ impl SecondTier {
         space: &SpaceToken,
     ) {
         for name in names_of(credential, space) {
-            self.drop_named(name, true).await;
+            self.invalidate(name, true).await;
         }
     }
 
-    async fn drop_named(&self, space: String, refused: bool) {
+    async fn invalidate(&self, space: String, refused: bool) {
         let script = Script::new(scripts::DROP);
         let state = self.state_key(&space);
         let told = self.dropping(&script, &state, &space, refused);
         let dropped: Result<u8, Lost> = self.link.ask(RedisOperation::Drop, &told).await;
         if dropped.is_err() {
-            self.unsent.lock().add(space);
+            self.pending.lock().add(space);
         }
     }
 
     /// Drops everything on all replicas; where Redis is lost, when it is back.
-    pub(in crate::service) async fn drop_everything(&self) {
+    pub(in crate::service) async fn purge(&self) {
         let script = Script::new(scripts::PURGE);
         let purge = Nonce::fresh();
         let told = self.purging(&script, purge);
         let dropped: Result<u8, Lost> = self.link.ask(RedisOperation::Drop, &told).await;
         match dropped {
             Ok(_) => self.link.purged(purge),
-            Err(Lost) => self.unsent.lock().everything = true,
+            Err(Lost) => self.pending.lock().everything = true,
         }
     }
 
     /// Has every replica that knows the space of this fingerprint drop it. Whether any other was told.
-    pub(in crate::service) async fn drop_fingerprint(&self, fingerprint: &str) -> bool {
+    pub(in crate::service) async fn purge_fingerprint(&self, fingerprint: &str) -> bool {
         let script = Script::new(scripts::TELL);
         let channel = self.link.channel();
         let mut tell = script.key(channel);
-        tell.arg(self.message(News::Unwanted {
+        tell.arg(self.message(Event::Unwanted {
             fingerprint: fingerprint.to_owned(),
         }));
         let told: Result<u32, Lost> = self.link.ask(RedisOperation::Drop, &tell).await;
@@ -88,7 +88,7 @@ impl SecondTier {
         drop.arg(epoch)
             .arg(ms(STATE_FOR))
             .arg(self.link.channel())
-            .arg(self.message(News::Dropped {
+            .arg(self.message(Event::Dropped {
                 space: space.to_owned(),
                 epoch,
                 refused,
@@ -100,49 +100,53 @@ impl SecondTier {
         let mut told = script.key(self.link.era_key());
         told.arg(purge)
             .arg(self.link.channel())
-            .arg(self.message(News::Purged { purge }));
+            .arg(self.message(Event::Purged { purge }));
         told
     }
 
     /// Whether Redis is to be told of drops yet.
-    pub(in crate::service) fn has_unsent(&self) -> bool {
-        let unsent = self.unsent.lock();
-        unsent.everything || !unsent.spaces.is_empty()
+    pub(in crate::service) fn has_pending(&self) -> bool {
+        let pending = self.pending.lock();
+        pending.everything || !pending.spaces.is_empty()
     }
 
     /// Tells Redis of what was dropped while this replica was catching up.
-    pub(in crate::service) async fn send_late(&self) {
-        let unsent = std::mem::take(&mut *self.unsent.lock());
-        if unsent.everything {
-            self.drop_everything().await;
+    pub(in crate::service) async fn send_pending_late(&self) {
+        let pending = std::mem::take(&mut *self.pending.lock());
+        if pending.everything {
+            self.purge().await;
         }
-        for space in unsent.spaces {
-            self.drop_named(space, false).await;
+        for space in pending.spaces {
+            self.invalidate(space, false).await;
         }
     }
 
     /// Tells Redis what was dropped while it was lost. Returns the purge in force where that was everything.
-    pub(in crate::service) async fn send_unsent(
+    pub(in crate::service) async fn send_pending(
         &self,
         session: &Session,
     ) -> Result<Option<Nonce>, Lost> {
-        let unsent = std::mem::take(&mut *self.unsent.lock());
-        let sent = self.send(session, &unsent).await;
+        let pending = std::mem::take(&mut *self.pending.lock());
+        let sent = self.send(session, &pending).await;
         if sent.is_err() {
-            self.unsent.lock().merge(unsent);
+            self.pending.lock().merge(pending);
         }
         sent
     }
 
-    async fn send(&self, session: &Session, unsent: &Unsent) -> Result<Option<Nonce>, Lost> {
-        let purge = unsent.everything.then(Nonce::fresh);
+    async fn send(
+        &self,
+        session: &Session,
+        pending: &PendingInvalidations,
+    ) -> Result<Option<Nonce>, Lost> {
+        let purge = pending.everything.then(Nonce::fresh);
         if let Some(purge) = purge {
             let script = Script::new(scripts::PURGE);
             let told = self.purging(&script, purge);
             let _: u8 = session.ask(&told).await?;
         }
         let script = Script::new(scripts::DROP);
-        for space in &unsent.spaces {
+        for space in &pending.spaces {
             let state = self.state_key(space);
             let drop = self.dropping(&script, &state, space, false);
             let _: u8 = session.ask(&drop).await?;
@@ -151,10 +155,10 @@ impl SecondTier {
     }
 }
 
-impl Unsent {
+impl PendingInvalidations {
     fn add(&mut self, space: String) {
         self.spaces.insert(space);
-        if self.spaces.len() > MOST_UNSENT {
+        if self.spaces.len() > MOST_PENDING {
             self.spaces.clear();
             self.everything = true;
         }

@@ -2,17 +2,28 @@ use std::{collections::VecDeque, future::pending};
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, join_all};
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 use tower::{service_fn, util::BoxCloneSyncService};
 
 use super::{fill::refusal, *};
 use crate::{
-    cache::http_semantics::MaxStale,
+    cache::{
+        CacheStatus,
+        http_semantics::{MaxStale, RequestDirectives},
+        status::{Detail, NotForwarded},
+    },
     config::Config,
-    domain::{FieldPath, TaskPage},
-    upstream::{Answer, ClientError, Content, Credentials, Head, InvalidAnswer, PageRequest},
+    domain::{FieldPath, ListPage, PageQuery, SpaceToken},
+    telemetry::{
+        metrics::{Account, BACKGROUND},
+        traces::TraceContext,
+    },
+    upstream::{
+        Answer, Claim, ClientError, Content, Credential, Credentials, FailureSource, Head,
+        InvalidAnswer, PageRequest, Upstream, Urgency,
+    },
 };
 
 const FRESH_FOR: Duration = Duration::from_secs(30);
@@ -119,17 +130,17 @@ fn page(lines: &[(&'static str, &'static str)]) -> Outcome {
 }
 
 fn page_of(count: u64, lines: &[(&'static str, &'static str)]) -> Outcome {
-    let page = TaskPage {
+    let page = ListPage {
         body: Bytes::from(format!(r#"{{"count":{count},"data":[]}}"#)),
         count,
-        tasks: Arc::default(),
+        rows: Arc::default(),
     };
     answer(Content::Page(page), lines)
 }
 
 struct Bench {
     upstream: FakeUpstream,
-    tasks: Arc<Tasks>,
+    pages: Arc<Pages>,
     metrics: Arc<Metrics>,
     credential: Arc<Credential>,
 }
@@ -150,7 +161,7 @@ impl Bench {
         let upstream = FakeUpstream::default();
         let metrics = Metrics::new();
         Self {
-            tasks: Tasks::new(
+            pages: Pages::new(
                 PageStore::new(&config.cache),
                 metrics.clone(),
                 PATIENCE,
@@ -162,8 +173,8 @@ impl Bench {
         }
     }
 
-    fn ask_page(&self, page: u32, directives: RequestDirectives) -> Ask {
-        Ask {
+    fn request_page(&self, page: u32, directives: RequestDirectives) -> ClientRequest {
+        ClientRequest {
             credential: self.credential.clone(),
             upstream: Arc::new(self.upstream.service()),
             space: SpaceToken::new("SPACE").unwrap(),
@@ -178,20 +189,20 @@ impl Bench {
         }
     }
 
-    fn ask(&self, directives: RequestDirectives) -> Ask {
-        self.ask_page(1, directives)
+    fn request(&self, directives: RequestDirectives) -> ClientRequest {
+        self.request_page(1, directives)
     }
 
-    async fn get(&self) -> Result<Served, TasksError> {
-        self.tasks.page(&self.ask(PLAIN)).await
+    async fn get(&self) -> Result<Served, PagesError> {
+        self.pages.page(&self.request(PLAIN)).await
     }
 
-    async fn get_with(&self, directives: RequestDirectives) -> Result<Served, TasksError> {
-        self.tasks.page(&self.ask(directives)).await
+    async fn get_with(&self, directives: RequestDirectives) -> Result<Served, PagesError> {
+        self.pages.page(&self.request(directives)).await
     }
 
-    async fn get_page(&self, page: u32) -> Result<Served, TasksError> {
-        self.tasks.page(&self.ask_page(page, PLAIN)).await
+    async fn get_page(&self, page: u32) -> Result<Served, PagesError> {
+        self.pages.page(&self.request_page(page, PLAIN)).await
     }
 
     /// Who wants how much what the upstream was asked for last.
@@ -203,15 +214,18 @@ impl Bench {
     }
 
     /// Asks in a task of its own, and lets it come as far as it can.
-    async fn get_meanwhile(&self, ask: Ask) -> tokio::task::JoinHandle<Result<Served, TasksError>> {
-        let tasks = self.tasks.clone();
-        let waiting = tokio::spawn(async move { tasks.page(&ask).await });
+    async fn get_meanwhile(
+        &self,
+        request: ClientRequest,
+    ) -> tokio::task::JoinHandle<Result<Served, PagesError>> {
+        let pages = self.pages.clone();
+        let waiting = tokio::spawn(async move { pages.page(&request).await });
         settle().await;
         waiting
     }
 }
 
-impl Ask {
+impl ClientRequest {
     /// The same, asked by another client.
     fn of(self, client: &str) -> Self {
         Self {
@@ -287,11 +301,11 @@ fn joined(reason: FillReason) -> CacheStatus {
     }
 }
 
-fn code(error: &TasksError) -> &'static str {
+fn code(error: &PagesError) -> &'static str {
     match &error.kind {
-        TasksErrorKind::Upstream(error) => error.as_str(),
-        TasksErrorKind::NotCached => "not_cached",
-        TasksErrorKind::Lost => "lost",
+        PagesErrorKind::Upstream(error) => error.as_str(),
+        PagesErrorKind::NotCached => "not_cached",
+        PagesErrorKind::Lost => "lost",
     }
 }
 
@@ -349,12 +363,12 @@ async fn a_fresh_page_is_served_without_asking_again() {
 async fn many_askers_share_one_call_and_get_the_same_page() {
     let bench = Bench::new();
     let answer = bench.upstream.then_stall();
-    let leader = bench.get_meanwhile(bench.ask(PLAIN)).await;
+    let leader = bench.get_meanwhile(bench.request(PLAIN)).await;
     let mut others = Vec::new();
     for _ in 0..50 {
-        others.push(bench.get_meanwhile(bench.ask(PLAIN)).await);
+        others.push(bench.get_meanwhile(bench.request(PLAIN)).await);
     }
-    assert_eq!(bench.tasks.fills_under_way(), 1);
+    assert_eq!(bench.pages.fills_under_way(), 1);
 
     assert!(answer.send(page(&[])).is_ok());
 
@@ -366,15 +380,15 @@ async fn many_askers_share_one_call_and_get_the_same_page() {
         assert!(Arc::ptr_eq(&other.page, &first.page));
     }
     assert_eq!(bench.upstream.calls(), 1);
-    assert_eq!(bench.tasks.fills_under_way(), 0);
+    assert_eq!(bench.pages.fills_under_way(), 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn every_waiter_gets_the_error() {
     let bench = Bench::new();
     let answer = bench.upstream.then_stall();
-    let leader = bench.get_meanwhile(bench.ask(PLAIN)).await;
-    let other = bench.get_meanwhile(bench.ask(PLAIN)).await;
+    let leader = bench.get_meanwhile(bench.request(PLAIN)).await;
+    let other = bench.get_meanwhile(bench.request(PLAIN)).await;
     assert!(answer.send(Err(UpstreamError::Overloaded)).is_ok());
     for (waiting, status) in [
         (leader, failed(FillReason::UriMiss)),
@@ -389,7 +403,7 @@ async fn every_waiter_gets_the_error() {
 async fn other_pages_have_fills_of_their_own() {
     let bench = Bench::new();
     let first = bench.upstream.then_stall();
-    let waiting = bench.get_meanwhile(bench.ask(PLAIN)).await;
+    let waiting = bench.get_meanwhile(bench.request(PLAIN)).await;
     bench.get_page(2).await.unwrap();
     assert!(first.send(page(&[])).is_ok());
     waiting.await.unwrap().unwrap();
@@ -399,13 +413,13 @@ async fn other_pages_have_fills_of_their_own() {
 #[tokio::test(start_paused = true)]
 async fn beyond_the_places_a_caller_that_would_wait_is_refused_and_nothing_is_begun() {
     let bench = Bench::with_places(2);
-    let stale = bench.ask_page(3, PLAIN);
+    let stale = bench.request_page(3, PLAIN);
     bench.get_page(3).await.unwrap();
     pass(FRESH_FOR + REFRESHED_FOR + SECOND).await;
     bench.get_page(4).await.unwrap();
     let answer = bench.upstream.then_stall();
-    let leader = bench.get_meanwhile(bench.ask_page(1, PLAIN)).await;
-    let other = bench.get_meanwhile(bench.ask_page(1, PLAIN)).await;
+    let leader = bench.get_meanwhile(bench.request_page(1, PLAIN)).await;
+    let other = bench.get_meanwhile(bench.request_page(1, PLAIN)).await;
     let calls = bench.upstream.calls();
 
     for page in [1, 2] {
@@ -415,14 +429,14 @@ async fn beyond_the_places_a_caller_that_would_wait_is_refused_and_nothing_is_be
         assert_eq!(told, expected, "{page}");
     }
     assert_eq!(bench.get_page(4).await.unwrap().status, hit(30, None));
-    let stands_in = bench.tasks.page(&stale).await.unwrap();
+    let stands_in = bench.pages.page(&stale).await.unwrap();
     let ttl = -i64::try_from((REFRESHED_FOR + SECOND).as_secs()).unwrap();
     assert_eq!(stands_in.status, hit(ttl, Detail::StaleIfError));
     assert_eq!(bench.upstream.calls(), calls);
 
     // Who leaves makes room, and so does who is answered.
     leader.abort();
-    let next = bench.get_meanwhile(bench.ask_page(1, PLAIN)).await;
+    let next = bench.get_meanwhile(bench.request_page(1, PLAIN)).await;
     assert!(answer.send(page(&[])).is_ok());
     for waiting in [other, next] {
         waiting.await.unwrap().unwrap();
@@ -433,15 +447,15 @@ async fn beyond_the_places_a_caller_that_would_wait_is_refused_and_nothing_is_be
 #[tokio::test(start_paused = true)]
 async fn who_waits_for_most_makes_room_for_another_and_is_answered_as_if_there_was_none() {
     let bench = Bench::with_places(2);
-    let stale = bench.ask_page(3, PLAIN);
+    let stale = bench.request_page(3, PLAIN);
     bench.get_page(3).await.unwrap();
     pass(FRESH_FOR + REFRESHED_FOR + SECOND).await;
     let answers = [bench.upstream.then_stall(), bench.upstream.then_stall()];
-    let first = bench.get_meanwhile(bench.ask_page(1, PLAIN)).await;
+    let first = bench.get_meanwhile(bench.request_page(1, PLAIN)).await;
     let newest = bench.get_meanwhile(stale).await;
 
-    let other = bench.ask_page(2, PLAIN).of("other");
-    bench.tasks.page(&other).await.unwrap();
+    let other = bench.request_page(2, PLAIN).of("other");
+    bench.pages.page(&other).await.unwrap();
 
     let stands_in = newest.await.unwrap().unwrap();
     let ttl = -i64::try_from((REFRESHED_FOR + SECOND).as_secs()).unwrap();
@@ -457,8 +471,8 @@ async fn who_waits_for_most_makes_room_for_another_and_is_answered_as_if_there_w
 async fn who_joins_a_fill_claims_it_too() {
     let bench = Bench::new();
     let answer = bench.upstream.then_stall();
-    let leader = bench.get_meanwhile(bench.ask(PLAIN)).await;
-    let other = bench.get_meanwhile(bench.ask(PLAIN).of("other")).await;
+    let leader = bench.get_meanwhile(bench.request(PLAIN)).await;
+    let other = bench.get_meanwhile(bench.request(PLAIN).of("other")).await;
     let expected = [(Urgency::Waiting, "crm"), (Urgency::Waiting, "other")];
     assert_eq!(bench.claims(), expected.map(owned));
     assert!(answer.send(page(&[])).is_ok());
@@ -470,7 +484,7 @@ async fn who_joins_a_fill_claims_it_too() {
     pass(FRESH_FOR + SECOND).await;
     let answer = bench.upstream.then_stall();
     bench.get().await.unwrap();
-    let forced = bench.get_meanwhile(bench.ask(NO_CACHE)).await;
+    let forced = bench.get_meanwhile(bench.request(NO_CACHE)).await;
     let expected = [
         (Urgency::Background, BACKGROUND),
         (Urgency::CanStandIn, "crm"),
@@ -489,7 +503,7 @@ fn owned((urgency, client): (Urgency, &str)) -> (Urgency, String) {
 async fn a_caller_that_leaves_does_not_lose_the_fill() {
     let bench = Bench::new();
     let answer = bench.upstream.then_stall();
-    let leader = bench.get_meanwhile(bench.ask(PLAIN)).await;
+    let leader = bench.get_meanwhile(bench.request(PLAIN)).await;
     leader.abort();
     assert!(answer.send(page(&[])).is_ok());
     settle().await;
@@ -779,8 +793,8 @@ async fn a_forced_fill_asks_for_a_fresh_page_anew() {
 async fn a_forced_fill_joins_the_one_under_way() {
     let bench = Bench::new();
     let answer = bench.upstream.then_stall();
-    let leader = bench.get_meanwhile(bench.ask(PLAIN)).await;
-    let forced = bench.get_meanwhile(bench.ask(NO_CACHE)).await;
+    let leader = bench.get_meanwhile(bench.request(PLAIN)).await;
+    let forced = bench.get_meanwhile(bench.request(NO_CACHE)).await;
     assert!(answer.send(page(&[])).is_ok());
     leader.await.unwrap().unwrap();
     let served = forced.await.unwrap().unwrap();
@@ -822,8 +836,8 @@ async fn a_miss_with_no_store_is_filled_and_not_kept() {
 async fn a_fill_with_no_store_is_kept_if_another_caller_joined_it() {
     let bench = Bench::new();
     let answer = bench.upstream.then_stall();
-    let bypass = bench.get_meanwhile(bench.ask(NO_STORE)).await;
-    let other = bench.get_meanwhile(bench.ask(PLAIN)).await;
+    let bypass = bench.get_meanwhile(bench.request(NO_STORE)).await;
+    let other = bench.get_meanwhile(bench.request(PLAIN)).await;
     assert!(answer.send(page(&[])).is_ok());
     bypass.await.unwrap().unwrap();
     other.await.unwrap().unwrap();
@@ -977,8 +991,8 @@ async fn who_joins_a_fill_tells_of_its_call_or_of_none() {
             true => Step::Call(step),
             false => Step::NoCall(step),
         });
-        let leader = bench.get_meanwhile(bench.ask(PLAIN)).await;
-        let other = bench.get_meanwhile(bench.ask(PLAIN)).await;
+        let leader = bench.get_meanwhile(bench.request(PLAIN)).await;
+        let other = bench.get_meanwhile(bench.request(PLAIN)).await;
         let spent = UpstreamError::QuotaExhausted { retry_after: None };
         assert!(end.send(Err(spent)).is_ok());
         assert_eq!(leader.await.unwrap().unwrap_err().status, of_leader);
@@ -1008,7 +1022,7 @@ async fn a_waiter_waits_no_longer_than_its_patience() {
     assert_eq!(code(&told), "upstream_timeout");
     assert_eq!(Instant::now() - began, PATIENCE);
     // The fill goes on without it.
-    assert_eq!(bench.tasks.fills_under_way(), 1);
+    assert_eq!(bench.pages.fills_under_way(), 1);
     assert!(late.send(page(&[("cache-control", "max-age=100")])).is_ok());
     settle().await;
     assert!(matches!(
@@ -1036,7 +1050,7 @@ async fn a_fill_that_panics_is_lost_for_its_waiters_and_for_no_one_after() {
         (code(&told), told.status),
         ("lost", failed(FillReason::UriMiss))
     );
-    assert_eq!(bench.tasks.fills_under_way(), 0);
+    assert_eq!(bench.pages.fills_under_way(), 0);
     bench.get().await.unwrap();
 }
 
@@ -1052,7 +1066,7 @@ async fn a_stale_page_is_asked_for_by_its_validators_and_renewed_by_a_304() {
     let first = bench.get().await.unwrap();
     pass(FRESH_FOR + REFRESHED_FOR).await;
     let answer = bench.upstream.then_stall();
-    let waiting = bench.get_meanwhile(bench.ask(PLAIN)).await;
+    let waiting = bench.get_meanwhile(bench.request(PLAIN)).await;
     assert!(answer.send(self::answer(Content::NotModified, &[])).is_ok());
 
     let served = waiting.await.unwrap().unwrap();
@@ -1087,8 +1101,8 @@ async fn a_moved_list_makes_its_other_pages_waited_for() {
     bench.get_with(NO_CACHE).await.unwrap();
 
     bench.upstream.then_fail(UpstreamError::Timeout(SECOND));
-    let stand_in = bench.get_page(2).await.unwrap();
-    assert_eq!(stand_in.status, hit(-1, Detail::StaleIfError));
+    let stale_fallback = bench.get_page(2).await.unwrap();
+    assert_eq!(stale_fallback.status, hit(-1, Detail::StaleIfError));
     bench.upstream.then_answer(page_of(6, &[]));
     let served = bench.get_page(2).await.unwrap();
     assert_eq!(served.status, filled(FillReason::Stale, 200, true));
@@ -1101,7 +1115,7 @@ async fn a_page_dropped_while_its_fill_failed_stands_in_for_nothing() {
     bench.get().await.unwrap();
     pass(FRESH_FOR + REFRESHED_FOR).await;
     let answer = bench.upstream.then_stall();
-    let waiting = bench.get_meanwhile(bench.ask(PLAIN)).await;
+    let waiting = bench.get_meanwhile(bench.request(PLAIN)).await;
     bench.upstream.then_fail(UpstreamError::SpaceAccessDenied);
     bench.get_page(2).await.unwrap_err();
 
@@ -1115,12 +1129,12 @@ async fn a_page_dropped_while_its_fill_failed_stands_in_for_nothing() {
 async fn a_fill_overtaken_by_a_purge_is_answered_and_not_stored() {
     let bench = Bench::new();
     let answer = bench.upstream.then_stall();
-    let waiting = bench.get_meanwhile(bench.ask(PLAIN)).await;
-    bench.tasks.store().purge();
+    let waiting = bench.get_meanwhile(bench.request(PLAIN)).await;
+    bench.pages.store().purge();
     assert!(answer.send(page(&[])).is_ok());
     let served = waiting.await.unwrap().unwrap();
     assert_eq!(served.status, filled(FillReason::UriMiss, 200, false));
-    assert_eq!(bench.tasks.store().size(), (0, 0));
+    assert_eq!(bench.pages.store().size(), (0, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -1129,7 +1143,7 @@ async fn a_fill_is_counted_once_however_many_wait() {
     let answer = bench.upstream.then_stall();
     let mut waiting = Vec::new();
     for _ in 0..3 {
-        waiting.push(bench.get_meanwhile(bench.ask(PLAIN)).await);
+        waiting.push(bench.get_meanwhile(bench.request(PLAIN)).await);
     }
     assert!(answer.send(page(&[])).is_ok());
     join_all(waiting).await;
@@ -1151,15 +1165,15 @@ async fn a_view_of_a_large_page_is_made_by_another_thread() {
     for (length, at_once) in [(1 << 10, true), (1 << 20, false)] {
         let bench = Bench::new();
         let text = "x".repeat(length);
-        let page = TaskPage {
+        let page = ListPage {
             body: Bytes::from(format!(r#"{{"count":1,"data":[{{"a":"{text}","b":1}}]}}"#)),
             count: 1,
-            tasks: Arc::default(),
+            rows: Arc::default(),
         };
         bench.upstream.then_answer(answer(Content::Page(page), &[]));
         let served = bench.get().await.unwrap();
         let view = Arc::new(View::new(&[FieldPath::dotted("b").unwrap()]));
-        let show = || bench.tasks.shown(&served, Some(&view));
+        let show = || bench.pages.shown(&served, Some(&view));
 
         // Awaited to its end: whoever only comes second may be ahead of its counting.
         let mut first = Box::pin(show());
@@ -1173,7 +1187,7 @@ async fn a_view_of_a_large_page_is_made_by_another_thread() {
         assert_eq!(shown.forms().plain(), r#"{"count":1,"data":[{"b":1}]}"#);
         assert!(show().now_or_never().is_some(), "it is made once");
         let weight = served.page.weight() as u64;
-        assert_eq!(bench.tasks.store().size().0, weight, "and counted");
+        assert_eq!(bench.pages.store().size().0, weight, "and counted");
     }
 }
 
@@ -1216,23 +1230,23 @@ fn a_large_page_is_stored_renewed_and_cut_by_another_thread() {
             bench
                 .upstream
                 .then_answer(answer(Content::NotModified, &[("etag", "\"a\"")]));
-            let part = Ask {
+            let part = ClientRequest {
                 query: PageQuery {
                     page: 2,
                     page_size: 5,
                 },
-                ..bench.ask(PLAIN)
+                ..bench.request(PLAIN)
             };
 
             assert_eq!(needs_a_thread(bench.get()).await, is_large, "stored");
             let renewed = needs_a_thread(bench.get_with(NO_CACHE)).await;
             assert_eq!(renewed, is_large, "renewed");
-            let cut = needs_a_thread(bench.tasks.page(&part)).await;
+            let cut = needs_a_thread(bench.pages.page(&part)).await;
             assert_eq!(cut, is_large, "cut");
 
             assert_eq!(bench.upstream.calls(), 2);
-            for ask in [bench.ask(PLAIN), part] {
-                let again = bench.tasks.page(&ask);
+            for request in [bench.request(PLAIN), part] {
+                let again = bench.pages.page(&request);
                 assert!(!needs_a_thread(again).await, "it is a hit from then on");
             }
         });

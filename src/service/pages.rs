@@ -1,0 +1,199 @@
+//! Reading a page of tasks: from the store if it may be served, else from the upstream.
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{ConcurrencyLimit, SharedCache};
+use crate::{
+    cache::{
+        Flights, PageStore, Shown, Verdict, freshness::FillReason, judge_page,
+        rendition::Rendition, status::Detail, store::Kept,
+    },
+    domain::{PageKey, View},
+    off_runtime::by_size,
+    telemetry::metrics::Metrics,
+    upstream::UpstreamError,
+};
+
+mod decision;
+mod events;
+mod fill;
+mod purge;
+mod replicas;
+mod request;
+mod single_flight;
+mod wait;
+
+pub(super) use self::decision::{remembered, stale_fallback};
+pub use self::request::{ClientRequest, PagesError, PagesErrorKind, Served};
+use self::{
+    decision::{Missing, StoreAnswer, hit},
+    single_flight::{FillContext, FlightKey},
+};
+
+/// What a fill brought: every waiter gets the same.
+type Filled = Result<Fill, UpstreamError>;
+
+#[derive(Clone, Debug)]
+struct Fill {
+    kept: Kept,
+    /// The upstream's status: 200, or 304 where the stored page still held.
+    status: u16,
+    source: Source,
+}
+
+/// Where a page came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Upstream,
+    /// Another replica filled it: it is as old as it is there, and each waiter judges it.
+    SharedCache,
+}
+
+/// Where a fill looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sources {
+    /// First for what another replica may have filled.
+    All,
+    /// What others filled was not what the client wants.
+    UpstreamAlone,
+}
+
+/// The use case: one page of tasks.
+#[derive(Debug)]
+pub struct Pages {
+    store: PageStore,
+    flights: Flights<FlightKey, Filled, FillContext>,
+    metrics: Arc<Metrics>,
+    /// What replicas share, where there is any.
+    shared_cache: OnceLock<SharedCache>,
+    /// How long a waiter waits at most.
+    patience: Duration,
+    /// Fewer than the requests that may be under way: however many wait for an upstream that hangs, the others are answered.
+    waiter_limit: Arc<ConcurrencyLimit>,
+}
+
+impl Pages {
+    #[must_use]
+    pub fn new(
+        store: PageStore,
+        metrics: Arc<Metrics>,
+        patience: Duration,
+        max_waiting: usize,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            store,
+            flights: Flights::default(),
+            metrics,
+            shared_cache: OnceLock::new(),
+            patience,
+            waiter_limit: ConcurrencyLimit::new(max_waiting, |_| 0),
+        })
+    }
+
+    /// How long a request waits for a page at most.
+    pub(super) fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    #[must_use]
+    pub fn store(&self) -> &PageStore {
+        &self.store
+    }
+
+    /// the page that `request` names as it goes out: all of it, or what `view` shows.
+    pub async fn shown<'a>(
+        self: &Arc<Self>,
+        served: &'a Served,
+        view: Option<&Arc<View>>,
+    ) -> Shown<'a> {
+        let page = &served.page;
+        let Some(view) = view else {
+            return Shown::Whole(page);
+        };
+        Shown::Part(match page.content.seen_already(view) {
+            Some(rendition) => rendition,
+            // Boxed: what it takes to wait would be part of every answer that need not.
+            None => Box::pin(self.see_through(served, view.clone())).await,
+        })
+    }
+
+    /// Makes what `view` shows of a page; of a large one on another thread.
+    async fn see_through(self: &Arc<Self>, served: &Served, view: Arc<View>) -> Arc<Rendition> {
+        let (pages, page, at) = (self.clone(), served.page.clone(), served.at);
+        by_size(page.content.length(), move || {
+            let (rendition, is_new) = page.content.seen_through(&view, at);
+            if is_new {
+                pages.store.reweigh(&page);
+            }
+            rendition
+        })
+        .await
+    }
+
+    /// Fills under way.
+    #[must_use]
+    pub fn fills_under_way(&self) -> usize {
+        self.flights.len()
+    }
+
+    /// Returns the page that `request` names, from the store if it may be served.
+    ///
+    /// A fetch runs in a task of its own: a caller that goes away neither cancels it for the others nor loses it.
+    ///
+    /// # Errors
+    ///
+    /// Returns the upstream's error where it failed and no stored page may stand in.
+    pub async fn page(self: &Arc<Self>, request: &ClientRequest) -> Result<Served, PagesError> {
+        let key = request.key();
+        let outcome = match self.answer_from_store(&key, request) {
+            StoreAnswer::Done(outcome) => outcome,
+            // Boxed: what it takes to wait would be part of every answer that need not.
+            StoreAnswer::Missing(missing) => {
+                Box::pin(self.page_missing(&key, request, missing)).await
+            }
+        };
+        let status = match &outcome {
+            Ok(served) => served.status,
+            Err(error) => error.status,
+        };
+        self.metrics
+            .cache
+            .lookup(status.outcome(), &request.account);
+        if let Ok(served) = &outcome {
+            self.metrics.cache.served(served.age());
+        }
+        outcome
+    }
+
+    /// The page cut from others, where the client takes what is stored at all.
+    async fn assemble(
+        self: &Arc<Self>,
+        key: &PageKey,
+        request: &ClientRequest,
+        reason: FillReason,
+    ) -> Option<Served> {
+        match reason {
+            FillReason::UriMiss | FillReason::Stale => {}
+            FillReason::Request | FillReason::Bypass => return None,
+        }
+        let now = Instant::now();
+        let cuts = self.store.cuts(key, now)?;
+        let pages = self.clone();
+        let page = by_size(cuts.bytes(), move || pages.store.assemble(&cuts, now)).await?;
+        match judge_page(Some(&page), false, &request.directives, now) {
+            Verdict::Hit { ttl, detail } => {
+                let detail = detail.or(Some(Detail::Assembled));
+                Some(hit(page.into(), ttl, detail, now))
+            }
+            Verdict::HitWhileRevalidate { .. } | Verdict::Fill(_) | Verdict::NotCached => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,237 @@
+//! What to do about a request, by what is stored: serve, refresh, refuse or fill; and what is served in place of an error.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::{ClientRequest, Pages, PagesError, PagesErrorKind, Served};
+use crate::{
+    cache::{
+        CacheStatus, StoredPage, Verdict,
+        freshness::{FillReason, refusal_answers},
+        judge_page,
+        space::Remembered,
+        status::{Detail, NotForwarded},
+    },
+    domain::{PageKey, Refusal},
+    upstream::{Credential, FailureSource, UpstreamError},
+};
+
+/// What to do about a [`ClientRequest`], by what is stored now.
+pub(super) enum CacheDecision {
+    Serve(Served),
+    ServeAndRefresh(Served, Arc<StoredPage>),
+    Refuse(PagesError),
+    Fill(FillRequest),
+}
+
+/// A fill, why it is wanted, and what is stored meanwhile.
+pub(super) struct FillRequest {
+    pub(super) reason: FillReason,
+    pub(super) stored: Option<Arc<StoredPage>>,
+}
+
+/// How far a [`ClientRequest`] is answered from what is stored under its key.
+pub(super) enum StoreAnswer {
+    Done(Result<Served, PagesError>),
+    Missing(Missing),
+}
+
+/// What answers a [`ClientRequest`] unless its page can be cut from others.
+pub(super) enum Missing {
+    Fill(FillRequest),
+    NotCached(PagesError),
+}
+
+impl Missing {
+    pub(super) fn reason(&self) -> FillReason {
+        match self {
+            Self::Fill(wanted) => wanted.reason,
+            Self::NotCached(_) => FillReason::UriMiss,
+        }
+    }
+}
+
+impl CacheDecision {
+    /// The name under which a trace shows it.
+    fn as_str(&self) -> &'static str {
+        match self {
+            Self::Serve(_) => "serve",
+            Self::ServeAndRefresh(..) => "serve_and_refresh",
+            Self::Refuse(_) => "refuse",
+            Self::Fill(_) => "fill",
+        }
+    }
+}
+
+impl Pages {
+    /// Answers from what is stored under the key, where it can.
+    pub(super) fn answer_from_store(
+        self: &Arc<Self>,
+        key: &PageKey,
+        request: &ClientRequest,
+    ) -> StoreAnswer {
+        StoreAnswer::Done(match self.look_up(key, request) {
+            CacheDecision::Serve(served) => {
+                served.page.note_asked(served.at);
+                Ok(served)
+            }
+            CacheDecision::Refuse(error) if matches!(error.kind, PagesErrorKind::NotCached) => {
+                return StoreAnswer::Missing(Missing::NotCached(error));
+            }
+            CacheDecision::Refuse(error) => Err(error),
+            CacheDecision::ServeAndRefresh(served, _) => {
+                served.page.note_asked(served.at);
+                self.refresh(key, request);
+                Ok(served)
+            }
+            CacheDecision::Fill(wanted) => return StoreAnswer::Missing(Missing::Fill(wanted)),
+        })
+    }
+
+    fn look_up(&self, key: &PageKey, request: &ClientRequest) -> CacheDecision {
+        let mut span = request.trace.begin("lookup");
+        let decision = self.decide(key, request, Instant::now());
+        span.set("gateway.cache.decision", decision.as_str());
+        decision
+    }
+
+    pub(super) fn decide(
+        &self,
+        key: &PageKey,
+        request: &ClientRequest,
+        now: Instant,
+    ) -> CacheDecision {
+        let stored = self.store.get(key);
+        let only_fresh = request.credential.is_refused();
+        let verdict = judge_page(stored.as_deref(), only_fresh, &request.directives, now);
+        let refusal = || {
+            self.store.refusal(key, now).filter(|known| {
+                refusal_answers(known.age(now), known.until - now, &request.directives)
+            })
+        };
+        match (verdict, stored) {
+            (Verdict::Hit { ttl, detail }, Some(page)) => {
+                CacheDecision::Serve(hit(page, ttl, detail, now))
+            }
+            (Verdict::HitWhileRevalidate { ttl }, Some(page)) => {
+                let served = Served {
+                    page: page.clone(),
+                    status: CacheStatus::Hit {
+                        ttl,
+                        detail: Some(Detail::StaleWhileRevalidate),
+                    },
+                    at: now,
+                    calls: 0,
+                };
+                match refusal() {
+                    None => CacheDecision::ServeAndRefresh(served, page),
+                    // The refresh failed a moment ago, and would again.
+                    Some(_) => CacheDecision::Serve(served),
+                }
+            }
+            (Verdict::Fill(reason), stored) => match refusal() {
+                Some(known) => self.refused(&known, stored.as_ref(), request, now),
+                None => CacheDecision::Fill(FillRequest { reason, stored }),
+            },
+            (
+                Verdict::NotCached | Verdict::Hit { .. } | Verdict::HitWhileRevalidate { .. },
+                stored,
+            ) => match refusal() {
+                Some(known) => self.refused(&known, stored.as_ref(), request, now),
+                None => CacheDecision::Refuse(PagesError {
+                    kind: PagesErrorKind::NotCached,
+                    status: NotForwarded::OnlyIfCached.into(),
+                    age: None,
+                    calls: 0,
+                }),
+            },
+        }
+    }
+
+    /// Answers from what is remembered of a refusal: the old page where one may stand in, else the error again.
+    fn refused(
+        &self,
+        known: &Remembered,
+        stored: Option<&Arc<StoredPage>>,
+        request: &ClientRequest,
+        now: Instant,
+    ) -> CacheDecision {
+        let error = remembered(known.refusal);
+        match stale_fallback(&error, stored, &request.credential, now) {
+            Some(served) => CacheDecision::Serve(served),
+            None => CacheDecision::Refuse(PagesError {
+                kind: error.into(),
+                status: CacheStatus::Hit {
+                    ttl: i64::try_from((known.until - now).as_secs()).unwrap_or(i64::MAX),
+                    detail: None,
+                },
+                age: Some(known.age(now)),
+                calls: 0,
+            }),
+        }
+    }
+}
+
+/// The answer where no fill is to be had: a stored page where one may stand in, else the error.
+pub(super) fn failed(
+    error: UpstreamError,
+    stored: Option<&Arc<StoredPage>>,
+    request: &ClientRequest,
+    status: CacheStatus,
+) -> Result<Served, PagesError> {
+    stale_fallback(&error, stored, &request.credential, Instant::now()).ok_or_else(|| PagesError {
+        kind: error.into(),
+        status,
+        age: None,
+        calls: 0,
+    })
+}
+
+/// A page as it is stored.
+pub(super) fn hit(page: Arc<StoredPage>, ttl: i64, detail: Option<Detail>, at: Instant) -> Served {
+    Served {
+        page,
+        status: CacheStatus::Hit { ttl, detail },
+        at,
+        calls: 0,
+    }
+}
+
+/// A stored page in place of `error`, where both allow it.
+pub(in crate::service) fn stale_fallback(
+    error: &UpstreamError,
+    stored: Option<&Arc<StoredPage>>,
+    credential: &Credential,
+    now: Instant,
+) -> Option<Served> {
+    if !error.allows_stale() || credential.is_refused() {
+        return None;
+    }
+    // It was shared up before the fill: a right revoked meanwhile must not show.
+    let page = stored.filter(|page| !page.is_dropped())?;
+    let ttl = page.freshness(now).stand_in(page.moved_at(), now)?;
+    let detail = match error {
+        UpstreamError::QuotaExhausted { .. } => Detail::Quota,
+        _ => Detail::StaleIfError,
+    };
+    Some(Served {
+        page: page.clone(),
+        status: CacheStatus::Hit {
+            ttl,
+            detail: Some(detail),
+        },
+        at: now,
+        calls: 0,
+    })
+}
+
+/// The error that a remembered refusal stands for.
+pub(in crate::service) fn remembered(refusal: Refusal) -> UpstreamError {
+    match refusal {
+        Refusal::SpaceNotFound => UpstreamError::SpaceNotFound { head: None },
+        Refusal::SpaceAccessDenied => UpstreamError::SpaceAccessDenied,
+        Refusal::Rejected => UpstreamError::Rejected,
+        Refusal::Failed => UpstreamError::Failed(FailureSource::Inner { message: None }),
+    }
+}

@@ -1,0 +1,66 @@
+//! Purging: here, and on every replica.
+
+use std::sync::Arc;
+
+use super::Pages;
+use crate::{cache::PageStore, domain::SpaceToken, off_runtime::on_a_thread};
+
+impl Pages {
+    /// Drops all pages of `space`, of every credential, on every replica. For a task that nobody ends before it.
+    pub async fn purge_space(self: &Arc<Self>, space: &SpaceToken) {
+        let of_space = || {
+            let space = space.clone();
+            move |store: &PageStore| store.purge_space(&space)
+        };
+        self.purge_here(of_space()).await;
+        if let Some(shared_cache) = self.shared_cache.get() {
+            shared_cache.purge_space(space).await;
+            // A look in between may have brought back what nobody knew to be dropped.
+            self.purge_here(of_space()).await;
+        }
+    }
+
+    /// Drops all pages of the space that prints as `fingerprint`, on every replica. `false` where nobody knows of one. As
+    /// [`Self::purge_space`].
+    pub async fn purge_fingerprint(self: &Arc<Self>, fingerprint: &str) -> bool {
+        let is_known = self.purge_spaces_called(fingerprint).await;
+        let Some(shared_cache) = self.shared_cache.get().filter(|_| !is_known) else {
+            return is_known;
+        };
+        shared_cache.purge_fingerprint(fingerprint).await
+    }
+
+    /// Drops everything, on every replica. As [`Self::purge_space`].
+    pub async fn purge(self: &Arc<Self>) {
+        self.purge_here(PageStore::purge).await;
+        if let Some(shared_cache) = self.shared_cache.get() {
+            shared_cache.purge().await;
+            // As above.
+            self.purge_here(PageStore::purge).await;
+        }
+    }
+
+    /// Whether there was any.
+    pub(super) async fn purge_spaces_called(self: &Arc<Self>, fingerprint: &str) -> bool {
+        let (pages, fingerprint) = (self.clone(), fingerprint.to_owned());
+        let called = move || {
+            let is_meant = |space: &SpaceToken| space.to_string() == fingerprint;
+            pages.store.spaces_where(is_meant)
+        };
+        let known = on_a_thread(called).await;
+        for space in &known {
+            self.purge_space(space).await;
+        }
+        !known.is_empty()
+    }
+
+    /// Drops pages of this replica and frees what they take: there may be many.
+    async fn purge_here(self: &Arc<Self>, drop_pages: impl FnOnce(&PageStore) + Send + 'static) {
+        let pages = self.clone();
+        on_a_thread(move || {
+            drop_pages(&pages.store);
+            pages.store.free_dropped();
+        })
+        .await;
+    }
+}

@@ -1,0 +1,307 @@
+//! A fill among replicas: it looks for what another has filled, waits where another is filling, and tells the others what it brought.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+use tracing::debug;
+
+use super::{
+    ClientRequest, Fill, Filled, Pages, Served, Source, Sources,
+    decision::hit,
+    single_flight::{FillContext, may_refresh},
+};
+use crate::{
+    cache::{
+        CacheStatus, StoredPage, Verdict, flight::Wanted, judge_page, status::Detail, store::Kept,
+    },
+    domain::{PageKey, SpaceKey},
+    off_runtime::by_size,
+    service::{
+        SharedCache,
+        shared_cache::{FillLock, Lease, RedisKeys, SharedPage},
+        snapshot::unix_ms,
+    },
+    shared::Lost,
+    upstream::{Claims, Credential, Credentials, UpstreamError, Urgency},
+};
+
+/// A lock that ended a moment ago may not have ended there yet.
+const SLACK: Duration = Duration::from_millis(5);
+
+/// What looking among the replicas came to.
+enum Found {
+    /// A page another replica filled, which this client may be shown.
+    Page(Kept),
+    /// None: this replica fills, and holds the right to where Redis is there to give it.
+    Ours(Option<FillLock>),
+    /// None, and no call to spare for one.
+    NoCall,
+    /// Another replica was filling for as long as this one may wait.
+    NotInTime(Duration),
+}
+
+impl Pages {
+    /// Shares pages with other replicas from now on.
+    pub fn share_pages(&self, shared_cache: SharedCache) {
+        // The gateway is built once.
+        let _ = self.shared_cache.set(shared_cache);
+    }
+
+    /// Shares the pages of `credentials` from now on.
+    pub fn set_credentials(&self, credentials: Arc<Credentials>) {
+        if let Some(shared_cache) = self.shared_cache.get() {
+            shared_cache.set_credentials(credentials);
+        }
+    }
+
+    /// Whether other replicas may have pages that this one has not.
+    pub(super) fn shares_pages(&self) -> bool {
+        self.shared_cache.get().is_some_and(SharedCache::is_up)
+    }
+
+    /// Brings the page that `request` names: from another replica if one has it, else from the upstream. Run in a task of its own.
+    pub(super) async fn fetch(
+        self: Arc<Self>,
+        request: ClientRequest,
+        sources: Sources,
+        context: FillContext,
+        stored: Option<Arc<StoredPage>>,
+        wanted: Wanted,
+    ) -> Filled {
+        let key = request.key();
+        if let Some(shared_cache) = self.shared_cache.get() {
+            // Whether Redis is there or not: it may be back before the page is.
+            let knows = |key: &SpaceKey| self.store.knows(key);
+            shared_cache.remember_space(&request.credential, &request.space, knows);
+        }
+        let keys = self
+            .shared_cache
+            .get()
+            // What a replaced token sees is nothing to the others.
+            .filter(|shared_cache| shared_cache.is_up() && request.credential.is_in_force())
+            .and_then(|shared_cache| shared_cache.keys(&request.credential, &key));
+        let Some((shared_cache, keys)) = self.shared_cache.get().zip(keys) else {
+            let credential = request.credential.clone();
+            let filled = self.clone().fill(request, context, stored, wanted).await;
+            self.spread_refusal(&key, &credential, &filled).await;
+            return filled;
+        };
+        let found = self.find(shared_cache, &keys, &request, sources, &context.claims);
+        let lock = match found.await {
+            Found::Page(kept) => {
+                return Ok(Fill {
+                    kept,
+                    status: 200,
+                    source: Source::SharedCache,
+                });
+            }
+            Found::Ours(lock) => lock,
+            Found::NoCall => return Err(UpstreamError::QuotaExhausted { retry_after: None }),
+            Found::NotInTime(patience) => return Err(UpstreamError::Timeout(patience)),
+        };
+        // Another replica's page is as good to ask by, or to show in place of an error.
+        let stored = self.store.get(&key).or(stored);
+        let credential = request.credential.clone();
+        let filled = self.clone().fill(request, context, stored, wanted).await;
+        self.spread_refusal(&key, &credential, &filled).await;
+        if let Ok(fill) = &filled
+            && fill.kept.may_be_kept
+        {
+            let page = fill.kept.page.clone();
+            // Whoever waits here need not wait for that.
+            tokio::spawn(async move { self.publish(&key, page, &keys, lock).await });
+        }
+        filled
+    }
+
+    async fn find(
+        self: &Arc<Self>,
+        shared_cache: &SharedCache,
+        keys: &RedisKeys,
+        request: &ClientRequest,
+        sources: Sources,
+        claims: &Claims,
+    ) -> Found {
+        let deadline = Instant::now() + self.patience;
+        let told = shared_cache.listen(keys);
+        loop {
+            // From before the look on: nothing that is told after it goes unheard.
+            let notified = told.notified();
+            tokio::pin!(notified);
+            notified.as_mut().enable();
+            match self.look_up_shared(shared_cache, keys, request).await {
+                Err(Lost) => return Found::Ours(None),
+                Ok(kept) => {
+                    let wanted = kept.filter(|kept| {
+                        sources == Sources::All
+                            && is_found(&kept.page, request, claims.urgency(), Instant::now())
+                    });
+                    self.metrics.shared.looked_up(wanted.is_some());
+                    if let Some(kept) = wanted {
+                        return Found::Page(kept);
+                    }
+                }
+            }
+            if claims.urgency() == Urgency::Background && !may_refresh(request, Instant::now()) {
+                return Found::NoCall;
+            }
+            if sources == Sources::UpstreamAlone || request.directives.no_cache {
+                return Found::Ours(None);
+            }
+            match shared_cache.acquire_lease(keys).await {
+                Err(Lost) => return Found::Ours(None),
+                Ok(Lease::Acquired(lock)) => {
+                    // Who filled it may have ended between the look and this.
+                    let found = self.look_up_shared(shared_cache, keys, request).await;
+                    return match found.ok().flatten() {
+                        Some(kept)
+                            if is_found(&kept.page, request, claims.urgency(), Instant::now()) =>
+                        {
+                            Found::Page(kept)
+                        }
+                        Some(_) | None => Found::Ours(Some(lock)),
+                    };
+                }
+                Ok(Lease::HeldElsewhere(held_for)) => {
+                    let now = Instant::now();
+                    if now >= deadline {
+                        return Found::NotInTime(self.patience);
+                    }
+                    let until = deadline.min(now + held_for + SLACK);
+                    tokio::select! {
+                        () = notified.as_mut() => {}
+                        () = shared_cache.until_lost() => return Found::Ours(None),
+                        () = tokio::time::sleep_until(until) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes up what Redis says of a page and its space; the page where there is one.
+    async fn look_up_shared(
+        self: &Arc<Self>,
+        shared_cache: &SharedCache,
+        keys: &RedisKeys,
+        request: &ClientRequest,
+    ) -> Result<Option<Kept>, Lost> {
+        let key = &request.key();
+        let (began, shared) = loop {
+            let asked = self.store.begin(key.clone(), Instant::now());
+            let shared = shared_cache.look_up(keys, key, asked.generation()).await?;
+            if !request.credential.is_in_force() {
+                return Ok(None);
+            }
+            let (mark, list) = (shared.mark, &shared.list);
+            // What was told in between is newer.
+            if let Some(began) = self.store.adopt(&asked, mark, list, Instant::now()) {
+                break (began, shared);
+            }
+        };
+        let Some(found) = shared.page else {
+            return Ok(None);
+        };
+        let bytes = found.saved.body.len();
+        let pages = self.clone();
+        let take = move || {
+            let now_unix = i64::try_from(unix_ms() / 1000).unwrap_or(i64::MAX);
+            let SharedPage { saved, page, age } = found;
+            let (store, now) = (&pages.store, Instant::now());
+            store.take_shared(&began, &saved, page, age, now, now_unix)
+        };
+        Ok(by_size(bytes, take).await)
+    }
+
+    /// Answers with a page that another replica filled, as with one of its own; `None` where this client wants another.
+    pub(super) fn serve_shared(
+        self: &Arc<Self>,
+        page: Arc<StoredPage>,
+        request: &ClientRequest,
+    ) -> Option<Served> {
+        let now = Instant::now();
+        match judge_page(
+            Some(&page),
+            request.credential.is_refused(),
+            &request.directives,
+            now,
+        ) {
+            Verdict::Hit { ttl, detail } => Some(hit(page, ttl, detail, now)),
+            Verdict::HitWhileRevalidate { ttl } => {
+                self.refresh(&request.key(), request);
+                Some(Served {
+                    page,
+                    status: CacheStatus::Hit {
+                        ttl,
+                        detail: Some(Detail::StaleWhileRevalidate),
+                    },
+                    at: now,
+                    calls: 0,
+                })
+            }
+            Verdict::Fill(_) | Verdict::NotCached => None,
+        }
+    }
+
+    /// What is stored since the request began, where other replicas fill too.
+    pub(super) fn found_meanwhile(&self, request: &ClientRequest) -> Option<Arc<StoredPage>> {
+        self.shared_cache.get()?;
+        self.store.get(&request.key())
+    }
+
+    /// A right revoked here is revoked everywhere.
+    async fn spread_refusal(&self, key: &PageKey, credential: &Arc<Credential>, filled: &Filled) {
+        if let Some(shared_cache) = self.shared_cache.get()
+            && credential.is_in_force()
+            && let Err(UpstreamError::SpaceNotFound { .. } | UpstreamError::SpaceAccessDenied) =
+                filled
+        {
+            shared_cache
+                .drop_refused(credential, &key.space.space)
+                .await;
+            // As above.
+            self.store.drop_refused(&key.space, Instant::now());
+        }
+    }
+
+    /// Tells the others of a page, and takes up what they have told meanwhile.
+    async fn publish(
+        self: Arc<Self>,
+        key: &PageKey,
+        page: Arc<StoredPage>,
+        keys: &RedisKeys,
+        lock: Option<FillLock>,
+    ) {
+        let Some(shared_cache) = self.shared_cache.get() else {
+            return;
+        };
+        let Some(now_unix_ms) = shared_cache.link().unix_ms() else {
+            return;
+        };
+        let (now, bytes) = (Instant::now(), page.content.length());
+        let asked = self.store.begin(key.clone(), now);
+        let (pages, of) = (self.clone(), key.clone());
+        let share = move || pages.store.share(&of, &page, now, now_unix_ms);
+        let Some(shared) = by_size(bytes, share).await else {
+            return;
+        };
+        match shared_cache.publish(keys, shared, lock).await {
+            // As this replica says, or dropped, or moved on as another saw it. What was told in between is newer.
+            Ok(Some((mark, list))) => {
+                let _ = self.store.adopt(&asked, mark, &list, Instant::now());
+            }
+            Ok(None) => {}
+            Err(Lost) => debug!(space = %key.space.space, "page is not shared"),
+        }
+    }
+}
+
+/// Whether `page` is what is shared for: one that the client of `request` may be shown, or a fresh one to refresh with.
+fn is_found(page: &StoredPage, request: &ClientRequest, urgency: Urgency, now: Instant) -> bool {
+    let only_fresh = request.credential.is_refused();
+    match judge_page(Some(page), only_fresh, &request.directives, now) {
+        Verdict::Hit { .. } => true,
+        // It is what is to be refreshed.
+        Verdict::HitWhileRevalidate { .. } => urgency != Urgency::Background,
+        Verdict::Fill(_) | Verdict::NotCached => false,
+    }
+}

@@ -1,0 +1,98 @@
+//! What is asked of [`super::Pages`], and what it answers.
+
+use std::{sync::Arc, time::Duration};
+
+use http::HeaderValue;
+use tokio::time::Instant;
+
+use super::decision::stale_fallback;
+use crate::{
+    cache::{CacheStatus, StoredPage, http_semantics::RequestDirectives},
+    domain::{PageKey, PageQuery, SpaceKey, SpaceToken},
+    telemetry::{metrics::Account, traces::TraceContext},
+    upstream::{Claim, Credential, Upstream, UpstreamError, Urgency},
+};
+
+/// What is asked, and on whose account.
+#[derive(Clone, Debug)]
+pub struct ClientRequest {
+    pub credential: Arc<Credential>,
+    /// What it is asked through: of the same configuration, so that a token never goes to another upstream than its own.
+    pub upstream: Arc<Upstream>,
+    pub space: SpaceToken,
+    pub query: PageQuery,
+    /// As far as the client may ask for it: see [`crate::cache::freshness::permitted`].
+    pub directives: RequestDirectives,
+    pub account: Account,
+    pub request_id: HeaderValue,
+    /// Where the request's own span is.
+    pub trace: TraceContext,
+}
+
+impl ClientRequest {
+    pub(super) fn key(&self) -> PageKey {
+        PageKey {
+            space: SpaceKey {
+                credential: self.credential.id,
+                space: self.space.clone(),
+            },
+            query: self.query,
+        }
+    }
+
+    /// How much the call matters to its client, which waits: by what it has in hand.
+    pub(super) fn claim(&self, stored: Option<&Arc<StoredPage>>) -> Claim {
+        let spent = UpstreamError::QuotaExhausted { retry_after: None };
+        let urgency = match stale_fallback(&spent, stored, &self.credential, Instant::now()) {
+            Some(_) => Urgency::CanStandIn,
+            None => Urgency::Waiting,
+        };
+        Claim {
+            urgency,
+            client: self.account.client().clone(),
+        }
+    }
+}
+
+/// A page to answer with.
+#[derive(Clone, Debug)]
+pub struct Served {
+    pub page: Arc<StoredPage>,
+    pub status: CacheStatus,
+    /// When it was judged.
+    pub at: Instant,
+    /// Calls of the upstream that were made for it; none where it was stored, or fetched for another.
+    pub calls: u32,
+}
+
+impl Served {
+    /// How old the page was when it was judged.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        self.page.age(self.at)
+    }
+}
+
+/// Why there is no page, and what the cache did about it.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{kind}")]
+pub struct PagesError {
+    #[source]
+    pub kind: PagesErrorKind,
+    pub status: CacheStatus,
+    /// How old the upstream's answer is where it was remembered, not asked for.
+    pub age: Option<Duration>,
+    /// As [`Served::calls`].
+    pub calls: u32,
+}
+
+/// Why there is no page.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum PagesErrorKind {
+    #[error("the upstream gave no page")]
+    Upstream(#[from] UpstreamError),
+    #[error("nothing usable is stored, and the client wants nothing else")]
+    NotCached,
+    #[error("the fill ended in a bug")]
+    Lost,
+}

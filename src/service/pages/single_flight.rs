@@ -1,0 +1,151 @@
+//! One fill per page at a time: a request joins the one under way, or begins it.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+use tracing::{Instrument, error_span};
+
+use super::{
+    ClientRequest, Filled, Pages, Sources,
+    decision::{CacheDecision, FillRequest},
+};
+use crate::{
+    cache::{
+        Role, StoredPage,
+        flight::{Waiting, Wanted},
+    },
+    domain::PageKey,
+    telemetry::metrics::BACKGROUND,
+    upstream::{Calls, Claim, Claims, Urgency},
+};
+
+/// Who may share a fill.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct FlightKey {
+    page: PageKey,
+    /// How often its space was dropped: who asks after a purge is not given what was asked before it.
+    epoch: u64,
+    /// Nor is who asks with a new token given what the old one may still see.
+    token_pair: u64,
+}
+
+/// On whose account a fill goes, who wants it how much, and how many calls it has made so far: shared with those who wait for it.
+#[derive(Clone, Debug)]
+pub(super) struct FillContext {
+    pub(super) cause: Arc<str>,
+    pub(super) claims: Claims,
+    pub(super) calls: Calls,
+}
+
+impl FillContext {
+    /// On the account of who claims it first.
+    fn new(claim: Claim) -> Self {
+        Self {
+            cause: claim.client.clone(),
+            claims: Claims::new(claim),
+            calls: Calls::default(),
+        }
+    }
+}
+
+impl Pages {
+    /// Joins the fill of `key` or begins one; `None` where a fill that ended meanwhile left something to serve.
+    ///
+    /// Who joins claims it too, so that it stands in line as well as a fill of its own would.
+    pub(super) fn begin_fill(
+        self: &Arc<Self>,
+        key: &PageKey,
+        request: &ClientRequest,
+        sources: Sources,
+        stored: Option<&Arc<StoredPage>>,
+    ) -> Option<Waiting<Filled, FillContext>> {
+        let keep = !request.directives.no_store;
+        let waiting = self
+            .flights
+            .join(&self.flight(key, request), keep, |wanted| {
+                match self.decide(key, request, Instant::now()) {
+                    CacheDecision::Fill(FillRequest { stored, .. }) => {
+                        let context = FillContext::new(request.claim(stored.as_ref()));
+                        Some(self.begin(request, sources, context, stored, wanted))
+                    }
+                    CacheDecision::Serve(_)
+                    | CacheDecision::ServeAndRefresh(..)
+                    | CacheDecision::Refuse(_) => None,
+                }
+            })?;
+        if waiting.role == Role::Joined {
+            waiting.shared.claims.add(request.claim(stored));
+        }
+        Some(waiting)
+    }
+
+    /// A fill, and what it shares with those who wait for it.
+    fn begin(
+        self: &Arc<Self>,
+        request: &ClientRequest,
+        sources: Sources,
+        context: FillContext,
+        stored: Option<Arc<StoredPage>>,
+        wanted: Wanted,
+    ) -> (FillContext, impl Future<Output = Filled> + use<>) {
+        let shared = context.clone();
+        // Whatever a line of the log is about, it names the request that caused it. At the highest level, or a filter could leave it out.
+        let span = error_span!(
+            "fill",
+            request.id = request.request_id.to_str().unwrap_or_default(),
+            page = request.query.page,
+            page_size = request.query.page_size
+        );
+        let fill = self
+            .clone()
+            .fetch(request.clone(), sources, context, stored, wanted);
+        (shared, fill.instrument(span))
+    }
+
+    /// Fetches a page anew that nobody waits for, if there is a call to spare for it and the upstream is asked at all.
+    pub(super) fn refresh(self: &Arc<Self>, key: &PageKey, request: &ClientRequest) {
+        let now = Instant::now();
+        // Another replica may have fetched it.
+        if !may_refresh(request, now) && !self.shares_pages() {
+            return;
+        }
+        let begun = self
+            .flights
+            .join(&self.flight(key, request), true, |wanted| {
+                match self.decide(key, request, now) {
+                    CacheDecision::ServeAndRefresh(_, stored) => {
+                        let claim = Claim {
+                            urgency: Urgency::Background,
+                            client: BACKGROUND.into(),
+                        };
+                        let context = FillContext::new(claim);
+                        Some(self.begin(request, Sources::All, context, Some(stored), wanted))
+                    }
+                    // It has just been refreshed.
+                    CacheDecision::Serve(_) | CacheDecision::Refuse(_) | CacheDecision::Fill(_) => {
+                        None
+                    }
+                }
+            });
+        drop(begun);
+    }
+
+    fn flight(&self, key: &PageKey, request: &ClientRequest) -> FlightKey {
+        FlightKey {
+            page: key.clone(),
+            epoch: self.store.epoch(&key.space),
+            token_pair: request.credential.token_pair(),
+        }
+    }
+}
+
+/// Whether there is a call to spare for a page that nobody waits for, and the upstream is asked at all.
+pub(super) fn may_refresh(request: &ClientRequest, now: Instant) -> bool {
+    let purse = request.credential.purse();
+    purse.would_take(Urgency::Background, now).is_ok()
+        && request
+            .credential
+            .circuit()
+            .refuses(Some(&request.space))
+            .is_none()
+}

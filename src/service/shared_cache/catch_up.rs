@@ -1,0 +1,93 @@
+//! Catching up with Redis after it was lost.
+
+use redis::Script;
+
+use super::{
+    STATE_FOR, SharedCache,
+    keys::{mark, space_name},
+    ms, scripts,
+};
+use crate::{
+    cache::space::Mark,
+    domain::SpaceKey,
+    service::snapshot::owners,
+    shared::{Lost, Nonce, Session},
+};
+
+/// Spaces asked for at once while catching up.
+const AT_ONCE: usize = 200;
+
+impl SharedCache {
+    /// Tells Redis of the calls of the upstream that this replica made by itself.
+    pub(in crate::service) async fn report_calls(&self, session: &Session) -> Result<(), Lost> {
+        let credentials = self.credentials.load_full();
+        for credential in credentials.all() {
+            if let Some(calls) = credential.purse().shared() {
+                calls.report(session).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds which of `spaces` are still what this replica knows them as, under the era of `session`: each with its mark there.
+    ///
+    /// A Redis that has forgotten is told what this replica knows. One that has not is right: a space it knows nothing of may have been
+    /// dropped there.
+    pub(in crate::service) async fn still(
+        &self,
+        session: &Session,
+        spaces: Vec<(SpaceKey, Option<Mark>, u64)>,
+    ) -> Result<Vec<(SpaceKey, Option<Mark>)>, Lost> {
+        let forgot = session
+            .before
+            .is_some_and(|before| before.birth != session.era.birth);
+        let credentials = self.credentials.load_full();
+        let named: Vec<_> = spaces
+            .into_iter()
+            .map(|(key, mark, generation)| {
+                let mut all = credentials.all();
+                let name = all
+                    .find(|credential| credential.id == key.credential)
+                    .map(|credential| owners(std::iter::once(credential)))
+                    .and_then(|owners| space_name(&owners, &key));
+                (key, mark, generation, name)
+            })
+            .collect();
+        let script = Script::new(scripts::STILL);
+        let mut found = Vec::with_capacity(named.len());
+        for some in named.chunks(AT_ONCE) {
+            let mut still = script.prepare_invoke();
+            still.arg(ms(STATE_FOR));
+            let mut offered = Vec::with_capacity(some.len());
+            for (key, mark, generation, name) in some {
+                let Some(name) = name else {
+                    found.push((key.clone(), None));
+                    continue;
+                };
+                let known = mark.filter(|_| forgot);
+                let epoch = known.map_or_else(Nonce::fresh, |mark| Nonce(mark.epoch));
+                let generation = mark.map_or(*generation, |mark| mark.generation);
+                still
+                    .key(self.state_key(name))
+                    .arg(epoch)
+                    .arg(Nonce(generation))
+                    .arg(u8::from(known.is_some()));
+                self.remember(name, key, |_| true);
+                offered.push((key, mark, name, epoch));
+            }
+            let answers: Vec<(Nonce, Nonce)> = session.ask(&still).await?;
+            for ((key, known, name, offered), (epoch, generation)) in
+                offered.into_iter().zip(answers)
+            {
+                // What nobody else knew until now is what this replica says.
+                let same = match known {
+                    Some(known) => known.epoch == epoch.0,
+                    None => offered == epoch,
+                };
+                let mark = mark(name, session.era, epoch, generation);
+                found.push((key.clone(), same.then_some(mark)));
+            }
+        }
+        Ok(found)
+    }
+}

@@ -1,0 +1,135 @@
+//! What pages and spaces are called in Redis, and which spaces other replicas may name.
+
+use std::{collections::HashMap, sync::Arc};
+
+use super::SharedCache;
+use crate::{
+    cache::{
+        snapshot::{Owner, Owners},
+        space::Mark,
+    },
+    domain::{PageKey, SpaceKey, SpaceToken},
+    service::snapshot::owners,
+    shared::{Era, Nonce},
+    upstream::Credential,
+};
+
+/// Spaces whose names are remembered before those are let go that nothing is known of any more.
+const FIRST_SWEEP_AT: usize = 1024;
+
+/// The spaces that other replicas may name, by their names in Redis.
+#[derive(Debug)]
+pub(super) struct KnownSpaces {
+    known: HashMap<String, SpaceKey>,
+    sweep_at: usize,
+}
+
+impl Default for KnownSpaces {
+    fn default() -> Self {
+        Self {
+            known: HashMap::new(),
+            sweep_at: FIRST_SWEEP_AT,
+        }
+    }
+}
+
+/// What a page and its space are called in Redis.
+#[derive(Clone, Debug)]
+pub(in crate::service) struct RedisKeys {
+    pub(super) owners: Owners,
+    pub(super) space: String,
+    pub(super) state: String,
+    pub(super) page: String,
+    pub(super) lock: String,
+}
+
+impl SharedCache {
+    /// What `key`, read with `credential`, is called.
+    pub(in crate::service) fn keys(
+        &self,
+        credential: &Arc<Credential>,
+        key: &PageKey,
+    ) -> Option<RedisKeys> {
+        let owners = owners(std::iter::once(credential));
+        let space = space_name(&owners, &key.space)?;
+        let (page, size) = (key.query.page, key.query.page_size);
+        let named = |kind| self.link.name(&format!("{kind}:{space}:{page}:{size}"));
+        Some(RedisKeys {
+            owners,
+            state: self.state_key(&space),
+            page: named("page"),
+            lock: named("lock"),
+            space,
+        })
+    }
+
+    pub(super) fn state_key(&self, space: &str) -> String {
+        self.link.name(&format!("space:{space}"))
+    }
+
+    /// Remembers what `key` is called; those are let go that the caller does not know.
+    pub(super) fn remember(&self, space: &str, key: &SpaceKey, knows: impl Fn(&SpaceKey) -> bool) {
+        let mut spaces = self.spaces.lock();
+        if spaces.known.get(space) == Some(key) {
+            return;
+        }
+        if spaces.known.len() >= spaces.sweep_at {
+            spaces.known.retain(|_, key| knows(key));
+            spaces.sweep_at = (2 * spaces.known.len()).max(FIRST_SWEEP_AT);
+        }
+        spaces.known.insert(space.to_owned(), key.clone());
+    }
+
+    /// Remembers all that other replicas may call a space, whichever of its credential's tokens they use.
+    pub(in crate::service) fn remember_space(
+        &self,
+        credential: &Arc<Credential>,
+        space: &SpaceToken,
+        knows: impl Fn(&SpaceKey) -> bool,
+    ) {
+        let key = SpaceKey {
+            credential: credential.id,
+            space: space.clone(),
+        };
+        for name in names_of(credential, space) {
+            self.remember(&name, &key, &knows);
+        }
+    }
+
+    /// The space that others call so.
+    pub(in crate::service) fn space(&self, name: &str) -> Option<SpaceKey> {
+        self.spaces.lock().known.get(name).cloned()
+    }
+}
+
+pub(super) fn space_name(owners: &Owners, key: &SpaceKey) -> Option<String> {
+    let (owner, seal) = owners.known(key.credential).next()?;
+    Some(named(owner, seal, &key.space))
+}
+
+/// What a space is called by `credential`, with either of its tokens: another replica may use the other.
+pub(super) fn names_of(credential: &Arc<Credential>, space: &SpaceToken) -> Vec<String> {
+    let owners = owners(std::iter::once(credential));
+    let known = owners.known(credential.id);
+    known
+        .map(|(owner, seal)| named(owner, seal, space))
+        .collect()
+}
+
+/// The owner's fingerprint, then the space as only its owner can name it.
+fn named(owner: &Owner, seal: &[u8; blake3::KEY_LEN], space: &SpaceToken) -> String {
+    let owner = &owner.fingerprint()[..32];
+    let space = blake3::keyed_hash(seal, space.as_str().as_bytes());
+    format!("{owner}:{}", &space.to_hex()[..32])
+}
+
+pub(super) fn mark(space: &str, era: Era, epoch: Nonce, generation: Nonce) -> Mark {
+    let digest: [u8; blake3::OUT_LEN] = blake3::hash(space.as_bytes()).into();
+    let (name, _) = digest.split_first_chunk().expect("a digest is longer");
+    Mark {
+        name: u64::from_le_bytes(*name),
+        era: [era.birth.0, era.purge.0],
+        epoch: epoch.0,
+        generation: generation.0,
+    }
+}
