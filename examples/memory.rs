@@ -26,7 +26,7 @@ use tokio::time::Instant;
 use unpod_gateway::{
     cache::{PageStore, Received, store::Keep},
     config::Config,
-    domain::{CredentialId, PageKey, PageQuery, SpaceKey, SpaceToken},
+    domain::{CredentialId, ListId, ListKey, PageKey, PageQuery, SpaceKey, SpaceToken},
     upstream::read_page,
 };
 
@@ -149,10 +149,13 @@ async fn fill(store: Arc<PageStore>, writer: usize, pages: usize, model: Arc<Byt
     for number in 0..pages {
         let now = Instant::now();
         let key = PageKey {
-            space: SpaceKey {
-                credential: CredentialId(0),
-                space: SpaceToken::new(&format!("SPACE{writer}-{}", number / 10))
-                    .expect("the name is a token"),
+            list: ListKey {
+                space: SpaceKey {
+                    credential: CredentialId(0),
+                    space: SpaceToken::new(&format!("SPACE{writer}-{}", number / 10))
+                        .expect("the name is a token"),
+                },
+                id: ListId::TASKS,
             },
             query: PageQuery {
                 page: u32::try_from(number % 10 + 1).unwrap_or(1),

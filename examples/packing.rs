@@ -35,7 +35,7 @@ use unpod_gateway::{
         store::{COLD_AFTER, Keep},
     },
     config::Config,
-    domain::{CredentialId, PageKey, PageQuery, SpaceKey, SpaceToken},
+    domain::{CredentialId, ListId, ListKey, PageKey, PageQuery, SpaceKey, SpaceToken},
     upstream::read_page,
 };
 
@@ -235,9 +235,12 @@ impl Scene {
 fn page_key(number: u64) -> PageKey {
     let key = Key(number);
     PageKey {
-        space: SpaceKey {
-            credential: CredentialId(0),
-            space: SpaceToken::new(&key.space()).expect("the name is a token"),
+        list: ListKey {
+            space: SpaceKey {
+                credential: CredentialId(0),
+                space: SpaceToken::new(&key.space()).expect("the name is a token"),
+            },
+            id: ListId::TASKS,
         },
         query: PageQuery {
             page: u32::try_from(key.page()).expect("it has two digits"),

@@ -11,6 +11,7 @@ pub mod forms;
 pub mod freshness;
 pub mod http_semantics;
 mod link;
+pub mod list;
 pub mod memory;
 pub mod page_set;
 pub mod rendition;

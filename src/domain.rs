@@ -1,19 +1,23 @@
 //! Our words as types. No I/O, no HTTP, no clock: what a space token, a page and its tasks are, and nothing of how they travel.
 
+pub mod collection;
 pub mod hex;
 pub mod json;
 mod list_page;
 mod page_key;
 mod page_query;
 mod refusal;
+mod run_id;
 mod space_token;
 mod view;
 
 pub use self::{
+    collection::{Collection, ListId, RowKind},
     list_page::{ListPage, Row},
-    page_key::{CredentialId, PageKey, SpaceKey},
+    page_key::{CredentialId, ListKey, PageKey, SpaceKey},
     page_query::{PageQuery, Span},
     refusal::Refusal,
+    run_id::{InvalidRunId, RunId},
     space_token::{InvalidSpaceToken, SpaceFingerprint, SpaceToken},
     view::{FieldPath, InvalidFieldPath, View, ViewId},
 };

@@ -33,7 +33,7 @@ use self::{live::Live, readiness::Readiness};
 use super::{ApiError, LivePolicy, query};
 use crate::{
     config::{Problems, routes::TasksRouteConfig},
-    domain::{PageKey, PageQuery, SpaceKey, SpaceToken},
+    domain::{ListId, ListKey, PageKey, PageQuery, SpaceKey, SpaceToken},
     off_runtime::{on_a_thread, to_its_end},
     service::Pages,
     shared::Link,
@@ -275,9 +275,12 @@ async fn explain(State(admin): State<Admin>, RawQuery(query): RawQuery) -> Respo
         return bad_request("no credential serves this space");
     };
     let key = PageKey {
-        space: SpaceKey {
-            credential: credential.id,
-            space,
+        list: ListKey {
+            space: SpaceKey {
+                credential: credential.id,
+                space,
+            },
+            id: ListId::TASKS,
         },
         query,
     };

@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
 use super::StoredPage;
-use crate::domain::{ListPage, PageQuery, Row, Span};
+use crate::domain::{Collection, ListPage, PageQuery, Row, Span};
 
 /// A stored page and the query it answers.
 #[derive(Clone, Debug)]
@@ -69,7 +69,8 @@ impl Cuts {
     #[must_use]
     pub fn join(&self) -> Option<ListPage> {
         let pieces: Vec<_> = self.cuts.iter().map(Piece::of).collect();
-        join(&pieces, self.count)
+        let first = self.cuts.first()?;
+        join(&pieces, self.count, first.page.key().list.id.collection())
     }
 }
 
@@ -183,7 +184,7 @@ impl Piece {
     }
 }
 
-fn join(pieces: &[Piece], count: u64) -> Option<ListPage> {
+fn join(pieces: &[Piece], count: u64, collection: Collection) -> Option<ListPage> {
     let frame = envelope(&pieces.first()?.page)?;
     let mut seen = HashSet::new();
     let mut body = BytesMut::with_capacity(size(pieces, &frame));
@@ -195,7 +196,7 @@ fn join(pieces: &[Piece], count: u64) -> Option<ListPage> {
         }
         for row in piece.rows() {
             // A row without an id cannot be told from its double.
-            if !seen.insert(piece.page.id_of(row)?) {
+            if !seen.insert(piece.page.text_of(row, collection.id_member)?) {
                 return None;
             }
             if !rows.is_empty() {

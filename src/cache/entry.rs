@@ -13,9 +13,9 @@ use super::{
     freshness::{Candidate, Freshness, Lifetimes, Verdict, judge},
     http_semantics::{Coding, RequestDirectives, fmt_http_date, parse_age, parse_http_date},
     link::link,
+    list::{Began, List, Version},
     memory::BodyMemory,
     rendition::Rendition,
-    space::{Began, Space, Version},
     stretch::Popularity,
     variants::Variants,
 };
@@ -64,7 +64,7 @@ pub struct StoredPage {
     /// When it was read from a snapshot: until it is filled anew it may only stand in.
     restored_at: Option<Instant>,
     kept: HeaderMap,
-    pub(super) space: Arc<Space>,
+    pub(super) list: Arc<List>,
     pub(super) version: Version,
 }
 
@@ -224,6 +224,12 @@ impl Shown<'_> {
 }
 
 impl StoredPage {
+    /// What it is kept under.
+    #[must_use]
+    pub fn key(&self) -> &PageKey {
+        &self.key
+    }
+
     /// A page as `answer` brought it.
     #[must_use]
     pub fn new(
@@ -258,7 +264,7 @@ impl StoredPage {
             upstream_age: parse_age(answer.headers),
             restored_at: None,
             kept,
-            space: began.space,
+            list: began.list,
             version: began.version,
         }
     }
@@ -285,7 +291,7 @@ impl StoredPage {
             upstream_age: None,
             restored_at: None,
             kept: HeaderMap::new(),
-            space: oldest.space.clone(),
+            list: oldest.list.clone(),
             version: oldest.version,
         })
     }
@@ -380,7 +386,7 @@ impl StoredPage {
     /// Its freshness, stretched to what the quota allows.
     #[must_use]
     pub fn freshness(&self, now: Instant) -> Freshness {
-        let demand = self.space.demand();
+        let demand = self.list.space.demand();
         if !demand.is_bounded() {
             return self.freshness;
         }
@@ -398,7 +404,7 @@ impl StoredPage {
 
     /// Notes that it was asked for, where that bears on how long it lives.
     pub fn note_asked(&self, now: Instant) {
-        if self.space.demand().is_bounded() {
+        if self.list.space.demand().is_bounded() {
             self.popularity.note(now);
         }
     }
@@ -427,7 +433,7 @@ impl StoredPage {
 
     #[must_use]
     pub fn space_fingerprint(&self) -> &SpaceFingerprint {
-        self.space.fingerprint()
+        self.list.space.fingerprint()
     }
 
     /// When the upstream's answer came.
@@ -441,13 +447,13 @@ impl StoredPage {
     pub fn moved_at(&self) -> Option<Instant> {
         // A right may have been revoked since, or the list moved: as if it had, the page is old.
         self.restored_at
-            .or_else(|| self.space.moved_since(self.version))
+            .or_else(|| self.list.moved_since(self.version))
     }
 
     /// Whether it was dropped from the store, refused or purged, since it was filled.
     #[must_use]
     pub fn is_dropped(&self) -> bool {
-        self.space.dropped_since(self.version)
+        self.list.space.dropped_since(self.version)
     }
 
     /// The state of the list it was cut from.

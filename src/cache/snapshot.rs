@@ -13,7 +13,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 
 use self::format::{decode, encode};
-use super::space::Mark;
+use super::list::Mark;
 use crate::domain::PageKey;
 
 mod file;
@@ -108,7 +108,7 @@ pub fn seal(owners: &Owners, page: SavedPage) -> Option<Vec<u8>> {
 ///
 /// Returns in which way the bytes are not to be trusted; those of another page are foreign.
 pub fn unseal(bytes: &[u8], owners: &Owners, key: &PageKey) -> Result<SavedPage, SnapshotError> {
-    let credential = key.space.credential;
+    let credential = key.list.space.credential;
     // What another token of the credential sees is not this one's.
     let writer = owners.writer(credential);
     let known = |owner: &Owner| {

@@ -24,13 +24,14 @@ use tokio::{sync::Notify, time::Instant};
 use super::{
     entry::{Content, Received, StoredPage},
     freshness::{initial_age, may_store, refusal_lifetime},
+    list::{Coherence, List, Move, Version},
     memory::BodyMemory,
-    space::{Coherence, Move, Remembered, Space, Version},
+    space::{Remembered, Space},
     stretch::Demand,
 };
 use crate::{
     config::CacheConfig,
-    domain::{CredentialId, ListPage, PageKey, Refusal, SpaceKey},
+    domain::{CredentialId, ListKey, ListPage, PageKey, Refusal, SpaceKey},
 };
 
 mod drops;
@@ -47,7 +48,7 @@ pub use self::{
     packing::{COLD_AFTER, COLD_WHERE_CROWDED},
     shared::Shared,
 };
-pub use super::space::Began;
+pub use super::list::Began;
 
 /// Spaces of which no page is stored, but a refusal is remembered; beyond it the refusals go.
 const MAX_PAGELESS_SPACES: usize = 16_384;
@@ -117,7 +118,7 @@ impl PageStore {
                     evicted.fetch_add(1, Ordering::Relaxed);
                 }
                 if cause != RemovalCause::Replaced {
-                    page.space.remove_page(key.query);
+                    page.list.remove_page(key.query);
                 }
             })
             .build_with_hasher(RandomState::default());
@@ -168,15 +169,14 @@ impl PageStore {
     /// What the upstream refuses about `key`, as far as it is remembered.
     #[must_use]
     pub fn refusal(&self, key: &PageKey, now: Instant) -> Option<Remembered> {
-        let space = self.spaces.lock().known.get(&key.space).cloned()?;
-        space.refusal(key.query, now)
+        let space = self.known(&key.list.space)?;
+        space.refusal(&key.list.id, key.query, now)
     }
 
     /// How often the pages of a space were dropped: fills that began before and after are not each other's.
     #[must_use]
     pub fn epoch(&self, key: &SpaceKey) -> u64 {
-        let space = self.spaces.lock().known.get(key).cloned();
-        space.map_or(0, |space| space.version().epoch)
+        self.known(key).map_or(0, |space| space.epoch())
     }
 
     /// Notes that a fill of `key` begins.
@@ -187,11 +187,12 @@ impl PageStore {
             true => Coherence::Watched,
             false => Coherence::Unwatched,
         };
-        let space = self.space(&key.space, now);
-        let version = space.version();
+        let space = self.space(&key.list.space, now);
+        let list = space.list(&key.list.id, || self.generation());
+        let version = list.version();
         Began {
             key,
-            space,
+            list,
             version,
             coherence,
         }
@@ -200,7 +201,7 @@ impl PageStore {
     /// Takes in the page that a fill brought.
     pub fn put(&self, began: &Began, page: ListPage, answer: &Received<'_>, keep: Keep) -> Kept {
         let version = self.observe(began, &page, answer.received, keep);
-        let lifetimes = self.rules().lifetimes_of(began.key.query, &page);
+        let lifetimes = self.rules().lifetimes_of(&began.key, &page);
         let page = StoredPage::new(
             Arc::new(Content::new(
                 page,
@@ -231,7 +232,7 @@ impl PageStore {
     ) -> Kept {
         let shown = page.content.page();
         let version = self.observe(began, &shown, answer.received, keep);
-        let lifetimes = self.rules().lifetimes_of(began.key.query, &shown);
+        let lifetimes = self.rules().lifetimes_of(&began.key, &shown);
         let page = page.renewed(answer, &lifetimes, self.jitter_factor(), began.at(version));
         self.keep(began, page, answer, keep)
     }
@@ -249,7 +250,7 @@ impl PageStore {
             return;
         }
         let rules = self.rules();
-        let (space, query) = (&began.space, began.key.query);
+        let (space, key) = (&began.list.space, &began.key);
         // A purge forgets refusals too: one told before it is not remembered after it.
         let overtaken = space.dropped_since(began.version);
         let remembered = |configured| {
@@ -271,14 +272,14 @@ impl PageStore {
             Refusal::SpaceNotFound | Refusal::SpaceAccessDenied => {
                 // Of several fills that are refused at once the first is remembered, and the others drop it with the pages.
                 let known = space.refused(now);
-                self.drop_pages(&began.key.space, space);
+                self.drop_pages(&key.list.space, space);
                 if let Some(refusal) = remembered(rules.negative_ttl).or(known) {
                     space.refuse(refusal);
                 }
             }
             Refusal::Rejected | Refusal::Failed => {
                 if let Some(refusal) = remembered(rules.rejected_ttl) {
-                    space.refuse_page(query, refusal);
+                    space.refuse_page(&key.list.id, key.query, refusal);
                 }
             }
         }
@@ -299,15 +300,21 @@ impl PageStore {
     fn distrust_all(&self, now: Instant) {
         let known: Vec<_> = self.spaces.lock().known.values().cloned().collect();
         for space in known {
-            space.move_on(|| self.generation(), now);
+            self.move_on(&space, now);
         }
     }
 
     /// Turns all pages of `credential` stale, and forgets what was refused: until filled anew they stand in for errors and quota alone.
     pub fn distrust(&self, credential: CredentialId, now: Instant) {
         for space in self.spaces_of(credential).values() {
-            space.move_on(|| self.generation(), now);
+            self.move_on(space, now);
             space.forget_refusals();
+        }
+    }
+
+    fn move_on(&self, space: &Space, now: Instant) {
+        for list in space.lists() {
+            list.move_on(|| self.generation(), now);
         }
     }
 
@@ -350,7 +357,7 @@ impl PageStore {
         if self.is_coherent() && keep != Keep::Overtaken {
             let next = |to: Move<'_>| next_generation(began.version.generation, to);
             began
-                .space
+                .list
                 .observe(began.version, began.key.query, page, next, now)
         } else {
             began.version
@@ -365,7 +372,7 @@ impl PageStore {
         let mut may_be_kept = false;
         let stored = {
             let _writing = self.writing.lock();
-            if keep == Keep::Overtaken || began.space.dropped_since(began.version) {
+            if keep == Keep::Overtaken || began.list.space.dropped_since(began.version) {
                 false
             } else if !allowed {
                 // What the upstream forbids to keep takes the place of what it allowed before.
@@ -375,8 +382,9 @@ impl PageStore {
                 false
             } else {
                 may_be_kept = true;
-                began.space.allow(began.key.query);
-                began.space.add_page(began.key.query);
+                let (list, query) = (&began.list, began.key.query);
+                list.space.allow(list.id(), query);
+                list.add_page(query);
                 self.insert(&page);
                 // A full store may turn a page away that is asked for less than those it holds.
                 self.pages.contains_key(&began.key)
@@ -396,6 +404,16 @@ impl PageStore {
         self.stirred.notify_one();
     }
 
+    /// What is known of a space, if anything is.
+    fn known(&self, key: &SpaceKey) -> Option<Arc<Space>> {
+        self.spaces.lock().known.get(key).cloned()
+    }
+
+    /// A list of which something is stored or being fetched.
+    fn known_list(&self, key: &ListKey) -> Option<Arc<List>> {
+        self.known(&key.space)?.known_list(&key.id)
+    }
+
     fn space(&self, key: &SpaceKey, now: Instant) -> Arc<Space> {
         let mut spaces = self.spaces.lock();
         if let Some(space) = spaces.known.get(key) {
@@ -403,7 +421,7 @@ impl PageStore {
         }
         spaces.sweep(now);
         let demand = self.demand(key.credential);
-        let space = Arc::new(Space::new(&key.space, self.generation(), demand));
+        let space = Arc::new(Space::new(&key.space, demand));
         spaces.known.insert(key.clone(), space.clone());
         space
     }
@@ -445,7 +463,7 @@ fn next_generation(before: u64, to: Move<'_>) -> u64 {
     hasher.update(&before.to_le_bytes());
     match to {
         Move::Count(count) => hasher.update(b"count").update(&count.to_le_bytes()),
-        Move::FirstTask(id) => hasher.update(b"first").update(id.as_bytes()),
+        Move::FirstRow(id) => hasher.update(b"first").update(id.as_bytes()),
     };
     let digest: [u8; blake3::OUT_LEN] = hasher.finalize().into();
     let (first, _) = digest.split_first_chunk().expect("a digest is longer");

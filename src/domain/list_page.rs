@@ -38,19 +38,9 @@ impl fmt::Debug for ListPage {
 }
 
 impl ListPage {
-    /// The `task_id` of `row`, one of this page, if that is a string.
+    /// The member `name` of `row`, one of this page, if that is a string.
     #[must_use]
-    pub fn id_of(&self, row: &Row) -> Option<Cow<'_, str>> {
-        self.text_of(row, "task_id")
-    }
-
-    /// The `status` of `row`, one of this page, if that is a string.
-    #[must_use]
-    pub fn status_of(&self, row: &Row) -> Option<Cow<'_, str>> {
-        self.text_of(row, "status")
-    }
-
-    fn text_of(&self, row: &Row, name: &str) -> Option<Cow<'_, str>> {
+    pub fn text_of(&self, row: &Row, name: &str) -> Option<Cow<'_, str>> {
         let span = row.span.start as usize..row.span.end as usize;
         let row = str::from_utf8(&self.body[span]).ok()?;
         json::text(json::member(row, name)?)

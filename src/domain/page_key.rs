@@ -1,4 +1,4 @@
-use super::{PageQuery, SpaceToken};
+use super::{ListId, PageQuery, SpaceToken};
 
 /// Which upstream credential a page was read with: given out once in a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -11,9 +11,16 @@ pub struct SpaceKey {
     pub space: SpaceToken,
 }
 
+/// A list as one credential sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ListKey {
+    pub space: SpaceKey,
+    pub id: ListId,
+}
+
 /// What a page is kept under. Nothing of a client's is part of it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PageKey {
-    pub space: SpaceKey,
+    pub list: ListKey,
     pub query: PageQuery,
 }

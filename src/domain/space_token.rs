@@ -17,6 +17,12 @@ const ALLOWED: [bool; 256] = {
     allowed
 };
 
+/// Whether `text` is 1 to `most` of `A-Z a-z 0-9 _ -`.
+pub(super) fn is_name(text: &str, most: usize) -> bool {
+    let is_allowed = |byte: &u8| ALLOWED[usize::from(*byte)];
+    (1..=most).contains(&text.len()) && text.as_bytes().iter().all(is_allowed)
+}
+
 /// Names a space of the upstream.
 ///
 /// Prints as a fingerprint, so that no log line can show it by accident.
@@ -35,8 +41,7 @@ impl SpaceToken {
     ///
     /// Returns [`InvalidSpaceToken`] for any other length or character.
     pub fn new(text: &str) -> Result<Self, InvalidSpaceToken> {
-        let is_allowed = |byte: &u8| ALLOWED[usize::from(*byte)];
-        if (1..=MAX_LENGTH).contains(&text.len()) && text.as_bytes().iter().all(is_allowed) {
+        if is_name(text, MAX_LENGTH) {
             Ok(Self(text.into()))
         } else {
             Err(InvalidSpaceToken)

@@ -13,13 +13,16 @@ use crate::{
     cache::{
         StoredPage, Verdict, freshness::FillReason, http_semantics::RequestDirectives, judge_page,
     },
-    domain::{PageKey, PageQuery, SpaceKey, SpaceToken},
+    domain::{PageKey, SpaceKey, SpaceToken},
     upstream::{Credential, Credentials, UpstreamError, Urgency},
 };
 
 /// A stored page as an operator sees it. Times in seconds.
 #[derive(Debug, Serialize)]
 pub struct PageReport {
+    pub collection: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run_id: Option<String>,
     pub page: u32,
     pub page_size: u32,
     pub age: u64,
@@ -71,10 +74,7 @@ impl Pages {
     #[must_use]
     pub fn stored_pages(&self, space: &SpaceKey, now: Instant) -> Vec<PageReport> {
         let stored = self.store().pages_of(space);
-        stored
-            .iter()
-            .map(|part| report(part.query, &part.page, now))
-            .collect()
+        stored.iter().map(|part| report(&part.page, now)).collect()
     }
 
     /// The `most` spaces of which most pages are stored.
@@ -152,7 +152,7 @@ impl Pages {
             .is_some_and(|page| page.moved_at().is_some());
         let refusal = self.store().refusal(key, now);
         let quota_wait = quota_wait(credential, now);
-        let space = Some(&key.space.space);
+        let space = Some(&key.list.space.space);
         let stands_in = |error: &UpstreamError| {
             stale_fallback(error, stored.as_ref(), credential, now).is_some()
         };
@@ -169,25 +169,31 @@ impl Pages {
             credential: credential.name.clone(),
             credential_refused: only_fresh,
             credential_held: credential.is_held(now),
-            circuit: credential.circuit().state_for(&key.space.space).as_str(),
+            circuit: credential
+                .circuit()
+                .state_for(&key.list.space.space)
+                .as_str(),
             circuit_wait: credential
                 .circuit()
-                .refuses(Some(&key.space.space))
+                .refuses(space)
                 .map(|wait| wait.as_secs()),
             quota_wait: quota_wait.map(|wait| wait.as_secs()),
             refusal: refusal.map(|known| {
                 let error = remembered(known.refusal);
                 (error.as_str(), (known.until - now).as_secs())
             }),
-            stored: stored.map(|page| report(key.query, &page, now)),
+            stored: stored.map(|page| report(&page, now)),
         }
     }
 }
 
-fn report(query: PageQuery, page: &StoredPage, now: Instant) -> PageReport {
+fn report(page: &StoredPage, now: Instant) -> PageReport {
+    let (list, query) = (&page.key().list.id, page.key().query);
     let age = page.age(now);
     let lifetime = page.freshness(now).lifetime();
     PageReport {
+        collection: list.collection().name,
+        run_id: list.run().map(ToString::to_string),
         page: query.page,
         page_size: query.page_size,
         age: age.as_secs(),

@@ -87,7 +87,9 @@ mod tests {
             store::{COLD_AFTER, Keep},
         },
         config::Config,
-        domain::{CredentialId, ListPage, PageKey, PageQuery, SpaceKey, SpaceToken},
+        domain::{
+            CredentialId, ListId, ListKey, ListPage, PageKey, PageQuery, SpaceKey, SpaceToken,
+        },
         telemetry::metrics::Metrics,
     };
 
@@ -104,9 +106,12 @@ mod tests {
 
     fn put(pages: &Pages, page: u32) -> Arc<StoredPage> {
         let key = PageKey {
-            space: SpaceKey {
-                credential: CredentialId(0),
-                space: SpaceToken::new("SPACE").unwrap(),
+            list: ListKey {
+                space: SpaceKey {
+                    credential: CredentialId(0),
+                    space: SpaceToken::new("SPACE").unwrap(),
+                },
+                id: ListId::TASKS,
             },
             query: PageQuery {
                 page,

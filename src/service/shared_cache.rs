@@ -18,8 +18,8 @@ use tokio::sync::Notify;
 
 use crate::{
     cache::{
+        list::{ListHead, Mark},
         snapshot::{SavedPage, SnapshotError, seal, unseal},
-        space::{ListHead, Mark},
         store::Shared,
     },
     domain::{ListPage, PageKey},
@@ -70,7 +70,7 @@ pub struct SharedCache {
 #[derive(Debug)]
 pub(super) struct SharedState {
     pub mark: Mark,
-    pub list: ListHead,
+    pub head: ListHead,
     /// One of the state in force.
     pub page: Option<SharedPage>,
 }
@@ -127,6 +127,7 @@ impl SharedCache {
         let mut look_up = script.key(self.link.era_key());
         look_up
             .key(&keys.state)
+            .key(&keys.list)
             .key(&keys.page)
             .arg(Nonce::fresh())
             .arg(Nonce(generation))
@@ -148,9 +149,9 @@ impl SharedCache {
         };
         Ok(SharedState {
             mark,
-            list: ListHead {
+            head: ListHead {
                 count,
-                first_task: first.map(CompactString::from),
+                first_row: first.map(CompactString::from),
             },
             page,
         })
@@ -212,24 +213,27 @@ impl SharedCache {
         lock: Option<FillLock>,
     ) -> Result<Option<(Mark, ListHead)>, Lost> {
         let era = self.link.era().ok_or(Lost)?;
-        let (before, at, list) = (shared.before, shared.mark, shared.list);
+        let (before, at, head) = (shared.before, shared.mark, shared.head);
         let keep_for = shared.useful_for.min(LONGEST_PAGE);
         if at.era != [era.birth.0, era.purge.0] || keep_for.is_zero() {
             return Ok(None);
         }
         let (owners, page) = (keys.owners.clone(), shared.page);
+        let list = page.key.list.id.to_string();
         let sealed = by_size(page.body.len(), move || seal(&owners, page)).await;
         let Some(value) = sealed.filter(|value| value.len() <= LARGEST_PAGE) else {
             return Ok(None);
         };
         let moved = Event::Moved {
             space: keys.space.clone(),
+            list,
             generation: Nonce(at.generation),
         };
         let script = Script::new(scripts::STORE);
         let mut store = script.key(self.link.era_key());
         store
             .key(&keys.state)
+            .key(&keys.list)
             .key(&keys.page)
             .key(&keys.lock)
             .arg(era.birth)
@@ -238,10 +242,10 @@ impl SharedCache {
             .arg(Nonce(before.generation))
             .arg(Nonce(at.generation))
             .arg(
-                list.count
+                head.count
                     .map_or_else(String::new, |count| count.to_string()),
             )
-            .arg(list.first_task.as_deref().unwrap_or_default())
+            .arg(head.first_row.as_deref().unwrap_or_default())
             .arg(value)
             .arg(ms(keep_for).max(1))
             .arg(lock.as_ref().map_or(Nonce(0), |lock| lock.token))
@@ -255,11 +259,11 @@ impl SharedCache {
             lock.released();
         }
         Ok(answer.map(|(epoch, generation, count, first)| {
-            let list = ListHead {
+            let head = ListHead {
                 count,
-                first_task: first.map(CompactString::from),
+                first_row: first.map(CompactString::from),
             };
-            (mark(&keys.space, era, epoch, generation), list)
+            (mark(&keys.space, era, epoch, generation), head)
         }))
     }
 }

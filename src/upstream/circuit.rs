@@ -22,7 +22,7 @@ use tracing::{debug, info, warn};
 use super::{Credential, PageRequest, UpstreamError, line::abandon_if_unsent};
 use crate::{
     config::CircuitConfig,
-    domain::{PageKey, SpaceKey, SpaceToken},
+    domain::{ListKey, PageKey, SpaceKey, SpaceToken},
 };
 
 mod breaker;
@@ -292,9 +292,12 @@ impl Attempt {
             ticket: circuit.admit(&request.space)?,
             credential: request.credential.clone(),
             page: PageKey {
-                space: SpaceKey {
-                    credential: request.credential.id,
-                    space: request.space.clone(),
+                list: ListKey {
+                    space: SpaceKey {
+                        credential: request.credential.id,
+                        space: request.space.clone(),
+                    },
+                    id: request.list.clone(),
                 },
                 query: request.query,
             },
@@ -307,7 +310,7 @@ impl Attempt {
     fn refused(&self) -> UpstreamError {
         let circuit = self.credential.circuit();
         let retry_after = circuit
-            .refuses(Some(&self.page.space.space))
+            .refuses(Some(&self.page.list.space.space))
             .unwrap_or_default();
         UpstreamError::Unavailable { retry_after }
     }

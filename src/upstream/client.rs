@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     config::UpstreamConfig,
-    domain::{PageQuery, SpaceToken},
+    domain::{ListId, PageQuery, SpaceToken},
     outbound::{USER_AGENT, add_system_roots, tls_trusting},
     telemetry::traces::{Span, TRACEPARENT, TraceContext},
 };
@@ -52,6 +52,7 @@ pub struct PageRequest {
     /// Which of its tokens the call goes with.
     pub token: TokenSlot,
     pub space: SpaceToken,
+    pub list: ListId,
     pub query: PageQuery,
     pub validators: Validators,
     pub request_id: HeaderValue,
@@ -272,7 +273,7 @@ impl Client {
     async fn ask(self, request: PageRequest) -> Result<RawAnswer, ClientError> {
         let tries_before = request.calls.add();
         let mut span = request.trace.begin_call("GET");
-        self.describe(&mut span, &request.space, tries_before);
+        self.describe(&mut span, &request, tries_before);
         let outcome = self.exchange(request, span.context()).await;
         match &outcome {
             Ok(answer) => note_status(&mut span, answer.status),
@@ -282,15 +283,12 @@ impl Client {
     }
 
     /// Without `url.full`, which holds the space token.
-    fn describe(&self, span: &mut Span, space: &SpaceToken, tries_before: u32) {
+    fn describe(&self, span: &mut Span, request: &PageRequest, tries_before: u32) {
         span.set("http.request.method", "GET");
-        span.set(
-            "url.template",
-            "/api/v2/platform/spaces/{space_token}/tasks/",
-        );
+        span.set("url.template", request.list.collection().vendor_route);
         span.set_with("server.address", || self.origin.0.to_string());
         span.set("server.port", i64::from(self.origin.1));
-        span.set_with("gateway.space", || space.to_string());
+        span.set_with("gateway.space", || request.space.to_string());
         if tries_before > 0 {
             span.set("http.request.resend_count", i64::from(tries_before));
         }
@@ -302,9 +300,10 @@ impl Client {
         context: &TraceContext,
     ) -> Result<RawAnswer, ClientError> {
         let url = format!(
-            "{}/api/v2/platform/spaces/{}/tasks/?{}",
+            "{}/api/v2/platform/spaces/{}/{}/?{}",
             self.base_url,
             request.space.as_str(),
+            request.list,
             request.query
         );
         request.sent.set();

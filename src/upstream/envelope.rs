@@ -191,8 +191,8 @@ mod tests {
     fn each_task_is_found_in_the_bytes_as_it_stands() {
         let body = r#"{"count":9007199254740993,"status_code":200,"message":"ok","data":[ {"task_id":"a","n":1e+22,"":-0.0} ,{"status":"failed","task_id":7,"dotted.key":null},null]}"#;
         let page = page(body).unwrap();
-        let id = |place: usize| page.id_of(&page.rows[place]);
-        let status = |place: usize| page.status_of(&page.rows[place]);
+        let id = |place: usize| page.text_of(&page.rows[place], "task_id");
+        let status = |place: usize| page.text_of(&page.rows[place], "status");
         let texts: Vec<&str> = page
             .rows
             .iter()

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     config::{Config, UpstreamConfig},
-    domain::{PageQuery, SpaceToken},
+    domain::{ListId, PageQuery, SpaceToken},
     telemetry::traces::TraceContext,
 };
 
@@ -26,6 +26,7 @@ pub(super) fn request(lines: &str) -> PageRequest {
         credential: credentials.named("default").expect("it is named").clone(),
         token: TokenSlot::Current,
         space: SpaceToken::new("SPACE").expect("a token"),
+        list: ListId::TASKS,
         query: PageQuery {
             page: 1,
             page_size: 20,

@@ -14,7 +14,7 @@ use tower::{ServiceBuilder, service_fn, util::BoxCloneSyncService};
 use unpod_gateway::{
     cache::{PageStore, http_semantics::RequestDirectives},
     config::Config,
-    domain::{PageQuery, SpaceToken},
+    domain::{ListId, PageQuery, SpaceToken},
     service::{ClientRequest, Pages, PagesError, Served},
     telemetry::{
         metrics::{Account, Metrics},
@@ -120,6 +120,7 @@ impl Readers {
             credential: self.credential.clone(),
             upstream: self.stack.clone(),
             space: SpaceToken::new(&format!("SPACE{page}")).unwrap(),
+            list: ListId::TASKS,
             query: PageQuery {
                 page: 1,
                 page_size: 20,

@@ -24,7 +24,7 @@ use crate::{
         freshness::permitted,
         http_semantics::{Coding, RequestDirectives, accepts_identity, negotiate, not_modified},
     },
-    domain::{PageQuery, SpaceFingerprint, SpaceToken},
+    domain::{ListId, PageQuery, SpaceFingerprint, SpaceToken},
     service::{ClientRequest, Served},
     upstream::Credential,
 };
@@ -83,6 +83,7 @@ async fn page(data: &Data, mut asked: Box<Asked>) -> Answer {
         credential,
         upstream: policy.upstream.clone(),
         space,
+        list: ListId::TASKS,
         query,
         directives: permitted(asks_for, client.may_refresh),
         account: client.account.clone(),

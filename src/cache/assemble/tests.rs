@@ -7,7 +7,7 @@ use super::*;
 use crate::{
     cache::{PageStore, Received, http_semantics::Coding, store::Keep},
     config::Config,
-    domain::{CredentialId, PageKey, SpaceKey, SpaceToken},
+    domain::{CredentialId, ListId, ListKey, PageKey, SpaceKey, SpaceToken},
     upstream::read_page,
 };
 
@@ -58,9 +58,12 @@ impl Kept {
 
     fn key(query: PageQuery) -> PageKey {
         PageKey {
-            space: SpaceKey {
-                credential: CredentialId(0),
-                space: SpaceToken::new("SPACE").unwrap(),
+            list: ListKey {
+                space: SpaceKey {
+                    credential: CredentialId(0),
+                    space: SpaceToken::new("SPACE").unwrap(),
+                },
+                id: ListId::TASKS,
             },
             query,
         }

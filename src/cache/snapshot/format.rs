@@ -18,12 +18,12 @@ use super::{
     owners::{Known, Owner, Owners},
 };
 use crate::{
-    cache::space::Mark,
-    domain::{CredentialId, PageKey, PageQuery, SpaceKey, SpaceToken},
+    cache::list::Mark,
+    domain::{CredentialId, ListId, ListKey, PageKey, PageQuery, SpaceKey, SpaceToken},
 };
 
 /// Raised whenever what was written before could be misread.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 const MAGIC: &str = "unpod-gateway pages";
 /// No first line of any version is longer.
 const PREFACE_LENGTH: u64 = 256;
@@ -40,6 +40,8 @@ struct Preface {
 struct PageHead {
     owner: Owner,
     space: String,
+    /// Its path below the space.
+    list: String,
     page: u32,
     page_size: u32,
     born_unix_ms: u64,
@@ -73,7 +75,7 @@ pub(super) fn encode(
     out.write_all(b"\n")?;
     let mut count = 0;
     for page in pages {
-        let Some(owner) = owners.writer(page.key.space.credential) else {
+        let Some(owner) = owners.writer(page.key.list.space.credential) else {
             continue;
         };
         let Some(head) = head_of(&page, owner) else {
@@ -147,7 +149,8 @@ fn head_of(page: &SavedPage, known: &Known) -> Option<PageHead> {
         .collect::<Option<_>>()?;
     Some(PageHead {
         owner: known.owner.clone(),
-        space: page.key.space.space.as_str().to_owned(),
+        space: page.key.list.space.space.as_str().to_owned(),
+        list: page.key.list.id.to_string(),
         page: page.key.query.page,
         page_size: page.key.query.page_size,
         born_unix_ms: page.born_unix_ms,
@@ -168,9 +171,12 @@ fn saved(head: PageHead, body: Bytes, credential: CredentialId) -> Option<SavedP
     let lifetime = Duration::from_millis(head.lifetime_ms);
     Some(SavedPage {
         key: PageKey {
-            space: SpaceKey {
-                credential,
-                space: SpaceToken::new(&head.space).ok()?,
+            list: ListKey {
+                space: SpaceKey {
+                    credential,
+                    space: SpaceToken::new(&head.space).ok()?,
+                },
+                id: ListId::of_path(&head.list)?,
             },
             query: PageQuery::new(head.page, head.page_size)?,
         },

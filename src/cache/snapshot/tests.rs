@@ -4,7 +4,7 @@ use http::HeaderValue;
 use proptest::prelude::*;
 
 use super::*;
-use crate::domain::{CredentialId, PageQuery, SpaceKey, SpaceToken};
+use crate::domain::{CredentialId, ListId, ListKey, PageQuery, SpaceKey, SpaceToken};
 
 const MOST: u64 = 1 << 20;
 
@@ -21,9 +21,12 @@ fn owners(token: &str) -> Owners {
 fn page(number: u32) -> SavedPage {
     SavedPage {
         key: PageKey {
-            space: SpaceKey {
-                credential: CredentialId(0),
-                space: SpaceToken::new("SPACE").unwrap(),
+            list: ListKey {
+                space: SpaceKey {
+                    credential: CredentialId(0),
+                    space: SpaceToken::new("SPACE").unwrap(),
+                },
+                id: ListId::TASKS,
             },
             query: PageQuery {
                 page: number,
@@ -109,10 +112,10 @@ fn what_is_not_exactly_what_was_written_is_refused() {
         decoded(&more, "token"),
         Err(SnapshotError::Damaged)
     ));
-    let newer = String::from_utf8_lossy(&good).replace("\"version\":3", "\"version\":4");
+    let newer = String::from_utf8_lossy(&good).replace("\"version\":4", "\"version\":5");
     assert!(matches!(
         decoded(newer.as_bytes(), "token"),
-        Err(SnapshotError::Version(4))
+        Err(SnapshotError::Version(5))
     ));
     for nothing in [&b"{}\n"[..], b"", b"\n", &[0; 1000]] {
         assert!(matches!(
@@ -158,7 +161,7 @@ fn each_owner_reads_its_own_pages_alone() {
     let mut both = owners("token");
     both.add(CredentialId(1), "another", &[b"secret"]);
     let mut of_other = page(2);
-    of_other.key.space.credential = CredentialId(1);
+    of_other.key.list.space.credential = CredentialId(1);
     let bytes = encoded(&[page(1), of_other.clone()], &both);
     assert_eq!(decoded(&bytes, "token").unwrap().pages, [page(1)]);
     let whole = decode(&bytes[..], |owner| both.called(owner)).unwrap();

@@ -1,7 +1,6 @@
-use std::cell::Cell;
-
 use super::*;
-use crate::domain::Row;
+
+const TASKS: ListId = ListId::TASKS;
 
 fn query(page: u32) -> PageQuery {
     PageQuery {
@@ -10,28 +9,9 @@ fn query(page: u32) -> PageQuery {
     }
 }
 
-fn page(count: u64, tasks: &[&str]) -> ListPage {
-    let mut body = String::new();
-    let tasks = tasks.iter().map(|id| {
-        let start = u32::try_from(body.len()).unwrap();
-        body += &match *id {
-            "" => "{}".to_owned(),
-            id => format!(r#"{{"task_id":"{id}"}}"#),
-        };
-        Row {
-            span: start..u32::try_from(body.len()).unwrap(),
-        }
-    });
-    ListPage {
-        rows: tasks.collect(),
-        count,
-        body: body.into(),
-    }
-}
-
-fn space() -> Space {
+fn space() -> Arc<Space> {
     let token = SpaceToken::new("A").unwrap();
-    Space::new(&token, 1, Arc::new(Demand::new(Duration::ZERO)))
+    Arc::new(Space::new(&token, Arc::new(Demand::new(Duration::ZERO))))
 }
 
 fn remembered(refusal: Refusal, lifetime: Duration, now: Instant) -> Remembered {
@@ -43,158 +23,22 @@ fn remembered(refusal: Refusal, lifetime: Duration, now: Instant) -> Remembered 
     }
 }
 
-/// A space whose generations count from 1.
-struct Watched {
-    space: Space,
-    last_generation: Cell<u64>,
-    now: Instant,
-}
-
-impl Watched {
-    fn new() -> Self {
-        Self {
-            space: space(),
-            last_generation: Cell::new(1),
-            now: Instant::now(),
-        }
-    }
-
-    fn observe(&self, began: Version, number: u32, page: &ListPage) -> Version {
-        let next = |_: Move<'_>| {
-            self.last_generation.set(self.last_generation.get() + 1);
-            self.last_generation.get()
-        };
-        self.space
-            .observe(began, query(number), page, next, self.now)
-    }
-
-    /// Observes a page whose fill nothing overtook.
-    fn see(&self, number: u32, page: &ListPage) -> Version {
-        self.observe(self.space.version(), number, page)
-    }
-
-    fn generation(&self) -> u64 {
-        self.space.version().generation
-    }
-}
-
-#[test]
-fn a_list_moves_when_its_count_or_its_first_task_does() {
-    let first = |count, tasks: &[&str]| (1, page(count, tasks));
-    let second = |count, tasks: &[&str]| (2, page(count, tasks));
-    // (what was seen before, what is seen now, whether the list moved)
-    let table = [
-        (first(5, &["a", "b"]), first(5, &["a", "b"]), false),
-        (first(5, &["a", "b"]), first(6, &["a", "b"]), true),
-        (first(5, &["a", "b"]), first(4, &["a", "b"]), true),
-        (first(5, &["a", "b"]), first(5, &["n", "a"]), true),
-        (first(5, &["a", "b"]), second(6, &["c"]), true),
-        // A task that merely changed, or one further down.
-        (first(5, &["a", "b"]), first(5, &["a", "c"]), false),
-        // Only page 1 tells the first task.
-        (first(5, &["a", "b"]), second(5, &["c"]), false),
-        (second(5, &["c"]), second(5, &["d"]), false),
-        (second(5, &["c"]), first(5, &["a"]), false),
-        // Tasks without an id tell nothing.
-        (first(5, &["a"]), first(5, &[""]), false),
-        (first(5, &[""]), first(5, &["a"]), false),
-        (first(0, &[]), first(0, &[]), false),
-        (first(0, &[]), first(1, &["a"]), true),
-        (first(1, &["a"]), first(0, &[]), true),
-    ];
-    for ((number, before), (then, now), moved) in table {
-        let watched = Watched::new();
-        let old = watched.see(number, &before);
-        let new = watched.see(then, &now);
-        let what = format!("{number}: {before:?}, {then}: {now:?}");
-        assert_eq!(watched.generation(), 1 + u64::from(moved), "{what}");
-        assert_eq!(watched.space.moved_since(old).is_some(), moved, "{what}");
-        assert_eq!(watched.space.moved_since(new), None, "{what}");
-    }
-}
-
-#[test]
-fn a_first_task_that_vanished_for_a_while_still_counts() {
-    let watched = Watched::new();
-    watched.see(1, &page(5, &["a"]));
-    watched.see(1, &page(5, &[""]));
-    watched.see(1, &page(5, &["b"]));
-    assert_eq!(watched.generation(), 2);
-}
-
-#[test]
-fn after_a_move_the_first_page_of_the_new_list_moves_nothing_more() {
-    let watched = Watched::new();
-    watched.see(1, &page(5, &["a"]));
-    watched.see(2, &page(6, &["c"]));
-    watched.see(1, &page(6, &["n"]));
-    assert_eq!(watched.generation(), 2);
-}
-
-#[test]
-fn a_fill_begun_before_the_move_moves_nothing_and_is_of_the_old_list() {
-    let watched = Watched::new();
-    watched.see(1, &page(5, &["a"]));
-    let slow = watched.space.version();
-    watched.see(1, &page(6, &["n"]));
-
-    let version = watched.observe(slow, 2, &page(5, &["z"]));
-
-    assert_eq!(watched.generation(), 2);
-    assert_eq!(version, slow);
-    assert_eq!(watched.space.moved_since(version), Some(watched.now));
-    // Nor did what it saw become the list's state.
-    watched.see(1, &page(6, &["n"]));
-    assert_eq!(watched.generation(), 2);
-}
-
-#[test]
-fn a_fill_begun_before_a_drop_tells_nothing_of_the_list() {
-    let watched = Watched::new();
-    let slow = watched.space.version();
-    watched.space.drop_pages();
-
-    let version = watched.observe(slow, 1, &page(5, &["a"]));
-
-    assert!(watched.space.dropped_since(version));
-    watched.see(1, &page(6, &["n"]));
-    assert_eq!(watched.generation(), 1);
-}
-
-#[test]
-fn dropping_forgets_everything_and_returns_what_was_stored() {
-    let watched = Watched::new();
-    let space = &watched.space;
-    let now = watched.now;
-    let second = Duration::from_secs(1);
-    watched.see(1, &page(5, &["a"]));
-    space.add_page(query(2));
-    space.add_page(query(1));
-    space.add_page(query(2));
-    space.refuse(remembered(Refusal::SpaceNotFound, second, now));
-    space.refuse_page(query(3), remembered(Refusal::Rejected, second, now));
-    let before = space.version();
-
-    let dropped: Vec<_> = space.drop_pages().iter().collect();
-    assert_eq!(dropped, [query(1), query(2)]);
-
-    assert!(space.dropped_since(before));
-    assert!(!space.dropped_since(space.version()));
-    assert!(space.has_no_pages() && space.is_idle(now));
-    assert!(space.refusal(query(3), now).is_none());
-    // Another list is no move: nothing is known to compare it with.
-    watched.see(1, &page(9, &["z"]));
-    assert_eq!(watched.generation(), 1);
-}
-
 #[test]
 fn a_refusal_ends_with_its_time() {
     let (space, now) = (space(), Instant::now());
     let second = Duration::from_secs(1);
-    space.refuse_page(query(1), remembered(Refusal::Rejected, 2 * second, now));
+    space.refuse_page(
+        &TASKS,
+        query(1),
+        remembered(Refusal::Rejected, 2 * second, now),
+    );
     space.refuse(remembered(Refusal::SpaceAccessDenied, second, now));
 
-    let refusal = |number, at| space.refusal(query(number), at).map(|known| known.refusal);
+    let refusal = |number, at| {
+        space
+            .refusal(&TASKS, query(number), at)
+            .map(|known| known.refusal)
+    };
     // The space's comes first.
     assert_eq!(refusal(1, now), Some(Refusal::SpaceAccessDenied));
     assert_eq!(refusal(2, now), Some(Refusal::SpaceAccessDenied));
@@ -210,13 +54,13 @@ fn a_good_fill_ends_the_refusals_that_it_disproves() {
     let (space, now) = (space(), Instant::now());
     let second = Duration::from_secs(1);
     space.refuse(remembered(Refusal::SpaceNotFound, second, now));
-    space.refuse_page(query(1), remembered(Refusal::Failed, second, now));
-    space.refuse_page(query(2), remembered(Refusal::Failed, second, now));
+    space.refuse_page(&TASKS, query(1), remembered(Refusal::Failed, second, now));
+    space.refuse_page(&TASKS, query(2), remembered(Refusal::Failed, second, now));
 
-    space.allow(query(1));
+    space.allow(&TASKS, query(1));
 
-    assert!(space.refusal(query(1), now).is_none());
-    assert!(space.refusal(query(2), now).is_some());
+    assert!(space.refusal(&TASKS, query(1), now).is_none());
+    assert!(space.refusal(&TASKS, query(2), now).is_some());
 }
 
 #[test]
@@ -224,18 +68,23 @@ fn refused_pages_are_bounded_and_make_room_when_they_end() {
     let (space, now) = (space(), Instant::now());
     let second = Duration::from_secs(1);
     for number in 0..10 * MAX_REFUSED_PAGES as u32 {
-        space.refuse_page(query(number), remembered(Refusal::Rejected, second, now));
+        space.refuse_page(
+            &TASKS,
+            query(number),
+            remembered(Refusal::Rejected, second, now),
+        );
     }
-    assert_eq!(space.state.lock().refused_pages.len(), MAX_REFUSED_PAGES);
+    assert_eq!(space.lock().refused_pages.len(), MAX_REFUSED_PAGES);
 
     let later = now + second;
     space.refuse_page(
+        &TASKS,
         query(1_000_000),
         remembered(Refusal::Rejected, second, later),
     );
 
-    assert!(space.refusal(query(1_000_000), later).is_some());
-    assert_eq!(space.state.lock().refused_pages.len(), 1);
+    assert!(space.refusal(&TASKS, query(1_000_000), later).is_some());
+    assert_eq!(space.lock().refused_pages.len(), 1);
 }
 
 #[test]
@@ -243,10 +92,18 @@ fn a_page_that_is_refused_again_is_remembered_anew_even_when_full() {
     let (space, now) = (space(), Instant::now());
     let second = Duration::from_secs(1);
     for number in 0..MAX_REFUSED_PAGES as u32 {
-        space.refuse_page(query(number), remembered(Refusal::Rejected, second, now));
+        space.refuse_page(
+            &TASKS,
+            query(number),
+            remembered(Refusal::Rejected, second, now),
+        );
     }
-    space.refuse_page(query(0), remembered(Refusal::Failed, 2 * second, now));
-    let known = space.refusal(query(0), now).unwrap();
+    space.refuse_page(
+        &TASKS,
+        query(0),
+        remembered(Refusal::Failed, 2 * second, now),
+    );
+    let known = space.refusal(&TASKS, query(0), now).unwrap();
     assert_eq!(
         (known.refusal, known.until),
         (Refusal::Failed, now + 2 * second)
@@ -256,118 +113,43 @@ fn a_page_that_is_refused_again_is_remembered_anew_even_when_full() {
 #[test]
 fn a_space_with_a_page_is_not_idle() {
     let space = space();
-    space.add_page(query(1));
+    let list = space.list(&TASKS, || 1);
+    list.add_page(query(1));
     assert!(!space.is_idle(Instant::now()) && !space.has_no_pages());
-    space.remove_page(query(1));
+    list.remove_page(query(1));
     assert!(space.is_idle(Instant::now()) && space.has_no_pages());
 }
 
-fn mark(epoch: u64, generation: u64) -> Mark {
-    Mark {
-        name: 1,
-        era: [1, 1],
-        epoch,
-        generation,
-    }
-}
+#[test]
+fn dropping_forgets_everything_and_returns_what_was_stored() {
+    let (space, now) = (space(), Instant::now());
+    let second = Duration::from_secs(1);
+    let list = space.list(&TASKS, || 1);
+    list.add_page(query(2));
+    list.add_page(query(1));
+    list.add_page(query(2));
+    space.refuse(remembered(Refusal::SpaceNotFound, second, now));
+    space.refuse_page(&TASKS, query(3), remembered(Refusal::Rejected, second, now));
+    let before = list.version();
 
-impl Watched {
-    fn adopt(&self, mark: Mark, list: &ListHead) -> Adopted {
-        let now = self.space.version();
-        self.space.adopt(now, mark, list, self.now)
-    }
-}
+    let dropped = space.drop_pages().into_iter();
+    let dropped: Vec<_> = dropped
+        .map(|(list, pages)| (list, pages.iter().collect::<Vec<_>>()))
+        .collect();
+    assert_eq!(dropped, [(TASKS, vec![query(1), query(2)])]);
 
-fn list(count: u64, first: &str) -> ListHead {
-    ListHead {
-        count: Some(count),
-        first_task: Some(first.into()),
-    }
+    assert!(space.dropped_since(before));
+    assert!(!space.dropped_since(list.version()));
+    assert!(space.has_no_pages() && space.is_idle(now));
+    assert!(space.refusal(&TASKS, query(3), now).is_none());
 }
 
 #[test]
-fn anothers_state_is_taken_up_as_far_as_it_is_news() {
-    let of_another_token = Mark {
-        name: 2,
-        ..mark(7, 8)
-    };
-    let of_another_store = Mark {
-        era: [2, 1],
-        ..mark(10, 20)
-    };
-    // (what was known, what is stored, what another says, whether that drops it, the generation then)
-    let table = [
-        (None, 0, mark(10, 20), false, 20),
-        // Of what nobody said anything before nobody can say that it was not dropped.
-        (None, 1, mark(10, 20), true, 1),
-        (Some(mark(10, 20)), 1, mark(10, 20), false, 20),
-        (Some(mark(10, 20)), 1, mark(10, 21), false, 21),
-        (Some(mark(10, 20)), 1, mark(11, 20), true, 20),
-        (Some(mark(10, 20)), 0, mark(11, 20), true, 20),
-        (Some(mark(10, 20)), 1, of_another_store, true, 20),
-        (Some(mark(10, 20)), 1, of_another_token, false, 8),
-    ];
-    for (known, stored, told, drops, generation) in table {
-        let watched = Watched::new();
-        if let Some(known) = known {
-            watched.adopt(known, &ListHead::default());
-        }
-        if stored > 0 {
-            watched.space.add_page(query(1));
-        }
-        let adopted = watched.adopt(told, &list(5, "a"));
-        let must_drop = adopted == Adopted::MustDrop;
-        assert_eq!(must_drop, drops, "{known:?} {stored} {told:?}");
-        assert_eq!(
-            watched.generation(),
-            generation,
-            "{known:?} {stored} {told:?}"
-        );
-    }
-}
-
-#[test]
-fn a_move_that_the_others_have_not_heard_of_stays() {
-    let watched = Watched::new();
-    watched.adopt(mark(10, 20), &list(5, "a"));
-    watched.see(1, &page(6, &["n"]));
-    let ours = watched.generation();
-    assert_ne!(ours, 20);
-
-    watched.adopt(mark(10, 20), &list(5, "a"));
-    assert_eq!(watched.generation(), ours);
-
-    watched.adopt(mark(10, 21), &list(7, "m"));
-    assert_eq!(watched.generation(), 21);
-    watched.see(1, &page(7, &["m"]));
-    assert_eq!(watched.generation(), 21, "it is the list the others saw");
-}
-
-#[test]
-fn a_list_that_another_replica_saw_is_the_one_to_compare_with() {
-    let watched = Watched::new();
-    watched.adopt(mark(10, 20), &list(5, "a"));
-    watched.see(1, &page(5, &["a"]));
-    assert_eq!(watched.generation(), 20);
-    watched.see(2, &page(6, &["b"]));
-    assert_ne!(watched.generation(), 20);
-}
-
-#[test]
-fn what_was_told_while_another_was_asked_is_newer() {
-    let watched = Watched::new();
-    watched.adopt(mark(10, 20), &list(5, "a"));
-    let asked = watched.space.version();
-    watched.space.move_to(21, watched.now);
-    let adopt = |asked, told| {
-        let space = &watched.space;
-        space.adopt(asked, told, &list(5, "a"), watched.now)
-    };
-    assert_eq!(adopt(asked, mark(10, 20)), Adopted::Overtaken);
-    assert_eq!(watched.generation(), 21);
-
-    let asked = watched.space.version();
-    watched.space.drop_pages();
-    assert_eq!(adopt(asked, mark(10, 21)), Adopted::Overtaken);
-    assert_eq!(watched.space.mark(), None);
+fn a_list_is_known_as_long_as_anybody_holds_it() {
+    let space = space();
+    let first = space.list(&TASKS, || 1);
+    assert!(Arc::ptr_eq(&first, &space.list(&TASKS, || 2)));
+    drop(first);
+    assert!(space.known_list(&TASKS).is_none());
+    assert_eq!(space.list(&TASKS, || 3).version().generation, 3);
 }

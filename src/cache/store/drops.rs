@@ -6,7 +6,7 @@ use tokio::sync::Notify;
 use super::PageStore;
 use crate::{
     cache::{page_set::PageSet, space::Space},
-    domain::{PageKey, SpaceKey, SpaceToken},
+    domain::{ListKey, PageKey, SpaceKey, SpaceToken},
 };
 
 /// So many pages are freed by who dropped them, within some 100 µs.
@@ -17,7 +17,7 @@ const AT_ONCE: usize = 64;
 /// Pages that were dropped and still take room.
 #[derive(Debug, Default)]
 pub(super) struct Unfreed {
-    pages: Mutex<Vec<(SpaceKey, PageSet)>>,
+    pages: Mutex<Vec<(ListKey, PageSet)>>,
     /// One at a time: who frees what is left waits for what another has in hand.
     freeing: Mutex<()>,
     some: Notify,
@@ -43,30 +43,37 @@ impl PageStore {
     pub fn purge(&self) {
         let known: Vec<_> = self.spaces.lock().known.clone().into_iter().collect();
         for (key, space) in known {
-            let dropped = self.unlist(&space);
-            self.free_later(&key, dropped);
+            for (list, dropped) in self.unlist(&key, &space) {
+                self.free_later(list, dropped);
+            }
         }
     }
 
     pub(super) fn drop_pages(&self, key: &SpaceKey, space: &Space) {
-        let dropped = self.unlist(space);
-        if dropped.len() <= FEW {
-            self.free(key, &dropped);
-        } else {
-            self.free_later(key, dropped);
+        for (list, dropped) in self.unlist(key, space) {
+            if dropped.len() <= FEW {
+                self.free(&list, &dropped);
+            } else {
+                self.free_later(list, dropped);
+            }
         }
     }
 
     /// From now on nobody is shown what it returns.
-    fn unlist(&self, space: &Space) -> PageSet {
+    fn unlist(&self, key: &SpaceKey, space: &Space) -> Vec<(ListKey, PageSet)> {
         self.dropped.notify_one();
         let _writing = self.writing.lock();
-        space.drop_pages()
+        let dropped = space.drop_pages().into_iter();
+        let of_space = |(id, pages)| {
+            let space = key.clone();
+            (ListKey { space, id }, pages)
+        };
+        dropped.map(of_space).collect()
     }
 
-    fn free_later(&self, key: &SpaceKey, dropped: PageSet) {
+    fn free_later(&self, list: ListKey, dropped: PageSet) {
         if !dropped.is_empty() {
-            self.unfreed.pages.lock().push((key.clone(), dropped));
+            self.unfreed.pages.lock().push((list, dropped));
             self.unfreed.some.notify_one();
         }
     }
@@ -81,20 +88,20 @@ impl PageStore {
         let _freeing = self.unfreed.freeing.lock();
         loop {
             // Not in the condition, where the lock would be held for the body.
-            let Some((key, pages)) = self.unfreed.pages.lock().pop() else {
+            let Some((list, pages)) = self.unfreed.pages.lock().pop() else {
                 return;
             };
-            self.free(&key, &pages);
+            self.free(&list, &pages);
         }
     }
 
-    fn free(&self, key: &SpaceKey, pages: &PageSet) {
+    fn free(&self, list: &ListKey, pages: &PageSet) {
         let mut pages = pages.iter().peekable();
         while pages.peek().is_some() {
             let _writing = self.writing.lock();
             for query in pages.by_ref().take(AT_ONCE) {
                 let key = PageKey {
-                    space: key.clone(),
+                    list: list.clone(),
                     query,
                 };
                 // What was filled anew since stays.

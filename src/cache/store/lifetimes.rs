@@ -67,7 +67,7 @@ impl PageStore {
             .pages
             .iter()
             .filter(|(key, page)| {
-                key.space.credential == credential && page.is_active(now) && !page.is_dropped()
+                key.list.space.credential == credential && page.is_active(now) && !page.is_dropped()
             })
             .map(|(_, page)| page.popularity.weight(now))
             .collect();

@@ -10,9 +10,9 @@ use crate::{
         StoredPage,
         assemble::{Cuts, Part},
         entry::Content,
-        space::Space,
+        list::List,
     },
-    domain::{CredentialId, PageKey, PageQuery, SpaceKey},
+    domain::{CredentialId, ListKey, PageKey, PageQuery, SpaceKey},
 };
 
 impl PageStore {
@@ -22,8 +22,8 @@ impl PageStore {
         if !self.rules().assembles {
             return None;
         }
-        let space = self.spaces.lock().known.get(&key.space).cloned()?;
-        let parts = self.parts(key, &space);
+        let list = self.known_list(&key.list)?;
+        let parts = self.parts(key, &list);
         Cuts::new(key.query, &parts, self.rules().lifetimes.ttl, now)
     }
 
@@ -50,18 +50,24 @@ impl PageStore {
         StoredPage::cut(query, content, &parts, now)
     }
 
-    /// The stored pages of `key`'s space that touch its range.
-    fn parts(&self, key: &PageKey, space: &Space) -> Vec<Part> {
-        let touching = space.pages_touching(&key.query.span());
-        self.stored_of(&key.space, touching)
+    /// The stored pages of `key`'s list that touch its range.
+    fn parts(&self, key: &PageKey, list: &List) -> Vec<Part> {
+        let touching = list.pages_touching(&key.query.span());
+        self.stored_of(&key.list, touching)
     }
 
     /// Every stored page of a space.
     #[must_use]
     pub fn pages_of(&self, key: &SpaceKey) -> Vec<Part> {
-        let space = self.spaces.lock().known.get(key).cloned();
-        let pages = space.map_or_else(Vec::new, |space| space.pages());
-        self.stored_of(key, pages)
+        let lists = self.known(key).map_or_else(Vec::new, |space| space.lists());
+        let stored = |list: Arc<List>| {
+            let key = ListKey {
+                space: key.clone(),
+                id: list.id().clone(),
+            };
+            self.stored_of(&key, list.pages())
+        };
+        lists.into_iter().flat_map(stored).collect()
     }
 
     /// Whether a stored page of `credential` is as wanted. Looks at pages until one is.
@@ -73,7 +79,7 @@ impl PageStore {
     ) -> bool {
         self.pages
             .iter()
-            .any(|(key, page)| key.space.credential == credential && wanted(&page))
+            .any(|(key, page)| key.list.space.credential == credential && wanted(&page))
     }
 
     /// The `most` spaces of which most pages are stored, those first of which there are most.
@@ -99,10 +105,10 @@ impl PageStore {
         counted.into_iter().map(|(_, key)| key.clone()).collect()
     }
 
-    fn stored_of(&self, key: &SpaceKey, pages: Vec<PageQuery>) -> Vec<Part> {
+    fn stored_of(&self, list: &ListKey, pages: Vec<PageQuery>) -> Vec<Part> {
         let stored = |query| {
             let key = PageKey {
-                space: key.clone(),
+                list: list.clone(),
                 query,
             };
             let page = self.get(&key)?;

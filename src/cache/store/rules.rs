@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::{
     cache::freshness::Lifetimes,
     config::CacheConfig,
-    domain::{ListPage, PageQuery, Row},
+    domain::{ListPage, PageKey, Row, RowKind},
 };
 
 /// How long pages and refusals live, and what is made of them.
@@ -44,9 +44,9 @@ impl Rules {
     }
 
     /// The lifetimes that apply to `page` where the upstream states none.
-    pub(super) fn lifetimes_of(&self, query: PageQuery, page: &ListPage) -> Lifetimes {
+    pub(super) fn lifetimes_of(&self, key: &PageKey, page: &ListPage) -> Lifetimes {
         match &self.settled {
-            Some(settled) if settled.covers(query, page) => {
+            Some(settled) if settled.covers(key, page) => {
                 self.lifetimes.lasting(settled.ttl.max(self.lifetimes.ttl))
             }
             _ => self.lifetimes,
@@ -65,11 +65,15 @@ impl Settled {
     }
 
     /// Whether `page` is one: after the first, where new tasks appear, with every task in a final state.
-    fn covers(&self, query: PageQuery, page: &ListPage) -> bool {
+    fn covers(&self, key: &PageKey, page: &ListPage) -> bool {
+        let collection = key.list.id.collection();
         let is_final = |row: &Row| {
-            let status = page.status_of(row);
+            let status = page.text_of(row, collection.state_member);
             status.is_some_and(|status| self.final_states.iter().any(|known| *known == status))
         };
-        query.page > 1 && !page.rows.is_empty() && page.rows.iter().all(is_final)
+        key.query.page > 1
+            && collection.rows == RowKind::Task
+            && !page.rows.is_empty()
+            && page.rows.iter().all(is_final)
     }
 }

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::{Began, Keep, PageStore};
 use crate::{
     cache::{
-        Received, StoredPage, entry::Content, snapshot::SavedPage, space::Coherence,
+        Received, StoredPage, entry::Content, list::Coherence, snapshot::SavedPage,
         stretch::Popularity,
     },
     domain::ListPage,
@@ -37,7 +37,7 @@ impl PageStore {
         pages.sort_by_key(|(_, page)| page.content.is_packed());
         let mut room = self.max_bytes;
         pages.into_iter().filter_map(move |(key, page)| {
-            if page.space.dropped_since(page.version) {
+            if page.list.space.dropped_since(page.version) {
                 return None;
             }
             let header = page.kept().iter();

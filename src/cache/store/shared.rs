@@ -8,23 +8,23 @@ use super::{Began, Keep, Kept, PageStore};
 use crate::{
     cache::{
         Received, StoredPage,
+        list::{Adopted, ListHead, Mark},
         snapshot::SavedPage,
-        space::{Adopted, ListHead, Mark, Space},
     },
-    domain::{ListPage, PageKey, SpaceKey, SpaceToken},
+    domain::{ListKey, ListPage, PageKey, SpaceKey, SpaceToken},
 };
 
 impl PageStore {
-    /// Goes by the state of a space that all replicas share: what was dropped elsewhere is dropped, what moved on is stale.
+    /// Goes by the state of a list that all replicas share: what was dropped elsewhere is dropped, what moved on is stale.
     ///
     /// `asked` is from before it was asked for. Returns what begins with that state; `None` where it may be out of date already.
     #[must_use]
-    pub fn adopt(&self, asked: &Began, mark: Mark, list: &ListHead, now: Instant) -> Option<Began> {
-        let space = &asked.space;
-        let adopted = match space.adopt(asked.version, mark, list, now) {
+    pub fn adopt(&self, asked: &Began, mark: Mark, head: &ListHead, now: Instant) -> Option<Began> {
+        let list = &asked.list;
+        let adopted = match list.adopt(asked.version, mark, head, now) {
             Adopted::MustDrop => {
-                self.drop_pages(&asked.key.space, space);
-                space.adopt(space.version(), mark, list, now)
+                self.drop_pages(&asked.key.list.space, &list.space);
+                list.adopt(list.version(), mark, head, now)
             }
             adopted => adopted,
         };
@@ -61,28 +61,36 @@ impl PageStore {
         }
     }
 
-    /// Turns the pages of a space stale as far as they are of another generation.
-    pub fn move_to(&self, key: &SpaceKey, generation: u64, now: Instant) {
-        if let Some(space) = self.known(key) {
-            space.move_to(generation, now);
+    /// Turns the pages of a list stale as far as they are of another generation.
+    pub fn move_to(&self, key: &ListKey, generation: u64, now: Instant) {
+        if let Some(list) = self.known_list(key) {
+            list.move_to(generation, now);
         }
     }
 
-    /// Every space of which pages are stored, what all replicas know its state by, and its generation here.
+    /// Every list of which pages are stored, those of a space one after another, what all replicas know its state by, and its
+    /// generation here.
     #[must_use]
-    pub fn marks(&self) -> Vec<(SpaceKey, Option<Mark>, u64)> {
+    pub fn marks(&self) -> Vec<(ListKey, Option<Mark>, u64)> {
         let spaces = self.spaces.lock();
-        let stored = spaces.known.iter();
-        stored
-            .filter(|(_, space)| !space.has_no_pages())
-            .map(|(key, space)| (key.clone(), space.mark(), space.version().generation))
+        let lists = spaces.known.iter().flat_map(|(key, space)| {
+            let lists = space.lists().into_iter();
+            lists.map(|list| (key.clone(), list))
+        });
+        lists
+            .filter(|(_, list)| list.page_count() > 0)
+            .map(|(space, list)| {
+                let id = list.id().clone();
+                let key = ListKey { space, id };
+                (key, list.mark(), list.version().generation)
+            })
             .collect()
     }
 
-    /// Goes by `mark`, whose epoch names what is stored of a space here.
-    pub fn confirm(&self, key: &SpaceKey, mark: Mark, now: Instant) {
-        if let Some(space) = self.known(key) {
-            space.confirm(mark, now);
+    /// Goes by `mark`, whose epoch names what is stored of a list here.
+    pub fn confirm(&self, key: &ListKey, mark: Mark, now: Instant) {
+        if let Some(list) = self.known_list(key) {
+            list.confirm(mark, now);
         }
     }
 
@@ -165,7 +173,7 @@ impl PageStore {
         now_unix_ms: u64,
     ) -> Option<Shared> {
         let is_current = page.moved_at().is_none() && !page.is_dropped();
-        let before = page.space.mark().filter(|_| is_current)?;
+        let before = page.list.mark().filter(|_| is_current)?;
         let age = u64::try_from(page.age(now).as_millis()).unwrap_or(u64::MAX);
         let mark = Mark {
             generation: page.generation(),
@@ -182,13 +190,9 @@ impl PageStore {
             },
             before,
             mark,
-            list: page.space.list_head(),
+            head: page.list.head(),
             useful_for: page.useful_for(now),
         })
-    }
-
-    fn known(&self, key: &SpaceKey) -> Option<Arc<Space>> {
-        self.spaces.lock().known.get(key).cloned()
     }
 }
 
@@ -200,7 +204,7 @@ pub struct Shared {
     pub before: Mark,
     /// The state the page shows: another generation where its fill saw the list move.
     pub mark: Mark,
-    pub list: ListHead,
+    pub head: ListHead,
     /// How long anybody could use it.
     pub useful_for: Duration,
 }

@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     cache::http_semantics::Coding,
     config::Config,
-    domain::{CredentialId, FieldPath, PageQuery, Row, SpaceToken, View},
+    domain::{CredentialId, FieldPath, ListId, PageQuery, Row, SpaceToken, View},
 };
 
 /// A store with `[cache]` as `lines` change it.
@@ -20,9 +20,12 @@ fn store(lines: &str) -> PageStore {
 
 fn key_of(credential: u32, space: &str, page: u32) -> PageKey {
     PageKey {
-        space: SpaceKey {
-            credential: CredentialId(credential),
-            space: SpaceToken::new(space).unwrap(),
+        list: ListKey {
+            space: SpaceKey {
+                credential: CredentialId(credential),
+                space: SpaceToken::new(space).unwrap(),
+            },
+            id: ListId::TASKS,
         },
         query: PageQuery {
             page,
@@ -131,8 +134,8 @@ fn who_asks_gets_what_the_store_holds_and_nothing_else() {
 
     let ends: [fn(&PageStore); 4] = [
         |store| store.purge(),
-        |store| store.purge_space(&key(1).space.space),
-        |store| store.forget(key(1).space.credential),
+        |store| store.purge_space(&key(1).list.space.space),
+        |store| store.forget(key(1).list.space.credential),
         |store| {
             let forbidding = headers(&[("cache-control", "no-store")]);
             let began = begin(store, key(1));
@@ -448,7 +451,7 @@ fn a_new_token_is_not_refused_what_the_old_one_was() {
         store.refuse(&began, refusal, None, Keep::Yes, now);
         assert!(store.refusal(&key(number), now).is_some());
     }
-    store.distrust(key(1).space.credential, now);
+    store.distrust(key(1).list.space.credential, now);
     for number in [1, 2] {
         assert!(store.refusal(&key(number), now).is_none());
     }
@@ -467,7 +470,7 @@ fn a_good_page_ends_a_refusal() {
 /// What ends all fills under way of key 1's space.
 const DROPS: [fn(&PageStore); 3] = [
     |store| store.purge(),
-    |store| store.purge_space(&key(1).space.space),
+    |store| store.purge_space(&key(1).list.space.space),
     |store| {
         let began = begin(store, key(9));
         store.refuse(
@@ -585,11 +588,14 @@ fn spaces_of_which_nothing_is_left_are_forgotten() {
             .spaces
             .lock()
             .known
-            .get(&key_of(0, name, 1).space)
+            .get(&key_of(0, name, 1).list.space)
             .cloned()
     };
     assert!(space("KEPT").is_some());
-    assert!(Arc::ptr_eq(&space("UNDERWAY").unwrap(), &under_way.space));
+    assert!(Arc::ptr_eq(
+        &space("UNDERWAY").unwrap(),
+        &under_way.list.space
+    ));
 }
 
 #[test]
@@ -641,8 +647,9 @@ fn an_evicted_page_leaves_its_spaces_set() {
     let held = (1..=100).filter(|number| store.get(&key(*number)).is_some());
     let held: Vec<_> = held.map(|number| key(number).query).collect();
     assert!((1..=10).contains(&held.len()), "{}", held.len());
-    let space = store.space(&key(1).space, Instant::now());
-    let listed: Vec<_> = space.drop_pages().iter().collect();
+    let space = store.space(&key(1).list.space, Instant::now());
+    let listed = space.drop_pages();
+    let listed: Vec<_> = listed.iter().flat_map(|(_, pages)| pages.iter()).collect();
     assert_eq!(listed, held);
 }
 
@@ -910,8 +917,8 @@ fn who_sees_the_same_move_names_the_same_generation() {
     assert_eq!(after(Move::Count(6)), after(Move::Count(6)));
     let others = [
         after(Move::Count(5)),
-        after(Move::FirstTask("n")),
-        after(Move::FirstTask("m")),
+        after(Move::FirstRow("n")),
+        after(Move::FirstRow("m")),
         next_generation(8, Move::Count(6)),
     ];
     assert!(!others.contains(&after(Move::Count(6))));
@@ -952,8 +959,8 @@ fn with_many_pages() -> PageStore {
 fn many_dropped_pages_are_gone_at_once_and_freed_later() {
     let drops: [fn(&PageStore); 4] = [
         PageStore::purge,
-        |store| store.purge_space(&key(1).space.space),
-        |store| store.forget(key(1).space.credential),
+        |store| store.purge_space(&key(1).list.space.space),
+        |store| store.forget(key(1).list.space.credential),
         |store| {
             let began = begin(store, key(1));
             let refusal = Refusal::SpaceAccessDenied;
@@ -966,20 +973,20 @@ fn many_dropped_pages_are_gone_at_once_and_freed_later() {
         drop_all(&store);
 
         assert!((1..=MANY).all(|number| store.get(&key(number)).is_none()));
-        assert!(store.pages_of(&key(1).space).is_empty());
+        assert!(store.pages_of(&key(1).list.space).is_empty());
         assert_eq!(store.size().1, u64::from(MANY), "nobody waits for that");
         assert!(put(&store, key(7), page(5, "b")).stored);
         store.free_dropped();
         assert_eq!(store.size().1, 1);
         assert!(store.get(&key(7)).is_some(), "it was filled since");
-        assert_eq!(store.pages_of(&key(1).space).len(), 1);
+        assert_eq!(store.pages_of(&key(1).list.space).len(), 1);
     }
 }
 
 #[test]
 fn who_fills_a_page_looks_at_no_more_than_a_thousand_for_the_quota() {
     let now = Instant::now();
-    let credential = key(1).space.credential;
+    let credential = key(1).list.space.credential;
     let store = with_many_pages();
     assert_eq!(store.share_out(credential, Some(60), now), SharedOut::Done);
     let before = store.lifetime(credential);

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::Pages;
 use crate::{
+    domain::{ListId, ListKey},
     service::{SharedCache, shared_cache::Event},
     shared::{Follower, Lost, Nonce, Session},
 };
@@ -35,8 +36,14 @@ impl Follower for Arc<Pages> {
                     self.store.drop_other_epochs(&key, epoch.0, refused, now);
                 }
             }
-            Event::Moved { space, generation } => {
-                if let Some(key) = shared_cache.space(&space) {
+            Event::Moved {
+                space,
+                list,
+                generation,
+            } => {
+                let list = shared_cache.space(&space).zip(ListId::of_path(&list));
+                if let Some((space, id)) = list {
+                    let key = ListKey { space, id };
                     self.store.move_to(&key, generation.0, Instant::now());
                 }
             }
@@ -80,7 +87,7 @@ impl Follower for Arc<Pages> {
             for (key, mark) in shared_cache.still(session, stored).await? {
                 match mark {
                     Some(mark) => self.store.confirm(&key, mark, Instant::now()),
-                    None => self.store.drop_space(&key),
+                    None => self.store.drop_space(&key.space),
                 }
             }
             Ok(None)

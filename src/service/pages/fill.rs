@@ -44,6 +44,7 @@ impl Pages {
             credential: request.credential.clone(),
             token: request.credential.preferred(),
             space: request.space.clone(),
+            list: request.list.clone(),
             query: request.query,
             validators: stored.as_deref().map(validators).unwrap_or_default(),
             request_id: request.request_id.clone(),

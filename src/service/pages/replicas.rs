@@ -69,6 +69,8 @@ impl Pages {
         wanted: Wanted,
     ) -> Filled {
         let key = request.key();
+        // What is known of a list is forgotten once nobody holds it: this does, from the look-up to the fill's end.
+        let _list = self.store.begin(key.clone(), Instant::now());
         if let Some(shared_cache) = self.shared_cache.get() {
             // Whether Redis is there or not: it may be back before the page is.
             let knows = |key: &SpaceKey| self.store.knows(key);
@@ -192,9 +194,9 @@ impl Pages {
             if !request.credential.is_in_force() {
                 return Ok(None);
             }
-            let (mark, list) = (shared.mark, &shared.list);
+            let (mark, head) = (shared.mark, &shared.head);
             // What was told in between is newer.
-            if let Some(began) = self.store.adopt(&asked, mark, list, Instant::now()) {
+            if let Some(began) = self.store.adopt(&asked, mark, head, Instant::now()) {
                 break (began, shared);
             }
         };
@@ -256,10 +258,10 @@ impl Pages {
                 filled
         {
             shared_cache
-                .drop_refused(credential, &key.space.space)
+                .drop_refused(credential, &key.list.space.space)
                 .await;
             // As above.
-            self.store.drop_refused(&key.space, Instant::now());
+            self.store.drop_refused(&key.list.space, Instant::now());
         }
     }
 
@@ -286,11 +288,11 @@ impl Pages {
         };
         match shared_cache.publish(keys, shared, lock).await {
             // As this replica says, or dropped, or moved on as another saw it. What was told in between is newer.
-            Ok(Some((mark, list))) => {
-                let _ = self.store.adopt(&asked, mark, &list, Instant::now());
+            Ok(Some((mark, head))) => {
+                let _ = self.store.adopt(&asked, mark, &head, Instant::now());
             }
             Ok(None) => {}
-            Err(Lost) => debug!(space = %key.space.space, "page is not shared"),
+            Err(Lost) => debug!(space = %key.list.space.space, "page is not shared"),
         }
     }
 }

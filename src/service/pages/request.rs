@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::decision::stale_fallback;
 use crate::{
     cache::{CacheStatus, StoredPage, http_semantics::RequestDirectives},
-    domain::{PageKey, PageQuery, SpaceKey, SpaceToken},
+    domain::{ListId, ListKey, PageKey, PageQuery, SpaceKey, SpaceToken},
     telemetry::{metrics::Account, traces::TraceContext},
     upstream::{Claim, Credential, Upstream, UpstreamError, Urgency},
 };
@@ -20,6 +20,7 @@ pub struct ClientRequest {
     /// What it is asked through: of the same configuration, so that a token never goes to another upstream than its own.
     pub upstream: Arc<Upstream>,
     pub space: SpaceToken,
+    pub list: ListId,
     pub query: PageQuery,
     /// As far as the client may ask for it: see [`crate::cache::freshness::permitted`].
     pub directives: RequestDirectives,
@@ -32,9 +33,12 @@ pub struct ClientRequest {
 impl ClientRequest {
     pub(super) fn key(&self) -> PageKey {
         PageKey {
-            space: SpaceKey {
-                credential: self.credential.id,
-                space: self.space.clone(),
+            list: ListKey {
+                space: SpaceKey {
+                    credential: self.credential.id,
+                    space: self.space.clone(),
+                },
+                id: self.list.clone(),
             },
             query: self.query,
         }

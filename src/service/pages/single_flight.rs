@@ -133,7 +133,7 @@ impl Pages {
     fn flight(&self, key: &PageKey, request: &ClientRequest) -> FlightKey {
         FlightKey {
             page: key.clone(),
-            epoch: self.store.epoch(&key.space),
+            epoch: self.store.epoch(&key.list.space),
             token_pair: request.credential.token_pair(),
         }
     }

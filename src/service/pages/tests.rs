@@ -15,7 +15,7 @@ use crate::{
         status::{Detail, NotForwarded},
     },
     config::Config,
-    domain::{FieldPath, ListPage, PageQuery, SpaceToken},
+    domain::{FieldPath, ListId, ListPage, PageQuery, SpaceToken},
     telemetry::{
         metrics::{Account, BACKGROUND},
         traces::TraceContext,
@@ -178,6 +178,7 @@ impl Bench {
             credential: self.credential.clone(),
             upstream: Arc::new(self.upstream.service()),
             space: SpaceToken::new("SPACE").unwrap(),
+            list: ListId::TASKS,
             query: PageQuery {
                 page,
                 page_size: 20,

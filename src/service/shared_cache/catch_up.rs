@@ -8,13 +8,13 @@ use super::{
     ms, scripts,
 };
 use crate::{
-    cache::space::Mark,
-    domain::SpaceKey,
+    cache::list::Mark,
+    domain::{ListKey, SpaceKey},
     service::snapshot::owners,
     shared::{Lost, Nonce, Session},
 };
 
-/// Spaces asked for at once while catching up.
+/// Lists asked for at once while catching up.
 const AT_ONCE: usize = 200;
 
 impl SharedCache {
@@ -29,32 +29,33 @@ impl SharedCache {
         Ok(())
     }
 
-    /// Finds which of `spaces` are still what this replica knows them as, under the era of `session`: each with its mark there.
+    /// Finds which of `lists`, those of a space one after another, are still what this replica knows them as, under the era of `session`: each with its mark there.
     ///
     /// A Redis that has forgotten is told what this replica knows. One that has not is right: a space it knows nothing of may have been
     /// dropped there.
     pub(in crate::service) async fn still(
         &self,
         session: &Session,
-        spaces: Vec<(SpaceKey, Option<Mark>, u64)>,
-    ) -> Result<Vec<(SpaceKey, Option<Mark>)>, Lost> {
+        lists: Vec<(ListKey, Option<Mark>, u64)>,
+    ) -> Result<Vec<(ListKey, Option<Mark>)>, Lost> {
         let forgot = session
             .before
             .is_some_and(|before| before.birth != session.era.birth);
         let credentials = self.credentials.load_full();
-        let named: Vec<_> = spaces
+        let named: Vec<_> = lists
             .into_iter()
             .map(|(key, mark, generation)| {
                 let mut all = credentials.all();
                 let name = all
-                    .find(|credential| credential.id == key.credential)
+                    .find(|credential| credential.id == key.space.credential)
                     .map(|credential| owners(std::iter::once(credential)))
-                    .and_then(|owners| space_name(&owners, &key));
+                    .and_then(|owners| space_name(&owners, &key.space));
                 (key, mark, generation, name)
             })
             .collect();
         let script = Script::new(scripts::STILL);
         let mut found = Vec::with_capacity(named.len());
+        let mut fresh: Option<(&SpaceKey, Nonce)> = None;
         for some in named.chunks(AT_ONCE) {
             let mut still = script.prepare_invoke();
             still.arg(ms(STATE_FOR));
@@ -65,14 +66,19 @@ impl SharedCache {
                     continue;
                 };
                 let known = mark.filter(|_| forgot);
-                let epoch = known.map_or_else(Nonce::fresh, |mark| Nonce(mark.epoch));
+                // One for all lists of a space.
+                let of_space = fresh.filter(|(space, _)| **space == key.space);
+                let (_, unknown) =
+                    *fresh.insert(of_space.unwrap_or_else(|| (&key.space, Nonce::fresh())));
+                let epoch = known.map_or(unknown, |mark| Nonce(mark.epoch));
                 let generation = mark.map_or(*generation, |mark| mark.generation);
                 still
                     .key(self.state_key(name))
+                    .key(self.list_key(name, &key.id))
                     .arg(epoch)
                     .arg(Nonce(generation))
                     .arg(u8::from(known.is_some()));
-                self.remember(name, key, |_| true);
+                self.remember(name, &key.space, |_| true);
                 offered.push((key, mark, name, epoch));
             }
             let answers: Vec<(Nonce, Nonce)> = session.ask(&still).await?;

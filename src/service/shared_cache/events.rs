@@ -25,7 +25,12 @@ pub(in crate::service) enum Event {
         refused: bool,
     },
     /// A list moved on.
-    Moved { space: String, generation: Nonce },
+    Moved {
+        space: String,
+        /// Its path below the space.
+        list: String,
+        generation: Nonce,
+    },
     /// An operator wants the space dropped that the log calls so; who knows it drops it for all.
     Unwanted { fingerprint: String },
     /// Who filled a page has ended, with a page or without.

@@ -5,10 +5,10 @@ use std::{collections::HashMap, sync::Arc};
 use super::SharedCache;
 use crate::{
     cache::{
+        list::Mark,
         snapshot::{Owner, Owners},
-        space::Mark,
     },
-    domain::{PageKey, SpaceKey, SpaceToken},
+    domain::{ListId, PageKey, SpaceKey, SpaceToken},
     service::snapshot::owners,
     shared::{Era, Nonce},
     upstream::Credential,
@@ -33,12 +33,13 @@ impl Default for KnownSpaces {
     }
 }
 
-/// What a page and its space are called in Redis.
+/// What a page, its list and its space are called in Redis.
 #[derive(Clone, Debug)]
 pub(in crate::service) struct RedisKeys {
     pub(super) owners: Owners,
     pub(super) space: String,
     pub(super) state: String,
+    pub(super) list: String,
     pub(super) page: String,
     pub(super) lock: String,
 }
@@ -51,12 +52,16 @@ impl SharedCache {
         key: &PageKey,
     ) -> Option<RedisKeys> {
         let owners = owners(std::iter::once(credential));
-        let space = space_name(&owners, &key.space)?;
-        let (page, size) = (key.query.page, key.query.page_size);
-        let named = |kind| self.link.name(&format!("{kind}:{space}:{page}:{size}"));
+        let space = space_name(&owners, &key.list.space)?;
+        let (page, size, list) = (key.query.page, key.query.page_size, &key.list.id);
+        let named = |kind| {
+            self.link
+                .name(&format!("{kind}:{space}:{list}:{page}:{size}"))
+        };
         Some(RedisKeys {
             owners,
             state: self.state_key(&space),
+            list: self.list_key(&space, list),
             page: named("page"),
             lock: named("lock"),
             space,
@@ -65,6 +70,10 @@ impl SharedCache {
 
     pub(super) fn state_key(&self, space: &str) -> String {
         self.link.name(&format!("space:{space}"))
+    }
+
+    pub(super) fn list_key(&self, space: &str, list: &ListId) -> String {
+        self.link.name(&format!("list:{space}:{list}"))
     }
 
     /// Remembers what `key` is called; those are let go that the caller does not know.

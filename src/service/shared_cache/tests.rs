@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     config::Config,
-    domain::{PageQuery, SpaceKey, SpaceToken},
+    domain::{ListId, ListKey, PageQuery, SpaceKey, SpaceToken},
     telemetry::metrics::Metrics,
 };
 
@@ -17,9 +17,12 @@ fn config(base_url: &str) -> Config {
 fn name(shared_cache: &SharedCache, credentials: &Credentials) -> String {
     let credential = credentials.named("default").unwrap();
     let key = PageKey {
-        space: SpaceKey {
-            credential: credential.id,
-            space: SpaceToken::new("SPACE").unwrap(),
+        list: ListKey {
+            space: SpaceKey {
+                credential: credential.id,
+                space: SpaceToken::new("SPACE").unwrap(),
+            },
+            id: ListId::TASKS,
         },
         query: PageQuery::new(1, 20).unwrap(),
     };

@@ -5,7 +5,7 @@ use super::*;
 use crate::{
     cache::PageStore,
     config::Config,
-    domain::{PageKey, PageQuery, SpaceKey, SpaceToken},
+    domain::{ListId, ListKey, PageKey, PageQuery, SpaceKey, SpaceToken},
     telemetry::metrics::Metrics,
 };
 
@@ -84,7 +84,7 @@ prop_compose! {
     ) -> SavedPage {
         SavedPage {
             key: PageKey {
-                space: SpaceKey { credential: id, space: SpaceToken::new("SPACE").unwrap() },
+                list: ListKey { space: SpaceKey { credential: id, space: SpaceToken::new("SPACE").unwrap() }, id: ListId::TASKS },
                 query: PageQuery { page, page_size },
             },
             born_unix_ms,

@@ -134,7 +134,7 @@ impl Breaker {
             return None;
         }
         let works = self.verdict(evidence, page, now);
-        let space = &page.space.space;
+        let space = &page.list.space.space;
         match (self.state, works) {
             (_, Some(works)) if !self.concerns(Some(space)) => self.count(works, space, now),
             (State::Closed, Some(works)) => self.count(works, space, now),

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::domain::{CredentialId, PageQuery, SpaceKey, SpaceToken};
+use crate::domain::{CredentialId, ListId, ListKey, PageQuery, SpaceKey, SpaceToken};
 
 const SECOND: Duration = Duration::from_secs(1);
 const WINDOW: Duration = Duration::from_secs(10);
@@ -50,7 +50,7 @@ impl Bench {
     }
 
     fn admit_for(&mut self, page: &PageKey) -> Result<Ticket, Duration> {
-        self.breaker.admit(&page.space.space, self.now)
+        self.breaker.admit(&page.list.space.space, self.now)
     }
 
     fn record(&mut self, ticket: Ticket, evidence: Evidence) -> Option<Change> {
@@ -87,9 +87,12 @@ fn opened_for_space() -> Option<Change> {
 
 fn page_of(space: &str, number: u32) -> PageKey {
     PageKey {
-        space: SpaceKey {
-            credential: CredentialId(0),
-            space: SpaceToken::new(space).unwrap(),
+        list: ListKey {
+            space: SpaceKey {
+                credential: CredentialId(0),
+                space: SpaceToken::new(space).unwrap(),
+            },
+            id: ListId::TASKS,
         },
         query: PageQuery {
             page: number,
@@ -377,7 +380,7 @@ fn no_length_of_time_is_too_long_or_too_short() {
         };
         let mut breaker = Breaker::new(&config, now);
         let later = now + WINDOW * 100_000_000;
-        let space = page(1).space.space;
+        let space = page(1).list.space.space;
         let ticket = breaker.admit(&space, later).unwrap();
         let change = breaker.record(ticket, Evidence::PageFails, &page(1), later);
         assert_eq!(change, opened_for_space());
@@ -418,7 +421,7 @@ proptest! {
                 Step::Pass(time) => bench.pass(time),
                 Step::Admit => {
                     let (state, refused) = {
-                        let space = page(1).space.space;
+                        let space = page(1).list.space.space;
                         (bench.state(), bench.breaker.refuses(Some(&space), bench.now))
                     };
                     match bench.admit() {
