@@ -51,13 +51,13 @@ impl CacheMetrics {
             fill_duration: declare(
                 registry,
                 "fill_duration_seconds",
-                "Duration of a fill, including waiting and retries",
+                "Duration of a fetch from the upstream, including waiting and retries",
                 Histogram::of_durations(),
             ),
             fill_waiters: gauge(
                 registry,
                 "fill_waiters",
-                "Requests that wait for a page being fetched",
+                "Requests waiting for a page being fetched",
             ),
         }
     }
@@ -95,7 +95,7 @@ fn lookups(registry: &mut Registry) -> Family<LookupLabels, Counter> {
     let lookups = declare(
         registry,
         "cache_lookups",
-        "What the cache did for a request",
+        "Cache lookups, by outcome and client",
         Family::<LookupLabels, Counter>::default(),
     );
     for outcome in CacheOutcome::ALL.map(CacheOutcome::as_str) {
@@ -105,7 +105,7 @@ fn lookups(registry: &mut Registry) -> Family<LookupLabels, Counter> {
     lookups
 }
 
-/// What the cache did for a request.
+/// Cache lookups, by outcome and client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CacheOutcome {
     Hit,

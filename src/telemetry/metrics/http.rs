@@ -87,15 +87,15 @@ impl HttpMetrics {
             shed: CounterBy::new(
                 registry,
                 "requests_shed",
-                "What was refused for want of capacity: requests beyond server.max_in_flight, answers beyond a client's share of server.max_unsent_bytes, requests beyond those that may wait for a fill, fills beyond upstream.max_queue",
+                "Rejected because of overload, by reason: requests above server.max_in_flight, responses above a client's share of server.max_unsent_bytes, requests above the limit of waiters, upstream requests above upstream.max_queue",
                 "reason",
                 Shed::ALL.map(Shed::as_str),
             ),
-            panics: counter(registry, "panics", "Requests that ended in a bug"),
+            panics: counter(registry, "panics", "Requests that panicked"),
             forwarded_ignored: counter(
                 registry,
                 "forwarded_ignored",
-                "Requests of trusted proxies that report a client only in the field that server.forwarded_header does not name",
+                "Requests of trusted proxies with only the header that server.forwarded_header does not name",
             ),
         }
     }
@@ -182,7 +182,7 @@ fn requests(registry: &mut Registry) -> Family<RequestLabels, Counter> {
     let requests = declare(
         registry,
         "http_requests",
-        "Requests completed, by route, status and client; the status is cancelled where the client went away before there was one",
+        "Requests completed, by route, status and client; the status is cancelled if the client disconnected before there was one",
         Family::<RequestLabels, Counter>::default(),
     );
     for route in Route::ALL.map(Route::as_str) {

@@ -54,7 +54,7 @@ impl Collector for LiveMetrics {
         put("cache_entries", "Pages stored", &gauge(self.cache_entries))?;
         put(
             "unstored_body_bytes",
-            "Bytes of pages that are not stored and that responses being sent hold",
+            "Bytes of pages that only unsent responses hold",
             &gauge(self.unstored_body_bytes as u64),
         )?;
         put(
@@ -69,7 +69,7 @@ impl Collector for LiveMetrics {
         )?;
         put(
             "upstream_slot_queue_length",
-            "Upstream requests that wait for one of upstream.max_concurrency slots",
+            "Upstream requests waiting for one of upstream.max_concurrency slots",
             &gauge(self.slot_queue as u64),
         )?;
         put(
@@ -86,37 +86,37 @@ impl LiveMetrics {
         self.by_credential(
             &mut encoder,
             "credential_state",
-            "Whether the upstream accepts a credential: 0 accepted, 1 accepted with its next token, 2 refused",
+            "Whether the upstream accepts a credential: 0 accepted, 1 accepted with its next token, 2 rejected",
             |credential| ConstGauge::new(credential.state),
         )?;
         self.by_credential(
             &mut encoder,
             "circuit_state",
-            "A credential's circuit breaker: 0 closed, 1 half open (one probe at a time), 2 open (no upstream requests); where only one space fails, the circuit is open for that space, as the log and `/cache/explain` say",
+            "A credential's circuit breaker: 0 closed, 1 half open (one probe at a time), 2 open (no upstream requests); if only one space fails, it is open for that space, see the log and `/cache/explain`",
             |credential| ConstGauge::new(credential.circuit),
         )?;
         self.by_credential(
             &mut encoder,
             "upstream_quota_remaining",
-            "Calls left in this minute; -1 where no quota is known",
+            "Calls left in this minute; -1 if no quota is known",
             |credential| ConstGauge::new(credential.quota_remaining.map_or(-1.0, f64::from)),
         )?;
         self.by_credential(
             &mut encoder,
             "upstream_quota_queue_length",
-            "Upstream requests that wait for the quota",
+            "Upstream requests waiting for the quota",
             |credential| gauge(credential.quota_queue as u64),
         )?;
         self.by_credential(
             &mut encoder,
             "cache_lifetime_seconds",
-            "TTL of an average page without upstream headers, lengthened to fit the quota",
+            "TTL of an average page without upstream headers, extended to fit the quota",
             |credential| ConstGauge::new(credential.lifetime.as_secs_f64()),
         )?;
         self.by_credential(
             &mut encoder,
             "upstream_token_switches",
-            "Times a credential changed to its other token because the one in use was refused",
+            "Times a credential changed to its other token because the one in use was rejected",
             |credential| ConstCounter::new(credential.token_switches),
         )
     }

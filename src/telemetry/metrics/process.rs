@@ -114,21 +114,21 @@ impl Collector for Process {
         if let Some(stat) = &stat {
             put(
                 "process_cpu_seconds",
-                "Processor time spent, in user and system mode",
+                "User and system CPU time",
                 &ConstCounter::new(stat.cpu_seconds),
             )?;
         }
         if let (Some(stat), Some(boot)) = (&stat, boot) {
             put(
                 "process_start_time_seconds",
-                "When the process began, in Unix seconds",
+                "Start time of the process, in Unix seconds",
                 &ConstGauge::new(boot + stat.began_after_boot),
             )?;
         }
         if let Some(bytes) = read("/proc/self/status").as_deref().and_then(resident) {
             put(
                 "process_resident_memory_bytes",
-                "Memory that is held in RAM",
+                "Resident memory",
                 &ConstGauge::new(bytes),
             )?;
         }
@@ -144,7 +144,7 @@ impl Collector for Process {
         if let Some(most) = read("/proc/self/limits").as_deref().and_then(max_fds) {
             put(
                 "process_max_fds",
-                "Most file descriptors that may be open",
+                "Limit of open file descriptors",
                 &ConstGauge::new(most),
             )?;
         }

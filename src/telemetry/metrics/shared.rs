@@ -17,7 +17,7 @@ impl SharedMetrics {
         let up = gauge(
             registry,
             "redis_up",
-            "Whether Redis answers: 1 it does, 0 it does not; -1 where none is configured",
+            "Whether Redis is up: 1 yes, 0 no; -1 if none is configured",
         );
         up.set(-1);
         Self {
@@ -25,7 +25,7 @@ impl SharedMetrics {
             errors: CounterBy::new(
                 registry,
                 "redis_errors",
-                "Failed Redis operations, by operation; read is a value that was damaged or not ours",
+                "Failed Redis operations, by operation; read is a value that was corrupt or not ours",
                 "operation",
                 RedisOperation::ALL.map(RedisOperation::as_str),
             ),

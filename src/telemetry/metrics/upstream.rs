@@ -44,7 +44,7 @@ impl UpstreamMetrics {
             clock_skew: gauge(
                 registry,
                 "upstream_clock_skew_seconds",
-                "By how much the upstream's clock is ahead of ours, negative where it is behind",
+                "How far the upstream's clock is ahead of ours, negative if it is behind",
             ),
         }
     }
