@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use figment::{Figment, error::Kind, providers::Serialized, value::Value};
+use figment::{error::Kind, value::Value};
 use serde::Deserialize;
 
 /// One thing wrong, and where.
@@ -136,23 +136,19 @@ pub(super) fn extract<T: for<'de> Deserialize<'de>>(
 
 /// Reads `value`, or says where the first fault is and of what kind.
 fn read<T: for<'de> Deserialize<'de>>(value: &Value) -> Result<T, (Vec<String>, Kind)> {
-    let dict = value.as_dict().cloned().unwrap_or_default();
-    Figment::from(Serialized::defaults(dict))
-        .extract()
-        .map_err(|error| {
-            let mut path = error.path;
-            let named = match &error.kind {
-                Kind::UnknownField(name, _) => Some(name.as_str()),
-                Kind::MissingField(name) => Some(name.as_ref()),
-                _ => None,
-            };
-            // Some of figment's errors end their path with the field's name, and some do not.
-            if let Some(name) = named.filter(|name| path.last().map(String::as_str) != Some(*name))
-            {
-                path.push(name.to_owned());
-            }
-            (path, error.kind)
-        })
+    value.deserialize().map_err(|error| {
+        let mut path = error.path;
+        let named = match &error.kind {
+            Kind::UnknownField(name, _) => Some(name.as_str()),
+            Kind::MissingField(name) => Some(name.as_ref()),
+            _ => None,
+        };
+        // Some of figment's errors end their path with the field's name, and some do not.
+        if let Some(name) = named.filter(|name| path.last().map(String::as_str) != Some(*name)) {
+            path.push(name.to_owned());
+        }
+        (path, error.kind)
+    })
 }
 
 /// Notes every faulty item of the list at `path`, each read by itself, and puts a good one in its place; where there is none the list goes.
