@@ -3,7 +3,7 @@
 
 use std::{
     cell::LazyCell,
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -12,170 +12,38 @@ use foldhash::quality::RandomState;
 
 use super::{
     key::{digest, is_same, scheme_and_word},
-    rate_limit::{Limiter, RateLimit, take_all},
+    rate_limit::Limiter,
 };
 use crate::{
     config::{ClientConfig, ViewsConfig, value::CertificateSubject},
-    domain::{SpaceToken, View},
+    domain::View,
     peer::ClientCertificate,
     shared::{Link, SharedLimit},
-    telemetry::metrics::{Account, AuthFailure},
-    upstream::{Credential, Credentials},
+    telemetry::metrics::AuthFailure,
+    upstream::Credentials,
 };
 
 mod browser_tokens;
+mod client;
 mod jwks;
 mod jwt;
+mod proof;
 mod signature;
 mod tokens;
 
-use self::tokens::{Proof, ProvenBy, Tokens};
 pub use self::{
     browser_tokens::{BrowserTokens, Minted},
+    client::{AllowedSpaces, Client},
     jwks::{KeysHealth, KeysState},
     tokens::Issuers,
+};
+use self::{
+    proof::{Proof, ProvenBy},
+    tokens::Tokens,
 };
 
 /// What a client's own limit is called towards it.
 const CLIENT_LIMIT: &str = "default";
-
-/// A caller with an identity of its own.
-#[derive(Debug)]
-pub struct Client {
-    /// Its name, and what its requests are counted under.
-    pub account: Account,
-    spaces: AllowedSpaces,
-    /// For all of its spaces, where one is named.
-    credential: Option<Arc<Credential>>,
-    /// Where it names none: all, of the same configuration.
-    credentials: Arc<Credentials>,
-    /// Whether it may cause upstream calls beyond those that an ordinary miss costs.
-    pub may_refresh: bool,
-    /// Whether it may mint browser tokens: not with one itself.
-    pub may_mint: bool,
-    /// All it sees of a task, where that is not everything.
-    pub view: Option<Arc<View>>,
-    /// What `view` is called in the configuration, of a client that a token may be minted by.
-    view_name: Option<Arc<str>>,
-    /// How often it may ask, the narrowest limit first; each is shared by all who draw on it.
-    limiters: Vec<Arc<Limiter>>,
-    expires: Option<SystemTime>,
-}
-
-/// The spaces a caller may read.
-#[derive(Clone, Debug)]
-pub enum AllowedSpaces {
-    All,
-    Named(HashSet<SpaceToken>),
-}
-
-impl AllowedSpaces {
-    #[must_use]
-    pub fn contains(&self, space: &SpaceToken) -> bool {
-        match self {
-            Self::All => true,
-            Self::Named(named) => named.contains(space),
-        }
-    }
-
-    /// How many are named.
-    fn count(&self) -> u32 {
-        match self {
-            Self::All => 0,
-            Self::Named(named) => u32::try_from(named.len()).unwrap_or(u32::MAX),
-        }
-    }
-
-    /// What both allow.
-    #[must_use]
-    fn narrowed(&self, to: &Self) -> Self {
-        match (self, to) {
-            (Self::All, other) | (other, Self::All) => other.clone(),
-            (Self::Named(ours), Self::Named(theirs)) => {
-                Self::Named(ours.intersection(theirs).cloned().collect())
-            }
-        }
-    }
-}
-
-impl Client {
-    #[must_use]
-    pub fn name(&self) -> &Arc<str> {
-        self.account.client()
-    }
-
-    /// Whether it may read `space`.
-    #[must_use]
-    pub fn may_read(&self, space: &SpaceToken) -> bool {
-        self.spaces.contains(space)
-    }
-
-    /// The credential its reading of `space` is done with.
-    #[must_use]
-    pub fn credential(&self, space: &SpaceToken) -> Option<&Arc<Credential>> {
-        self.credential
-            .as_ref()
-            .or_else(|| self.credentials.serving(space))
-    }
-
-    /// This client as a token narrows it: under the same name, in no more than `spaces`, and no longer than `until`.
-    #[must_use]
-    pub fn narrowed(&self, spaces: &AllowedSpaces, until: SystemTime) -> Self {
-        Self {
-            account: self.account.clone(),
-            spaces: self.spaces.narrowed(spaces),
-            credential: self.credential.clone(),
-            credentials: self.credentials.clone(),
-            view: self.view.clone(),
-            view_name: self.view_name.clone(),
-            limiters: self.limiters.clone(),
-            expires: Some(self.expires.map_or(until, |expires| expires.min(until))),
-            ..*self
-        }
-    }
-
-    /// This client, shown no more than what `view` and the view it has both show.
-    #[must_use]
-    pub fn seeing(self, view: &Arc<View>) -> Self {
-        let view = match &self.view {
-            None => view.clone(),
-            Some(own) => Arc::new(own.intersection(view)),
-        };
-        Self {
-            view: Some(view),
-            ..self
-        }
-    }
-
-    /// This client, held by `limiter` besides the limits it has.
-    #[must_use]
-    pub fn limited_by(mut self, limiter: Arc<Limiter>) -> Self {
-        self.limiters.insert(0, limiter);
-        self
-    }
-
-    /// Takes one request out of its budgets and says what is left; of a client without a limit, nothing.
-    ///
-    /// # Errors
-    ///
-    /// Returns the limit that is spent.
-    pub async fn take_request(&self) -> Result<Vec<RateLimit>, RateLimit> {
-        take_all(&self.limiters).await
-    }
-
-    /// This client as a browser stands for it: narrowed, and with none of its rights but to read.
-    fn in_browser(&self, spaces: &AllowedSpaces, until: SystemTime) -> Self {
-        Self {
-            may_refresh: false,
-            may_mint: false,
-            ..self.narrowed(spaces, until)
-        }
-    }
-
-    fn is_expired(&self, now: impl FnOnce() -> SystemTime) -> bool {
-        self.expires.is_some_and(|expires| expires <= now())
-    }
-}
 
 /// All clients, and the credentials their spaces are read with.
 #[derive(Debug)]
@@ -214,7 +82,7 @@ impl Clients {
         let mut by_name = HashMap::new();
         let mut limiters = HashMap::new();
         for section in configured {
-            let mut client = client(section, &views, &credentials);
+            let mut client = Client::new(section, &views, &credentials);
             // What it has under way counts on.
             if let Some(before) = previous.and_then(|clients| clients.by_name.get(client.name())) {
                 client.account = before.account.clone();
@@ -365,43 +233,6 @@ impl Clients {
     #[must_use]
     pub fn issuers(&self) -> &Issuers {
         self.tokens.issuers()
-    }
-}
-
-fn client(
-    section: &ClientConfig,
-    views: &HashMap<String, Arc<View>>,
-    credentials: &Arc<Credentials>,
-) -> Client {
-    let spaces = if section.spaces.iter().any(|space| space == "*") {
-        AllowedSpaces::All
-    } else {
-        let named = section.spaces.iter();
-        AllowedSpaces::Named(
-            named
-                .filter_map(|space| SpaceToken::new(space).ok())
-                .collect(),
-        )
-    };
-    Client {
-        account: Account::new(section.name.as_str().into()),
-        spaces,
-        credential: section
-            .credential
-            .as_deref()
-            .and_then(|name| credentials.named(name))
-            .cloned(),
-        credentials: credentials.clone(),
-        may_refresh: section.may_refresh,
-        view_name: section.view.as_deref().map(Into::into),
-        view: section.view.as_ref().map(|name| {
-            let view = views.get(name);
-            view.expect("a client's view is checked to be there")
-                .clone()
-        }),
-        limiters: Vec::new(),
-        may_mint: true,
-        expires: section.expires.map(|expires| expires.0),
     }
 }
 

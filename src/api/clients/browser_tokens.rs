@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{
-    AllowedSpaces, Client,
+    client::{AllowedSpaces, Client},
+    proof::Proof,
     signature::{VerifyingKey, unproven_claims},
-    tokens::Proof,
 };
 use crate::{
     config::{BrowserTokensConfig, Problems},

@@ -9,10 +9,10 @@ use jsonwebtoken::{Algorithm, Header};
 use serde_json::{Map, Value};
 
 use super::{
-    AllowedSpaces,
+    client::AllowedSpaces,
     jwks::{KeySet, LiveKeys},
+    proof::Proof,
     signature::unproven_claims,
-    tokens::Proof,
 };
 use crate::{
     config::{JwtConfig, Problems},
