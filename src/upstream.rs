@@ -10,10 +10,12 @@ use tokio::time::Instant;
 use tower::{ServiceBuilder, util::BoxCloneSyncService};
 
 mod circuit;
+mod circuit_breaker;
 mod claims;
 mod client;
 mod clock;
 mod credential;
+mod credentials;
 mod deadline;
 mod decode;
 mod envelope;
@@ -25,25 +27,27 @@ mod line;
 mod normalize;
 mod pause;
 mod quota;
+mod request;
 mod retry;
 mod tokens;
 mod urgency;
 
 use self::retry::RetryLayer;
 pub use self::{
-    circuit::{Circuit, CircuitLayer, CircuitState, Evidence, Sent},
+    circuit::{Circuit, CircuitState},
+    circuit_breaker::CircuitLayer,
     claims::{Claim, Claims},
-    client::{
-        BuildError, Calls, Client, ClientError, LastError, PageRequest, RawAnswer, Validators,
-    },
-    credential::{Credential, Credentials, Succession, TokenSlot},
+    client::{BuildError, Client, RawAnswer},
+    credential::{Credential, TokenSlot},
+    credentials::{Credentials, Succession},
     deadline::DeadlineLayer,
     envelope::read_page,
-    error::{FailureSource, InvalidAnswer, UpstreamError},
+    error::{ClientError, Evidence, FailureSource, InvalidAnswer, UpstreamError},
     limit::LimitLayer,
     normalize::{NormalizeLayer, Rules},
     pause::CallLimits,
     quota::{NoCall, Purse, QuotaLayer, Spent},
+    request::{Calls, LastError, PageRequest, Sent, Validators},
     tokens::TokensLayer,
     urgency::Urgency,
 };

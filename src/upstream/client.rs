@@ -4,10 +4,7 @@
 
 use std::{
     mem,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -26,13 +23,13 @@ use tower::Service;
 use url::Url;
 
 use super::{
-    Claims, Credential, Head, Sent, TokenSlot, UpstreamError,
+    Head,
     decode::{self, Coding},
-    error::causes,
+    error::{ClientError, MAX_HEADER_LINES, causes},
+    request::PageRequest,
 };
 use crate::{
     config::UpstreamConfig,
-    domain::{ListId, PageQuery, SpaceToken},
     outbound::{USER_AGENT, add_system_roots, tls_trusting},
     telemetry::traces::{Span, TRACEPARENT, TraceContext},
 };
@@ -42,128 +39,12 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Below the two to five seconds after which common servers close an idle connection, so that few requests meet a closing one.
 const POOL_IDLE: Duration = Duration::from_millis(1900);
 
-/// hyper's own bound is 100; in bytes it is 400 KiB.
-const MAX_HEADER_LINES: usize = 256;
-
-/// What is asked of the upstream.
-#[derive(Clone, Debug)]
-pub struct PageRequest {
-    pub credential: Arc<Credential>,
-    /// Which of its tokens the call goes with.
-    pub token: TokenSlot,
-    pub space: SpaceToken,
-    pub list: ListId,
-    pub query: PageQuery,
-    pub validators: Validators,
-    pub request_id: HeaderValue,
-    /// When the fill began that it is asked for: its patience is counted from there, whichever try this is.
-    pub began: Instant,
-    /// The client on whose account the call goes.
-    pub cause: Arc<str>,
-    /// Who wants it how much, when few calls are left.
-    pub claims: Claims,
-    /// Tells the circuit when this try leaves; each try has its own.
-    pub sent: Sent,
-    /// Counts the tries.
-    pub calls: Calls,
-    /// What the last of them failed with.
-    pub last_error: LastError,
-    /// What each try's span stands below.
-    pub trace: TraceContext,
-}
-
-/// How many calls of the upstream a page has cost. A clone counts on.
-#[derive(Clone, Debug, Default)]
-pub struct Calls(Arc<AtomicU32>);
-
-impl Calls {
-    #[must_use]
-    pub fn count(&self) -> u32 {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    /// Counts one more; returns how many there were before it.
-    pub fn add(&self) -> u32 {
-        self.0.fetch_add(1, Ordering::Relaxed)
-    }
-}
-
-/// What the last try that was made failed with. A clone is the same.
-#[derive(Clone, Debug, Default)]
-pub struct LastError(Arc<Mutex<Option<(UpstreamError, u32)>>>);
-
-impl LastError {
-    /// Notes `error`, with which the last of `calls` ended.
-    pub(super) fn note(&self, error: &UpstreamError, calls: &Calls) {
-        *self.0.lock() = Some((error.clone(), calls.count()));
-    }
-
-    /// The noted error where none of `calls` was made since: of a try that was never made there is nothing to tell.
-    pub(super) fn of_no_try_since(&self, calls: &Calls) -> Option<UpstreamError> {
-        let noted = self.0.lock().clone();
-        noted.and_then(|(error, then)| (then == calls.count()).then_some(error))
-    }
-}
-
-/// What the upstream gave to ask by whether a stored page still holds, verbatim (RFC 9110 section 13.1).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Validators {
-    pub etag: Option<HeaderValue>,
-    pub last_modified: Option<HeaderValue>,
-}
-
-impl Validators {
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.etag.is_none() && self.last_modified.is_none()
-    }
-}
-
 /// What came back, whatever it is; the body is decoded and within `upstream.max_body`.
 #[derive(Debug)]
 pub struct RawAnswer {
     pub status: StatusCode,
     pub head: Head,
     pub body: Bytes,
-}
-
-/// Why there is no [`RawAnswer`].
-#[derive(Debug, thiserror::Error)]
-pub enum ClientError {
-    // Without the URL, which holds the space token.
-    #[error("request failed")]
-    Request(#[source] reqwest::Error),
-    #[error("answer is not HTTP")]
-    NotHttp(#[source] reqwest::Error),
-    #[error("connection broke within the body")]
-    Broken(#[source] reqwest::Error),
-    #[error("header of the answer is longer than {MAX_HEADER_LINES} lines or 400 KiB")]
-    HeaderTooLarge(#[source] reqwest::Error),
-    #[error("body ended early")]
-    Truncated(#[source] reqwest::Error),
-    #[error("content coding is not known: {0}")]
-    UnknownCoding(String),
-    #[error("body does not decode")]
-    Undecodable(#[source] std::io::Error),
-    #[error("body is larger than {0} bytes")]
-    TooLarge(usize),
-}
-
-impl ClientError {
-    /// The name under which a trace shows it.
-    #[must_use]
-    pub fn as_str(&self) -> &'static str {
-        match self {
-            Self::Request(_) => "request_failed",
-            Self::NotHttp(_) => "not_http",
-            Self::Broken(_) => "connection_broken",
-            Self::HeaderTooLarge(_) => "header_too_large",
-            Self::Truncated(_) => "truncated",
-            Self::UnknownCoding(_) => "unknown_coding",
-            Self::Undecodable(_) => "undecodable",
-            Self::TooLarge(_) => "too_large",
-        }
-    }
 }
 
 /// Why no client could be built.
@@ -413,14 +294,6 @@ async fn read_coded(
     decode::read(response, &codings?, max_body).await
 }
 
-/// A body of unknown length grew by doubling; what is kept for long should not hold the spare half.
-pub(super) fn compact(body: Vec<u8>) -> Bytes {
-    if body.capacity() > body.len() + body.len() / 8 {
-        return Bytes::copy_from_slice(&body);
-    }
-    body.into()
-}
-
 /// Something answered, but no HTTP: another port's service, or a middlebox. Asking it again would not help.
 fn request_error(error: reqwest::Error) -> ClientError {
     let error = error.without_url();
@@ -433,22 +306,6 @@ fn request_error(error: reqwest::Error) -> ClientError {
         return ClientError::NotHttp(error);
     }
     ClientError::Request(error)
-}
-
-/// A reset is the connection's fault, everything else the answer's.
-pub(super) fn body_error(error: reqwest::Error) -> ClientError {
-    use std::io::{Error, ErrorKind};
-    let error = error.without_url();
-    let is_reset = |cause: &Error| {
-        matches!(
-            cause.kind(),
-            ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted
-        )
-    };
-    if causes(&error).any(|cause| cause.downcast_ref().is_some_and(is_reset)) {
-        return ClientError::Broken(error);
-    }
-    ClientError::Truncated(error)
 }
 
 fn tls_config(config: &UpstreamConfig) -> Result<rustls::ClientConfig, BuildError> {

@@ -1,7 +1,6 @@
-//! The API tokens the upstream is asked with, and which of them serves which space.
+//! One API user: the tokens the upstream is asked with, and how it stands with them.
 
 use std::{
-    collections::{BTreeMap, HashMap},
     fmt,
     sync::{
         Arc,
@@ -12,18 +11,14 @@ use std::{
 
 use http::HeaderValue;
 use parking_lot::Mutex;
-use secrecy::ExposeSecret;
 use tokio::{
     sync::{Notify, futures::OwnedNotified},
     time::Instant,
 };
-use url::{Origin, Url};
+use url::Url;
 
-use super::{Circuit, Purse};
-use crate::{
-    config::{CircuitConfig, Problems, UpstreamConfig, upstream::CredentialConfig},
-    domain::{CredentialId, SpaceToken},
-};
+use super::{circuit::Circuit, quota::Purse};
+use crate::domain::CredentialId;
 
 /// After both tokens were refused: asking at once would be refused again, and cost calls.
 const HOLD: Duration = Duration::from_secs(5);
@@ -41,22 +36,22 @@ pub struct Credential {
     pub name: String,
     pub org_handle: Option<HeaderValue>,
     /// The upstream it is good for.
-    origin: Url,
-    current: HeaderValue,
-    next: Option<HeaderValue>,
-    prefers_next: AtomicBool,
+    pub(super) origin: Url,
+    pub(super) current: HeaderValue,
+    pub(super) next: Option<HeaderValue>,
+    pub(super) prefers_next: AtomicBool,
     /// Which of the pairs of tokens that it has had this is.
-    token_pair: u64,
-    standing: Arc<Standing>,
-    purse: Arc<Purse>,
-    circuit: Arc<Circuit>,
+    pub(super) token_pair: u64,
+    pub(super) standing: Arc<Standing>,
+    pub(super) purse: Arc<Purse>,
+    pub(super) circuit: Arc<Circuit>,
 }
 
 /// How a credential stands with the upstream: outlives a reload.
 ///
 /// What a call with a replaced token learns late says nothing of the token in its place: only the pair in force is heard.
 #[derive(Debug)]
-struct Standing {
+pub(super) struct Standing {
     in_force: AtomicU64,
     refused: AtomicBool,
     token_switches: AtomicU64,
@@ -71,9 +66,6 @@ struct Times {
     refused_or_not_since: Instant,
     held_until: Option<Instant>,
 }
-
-/// The pair in force of a credential that is no more.
-const NONE_IN_FORCE: u64 = u64::MAX;
 
 impl Credential {
     /// What decides what it sees: the upstream, the token in use and its organization, then the same with the other token.
@@ -229,17 +221,17 @@ impl Credential {
     }
 
     /// Its tokens, as `Authorization` values.
-    fn tokens(&self) -> impl Iterator<Item = &HeaderValue> {
+    pub(super) fn tokens(&self) -> impl Iterator<Item = &HeaderValue> {
         std::iter::once(&self.current).chain(&self.next)
     }
 
-    fn has(&self, token: &HeaderValue) -> bool {
+    pub(super) fn has(&self, token: &HeaderValue) -> bool {
         self.tokens().any(|own| own == token)
     }
 }
 
 impl Standing {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             in_force: AtomicU64::new(0),
             refused: AtomicBool::new(false),
@@ -254,7 +246,7 @@ impl Standing {
     }
 
     /// Hears only the pair `token_pair` from now on. A new pair is asked with at once: the operator may just have mended it.
-    fn put_in_force(&self, token_pair: u64) {
+    pub(super) fn put_in_force(&self, token_pair: u64) {
         let mut times = self.times.lock();
         if self.in_force.swap(token_pair, Ordering::AcqRel) != token_pair {
             times.held_until = None;
@@ -269,280 +261,3 @@ impl fmt::Debug for Credential {
             .finish_non_exhaustive()
     }
 }
-
-/// All credentials, by name and by the spaces they serve.
-#[derive(Debug)]
-pub struct Credentials {
-    origin: Url,
-    by_name: BTreeMap<String, Arc<Credential>>,
-    by_space: HashMap<SpaceToken, Arc<Credential>>,
-    default: Option<Arc<Credential>>,
-    next_id: u32,
-    circuit: CircuitConfig,
-    quota_per_minute: u32,
-    purses: Purses,
-}
-
-/// The purse of each token that is configured, or was within the last minute: what was spent with it counts whatever the credential
-/// is called, and wherever it was in between.
-#[derive(Clone, Debug, Default)]
-struct Purses(HashMap<(Origin, HeaderValue), (Arc<Purse>, Instant)>);
-
-impl Purses {
-    fn forget(&mut self, now: Instant) {
-        self.0
-            .retain(|_, (_, seen)| now.saturating_duration_since(*seen) < Purse::MEMORY);
-    }
-
-    fn note(&mut self, origin: &Origin, credential: &Credential, now: Instant) {
-        for token in credential.tokens() {
-            let purse = credential.purse().clone();
-            self.0.insert((origin.clone(), token.clone()), (purse, now));
-        }
-    }
-
-    fn of(&self, origin: &Origin, secrets: &Secrets) -> Option<&Arc<Purse>> {
-        let mut tokens = std::iter::once(&secrets.current).chain(&secrets.next);
-        let (purse, _) = tokens.find_map(|token| self.0.get(&(origin.clone(), token.clone())))?;
-        Some(purse)
-    }
-}
-
-/// What a reload means for the pages that were read with the credentials before it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Succession {
-    /// Another organization or another upstream: none of their pages may be shown.
-    pub dropped: Vec<CredentialId>,
-    /// A token that was unknown before: what it may see is not known until it has been asked with.
-    pub distrusted: Vec<CredentialId>,
-}
-
-impl Credentials {
-    /// Reads every token, from its file where one is named.
-    ///
-    /// # Errors
-    ///
-    /// Returns a problem for each token that cannot be read or sent.
-    pub fn load(config: &UpstreamConfig) -> Result<Self, Problems> {
-        Self::read(config, None).map(|(credentials, _)| credentials)
-    }
-
-    /// Reads every token anew. A credential that is the same user as before keeps its pages, quota and standing. Changes nothing of
-    /// what is in force: see [`Credentials::succeed`].
-    ///
-    /// # Errors
-    ///
-    /// As [`Credentials::load`].
-    pub fn reload(&self, config: &UpstreamConfig) -> Result<(Self, Succession), Problems> {
-        Self::read(config, Some(self))
-    }
-
-    /// Puts these in force in the place of `before`, whose calls under way are heard no more where their tokens are others.
-    pub fn succeed(&self, before: &Self) {
-        for old in before.all() {
-            let goes_on = |new: &Arc<Credential>| Arc::ptr_eq(&new.standing, &old.standing);
-            if !self.by_name.get(&old.name).is_some_and(goes_on) {
-                old.standing.put_in_force(NONE_IN_FORCE);
-            }
-        }
-        for new in self.all() {
-            // A call may have found since they were read that the other token is the good one.
-            let old = before.by_name.get(&new.name);
-            let prefers_next = goes_on_with(old, new.next.as_ref());
-            new.prefers_next.store(prefers_next, Ordering::Relaxed);
-            new.standing.put_in_force(new.token_pair);
-            new.purse().set_quota(self.quota_per_minute);
-        }
-    }
-
-    fn read(
-        config: &UpstreamConfig,
-        before: Option<&Self>,
-    ) -> Result<(Self, Succession), Problems> {
-        let mut problems = Problems::default();
-        let mut all = Self {
-            origin: config.base_url().clone(),
-            by_name: BTreeMap::new(),
-            by_space: HashMap::new(),
-            default: None,
-            next_id: before.map_or(0, |before| before.next_id),
-            circuit: config.circuit.clone(),
-            quota_per_minute: config.quota_per_minute,
-            purses: before.map(Self::known_purses).unwrap_or_default(),
-        };
-        let (origin, now) = (all.origin.origin(), Instant::now());
-        for (name, section) in &config.credentials {
-            let Some(secrets) = Secrets::read(name, section, &mut problems) else {
-                continue;
-            };
-            let known = before.and_then(|before| before.by_name.get(name));
-            let credential = all.credential(name, secrets, known, before, config);
-            // Two credentials of one token spend from one purse.
-            all.purses.note(&origin, &credential, now);
-            let spaces = section.spaces.iter();
-            all.by_space.extend(
-                spaces.filter_map(|space| Some((SpaceToken::new(space).ok()?, credential.clone()))),
-            );
-            all.by_name.insert(name.clone(), credential);
-        }
-        all.default = all.by_name.get("default").cloned();
-        if !problems.is_empty() {
-            return Err(problems);
-        }
-        let succession = before.map(|before| before.succession(&all));
-        Ok((all, succession.unwrap_or_default()))
-    }
-
-    fn known_purses(&self) -> Purses {
-        let now = Instant::now();
-        let mut purses = self.purses.clone();
-        purses.forget(now);
-        for credential in self.all() {
-            purses.note(&self.origin.origin(), credential, now);
-        }
-        purses
-    }
-
-    fn credential(
-        &mut self,
-        name: &str,
-        secrets: Secrets,
-        known: Option<&Arc<Credential>>,
-        before: Option<&Self>,
-        config: &UpstreamConfig,
-    ) -> Arc<Credential> {
-        let same_origin = before.is_some_and(|before| before.origin == self.origin);
-        let same_user = known.filter(|known| same_origin && known.org_handle == secrets.org_handle);
-        let id = same_user.map(|known| known.id).unwrap_or_else(|| {
-            self.next_id += 1;
-            CredentialId(self.next_id)
-        });
-        let standing = match same_user {
-            Some(known) => known.standing.clone(),
-            None => Arc::new(Standing::new()),
-        };
-        let purse = self.purse(&secrets, known, before, config);
-        let same_circuit = before.is_some_and(|before| before.circuit == self.circuit);
-        let circuit = match same_user.filter(|_| same_circuit) {
-            Some(known) => known.circuit.clone(),
-            None => Arc::new(Circuit::new(&self.circuit)),
-        };
-        let token_pair = same_user.map_or(0, |known| {
-            let unchanged = known.current == secrets.current && known.next == secrets.next;
-            known.token_pair + u64::from(!unchanged)
-        });
-        let prefers_next = goes_on_with(known, secrets.next.as_ref());
-        Arc::new(Credential {
-            id,
-            name: name.to_owned(),
-            org_handle: secrets.org_handle,
-            origin: self.origin.clone(),
-            current: secrets.current,
-            next: secrets.next,
-            prefers_next: AtomicBool::new(prefers_next),
-            token_pair,
-            standing,
-            purse,
-            circuit,
-        })
-    }
-
-    /// The quota is the token's, whatever the organization; and the account's, whatever the token.
-    fn purse(
-        &self,
-        secrets: &Secrets,
-        known: Option<&Arc<Credential>>,
-        before: Option<&Self>,
-        config: &UpstreamConfig,
-    ) -> Arc<Purse> {
-        let origin = self.origin.origin();
-        let same_place = before.is_some_and(|before| before.origin.origin() == origin);
-        let of_account = || known.filter(|_| same_place).map(|known| known.purse());
-        let purse = self
-            .purses
-            .of(&origin, secrets)
-            .or_else(of_account)
-            .cloned();
-        purse.unwrap_or_else(|| Arc::new(Purse::new(config.quota_per_minute, config.max_queue)))
-    }
-
-    /// What became of these credentials in `after`.
-    fn succession(&self, after: &Self) -> Succession {
-        let mut succession = Succession::default();
-        for old in self.all() {
-            match after.by_name.get(&old.name).filter(|new| new.id == old.id) {
-                None => succession.dropped.push(old.id),
-                Some(new) if !old.has(new.authorization(new.preferred())) => {
-                    succession.distrusted.push(old.id);
-                }
-                Some(_) => {}
-            }
-        }
-        succession
-    }
-
-    /// The upstream they are good for.
-    #[must_use]
-    pub fn origin(&self) -> &Url {
-        &self.origin
-    }
-
-    #[must_use]
-    pub fn named(&self, name: &str) -> Option<&Arc<Credential>> {
-        self.by_name.get(name)
-    }
-
-    /// The credential that serves `space`: the one that names it, else the default.
-    #[must_use]
-    pub fn serving(&self, space: &SpaceToken) -> Option<&Arc<Credential>> {
-        self.by_space.get(space).or(self.default.as_ref())
-    }
-
-    pub fn all(&self) -> impl Iterator<Item = &Arc<Credential>> {
-        self.by_name.values()
-    }
-}
-
-/// Whether the token that `old` has in use is `next`: what is in use stays so, wherever it stands in the configuration.
-fn goes_on_with(old: Option<&Arc<Credential>>, next: Option<&HeaderValue>) -> bool {
-    old.is_some_and(|old| Some(old.authorization(old.preferred())) == next)
-}
-
-/// What one section of the configuration says, ready to send.
-struct Secrets {
-    current: HeaderValue,
-    next: Option<HeaderValue>,
-    org_handle: Option<HeaderValue>,
-}
-
-impl Secrets {
-    fn read(name: &str, section: &CredentialConfig, problems: &mut Problems) -> Option<Self> {
-        let key = format!("upstream.credentials.{name}");
-        let mut token = |read: Result<Option<_>, (&str, String)>| match read {
-            Ok(token) => token.map(|token: secrecy::SecretString| {
-                let text = format!("Token {}", token.expose_secret());
-                let mut value = HeaderValue::try_from(text).expect("a token is visible ASCII");
-                value.set_sensitive(true);
-                value
-            }),
-            Err((part, text)) => {
-                problems.add(format!("{key}.{part}"), text);
-                None
-            }
-        };
-        let current = token(section.read_token().map(Some));
-        let next = token(section.read_next_token());
-        let org_handle = section.org_handle.as_deref().map(|handle| {
-            HeaderValue::from_str(handle).expect("a loaded configuration's handle is visible ASCII")
-        });
-        Some(Self {
-            // While both are the same there is nothing to fall back to.
-            next: next.filter(|next| Some(next) != current.as_ref()),
-            current: current?,
-            org_handle,
-        })
-    }
-}
-
-#[cfg(test)]
-mod tests;

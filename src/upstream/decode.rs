@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderValue, header::CONTENT_ENCODING};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio_util::io::StreamReader;
 
-use super::client::{ClientError, body_error, compact};
+use super::error::{ClientError, causes};
 
 /// What is asked for, best first.
 pub(super) const ACCEPTED: HeaderValue = HeaderValue::from_static("br, gzip, zstd");
@@ -68,7 +68,7 @@ impl Coding {
 ///
 /// # Errors
 ///
-/// Returns the name of one that is not known, or that there are too many.
+/// Returns the name of one that is not known, or that there are more than [`MOST`].
 pub(super) fn codings(headers: &HeaderMap) -> Result<Vec<Coding>, ClientError> {
     let unknown = |name: &str| ClientError::UnknownCoding(name.chars().take(SHOWN).collect());
     let mut codings = Vec::new();
@@ -82,7 +82,7 @@ pub(super) fn codings(headers: &HeaderMap) -> Result<Vec<Coding>, ClientError> {
         }
     }
     if codings.len() > MOST {
-        return Err(unknown("more than three, one upon another"));
+        return Err(ClientError::TooManyCodings);
     }
     Ok(codings)
 }
@@ -137,6 +137,29 @@ fn failure(error: io::Error) -> ClientError {
         Ok(error) => body_error(error),
         Err(error) => ClientError::Undecodable(error),
     }
+}
+
+/// A reset is the connection's fault, everything else the answer's.
+fn body_error(error: reqwest::Error) -> ClientError {
+    let error = error.without_url();
+    let is_reset = |cause: &io::Error| {
+        matches!(
+            cause.kind(),
+            io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionAborted
+        )
+    };
+    if causes(&error).any(|cause| cause.downcast_ref().is_some_and(is_reset)) {
+        return ClientError::Broken(error);
+    }
+    ClientError::Truncated(error)
+}
+
+/// A body of unknown length grew by doubling; what is kept for long should not hold the spare half.
+fn compact(body: Vec<u8>) -> Bytes {
+    if body.capacity() > body.len() + body.len() / 8 {
+        return Bytes::copy_from_slice(&body);
+    }
+    body.into()
 }
 
 #[cfg(test)]

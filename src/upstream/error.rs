@@ -4,7 +4,10 @@ use std::{error::Error, sync::Arc, time::Duration};
 
 use http::StatusCode;
 
-use super::{Evidence, Head, client::ClientError};
+use super::Head;
+
+/// hyper's own bound is 100; in bytes it is 400 KiB.
+pub(super) const MAX_HEADER_LINES: usize = 256;
 
 /// Why the upstream gave no page. Cheap to clone: every waiter of a fill gets one.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -70,124 +73,111 @@ pub enum InvalidAnswer {
     Truncated,
     #[error("{0}")]
     Coding(String),
-    #[error("header is longer than 256 lines or 400 KiB")]
+    #[error("header is longer than {MAX_HEADER_LINES} lines or 400 KiB")]
     HeaderTooLarge,
     #[error("not HTTP")]
     NotHttp,
 }
 
+/// What the end of a call tells about the upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Evidence {
+    /// It answered, be it with a refusal.
+    Works,
+    Fails,
+    /// It answered and failed, perhaps for this page alone: counted once a window.
+    PageFails,
+    /// It was not asked, or said nothing of itself.
+    Nothing,
+}
+
+/// What follows from an error.
+struct Traits {
+    code: &'static str,
+    evidence: Evidence,
+    allows_stale: bool,
+}
+
 impl UpstreamError {
-    /// Whether a stored page may stand in for it.
+    /// What follows from each: the one place that lists them all.
+    fn traits(&self) -> Traits {
+        use Evidence::{Fails, Nothing, PageFails, Works};
+        let (code, evidence, allows_stale) = match self {
+            Self::SpaceNotFound { .. } => ("space_not_found", Works, false),
+            Self::SpaceAccessDenied => ("space_access_denied", Works, false),
+            Self::Rejected => ("upstream_rejected", Works, false),
+            // A token or a quota says nothing of whether the rest works; of the other two the upstream knows nothing.
+            Self::AuthFailed => ("upstream_auth_failed", Nothing, false),
+            Self::QuotaExhausted { .. } => ("upstream_quota_exhausted", Nothing, true),
+            Self::Unavailable { .. } => ("upstream_unavailable", Nothing, true),
+            Self::Overloaded => ("overloaded", Nothing, true),
+            // Something answered: whatever it says may be about this page alone, and last as long as the page does.
+            Self::Failed(_) => ("upstream_failed", PageFails, true),
+            Self::InvalidResponse(InvalidAnswer::NotHttp) => {
+                ("upstream_invalid_response", Fails, true)
+            }
+            Self::InvalidResponse(_) => ("upstream_invalid_response", PageFails, true),
+            Self::Unreachable(_) => ("upstream_unreachable", Fails, true),
+            Self::Timeout(_) => ("upstream_timeout", Fails, true),
+        };
+        Traits {
+            code,
+            evidence,
+            allows_stale,
+        }
+    }
+
+    /// The name under which it is counted and logged.
+    #[must_use]
+    pub fn as_str(&self) -> &'static str {
+        self.traits().code
+    }
+
+    /// What it tells about the upstream as a whole.
+    #[must_use]
+    pub fn evidence(&self) -> Evidence {
+        self.traits().evidence
+    }
+
+    /// Whether a stale page may be served in its place.
     #[must_use]
     pub fn allows_stale(&self) -> bool {
-        match self {
-            Self::Failed(_)
-            | Self::InvalidResponse(_)
-            | Self::Unreachable(_)
-            | Self::Timeout(_)
-            | Self::QuotaExhausted { .. }
-            | Self::Unavailable { .. }
-            | Self::Overloaded => true,
-            Self::SpaceNotFound { .. }
-            | Self::SpaceAccessDenied
-            | Self::Rejected
-            | Self::AuthFailed => false,
-        }
+        self.traits().allows_stale
     }
 
     /// Whether it is an answer that the upstream gives only to a user it knows.
     #[must_use]
     pub fn is_told_to_a_known_user(&self) -> bool {
-        match self {
-            Self::SpaceNotFound { .. } | Self::SpaceAccessDenied | Self::Rejected => true,
-            Self::Failed(source) => match source {
-                FailureSource::Inner { .. } | FailureSource::InnerSlowDown { .. } => true,
-                FailureSource::Status { .. } | FailureSource::Html => false,
-            },
-            Self::AuthFailed
-            | Self::InvalidResponse(_)
-            | Self::Unreachable(_)
-            | Self::Timeout(_)
-            | Self::QuotaExhausted { .. }
-            | Self::Unavailable { .. }
-            | Self::Overloaded => false,
-        }
+        let is_from_within = matches!(
+            self,
+            Self::Failed(FailureSource::Inner { .. } | FailureSource::InnerSlowDown { .. })
+        );
+        is_from_within || self.evidence() == Evidence::Works
     }
 
     /// Whether asking again at once may help.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Unreachable(_) => true,
-            Self::Failed(source) => match source {
-                FailureSource::Inner { .. } => true,
-                FailureSource::Status { status, .. } => matches!(status.as_u16(), 502..=504),
-                FailureSource::InnerSlowDown { .. } | FailureSource::Html => false,
-            },
-            Self::SpaceNotFound { .. }
-            | Self::SpaceAccessDenied
-            | Self::Rejected
-            | Self::AuthFailed
-            | Self::InvalidResponse(_)
-            | Self::Timeout(_)
-            | Self::QuotaExhausted { .. }
-            | Self::Unavailable { .. }
-            | Self::Overloaded => false,
+            Self::Unreachable(_) | Self::Failed(FailureSource::Inner { .. }) => true,
+            Self::Failed(FailureSource::Status { status, .. }) => {
+                matches!(status.as_u16(), 502..=504)
+            }
+            _ => false,
         }
     }
 
     /// How long the upstream, failing, asks to be left alone.
     #[must_use]
     pub fn asks_to_wait(&self) -> Option<Duration> {
-        match self {
-            Self::Failed(source) => match source {
-                FailureSource::Status {
-                    status,
-                    retry_after,
-                } => retry_after.filter(|_| status.is_server_error()),
-                FailureSource::Inner { .. }
-                | FailureSource::InnerSlowDown { .. }
-                | FailureSource::Html => None,
-            },
-            Self::SpaceNotFound { .. }
-            | Self::SpaceAccessDenied
-            | Self::Rejected
-            | Self::AuthFailed
-            | Self::InvalidResponse(_)
-            | Self::Unreachable(_)
-            | Self::Timeout(_)
-            | Self::QuotaExhausted { .. }
-            | Self::Unavailable { .. }
-            | Self::Overloaded => None,
-        }
-    }
-
-    /// What it tells about the upstream as a whole.
-    #[must_use]
-    pub fn evidence(&self) -> Evidence {
-        match self {
-            Self::SpaceNotFound { .. } | Self::SpaceAccessDenied | Self::Rejected => {
-                Evidence::Works
-            }
-            // Something answered: whatever it says may be about this page alone, and last as long as the page does.
-            Self::Failed(_) => Evidence::PageFails,
-            Self::InvalidResponse(answer) => match answer {
-                InvalidAnswer::Json { .. }
-                | InvalidAnswer::NoData
-                | InvalidAnswer::NoCount
-                | InvalidAnswer::TooLarge(_)
-                | InvalidAnswer::Truncated
-                | InvalidAnswer::Coding(_)
-                | InvalidAnswer::HeaderTooLarge => Evidence::PageFails,
-                InvalidAnswer::NotHttp => Evidence::Fails,
-            },
-            Self::Unreachable(_) | Self::Timeout(_) => Evidence::Fails,
-            // A token or a quota says nothing of whether the rest works; of the others the upstream knows nothing.
-            Self::AuthFailed
-            | Self::QuotaExhausted { .. }
-            | Self::Unavailable { .. }
-            | Self::Overloaded => Evidence::Nothing,
-        }
+        let Self::Failed(FailureSource::Status {
+            status,
+            retry_after,
+        }) = self
+        else {
+            return None;
+        };
+        retry_after.filter(|_| status.is_server_error())
     }
 
     /// The first characters of the message of the 206 that told it. For the log: it is not known to be fit for a client.
@@ -197,17 +187,7 @@ impl UpstreamError {
             Self::Failed(
                 FailureSource::Inner { message } | FailureSource::InnerSlowDown { message },
             ) => message.as_deref(),
-            Self::Failed(FailureSource::Status { .. } | FailureSource::Html)
-            | Self::SpaceNotFound { .. }
-            | Self::SpaceAccessDenied
-            | Self::Rejected
-            | Self::AuthFailed
-            | Self::InvalidResponse(_)
-            | Self::Unreachable(_)
-            | Self::Timeout(_)
-            | Self::QuotaExhausted { .. }
-            | Self::Unavailable { .. }
-            | Self::Overloaded => None,
+            _ => None,
         }
     }
 
@@ -218,22 +198,46 @@ impl UpstreamError {
         let reasons: Vec<String> = causes(self).map(ToString::to_string).collect();
         (!reasons.is_empty()).then(|| reasons.join(": "))
     }
+}
 
-    /// The name under which it is counted and logged.
+/// Why there is no answer at all.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    // Without the URL, which holds the space token.
+    #[error("request failed")]
+    Request(#[source] reqwest::Error),
+    #[error("answer is not HTTP")]
+    NotHttp(#[source] reqwest::Error),
+    #[error("connection broke within the body")]
+    Broken(#[source] reqwest::Error),
+    #[error("header of the answer is longer than {MAX_HEADER_LINES} lines or 400 KiB")]
+    HeaderTooLarge(#[source] reqwest::Error),
+    #[error("body ended early")]
+    Truncated(#[source] reqwest::Error),
+    #[error("content coding is not known: {0}")]
+    UnknownCoding(String),
+    #[error("content has more than three codings, one upon another")]
+    TooManyCodings,
+    #[error("body does not decode")]
+    Undecodable(#[source] std::io::Error),
+    #[error("body is larger than {0} bytes")]
+    TooLarge(usize),
+}
+
+impl ClientError {
+    /// The name under which a trace shows it.
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         match self {
-            Self::SpaceNotFound { .. } => "space_not_found",
-            Self::SpaceAccessDenied => "space_access_denied",
-            Self::Rejected => "upstream_rejected",
-            Self::AuthFailed => "upstream_auth_failed",
-            Self::Failed(_) => "upstream_failed",
-            Self::InvalidResponse(_) => "upstream_invalid_response",
-            Self::Unreachable(_) => "upstream_unreachable",
-            Self::Timeout(_) => "upstream_timeout",
-            Self::QuotaExhausted { .. } => "upstream_quota_exhausted",
-            Self::Unavailable { .. } => "upstream_unavailable",
-            Self::Overloaded => "overloaded",
+            Self::Request(_) => "request_failed",
+            Self::NotHttp(_) => "not_http",
+            Self::Broken(_) => "connection_broken",
+            Self::HeaderTooLarge(_) => "header_too_large",
+            Self::Truncated(_) => "truncated",
+            Self::UnknownCoding(_) => "unknown_coding",
+            Self::TooManyCodings => "too_many_codings",
+            Self::Undecodable(_) => "undecodable",
+            Self::TooLarge(_) => "too_large",
         }
     }
 }

@@ -5,7 +5,6 @@
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     ops::ControlFlow,
-    pin::pin,
     sync::Arc,
     time::Duration,
 };
@@ -46,25 +45,6 @@ struct Ticket {
     claims: Claims,
     /// Those of the claims that are in a queue.
     entered: Vec<Claim>,
-}
-
-/// The outcome of `call`; `None` where `news` arrived before `call` was sent. Calls that still queue would only learn, one after another,
-/// what is already known.
-pub(super) async fn abandon_if_unsent<T>(
-    call: impl Future<Output = T>,
-    news: impl Future<Output = ()>,
-    is_sent: impl Fn() -> bool,
-) -> Option<T> {
-    let mut call = pin!(call);
-    tokio::select! {
-        biased;
-        outcome = &mut call => Some(outcome),
-        () = news => if is_sent() {
-            Some(call.await)
-        } else {
-            None
-        },
-    }
 }
 
 /// There is no place in the line, or it went to somebody who had fewer or a better claim.

@@ -438,7 +438,7 @@ fn from_client(error: ClientError) -> UpstreamError {
             UpstreamError::InvalidResponse(InvalidAnswer::TooLarge(limit))
         }
         ClientError::Truncated(_) => UpstreamError::InvalidResponse(InvalidAnswer::Truncated),
-        ClientError::UnknownCoding(_) => {
+        ClientError::UnknownCoding(_) | ClientError::TooManyCodings => {
             UpstreamError::InvalidResponse(InvalidAnswer::Coding(error.to_string()))
         }
         ClientError::Undecodable(ref cause) => {

@@ -8,7 +8,9 @@ use tower::{Layer, Service, ServiceExt};
 use tracing::{error, warn};
 
 use super::{
-    Calls, Credential, PageRequest, UpstreamError, credential::TokenSlot, line::abandon_if_unsent,
+    credential::{Credential, TokenSlot},
+    error::UpstreamError,
+    request::{Calls, PageRequest, abandon_if_unsent},
 };
 
 /// Tries the other token once where one is refused, and remembers which was taken.

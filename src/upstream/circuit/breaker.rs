@@ -4,10 +4,11 @@ use std::{collections::HashSet, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{CircuitState, Evidence};
+use super::CircuitState;
 use crate::{
     config::CircuitConfig,
     domain::{PageKey, SpaceToken},
+    upstream::error::Evidence,
 };
 
 /// In how many steps the window slides: it may forget what happened up to a tenth of its length too early, never too late.
@@ -42,20 +43,20 @@ enum State {
 
 /// For whom it is open: where all that failed was one space's, the others have nothing to fear, and none of their calls is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Scope {
+pub(in crate::upstream) enum Scope {
     All,
     Space(SpaceToken),
 }
 
 /// Leave to make one call; to be handed back with how it ended.
 #[derive(Debug)]
-pub(super) struct Ticket {
+pub(in crate::upstream) struct Ticket {
     epoch: u64,
 }
 
 /// What an ended call changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Change {
+pub(in crate::upstream) enum Change {
     Opened(Scope),
     /// The probe failed.
     StaysOpen,

@@ -1,0 +1,191 @@
+//! Asks the circuit of a call's credential before each try, and tells it how the try ended.
+
+use std::{
+    future::ready,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures_util::future::BoxFuture;
+use tokio::{sync::futures::OwnedNotified, time::Instant};
+use tower::{Layer, Service};
+use tracing::{debug, info, warn};
+
+use super::{
+    circuit::{Change, Scope, Ticket},
+    credential::Credential,
+    error::{Evidence, UpstreamError},
+    request::{PageRequest, Sent, abandon_if_unsent},
+};
+use crate::domain::{ListKey, PageKey, SpaceKey};
+
+/// Stops calls with a credential whose circuit is open.
+#[derive(Clone, Copy, Debug)]
+pub struct CircuitLayer {
+    patience: Duration,
+}
+
+impl CircuitLayer {
+    /// `patience` is how long the upstream must have had a dropped call for its silence to count as a failure: the next in
+    /// line for a slot may be sent at the very moment of its deadline.
+    #[must_use]
+    pub fn new(patience: Duration) -> Self {
+        Self { patience }
+    }
+}
+
+impl<S> Layer<S> for CircuitLayer {
+    type Service = CircuitBreaker<S>;
+
+    fn layer(&self, inner: S) -> CircuitBreaker<S> {
+        CircuitBreaker {
+            inner,
+            patience: self.patience,
+        }
+    }
+}
+
+/// Answers [`UpstreamError::Unavailable`] where the circuit is open, or opens before a try is sent.
+#[derive(Clone, Debug)]
+pub struct CircuitBreaker<S> {
+    inner: S,
+    patience: Duration,
+}
+
+impl<S> Service<PageRequest> for CircuitBreaker<S>
+where
+    S: Service<PageRequest, Error = UpstreamError>,
+    S::Future: Send + 'static,
+    S::Response: Send + 'static,
+{
+    type Response = S::Response;
+    type Error = UpstreamError;
+    type Future = BoxFuture<'static, Result<S::Response, UpstreamError>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UpstreamError>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: PageRequest) -> Self::Future {
+        let (attempt, opened) = match Attempt::begin(&request, self.patience) {
+            Ok(begun) => begun,
+            Err(retry_after) => {
+                return Box::pin(ready(Err(UpstreamError::Unavailable { retry_after })));
+            }
+        };
+        request.sent = attempt.sent.clone();
+        // Not before it was admitted: it takes its place in the queue at once.
+        let call = self.inner.call(request);
+        Box::pin(async move {
+            let outcome = abandon_if_unsent(call, opened, || attempt.sent.is_set()).await;
+            let outcome = outcome.unwrap_or_else(|| Err(attempt.refused()));
+            attempt.end(&outcome);
+            outcome
+        })
+    }
+}
+
+/// A try under way. The breaker is told of its end however it ends; a probe that is dropped gives its place back.
+struct Attempt {
+    credential: Arc<Credential>,
+    page: PageKey,
+    sent: Sent,
+    patience: Duration,
+    /// `None` once it is handed back, and where there is no breaker.
+    ticket: Option<Ticket>,
+}
+
+impl Attempt {
+    /// Asks for leave; with it comes word of the circuit's next opening.
+    fn begin(request: &PageRequest, patience: Duration) -> Result<(Self, OwnedNotified), Duration> {
+        let circuit = request.credential.circuit();
+        // Listens before it asks: no opening falls between.
+        let opened = circuit.next_opening();
+        let attempt = Self {
+            ticket: circuit.admit(&request.space)?,
+            credential: request.credential.clone(),
+            page: PageKey {
+                list: ListKey {
+                    space: SpaceKey {
+                        credential: request.credential.id,
+                        space: request.space.clone(),
+                    },
+                    id: request.list.clone(),
+                },
+                query: request.query,
+            },
+            sent: Sent::default(),
+            patience,
+        };
+        Ok((attempt, opened))
+    }
+
+    fn refused(&self) -> UpstreamError {
+        let circuit = self.credential.circuit();
+        let retry_after = circuit
+            .refuses(Some(&self.page.list.space.space))
+            .unwrap_or_default();
+        UpstreamError::Unavailable { retry_after }
+    }
+
+    fn end<T>(mut self, outcome: &Result<T, UpstreamError>) {
+        let asked = outcome.as_ref().err().and_then(UpstreamError::asks_to_wait);
+        if let Some(pause) = asked
+            && self.credential.circuit().leave_alone(pause)
+        {
+            warn!(
+                credential.name = self.credential.name,
+                upstream.retry_after_s = pause.as_secs(),
+                "upstream fails and asks to be left alone: it is not asked for as long, or five minutes"
+            );
+        }
+        self.record(match outcome {
+            Ok(_) => Evidence::Works,
+            Err(error) => error.evidence(),
+        });
+    }
+
+    fn record(&mut self, evidence: Evidence) {
+        let Some(ticket) = self.ticket.take() else {
+            return;
+        };
+        let circuit = self.credential.circuit();
+        let credential = &self.credential.name;
+        match circuit.record(ticket, evidence, &self.page) {
+            Some(Change::Opened(Scope::All)) => warn!(
+                credential.name = credential,
+                "upstream keeps failing: the circuit is open, and it is not asked for a while"
+            ),
+            Some(Change::Opened(Scope::Space(space))) => warn!(
+                credential.name = credential,
+                %space,
+                "upstream keeps failing for one space: the circuit is open for it, and it is not asked for it for a while"
+            ),
+            Some(Change::StaysOpen) => debug!(
+                credential.name = credential,
+                "upstream still fails: the circuit stays open"
+            ),
+            Some(Change::Closed) => info!(
+                credential.name = credential,
+                "upstream works again: the circuit is closed"
+            ),
+            None => {}
+        }
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        // Only the deadline drops a try: fills run in tasks of their own.
+        let had_its_time = |sent: Instant| sent.elapsed() >= self.patience;
+        self.record(if self.sent.at().is_some_and(had_its_time) {
+            Evidence::Fails
+        } else {
+            Evidence::Nothing
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests;
