@@ -26,7 +26,7 @@ use crate::{
     peer::{Peer, TrustedProxies},
     server::{Connection, Entrance, Limits, Listener, Server, Shutdown, Tls, descriptors},
     service::{Pages, Snapshot},
-    shared::Link,
+    shared::RedisConnection,
     telemetry::{
         Log,
         metrics::Metrics,
@@ -128,12 +128,13 @@ impl Gateway {
         let files = reload::digests(config.files());
         let tls = built.tls.map(Tls::new);
         let metrics = Metrics::new();
-        let link = config.cache.redis.is_configured();
-        let link = link.then(|| Link::new(config.cache.redis.clone(), metrics.clone()));
+        let redis = config.cache.redis.is_configured();
+        let redis =
+            redis.then(|| RedisConnection::new(config.cache.redis.clone(), metrics.clone()));
         let (credentials, issuers) = (built.credentials, built.issuers);
         let clients = Clients::new(&config.clients, &config.views, credentials, issuers, None);
-        if let Some(link) = &link {
-            clients.share_limits(link);
+        if let Some(redis) = &redis {
+            clients.share_limits(redis);
         }
         let credentials = clients.credentials().clone();
         let limit = LimitLayer::new(config.upstream.max_concurrency, config.upstream.max_queue);
@@ -165,8 +166,8 @@ impl Gateway {
             .map_err(listen_error(&config.admin.listen))?;
         // Not before the addresses are ours: another gateway may still be writing the file.
         let snapshot = start_snapshot(&config, &pages, credentials.clone()).await;
-        let sharing = match &link {
-            Some(link) => Some(parts::share(link.clone(), &pages, credentials).await),
+        let sharing = match &redis {
+            Some(redis) => Some(parts::share(redis.clone(), &pages, credentials).await),
             None => None,
         };
         let log_losses = log.losses().cloned();
@@ -182,7 +183,7 @@ impl Gateway {
             snapshot: snapshot.as_ref().map(|running| running.snapshot.clone()),
             metrics: metrics.clone(),
             limit: limit.clone(),
-            redis: link.clone(),
+            redis: redis.clone(),
             tls: tls.clone(),
             collector_headers,
             log,
@@ -208,7 +209,7 @@ impl Gateway {
             metrics: metrics.clone(),
             limit,
             log_losses,
-            redis: link,
+            redis,
             draining: draining.clone(),
             effective_config: effective,
             reload: Arc::new(reloads.clone()),

@@ -9,9 +9,9 @@ use http::HeaderMap;
 use tokio::time::Instant;
 use tower::{ServiceBuilder, util::BoxCloneSyncService};
 
+mod call_budget;
 mod circuit;
 mod circuit_breaker;
-mod claims;
 mod client;
 mod clock;
 mod credential;
@@ -20,23 +20,24 @@ mod deadline;
 mod decode;
 mod envelope;
 mod error;
+mod fair_queue;
 #[cfg(test)]
 mod fixtures;
 mod limit;
-mod line;
 mod normalize;
 mod pause;
+mod priority;
 mod quota;
 mod request;
 mod retry;
 mod tokens;
-mod urgency;
+mod waiters;
 
 use self::retry::RetryLayer;
 pub use self::{
+    call_budget::{BudgetExhausted, BudgetSnapshot, CallBudget},
     circuit::{Circuit, CircuitState},
     circuit_breaker::CircuitLayer,
-    claims::{Claim, Claims},
     client::{BuildError, Client, RawAnswer},
     credential::{Credential, TokenSlot},
     credentials::{Credentials, Succession},
@@ -46,10 +47,11 @@ pub use self::{
     limit::LimitLayer,
     normalize::{NormalizeLayer, Rules},
     pause::CallLimits,
-    quota::{NoCall, Purse, QuotaLayer, Spent},
+    priority::Priority,
+    quota::QuotaLayer,
     request::{Calls, LastError, PageRequest, Sent, Validators},
     tokens::TokensLayer,
-    urgency::Urgency,
+    waiters::{Waiter, Waiters},
 };
 use crate::{
     config::{NormalizeConfig, UpstreamConfig},

@@ -36,7 +36,7 @@ use crate::{
     domain::{ListId, ListKey, PageKey, PageQuery, SpaceKey, SpaceToken},
     off_runtime::{on_a_thread, to_its_end},
     service::Pages,
-    shared::Link,
+    shared::RedisConnection,
     telemetry::{LogLosses, metrics::Metrics},
     upstream::LimitLayer,
 };
@@ -66,7 +66,7 @@ pub struct Admin {
     /// Counts dropped log lines; `None` where the log is another gateway's.
     pub log_losses: Option<LogLosses>,
     /// What replicas share, where they do.
-    pub redis: Option<Arc<Link>>,
+    pub redis: Option<Arc<RedisConnection>>,
     pub draining: Draining,
     /// The configuration in force, secrets hidden.
     pub effective_config: Arc<ArcSwap<String>>,

@@ -18,7 +18,7 @@ use crate::{
     config::{ClientConfig, ViewsConfig, value::CertificateSubject},
     domain::View,
     peer::ClientCertificate,
-    shared::{Link, SharedLimit},
+    shared::{RedisConnection, SharedLimit},
     telemetry::metrics::AuthFailure,
     upstream::Credentials,
 };
@@ -222,10 +222,10 @@ impl Clients {
         self.views.get(name)
     }
 
-    /// Has the budgets drawn on by all replicas behind `link` together.
-    pub fn share_limits(&self, link: &Arc<Link>) {
+    /// Has the budgets drawn on by all replicas behind `redis` together.
+    pub fn share_limits(&self, redis: &Arc<RedisConnection>) {
         for (client, limiter) in &self.limiters {
-            limiter.share(|| SharedLimit::new(link.clone(), client));
+            limiter.share(|| SharedLimit::new(redis.clone(), client));
         }
     }
 

@@ -11,25 +11,25 @@ use crate::{
         Pages, SharedCache,
         packing::{keep_freeing, keep_packing},
     },
-    shared::{Calls, Link},
+    shared::{Calls, RedisConnection},
     telemetry::metrics::Metrics,
     upstream::{self, Client, Credentials, LimitLayer, Upstream},
 };
 
-/// Shares pages and calls with the replicas behind `link`, until the guard is dropped.
+/// Shares pages and calls with the replicas behind `redis`, until the guard is dropped.
 ///
 /// Waits for the first attempt to connect, so that a replica that starts begins with what the others have.
 pub(super) async fn share(
-    link: Arc<Link>,
+    redis: Arc<RedisConnection>,
     pages: &Arc<Pages>,
     credentials: Arc<Credentials>,
 ) -> DropGuard {
-    share_calls(&link, &credentials);
-    pages.share_pages(SharedCache::new(link.clone(), credentials));
+    share_calls(&redis, &credentials);
+    pages.share_pages(SharedCache::new(redis.clone(), credentials));
     let end = CancellationToken::new();
     let first = Arc::new(Notify::new());
     let follower = Arc::new(pages.clone());
-    tokio::spawn(link.keep(follower, first.clone(), end.clone()));
+    tokio::spawn(redis.keep(follower, first.clone(), end.clone()));
     first.notified().await;
     end.drop_guard()
 }
@@ -43,11 +43,11 @@ pub(super) fn pack(pages: &Arc<Pages>) -> DropGuard {
 }
 
 /// Counts the calls of `credentials` among all replicas.
-pub(super) fn share_calls(link: &Arc<Link>, credentials: &Credentials) {
+pub(super) fn share_calls(redis: &Arc<RedisConnection>, credentials: &Credentials) {
     for credential in credentials.all() {
         let origin = credentials.origin().as_str();
-        let calls = Calls::new(link.clone(), origin, &credential.name);
-        credential.purse().share(calls);
+        let calls = Calls::new(redis.clone(), origin, &credential.name);
+        credential.budget().share(calls);
     }
 }
 

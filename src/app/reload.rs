@@ -32,7 +32,7 @@ use crate::{
     config::{Config, Problems, files},
     server::Tls,
     service::{Pages, Snapshot},
-    shared::Link,
+    shared::RedisConnection,
     telemetry::{
         Log,
         metrics::{Metrics, ReloadOutcome},
@@ -107,7 +107,7 @@ pub(super) struct Reloader {
     pub(super) snapshot: Option<Arc<Snapshot>>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) limit: LimitLayer,
-    pub(super) redis: Option<Arc<Link>>,
+    pub(super) redis: Option<Arc<RedisConnection>>,
     pub(super) tls: Option<Tls>,
     pub(super) collector_headers: Option<CollectorHeaders>,
     pub(super) log: Log,
@@ -236,9 +236,9 @@ impl Reloader {
         // Where the provider is the same its keys go on; their file may hold others now.
         clients.issuers().reload_keys();
         let credentials = clients.credentials().clone();
-        if let Some(link) = &self.redis {
-            clients.share_limits(link);
-            parts::share_calls(link, &credentials);
+        if let Some(redis) = &self.redis {
+            clients.share_limits(redis);
+            parts::share_calls(redis, &credentials);
         }
         // What is known of the old tokens and of their pages ends first: no request under the new policy meets it. Calls under way
         // are heard no more, and what they bring is not kept.

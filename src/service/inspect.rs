@@ -14,7 +14,7 @@ use crate::{
         StoredPage, Verdict, freshness::FillReason, http_semantics::RequestDirectives, judge_page,
     },
     domain::{PageKey, SpaceKey, SpaceToken},
-    upstream::{Credential, Credentials, UpstreamError, Urgency},
+    upstream::{Credential, Credentials, Priority, UpstreamError},
 };
 
 /// A stored page as an operator sees it. Times in seconds.
@@ -168,7 +168,7 @@ impl Pages {
             why,
             credential: credential.name.clone(),
             credential_refused: only_fresh,
-            credential_held: credential.is_held(now),
+            credential_held: credential.is_blocked(now),
             circuit: credential
                 .circuit()
                 .state_for(&key.list.space.space)
@@ -214,7 +214,7 @@ fn no_call(
     space: Option<&SpaceToken>,
     now: Instant,
 ) -> Option<UpstreamError> {
-    if credential.is_held(now) {
+    if credential.is_blocked(now) {
         return Some(UpstreamError::AuthFailed);
     }
     if let Some(retry_after) = credential.circuit().refuses(space) {
@@ -226,7 +226,7 @@ fn no_call(
 }
 
 fn quota_wait(credential: &Credential, now: Instant) -> Option<Duration> {
-    credential.purse().would_take(Urgency::Waiting, now).err()
+    credential.budget().would_take(Priority::Waiting, now).err()
 }
 
 fn words_of_no_call(error: &UpstreamError, a_page_stands_in: bool) -> (&'static str, &'static str) {

@@ -24,7 +24,7 @@ use crate::{
     },
     domain::{ListPage, PageKey},
     off_runtime::by_size,
-    shared::{Link, Lost, Nonce},
+    shared::{Nonce, RedisConnection, Unavailable},
     telemetry::metrics::RedisOperation,
     upstream::{Credentials, read_page},
 };
@@ -55,7 +55,7 @@ const LARGEST_PAGE: usize = 4 << 20;
 /// What a replica shares with the others.
 #[derive(Debug)]
 pub struct SharedCache {
-    link: Arc<Link>,
+    redis: Arc<RedisConnection>,
     /// Whose spaces an operator's purge means. What a request reads is called by the credential that it came with: a reload that changes
     /// the upstream changes both at once.
     credentials: ArcSwap<Credentials>,
@@ -86,9 +86,9 @@ pub(super) struct SharedPage {
 
 impl SharedCache {
     #[must_use]
-    pub fn new(link: Arc<Link>, credentials: Arc<Credentials>) -> Self {
+    pub fn new(redis: Arc<RedisConnection>, credentials: Arc<Credentials>) -> Self {
         Self {
-            link,
+            redis,
             credentials: ArcSwap::new(credentials),
             spaces: Mutex::default(),
             waiting: Mutex::default(),
@@ -103,16 +103,16 @@ impl SharedCache {
 
     #[must_use]
     pub fn is_up(&self) -> bool {
-        self.link.is_up()
+        self.redis.is_up()
     }
 
     /// Waits until Redis is lost: then nobody is waited for.
     pub(super) async fn until_lost(&self) {
-        self.link.until_lost().await;
+        self.redis.until_lost().await;
     }
 
-    pub(super) fn link(&self) -> &Link {
-        &self.link
+    pub(super) fn redis(&self) -> &RedisConnection {
+        &self.redis
     }
 
     /// Looks for a page and for the state of its space, which begins with `generation` where nobody knows of another.
@@ -121,10 +121,10 @@ impl SharedCache {
         keys: &RedisKeys,
         key: &PageKey,
         generation: u64,
-    ) -> Result<SharedState, Lost> {
-        let era = self.link.era().ok_or(Lost)?;
+    ) -> Result<SharedState, Unavailable> {
+        let era = self.redis.era().ok_or(Unavailable)?;
         let script = Script::new(scripts::LOOK);
-        let mut look_up = script.key(self.link.era_key());
+        let mut look_up = script.key(self.redis.era_key());
         look_up
             .key(&keys.state)
             .key(&keys.list)
@@ -132,15 +132,15 @@ impl SharedCache {
             .arg(Nonce::fresh())
             .arg(Nonce(generation))
             .arg(ms(STATE_FOR));
-        let answer: LookAnswer = self.link.ask(RedisOperation::Look, &look_up).await?;
+        let answer: LookAnswer = self.redis.ask(RedisOperation::Look, &look_up).await?;
         let (birth, purge, epoch, generation, count, first, value) = answer;
         if birth != Some(era.birth) {
-            self.link.doubt();
-            return Err(Lost);
+            self.redis.doubt();
+            return Err(Unavailable);
         }
         // A purge of which word is on its way.
         if purge != Some(era.purge) {
-            return Err(Lost);
+            return Err(Unavailable);
         }
         let mark = mark(&keys.space, era, epoch, generation);
         let page = match value {
@@ -176,11 +176,11 @@ impl SharedCache {
             // That of another version of this program is no damage.
             Err(SnapshotError::Version(_)) => return None,
             Ok((_, Err(_))) | Err(_) => {
-                self.link.unreadable();
+                self.redis.unreadable();
                 return None;
             }
         };
-        let now = self.link.unix_ms()?;
+        let now = self.redis.unix_ms()?;
         let age = Duration::from_millis(now.saturating_sub(saved.born_unix_ms));
         (saved.mark == Some(mark)).then_some(SharedPage { saved, page, age })
     }
@@ -211,8 +211,8 @@ impl SharedCache {
         keys: &RedisKeys,
         shared: Shared,
         lock: Option<FillLock>,
-    ) -> Result<Option<(Mark, ListHead)>, Lost> {
-        let era = self.link.era().ok_or(Lost)?;
+    ) -> Result<Option<(Mark, ListHead)>, Unavailable> {
+        let era = self.redis.era().ok_or(Unavailable)?;
         let (before, at, head) = (shared.before, shared.mark, shared.head);
         let keep_for = shared.useful_for.min(LONGEST_PAGE);
         if at.era != [era.birth.0, era.purge.0] || keep_for.is_zero() {
@@ -230,7 +230,7 @@ impl SharedCache {
             generation: Nonce(at.generation),
         };
         let script = Script::new(scripts::STORE);
-        let mut store = script.key(self.link.era_key());
+        let mut store = script.key(self.redis.era_key());
         store
             .key(&keys.state)
             .key(&keys.list)
@@ -249,12 +249,12 @@ impl SharedCache {
             .arg(value)
             .arg(ms(keep_for).max(1))
             .arg(lock.as_ref().map_or(Nonce(0), |lock| lock.token))
-            .arg(self.link.channel())
+            .arg(self.redis.channel())
             .arg(self.message(moved))
             .arg(self.message(Event::Filled {
                 page: keys.page.clone(),
             }));
-        let answer: StoreAnswer = self.link.ask(RedisOperation::Store, &store).await?;
+        let answer: StoreAnswer = self.redis.ask(RedisOperation::Store, &store).await?;
         if let Some(lock) = lock {
             lock.released();
         }

@@ -18,8 +18,8 @@ use redis::Script;
 use tokio::{runtime::Handle, time::Instant};
 
 use super::{
-    Link, Lost, Session,
-    link::{MEMBER_FOR, MINUTE, ms},
+    RedisConnection, Session, Unavailable,
+    redis_connection::{MEMBER_FOR, MINUTE, ms},
 };
 use crate::telemetry::metrics::RedisOperation;
 
@@ -76,7 +76,7 @@ const GIVE_BACK: &str = r"
 return redis.call('ZREM', KEYS[1], ARGV[1])";
 
 /// `KEYS`: hold. `ARGV`: how long there is no call. The longest that any replica was told holds.
-const HOLD: &str = r"
+const BLOCK: &str = r"
 if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[1]) then
     redis.call('SET', KEYS[1], '1', 'PX', ARGV[1])
 end
@@ -95,9 +95,9 @@ return 0";
 /// The calls of one credential, as all replicas make them.
 #[derive(Debug)]
 pub struct Calls {
-    link: Arc<Link>,
+    redis: Arc<RedisConnection>,
     key: String,
-    hold_key: String,
+    block_key: String,
     grant: Script,
     next: AtomicU64,
     /// What this replica did within the last minute, for a Redis that has forgotten or has not heard of it.
@@ -122,18 +122,18 @@ pub enum Grant {
 impl Calls {
     /// Those of the credential called `name` at `origin`: its quota stays the same when its token is replaced.
     #[must_use]
-    pub fn new(link: Arc<Link>, origin: &str, name: &str) -> Arc<Self> {
+    pub fn new(redis: Arc<RedisConnection>, origin: &str, name: &str) -> Arc<Self> {
         let mut hasher = blake3::Hasher::new_derive_key("unpod-gateway shared quota");
         for part in [origin, name] {
             hasher.update(&(part.len() as u64).to_le_bytes());
             hasher.update(part.as_bytes());
         }
         let digest = hasher.finalize().to_hex();
-        let of = |kind| link.name(&format!("{kind}:{}", &digest[..32]));
+        let of = |kind| redis.name(&format!("{kind}:{}", &digest[..32]));
         Arc::new(Self {
             key: of("calls"),
-            hold_key: of("hold"),
-            link,
+            block_key: of("hold"),
+            redis,
             grant: Script::new(GRANT),
             next: AtomicU64::new(0),
             made: Mutex::default(),
@@ -143,27 +143,27 @@ impl Calls {
     /// What this replica may spend of `quota` by itself: all of it while Redis counts for all, else its share.
     #[must_use]
     pub fn share_of(&self, quota: u32) -> u32 {
-        if self.link.is_up() {
+        if self.redis.is_up() {
             quota
         } else {
-            quota / self.link.replicas()
+            quota / self.redis.replicas()
         }
     }
 
     /// Whether Redis counts.
     #[must_use]
     pub fn is_counted(&self) -> bool {
-        self.link.is_up()
+        self.redis.is_up()
     }
 
     /// How long no call may be made, since nobody knows what the others made before Redis was lost: until the last of those counts no
     /// more, and the others have taken note that this replica is gone.
     #[must_use]
-    pub fn hold(&self, now: Instant) -> Option<Duration> {
-        if self.link.is_up() {
+    pub fn blocked_for(&self, now: Instant) -> Option<Duration> {
+        if self.redis.is_up() {
             return None;
         }
-        let (lost, _) = self.link.lost()?;
+        let (lost, _) = self.redis.lost()?;
         let until = lost + MINUTE + MEMBER_FOR;
         (until > now).then(|| until - now)
     }
@@ -172,34 +172,34 @@ impl Calls {
     ///
     /// # Errors
     ///
-    /// Returns [`Lost`] where nobody counts for all: the caller has its share.
-    pub async fn ask(self: &Arc<Self>, quota: u32) -> Result<Grant, Lost> {
+    /// Returns [`Unavailable`] where nobody counts for all: the caller has its share.
+    pub async fn ask(self: &Arc<Self>, quota: u32) -> Result<Grant, Unavailable> {
         let call = self.begin();
         // A Redis that has forgotten knows of those alone who are back.
         let needs_all = self
-            .link
+            .redis
             .lost()
             .is_some_and(|(lost, forgotten)| forgotten && lost.elapsed() < MINUTE + MEMBER_FOR);
         let mut grant = self.grant.key(&self.key);
         grant
-            .key(&self.hold_key)
-            .key(self.link.members_key())
+            .key(&self.block_key)
+            .key(self.redis.members_key())
             .arg(quota)
-            .arg(self.link.replicas())
+            .arg(self.redis.replicas())
             .arg(self.member(call.id))
             .arg(ms(LEASE))
             .arg(u8::from(needs_all))
             .arg(ms(MEMBER_FOR));
         // Dropped in between it counts as made: it may have been granted.
-        match self.link.ask(RedisOperation::Quota, &grant).await {
+        match self.redis.ask(RedisOperation::Quota, &grant).await {
             Ok(0_u64) => Ok(Grant::Granted(call)),
             Ok(wait) => {
                 call.unmake();
                 Ok(Grant::Refused(Duration::from_millis(wait)))
             }
-            Err(Lost) => {
+            Err(Unavailable) => {
                 call.unmake();
-                Err(Lost)
+                Err(Unavailable)
             }
         }
     }
@@ -211,13 +211,13 @@ impl Calls {
     }
 
     /// Has no replica call for `time`: the upstream said so.
-    pub fn hold_all(self: &Arc<Self>, time: Duration) {
+    pub fn block_all(self: &Arc<Self>, time: Duration) {
         let calls = self.clone();
         self.in_background(async move {
-            let script = Script::new(HOLD);
-            let mut hold = script.key(&calls.hold_key);
-            hold.arg(ms(time).max(1));
-            let _: Result<u8, Lost> = calls.link.ask(RedisOperation::Quota, &hold).await;
+            let script = Script::new(BLOCK);
+            let mut block = script.key(&calls.block_key);
+            block.arg(ms(time).max(1));
+            let _: Result<u8, Unavailable> = calls.redis.ask(RedisOperation::Quota, &block).await;
         });
     }
 
@@ -225,8 +225,8 @@ impl Calls {
     ///
     /// # Errors
     ///
-    /// Returns [`Lost`] where it fails.
-    pub async fn report(&self, session: &Session) -> Result<(), Lost> {
+    /// Returns [`Unavailable`] where it fails.
+    pub async fn report(&self, session: &Session) -> Result<(), Unavailable> {
         let script = Script::new(REPORT);
         let mut report = script.key(&self.key);
         let now = Instant::now();
@@ -269,12 +269,12 @@ impl Calls {
     }
 
     fn member(&self, id: u64) -> String {
-        format!("{}:{id}", self.link.replica())
+        format!("{}:{id}", self.redis.replica())
     }
 
     /// Runs what nobody waits for.
     fn in_background(&self, task: impl Future<Output = ()> + Send + 'static) {
-        if let Some(runtime) = self.link.is_up().then(Handle::try_current) {
+        if let Some(runtime) = self.redis.is_up().then(Handle::try_current) {
             // Outside a runtime the process ends.
             let _ = runtime.map(|runtime| runtime.spawn(task));
         }
@@ -307,7 +307,7 @@ impl SharedCall {
             let script = Script::new(script);
             let mut told = script.key(&calls.key);
             told.arg(calls.member(id));
-            let _: Result<u8, Lost> = calls.link.ask(RedisOperation::Quota, &told).await;
+            let _: Result<u8, Unavailable> = calls.redis.ask(RedisOperation::Quota, &told).await;
         });
     }
 }

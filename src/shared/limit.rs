@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use redis::Script;
 
-use super::{Link, Lost};
+use super::{RedisConnection, Unavailable};
 use crate::telemetry::metrics::RedisOperation;
 
 /// `KEYS`: the time at which the budget is full again. `ARGV`: the period and the burst, in microseconds and requests.
@@ -28,7 +28,7 @@ return {1, left, next_full_at - now}";
 /// The budget of one client, wherever it asks.
 #[derive(Debug)]
 pub struct SharedLimit {
-    link: Arc<Link>,
+    redis: Arc<RedisConnection>,
     key: String,
     script: Script,
 }
@@ -45,11 +45,11 @@ pub enum Taken {
 impl SharedLimit {
     /// The budget of the client called `client`.
     #[must_use]
-    pub fn new(link: Arc<Link>, client: &str) -> Self {
+    pub fn new(redis: Arc<RedisConnection>, client: &str) -> Self {
         let digest = blake3::hash(client.as_bytes()).to_hex();
         Self {
-            key: link.name(&format!("limit:{}", &digest[..32])),
-            link,
+            key: redis.name(&format!("limit:{}", &digest[..32])),
+            redis,
             script: Script::new(TAKE),
         }
     }
@@ -58,13 +58,13 @@ impl SharedLimit {
     ///
     /// # Errors
     ///
-    /// Returns [`Lost`] where nobody counts for all.
-    pub async fn take(&self, period: Duration, burst: u32) -> Result<Taken, Lost> {
+    /// Returns [`Unavailable`] where nobody counts for all.
+    pub async fn take(&self, period: Duration, burst: u32) -> Result<Taken, Unavailable> {
         let mut take = self.script.key(&self.key);
         let period_us = u64::try_from(period.as_micros()).unwrap_or(u64::MAX).max(1);
         take.arg(period_us).arg(burst);
         let (allowed, left, time): (bool, u32, u64) =
-            self.link.ask(RedisOperation::Limit, &take).await?;
+            self.redis.ask(RedisOperation::Limit, &take).await?;
         let time = Duration::from_micros(time);
         Ok(if allowed {
             Taken::Yes {

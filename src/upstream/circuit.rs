@@ -1,6 +1,6 @@
-//! The circuit of each credential: an upstream that keeps failing is left alone for a while, then tried with one call at a time.
+//! The circuit of each credential: it opens when the upstream keeps failing, and half-opens later for one probe at a time.
 //!
-//! [`Breaker`] decides; [`Circuit`] shares it among the calls of a credential.
+//! [`Breaker`] decides; [`Circuit`] shares it among the calls of a credential and adds the pauses that `Retry-After` asks for.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,11 +21,11 @@ mod breaker;
 use self::breaker::Breaker;
 pub(super) use self::breaker::{Change, Scope, Ticket};
 
-/// Whether the upstream is asked.
+/// Whether calls are let through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CircuitState {
     Closed,
-    /// By one call at a time.
+    /// One probe at a time.
     HalfOpen,
     Open,
 }
@@ -51,21 +51,21 @@ impl CircuitState {
     }
 }
 
-/// The longest that an upstream which fails is left alone because it asks for it.
-const LONGEST_LEFT_ALONE: Duration = Duration::from_secs(300);
+/// The longest pause that a failure's `Retry-After` may ask for.
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
-/// The circuit that all calls with one credential pass.
+/// The circuit of one credential, which all its calls pass.
 #[derive(Debug)]
 pub struct Circuit {
-    /// `None`: failures do not open it.
+    /// `None`: turned off, failures do not open it.
     breaker: Option<Mutex<Breaker>>,
-    /// Until when the upstream asked to be left alone, and since when: a failure with `Retry-After`.
-    left_alone: Mutex<Option<LeftAlone>>,
+    /// The pause that a failure with `Retry-After` asked for.
+    paused: Mutex<Option<Paused>>,
     opened: Arc<Notify>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct LeftAlone {
+struct Paused {
     since: Instant,
     until: Instant,
 }
@@ -76,7 +76,7 @@ impl Circuit {
         let breaker = || Mutex::new(Breaker::new(config, Instant::now()));
         Self {
             breaker: config.enabled.then(breaker),
-            left_alone: Mutex::default(),
+            paused: Mutex::default(),
             opened: Arc::default(),
         }
     }
@@ -84,44 +84,44 @@ impl Circuit {
     #[must_use]
     pub fn state(&self) -> CircuitState {
         let now = Instant::now();
-        match (self.left_alone(now), self.breaker()) {
+        match (self.paused(now), self.breaker()) {
             (Some(_), _) => CircuitState::Open,
             (None, Some(breaker)) => breaker.state(now),
             (None, None) => CircuitState::Closed,
         }
     }
 
-    /// As a call for `space` meets it: closed where it is open for another space alone.
+    /// The state for calls of `space`: closed if it is open only for another space.
     #[must_use]
     pub fn state_for(&self, space: &SpaceToken) -> CircuitState {
-        let is_left_alone = self.left_alone(Instant::now()).is_some();
+        let is_paused = self.paused(Instant::now()).is_some();
         let concerns = |breaker: MutexGuard<'_, Breaker>| breaker.concerns(Some(space));
-        if is_left_alone || self.breaker().is_some_and(concerns) {
+        if is_paused || self.breaker().is_some_and(concerns) {
             self.state()
         } else {
             CircuitState::Closed
         }
     }
 
-    /// Since when it is closed, or is not; `None`: it has not been otherwise.
+    /// Since when it has been closed, or has not; `None`: always closed.
     #[must_use]
     pub fn closed_or_not_since(&self) -> Option<Instant> {
-        let left_alone = self.left_alone(Instant::now()).map(|alone| alone.since);
-        left_alone.or_else(|| Some(self.breaker()?.closed_or_not_since()))
+        let paused = self.paused(Instant::now()).map(|paused| paused.since);
+        paused.or_else(|| Some(self.breaker()?.closed_or_not_since()))
     }
 
-    /// How long to wait where a call for `space`, or for any, would be refused now.
+    /// How long to wait, if a call for `space`, or for any space, would be refused now.
     #[must_use]
     pub fn refuses(&self, space: Option<&SpaceToken>) -> Option<Duration> {
         let now = Instant::now();
-        let left_alone = self.left_alone(now).map(|alone| alone.until - now);
-        left_alone.or_else(|| self.breaker()?.refuses(space, now))
+        let paused = self.paused(now).map(|paused| paused.until - now);
+        paused.or_else(|| self.breaker()?.refuses(space, now))
     }
 
     pub(super) fn admit(&self, space: &SpaceToken) -> Result<Option<Ticket>, Duration> {
         let now = Instant::now();
-        if let Some(alone) = self.left_alone(now) {
-            return Err(alone.until - now);
+        if let Some(paused) = self.paused(now) {
+            return Err(paused.until - now);
         }
         self.breaker()
             .map(|mut breaker| breaker.admit(space, now))
@@ -143,28 +143,28 @@ impl Circuit {
         change
     }
 
-    /// Comes when it opens the next time, from this call on.
+    /// Completes when it opens the next time, from this call on.
     pub(super) fn next_opening(&self) -> OwnedNotified {
         self.opened.clone().notified_owned()
     }
 
-    /// Makes no call for `pause`, as the upstream asks; `true` where that is news.
-    pub(super) fn leave_alone(&self, pause: Duration) -> bool {
+    /// Refuses calls for `pause`, as the upstream asked; `true` if calls were not paused before.
+    pub(super) fn pause(&self, pause: Duration) -> bool {
         let since = Instant::now();
-        let until = since + pause.min(LONGEST_LEFT_ALONE);
-        let mut left_alone = self.left_alone.lock();
-        let before = left_alone.filter(|alone| alone.until > since);
-        *left_alone = Some(LeftAlone {
+        let until = since + pause.min(LONGEST_PAUSE);
+        let mut paused = self.paused.lock();
+        let before = paused.filter(|paused| paused.until > since);
+        *paused = Some(Paused {
             since: before.map_or(since, |before| before.since),
             until: before.map_or(until, |before| before.until.max(until)),
         });
-        drop(left_alone);
+        drop(paused);
         self.opened.notify_waiters();
         before.is_none()
     }
 
-    fn left_alone(&self, now: Instant) -> Option<LeftAlone> {
-        self.left_alone.lock().filter(|alone| alone.until > now)
+    fn paused(&self, now: Instant) -> Option<Paused> {
+        self.paused.lock().filter(|paused| paused.until > now)
     }
 
     fn breaker(&self) -> Option<MutexGuard<'_, Breaker>> {

@@ -20,15 +20,15 @@ use super::{
 };
 use crate::domain::{ListKey, PageKey, SpaceKey};
 
-/// Stops calls with a credential whose circuit is open.
+/// Refuses calls with a credential whose circuit is open.
 #[derive(Clone, Copy, Debug)]
 pub struct CircuitLayer {
     patience: Duration,
 }
 
 impl CircuitLayer {
-    /// `patience` is how long the upstream must have had a dropped call for its silence to count as a failure: the next in
-    /// line for a slot may be sent at the very moment of its deadline.
+    /// `patience` is how long the upstream must have had a call that the deadline dropped, for it to count as a failure: a call that
+    /// queued may be sent just before its deadline.
     #[must_use]
     pub fn new(patience: Duration) -> Self {
         Self { patience }
@@ -75,7 +75,7 @@ where
             }
         };
         request.sent = attempt.sent.clone();
-        // Not before it was admitted: it takes its place in the queue at once.
+        // Not before it was admitted: it queues at once.
         let call = self.inner.call(request);
         Box::pin(async move {
             let outcome = abandon_if_unsent(call, opened, || attempt.sent.is_set()).await;
@@ -86,21 +86,21 @@ where
     }
 }
 
-/// A try under way. The breaker is told of its end however it ends; a probe that is dropped gives its place back.
+/// A try under way. However it ends, the breaker is told; a dropped probe lets the next one through.
 struct Attempt {
     credential: Arc<Credential>,
     page: PageKey,
     sent: Sent,
     patience: Duration,
-    /// `None` once it is handed back, and where there is no breaker.
+    /// `None` once it was handed back, and where the breaker is off.
     ticket: Option<Ticket>,
 }
 
 impl Attempt {
-    /// Asks for leave; with it comes word of the circuit's next opening.
+    /// Admits a try; the second value completes when the circuit opens next.
     fn begin(request: &PageRequest, patience: Duration) -> Result<(Self, OwnedNotified), Duration> {
         let circuit = request.credential.circuit();
-        // Listens before it asks: no opening falls between.
+        // Listen before asking, so that no opening is missed in between.
         let opened = circuit.next_opening();
         let attempt = Self {
             ticket: circuit.admit(&request.space)?,
@@ -132,12 +132,12 @@ impl Attempt {
     fn end<T>(mut self, outcome: &Result<T, UpstreamError>) {
         let asked = outcome.as_ref().err().and_then(UpstreamError::asks_to_wait);
         if let Some(pause) = asked
-            && self.credential.circuit().leave_alone(pause)
+            && self.credential.circuit().pause(pause)
         {
             warn!(
                 credential.name = self.credential.name,
                 upstream.retry_after_s = pause.as_secs(),
-                "upstream fails and asks to be left alone: it is not asked for as long, or five minutes"
+                "upstream failed with retry-after: calls are paused for as long, at most five minutes"
             );
         }
         self.record(match outcome {
@@ -155,12 +155,12 @@ impl Attempt {
         match circuit.record(ticket, evidence, &self.page) {
             Some(Change::Opened(Scope::All)) => warn!(
                 credential.name = credential,
-                "upstream keeps failing: the circuit is open, and it is not asked for a while"
+                "upstream keeps failing: the circuit is open"
             ),
             Some(Change::Opened(Scope::Space(space))) => warn!(
                 credential.name = credential,
                 %space,
-                "upstream keeps failing for one space: the circuit is open for it, and it is not asked for it for a while"
+                "upstream keeps failing for one space: the circuit is open for it"
             ),
             Some(Change::StaysOpen) => debug!(
                 credential.name = credential,

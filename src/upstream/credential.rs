@@ -17,11 +17,11 @@ use tokio::{
 };
 use url::Url;
 
-use super::{circuit::Circuit, quota::Purse};
+use super::{call_budget::CallBudget, circuit::Circuit};
 use crate::domain::CredentialId;
 
 /// After both tokens were refused: asking at once would be refused again, and cost calls.
-const HOLD: Duration = Duration::from_secs(5);
+const BLOCK_FOR: Duration = Duration::from_secs(5);
 
 /// One of a credential's two tokens: the other is there for as long as one takes the place of the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +43,7 @@ pub struct Credential {
     /// Which of the pairs of tokens that it has had this is.
     pub(super) token_pair: u64,
     pub(super) standing: Arc<Standing>,
-    pub(super) purse: Arc<Purse>,
+    pub(super) budget: Arc<CallBudget>,
     pub(super) circuit: Arc<Circuit>,
 }
 
@@ -56,7 +56,7 @@ pub(super) struct Standing {
     refused: AtomicBool,
     token_switches: AtomicU64,
     times: Mutex<Times>,
-    holds: Arc<Notify>,
+    blocks: Arc<Notify>,
     refusals: Arc<Notify>,
 }
 
@@ -64,7 +64,7 @@ pub(super) struct Standing {
 struct Times {
     /// Since when it is refused, or is not.
     refused_or_not_since: Instant,
-    held_until: Option<Instant>,
+    blocked_until: Option<Instant>,
 }
 
 impl Credential {
@@ -128,8 +128,8 @@ impl Credential {
 
     /// The calls it may make.
     #[must_use]
-    pub fn purse(&self) -> &Arc<Purse> {
-        &self.purse
+    pub fn budget(&self) -> &Arc<CallBudget> {
+        &self.budget
     }
 
     /// Whether the upstream is asked with it.
@@ -185,17 +185,17 @@ impl Credential {
     }
 
     /// Lets no call be made with it for a while, since the upstream has just refused all its tokens.
-    pub fn hold(&self, now: Instant) {
-        let held = self.while_in_force(|times| times.held_until = Some(now + HOLD));
-        if held.is_some() {
-            self.standing.holds.notify_waiters();
+    pub fn block(&self, now: Instant) {
+        let blocked = self.while_in_force(|times| times.blocked_until = Some(now + BLOCK_FOR));
+        if blocked.is_some() {
+            self.standing.blocks.notify_waiters();
             self.standing.refusals.notify_waiters();
         }
     }
 
-    /// Comes when it is held the next time, from this call on.
-    pub(super) fn next_hold(&self) -> OwnedNotified {
-        self.standing.holds.clone().notified_owned()
+    /// Completes when it is blocked the next time, from this call on.
+    pub(super) fn next_block(&self) -> OwnedNotified {
+        self.standing.blocks.clone().notified_owned()
     }
 
     /// Tells who is about to ask with the preferred token that the upstream has just refused it.
@@ -203,7 +203,7 @@ impl Credential {
         self.while_in_force(|_| self.standing.refusals.notify_waiters());
     }
 
-    /// Comes when its preferred token is refused the next time, from this call on.
+    /// Completes when its preferred token is refused the next time, from this call on.
     pub(super) fn next_refusal(&self) -> OwnedNotified {
         self.standing.refusals.clone().notified_owned()
     }
@@ -215,9 +215,9 @@ impl Credential {
     }
 
     #[must_use]
-    pub fn is_held(&self, now: Instant) -> bool {
-        let held_until = self.standing.times.lock().held_until;
-        held_until.is_some_and(|until| until > now)
+    pub fn is_blocked(&self, now: Instant) -> bool {
+        let blocked_until = self.standing.times.lock().blocked_until;
+        blocked_until.is_some_and(|until| until > now)
     }
 
     /// Its tokens, as `Authorization` values.
@@ -238,9 +238,9 @@ impl Standing {
             token_switches: AtomicU64::new(0),
             times: Mutex::new(Times {
                 refused_or_not_since: Instant::now(),
-                held_until: None,
+                blocked_until: None,
             }),
-            holds: Arc::default(),
+            blocks: Arc::default(),
             refusals: Arc::default(),
         }
     }
@@ -249,7 +249,7 @@ impl Standing {
     pub(super) fn put_in_force(&self, token_pair: u64) {
         let mut times = self.times.lock();
         if self.in_force.swap(token_pair, Ordering::AcqRel) != token_pair {
-            times.held_until = None;
+            times.blocked_until = None;
         }
     }
 }

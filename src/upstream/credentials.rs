@@ -14,9 +14,9 @@ use tokio::time::Instant;
 use url::{Origin, Url};
 
 use super::{
+    call_budget::CallBudget,
     circuit::Circuit,
     credential::{Credential, Standing},
-    quota::Purse,
 };
 use crate::{
     config::{CircuitConfig, Problems, UpstreamConfig, upstream::CredentialConfig},
@@ -36,31 +36,32 @@ pub struct Credentials {
     next_id: u32,
     circuit: CircuitConfig,
     quota_per_minute: u32,
-    purses: Purses,
+    budgets: Budgets,
 }
 
-/// The purse of each token that is configured, or was within the last minute: what was spent with it counts whatever the credential
+/// The budget of each token that is configured, or was within the last minute: what was spent with it counts whatever the credential
 /// is called, and wherever it was in between.
 #[derive(Clone, Debug, Default)]
-struct Purses(HashMap<(Origin, HeaderValue), (Arc<Purse>, Instant)>);
+struct Budgets(HashMap<(Origin, HeaderValue), (Arc<CallBudget>, Instant)>);
 
-impl Purses {
+impl Budgets {
     fn forget(&mut self, now: Instant) {
         self.0
-            .retain(|_, (_, seen)| now.saturating_duration_since(*seen) < Purse::MEMORY);
+            .retain(|_, (_, seen)| now.saturating_duration_since(*seen) < CallBudget::MEMORY);
     }
 
     fn note(&mut self, origin: &Origin, credential: &Credential, now: Instant) {
         for token in credential.tokens() {
-            let purse = credential.purse().clone();
-            self.0.insert((origin.clone(), token.clone()), (purse, now));
+            let budget = credential.budget().clone();
+            self.0
+                .insert((origin.clone(), token.clone()), (budget, now));
         }
     }
 
-    fn of(&self, origin: &Origin, secrets: &Secrets) -> Option<&Arc<Purse>> {
+    fn of(&self, origin: &Origin, secrets: &Secrets) -> Option<&Arc<CallBudget>> {
         let mut tokens = std::iter::once(&secrets.current).chain(&secrets.next);
-        let (purse, _) = tokens.find_map(|token| self.0.get(&(origin.clone(), token.clone())))?;
-        Some(purse)
+        let (budget, _) = tokens.find_map(|token| self.0.get(&(origin.clone(), token.clone())))?;
+        Some(budget)
     }
 }
 
@@ -107,7 +108,7 @@ impl Credentials {
             let prefers_next = goes_on_with(old, new.next.as_ref());
             new.prefers_next.store(prefers_next, Ordering::Relaxed);
             new.standing.put_in_force(new.token_pair);
-            new.purse().set_quota(self.quota_per_minute);
+            new.budget().set_quota(self.quota_per_minute);
         }
     }
 
@@ -124,7 +125,7 @@ impl Credentials {
             next_id: before.map_or(0, |before| before.next_id),
             circuit: config.circuit.clone(),
             quota_per_minute: config.quota_per_minute,
-            purses: before.map(Self::known_purses).unwrap_or_default(),
+            budgets: before.map(Self::known_budgets).unwrap_or_default(),
         };
         let (origin, now) = (all.origin.origin(), Instant::now());
         for (name, section) in &config.credentials {
@@ -133,8 +134,8 @@ impl Credentials {
             };
             let known = before.and_then(|before| before.by_name.get(name));
             let credential = all.credential(name, secrets, known, before, config);
-            // Two credentials of one token spend from one purse.
-            all.purses.note(&origin, &credential, now);
+            // Two credentials of one token spend from one budget.
+            all.budgets.note(&origin, &credential, now);
             let spaces = section.spaces.iter();
             all.by_space.extend(
                 spaces.filter_map(|space| Some((SpaceToken::new(space).ok()?, credential.clone()))),
@@ -149,14 +150,14 @@ impl Credentials {
         Ok((all, succession.unwrap_or_default()))
     }
 
-    fn known_purses(&self) -> Purses {
+    fn known_budgets(&self) -> Budgets {
         let now = Instant::now();
-        let mut purses = self.purses.clone();
-        purses.forget(now);
+        let mut budgets = self.budgets.clone();
+        budgets.forget(now);
         for credential in self.all() {
-            purses.note(&self.origin.origin(), credential, now);
+            budgets.note(&self.origin.origin(), credential, now);
         }
-        purses
+        budgets
     }
 
     fn credential(
@@ -177,7 +178,7 @@ impl Credentials {
             Some(known) => known.standing.clone(),
             None => Arc::new(Standing::new()),
         };
-        let purse = self.purse(&secrets, known, before, config);
+        let budget = self.budget(&secrets, known, before, config);
         let same_circuit = before.is_some_and(|before| before.circuit == self.circuit);
         let circuit = match same_user.filter(|_| same_circuit) {
             Some(known) => known.circuit.clone(),
@@ -198,28 +199,29 @@ impl Credentials {
             prefers_next: AtomicBool::new(prefers_next),
             token_pair,
             standing,
-            purse,
+            budget,
             circuit,
         })
     }
 
     /// The quota is the token's, whatever the organization; and the account's, whatever the token.
-    fn purse(
+    fn budget(
         &self,
         secrets: &Secrets,
         known: Option<&Arc<Credential>>,
         before: Option<&Self>,
         config: &UpstreamConfig,
-    ) -> Arc<Purse> {
+    ) -> Arc<CallBudget> {
         let origin = self.origin.origin();
         let same_place = before.is_some_and(|before| before.origin.origin() == origin);
-        let of_account = || known.filter(|_| same_place).map(|known| known.purse());
-        let purse = self
-            .purses
+        let of_account = || known.filter(|_| same_place).map(|known| known.budget());
+        let budget = self
+            .budgets
             .of(&origin, secrets)
             .or_else(of_account)
             .cloned();
-        purse.unwrap_or_else(|| Arc::new(Purse::new(config.quota_per_minute, config.max_queue)))
+        budget
+            .unwrap_or_else(|| Arc::new(CallBudget::new(config.quota_per_minute, config.max_queue)))
     }
 
     /// What became of these credentials in `after`.

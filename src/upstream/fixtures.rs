@@ -4,7 +4,8 @@ use http::HeaderValue;
 use tokio::time::Instant;
 
 use super::{
-    Calls, Claim, Claims, Credentials, LastError, PageRequest, Sent, TokenSlot, Urgency, Validators,
+    Calls, Credentials, LastError, PageRequest, Priority, Sent, TokenSlot, Validators, Waiter,
+    Waiters,
 };
 use crate::{
     config::{Config, UpstreamConfig},
@@ -35,7 +36,7 @@ pub(super) fn request(lines: &str) -> PageRequest {
         request_id: HeaderValue::from_static("test"),
         began: Instant::now(),
         cause: "test".into(),
-        claims: claims(Urgency::Waiting, "test"),
+        waiters: waiters(Priority::Waiting, "test"),
         sent: Sent::default(),
         calls: Calls::default(),
         last_error: LastError::default(),
@@ -43,10 +44,10 @@ pub(super) fn request(lines: &str) -> PageRequest {
     }
 }
 
-/// What a client claims that asks alone.
-pub(super) fn claims(urgency: Urgency, client: &str) -> Claims {
-    Claims::new(Claim {
-        urgency,
+/// The waiters of a request that one client waits for.
+pub(super) fn waiters(priority: Priority, client: &str) -> Waiters {
+    Waiters::new(Waiter {
+        priority,
         client: client.into(),
     })
 }

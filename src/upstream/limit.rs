@@ -1,4 +1,4 @@
-//! How many requests the upstream gets at once, and who waits for a slot.
+//! Limits how many requests the upstream gets at once; further ones queue.
 
 use std::{
     ops::ControlFlow,
@@ -11,11 +11,11 @@ use parking_lot::Mutex;
 use tower::{Layer, Service};
 
 use super::{
-    Claims, PageRequest, UpstreamError,
-    line::{Line, TurnedAway},
+    PageRequest, UpstreamError, Waiters,
+    fair_queue::{FairQueue, QueueFull},
 };
 
-/// Lets so many calls run at once and so many more wait, the urgent ones first and clients in turn.
+/// A fixed number of slots and a bounded fair queue for them.
 #[derive(Clone, Debug)]
 pub struct LimitLayer {
     slots: Arc<Slots>,
@@ -27,7 +27,7 @@ impl LimitLayer {
         Self {
             slots: Arc::new(Slots {
                 free: Mutex::new(slots),
-                line: Line::new(queue),
+                queue: FairQueue::new(queue),
             }),
         }
     }
@@ -35,26 +35,26 @@ impl LimitLayer {
     /// How many calls wait for a slot.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        self.slots.line.len()
+        self.slots.queue.len()
     }
 }
 
 #[derive(Debug)]
 struct Slots {
     free: Mutex<usize>,
-    line: Line,
+    queue: FairQueue,
 }
 
 impl Slots {
-    async fn acquire(self: Arc<Self>, claims: &Claims) -> Result<Slot, TurnedAway> {
-        // Nobody is passed by.
-        if self.line.is_empty()
+    async fn acquire(self: Arc<Self>, waiters: &Waiters) -> Result<Slot, QueueFull> {
+        // Nobody jumps the queue.
+        if self.queue.is_empty()
             && let Some(slot) = self.take()
         {
             return Ok(slot);
         }
-        self.line
-            .stand(claims, || async {
+        self.queue
+            .wait(waiters, || async {
                 match self.take() {
                     Some(slot) => ControlFlow::Break(slot),
                     None => ControlFlow::Continue(None),
@@ -70,13 +70,13 @@ impl Slots {
     }
 }
 
-/// The right to one call at a time, given back when dropped.
+/// A slot, given back when dropped.
 struct Slot(Arc<Slots>);
 
 impl Drop for Slot {
     fn drop(&mut self) {
         *self.0.free.lock() += 1;
-        self.0.line.wake();
+        self.0.queue.wake();
     }
 }
 
@@ -93,7 +93,7 @@ impl<S> Layer<S> for LimitLayer {
 
 /// Holds a slot while the inner call runs; answers [`UpstreamError::Overloaded`] where too many wait for one.
 ///
-/// Its own service rather than tower's `ConcurrencyLimit`, which waits in `poll_ready`, without a bound and without turns.
+/// Not tower's `ConcurrencyLimit`, which waits in `poll_ready`, without a bound and without fairness.
 #[derive(Clone, Debug)]
 pub struct Limit<S> {
     inner: S,
@@ -116,12 +116,12 @@ where
 
     fn call(&mut self, request: PageRequest) -> Self::Future {
         let slots = self.slots.clone();
-        let claims = request.claims.clone();
-        // Lazy: nothing is sent before the slot is ours.
+        let waiters = request.waiters.clone();
+        // Lazy: nothing is sent before it is polled.
         let call = self.inner.call(request);
         Box::pin(async move {
-            let slot = slots.acquire(&claims).await;
-            let _slot = slot.map_err(|TurnedAway| UpstreamError::Overloaded)?;
+            let slot = slots.acquire(&waiters).await;
+            let _slot = slot.map_err(|QueueFull| UpstreamError::Overloaded)?;
             call.await
         })
     }

@@ -357,7 +357,7 @@ where
         } = self.layer.clone();
         let conditional = !request.validators.is_empty();
         let cause = request.cause.clone();
-        let purse = request.credential.purse().clone();
+        let budget = request.credential.budget().clone();
         let call = self.inner.call(request);
         Box::pin(async move {
             let mut counted = CountedCall::new(&metrics, &cause);
@@ -384,10 +384,10 @@ where
                 }
             };
             if let Err(UpstreamError::QuotaExhausted { .. }) = outcome {
-                let retry_after = Some(purse.throttled(&limits, received));
+                let retry_after = Some(budget.throttled(&limits, received));
                 return Err(UpstreamError::QuotaExhausted { retry_after });
             }
-            purse.learn(&limits, received);
+            budget.learn(&limits, received);
             outcome
         })
     }

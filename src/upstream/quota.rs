@@ -1,6 +1,4 @@
-//! The call quota of each credential: never more calls in a minute than its plan allows, and the urgent ones first.
-//!
-//! [`Purse`] counts, corrected by what the upstream says; [`QuotaLayer`] pays for each try.
+//! Acquires each call from the budget of its credential before it is made.
 
 use std::{
     task::{Context, Poll},
@@ -10,21 +8,20 @@ use std::{
 use futures_util::future::BoxFuture;
 use tower::{Layer, Service};
 
-use super::{PageRequest, Sent, UpstreamError};
+use super::{
+    call_budget::{BudgetExhausted, Call},
+    error::UpstreamError,
+    request::{PageRequest, Sent},
+};
 
-mod purse;
-
-use self::purse::Call;
-pub use self::purse::{NoCall, Purse, Spent};
-
-/// Pays for each call from its credential's purse.
+/// Acquires each call from its credential's budget.
 #[derive(Clone, Copy, Debug)]
 pub struct QuotaLayer {
     patience: Duration,
 }
 
 impl QuotaLayer {
-    /// `patience` is how long after a fill's beginning a waiting client stands in line at most.
+    /// `patience` is how long a call may queue at most, counted from the beginning of its fill.
     #[must_use]
     pub fn new(patience: Duration) -> Self {
         Self { patience }
@@ -42,7 +39,7 @@ impl<S> Layer<S> for QuotaLayer {
     }
 }
 
-/// Answers [`UpstreamError::QuotaExhausted`] where no call is to be had in time.
+/// Answers [`UpstreamError::QuotaExhausted`] where no call is available in time.
 #[derive(Clone, Debug)]
 pub struct Quota<S> {
     inner: S,
@@ -64,16 +61,16 @@ where
     }
 
     fn call(&mut self, request: PageRequest) -> Self::Future {
-        let purse = request.credential.purse().clone();
-        let claims = request.claims.clone();
+        let budget = request.credential.budget().clone();
+        let waiters = request.waiters.clone();
         let sent = request.sent.clone();
         let given_up = request.began + self.patience;
-        // Lazy: it holds no slot while it stands in line.
+        // Lazy: it takes no slot while it queues for the quota.
         let call = self.inner.call(request);
         Box::pin(async move {
-            let call_paid_for = purse.spend(&claims, given_up).await?;
-            let _paid = Paid {
-                call: Some(call_paid_for),
+            let acquired = budget.acquire(&waiters, given_up).await?;
+            let _call = Acquired {
+                call: Some(acquired),
                 sent,
             };
             call.await
@@ -81,13 +78,13 @@ where
     }
 }
 
-/// A call that was paid for; given back where it ends, in whatever way, before it was sent.
-struct Paid {
+/// An acquired call; given back if it ends, in whatever way, before it was sent.
+struct Acquired {
     call: Option<Call>,
     sent: Sent,
 }
 
-impl Drop for Paid {
+impl Drop for Acquired {
     fn drop(&mut self) {
         if let Some(call) = self.call.take()
             && !self.sent.is_set()
@@ -97,13 +94,13 @@ impl Drop for Paid {
     }
 }
 
-impl From<NoCall> for UpstreamError {
-    fn from(none: NoCall) -> Self {
+impl From<BudgetExhausted> for UpstreamError {
+    fn from(none: BudgetExhausted) -> Self {
         match none {
-            NoCall::Spent(wait) => Self::QuotaExhausted {
+            BudgetExhausted::RetryAfter(wait) => Self::QuotaExhausted {
                 retry_after: Some(wait),
             },
-            NoCall::LineFull => Self::Overloaded,
+            BudgetExhausted::QueueFull => Self::Overloaded,
         }
     }
 }
@@ -116,12 +113,12 @@ mod tests {
     use tower::{ServiceBuilder, ServiceExt, service_fn};
 
     use super::*;
-    use crate::upstream::{LimitLayer, fixtures};
+    use crate::upstream::{CallBudget, LimitLayer, fixtures};
 
     #[tokio::test(start_paused = true)]
     async fn only_what_was_sent_is_spent() {
         let request = fixtures::request("quota_per_minute = 60");
-        tokio::time::advance(Purse::MEMORY).await;
+        tokio::time::advance(CallBudget::MEMORY).await;
         let service = ServiceBuilder::new()
             .layer(QuotaLayer::new(Duration::from_secs(7)))
             .layer(LimitLayer::new(1, 1))
@@ -144,7 +141,7 @@ mod tests {
         for _ in 0..40 {
             assert!(ask().await.unwrap().is_err(), "no room in the line");
         }
-        let left = || request.credential.purse().remaining(Instant::now());
+        let left = || request.credential.budget().remaining(Instant::now());
         assert_eq!(left(), Some(58), "one is sent, one may be");
 
         in_line.abort();

@@ -13,9 +13,9 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::{
-    claims::Claims,
     credential::{Credential, TokenSlot},
     error::UpstreamError,
+    waiters::Waiters,
 };
 use crate::{
     domain::{ListId, PageQuery, SpaceToken},
@@ -33,23 +33,23 @@ pub struct PageRequest {
     pub query: PageQuery,
     pub validators: Validators,
     pub request_id: HeaderValue,
-    /// When the fill began that it is asked for: its patience is counted from there, whichever try this is.
+    /// When its fill began: deadlines count from there, whichever try this is.
     pub began: Instant,
-    /// The client on whose account the call goes.
+    /// The client that the call is charged to.
     pub cause: Arc<str>,
-    /// Who wants it how much, when few calls are left.
-    pub claims: Claims,
-    /// Tells the circuit when this try leaves; each try has its own.
+    /// The clients that wait for it, and with which priority.
+    pub waiters: Waiters,
+    /// Set when this try is sent; each try has its own.
     pub sent: Sent,
     /// Counts the tries.
     pub calls: Calls,
     /// What the last of them failed with.
     pub last_error: LastError,
-    /// What each try's span stands below.
+    /// The parent of each try's span.
     pub trace: TraceContext,
 }
 
-/// How many calls of the upstream a page has cost. A clone counts on.
+/// The number of upstream calls that a page has cost. Clones share the count.
 #[derive(Clone, Debug, Default)]
 pub struct Calls(Arc<AtomicU32>);
 
@@ -65,7 +65,7 @@ impl Calls {
     }
 }
 
-/// What the last try that was made failed with. A clone is the same.
+/// The error of the last try that was sent. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct LastError(Arc<Mutex<Option<(UpstreamError, u32)>>>);
 
@@ -75,14 +75,14 @@ impl LastError {
         *self.0.lock() = Some((error.clone(), calls.count()));
     }
 
-    /// The noted error where none of `calls` was made since: of a try that was never made there is nothing to tell.
+    /// The noted error if none of `calls` was made since: a retry that was never sent has no error of its own.
     pub(super) fn of_no_try_since(&self, calls: &Calls) -> Option<UpstreamError> {
         let noted = self.0.lock().clone();
         noted.and_then(|(error, then)| (then == calls.count()).then_some(error))
     }
 }
 
-/// What the upstream gave to ask by whether a stored page still holds, verbatim (RFC 9110 section 13.1).
+/// The validators of a stored page as the upstream gave them (RFC 9110 section 13.1).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Validators {
     pub etag: Option<HeaderValue>,
@@ -96,11 +96,10 @@ impl Validators {
     }
 }
 
-/// When a try left for the upstream; set by the client.
+/// When a try was sent to the upstream; set by the client.
 ///
-/// The circuit stands above the quota and the slots, so that an open one costs neither, and cannot see from there where a
-/// try is. It matters where the deadline drops a try: the upstream failed if it had the request long enough, and had no part
-/// in it if the try was still waiting its turn.
+/// The circuit breaker is above the quota and the slots, so that an open circuit costs neither, and cannot see whether a try was
+/// sent. It must know when the deadline drops a try: the upstream failed only if it had the request for long enough.
 #[derive(Clone, Debug, Default)]
 pub struct Sent(Arc<OnceLock<Instant>>);
 
@@ -119,18 +118,18 @@ impl Sent {
     }
 }
 
-/// What `call` gives; `None` where it was not sent yet when `news` came: who still stands in line would only find out, one after
-/// another, what is known already.
+/// The outcome of `call`; `None` if it was not sent yet when `cancelled` completed. Calls that still queue then need not each find
+/// out what is known already.
 pub(super) async fn abandon_if_unsent<T>(
     call: impl Future<Output = T>,
-    news: impl Future<Output = ()>,
+    cancelled: impl Future<Output = ()>,
     is_sent: impl Fn() -> bool,
 ) -> Option<T> {
     let mut call = pin!(call);
     tokio::select! {
         biased;
         outcome = &mut call => Some(outcome),
-        () = news => if is_sent() {
+        () = cancelled => if is_sent() {
             Some(call.await)
         } else {
             None

@@ -1,4 +1,4 @@
-//! Chooses which of a credential's two tokens a call goes with, so that one can take the place of the other without a failed request.
+//! Chooses which of a credential's two tokens a call uses, so that a token can be replaced without a failed request.
 
 use std::task::{Context, Poll};
 
@@ -13,7 +13,7 @@ use super::{
     request::{Calls, PageRequest, abandon_if_unsent},
 };
 
-/// Tries the other token once where one is refused, and remembers which was taken.
+/// Tries the other token once where one is refused, and remembers which was accepted.
 #[derive(Clone, Copy, Debug)]
 pub struct TokensLayer;
 
@@ -47,9 +47,9 @@ where
 
     fn call(&mut self, request: PageRequest) -> Self::Future {
         let credential = request.credential.clone();
-        // Listens before it asks: no refusal falls between.
+        // Listen before looking, so that no refusal is missed in between.
         let refusal = credential.next_refusal();
-        if credential.is_held(Instant::now()) {
+        if credential.is_blocked(Instant::now()) {
             return Box::pin(std::future::ready(Err(UpstreamError::AuthFailed)));
         }
         let tried = credential.preferred();
@@ -65,9 +65,9 @@ where
             if let Some(outcome) = outcome.filter(|_| !is_refused) {
                 return outcome;
             }
-            let hold = credential.next_hold();
-            // Another call may have found all to be refused meanwhile.
-            if credential.is_held(Instant::now()) {
+            let blocked = credential.next_block();
+            // Another call may have found meanwhile that all are refused.
+            if credential.is_blocked(Instant::now()) {
                 return Err(UpstreamError::AuthFailed);
             }
             let Some(other) = credential.other(tried) else {
@@ -82,7 +82,7 @@ where
                 token: other,
                 ..request
             });
-            let Some(outcome) = abandon_if_unsent(call, hold, is_sent).await else {
+            let Some(outcome) = abandon_if_unsent(call, blocked, is_sent).await else {
                 return Err(UpstreamError::AuthFailed);
             };
             match &outcome {
@@ -90,7 +90,7 @@ where
                 outcome if proves_token(outcome.as_ref().err()) => {
                     switched(&credential, other);
                 }
-                // It did not get as far as the token.
+                // The upstream did not get as far as the token.
                 _ => {}
             }
             outcome
@@ -104,7 +104,7 @@ fn sent_since(calls: &Calls) -> impl Fn() -> bool + use<> {
     move || calls.count() > before
 }
 
-/// Whether the upstream looked at the token and took it.
+/// Whether the upstream accepted the token.
 fn proves_token(error: Option<&UpstreamError>) -> bool {
     match error {
         None => true,
@@ -113,7 +113,7 @@ fn proves_token(error: Option<&UpstreamError>) -> bool {
 }
 
 fn refused(credential: &Credential) {
-    credential.hold(Instant::now());
+    credential.block(Instant::now());
     error!(
         credential.name = credential.name,
         "upstream refused the credential: its token is wrong, expired or withdrawn; put a good one in its place"

@@ -59,7 +59,7 @@ impl Live {
 }
 
 fn of(credential: &Credential, pages: &Pages) -> LiveCredential {
-    let budget = credential.purse();
+    let budget = credential.budget();
     LiveCredential {
         name: credential.name.clone(),
         state: credential.state_as_number(),

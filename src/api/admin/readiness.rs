@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::Admin;
 use crate::{
     api::clients::{KeysHealth, KeysState},
-    shared::Link,
+    shared::RedisConnection,
     upstream::{CircuitState, Credential},
 };
 
@@ -70,7 +70,10 @@ struct Answerable {
 impl Answerable {
     /// A page that is not in memory may be in Redis.
     fn of(admin: &Admin, credentials: &[&Arc<Credential>]) -> Self {
-        let has_redis = admin.redis.as_ref().is_some_and(|link| link.health().is_up);
+        let has_redis = admin
+            .redis
+            .as_ref()
+            .is_some_and(|redis| redis.health().is_up);
         let asked = if has_redis { &[][..] } else { credentials };
         let now = Instant::now();
         let nothing_with: BTreeMap<_, _> = asked
@@ -203,8 +206,8 @@ fn circuits(admin: &Admin, credentials: &[&Arc<Credential>]) -> Part<NotClosed> 
     }
 }
 
-fn redis(link: &Link) -> Part<Answers> {
-    let redis = link.health();
+fn redis(connection: &RedisConnection) -> Part<Answers> {
+    let redis = connection.health();
     Part {
         status: health(redis.is_up),
         since: redis.since.into(),

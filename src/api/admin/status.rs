@@ -65,8 +65,8 @@ fn report(admin: &Admin, credential: &Credential, now: Instant) -> CredentialRep
         name: credential.name.clone(),
         refused: credential.is_refused(),
         circuit: credential.circuit().state().as_str(),
-        calls_per_minute: credential.purse().per_minute(),
-        calls_left: credential.purse().remaining(now),
+        calls_per_minute: credential.budget().per_minute(),
+        calls_left: credential.budget().remaining(now),
         page_lifetime_seconds: lifetime.as_secs_f64(),
     }
 }

@@ -7,7 +7,10 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::*;
-use crate::config::{Config, RateLimitConfig};
+use crate::{
+    config::{Config, RateLimitConfig},
+    domain::SpaceToken,
+};
 
 pub(super) const NOW: u64 = 1_800_000_000;
 

@@ -9,10 +9,10 @@ use super::Pages;
 use crate::{
     domain::{ListId, ListKey},
     service::{SharedCache, shared_cache::Event},
-    shared::{Follower, Lost, Nonce, Session},
+    shared::{Nonce, Session, Subscriber, Unavailable},
 };
 
-impl Follower for Arc<Pages> {
+impl Subscriber for Arc<Pages> {
     fn heard(&self, message: &[u8]) {
         let Some(shared_cache) = self.shared_cache.get() else {
             return;
@@ -24,7 +24,7 @@ impl Follower for Arc<Pages> {
             Event::Filled { page } => shared_cache.filled(&page),
             Event::Purged { purge } => {
                 self.store.purge();
-                shared_cache.link().purged(purge);
+                shared_cache.redis().purged(purge);
             }
             Event::Dropped {
                 space,
@@ -69,7 +69,10 @@ impl Follower for Arc<Pages> {
         }
     }
 
-    fn catch_up<'a>(&'a self, session: &'a Session) -> BoxFuture<'a, Result<Option<Nonce>, Lost>> {
+    fn catch_up<'a>(
+        &'a self,
+        session: &'a Session,
+    ) -> BoxFuture<'a, Result<Option<Nonce>, Unavailable>> {
         Box::pin(async move {
             let Some(shared_cache) = self.shared_cache.get() else {
                 return Ok(None);

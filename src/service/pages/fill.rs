@@ -50,7 +50,7 @@ impl Pages {
             request_id: request.request_id.clone(),
             began: started,
             cause: context.cause,
-            claims: context.claims,
+            waiters: context.waiters,
             sent: Sent::default(),
             calls: context.calls,
             last_error: LastError::default(),
@@ -89,7 +89,7 @@ impl Pages {
     /// Fits lifetimes to the quota.
     fn share_out(self: &Arc<Self>, request: &ClientRequest) {
         let (id, now) = (request.credential.id, Instant::now());
-        let calls = request.credential.purse().per_minute();
+        let calls = request.credential.budget().per_minute();
         let shared = self.store.share_out(id, calls, now);
         if let (SharedOut::Due, Some(calls)) = (shared, calls) {
             let pages = self.clone();

@@ -21,8 +21,8 @@ use crate::{
         shared_cache::{FillLock, Lease, RedisKeys, SharedPage},
         snapshot::unix_ms,
     },
-    shared::Lost,
-    upstream::{Claims, Credential, Credentials, UpstreamError, Urgency},
+    shared::Unavailable,
+    upstream::{Credential, Credentials, Priority, UpstreamError, Waiters},
 };
 
 /// A lock that ended a moment ago may not have ended there yet.
@@ -35,7 +35,7 @@ enum Found {
     /// None: this replica fills, and holds the right to where Redis is there to give it.
     Ours(Option<FillLock>),
     /// None, and no call to spare for one.
-    NoCall,
+    BudgetExhausted,
     /// Another replica was filling for as long as this one may wait.
     NotInTime(Duration),
 }
@@ -88,7 +88,7 @@ impl Pages {
             self.spread_refusal(&key, &credential, &filled).await;
             return filled;
         };
-        let found = self.find(shared_cache, &keys, &request, sources, &context.claims);
+        let found = self.find(shared_cache, &keys, &request, sources, &context.waiters);
         let lock = match found.await {
             Found::Page(kept) => {
                 return Ok(Fill {
@@ -98,7 +98,9 @@ impl Pages {
                 });
             }
             Found::Ours(lock) => lock,
-            Found::NoCall => return Err(UpstreamError::QuotaExhausted { retry_after: None }),
+            Found::BudgetExhausted => {
+                return Err(UpstreamError::QuotaExhausted { retry_after: None });
+            }
             Found::NotInTime(patience) => return Err(UpstreamError::Timeout(patience)),
         };
         // Another replica's page is as good to ask by, or to show in place of an error.
@@ -122,7 +124,7 @@ impl Pages {
         keys: &RedisKeys,
         request: &ClientRequest,
         sources: Sources,
-        claims: &Claims,
+        waiters: &Waiters,
     ) -> Found {
         let deadline = Instant::now() + self.patience;
         let told = shared_cache.listen(keys);
@@ -132,11 +134,11 @@ impl Pages {
             tokio::pin!(notified);
             notified.as_mut().enable();
             match self.look_up_shared(shared_cache, keys, request).await {
-                Err(Lost) => return Found::Ours(None),
+                Err(Unavailable) => return Found::Ours(None),
                 Ok(kept) => {
                     let wanted = kept.filter(|kept| {
                         sources == Sources::All
-                            && is_found(&kept.page, request, claims.urgency(), Instant::now())
+                            && is_found(&kept.page, request, waiters.priority(), Instant::now())
                     });
                     self.metrics.shared.looked_up(wanted.is_some());
                     if let Some(kept) = wanted {
@@ -144,20 +146,25 @@ impl Pages {
                     }
                 }
             }
-            if claims.urgency() == Urgency::Background && !may_refresh(request, Instant::now()) {
-                return Found::NoCall;
+            if waiters.priority() == Priority::Background && !may_refresh(request, Instant::now()) {
+                return Found::BudgetExhausted;
             }
             if sources == Sources::UpstreamAlone || request.directives.no_cache {
                 return Found::Ours(None);
             }
             match shared_cache.acquire_lease(keys).await {
-                Err(Lost) => return Found::Ours(None),
+                Err(Unavailable) => return Found::Ours(None),
                 Ok(Lease::Acquired(lock)) => {
                     // Who filled it may have ended between the look and this.
                     let found = self.look_up_shared(shared_cache, keys, request).await;
                     return match found.ok().flatten() {
                         Some(kept)
-                            if is_found(&kept.page, request, claims.urgency(), Instant::now()) =>
+                            if is_found(
+                                &kept.page,
+                                request,
+                                waiters.priority(),
+                                Instant::now(),
+                            ) =>
                         {
                             Found::Page(kept)
                         }
@@ -186,7 +193,7 @@ impl Pages {
         shared_cache: &SharedCache,
         keys: &RedisKeys,
         request: &ClientRequest,
-    ) -> Result<Option<Kept>, Lost> {
+    ) -> Result<Option<Kept>, Unavailable> {
         let key = &request.key();
         let (began, shared) = loop {
             let asked = self.store.begin(key.clone(), Instant::now());
@@ -276,7 +283,7 @@ impl Pages {
         let Some(shared_cache) = self.shared_cache.get() else {
             return;
         };
-        let Some(now_unix_ms) = shared_cache.link().unix_ms() else {
+        let Some(now_unix_ms) = shared_cache.redis().unix_ms() else {
             return;
         };
         let (now, bytes) = (Instant::now(), page.content.length());
@@ -292,18 +299,18 @@ impl Pages {
                 let _ = self.store.adopt(&asked, mark, &head, Instant::now());
             }
             Ok(None) => {}
-            Err(Lost) => debug!(space = %key.list.space.space, "page is not shared"),
+            Err(Unavailable) => debug!(space = %key.list.space.space, "page is not shared"),
         }
     }
 }
 
 /// Whether `page` is what is shared for: one that the client of `request` may be shown, or a fresh one to refresh with.
-fn is_found(page: &StoredPage, request: &ClientRequest, urgency: Urgency, now: Instant) -> bool {
+fn is_found(page: &StoredPage, request: &ClientRequest, priority: Priority, now: Instant) -> bool {
     let only_fresh = request.credential.is_refused();
     match judge_page(Some(page), only_fresh, &request.directives, now) {
         Verdict::Hit { .. } => true,
         // It is what is to be refreshed.
-        Verdict::HitWhileRevalidate { .. } => urgency != Urgency::Background,
+        Verdict::HitWhileRevalidate { .. } => priority != Priority::Background,
         Verdict::Fill(_) | Verdict::NotCached => false,
     }
 }

@@ -10,7 +10,7 @@ use crate::{
     cache::{CacheStatus, StoredPage, http_semantics::RequestDirectives},
     domain::{ListId, ListKey, PageKey, PageQuery, SpaceKey, SpaceToken},
     telemetry::{metrics::Account, traces::TraceContext},
-    upstream::{Claim, Credential, Upstream, UpstreamError, Urgency},
+    upstream::{Credential, Priority, Upstream, UpstreamError, Waiter},
 };
 
 /// What is asked, and on whose account.
@@ -45,14 +45,14 @@ impl ClientRequest {
     }
 
     /// How much the call matters to its client, which waits: by what it has in hand.
-    pub(super) fn claim(&self, stored: Option<&Arc<StoredPage>>) -> Claim {
+    pub(super) fn waiter(&self, stored: Option<&Arc<StoredPage>>) -> Waiter {
         let spent = UpstreamError::QuotaExhausted { retry_after: None };
-        let urgency = match stale_fallback(&spent, stored, &self.credential, Instant::now()) {
-            Some(_) => Urgency::CanStandIn,
-            None => Urgency::Waiting,
+        let priority = match stale_fallback(&spent, stored, &self.credential, Instant::now()) {
+            Some(_) => Priority::HasFallback,
+            None => Priority::Waiting,
         };
-        Claim {
-            urgency,
+        Waiter {
+            priority,
             client: self.account.client().clone(),
         }
     }

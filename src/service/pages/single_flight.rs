@@ -16,7 +16,7 @@ use crate::{
     },
     domain::PageKey,
     telemetry::metrics::BACKGROUND,
-    upstream::{Calls, Claim, Claims, Urgency},
+    upstream::{Calls, Priority, Waiter, Waiters},
 };
 
 /// Who may share a fill.
@@ -33,16 +33,16 @@ pub(super) struct FlightKey {
 #[derive(Clone, Debug)]
 pub(super) struct FillContext {
     pub(super) cause: Arc<str>,
-    pub(super) claims: Claims,
+    pub(super) waiters: Waiters,
     pub(super) calls: Calls,
 }
 
 impl FillContext {
-    /// On the account of who claims it first.
-    fn new(claim: Claim) -> Self {
+    /// Charged to the client that waits for it first.
+    fn new(waiter: Waiter) -> Self {
         Self {
-            cause: claim.client.clone(),
-            claims: Claims::new(claim),
+            cause: waiter.client.clone(),
+            waiters: Waiters::new(waiter),
             calls: Calls::default(),
         }
     }
@@ -51,7 +51,7 @@ impl FillContext {
 impl Pages {
     /// Joins the fill of `key` or begins one; `None` where a fill that ended meanwhile left something to serve.
     ///
-    /// Who joins claims it too, so that it stands in line as well as a fill of its own would.
+    /// A request that joins is a waiter too, and queues with its own priority.
     pub(super) fn begin_fill(
         self: &Arc<Self>,
         key: &PageKey,
@@ -65,7 +65,7 @@ impl Pages {
             .join(&self.flight(key, request), keep, |wanted| {
                 match self.decide(key, request, Instant::now()) {
                     CacheDecision::Fill(FillRequest { stored, .. }) => {
-                        let context = FillContext::new(request.claim(stored.as_ref()));
+                        let context = FillContext::new(request.waiter(stored.as_ref()));
                         Some(self.begin(request, sources, context, stored, wanted))
                     }
                     CacheDecision::Serve(_)
@@ -74,7 +74,7 @@ impl Pages {
                 }
             })?;
         if waiting.role == Role::Joined {
-            waiting.shared.claims.add(request.claim(stored));
+            waiting.shared.waiters.add(request.waiter(stored));
         }
         Some(waiting)
     }
@@ -114,11 +114,11 @@ impl Pages {
             .join(&self.flight(key, request), true, |wanted| {
                 match self.decide(key, request, now) {
                     CacheDecision::ServeAndRefresh(_, stored) => {
-                        let claim = Claim {
-                            urgency: Urgency::Background,
+                        let waiter = Waiter {
+                            priority: Priority::Background,
                             client: BACKGROUND.into(),
                         };
-                        let context = FillContext::new(claim);
+                        let context = FillContext::new(waiter);
                         Some(self.begin(request, Sources::All, context, Some(stored), wanted))
                     }
                     // It has just been refreshed.
@@ -141,8 +141,8 @@ impl Pages {
 
 /// Whether there is a call to spare for a page that nobody waits for, and the upstream is asked at all.
 pub(super) fn may_refresh(request: &ClientRequest, now: Instant) -> bool {
-    let purse = request.credential.purse();
-    purse.would_take(Urgency::Background, now).is_ok()
+    let budget = request.credential.budget();
+    budget.would_take(Priority::Background, now).is_ok()
         && request
             .credential
             .circuit()

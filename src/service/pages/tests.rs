@@ -21,8 +21,8 @@ use crate::{
         traces::TraceContext,
     },
     upstream::{
-        Answer, Claim, ClientError, Content, Credential, Credentials, FailureSource, Head,
-        InvalidAnswer, PageRequest, Upstream, Urgency,
+        Answer, ClientError, Content, Credential, Credentials, FailureSource, Head, InvalidAnswer,
+        PageRequest, Priority, Upstream, Waiter,
     },
 };
 
@@ -40,7 +40,7 @@ type Outcome = Result<Answer, UpstreamError>;
 enum Step {
     Call(BoxFuture<'static, Outcome>),
     /// It ends before a call is made.
-    NoCall(BoxFuture<'static, Outcome>),
+    BudgetExhausted(BoxFuture<'static, Outcome>),
 }
 
 /// An upstream that answers as its script says, then with page after page; it keeps what it was asked.
@@ -58,7 +58,7 @@ impl FakeUpstream {
             let step = step.unwrap_or_else(|| Step::Call(Box::pin(async { page(&[]) })));
             let (step, calls) = match step {
                 Step::Call(step) => (step, 1),
-                Step::NoCall(step) => (step, 0),
+                Step::BudgetExhausted(step) => (step, 0),
             };
             for _ in 0..calls {
                 request.calls.add();
@@ -85,7 +85,7 @@ impl FakeUpstream {
     }
 
     fn then_fail_without_a_call(&self, error: UpstreamError) {
-        self.push(Step::NoCall(Box::pin(async { Err(error) })));
+        self.push(Step::BudgetExhausted(Box::pin(async { Err(error) })));
     }
 
     fn then_answer(&self, outcome: Outcome) {
@@ -207,10 +207,10 @@ impl Bench {
     }
 
     /// Who wants how much what the upstream was asked for last.
-    fn claims(&self) -> Vec<(Urgency, String)> {
+    fn waiters(&self) -> Vec<(Priority, String)> {
         let asked = self.upstream.asked();
-        let present = asked.last().expect("it was asked").claims.present();
-        let pair = |claim: Claim| (claim.urgency, claim.client.to_string());
+        let present = asked.last().expect("it was asked").waiters.present();
+        let pair = |waiter: Waiter| (waiter.priority, waiter.client.to_string());
         present.into_iter().map(pair).collect()
     }
 
@@ -474,8 +474,8 @@ async fn who_joins_a_fill_claims_it_too() {
     let answer = bench.upstream.then_stall();
     let leader = bench.get_meanwhile(bench.request(PLAIN)).await;
     let other = bench.get_meanwhile(bench.request(PLAIN).of("other")).await;
-    let expected = [(Urgency::Waiting, "crm"), (Urgency::Waiting, "other")];
-    assert_eq!(bench.claims(), expected.map(owned));
+    let expected = [(Priority::Waiting, "crm"), (Priority::Waiting, "other")];
+    assert_eq!(bench.waiters(), expected.map(owned));
     assert!(answer.send(page(&[])).is_ok());
     for waiting in [leader, other] {
         waiting.await.unwrap().unwrap();
@@ -487,17 +487,17 @@ async fn who_joins_a_fill_claims_it_too() {
     bench.get().await.unwrap();
     let forced = bench.get_meanwhile(bench.request(NO_CACHE)).await;
     let expected = [
-        (Urgency::Background, BACKGROUND),
-        (Urgency::CanStandIn, "crm"),
+        (Priority::Background, BACKGROUND),
+        (Priority::HasFallback, "crm"),
     ];
-    assert_eq!(bench.claims(), expected.map(owned));
+    assert_eq!(bench.waiters(), expected.map(owned));
     assert_eq!(&*bench.upstream.asked()[1].cause, BACKGROUND);
     assert!(answer.send(page(&[])).is_ok());
     forced.await.unwrap().unwrap();
 }
 
-fn owned((urgency, client): (Urgency, &str)) -> (Urgency, String) {
-    (urgency, client.to_owned())
+fn owned((priority, client): (Priority, &str)) -> (Priority, String) {
+    (priority, client.to_owned())
 }
 
 #[tokio::test(start_paused = true)]
@@ -990,7 +990,7 @@ async fn who_joins_a_fill_tells_of_its_call_or_of_none() {
         let step = Box::pin(async { ended.await.expect("the test ends it") });
         bench.upstream.push(match is_sent {
             true => Step::Call(step),
-            false => Step::NoCall(step),
+            false => Step::BudgetExhausted(step),
         });
         let leader = bench.get_meanwhile(bench.request(PLAIN)).await;
         let other = bench.get_meanwhile(bench.request(PLAIN)).await;

@@ -11,7 +11,7 @@ use crate::{
     cache::list::Mark,
     domain::{ListKey, SpaceKey},
     service::snapshot::owners,
-    shared::{Lost, Nonce, Session},
+    shared::{Nonce, Session, Unavailable},
 };
 
 /// Lists asked for at once while catching up.
@@ -19,10 +19,13 @@ const AT_ONCE: usize = 200;
 
 impl SharedCache {
     /// Tells Redis of the calls of the upstream that this replica made by itself.
-    pub(in crate::service) async fn report_calls(&self, session: &Session) -> Result<(), Lost> {
+    pub(in crate::service) async fn report_calls(
+        &self,
+        session: &Session,
+    ) -> Result<(), Unavailable> {
         let credentials = self.credentials.load_full();
         for credential in credentials.all() {
-            if let Some(calls) = credential.purse().shared() {
+            if let Some(calls) = credential.budget().shared() {
                 calls.report(session).await?;
             }
         }
@@ -37,7 +40,7 @@ impl SharedCache {
         &self,
         session: &Session,
         lists: Vec<(ListKey, Option<Mark>, u64)>,
-    ) -> Result<Vec<(ListKey, Option<Mark>)>, Lost> {
+    ) -> Result<Vec<(ListKey, Option<Mark>)>, Unavailable> {
         let forgot = session
             .before
             .is_some_and(|before| before.birth != session.era.birth);

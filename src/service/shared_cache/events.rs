@@ -39,13 +39,13 @@ pub(in crate::service) enum Event {
 
 impl SharedCache {
     pub(super) fn message(&self, event: Event) -> Vec<u8> {
-        to_bytes(self.link.replica(), event)
+        to_bytes(self.redis.replica(), event)
     }
 
     /// What another replica told; what this one told itself is no event.
     pub(in crate::service) fn event(&self, message: &[u8]) -> Option<Event> {
         let message: Message = serde_json::from_slice(message).ok()?;
-        (message.from != self.link.replica()).then_some(message.event)
+        (message.from != self.redis.replica()).then_some(message.event)
     }
 }
 

@@ -7,7 +7,7 @@ use redis::{Script, ScriptInvocation};
 use super::{Event, STATE_FOR, SharedCache, keys::names_of, ms, scripts};
 use crate::{
     domain::SpaceToken,
-    shared::{Lost, Nonce, Session},
+    shared::{Nonce, Session, Unavailable},
     telemetry::metrics::RedisOperation,
     upstream::Credential,
 };
@@ -46,7 +46,7 @@ impl SharedCache {
         let script = Script::new(scripts::DROP);
         let state = self.state_key(&space);
         let told = self.dropping(&script, &state, &space, refused);
-        let dropped: Result<u8, Lost> = self.link.ask(RedisOperation::Drop, &told).await;
+        let dropped: Result<u8, Unavailable> = self.redis.ask(RedisOperation::Drop, &told).await;
         if dropped.is_err() {
             self.pending.lock().add(space);
         }
@@ -57,22 +57,22 @@ impl SharedCache {
         let script = Script::new(scripts::PURGE);
         let purge = Nonce::fresh();
         let told = self.purging(&script, purge);
-        let dropped: Result<u8, Lost> = self.link.ask(RedisOperation::Drop, &told).await;
+        let dropped: Result<u8, Unavailable> = self.redis.ask(RedisOperation::Drop, &told).await;
         match dropped {
-            Ok(_) => self.link.purged(purge),
-            Err(Lost) => self.pending.lock().everything = true,
+            Ok(_) => self.redis.purged(purge),
+            Err(Unavailable) => self.pending.lock().everything = true,
         }
     }
 
     /// Has every replica that knows the space of this fingerprint drop it. Whether any other was told.
     pub(in crate::service) async fn purge_fingerprint(&self, fingerprint: &str) -> bool {
         let script = Script::new(scripts::TELL);
-        let channel = self.link.channel();
+        let channel = self.redis.channel();
         let mut tell = script.key(channel);
         tell.arg(self.message(Event::Unwanted {
             fingerprint: fingerprint.to_owned(),
         }));
-        let told: Result<u32, Lost> = self.link.ask(RedisOperation::Drop, &tell).await;
+        let told: Result<u32, Unavailable> = self.redis.ask(RedisOperation::Drop, &tell).await;
         told.is_ok_and(|told| told > 1)
     }
 
@@ -87,7 +87,7 @@ impl SharedCache {
         let mut drop = script.key(state);
         drop.arg(epoch)
             .arg(ms(STATE_FOR))
-            .arg(self.link.channel())
+            .arg(self.redis.channel())
             .arg(self.message(Event::Dropped {
                 space: space.to_owned(),
                 epoch,
@@ -97,9 +97,9 @@ impl SharedCache {
     }
 
     fn purging<'a>(&self, script: &'a Script, purge: Nonce) -> ScriptInvocation<'a> {
-        let mut told = script.key(self.link.era_key());
+        let mut told = script.key(self.redis.era_key());
         told.arg(purge)
-            .arg(self.link.channel())
+            .arg(self.redis.channel())
             .arg(self.message(Event::Purged { purge }));
         told
     }
@@ -125,7 +125,7 @@ impl SharedCache {
     pub(in crate::service) async fn send_pending(
         &self,
         session: &Session,
-    ) -> Result<Option<Nonce>, Lost> {
+    ) -> Result<Option<Nonce>, Unavailable> {
         let pending = std::mem::take(&mut *self.pending.lock());
         let sent = self.send(session, &pending).await;
         if sent.is_err() {
@@ -138,7 +138,7 @@ impl SharedCache {
         &self,
         session: &Session,
         pending: &PendingInvalidations,
-    ) -> Result<Option<Nonce>, Lost> {
+    ) -> Result<Option<Nonce>, Unavailable> {
         let purge = pending.everything.then(Nonce::fresh);
         if let Some(purge) = purge {
             let script = Script::new(scripts::PURGE);

@@ -55,7 +55,7 @@ impl SharedCache {
         let space = space_name(&owners, &key.list.space)?;
         let (page, size, list) = (key.query.page, key.query.page_size, &key.list.id);
         let named = |kind| {
-            self.link
+            self.redis
                 .name(&format!("{kind}:{space}:{list}:{page}:{size}"))
         };
         Some(RedisKeys {
@@ -69,11 +69,11 @@ impl SharedCache {
     }
 
     pub(super) fn state_key(&self, space: &str) -> String {
-        self.link.name(&format!("space:{space}"))
+        self.redis.name(&format!("space:{space}"))
     }
 
     pub(super) fn list_key(&self, space: &str, list: &ListId) -> String {
-        self.link.name(&format!("list:{space}:{list}"))
+        self.redis.name(&format!("list:{space}:{list}"))
     }
 
     /// Remembers what `key` is called; those are let go that the caller does not know.

@@ -7,7 +7,7 @@ use tokio::task::JoinHandle;
 
 use super::{Event, RedisKeys, SharedCache, events::to_bytes, ms, scripts};
 use crate::{
-    shared::{Link, Lost, Nonce},
+    shared::{Nonce, RedisConnection, Unavailable},
     telemetry::metrics::RedisOperation,
 };
 
@@ -25,7 +25,7 @@ pub(in crate::service) enum Lease {
 /// The right to fill a page, until it is dropped.
 #[derive(Debug)]
 pub(in crate::service) struct FillLock {
-    link: Arc<Link>,
+    redis: Arc<RedisConnection>,
     key: String,
     page: String,
     pub(super) token: Nonce,
@@ -35,18 +35,21 @@ pub(in crate::service) struct FillLock {
 
 impl SharedCache {
     /// Asks to be the one who fills a page.
-    pub(in crate::service) async fn acquire_lease(&self, keys: &RedisKeys) -> Result<Lease, Lost> {
+    pub(in crate::service) async fn acquire_lease(
+        &self,
+        keys: &RedisKeys,
+    ) -> Result<Lease, Unavailable> {
         let token = Nonce::fresh();
         let script = Script::new(scripts::LOCK);
         let mut acquire = script.key(&keys.lock);
         acquire.arg(token).arg(ms(LOCK_FOR));
-        let wait: u64 = self.link.ask(RedisOperation::Lock, &acquire).await?;
+        let wait: u64 = self.redis.ask(RedisOperation::Lock, &acquire).await?;
         if wait > 0 {
             return Ok(Lease::HeldElsewhere(Duration::from_millis(wait)));
         }
         Ok(Lease::Acquired(FillLock {
-            renewing: tokio::spawn(renew(self.link.clone(), keys.lock.clone(), token)),
-            link: self.link.clone(),
+            renewing: tokio::spawn(renew(self.redis.clone(), keys.lock.clone(), token)),
+            redis: self.redis.clone(),
             key: keys.lock.clone(),
             page: keys.page.clone(),
             token,
@@ -71,28 +74,28 @@ impl Drop for FillLock {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return;
         };
-        let (link, key, token) = (self.link.clone(), self.key.clone(), self.token);
+        let (redis, key, token) = (self.redis.clone(), self.key.clone(), self.token);
         let page = self.page.clone();
-        let message = to_bytes(link.replica(), Event::Filled { page });
+        let message = to_bytes(redis.replica(), Event::Filled { page });
         runtime.spawn(async move {
             let script = Script::new(scripts::UNLOCK);
             let mut unlock = script.key(key);
-            unlock.arg(token).arg(link.channel()).arg(message);
+            unlock.arg(token).arg(redis.channel()).arg(message);
             // One that stays ends by itself.
-            let _: Result<u8, Lost> = link.ask(RedisOperation::Lock, &unlock).await;
+            let _: Result<u8, Unavailable> = redis.ask(RedisOperation::Lock, &unlock).await;
         });
     }
 }
 
 /// Says again and again that a page is still being filled.
-async fn renew(link: Arc<Link>, key: String, token: Nonce) {
+async fn renew(redis: Arc<RedisConnection>, key: String, token: Nonce) {
     let script = Script::new(scripts::RENEW);
     let mut renew = script.key(key);
     renew.arg(token).arg(ms(LOCK_FOR));
     let renew = renew;
     loop {
         tokio::time::sleep(LOCK_FOR / 3).await;
-        let held: Result<bool, Lost> = link.ask(RedisOperation::Lock, &renew).await;
+        let held: Result<bool, Unavailable> = redis.ask(RedisOperation::Lock, &renew).await;
         if held == Ok(false) {
             return;
         }

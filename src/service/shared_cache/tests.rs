@@ -35,8 +35,8 @@ fn a_page_is_called_by_who_reads_it_whatever_else_a_reload_has_changed_yet() {
     let before = Arc::new(Credentials::load(&here.upstream).unwrap());
     let (after, _) = before.reload(&there.upstream).unwrap();
     let after = Arc::new(after);
-    let link = Link::new(here.cache.redis, Metrics::new());
-    let shared_cache = SharedCache::new(link, before.clone());
+    let redis = RedisConnection::new(here.cache.redis, Metrics::new());
+    let shared_cache = SharedCache::new(redis, before.clone());
 
     let keys = [&before, &after].map(|read_by| name(&shared_cache, read_by));
     shared_cache.set_credentials(after.clone());

@@ -15,7 +15,7 @@ use tracing::{info, warn};
 
 use crate::{
     cache::snapshot::{FileError, Owner, Owners, open, replace},
-    upstream::{Credentials, Spent},
+    upstream::{BudgetSnapshot, Credentials},
 };
 
 /// The times of a million calls.
@@ -28,8 +28,10 @@ const MOST_CALLS: usize = 65_536;
 struct SpentBy {
     owner: Owner,
     ended: Vec<u64>,
-    others: Option<(u32, u64)>,
-    hold_until: Option<u64>,
+    #[serde(rename = "others")]
+    external_calls: Option<(u32, u64)>,
+    #[serde(rename = "hold_until")]
+    blocked_until: Option<u64>,
     learned: Option<u32>,
 }
 
@@ -40,13 +42,13 @@ pub(super) fn beside(snapshot: &Path) -> PathBuf {
     name.into()
 }
 
-/// Closes every purse and writes what was spent.
+/// Closes every call budget and writes what was spent.
 pub(super) fn write(path: &Path, credentials: &Credentials, owners: &Owners, now_unix_ms: u64) {
     let now = Instant::now();
     let spent: Vec<_> = credentials
         .all()
         .filter_map(|credential| {
-            let spent = credential.purse().close(now);
+            let spent = credential.budget().close(now);
             let owner = owners.owner(credential.id)?.clone();
             Some(told(owner, &spent, now_unix_ms))
         })
@@ -85,7 +87,7 @@ pub(super) fn take(path: &Path, credentials: &Credentials, owners: &Owners, now_
             continue;
         };
         if let Some(credential) = credentials.all().find(|credential| credential.id == id) {
-            credential.purse().resume(&heard(&spent, now_unix_ms), now);
+            credential.budget().resume(&heard(&spent, now_unix_ms), now);
             info!(
                 credential.name = credential.name,
                 quota.calls = spent.ended.len(),
@@ -104,7 +106,7 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
     Ok(Some(text))
 }
 
-fn told(owner: Owner, spent: &Spent, now_unix_ms: u64) -> SpentBy {
+fn told(owner: Owner, spent: &BudgetSnapshot, now_unix_ms: u64) -> SpentBy {
     let after = |left: Duration| now_unix_ms.saturating_add(ms(left));
     SpentBy {
         owner,
@@ -113,16 +115,18 @@ fn told(owner: Owner, spent: &Spent, now_unix_ms: u64) -> SpentBy {
             .iter()
             .map(|ago| now_unix_ms.saturating_sub(ms(*ago)))
             .collect(),
-        others: spent.others.map(|(count, left)| (count, after(left))),
-        hold_until: spent.hold.map(after),
+        external_calls: spent
+            .external_calls
+            .map(|(count, left)| (count, after(left))),
+        blocked_until: spent.blocked_for.map(after),
         learned: spent.learned,
     }
 }
 
 /// A time that lies ahead, by a clock that was set back, is taken for now.
-fn heard(spent: &SpentBy, now_unix_ms: u64) -> Spent {
+fn heard(spent: &SpentBy, now_unix_ms: u64) -> BudgetSnapshot {
     let left = |until: u64| Duration::from_millis(until.saturating_sub(now_unix_ms));
-    Spent {
+    BudgetSnapshot {
         ago: spent
             .ended
             .iter()
@@ -131,8 +135,10 @@ fn heard(spent: &SpentBy, now_unix_ms: u64) -> Spent {
             .take(MOST_CALLS)
             .map(|ended| Duration::from_millis(now_unix_ms.saturating_sub(*ended)))
             .collect(),
-        others: spent.others.map(|(count, until)| (count, left(until))),
-        hold: spent.hold_until.map(left),
+        external_calls: spent
+            .external_calls
+            .map(|(count, until)| (count, left(until))),
+        blocked_for: spent.blocked_until.map(left),
         learned: spent.learned,
     }
 }

@@ -1,4 +1,4 @@
-//! When to stop asking, and when to try again: a state machine without a clock, a lock or a log of its own.
+//! When to open, probe and close: a state machine without a clock, a lock or a log.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -11,14 +11,14 @@ use crate::{
     upstream::error::Evidence,
 };
 
-/// In how many steps the window slides: it may forget what happened up to a tenth of its length too early, never too late.
+/// The steps in which the window slides: a call may leave it up to a tenth of its length too early, never too late.
 const BUCKETS: u64 = 10;
-/// Most pages remembered to have failed within the window; `min_calls` is no larger, so that pages alone can open the circuit.
+/// The most failed pages remembered in the window; `min_calls` is no larger, so that failing pages alone can open the circuit.
 const MOST_PAGES: usize = CircuitConfig::MOST_MIN_CALLS as usize;
-/// What is told to wait while a probe is under way: its end may open or close the circuit, and nobody knows when.
+/// The `Retry-After` while a probe is under way, whose end nobody can tell.
 const PROBE_UNDER_WAY: Duration = Duration::from_secs(1);
 
-/// Counts how calls end and says whether another may be made.
+/// Counts how calls end, and decides whether another may be made.
 #[derive(Debug)]
 pub(super) struct Breaker {
     failure_ratio: f64,
@@ -26,11 +26,11 @@ pub(super) struct Breaker {
     open_for: Duration,
     window: Window,
     state: State,
-    /// Whom it is open for, while it is not closed.
+    /// Which calls it refuses while it is not closed.
     scope: Scope,
-    /// Since when it is closed, or is not.
+    /// Since when it has been closed, or has not.
     closed_or_not_since: Instant,
-    /// Another one after each change of state and for each probe: what was let through before tells nothing about now.
+    /// Changes with each state and each probe: calls admitted under an earlier one are not counted.
     epoch: u64,
 }
 
@@ -41,20 +41,20 @@ enum State {
     HalfOpen { probing: bool },
 }
 
-/// For whom it is open: where all that failed was one space's, the others have nothing to fear, and none of their calls is refused.
+/// Which calls an open circuit refuses: if all failures were of one space, only those of that space.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::upstream) enum Scope {
     All,
     Space(SpaceToken),
 }
 
-/// Leave to make one call; to be handed back with how it ended.
+/// Permission for one call, to be handed back with how it ended.
 #[derive(Debug)]
 pub(in crate::upstream) struct Ticket {
     epoch: u64,
 }
 
-/// What an ended call changed.
+/// What the end of a call changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::upstream) enum Change {
     Opened(Scope),
@@ -89,7 +89,7 @@ impl Breaker {
         self.closed_or_not_since
     }
 
-    /// How long to wait where a call for `space`, or for any, would be refused now.
+    /// How long to wait, if a call for `space`, or for any space, would be refused now.
     pub(super) fn refuses(&self, space: Option<&SpaceToken>, now: Instant) -> Option<Duration> {
         if !self.concerns(space) {
             return None;
@@ -101,7 +101,7 @@ impl Breaker {
         }
     }
 
-    /// Whether it is open, if it is, for `space` too, or for all.
+    /// Whether an open circuit would refuse calls of `space`, or of any space.
     pub(super) fn concerns(&self, space: Option<&SpaceToken>) -> bool {
         match &self.scope {
             Scope::All => true,
@@ -109,7 +109,7 @@ impl Breaker {
         }
     }
 
-    /// Lets a call for `space` through, or says how long to wait.
+    /// Admits a call for `space`, or returns how long to wait.
     pub(super) fn admit(&mut self, space: &SpaceToken, now: Instant) -> Result<Ticket, Duration> {
         if let Some(wait) = self.refuses(Some(space), now) {
             return Err(wait);
@@ -123,7 +123,7 @@ impl Breaker {
         Ok(Ticket { epoch: self.epoch })
     }
 
-    /// Takes in what the end of a call for `page` tells.
+    /// Counts the end of a call for `page`.
     pub(super) fn record(
         &mut self,
         Ticket { epoch }: Ticket,
@@ -156,16 +156,16 @@ impl Breaker {
         }
     }
 
-    /// Counts a call that the circuit, open or not, has nothing to do with.
+    /// Counts a call that no open circuit concerned; enough failures open it.
     fn count(&mut self, works: bool, space: &SpaceToken, now: Instant) -> Option<Change> {
         self.window.count(works, space, now);
-        // A call that worked never opens it, whatever the share.
+        // A success never opens it, whatever the ratio.
         if works || !self.exceeds_failure_ratio(now) {
             return None;
         }
         let scope = match (self.state, self.window.failing(now)) {
             (State::Closed, Failing::One(space)) => Scope::Space(space),
-            // Open for one space already.
+            // It was open for one space already.
             (State::Open { .. } | State::HalfOpen { .. }, _)
             | (State::Closed, Failing::Nobody | Failing::Several) => Scope::All,
         };
@@ -182,7 +182,7 @@ impl Breaker {
         self.enter(State::Closed);
     }
 
-    /// Whether the upstream works by this evidence; `None`: it does not tell.
+    /// Whether the evidence is a success or a failure; `None`: neither.
     fn verdict(&mut self, evidence: Evidence, page: &PageKey, now: Instant) -> Option<bool> {
         match evidence {
             Evidence::Works => Some(true),
@@ -194,7 +194,7 @@ impl Breaker {
 
     fn exceeds_failure_ratio(&self, now: Instant) -> bool {
         let (calls, failures) = self.window.totals(now);
-        // Divided, not multiplied: 7 of 100 is 0.07, but 0.07 * 100 is more than 7.
+        // Divided, not multiplied: 7 / 100 is 0.07, but 0.07 * 100 is more than 7.
         calls >= self.min_calls && f64::from(failures) / f64::from(calls) >= self.failure_ratio
     }
 
@@ -203,7 +203,7 @@ impl Breaker {
         self.epoch += 1;
     }
 
-    /// How much of `open_for` is left.
+    /// The rest of `open_for`.
     fn rest(&self, since: Instant, now: Instant) -> Option<Duration> {
         self.open_for
             .checked_sub(now.saturating_duration_since(since))
@@ -211,7 +211,7 @@ impl Breaker {
     }
 }
 
-/// How calls ended lately: a ring of counts, so that its size does not follow from how many there were.
+/// How recent calls ended: a ring of counters of fixed size.
 #[derive(Debug)]
 struct Window {
     length: Duration,
@@ -219,18 +219,18 @@ struct Window {
     buckets: [Bucket; BUCKETS as usize],
 }
 
-/// The calls that ended in one step of the window.
+/// The calls that ended within one step.
 #[derive(Debug, Default)]
 struct Bucket {
     step: u64,
     calls: u32,
     failures: u32,
     failing: Failing,
-    /// Those that failed by themselves; forgotten together with the one failure that was counted for each.
+    /// Pages that failed on their own, each counted as one failure.
     pages: HashSet<PageKey>,
 }
 
-/// Whose calls failed.
+/// The spaces whose calls failed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 enum Failing {
     #[default]
@@ -269,16 +269,16 @@ impl Window {
         }
     }
 
-    /// Whose calls failed within the window.
+    /// The spaces whose calls failed within the window.
     fn failing(&self, now: Instant) -> Failing {
         self.live(now)
             .map(|bucket| bucket.failing.clone())
             .fold(Failing::Nobody, Failing::and)
     }
 
-    /// Notes that `page` failed by itself; `false` where it did so already within the window.
+    /// Notes that `page` failed on its own; `false` if it already has within the window.
     ///
-    /// Beyond [`MOST_PAGES`] none is taken for the first: a page that was not noted could be counted without end.
+    /// `false` too beyond [`MOST_PAGES`]: a page that cannot be noted would be counted each time.
     fn is_first_failure(&mut self, page: &PageKey, now: Instant) -> bool {
         let mut noted = 0;
         for bucket in self.live(now) {
@@ -290,7 +290,7 @@ impl Window {
         noted < MOST_PAGES && self.bucket(now).pages.insert(page.clone())
     }
 
-    /// Calls and how many of them failed.
+    /// The number of calls, and of those that failed.
     fn totals(&self, now: Instant) -> (u32, u32) {
         self.live(now).fold((0, 0), |(calls, failures), bucket| {
             (
@@ -300,12 +300,12 @@ impl Window {
         })
     }
 
-    /// Starts anew: a page that failed may fail one probe too.
+    /// Clears everything: a page that failed may fail a probe once more.
     fn forget(&mut self) {
         self.buckets = Default::default();
     }
 
-    /// Starts the counts anew. The pages stay: one bad page must not fail one probe after another.
+    /// Clears the counts but keeps the pages: one bad page must not fail every probe.
     fn forget_calls(&mut self) {
         for bucket in &mut self.buckets {
             (bucket.calls, bucket.failures) = (0, 0);
@@ -313,7 +313,7 @@ impl Window {
         }
     }
 
-    /// The bucket of `now`, emptied of what lies a whole window back.
+    /// The bucket of `now`, emptied if it was last used a window ago.
     fn bucket(&mut self, now: Instant) -> &mut Bucket {
         let step = self.step(now);
         let place = usize::try_from(step % BUCKETS).expect("a remainder of ten fits");

@@ -10,7 +10,8 @@ use tower::{ServiceBuilder, ServiceExt, service_fn, util::BoxCloneSyncService};
 
 use super::*;
 use crate::upstream::{
-    ClientError, DeadlineLayer, FailureSource, InvalidAnswer, LimitLayer, QuotaLayer, fixtures,
+    CircuitState, ClientError, DeadlineLayer, FailureSource, InvalidAnswer, LimitLayer, QuotaLayer,
+    fixtures,
 };
 
 type Outcome = Result<Bytes, UpstreamError>;

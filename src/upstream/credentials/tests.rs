@@ -1,5 +1,5 @@
 use super::*;
-use crate::config::Config;
+use crate::{config::Config, upstream::TokenSlot};
 
 const FIRST: &str = "[default]\ntoken = \"a\"\norg_handle = \"acme\"";
 
@@ -87,23 +87,26 @@ fn another_upstream_is_another_user_and_no_name_is_given_out_twice() {
 async fn a_reload_keeps_what_was_spent_and_how_the_credential_stands() {
     let before = load(FIRST);
     default(&before).set_refused(true);
-    default(&before).hold(Instant::now());
+    default(&before).block(Instant::now());
 
     let (same, _) = reload(&before, FIRST);
-    assert!(default(&same).is_refused() && default(&same).is_held(Instant::now()));
+    assert!(default(&same).is_refused() && default(&same).is_blocked(Instant::now()));
     assert!(Arc::ptr_eq(
-        default(&same).purse(),
-        default(&before).purse()
+        default(&same).budget(),
+        default(&before).budget()
     ));
 
     let (mended, _) = reload(&same, "[default]\ntoken = \"b\"\norg_handle = \"acme\"");
-    assert!(!default(&mended).is_held(Instant::now()), "asked at once");
+    assert!(
+        !default(&mended).is_blocked(Instant::now()),
+        "asked at once"
+    );
     assert!(default(&mended).is_refused(), "until a good fill");
 
     let (moved, _) = reload(&mended, "[default]\ntoken = \"a\"\norg_handle = \"globex\"");
     assert!(!default(&moved).is_refused());
     assert!(
-        Arc::ptr_eq(default(&moved).purse(), default(&before).purse()),
+        Arc::ptr_eq(default(&moved).budget(), default(&before).budget()),
         "the quota is the token's"
     );
 }
@@ -140,9 +143,9 @@ async fn what_a_replaced_token_learns_late_says_nothing_of_the_new_one() {
     assert!(new.is_in_force() && !old.is_in_force());
     assert_ne!(new.token_pair(), old.token_pair());
 
-    old.hold(Instant::now());
+    old.block(Instant::now());
     assert!(!old.set_refused(true), "no news");
-    assert!(!new.is_held(Instant::now()) && !new.is_refused());
+    assert!(!new.is_blocked(Instant::now()) && !new.is_refused());
 
     assert!(new.set_refused(true));
     old.set_refused(false);
@@ -161,7 +164,7 @@ fn a_configuration_that_is_only_read_changes_nothing() {
     let (read, _) = before.reload(&less).unwrap();
     let before = default(&before);
     assert!(before.is_in_force());
-    assert_eq!(before.purse().per_minute(), Some(60));
+    assert_eq!(before.budget().per_minute(), Some(60));
     drop(read);
 }
 
@@ -178,28 +181,28 @@ fn who_is_gone_is_heard_no_more() {
 }
 
 #[tokio::test]
-async fn a_token_spends_from_one_purse_whatever_it_is_called_and_wherever_it_was() {
+async fn a_token_has_one_budget_whatever_it_is_called_and_wherever_it_was() {
     let acme = "token = \"a\"\norg_handle = \"acme\"";
     let default = format!("[default]\n{acme}");
-    let purse =
-        |credentials: &Credentials, name: &str| credentials.named(name).unwrap().purse().clone();
+    let budget =
+        |credentials: &Credentials, name: &str| credentials.named(name).unwrap().budget().clone();
     let first = load(&default);
-    let spent = purse(&first, "default");
+    let spent = budget(&first, "default");
 
     let (renamed, _) = reload(&first, &format!("[acme]\n{acme}"));
-    assert!(Arc::ptr_eq(&purse(&renamed, "acme"), &spent), "renamed");
+    assert!(Arc::ptr_eq(&budget(&renamed, "acme"), &spent), "renamed");
 
     let (gone, _) = reload(&renamed, "[other]\ntoken = \"b\"");
-    assert!(!Arc::ptr_eq(&purse(&gone, "other"), &spent), "another");
+    assert!(!Arc::ptr_eq(&budget(&gone, "other"), &spent), "another");
     let (back, _) = reload(&gone, &default);
-    assert!(Arc::ptr_eq(&purse(&back, "default"), &spent), "back");
+    assert!(Arc::ptr_eq(&budget(&back, "default"), &spent), "back");
 
     let elsewhere = config("https://unpod.invalid", &default);
     let (elsewhere, _) = back.reload(&elsewhere.upstream).unwrap();
-    assert!(!Arc::ptr_eq(&purse(&elsewhere, "default"), &spent));
+    assert!(!Arc::ptr_eq(&budget(&elsewhere, "default"), &spent));
     let (returned, _) = reload(&elsewhere, &default);
     assert!(
-        Arc::ptr_eq(&purse(&returned, "default"), &spent),
+        Arc::ptr_eq(&budget(&returned, "default"), &spent),
         "returned"
     );
 
@@ -207,25 +210,25 @@ async fn a_token_spends_from_one_purse_whatever_it_is_called_and_wherever_it_was
         &returned,
         &format!("{default}\n[globex]\ntoken = \"a\"\norg_handle = \"globex\""),
     );
-    assert!(Arc::ptr_eq(&purse(&both, "globex"), &spent), "shared");
+    assert!(Arc::ptr_eq(&budget(&both, "globex"), &spent), "shared");
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_purse_of_a_token_that_is_gone_is_forgotten_after_its_minute() {
+async fn the_budget_of_a_token_that_is_gone_is_forgotten_after_its_minute() {
     let first = load(FIRST);
-    let spent = default(&first).purse().clone();
+    let spent = default(&first).budget().clone();
     let (gone, _) = reload(&first, "[other]\ntoken = \"b\"");
-    tokio::time::advance(Purse::MEMORY).await;
+    tokio::time::advance(CallBudget::MEMORY).await;
     let (back, _) = reload(&gone, FIRST);
-    assert!(!Arc::ptr_eq(default(&back).purse(), &spent));
+    assert!(!Arc::ptr_eq(default(&back).budget(), &spent));
 }
 
 #[test]
 fn tokens_that_change_places_keep_what_was_spent_with_them() {
     let before = load("[one]\ntoken = \"a\"\n[two]\ntoken = \"b\"");
     let (after, _) = reload(&before, "[one]\ntoken = \"b\"\n[two]\ntoken = \"a\"");
-    let purse =
-        |credentials: &Credentials, name: &str| credentials.named(name).unwrap().purse().clone();
-    assert!(Arc::ptr_eq(&purse(&after, "one"), &purse(&before, "two")));
-    assert!(Arc::ptr_eq(&purse(&after, "two"), &purse(&before, "one")));
+    let budget =
+        |credentials: &Credentials, name: &str| credentials.named(name).unwrap().budget().clone();
+    assert!(Arc::ptr_eq(&budget(&after, "one"), &budget(&before, "two")));
+    assert!(Arc::ptr_eq(&budget(&after, "two"), &budget(&before, "one")));
 }

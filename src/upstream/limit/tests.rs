@@ -3,7 +3,7 @@ use std::{convert::Infallible, future::pending};
 use tower::{ServiceBuilder, ServiceExt, service_fn};
 
 use super::*;
-use crate::upstream::{Urgency, fixtures};
+use crate::upstream::{Priority, fixtures};
 
 fn stuck(
     layer: &LimitLayer,
@@ -38,7 +38,7 @@ async fn a_dropped_call_gives_its_slot_to_the_next() {
     let slots = layer.slots.clone();
     let waiting = tokio::spawn(async move {
         let slot = slots
-            .acquire(&fixtures::claims(Urgency::Waiting, "crm"))
+            .acquire(&fixtures::waiters(Priority::Waiting, "crm"))
             .await;
         slot.is_ok()
     });
@@ -55,20 +55,24 @@ async fn a_dropped_call_gives_its_slot_to_the_next() {
 async fn who_waits_goes_before_a_refresh() {
     let layer = LimitLayer::new(1, 8);
     let slot = layer.slots.take().unwrap();
-    let order: Arc<Mutex<Vec<Urgency>>> = Arc::default();
-    let waiting: Vec<_> = [Urgency::Background, Urgency::CanStandIn, Urgency::Waiting]
-        .map(|urgency| {
-            let (slots, order) = (layer.slots.clone(), order.clone());
-            tokio::spawn(async move {
-                let slot = slots
-                    .acquire(&fixtures::claims(urgency, "crm"))
-                    .await
-                    .unwrap();
-                order.lock().push(urgency);
-                drop(slot);
-            })
+    let order: Arc<Mutex<Vec<Priority>>> = Arc::default();
+    let waiting: Vec<_> = [
+        Priority::Background,
+        Priority::HasFallback,
+        Priority::Waiting,
+    ]
+    .map(|priority| {
+        let (slots, order) = (layer.slots.clone(), order.clone());
+        tokio::spawn(async move {
+            let slot = slots
+                .acquire(&fixtures::waiters(priority, "crm"))
+                .await
+                .unwrap();
+            order.lock().push(priority);
+            drop(slot);
         })
-        .into();
+    })
+    .into();
     tokio::task::yield_now().await;
 
     drop(slot);
@@ -78,6 +82,10 @@ async fn who_waits_goes_before_a_refresh() {
     }
     assert_eq!(
         *order.lock(),
-        [Urgency::Waiting, Urgency::CanStandIn, Urgency::Background]
+        [
+            Priority::Waiting,
+            Priority::HasFallback,
+            Priority::Background
+        ]
     );
 }

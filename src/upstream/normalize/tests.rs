@@ -11,7 +11,7 @@ use tower::{ServiceExt, service_fn};
 use super::*;
 use crate::{
     config::normalize::RuleConfig,
-    upstream::{Head, Urgency, Validators, fixtures},
+    upstream::{Head, Priority, Validators, fixtures},
 };
 
 /// Fri, 01 Jan 2027 00:00:00 GMT, when every answer here is received.
@@ -683,7 +683,7 @@ async fn whoever_is_refused_for_want_of_quota_is_told_what_the_next_one_is() {
     ] {
         let status = answer.status;
         let request = request(Validators::default());
-        let purse = request.credential.purse().clone();
+        let budget = request.credential.budget().clone();
         let once = Arc::new(Mutex::new(Some(answer)));
         let inner =
             service_fn(move |_: PageRequest| ready(Ok(once.lock().take().expect("asked once"))));
@@ -694,7 +694,7 @@ async fn whoever_is_refused_for_want_of_quota_is_told_what_the_next_one_is() {
         };
         let expected = Duration::from_secs(seconds);
         assert_eq!(retry_after, Some(expected), "{status}");
-        let next = purse.would_take(Urgency::Waiting, Instant::now());
+        let next = budget.would_take(Priority::Waiting, Instant::now());
         assert_eq!(next.unwrap_err(), expected, "{status}");
     }
 }

@@ -4,7 +4,7 @@ use parking_lot::Mutex;
 use tower::{ServiceBuilder, service_fn};
 
 use super::*;
-use crate::upstream::{Calls, FailureSource, LimitLayer, Urgency, fixtures};
+use crate::upstream::{Calls, FailureSource, LimitLayer, Priority, fixtures};
 
 use TokenSlot::{Current, Next};
 
@@ -115,7 +115,7 @@ async fn only_an_answer_to_a_known_user_proves_a_token() {
         let expected = if proves { Next } else { Current };
         assert_eq!(bench.request.credential.preferred(), expected, "{answer}");
         assert!(
-            !bench.request.credential.is_held(Instant::now()),
+            !bench.request.credential.is_blocked(Instant::now()),
             "{answer}"
         );
     }
@@ -140,7 +140,7 @@ async fn who_stands_in_line_when_all_tokens_are_refused_makes_no_call() {
     let fills: Vec<_> = (0..50)
         .map(|_| {
             let request = PageRequest {
-                claims: fixtures::claims(Urgency::Waiting, "test"),
+                waiters: fixtures::waiters(Priority::Waiting, "test"),
                 calls: Calls::default(),
                 ..bench.request.clone()
             };

@@ -2,7 +2,7 @@ use super::*;
 use crate::{
     config::Config,
     domain::CredentialId,
-    upstream::{Claim, Claims, Urgency},
+    upstream::{Priority, Waiter, Waiters},
 };
 
 const NOW_MS: u64 = 1_800_000_000_000;
@@ -28,24 +28,33 @@ fn owners(credentials: &Credentials, token: &str) -> Owners {
 }
 
 fn remaining(credentials: &Credentials) -> Option<u32> {
-    let purse = credentials.named("default").unwrap().purse();
-    purse.remaining(Instant::now())
+    let budget = credentials.named("default").unwrap().budget();
+    budget.remaining(Instant::now())
 }
 
 /// Five calls, ten seconds apart, the last just now; then the end.
 async fn spend_and_end(path: &Path) {
     let before = credentials("token");
-    let purse = before.named("default").unwrap().purse().clone();
-    let claims = Claims::new(Claim {
-        urgency: Urgency::Waiting,
+    let budget = before.named("default").unwrap().budget().clone();
+    let waiters = Waiters::new(Waiter {
+        priority: Priority::Waiting,
         client: "crm".into(),
     });
     for _ in 0..5 {
         tokio::time::advance(Duration::from_secs(10)).await;
-        drop(purse.spend(&claims, Instant::now() + MINUTE).await.unwrap());
+        drop(
+            budget
+                .acquire(&waiters, Instant::now() + MINUTE)
+                .await
+                .unwrap(),
+        );
     }
     write(path, &before, &owners(&before, "token"), NOW_MS);
-    assert!(purse.would_take(Urgency::Waiting, Instant::now()).is_err());
+    assert!(
+        budget
+            .would_take(Priority::Waiting, Instant::now())
+            .is_err()
+    );
 }
 
 #[tokio::test(start_paused = true)]

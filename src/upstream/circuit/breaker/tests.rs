@@ -128,7 +128,7 @@ fn it_opens_at_the_share_of_enough_calls() {
             };
             bench.call(evidence).is_some()
         });
-        let opened = opened.map(|place| place + 1);
+        let opened = opened.map(|position| position + 1);
         assert_eq!(opened, opened_by, "{failure_ratio} of {min_calls}: {calls}");
     }
 }
@@ -198,7 +198,7 @@ fn half_open_lets_one_through_at_a_time() {
     let probe = bench.admit().unwrap();
     assert_eq!(bench.state(), CircuitState::HalfOpen);
     assert_eq!(bench.admit().unwrap_err(), PROBE_UNDER_WAY);
-    // A probe that told nothing, or was dropped before it was sent, leaves its place to the next.
+    // A probe that told nothing, or was dropped before it was sent, leaves its position to the next.
     assert_eq!(bench.record(probe, Evidence::Nothing), None);
     let probe = bench.admit().unwrap();
     assert!(bench.admit().is_err());
@@ -243,7 +243,7 @@ fn what_was_let_through_before_tells_nothing_about_now() {
         bench.pass(OPEN_FOR);
         let probe = bench.admit().unwrap();
         assert_eq!(late(&mut bench), None);
-        assert!(bench.admit().is_err(), "the probe still has its place");
+        assert!(bench.admit().is_err(), "the probe still has its position");
         bench.record(probe, Evidence::Works);
         assert_eq!(late(&mut bench), None);
         assert_eq!(bench.state(), CircuitState::Closed);
@@ -321,7 +321,7 @@ fn a_probe_of_one_space_holds_up_nobody_else() {
     assert!(bench.admit().is_err());
     assert_eq!(bench.call_for(&other, Evidence::Works), None);
     assert_eq!(bench.call_for(&other, Evidence::Nothing), None);
-    assert!(bench.admit().is_err(), "the probe still has its place");
+    assert!(bench.admit().is_err(), "the probe still has its position");
     assert_eq!(bench.record(probe, Evidence::Works), Some(Change::Closed));
 }
 

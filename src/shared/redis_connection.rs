@@ -1,6 +1,6 @@
 //! The one connection to Redis: kept up by a task of its own, and given up at the first failure.
 //!
-//! Whoever asks over it is answered within `cache.redis.timeout` or told at once that it is lost; only [`Link::keep`] waits for it
+//! Whoever asks over it is answered within `cache.redis.timeout` or told at once that it is lost; only [`RedisConnection::keep`] waits for it
 //! to come back. So a Redis that is gone or hangs costs one timeout, and then nothing until it answers again.
 
 use std::{
@@ -71,7 +71,7 @@ type Beat = (Option<Nonce>, Option<Nonce>, i64);
 /// Redis is not there to answer: go on alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("Redis is lost")]
-pub struct Lost;
+pub struct Unavailable;
 
 /// Under what everything in a Redis was written: what bears another is of no use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,7 +90,7 @@ pub struct Health {
 }
 
 /// Who keeps copies of what Redis holds.
-pub trait Follower: Send + Sync {
+pub trait Subscriber: Send + Sync {
     /// Takes note of what another replica published. Must not block.
     fn heard(&self, message: &[u8]);
 
@@ -99,18 +99,21 @@ pub trait Follower: Send + Sync {
 
     /// Takes up what changed while there was no connection; until it has, nobody is told that there is one. Returns the purge in force
     /// where it dropped everything itself.
-    fn catch_up<'a>(&'a self, session: &'a Session) -> BoxFuture<'a, Result<Option<Nonce>, Lost>>;
+    fn catch_up<'a>(
+        &'a self,
+        session: &'a Session,
+    ) -> BoxFuture<'a, Result<Option<Nonce>, Unavailable>>;
 }
 
 /// The connection to what replicas share.
 #[derive(Debug)]
-pub struct Link {
+pub struct RedisConnection {
     config: RedisConfig,
     /// Tells this process from the others.
     replica: Nonce,
     live: ArcSwapOption<Live>,
     standing: Mutex<Standing>,
-    /// Has [`Link::keep`] connect anew.
+    /// Has [`RedisConnection::keep`] connect anew.
     failed: Notify,
     /// Told whenever a connection is lost.
     lost: Notify,
@@ -136,7 +139,7 @@ struct Standing {
     lost: Option<(Instant, bool)>,
 }
 
-/// A connection before it is used by all: what [`Follower::catch_up`] asks over.
+/// A connection before it is used by all: what [`Subscriber::catch_up`] asks over.
 #[derive(Debug)]
 pub struct Session {
     commands: MultiplexedConnection,
@@ -156,20 +159,23 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// Returns [`Lost`] where it fails.
-    pub async fn ask<T: FromRedisValue>(&self, script: &ScriptInvocation<'_>) -> Result<T, Lost> {
+    /// Returns [`Unavailable`] where it fails.
+    pub async fn ask<T: FromRedisValue>(
+        &self,
+        script: &ScriptInvocation<'_>,
+    ) -> Result<T, Unavailable> {
         let mut commands = self.commands.clone();
         let answer = script.invoke_async(&mut commands);
         let answer = tokio::time::timeout(CONNECT_TIMEOUT, answer).await;
         match answer {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(_)) | Err(_) => Err(Lost),
+            Ok(Err(_)) | Err(_) => Err(Unavailable),
         }
     }
 }
 
-impl Link {
-    /// Not connected yet: [`Link::keep`] does that.
+impl RedisConnection {
+    /// Not connected yet: [`RedisConnection::keep`] does that.
     #[must_use]
     pub fn new(config: RedisConfig, metrics: Arc<Metrics>) -> Arc<Self> {
         metrics.shared.up(false);
@@ -283,13 +289,13 @@ impl Link {
     ///
     /// # Errors
     ///
-    /// Returns [`Lost`] where it is not, at once, or is not any more, after `cache.redis.timeout` at most.
+    /// Returns [`Unavailable`] where it is not, at once, or is not any more, after `cache.redis.timeout` at most.
     pub async fn ask<T: FromRedisValue>(
         &self,
         operation: RedisOperation,
         script: &ScriptInvocation<'_>,
-    ) -> Result<T, Lost> {
-        let live = self.live.load_full().ok_or(Lost)?;
+    ) -> Result<T, Unavailable> {
+        let live = self.live.load_full().ok_or(Unavailable)?;
         let mut commands = live.connection.commands.clone();
         let answer = script.invoke_async(&mut commands);
         let reason = match tokio::time::timeout(self.config.timeout, answer).await {
@@ -299,7 +305,7 @@ impl Link {
         };
         self.metrics.shared.failed(operation);
         self.give_up(&live, reason);
-        Err(Lost)
+        Err(Unavailable)
     }
 
     /// Takes the connection for lost, since what it said is not what this replica knows: to be found out by connecting anew.
@@ -309,7 +315,7 @@ impl Link {
         }
     }
 
-    /// Lets nobody ask over `live` any more, and has [`Link::keep`] connect anew.
+    /// Lets nobody ask over `live` any more, and has [`RedisConnection::keep`] connect anew.
     fn give_up(&self, live: &Arc<Live>, reason: &'static str) {
         let seen = self
             .live
@@ -342,7 +348,7 @@ impl Link {
     /// one way or the other.
     pub async fn keep(
         self: Arc<Self>,
-        follower: Arc<dyn Follower>,
+        subscriber: Arc<dyn Subscriber>,
         first: Arc<Notify>,
         end: CancellationToken,
     ) {
@@ -350,13 +356,13 @@ impl Link {
             let mut pause = FIRST_PAUSE;
             let mut told = None;
             loop {
-                let connected = self.connect(&*follower).await;
+                let connected = self.connect(&*subscriber).await;
                 first.notify_one();
                 match connected {
                     Ok((live, news)) => {
                         told = None;
                         let began = Instant::now();
-                        self.watch(&live, &*follower, news).await;
+                        self.watch(&live, &*subscriber, news).await;
                         if began.elapsed() >= STEADY {
                             pause = FIRST_PAUSE;
                         }
@@ -385,7 +391,7 @@ impl Link {
 
     async fn connect(
         &self,
-        follower: &dyn Follower,
+        subscriber: &dyn Subscriber,
     ) -> Result<(Arc<Live>, mpsc::Receiver<PushInfo>), DialError> {
         let config = self.config.clone();
         // It may be in a file.
@@ -421,10 +427,10 @@ impl Link {
             era,
             before,
         };
-        let purge = follower
+        let purge = subscriber
             .catch_up(&session)
             .await
-            .map_err(|Lost| DialError::CatchUp)?;
+            .map_err(|Unavailable| DialError::CatchUp)?;
         let era = Era {
             purge: purge.unwrap_or(era.purge),
             ..era
@@ -434,7 +440,7 @@ impl Link {
         let (birth, purge, now): Beat = session
             .ask(&self.heartbeat(&Script::new(HEARTBEATS)))
             .await
-            .map_err(|Lost| DialError::CatchUp)?;
+            .map_err(|Unavailable| DialError::CatchUp)?;
         if (birth, purge) != (Some(era.birth), Some(era.purge)) {
             return Err(DialError::CatchUp);
         }
@@ -498,7 +504,7 @@ impl Link {
     async fn watch(
         &self,
         live: &Arc<Live>,
-        follower: &dyn Follower,
+        subscriber: &dyn Subscriber,
         mut news: mpsc::Receiver<PushInfo>,
     ) {
         let mut heartbeat = tokio::time::interval(HEARTBEAT);
@@ -511,13 +517,13 @@ impl Link {
                     }
                     Some(push) => {
                         if let Some(message) = Msg::from_push_info(push) {
-                            follower.heard(message.get_payload_bytes());
+                            subscriber.heard(message.get_payload_bytes());
                         }
                     }
                     None => self.give_up(live, "too much news"),
                 },
                 _ = heartbeat.tick() => {
-                    follower.beat();
+                    subscriber.beat();
                     self.beat(live).await;
                 }
                 () = self.failed.notified() => {}
@@ -529,7 +535,7 @@ impl Link {
         let script = Script::new(HEARTBEATS);
         let beat = self.heartbeat(&script);
         let sent = now_ms();
-        let answer: Result<Beat, Lost> = self.ask(RedisOperation::Heartbeat, &beat).await;
+        let answer: Result<Beat, Unavailable> = self.ask(RedisOperation::Heartbeat, &beat).await;
         let Ok((birth, purge, now)) = answer else {
             return;
         };

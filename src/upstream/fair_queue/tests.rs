@@ -5,62 +5,71 @@ use proptest::prelude::*;
 use super::*;
 use crate::upstream::fixtures;
 
-use Urgency::{Background, CanStandIn, Retry, Waiting};
+use Priority::{Background, HasFallback, Retry, Waiting};
 
 /// Comes to stand in line, as the only one who wants it.
-fn join<'a>(line: &'a Line, (urgency, name): (Urgency, &str)) -> Result<Place<'a>, TurnedAway> {
-    line.join(&fixtures::claims(urgency, name))
+fn join<'a>(
+    queue: &'a FairQueue,
+    (priority, name): (Priority, &str),
+) -> Result<Position<'a>, QueueFull> {
+    queue.join(&fixtures::waiters(priority, name))
 }
 
 /// The same for what several want.
-fn join_together<'a>(line: &'a Line, all: &[(Urgency, &str)]) -> Result<Place<'a>, TurnedAway> {
-    line.join(&together(all))
+fn join_together<'a>(
+    queue: &'a FairQueue,
+    all: &[(Priority, &str)],
+) -> Result<Position<'a>, QueueFull> {
+    queue.join(&together(all))
 }
 
-fn together(all: &[(Urgency, &str)]) -> Claims {
-    let claims = fixtures::claims(all[0].0, all[0].1);
-    all[1..].iter().for_each(|one| claims.add(claim(*one)));
-    claims
+fn together(all: &[(Priority, &str)]) -> Waiters {
+    let waiters = fixtures::waiters(all[0].0, all[0].1);
+    all[1..].iter().for_each(|one| waiters.add(waiter(*one)));
+    waiters
 }
 
-fn claim((urgency, name): (Urgency, &str)) -> Claim {
+fn waiter((priority, name): (Priority, &str)) -> Waiter {
     let client = name.into();
-    Claim { urgency, client }
+    Waiter { priority, client }
 }
 
-/// Lets a client join those who want what has its place.
-fn claim_too(place: &Place<'_>, one: (Urgency, &str)) {
-    place.claims.add(claim(one));
+/// Lets a client join those who want what has its position.
+fn claim_too(position: &Position<'_>, one: (Priority, &str)) {
+    position.waiters.add(waiter(one));
     // As the holder does once it is told.
-    place.turn().unwrap();
+    position.turn().unwrap();
 }
 
-/// Serves the line empty: by whose turns, in order, and what each got. Who was turned away is served nothing.
-fn serve_out(mut places: Vec<Place<'_>>) -> Vec<(String, TicketId)> {
+/// Serves the queue empty: by whose turns, in order, and what each got. Who was turned away is served nothing.
+fn serve_out(mut places: Vec<Position<'_>>) -> Vec<(String, TicketId)> {
     let mut order = Vec::new();
     while let Some((at, turn)) = places
         .iter()
         .enumerate()
-        .find_map(|(at, place)| place.turn().ok().flatten().map(|turn| (at, turn)))
+        .find_map(|(at, position)| position.turn().ok().flatten().map(|turn| (at, turn)))
     {
-        let mut place = places.remove(at);
-        order.push((turn.client.to_string(), place.id));
-        place.served = Some(turn);
+        let mut position = places.remove(at);
+        order.push((turn.client.to_string(), position.id));
+        position.served = Some(turn);
     }
     order
 }
 
-/// Puts `all` into a line in this order, then serves it empty: who was served, in order.
-fn served(line: &Line, all: &[(Urgency, &str)]) -> Vec<String> {
-    let places = all.iter().filter_map(|one| join(line, *one).ok()).collect();
+/// Puts `all` into a queue in this order, then serves it empty: who was served, in order.
+fn served(queue: &FairQueue, all: &[(Priority, &str)]) -> Vec<String> {
+    let places = all
+        .iter()
+        .filter_map(|one| join(queue, *one).ok())
+        .collect();
     serve_out(places)
         .into_iter()
         .map(|(name, _)| name)
         .collect()
 }
 
-fn is_unused(line: &Line) -> bool {
-    let state = line.state.lock();
+fn is_unused(queue: &FairQueue) -> bool {
+    let state = queue.state.lock();
     let is_unused = |rank: &Rank| rank.queues.is_empty() && rank.turns.is_empty();
     state.tickets.is_empty() && state.ranks.iter().all(is_unused)
 }
@@ -97,7 +106,7 @@ fn clients_take_turns_and_the_urgent_go_first() {
             "b b a x",
         ),
     ] {
-        assert_eq!(served(&Line::new(10), &all).join(" "), order);
+        assert_eq!(served(&FairQueue::new(10), &all).join(" "), order);
     }
 }
 
@@ -130,13 +139,13 @@ fn a_full_line_makes_room_for_the_urgent_and_for_who_has_less() {
             "who has two makes room for who has none",
         ),
     ] {
-        assert_eq!(served(&Line::new(2), &all).join(" "), order, "{why}");
+        assert_eq!(served(&FairQueue::new(2), &all).join(" "), order, "{why}");
     }
 }
 
 #[test]
 fn what_is_ahead_is_what_is_served_before() {
-    let line = Line::new(100);
+    let queue = FairQueue::new(100);
     let _places: Vec<_> = [
         (Waiting, "a"),
         (Waiting, "a"),
@@ -144,27 +153,27 @@ fn what_is_ahead_is_what_is_served_before() {
         (Waiting, "b"),
         (Retry, "c"),
     ]
-    .map(|one| join(&line, one).unwrap())
+    .map(|one| join(&queue, one).unwrap())
     .into();
-    for (urgency, name, ahead) in [
+    for (priority, name, ahead) in [
         (Waiting, "new", 2),
         (Waiting, "b", 3),
         (Waiting, "a", 4),
         (Retry, "new", 5),
         (Retry, "c", 5),
     ] {
-        let claims = fixtures::claims(urgency, name);
-        assert_eq!(line.ahead_of(&claims), ahead, "{name}");
+        let waiters = fixtures::waiters(priority, name);
+        assert_eq!(queue.ahead_of(&waiters), ahead, "{name}");
     }
 }
 
 #[test]
 fn what_several_want_is_ahead_once_and_at_the_best_of_their_places() {
-    let line = Line::new(100);
+    let queue = FairQueue::new(100);
     let _shared: Vec<_> = (0..3)
-        .map(|_| join_together(&line, &[(Waiting, "a"), (Waiting, "b")]).unwrap())
+        .map(|_| join_together(&queue, &[(Waiting, "a"), (Waiting, "b")]).unwrap())
         .collect();
-    let _own = join(&line, (Waiting, "a")).unwrap();
+    let _own = join(&queue, (Waiting, "a")).unwrap();
     for (all, ahead, why) in [
         (vec![(Waiting, "new")], 2, "one turn each"),
         (vec![(Waiting, "a")], 4, "behind all of its own"),
@@ -175,7 +184,7 @@ fn what_several_want_is_ahead_once_and_at_the_best_of_their_places() {
             "as one of them would be",
         ),
     ] {
-        assert_eq!(line.ahead_of(&together(&all)), ahead, "{why}");
+        assert_eq!(queue.ahead_of(&together(&all)), ahead, "{why}");
     }
 }
 
@@ -202,11 +211,11 @@ fn a_late_claim_moves_a_ticket_forward() {
             "or not, for who wants it less",
         ),
     ] {
-        let line = Line::new(100);
+        let queue = FairQueue::new(100);
         let mut places: Vec<_> = (0..3)
-            .map(|_| join(&line, (Waiting, "a")).unwrap())
+            .map(|_| join(&queue, (Waiting, "a")).unwrap())
             .collect();
-        let behind = join(&line, first).unwrap();
+        let behind = join(&queue, first).unwrap();
         let id = behind.id;
 
         claim_too(&behind, late);
@@ -219,17 +228,17 @@ fn a_late_claim_moves_a_ticket_forward() {
             "{why}"
         );
         assert_eq!(order.len(), 4, "each once");
-        assert!(is_unused(&line), "{why}");
+        assert!(is_unused(&queue), "{why}");
     }
 }
 
 #[test]
 fn what_is_served_uses_one_turn_alone() {
-    let line = Line::new(100);
-    let shared = join_together(&line, &[(Waiting, "a"), (Waiting, "b")]).unwrap();
+    let queue = FairQueue::new(100);
+    let shared = join_together(&queue, &[(Waiting, "a"), (Waiting, "b")]).unwrap();
     let mut places = vec![shared];
     for name in ["a", "b", "c", "b"] {
-        places.push(join(&line, (Waiting, name)).unwrap());
+        places.push(join(&queue, (Waiting, name)).unwrap());
     }
 
     let order = serve_out(places);
@@ -275,13 +284,13 @@ fn what_somebody_with_less_wants_too_is_not_turned_away() {
                 vec![(Background, "x"), (Waiting, "a")],
                 vec![(Waiting, "b")],
             ],
-            (CanStandIn, "c"),
+            (HasFallback, "c"),
             None,
             "a has nothing to show",
         ),
         (
             vec![
-                vec![(Background, "x"), (CanStandIn, "a")],
+                vec![(Background, "x"), (HasFallback, "a")],
                 vec![(Waiting, "b")],
             ],
             (Waiting, "c"),
@@ -289,67 +298,67 @@ fn what_somebody_with_less_wants_too_is_not_turned_away() {
             "neither has nothing to show",
         ),
     ] {
-        let line = Line::new(tickets.len());
+        let queue = FairQueue::new(tickets.len());
         let places: Vec<_> = tickets
             .iter()
-            .map(|all| join_together(&line, all).unwrap())
+            .map(|all| join_together(&queue, all).unwrap())
             .collect();
 
-        let place = join(&line, newcomer);
+        let position = join(&queue, newcomer);
 
-        assert_eq!(place.is_ok(), turned_away.is_some(), "{why}");
-        let gone = places.iter().position(|place| place.turn().is_err());
+        assert_eq!(position.is_ok(), turned_away.is_some(), "{why}");
+        let gone = places.iter().position(|position| position.turn().is_err());
         assert_eq!(gone, turned_away, "{why}");
     }
 }
 
 #[test]
 fn what_was_claimed_a_moment_ago_counts_where_room_is_made() {
-    let line = Line::new(2);
-    let refresh = join(&line, (Background, "a")).unwrap();
-    let other = join(&line, (Background, "b")).unwrap();
+    let queue = FairQueue::new(2);
+    let refresh = join(&queue, (Background, "a")).unwrap();
+    let other = join(&queue, (Background, "b")).unwrap();
     // Its holder has not looked yet.
-    other.claims.add(claim((Waiting, "c")));
-    let _newcomer = join(&line, (Waiting, "d")).unwrap();
-    assert_eq!(refresh.turn(), Err(TurnedAway));
+    other.waiters.add(waiter((Waiting, "c")));
+    let _newcomer = join(&queue, (Waiting, "d")).unwrap();
+    assert_eq!(refresh.turn(), Err(QueueFull));
     assert!(other.turn().is_ok());
 }
 
 #[test]
 fn who_leaves_leaves_all_queues() {
-    let line = Line::new(100);
-    let place = join_together(&line, &[(Waiting, "a"), (Retry, "b")]).unwrap();
-    claim_too(&place, (Waiting, "b"));
-    assert_eq!(line.len(), 1, "tickets are counted, not claims");
+    let queue = FairQueue::new(100);
+    let position = join_together(&queue, &[(Waiting, "a"), (Retry, "b")]).unwrap();
+    claim_too(&position, (Waiting, "b"));
+    assert_eq!(queue.len(), 1, "tickets are counted, not waiters");
 
-    drop(place);
+    drop(position);
 
-    assert!(is_unused(&line));
+    assert!(is_unused(&queue));
 }
 
 /// A stock of things to wait for.
 #[derive(Clone)]
 struct Stock {
-    line: Arc<Line>,
+    queue: Arc<FairQueue>,
     there: Arc<AtomicUsize>,
 }
 
 impl Stock {
     fn empty(most: usize) -> Self {
         Self {
-            line: Arc::new(Line::new(most)),
+            queue: Arc::new(FairQueue::new(most)),
             there: Arc::default(),
         }
     }
 
-    async fn take(&self, name: &str) -> Result<(), TurnedAway> {
-        self.take_for(&fixtures::claims(Waiting, name)).await
+    async fn take(&self, name: &str) -> Result<(), QueueFull> {
+        self.take_for(&fixtures::waiters(Waiting, name)).await
     }
 
-    async fn take_for(&self, claims: &Claims) -> Result<(), TurnedAway> {
+    async fn take_for(&self, waiters: &Waiters) -> Result<(), QueueFull> {
         let less = |there: usize| there.checked_sub(1);
-        self.line
-            .stand(claims, || async {
+        self.queue
+            .wait(waiters, || async {
                 match self
                     .there
                     .fetch_update(Ordering::AcqRel, Ordering::Acquire, less)
@@ -363,7 +372,7 @@ impl Stock {
 
     fn add(&self, count: usize) {
         self.there.fetch_add(count, Ordering::AcqRel);
-        self.line.wake();
+        self.queue.wake();
     }
 }
 
@@ -383,7 +392,7 @@ async fn one_wake_serves_as_many_as_there_is_for() {
     for task in waiting {
         task.await.unwrap().unwrap();
     }
-    assert!(stock.line.is_empty());
+    assert!(stock.queue.is_empty());
 }
 
 #[tokio::test]
@@ -401,7 +410,7 @@ async fn who_leaves_after_being_woken_passes_it_on() {
     tokio::task::yield_now().await;
 
     stock.there.fetch_add(1, Ordering::AcqRel);
-    stock.line.wake();
+    stock.queue.wake();
     first.abort();
 
     second.await.unwrap().unwrap();
@@ -430,13 +439,13 @@ async fn who_is_turned_away_is_told() {
     for task in greedy {
         ends.push(task.await.unwrap());
     }
-    assert_eq!(ends, [Ok(()), Err(TurnedAway)]);
+    assert_eq!(ends, [Ok(()), Err(QueueFull)]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_claim_is_heard_while_its_ticket_waits() {
     let stock = Stock::empty(10);
-    let last = fixtures::claims(Waiting, "a");
+    let last = fixtures::waiters(Waiting, "a");
     let mut waiting: Vec<_> = (0..3)
         .map(|_| {
             let stock = stock.clone();
@@ -450,58 +459,58 @@ async fn a_claim_is_heard_while_its_ticket_waits() {
     }));
     tokio::task::yield_now().await;
 
-    last.add(claim((Waiting, "b")));
+    last.add(waiter((Waiting, "b")));
     tokio::task::yield_now().await;
     stock.add(2);
 
     waiting.pop().unwrap().await.unwrap().unwrap();
-    assert_eq!(stock.line.len(), 2, "by its second turn");
+    assert_eq!(stock.queue.len(), 2, "by its second turn");
 }
 
-/// What may happen to a line.
+/// What may happen to a queue.
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    Come(Urgency, usize),
-    Claim(Urgency, usize, usize),
+    Come(Priority, usize),
+    Waiter(Priority, usize, usize),
     Leave(usize),
     Serve,
 }
 
 fn any_step() -> impl Strategy<Value = Step> {
-    let urgency = || proptest::sample::select(&Urgency::ALL[..]);
+    let priority = || proptest::sample::select(&Priority::ALL[..]);
     prop_oneof![
-        3 => (urgency(), 0..4_usize).prop_map(|(urgency, who)| Step::Come(urgency, who)),
-        3 => (urgency(), 0..4_usize, 0..8_usize).prop_map(|(urgency, who, place)| Step::Claim(urgency, who, place)),
+        3 => (priority(), 0..4_usize).prop_map(|(priority, who)| Step::Come(priority, who)),
+        3 => (priority(), 0..4_usize, 0..8_usize).prop_map(|(priority, who, position)| Step::Waiter(priority, who, position)),
         1 => (0..8_usize).prop_map(Step::Leave),
         1 => Just(Step::Serve),
     ]
 }
 
-/// Those in line as the line must have them: every ticket in the queue of each of its claims and in no other, and every client that
+/// Those in line as the queue must have them: every ticket in the queue of each of its waiters and in no other, and every client that
 /// waits has one turn to come.
-fn assert_consistent(line: &Line, places: &[Place<'_>]) {
-    let state = line.state.lock();
-    let ids: Vec<_> = places.iter().map(|place| place.id).collect();
+fn assert_consistent(queue: &FairQueue, places: &[Position<'_>]) {
+    let state = queue.state.lock();
+    let ids: Vec<_> = places.iter().map(|position| position.id).collect();
     assert!(state.tickets.keys().all(|id| ids.contains(id)));
-    assert!(state.tickets.len() <= line.most);
+    assert!(state.tickets.len() <= queue.most);
     let mut queued = Vec::new();
-    for (urgency, rank) in Urgency::ALL.into_iter().zip(&state.ranks) {
+    for (priority, rank) in Priority::ALL.into_iter().zip(&state.ranks) {
         for (client, queue) in &rank.queues {
             assert_eq!(
                 rank.turns.iter().filter(|other| *other == client).count(),
                 1
             );
-            queued.extend(queue.iter().map(|id| (*id, urgency, client.clone())));
+            queued.extend(queue.iter().map(|id| (*id, priority, client.clone())));
         }
         assert_eq!(rank.turns.len(), rank.queues.len());
     }
-    let claims = |(id, ticket): (&TicketId, &Ticket)| {
+    let waiters = |(id, ticket): (&TicketId, &Ticket)| {
         let id = *id;
-        let held = ticket.claims.present();
+        let held = ticket.waiters.present();
         held.into_iter()
-            .map(move |held| (id, held.urgency, held.client))
+            .map(move |held| (id, held.priority, held.client))
     };
-    let mut claimed: Vec<_> = state.tickets.iter().flat_map(claims).collect();
+    let mut claimed: Vec<_> = state.tickets.iter().flat_map(waiters).collect();
     queued.sort_unstable();
     claimed.sort_unstable();
     assert_eq!(queued, claimed);
@@ -512,39 +521,39 @@ proptest! {
     #[test]
     fn every_ticket_is_where_its_claims_put_it(steps in proptest::collection::vec(any_step(), 1..60)) {
         const NAMES: [&str; 4] = ["a", "b", "c", "d"];
-        let line = Line::new(6);
-        let mut places: Vec<Place<'_>> = Vec::new();
+        let queue = FairQueue::new(6);
+        let mut places: Vec<Position<'_>> = Vec::new();
         for step in steps {
             match step {
-                Step::Come(urgency, who) => places.extend(join(&line, (urgency, NAMES[who]))),
-                Step::Claim(urgency, who, at) if at < places.len() => claim_too(&places[at], (urgency, NAMES[who])),
+                Step::Come(priority, who) => places.extend(join(&queue, (priority, NAMES[who]))),
+                Step::Waiter(priority, who, at) if at < places.len() => claim_too(&places[at], (priority, NAMES[who])),
                 Step::Leave(at) if at < places.len() => drop(places.remove(at)),
-                Step::Serve => if let Some(at) = places.iter().position(|place| place.turn().unwrap().is_some()) {
-                    let mut place = places.remove(at);
-                    place.served = place.turn().unwrap();
+                Step::Serve => if let Some(at) = places.iter().position(|position| position.turn().unwrap().is_some()) {
+                    let mut position = places.remove(at);
+                    position.served = position.turn().unwrap();
                 },
-                Step::Claim(..) | Step::Leave(_) => {}
+                Step::Waiter(..) | Step::Leave(_) => {}
             }
-            places.retain(|place| place.turn().is_ok());
-            assert_consistent(&line, &places);
-            prop_assert_eq!(line.len(), places.len());
+            places.retain(|position| position.turn().is_ok());
+            assert_consistent(&queue, &places);
+            prop_assert_eq!(queue.len(), places.len());
         }
         let waiting = places.len();
         prop_assert_eq!(serve_out(places).len(), waiting);
-        prop_assert!(is_unused(&line));
+        prop_assert!(is_unused(&queue));
     }
 
     /// Whatever comes and goes: nobody is lost, and none waits longer than all others have had one turn each.
     #[test]
     fn no_client_is_passed_by_twice(arrivals in proptest::collection::vec(0..4_usize, 1..40)) {
-        let line = Line::new(100);
+        let queue = FairQueue::new(100);
         let names = ["a", "b", "c", "d"];
         let all: Vec<_> = arrivals.iter().map(|who| (Waiting, names[*who])).collect();
-        let order = served(&line, &all);
+        let order = served(&queue, &all);
         prop_assert_eq!(order.len(), all.len());
-        prop_assert!(is_unused(&line));
-        for (place, name) in order.iter().enumerate() {
-            let since = order[..place].iter().rev().take_while(|other| *other != name);
+        prop_assert!(is_unused(&queue));
+        for (position, name) in order.iter().enumerate() {
+            let since = order[..position].iter().rev().take_while(|other| *other != name);
             for other in names {
                 prop_assert!(since.clone().filter(|served| *served == other).count() <= 1 || other == name);
             }

@@ -3,21 +3,25 @@ use http::{HeaderMap, HeaderValue};
 use super::*;
 use crate::upstream::{Head, fixtures};
 
-fn purse(quota: u32) -> Arc<Purse> {
-    Arc::new(Purse::new(quota, 256))
+fn budget(quota: u32) -> Arc<CallBudget> {
+    Arc::new(CallBudget::new(quota, 256))
 }
 
-async fn spend(purse: &Arc<Purse>, urgency: Urgency, patience: Duration) -> Result<Call, NoCall> {
+async fn acquire(
+    budget: &Arc<CallBudget>,
+    priority: Priority,
+    patience: Duration,
+) -> Result<Call, BudgetExhausted> {
     let given_up = Instant::now() + patience;
-    let claims = fixtures::claims(urgency, "crm");
-    purse.spend(&claims, given_up).await
+    let waiters = fixtures::waiters(priority, "crm");
+    budget.acquire(&waiters, given_up).await
 }
 
-/// A purse whose first, cautious minute is over.
-async fn settled_purse(quota: u32) -> Arc<Purse> {
-    let purse = purse(quota);
+/// A budget whose first, cautious minute is over.
+async fn settled_budget(quota: u32) -> Arc<CallBudget> {
+    let budget = budget(quota);
     tokio::time::advance(MINUTE).await;
-    purse
+    budget
 }
 
 /// What a header says that is received at 1800000000.
@@ -34,13 +38,13 @@ fn limits(fields: &[(&'static str, &str)]) -> CallLimits {
     })
 }
 
-/// Spends as fast as the purse allows and returns when each call was made.
-async fn calls_within(purse: &Arc<Purse>, time: Duration) -> Vec<Instant> {
+/// Spends as fast as the budget allows and returns when each call was made.
+async fn calls_within(budget: &Arc<CallBudget>, time: Duration) -> Vec<Instant> {
     let end = Instant::now() + time;
     let mut made = Vec::new();
-    while let Ok(call) = spend(
-        purse,
-        Urgency::Waiting,
+    while let Ok(call) = acquire(
+        budget,
+        Priority::Waiting,
         end.saturating_duration_since(Instant::now()),
     )
     .await
@@ -67,8 +71,8 @@ fn most_in_a_minute(made: &[Instant]) -> usize {
 #[tokio::test(start_paused = true)]
 async fn no_minute_sees_more_calls_than_the_quota_and_little_is_wasted() {
     for quota in [1, 2, 5, 60] {
-        let purse = purse(quota);
-        let made = calls_within(&purse, 20 * MINUTE).await;
+        let budget = budget(quota);
+        let made = calls_within(&budget, 20 * MINUTE).await;
         assert!(most_in_a_minute(&made) <= quota as usize, "quota {quota}");
         assert!(
             made.len() >= 17 * quota as usize,
@@ -80,59 +84,63 @@ async fn no_minute_sees_more_calls_than_the_quota_and_little_is_wasted() {
 
 #[tokio::test(start_paused = true)]
 async fn the_first_minute_gets_half() {
-    let purse = purse(60);
-    let made = calls_within(&purse, MINUTE - Duration::from_millis(1)).await;
+    let budget = budget(60);
+    let made = calls_within(&budget, MINUTE - Duration::from_millis(1)).await;
     assert_eq!(made.len(), 30);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_call_counts_from_its_end() {
-    let purse = settled_purse(1).await;
-    let call = spend(&purse, Urgency::Waiting, Duration::ZERO)
+    let budget = settled_budget(1).await;
+    let call = acquire(&budget, Priority::Waiting, Duration::ZERO)
         .await
         .unwrap();
     tokio::time::advance(MINUTE).await;
-    assert!(spend(&purse, Urgency::CanStandIn, MINUTE).await.is_err());
+    assert!(
+        acquire(&budget, Priority::HasFallback, MINUTE)
+            .await
+            .is_err()
+    );
     drop(call);
     tokio::time::advance(MINUTE - Duration::from_millis(1)).await;
     assert_eq!(
-        spend(&purse, Urgency::CanStandIn, MINUTE)
+        acquire(&budget, Priority::HasFallback, MINUTE)
             .await
             .unwrap_err(),
-        NoCall::Spent(Duration::from_millis(1))
+        BudgetExhausted::RetryAfter(Duration::from_millis(1))
     );
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_last_calls_are_kept_for_those_who_wait() {
-    let purse = settled_purse(5).await;
+    let budget = settled_budget(5).await;
     for _ in 0..2 {
         drop(
-            spend(&purse, Urgency::Waiting, Duration::ZERO)
+            acquire(&budget, Priority::Waiting, Duration::ZERO)
                 .await
                 .unwrap(),
         );
         tokio::time::advance(Duration::from_secs(12)).await;
     }
     drop(
-        spend(&purse, Urgency::Waiting, Duration::ZERO)
+        acquire(&budget, Priority::Waiting, Duration::ZERO)
             .await
             .unwrap(),
     );
     tokio::time::advance(Duration::from_secs(12)).await;
     drop(
-        spend(&purse, Urgency::Background, Duration::ZERO)
+        acquire(&budget, Priority::Background, Duration::ZERO)
             .await
             .unwrap(),
     );
     tokio::time::advance(Duration::from_secs(12)).await;
     assert!(
-        spend(&purse, Urgency::Background, Duration::ZERO)
+        acquire(&budget, Priority::Background, Duration::ZERO)
             .await
             .is_err()
     );
     assert!(
-        spend(&purse, Urgency::CanStandIn, Duration::ZERO)
+        acquire(&budget, Priority::HasFallback, Duration::ZERO)
             .await
             .is_ok()
     );
@@ -140,27 +148,27 @@ async fn the_last_calls_are_kept_for_those_who_wait() {
 
 #[tokio::test(start_paused = true)]
 async fn without_a_quota_nothing_is_held_back() {
-    let purse = purse(0);
+    let budget = budget(0);
     for _ in 0..1000 {
         drop(
-            spend(&purse, Urgency::Background, Duration::ZERO)
+            acquire(&budget, Priority::Background, Duration::ZERO)
                 .await
                 .unwrap(),
         );
     }
-    assert_eq!(purse.remaining(Instant::now()), None);
+    assert_eq!(budget.remaining(Instant::now()), None);
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_the_upstream_says_is_learned_whatever_the_clocks() {
     for skew in [-60, 0, 60] {
-        let purse = purse(0);
+        let budget = budget(0);
         let upstream_now = 1_800_000_000 + skew;
         let date = httpdate::fmt_http_date(
             std::time::UNIX_EPOCH + Duration::from_secs(upstream_now.try_into().unwrap()),
         );
         let reset = (upstream_now + 20).to_string();
-        purse.learn(
+        budget.learn(
             &limits(&[
                 ("date", &date),
                 ("x-ratelimit-limit", "5"),
@@ -169,12 +177,12 @@ async fn what_the_upstream_says_is_learned_whatever_the_clocks() {
             ]),
             Instant::now(),
         );
-        assert_eq!(purse.per_minute(), Some(5));
+        assert_eq!(budget.per_minute(), Some(5));
         assert_eq!(
-            spend(&purse, Urgency::CanStandIn, MINUTE)
+            acquire(&budget, Priority::HasFallback, MINUTE)
                 .await
                 .unwrap_err(),
-            NoCall::Spent(Duration::from_secs(20)),
+            BudgetExhausted::RetryAfter(Duration::from_secs(20)),
             "skew {skew}"
         );
     }
@@ -182,8 +190,8 @@ async fn what_the_upstream_says_is_learned_whatever_the_clocks() {
 
 #[tokio::test(start_paused = true)]
 async fn calls_of_others_count_until_the_reset() {
-    let purse = settled_purse(10).await;
-    purse.learn(
+    let budget = settled_budget(10).await;
+    budget.learn(
         &limits(&[
             ("x-ratelimit-limit", "10"),
             ("x-ratelimit-remaining", "3"),
@@ -191,15 +199,15 @@ async fn calls_of_others_count_until_the_reset() {
         ]),
         Instant::now(),
     );
-    assert_eq!(purse.remaining(Instant::now()), Some(3));
+    assert_eq!(budget.remaining(Instant::now()), Some(3));
     tokio::time::advance(Duration::from_secs(30)).await;
-    assert_eq!(purse.remaining(Instant::now()), Some(10));
+    assert_eq!(budget.remaining(Instant::now()), Some(10));
 }
 
 #[tokio::test(start_paused = true)]
 async fn calls_of_others_are_no_burst() {
-    let purse = settled_purse(60).await;
-    purse.learn(
+    let budget = settled_budget(60).await;
+    budget.learn(
         &limits(&[
             ("x-ratelimit-limit", "60"),
             ("x-ratelimit-remaining", "20"),
@@ -209,38 +217,45 @@ async fn calls_of_others_are_no_burst() {
     );
     for _ in 0..20 {
         drop(
-            spend(&purse, Urgency::Waiting, Duration::ZERO)
+            acquire(&budget, Priority::Waiting, Duration::ZERO)
                 .await
                 .unwrap(),
         );
     }
-    let wait = spend(&purse, Urgency::CanStandIn, Duration::ZERO).await;
-    assert_eq!(wait.unwrap_err(), NoCall::Spent(Duration::from_secs(30)));
+    let wait = acquire(&budget, Priority::HasFallback, Duration::ZERO).await;
+    assert_eq!(
+        wait.unwrap_err(),
+        BudgetExhausted::RetryAfter(Duration::from_secs(30))
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn who_has_something_to_show_goes_after_those_in_line() {
-    let purse = settled_purse(1).await;
+    let budget = settled_budget(1).await;
     drop(
-        spend(&purse, Urgency::Waiting, Duration::ZERO)
+        acquire(&budget, Priority::Waiting, Duration::ZERO)
             .await
             .unwrap(),
     );
     let in_line = tokio::spawn({
-        let purse = purse.clone();
-        async move { spend(&purse, Urgency::Waiting, 2 * MINUTE).await.is_ok() }
+        let budget = budget.clone();
+        async move {
+            acquire(&budget, Priority::Waiting, 2 * MINUTE)
+                .await
+                .is_ok()
+        }
     });
     tokio::task::yield_now().await;
     tokio::time::advance(MINUTE - Duration::from_millis(1)).await;
 
     assert!(
-        spend(&purse, Urgency::CanStandIn, Duration::ZERO)
+        acquire(&budget, Priority::HasFallback, Duration::ZERO)
             .await
             .is_err()
     );
     assert!(
-        purse
-            .would_take(Urgency::Background, Instant::now())
+        budget
+            .would_take(Priority::Background, Instant::now())
             .is_err()
     );
     assert!(in_line.await.unwrap());
@@ -270,16 +285,28 @@ async fn a_throttle_holds_everything_for_as_long_as_it_says() {
             7,
         ),
     ] {
-        let purse = purse(0);
+        let budget = budget(0);
         let pause = Duration::from_secs(seconds);
-        let told = purse.throttled(&limits(fields), Instant::now());
+        let told = budget.throttled(&limits(fields), Instant::now());
         assert_eq!(told, pause, "{fields:?}");
-        for urgency in [Urgency::Waiting, Urgency::CanStandIn, Urgency::Background] {
-            let next = spend(&purse, urgency, Duration::from_secs(1)).await;
-            assert_eq!(next.unwrap_err(), NoCall::Spent(pause), "{fields:?}");
+        for priority in [
+            Priority::Waiting,
+            Priority::HasFallback,
+            Priority::Background,
+        ] {
+            let next = acquire(&budget, priority, Duration::from_secs(1)).await;
+            assert_eq!(
+                next.unwrap_err(),
+                BudgetExhausted::RetryAfter(pause),
+                "{fields:?}"
+            );
         }
         let after = Duration::from_millis(1);
-        assert!(spend(&purse, Urgency::Waiting, pause + after).await.is_ok());
+        assert!(
+            acquire(&budget, Priority::Waiting, pause + after)
+                .await
+                .is_ok()
+        );
     }
 }
 
@@ -291,74 +318,81 @@ async fn a_throttle_that_names_no_pause_makes_one_that_doubles() {
         (5, [12, 24, 48, 60, 60, 60, 60, 60, 60]),
         (1, [60; 9]),
     ] {
-        let purse = settled_purse(quota).await;
+        let budget = settled_budget(quota).await;
         for seconds in seconds {
-            let told = purse.throttled(&CallLimits::default(), Instant::now());
+            let told = budget.throttled(&CallLimits::default(), Instant::now());
             assert_eq!(told, Duration::from_secs(seconds), "quota {quota}");
             // Those that were under way are refused with it, and double nothing.
             let half = told / 2;
             tokio::time::advance(half).await;
-            let again = purse.throttled(&CallLimits::default(), Instant::now());
+            let again = budget.throttled(&CallLimits::default(), Instant::now());
             assert_eq!(again, told - half, "quota {quota}");
             tokio::time::advance(half).await;
-            assert!(purse.would_take(Urgency::Waiting, Instant::now()).is_ok());
+            assert!(budget.would_take(Priority::Waiting, Instant::now()).is_ok());
         }
         // An answer that is none begins anew.
-        purse.learn(&CallLimits::default(), Instant::now());
-        let told = purse.throttled(&CallLimits::default(), Instant::now());
+        budget.learn(&CallLimits::default(), Instant::now());
+        let told = budget.throttled(&CallLimits::default(), Instant::now());
         assert_eq!(told, Duration::from_secs(seconds[0]), "quota {quota}");
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_hold_is_never_shortened() {
-    let purse = purse(0);
+    let budget = budget(0);
     for (asked, held) in [("60", 60), ("7", 60), ("90", 90), ("soon", 90)] {
-        let told = purse.throttled(&limits(&[("retry-after", asked)]), Instant::now());
+        let told = budget.throttled(&limits(&[("retry-after", asked)]), Instant::now());
         assert_eq!(told, Duration::from_secs(held), "{asked}");
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn who_stands_in_line_while_calls_are_held_is_told_until_when() {
-    let purse = settled_purse(60).await;
-    purse.throttled(&limits(&[("retry-after", "30")]), Instant::now());
+    let budget = settled_budget(60).await;
+    budget.throttled(&limits(&[("retry-after", "30")]), Instant::now());
     let mut asking = tokio::task::JoinSet::new();
     for _ in 0..20 {
-        let purse = purse.clone();
+        let budget = budget.clone();
         let patience = Duration::from_secs(5);
-        asking.spawn(async move { spend(&purse, Urgency::Waiting, patience).await.unwrap_err() });
+        asking.spawn(async move {
+            acquire(&budget, Priority::Waiting, patience)
+                .await
+                .unwrap_err()
+        });
     }
     while let Some(told) = asking.join_next().await {
-        assert_eq!(told.unwrap(), NoCall::Spent(Duration::from_secs(30)));
+        assert_eq!(
+            told.unwrap(),
+            BudgetExhausted::RetryAfter(Duration::from_secs(30))
+        );
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn who_waits_in_vain_is_told_at_once() {
-    let purse = settled_purse(1).await;
+    let budget = settled_budget(1).await;
     drop(
-        spend(&purse, Urgency::Waiting, Duration::ZERO)
+        acquire(&budget, Priority::Waiting, Duration::ZERO)
             .await
             .unwrap(),
     );
     let asked = Instant::now();
-    let refused = spend(&purse, Urgency::Waiting, Duration::from_secs(10)).await;
-    assert_eq!(refused.unwrap_err(), NoCall::Spent(MINUTE));
+    let refused = acquire(&budget, Priority::Waiting, Duration::from_secs(10)).await;
+    assert_eq!(refused.unwrap_err(), BudgetExhausted::RetryAfter(MINUTE));
     assert_eq!(Instant::now(), asked);
 }
 
 #[tokio::test(start_paused = true)]
 async fn one_client_that_asks_for_much_leaves_the_others_their_turns() {
-    let purse = settled_purse(60).await;
+    let budget = settled_budget(60).await;
     let calls: Arc<Mutex<Vec<&str>>> = Arc::default();
     let mut asking = tokio::task::JoinSet::new();
     let mut ask = |client: &'static str, patience| {
-        let (purse, calls) = (purse.clone(), calls.clone());
+        let (budget, calls) = (budget.clone(), calls.clone());
         asking.spawn(async move {
-            let claims = fixtures::claims(Urgency::Waiting, client);
+            let waiters = fixtures::waiters(Priority::Waiting, client);
             let given_up = Instant::now() + patience;
-            let call = purse.spend(&claims, given_up).await;
+            let call = budget.acquire(&waiters, given_up).await;
             if call.is_ok() {
                 calls.lock().push(client);
             }
@@ -387,49 +421,49 @@ async fn one_client_that_asks_for_much_leaves_the_others_their_turns() {
 
 #[tokio::test(start_paused = true)]
 async fn a_retry_stands_behind_those_who_have_had_no_try_yet() {
-    let purse = settled_purse(1).await;
+    let budget = settled_budget(1).await;
     drop(
-        spend(&purse, Urgency::Waiting, Duration::ZERO)
+        acquire(&budget, Priority::Waiting, Duration::ZERO)
             .await
             .unwrap(),
     );
-    let in_line = |urgency| {
-        let purse = purse.clone();
+    let in_line = |priority| {
+        let budget = budget.clone();
         tokio::spawn(async move {
-            drop(spend(&purse, urgency, 5 * MINUTE).await.unwrap());
+            drop(acquire(&budget, priority, 5 * MINUTE).await.unwrap());
             Instant::now()
         })
     };
-    let retry = in_line(Urgency::Retry);
+    let retry = in_line(Priority::Retry);
     tokio::task::yield_now().await;
-    let first_try = in_line(Urgency::Waiting);
+    let first_try = in_line(Priority::Waiting);
     assert!(first_try.await.unwrap() < retry.await.unwrap());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_line_without_places_refuses_only_who_would_have_to_wait() {
-    let purse = Arc::new(Purse::new(2, 0));
+    let budget = Arc::new(CallBudget::new(2, 0));
     tokio::time::advance(MINUTE).await;
-    drop(spend(&purse, Urgency::Waiting, MINUTE).await.unwrap());
-    let refused = spend(&purse, Urgency::Waiting, MINUTE).await;
-    assert_eq!(refused.unwrap_err(), NoCall::LineFull);
+    drop(acquire(&budget, Priority::Waiting, MINUTE).await.unwrap());
+    let refused = acquire(&budget, Priority::Waiting, MINUTE).await;
+    assert_eq!(refused.unwrap_err(), BudgetExhausted::QueueFull);
     tokio::time::advance(MINUTE / 2).await;
-    assert!(spend(&purse, Urgency::Retry, MINUTE).await.is_ok());
+    assert!(acquire(&budget, Priority::Retry, MINUTE).await.is_ok());
 }
 
 #[tokio::test(start_paused = true)]
 async fn who_waits_goes_on_as_soon_as_more_is_allowed() {
-    let purse = settled_purse(1).await;
-    drop(spend(&purse, Urgency::Waiting, MINUTE).await.unwrap());
+    let budget = settled_budget(1).await;
+    drop(acquire(&budget, Priority::Waiting, MINUTE).await.unwrap());
     let began = Instant::now();
     let waiting = tokio::spawn({
-        let purse = purse.clone();
-        async move { spend(&purse, Urgency::Waiting, MINUTE).await.is_ok() }
+        let budget = budget.clone();
+        async move { acquire(&budget, Priority::Waiting, MINUTE).await.is_ok() }
     });
     tokio::task::yield_now().await;
-    assert_eq!(purse.waiting(), 1);
+    assert_eq!(budget.waiting(), 1);
 
-    purse.set_quota(60);
+    budget.set_quota(60);
 
     assert!(waiting.await.unwrap());
     assert_eq!(Instant::now(), began);
@@ -437,42 +471,42 @@ async fn who_waits_goes_on_as_soon_as_more_is_allowed() {
 
 #[tokio::test(start_paused = true)]
 async fn what_was_given_back_was_not_spent() {
-    let purse = settled_purse(2).await;
+    let budget = settled_budget(2).await;
     for _ in 0..10 {
-        let call = spend(&purse, Urgency::Waiting, Duration::ZERO).await;
+        let call = acquire(&budget, Priority::Waiting, Duration::ZERO).await;
         call.unwrap().give_back();
     }
-    assert_eq!(purse.remaining(Instant::now()), Some(2));
+    assert_eq!(budget.remaining(Instant::now()), Some(2));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_quota_that_is_set_counts_the_minute_before() {
-    let purse = settled_purse(0).await;
+    let budget = settled_budget(0).await;
     for _ in 0..70_000 {
         drop(
-            spend(&purse, Urgency::Waiting, Duration::ZERO)
+            acquire(&budget, Priority::Waiting, Duration::ZERO)
                 .await
                 .unwrap(),
         );
     }
-    assert_eq!(purse.state.lock().ended.len(), MOST_REMEMBERED);
-    purse.set_quota(60);
-    assert_eq!(purse.remaining(Instant::now()), Some(0));
+    assert_eq!(budget.state.lock().ended.len(), MOST_REMEMBERED);
+    budget.set_quota(60);
+    assert_eq!(budget.remaining(Instant::now()), Some(0));
     tokio::time::advance(MINUTE).await;
-    assert_eq!(purse.remaining(Instant::now()), Some(60));
+    assert_eq!(budget.remaining(Instant::now()), Some(60));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_reset_beyond_all_numbers_is_a_minute_at_most() {
-    let purse = settled_purse(5).await;
+    let budget = settled_budget(5).await;
     for reset in [i64::MIN, i64::MAX] {
         let fields = [
             ("x-ratelimit-limit", "5"),
             ("x-ratelimit-remaining", "0"),
             ("x-ratelimit-reset", &reset.to_string()),
         ];
-        purse.learn(&limits(&fields), Instant::now());
+        budget.learn(&limits(&fields), Instant::now());
         tokio::time::advance(MINUTE).await;
-        assert_eq!(purse.remaining(Instant::now()), Some(5), "{reset}");
+        assert_eq!(budget.remaining(Instant::now()), Some(5), "{reset}");
     }
 }

@@ -1,4 +1,4 @@
-//! What one credential may spend, counted so that no minute sees more calls than its plan allows.
+//! The calls that one credential may make, counted so that no minute sees more than its plan allows.
 
 use std::{
     collections::VecDeque,
@@ -13,15 +13,17 @@ use std::{
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::shared::{Calls, Grant, Lost, SharedCall};
-use crate::upstream::{
-    CallLimits, Claims, Urgency,
-    line::{Line, TurnedAway},
+use super::{
+    fair_queue::{FairQueue, QueueFull},
+    pause::CallLimits,
+    priority::Priority,
+    waiters::Waiters,
 };
+use crate::shared::{Calls, Grant, SharedCall, Unavailable};
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// The longest that an upstream's `Retry-After` is believed.
-const LONGEST_HOLD: Duration = Duration::from_secs(3600);
+const LONGEST_BLOCK: Duration = Duration::from_secs(3600);
 /// The shortest pause after a throttle that names none; it doubles while throttles follow each other, up to a minute.
 const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
 /// Calls of the last minute that are remembered: no quota is larger.
@@ -29,37 +31,37 @@ const MOST_REMEMBERED: usize = 65_536;
 /// One call in this many is kept back from background fills.
 const RESERVE: u32 = 5;
 
-/// How long who may wait waits for what replicas share to be back: it may be any moment.
+/// How soon a waiter looks again while Redis is away: it may be back at any moment.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// Why no call may be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NoCall {
+pub enum BudgetExhausted {
     /// None is left; one may be after this time.
-    Spent(Duration),
+    RetryAfter(Duration),
     /// Too many wait for one.
-    LineFull,
+    QueueFull,
 }
 
-impl From<Duration> for NoCall {
+impl From<Duration> for BudgetExhausted {
     fn from(wait: Duration) -> Self {
-        Self::Spent(wait)
+        Self::RetryAfter(wait)
     }
 }
 
-impl From<TurnedAway> for NoCall {
-    fn from(_: TurnedAway) -> Self {
-        Self::LineFull
+impl From<QueueFull> for BudgetExhausted {
+    fn from(_: QueueFull) -> Self {
+        Self::QueueFull
     }
 }
 
 /// The calls one credential may make.
 #[derive(Debug)]
-pub struct Purse {
+pub struct CallBudget {
     /// Calls a minute; 0: as many as the upstream's own headers allow.
     configured: AtomicU32,
-    /// Who waits for a call; woken when one ends, since its place in the minute is known only then.
-    line: Line,
+    /// Who waits for a call; woken when one ends, since its position in the minute is known only then.
+    queue: FairQueue,
     /// What replicas share, where they do: then each call is asked for there too.
     shared: OnceLock<Arc<Calls>>,
     state: Mutex<State>,
@@ -70,42 +72,42 @@ struct State {
     in_flight: u32,
     /// When each call of the last minute ended, oldest first.
     ended: VecDeque<Instant>,
-    /// Calls that others made with this credential, and until when they count.
-    others: Option<(u32, Instant)>,
-    hold_until: Option<Instant>,
+    /// Calls made with this credential by other programs, and until when they count.
+    external_calls: Option<(u32, Instant)>,
+    blocked_until: Option<Instant>,
     /// Throttles in a row that named no pause.
     unexplained_throttles: u32,
     learned: Option<u32>,
-    /// Until then all replicas together have spent what there is.
+    /// Until then all replicas together have spent the quota.
     shared_until: Option<Instant>,
-    /// Until then the process before this one may have spent what nobody knows of.
+    /// Until then the previous process may have made calls that nobody knows of.
     cautious_until: Option<Instant>,
     is_closed: bool,
 }
 
-/// What was spent of a minute, as times before or after the moment it is told.
+/// The state of a budget, with times relative to the moment it was taken.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Spent {
+pub struct BudgetSnapshot {
     /// How long ago each call ended.
     pub ago: Vec<Duration>,
-    /// Calls that others made, and how long they count.
-    pub others: Option<(u32, Duration)>,
-    /// How long no call may be made.
-    pub hold: Option<Duration>,
+    /// Calls made by other programs, and how long they count.
+    pub external_calls: Option<(u32, Duration)>,
+    /// How much longer no call may be made.
+    pub blocked_for: Option<Duration>,
     /// Calls a minute as the upstream told.
     pub learned: Option<u32>,
 }
 
-impl Purse {
+impl CallBudget {
     /// For how long what was spent counts.
     pub const MEMORY: Duration = MINUTE;
 
-    /// A purse of `quota_per_minute` calls, for which `max_queue` may wait.
+    /// A budget of `quota_per_minute` calls, for which `max_queue` may wait.
     #[must_use]
     pub fn new(quota_per_minute: u32, max_queue: usize) -> Self {
         Self {
             configured: AtomicU32::new(quota_per_minute),
-            line: Line::new(max_queue),
+            queue: FairQueue::new(max_queue),
             shared: OnceLock::new(),
             state: Mutex::new(State {
                 cautious_until: Some(Instant::now() + MINUTE),
@@ -125,39 +127,41 @@ impl Purse {
         self.shared.get()
     }
 
-    /// What a purse after this one must know. No call is made from now on.
-    pub fn close(&self, now: Instant) -> Spent {
+    /// What the next process must know. No call is made from now on.
+    pub fn close(&self, now: Instant) -> BudgetSnapshot {
         let mut state = self.state.lock();
         state.forget(now);
-        let told = |until: Option<Instant>| until.map(|until| until.saturating_duration_since(now));
+        let left = |until: Option<Instant>| until.map(|until| until.saturating_duration_since(now));
         // A call in flight ends by now, or is never heard of again.
         let in_flight = (0..state.in_flight).map(|_| Duration::ZERO);
-        let spent = Spent {
+        let spent = BudgetSnapshot {
             ago: state
                 .ended
                 .iter()
                 .map(|ended| now.saturating_duration_since(*ended))
                 .chain(in_flight)
                 .collect(),
-            others: state.others.map(|(count, until)| (count, until - now)),
-            hold: told(state.hold_until).filter(|hold| !hold.is_zero()),
+            external_calls: state
+                .external_calls
+                .map(|(count, until)| (count, until - now)),
+            blocked_for: left(state.blocked_until).filter(|left| !left.is_zero()),
             learned: state.learned,
         };
         state.is_closed = true;
         spent
     }
 
-    /// Goes on where the purse before this one ended, so that its first minute need not be a cautious one.
-    pub fn resume(&self, spent: &Spent, now: Instant) {
+    /// Continues from `spent`, so that the first minute need not be a cautious one.
+    pub fn resume(&self, spent: &BudgetSnapshot, now: Instant) {
         let mut state = self.state.lock();
         // What was longer ago than this machine runs counts no more.
         let at = |ago: Duration| now.checked_sub(ago);
         state.ended = spent.ago.iter().filter_map(|ago| at(*ago)).collect();
         state.ended.make_contiguous().sort_unstable();
-        state.others = spent
-            .others
+        state.external_calls = spent
+            .external_calls
             .map(|(count, left)| (count, now + left.min(MINUTE)));
-        state.hold_until = spent.hold.map(|hold| now + hold.min(LONGEST_HOLD));
+        state.blocked_until = spent.blocked_for.map(|left| now + left.min(LONGEST_BLOCK));
         state.learned = spent.learned;
         state.cautious_until = None;
     }
@@ -165,7 +169,7 @@ impl Purse {
     /// Changes what is configured; what was spent stays spent.
     pub fn set_quota(&self, per_minute: u32) {
         self.configured.store(per_minute, Ordering::Relaxed);
-        self.line.wake();
+        self.queue.wake();
     }
 
     fn configured(&self) -> u32 {
@@ -196,7 +200,7 @@ impl Purse {
         let mut state = self.state.lock();
         let limit = self.limit(&state)?;
         state.forget(now);
-        if !state.held_for(now).is_zero() {
+        if !state.blocked_for(now).is_zero() {
             return Some(0);
         }
         Some(
@@ -208,47 +212,47 @@ impl Purse {
     /// How many calls wait for the quota.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        self.line.len()
+        self.queue.len()
     }
 
-    /// Waits until a call may be made, as long as the most urgent of `claims` warrants, and no longer than until `given_up`.
+    /// Waits until a call may be made: as long as the highest priority of `waiters` warrants, and until `given_up` at most.
     ///
-    /// Clients that wait take turns, so that one that wants many calls leaves the others theirs.
+    /// Clients take turns, so that one with many requests does not delay the others.
     ///
     /// # Errors
     ///
     /// Returns why there is none.
-    pub async fn spend(
+    pub async fn acquire(
         self: &Arc<Self>,
-        claims: &Claims,
+        waiters: &Waiters,
         given_up: Instant,
-    ) -> Result<Call, NoCall> {
+    ) -> Result<Call, BudgetExhausted> {
         loop {
-            let urgency = claims.urgency();
-            match self.spend_as(urgency, claims, given_up).await {
-                // Somebody joined meanwhile to whom it matters more.
-                Err(_) if claims.urgency() < urgency => {}
+            let priority = waiters.priority();
+            match self.acquire_as(priority, waiters, given_up).await {
+                // A waiter of a higher priority has joined.
+                Err(_) if waiters.priority() < priority => {}
                 spent => return spent,
             }
         }
     }
 
-    async fn spend_as(
+    async fn acquire_as(
         self: &Arc<Self>,
-        urgency: Urgency,
-        claims: &Claims,
+        priority: Priority,
+        waiters: &Waiters,
         given_up: Instant,
-    ) -> Result<Call, NoCall> {
+    ) -> Result<Call, BudgetExhausted> {
         let now = Instant::now();
-        match urgency {
-            // Where nothing is counted there is no line to stand in.
-            Urgency::Waiting | Urgency::Retry if self.is_bounded(now) => {
-                self.stand_in_line(claims, given_up).await
+        match priority {
+            // Without a limit there is no queue.
+            Priority::Waiting | Priority::Retry if self.is_bounded(now) => {
+                self.wait_in_queue(waiters, given_up).await
             }
-            Urgency::Waiting | Urgency::Retry => Ok(self.take(urgency, now).await?),
-            Urgency::CanStandIn | Urgency::Background => {
-                self.yield_to_those_in_line(now)?;
-                Ok(self.take(urgency, now).await?)
+            Priority::Waiting | Priority::Retry => Ok(self.take(priority, now).await?),
+            Priority::HasFallback | Priority::Background => {
+                self.yield_to_queue(now)?;
+                Ok(self.take(priority, now).await?)
             }
         }
     }
@@ -258,57 +262,57 @@ impl Purse {
     /// # Errors
     ///
     /// Returns after what time one may be possible.
-    pub fn would_take(&self, urgency: Urgency, now: Instant) -> Result<(), Duration> {
-        self.yield_to_those_in_line(now)?;
-        self.check(&mut self.state.lock(), urgency, now)
+    pub fn would_take(&self, priority: Priority, now: Instant) -> Result<(), Duration> {
+        self.yield_to_queue(now)?;
+        self.check(&mut self.state.lock(), priority, now)
     }
 
-    /// Who has something to show, or nobody to show it to, takes no call before those who have nothing.
-    fn yield_to_those_in_line(&self, now: Instant) -> Result<(), Duration> {
-        if !self.line.is_empty() && self.is_bounded(now) {
-            return Err(self.wait_of_one().max(self.state.lock().held_for(now)));
+    /// A call with a stale fallback, or that nobody waits for, goes after all that wait with nothing to serve.
+    fn yield_to_queue(&self, now: Instant) -> Result<(), Duration> {
+        if !self.queue.is_empty() && self.is_bounded(now) {
+            return Err(self.wait_of_one().max(self.state.lock().blocked_for(now)));
         }
         Ok(())
     }
 
     fn is_bounded(&self, now: Instant) -> bool {
         let state = self.state.lock();
-        self.limit(&state).is_some() || !state.held_for(now).is_zero()
+        self.limit(&state).is_some() || !state.blocked_for(now).is_zero()
     }
 
-    async fn stand_in_line(
+    async fn wait_in_queue(
         self: &Arc<Self>,
-        claims: &Claims,
+        waiters: &Waiters,
         given_up: Instant,
-    ) -> Result<Call, NoCall> {
+    ) -> Result<Call, BudgetExhausted> {
         let now = Instant::now();
-        // Where nobody waits there is no line to stand in, nor need there be room for one.
-        if self.line.is_empty()
-            && let Ok(call) = self.take(claims.urgency(), now).await
+        // With nobody ahead there is no need to queue, nor to have room for a queue.
+        if self.queue.is_empty()
+            && let Ok(call) = self.take(waiters.priority(), now).await
         {
             return Ok(call);
         }
-        // Those ahead each need a call too, beyond what is there already.
-        let ahead = u32::try_from(self.line.ahead_of(claims)).unwrap_or(u32::MAX);
+        // Each waiter ahead needs a call too, beyond those that are left.
+        let ahead = u32::try_from(self.queue.ahead_of(waiters)).unwrap_or(u32::MAX);
         let ahead = ahead.saturating_sub(self.remaining(now).unwrap_or(u32::MAX));
         let in_line = self.wait_of_one().saturating_mul(ahead);
-        let at_best = in_line.max(self.state.lock().held_for(now));
+        let at_best = in_line.max(self.state.lock().blocked_for(now));
         if ahead > 0 && now + at_best > given_up {
             return Err(at_best.into());
         }
-        let taken = self.line.stand(claims, || async {
+        let taken = self.queue.wait(waiters, || async {
             let now = Instant::now();
-            match self.take(claims.urgency(), now).await {
+            match self.take(waiters.priority(), now).await {
                 Ok(call) => ControlFlow::Break(Ok(call)),
                 Err(wait) if now + wait > given_up => ControlFlow::Break(Err(wait)),
                 Err(wait) => ControlFlow::Continue(Some(wait)),
             }
         });
-        // Who is not first is not asked whether it gives up.
+        // A waiter that is not first is never asked whether it gives up.
         match tokio::time::timeout_at(given_up, taken).await {
             Ok(taken) => Ok(taken??),
             Err(_) => {
-                let held = self.state.lock().held_for(Instant::now());
+                let held = self.state.lock().blocked_for(Instant::now());
                 Err(self.wait_of_one().max(held).into())
             }
         }
@@ -321,21 +325,21 @@ impl Purse {
     }
 
     /// Takes a call if one may be made now, by what this process counts and by what all replicas do.
-    async fn take(self: &Arc<Self>, urgency: Urgency, now: Instant) -> Result<Call, Duration> {
-        let mut call = self.take_own(urgency, now)?;
+    async fn take(self: &Arc<Self>, priority: Priority, now: Instant) -> Result<Call, Duration> {
+        let mut call = self.take_own(priority, now)?;
         if let Some(calls) = self.shared.get() {
-            call.shared = self.take_shared(calls, urgency).await?;
+            call.shared = self.take_shared(calls, priority).await?;
         }
         call.is_made = true;
         Ok(call)
     }
 
-    fn take_own(self: &Arc<Self>, urgency: Urgency, now: Instant) -> Result<Call, Duration> {
+    fn take_own(self: &Arc<Self>, priority: Priority, now: Instant) -> Result<Call, Duration> {
         let mut state = self.state.lock();
-        self.check(&mut state, urgency, now)?;
+        self.check(&mut state, priority, now)?;
         state.in_flight += 1;
         Ok(Call {
-            purse: self.clone(),
+            budget: self.clone(),
             shared: None,
             is_made: false,
         })
@@ -345,22 +349,22 @@ impl Purse {
     async fn take_shared(
         &self,
         calls: &Arc<Calls>,
-        urgency: Urgency,
+        priority: Priority,
     ) -> Result<Option<SharedCall>, Duration> {
         let Some(limit) = self.per_minute() else {
             return Ok(None);
         };
-        match calls.ask(limit - reserve(limit, urgency)).await {
+        match calls.ask(limit - reserve(limit, priority)).await {
             Ok(Grant::Granted(call)) => Ok(Some(call)),
             Ok(Grant::Refused(wait)) => {
-                // What is kept back from it others may still have.
-                if urgency != Urgency::Background {
+                // The reserve kept back from background fills is still there for the rest.
+                if priority != Priority::Background {
                     self.state.lock().shared_until = Some(Instant::now() + wait);
                 }
                 Err(wait)
             }
-            // It may have been lost just now: then what the others spent is not known.
-            Err(Lost) => {
+            // Redis may have gone just now: then what other replicas spent is not known.
+            Err(Unavailable) => {
                 self.check_shared(&self.state.lock(), Instant::now())?;
                 Ok(Some(calls.alone()))
             }
@@ -368,12 +372,12 @@ impl Purse {
     }
 
     /// Whether one more call is allowed now; if not, how long until it may be.
-    fn check(&self, state: &mut State, urgency: Urgency, now: Instant) -> Result<(), Duration> {
+    fn check(&self, state: &mut State, priority: Priority, now: Instant) -> Result<(), Duration> {
         if state.is_closed {
             return Err(MINUTE);
         }
-        let held = state.held_for(now);
-        match self.check_count(state, urgency, now) {
+        let held = state.blocked_for(now);
+        match self.check_count(state, priority, now) {
             Err(wait) => Err(wait.max(held)),
             Ok(()) if held.is_zero() => Ok(()),
             Ok(()) => Err(held),
@@ -384,23 +388,25 @@ impl Purse {
     fn check_count(
         &self,
         state: &mut State,
-        urgency: Urgency,
+        priority: Priority,
         now: Instant,
     ) -> Result<(), Duration> {
         if let Some(limit) = self.limit(state) {
             self.check_shared(state, now)?;
             state.forget(now);
-            let allowed = self.allowed(state, limit, now) - reserve(limit, urgency);
+            let allowed = self.allowed(state, limit, now) - reserve(limit, priority);
             // Half a minute's calls at once, the rest evenly: a window that starts anywhere sees no double edge.
             let burst = limit.div_ceil(2);
             let burst_window = MINUTE * burst / limit.max(1);
-            // The calls of others count for the minute alone: nobody knows when in it they were made.
-            let (others, until) = state.others.unwrap_or((0, now));
-            let own = allowed.saturating_sub(others);
-            state.room(own, MINUTE, now).map_err(|wait| match others {
-                0 => wait,
-                _ => wait.min(until - now),
-            })?;
+            // External calls count for the whole minute: nobody knows when in it they were made.
+            let (external, until) = state.external_calls.unwrap_or((0, now));
+            let own = allowed.saturating_sub(external);
+            state
+                .room(own, MINUTE, now)
+                .map_err(|wait| match external {
+                    0 => wait,
+                    _ => wait.min(until - now),
+                })?;
             state.room(burst.min(allowed), burst_window, now)?;
         }
         Ok(())
@@ -411,8 +417,8 @@ impl Purse {
         let Some(calls) = self.shared.get() else {
             return Ok(());
         };
-        if let Some(hold) = calls.hold(now) {
-            return Err(hold.min(LOOK_AGAIN));
+        if let Some(wait) = calls.blocked_for(now) {
+            return Err(wait.min(LOOK_AGAIN));
         }
         match state.shared_until.filter(|until| *until > now) {
             Some(until) if calls.is_counted() => Err(until - now),
@@ -434,17 +440,17 @@ impl Purse {
     /// Corrects the count by what an answer's header says that was received at `now`.
     pub fn learn(&self, limits: &CallLimits, now: Instant) {
         let mut state = self.state.lock();
-        if state.held_for(now).is_zero() {
+        if state.blocked_for(now).is_zero() {
             state.unexplained_throttles = 0;
         }
         let reset = limits.reset_in.unwrap_or(MINUTE).min(MINUTE);
         state.note_limits(limits, now + reset, now);
         if limits.is_spent() {
-            self.hold(&mut state, reset, now);
+            self.block(&mut state, reset, now);
         }
     }
 
-    /// Makes no call for as long as the upstream asks that refused one at `now` for want of quota; returns how long that is.
+    /// Makes no call for as long as the upstream asked when it refused one at `now`; returns how long that is.
     ///
     /// Where it names no time, or one that has passed, there is a pause all the same, and a longer one each time.
     pub fn throttled(&self, limits: &CallLimits, now: Instant) -> Duration {
@@ -455,47 +461,47 @@ impl Purse {
         let pause = match asked {
             Some(pause) => pause,
             // Calls that were under way together are refused together: that is one throttle.
-            None if !state.held_for(now).is_zero() => Duration::ZERO,
+            None if !state.blocked_for(now).is_zero() => Duration::ZERO,
             None => {
                 let limit = self.limit(&state);
                 state.unexplained_pause(limit)
             }
         };
-        self.hold(&mut state, pause, now);
-        // Who asks next is told the same.
-        let next = self.check(&mut state, Urgency::Waiting, now);
+        self.block(&mut state, pause, now);
+        // The next caller gets the same answer.
+        let next = self.check(&mut state, Priority::Waiting, now);
         next.err().unwrap_or_default()
     }
 
-    fn hold(&self, state: &mut State, hold: Duration, now: Instant) {
-        let hold = hold.min(LONGEST_HOLD);
-        let until = Some(now + hold);
-        if until <= state.hold_until {
+    fn block(&self, state: &mut State, pause: Duration, now: Instant) {
+        let pause = pause.min(LONGEST_BLOCK);
+        let until = Some(now + pause);
+        if until <= state.blocked_until {
             return;
         }
-        state.hold_until = until;
+        state.blocked_until = until;
         if let Some(calls) = self.shared.get() {
-            calls.hold_all(hold);
+            calls.block_all(pause);
         }
     }
 }
 
-/// How many of `limit` calls are kept back from who is no more urgent.
-fn reserve(limit: u32, urgency: Urgency) -> u32 {
-    match urgency {
-        Urgency::Background => limit / RESERVE,
-        Urgency::Waiting | Urgency::Retry | Urgency::CanStandIn => 0,
+/// How many of `limit` calls are kept back from calls of this priority.
+fn reserve(limit: u32, priority: Priority) -> u32 {
+    match priority {
+        Priority::Background => limit / RESERVE,
+        Priority::Waiting | Priority::Retry | Priority::HasFallback => 0,
     }
 }
 
 impl State {
     /// How long no call may be made because the upstream asked for it.
-    fn held_for(&self, now: Instant) -> Duration {
-        let until = self.hold_until.unwrap_or(now);
+    fn blocked_for(&self, now: Instant) -> Duration {
+        let until = self.blocked_until.unwrap_or(now);
         until.saturating_duration_since(now)
     }
 
-    /// Takes in what the upstream says of its count; what others spent counts until `until`.
+    /// Takes in what the upstream says of its count; external calls count until `until`.
     fn note_limits(&mut self, limits: &CallLimits, until: Instant, now: Instant) {
         if let Some(limit) = limits.limit.filter(|limit| *limit > 0) {
             self.learned = Some(limit);
@@ -507,8 +513,8 @@ impl State {
         let spent = limit.saturating_sub(remaining);
         // This very call is still in flight, and in the upstream's count.
         let ours = self.in_flight + u32::try_from(self.ended.len()).unwrap_or(u32::MAX);
-        let others = spent.saturating_sub(ours);
-        self.others = (others > 0).then_some((others, until));
+        let external = spent.saturating_sub(ours);
+        self.external_calls = (external > 0).then_some((external, until));
     }
 
     /// How long to pause after a throttle that does not say: a call's share of the minute, twice as long each time.
@@ -536,16 +542,18 @@ impl State {
         {
             self.ended.pop_front();
         }
-        if self.others.is_some_and(|(_, until)| until <= now) {
-            self.others = None;
+        if self.external_calls.is_some_and(|(_, until)| until <= now) {
+            self.external_calls = None;
         }
     }
 
     /// Calls that count now: only after [`State::forget`].
     fn used(&self) -> u32 {
         let ended = u32::try_from(self.ended.len()).unwrap_or(u32::MAX);
-        let others = self.others.map_or(0, |(count, _)| count);
-        ended.saturating_add(self.in_flight).saturating_add(others)
+        let external = self.external_calls.map_or(0, |(count, _)| count);
+        ended
+            .saturating_add(self.in_flight)
+            .saturating_add(external)
     }
 
     /// Whether one more call keeps to `most` within `window`; if not, how long until it may.
@@ -571,7 +579,7 @@ impl State {
 /// A call that was paid for. It counts from its end, which is no earlier than the upstream counts it.
 #[derive(Debug)]
 pub struct Call {
-    purse: Arc<Purse>,
+    budget: Arc<CallBudget>,
     /// The same as all replicas count it.
     shared: Option<SharedCall>,
     is_made: bool,
@@ -589,14 +597,14 @@ impl Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        let mut state = self.purse.state.lock();
+        let mut state = self.budget.state.lock();
         state.in_flight -= 1;
         if self.is_made {
             // Without a limit, too: one may be set within the minute.
             state.note_ended(Instant::now());
         }
         drop(state);
-        self.purse.line.wake();
+        self.budget.queue.wake();
     }
 }
 
