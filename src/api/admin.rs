@@ -191,7 +191,7 @@ async fn reload(State(admin): State<Admin>, Extension(operator): Extension<Opera
 async fn purge(State(admin): State<Admin>, Extension(operator): Extension<Operator>) -> StatusCode {
     to_its_end(async move {
         admin.pages.purge().await;
-        info!(%operator, "operator dropped the whole cache");
+        info!(%operator, "operator purged the whole cache");
     })
     .await;
     StatusCode::NO_CONTENT
@@ -300,7 +300,7 @@ async fn purge_space(
         Ok(space) => {
             to_its_end(async move {
                 admin.pages.purge_space(&space).await;
-                info!(%space, %operator, "operator dropped a space from the cache");
+                info!(%space, %operator, "operator purged a space");
             })
             .await;
             StatusCode::NO_CONTENT.into_response()
@@ -318,7 +318,7 @@ async fn purge_fingerprint(
     let purge = async move {
         let is_known = admin.pages.purge_fingerprint(&fingerprint).await;
         if is_known {
-            info!(space = fingerprint, %operator, "operator dropped a space from the cache");
+            info!(space = fingerprint, %operator, "operator purged a space");
         }
         is_known
     };

@@ -167,7 +167,7 @@ test('pages are purged by token, by fingerprint and all at once, each after a qu
   const [, ARCHIVE] = SPACES
   assert.equal(await outcome(SUPPORT), 'fwd=uri-miss')
   await page.goto(gateway.admin)
-  const drop = () => page.getByRole('button', { name: /^Purge the pages of space-/ })
+  const purge = () => page.getByRole('button', { name: /^Purge the pages of space-/ })
 
   await page.getByLabel('Space token').fill(SUPPORT)
   await page.getByRole('button', { name: 'Purge its pages' }).click()
@@ -179,11 +179,11 @@ test('pages are purged by token, by fingerprint and all at once, each after a qu
   await page.getByText('The pages of that space are purged.').waitFor()
   assert.equal(await outcome(SUPPORT), 'fwd=uri-miss')
 
-  await drop().click()
+  await purge().click()
   await dialog.getByRole('button', { name: 'Purge', exact: true }).click()
   await page.getByText(/^The pages of space-[0-9a-f]{12} are purged\.$/).waitFor()
   // Its row disappears with the next poll.
-  await drop().waitFor({ state: 'detached' })
+  await purge().waitFor({ state: 'detached' })
   assert.equal(await outcome(SUPPORT), 'fwd=uri-miss')
 
   assert.equal(await outcome(ARCHIVE), 'fwd=uri-miss')

@@ -253,10 +253,7 @@ async fn a_change_is_logged_with_who_asked_for_it() {
         line.unwrap_or_else(|| panic!("no \"{message}\" in {lines:#?}"))
             .clone()
     };
-    for message in [
-        "operator dropped the whole cache",
-        "operator dropped a space from the cache",
-    ] {
+    for message in ["operator purged the whole cache", "operator purged a space"] {
         let line = logged(message);
         assert!(line.contains(r#""operator":"127.0.0.1 by key""#), "{line}");
     }

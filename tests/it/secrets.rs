@@ -12,6 +12,7 @@ use crate::{
 /// Each with a number after it, as the spaces.
 const UPSTREAM_TOKEN: &str = "canary-upstream-token";
 const CLIENT_KEY: &str = "canary-client-key";
+const COLLECTOR_KEY: &str = "canary-collector-key";
 const WRONG_KEY: &str = "canary-wrong-key";
 const SPACE: &str = "canary-space-token";
 const INNER_HOST: &str = "canary-inner-host.internal";
@@ -110,7 +111,16 @@ async fn no_secret_is_answered_or_logged_even_at_trace() {
     let control = simulator.control();
     let answers = answers();
     let spaces = answers.len() + FaultKind::ALL.len();
-    let served = Served::start(setup().with(&overrides(spaces)), &simulator.base_url()).await;
+    let headers = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(headers.path(), format!("x-key: {COLLECTOR_KEY}\n")).unwrap();
+    // Nothing there takes traces: their failures are logged.
+    let collector = format!(
+        "[telemetry]\notlp_endpoint = '{}'\notlp_headers_file = '{}'",
+        simulator.base_url(),
+        headers.path().display()
+    );
+    let setup = setup().with(&overrides(spaces)).with(&collector);
+    let served = Served::start(setup, &simulator.base_url()).await;
     let tasks = |number: usize| served.get(&path(number)).key(CLIENT_KEY);
     let mut seen = Vec::new();
 

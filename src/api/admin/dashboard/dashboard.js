@@ -341,16 +341,16 @@ function showSpaces(spaces) {
       duration(space.youngest_age),
       duration(space.oldest_age),
     ],
-    action: () => dropButton(space.space),
+    action: () => purgeButton(space.space),
   })))
 }
 
-function dropButton(fingerprint) {
+function purgeButton(fingerprint) {
   const button = document.createElement('button')
   button.type = 'button'
   button.textContent = 'Purge'
   button.setAttribute('aria-label', `Purge the pages of ${fingerprint}`)
-  button.addEventListener('click', () => drop(
+  button.addEventListener('click', () => purge(
     `cache/fingerprints/${fingerprint}`,
     `This purges all stored pages of ${fingerprint}. They are fetched from Unpod when they are next requested.`,
     `The pages of ${fingerprint} are purged.`,
@@ -438,7 +438,7 @@ async function confirmed(text) {
   return dialog.returnValue === 'yes'
 }
 
-async function drop(path, question, done) {
+async function purge(path, question, done) {
   if (!(await confirmed(question))) return false
   return act(async () => {
     const answer = await ask(path, 'DELETE')
@@ -473,19 +473,19 @@ async function reload() {
   tell(details.length > 0 ? 'Reloaded. Changed:' : 'Reloaded. Nothing has changed.', 'good', [...details, ...waiting])
 }
 
-$('drop-space').addEventListener('submit', async (event) => {
+$('purge-space').addEventListener('submit', async (event) => {
   event.preventDefault()
   const input = $('token')
   const token = input.value.trim()
-  const dropped = await drop(
+  const purged = await purge(
     `cache/spaces/${encodeURIComponent(token)}`,
     'This purges all stored pages of the space with that token. They are fetched from Unpod when they are next requested.',
     'The pages of that space are purged.',
   )
-  if (dropped) input.value = ''
+  if (purged) input.value = ''
 })
 
-$('drop-all').addEventListener('click', () => drop(
+$('purge-all').addEventListener('click', () => purge(
   'cache',
   'This purges all stored pages of all spaces. They are fetched from Unpod when they are next requested.',
   'All pages are purged.',
