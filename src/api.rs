@@ -1,9 +1,11 @@
 //! The two listeners as routers: what a request passes on its way in, and what every answer looks like on its way out.
 
 pub mod admin;
+pub mod body;
 pub mod clients;
+pub mod context;
 pub mod error;
-pub mod exchange;
+pub mod extract;
 pub mod key;
 pub mod layers;
 pub mod policy;
@@ -15,6 +17,6 @@ pub mod routes;
 pub use self::{
     clients::{Client, Clients, Issuers},
     error::ApiError,
-    policy::{Caller, LivePolicy, Policy},
-    router::{Data, data_service},
+    policy::{LivePolicy, Policy},
+    router::{Data, data_router},
 };

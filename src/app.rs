@@ -365,7 +365,7 @@ fn serve_data(
         pages: pages.clone(),
     };
     let metrics = observing.metrics.clone();
-    let service = api::data_service(
+    let service = api::data_router(
         data,
         policy.clone(),
         &config.server,

@@ -7,7 +7,7 @@ use std::{borrow::Cow, time::Duration};
 
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use http::{HeaderValue, Method, StatusCode, header};
+use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 
 use super::rate_limit::{self, RateLimit, whole_seconds};
@@ -39,7 +39,7 @@ pub enum ApiError {
     #[error("no such route")]
     RouteNotFound,
     #[error("method is not allowed")]
-    MethodNotAllowed,
+    MethodNotAllowed { allow: &'static str },
     #[error("limit is spent")]
     RateLimited(RateLimit),
     #[error("too many requests are under way")]
@@ -157,7 +157,7 @@ impl ApiError {
                 "No such route",
                 "Nothing is served at this path.",
             ),
-            Self::MethodNotAllowed => problem(
+            Self::MethodNotAllowed { .. } => problem(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "method_not_allowed",
                 "Method not allowed",
@@ -217,7 +217,7 @@ impl ApiError {
             | Self::SpaceNotAllowed
             | Self::MintingNotAllowed
             | Self::RouteNotFound
-            | Self::MethodNotAllowed
+            | Self::MethodNotAllowed { .. }
             | Self::Internal => None,
         }
     }
@@ -370,32 +370,33 @@ fn internal() -> Problem {
     }
 }
 
-/// Without its body: [`super::layers::observe`] writes it, since it knows the request's id.
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        self.into_bare_response()
-            .map(|()| axum::body::Body::empty())
+        self.into_answer()
     }
 }
 
 impl ApiError {
-    /// Its status and fields, with the error itself among the extensions.
+    /// Its status and fields, with the error itself among the extensions. Without its body: [`super::layers::observe`] writes it, since it
+    /// knows the request's id.
     #[must_use]
-    pub fn into_bare_response(self) -> http::Response<()> {
-        let mut response = http::Response::new(());
+    pub fn into_answer<B: Default>(self) -> http::Response<B> {
+        let mut response = http::Response::new(B::default());
         *response.status_mut() = self.problem().status;
         let headers = response.headers_mut();
-        if matches!(self, Self::Unauthenticated) {
-            headers.insert(
-                header::WWW_AUTHENTICATE,
-                HeaderValue::from_static("Token, Bearer"),
-            );
+        match &self {
+            Self::Unauthenticated => {
+                let challenges = HeaderValue::from_static("Token, Bearer");
+                headers.insert(header::WWW_AUTHENTICATE, challenges);
+            }
+            Self::MethodNotAllowed { allow } => {
+                headers.insert(header::ALLOW, HeaderValue::from_static(allow));
+            }
+            Self::RateLimited(limit) => rate_limit::write(&[*limit], headers),
+            _ => {}
         }
         if let Some(wait) = self.retry_after() {
             headers.insert(header::RETRY_AFTER, whole_seconds(wait).into());
-        }
-        if let Self::RateLimited(limit) = &self {
-            rate_limit::write(&[*limit], headers);
         }
         if let Some(status) = self.cache_status() {
             headers.insert("cache-status", status.header_value());
@@ -406,19 +407,4 @@ impl ApiError {
         response.extensions_mut().insert(self);
         response
     }
-}
-
-/// The 405 of a path that takes `methods`.
-#[must_use]
-pub fn method_not_allowed(methods: &'static [Method]) -> http::Response<()> {
-    let mut response = ApiError::MethodNotAllowed.into_bare_response();
-    let allow: Vec<&str> = methods.iter().map(Method::as_str).collect();
-    response.headers_mut().insert(
-        header::ALLOW,
-        allow
-            .join(", ")
-            .parse()
-            .expect("method names are visible ASCII"),
-    );
-    response
 }

@@ -5,4 +5,5 @@ pub mod cors;
 pub mod host;
 pub mod internal_auth;
 pub mod observe;
+mod request_id;
 pub mod shed;

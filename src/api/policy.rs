@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 
-use super::{Client, Clients, admin::OperatorKeys};
+use super::{Clients, admin::OperatorKeys};
 use crate::{
     config::{Config, CorsConfig, routes::TasksRouteConfig},
     upstream::Upstream,
@@ -42,10 +42,3 @@ impl Policy {
 
 /// The policy in force, shared by all who judge by it.
 pub type LivePolicy = Arc<ArcSwap<Policy>>;
-
-/// Who asks, and the policy that let them in, as a handler of axum's finds them among a request's extensions.
-#[derive(Clone, Debug)]
-pub struct Caller {
-    pub client: Arc<Client>,
-    pub policy: Arc<Policy>,
-}

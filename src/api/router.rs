@@ -1,24 +1,14 @@
 //! The data listener, composed once.
 
-use std::{convert::Infallible, sync::Arc};
+use std::sync::Arc;
 
-use axum::{
-    Router,
-    body::Body,
-    response::Response,
-    routing::{MethodRouter, any, get},
-};
-use futures_util::FutureExt;
-use http::{HeaderValue, Method, Request, header};
-use hyper::body::Incoming;
-use tower::{Service, ServiceBuilder, service_fn};
+use axum::{Router, handler::Handler};
+use tower::ServiceBuilder;
 
 use super::{
-    ApiError, Caller, LivePolicy,
-    error::method_not_allowed,
-    exchange::{self, Answer, Asked, Facts},
+    ApiError, LivePolicy,
     layers::{
-        catch_panic::CatchPanicLayer,
+        catch_panic,
         cors::CorsLayer,
         host::HostLayer,
         internal_auth::InternalAuthLayer,
@@ -27,7 +17,7 @@ use super::{
     },
     routes::{
         browser_tokens::{self, ReadWithin},
-        tasks,
+        documents, is_public, paths_of_space, tasks,
     },
 };
 use crate::{
@@ -37,114 +27,58 @@ use crate::{
     telemetry::metrics::Route,
 };
 
-/// What is served to anybody.
-const PUBLIC: &[Route] = &[Route::Health, Route::OpenApi];
-const OPENAPI: &str = include_str!("../../docs/openapi.json");
-
-/// What the routes share.
+/// What the routes of a space share.
 #[derive(Clone, Debug)]
 pub struct Data {
     pub pages: Arc<Pages>,
 }
 
-/// Builds the data listener's service.
-#[must_use]
-pub fn data_service(
+/// Builds the data listener's router.
+pub fn data_router(
     data: Data,
     policy: LivePolicy,
     server: &ServerConfig,
     auth: &AuthConfig,
     observing: Observing,
-) -> impl Service<
-    Request<Incoming>,
-    Response = http::Response<exchange::Body>,
-    Error = Infallible,
-    Future: Send,
-> + Clone
-+ Send
-+ 'static {
+) -> Router {
     let metrics = observing.metrics.clone();
-    let authenticate = InternalAuthLayer::new(PUBLIC, auth.max_failures, metrics.clone());
+    let observe = ObserveLayer::new(observing, policy, TrustedProxies::configured(server));
+    let catch_panics = catch_panic::layer(metrics.clone());
+    let authenticate = InternalAuthLayer::new(auth.max_failures, metrics.clone());
+    let shed = ShedLayer::new(server, data.pages.clone(), metrics);
+    // Around each handler, the fallback's too: the route is known, and a stranger is told of none.
+    let stack = |route: Route| {
+        ServiceBuilder::new()
+            // Outermost: whatever happens below gets a request id, a body if it is an error, and its line in the log.
+            .layer(observe.of(route))
+            // A request that could be read in two ways is nobody's.
+            .layer(HostLayer)
+            // Around whatever may refuse or fail: a browser hides an error that does not say who may read it.
+            .option_layer((route == Route::Tasks).then_some(CorsLayer))
+            // A bug costs one request, and is counted.
+            .layer(catch_panics.clone())
+            // Before the handler: a stranger learns of no route, no space and no parameter.
+            .option_layer((!is_public(route)).then(|| authenticate.clone()))
+            // Before any work but that, which is one digest: a permit is a client's, and refusing must stay cheap when there is too much
+            // of it.
+            .layer(shed.clone())
+    };
+    let page = tasks::page.with_state(data);
     // A body is as short as a header, and is given as long.
-    let others = others(ReadWithin(server.header_read_timeout));
-    ServiceBuilder::new()
-        // Outermost: whatever happens below gets a request id, a body if it is an error, and its line in the log.
-        .layer(ObserveLayer::new(
-            observing,
-            policy,
-            TrustedProxies::configured(server),
-        ))
-        // A request that could be read in two ways is nobody's.
-        .layer(HostLayer)
-        // Around whatever may refuse or fail: a browser hides an error that does not say who may read it.
-        .layer(CorsLayer)
-        // A bug costs one request, and is counted.
-        .layer(CatchPanicLayer::new(metrics.clone()))
-        // Before routing: a stranger learns of no route, no space and no parameter.
-        .layer(authenticate)
-        // Before any work but that, which is one digest: a place is a client's, and refusing must stay cheap when there is too much of it.
-        .layer(ShedLayer::new(server, data.pages.clone(), metrics))
-        // Pages leave before the router: the edge has told their route by its form, and finding it again would cost a hit boxed
-        // futures, captures and a copy of the header.
-        .service(service_fn(move |asked: Box<Asked>| match asked.route {
-            // In one box: as it is, it would be copied from layer to layer, which took a sixth of all instructions of a hit.
-            Route::Tasks => tasks::answer(data.clone(), asked).boxed(),
-            Route::BrowserTokens | Route::OpenApi | Route::Health | Route::Other => {
-                route(others.clone(), asked).boxed()
-            }
-        }))
-}
-
-/// Every route but that of the pages.
-fn others(body: ReadWithin) -> Router {
-    Router::new()
-        // Every method: whether there is such a route is for the policy to say, before what it takes.
-        .route(
-            "/browser-tokens",
-            any(browser_tokens::mint).with_state(body),
-        )
-        .route("/openapi.json", reading(get(openapi)))
-        .route("/healthz", reading(get(healthz)))
-        .fallback(|| async { ApiError::RouteNotFound })
-}
-
-async fn route(mut others: Router, asked: Box<Asked>) -> Result<Answer, Infallible> {
-    let Asked {
-        mut head,
-        body,
-        policy,
-        client,
-        ..
-    } = *asked;
-    let account = client.as_ref().map(|client| client.account.clone());
-    if let Some(client) = client {
-        head.extensions.insert(Caller { client, policy });
+    let mint = browser_tokens::mint.with_state(ReadWithin(server.header_read_timeout));
+    let openapi = documents::openapi.with_state(());
+    let healthz = documents::healthz.with_state(());
+    let mut router = Router::new();
+    for path in paths_of_space(Route::Tasks) {
+        router = router.route_service(&path, stack(Route::Tasks).service(page.clone()));
     }
-    let request = Request::from_parts(head, body);
-    Ok(Answer {
-        facts: account.map(Facts::of),
-        ..others.call(request).await?.into()
-    })
+    router
+        .route_service("/browser-tokens", stack(Route::BrowserTokens).service(mint))
+        .route_service("/openapi.json", stack(Route::OpenApi).service(openapi))
+        .route_service("/healthz", stack(Route::Health).service(healthz))
+        .fallback_service(stack(Route::Other).service(route_not_found.with_state(())))
 }
 
-fn reading(route: MethodRouter) -> MethodRouter {
-    route.fallback(|| async {
-        method_not_allowed(&[Method::GET, Method::HEAD]).map(|()| Body::empty())
-    })
-}
-
-async fn openapi() -> Response {
-    plain("application/json", OPENAPI)
-}
-
-async fn healthz() -> Response {
-    plain("text/plain; charset=utf-8", "ok")
-}
-
-fn plain(content_type: &'static str, text: &'static str) -> Response {
-    let mut response = Response::new(Body::from(text));
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    response
+async fn route_not_found() -> ApiError {
+    ApiError::RouteNotFound
 }

@@ -1,4 +1,4 @@
-//! What browsers may do with the tasks routes: the server's side of the CORS protocol (Fetch standard, section 3.3).
+//! What browsers may do with the routes of a space: the server's side of the CORS protocol (Fetch standard, section 3.3).
 //!
 //! Of our own, since tower-http's layer answers every `OPTIONS`, tells an origin that is not allowed what others may send, and adds
 //! a second `Vary`.
@@ -9,15 +9,12 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header, request::Parts,
-};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use tower::{Layer, Service};
 
 use crate::{
-    api::exchange::{Answer, Asked},
+    api::context::RequestContext,
     config::{CorsConfig, cors::RequestHeader},
-    telemetry::metrics::Route,
 };
 
 /// Whatever the origin: a stored answer must not be taken for another's.
@@ -40,7 +37,7 @@ const RESPONSE_HEADERS: HeaderValue = HeaderValue::from_static(
 const MAX_AGE: HeaderValue = HeaderValue::from_static("600");
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 
-/// Answers preflights of the tasks routes, and says of every other answer who may read it.
+/// Answers preflights, and says of every other answer who may read it.
 #[derive(Clone, Debug)]
 pub struct CorsLayer;
 
@@ -58,11 +55,12 @@ pub struct Cors<S> {
     inner: S,
 }
 
-impl<S, B> Service<Box<Asked<B>>> for Cors<S>
+impl<S, B, R> Service<Request<B>> for Cors<S>
 where
-    S: Service<Box<Asked<B>>, Response = Answer>,
+    S: Service<Request<B>, Response = Response<R>>,
+    R: Default,
 {
-    type Response = Answer;
+    type Response = Response<R>;
     type Error = S::Error;
     type Future = CorsFuture<S::Future>;
 
@@ -70,13 +68,13 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, asked: Box<Asked<B>>) -> Self::Future {
-        let terms = Terms::of(&asked.policy.cors, asked.route, &asked.head);
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let terms = Terms::of(&RequestContext::of(&request).policy.cors, &request);
         let is_preflight = terms
             .as_ref()
             .is_some_and(|terms| terms.preflight.is_some());
         CorsFuture {
-            inner: (!is_preflight).then(|| self.inner.call(asked)),
+            inner: (!is_preflight).then(|| self.inner.call(request)),
             terms,
         }
     }
@@ -92,17 +90,17 @@ struct Terms {
 }
 
 impl Terms {
-    /// `None` where CORS has no part: none is configured, or the path is no tasks route.
-    fn of(cors: &CorsConfig, route: Route, request: &Parts) -> Option<Self> {
-        if cors.origins.is_empty() || route != Route::Tasks {
+    /// `None` where no origin is configured.
+    fn of<B>(cors: &CorsConfig, request: &Request<B>) -> Option<Self> {
+        if cors.origins.is_empty() {
             return None;
         }
-        let headers = &request.headers;
+        let headers = request.headers();
         let allowed = sole_origin(headers).filter(|origin| {
             let origin = origin.as_bytes();
             cors.origins.iter().any(|pattern| pattern.matches(origin))
         });
-        let is_preflight = request.method == Method::OPTIONS
+        let is_preflight = request.method() == Method::OPTIONS
             && headers.contains_key(header::ORIGIN)
             && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
         Some(Self {
@@ -147,12 +145,12 @@ fn sole_origin(headers: &HeaderMap) -> Option<&HeaderValue> {
 }
 
 /// The same for any origin: what it may do, the fields say.
-fn preflight() -> Answer {
-    let mut response = Response::new(());
+fn preflight<R: Default>() -> Response<R> {
+    let mut response = Response::new(R::default());
     *response.status_mut() = StatusCode::NO_CONTENT;
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, NO_STORE);
-    Answer::from(response)
+    response
 }
 
 pin_project_lite::pin_project! {
@@ -166,22 +164,23 @@ pin_project_lite::pin_project! {
     }
 }
 
-impl<F, E> Future for CorsFuture<F>
+impl<F, R, E> Future for CorsFuture<F>
 where
-    F: Future<Output = Result<Answer, E>>,
+    F: Future<Output = Result<Response<R>, E>>,
+    R: Default,
 {
-    type Output = Result<Answer, E>;
+    type Output = Result<Response<R>, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let mut answer = match this.inner.as_pin_mut() {
+        let mut response = match this.inner.as_pin_mut() {
             Some(inner) => ready!(inner.poll(cx))?,
             None => preflight(),
         };
         if let Some(terms) = this.terms.take() {
-            terms.write(answer.response.headers_mut());
+            terms.write(response.headers_mut());
         }
-        Poll::Ready(Ok(answer))
+        Poll::Ready(Ok(response))
     }
 }
 
@@ -189,19 +188,17 @@ where
 mod tests {
     use std::{convert::Infallible, future::ready, sync::Arc};
 
-    use http::Request;
     use tower::{ServiceExt, service_fn, util::BoxCloneSyncService};
 
     use super::*;
     use crate::{
-        api::{Clients, Issuers, Policy, layers::observe::route},
+        api::{Clients, Issuers, Policy},
         config::Config,
         telemetry::traces::TraceContext,
         upstream::{Credentials, PageRequest, UpstreamError},
     };
 
     const APP: &str = "https://app.example.com";
-    const PATH: &str = "/spaces/A/tasks";
 
     type Lines<'a> = [(&'a str, &'a str)];
 
@@ -219,28 +216,24 @@ mod tests {
         Arc::new(Policy::new(&config, clients, upstream))
     }
 
-    fn asked(policy: Arc<Policy>, method: &str, path: &str, lines: &Lines) -> Box<Asked<()>> {
-        let mut request = Request::builder().method(method).uri(path);
-        for (name, value) in lines {
-            request = request.header(*name, *value);
-        }
-        let (head, body) = request.body(()).unwrap().into_parts();
-        Box::new(Asked {
-            head,
-            body,
-            certificate: None,
-            client_address: None,
-            route: route(path),
+    fn request(policy: Arc<Policy>, method: &str, lines: &Lines) -> Request<()> {
+        let context = RequestContext {
             id: HeaderValue::from_static("1"),
             trace: TraceContext::default(),
             policy,
+            client_address: None,
             client: None,
-        })
+        };
+        let mut request = Request::builder().method(method).extension(context);
+        for (name, value) in lines {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap()
     }
 
-    fn terms(method: &str, path: &str, lines: &Lines) -> Option<Terms> {
-        let asked = asked(policy(&[APP]), method, path, lines);
-        Terms::of(&asked.policy.cors, asked.route, &asked.head)
+    fn terms(method: &str, lines: &Lines) -> Option<Terms> {
+        let policy = policy(&[APP]);
+        Terms::of(&policy.cors, &request(policy.clone(), method, lines))
     }
 
     #[test]
@@ -261,7 +254,7 @@ mod tests {
         ];
         for &(method, lines, allowed, is_preflight) in table {
             let allowed = allowed.then(|| HeaderValue::from_static(APP));
-            let terms = terms(method, PATH, lines).unwrap();
+            let terms = terms(method, lines).unwrap();
             let judged = (terms.allowed, terms.preflight.is_some());
             assert_eq!(judged, (allowed, is_preflight), "{method} {lines:?}");
         }
@@ -285,30 +278,14 @@ mod tests {
         }
     }
 
-    #[test]
-    fn other_routes_have_no_part_in_it() {
-        let lines = [("origin", APP), ("access-control-request-method", "GET")];
-        for path in [
-            "/browser-tokens",
-            "/healthz",
-            "/openapi.json",
-            "/",
-            "/spaces/A/B/tasks",
-        ] {
-            assert_eq!(terms("OPTIONS", path, &lines), None, "{path}");
-        }
-    }
-
     #[tokio::test]
     async fn the_policy_it_came_under_decides() {
-        let inner = service_fn(|_: Box<Asked<()>>| async {
-            Ok::<_, Infallible>(Answer::from(Response::new(())))
-        });
+        let inner = service_fn(|_: Request<()>| async { Ok::<_, Infallible>(Response::new(())) });
         let service = CorsLayer.layer(inner);
         let answer = async |origins: &[&str]| {
-            let asked = asked(policy(origins), "GET", PATH, &[("origin", APP)]);
-            let asked = service.clone().oneshot(asked);
-            let headers = asked.await.unwrap().response.headers().clone();
+            let request = request(policy(origins), "GET", &[("origin", APP)]);
+            let answer = service.clone().oneshot(request);
+            let headers = answer.await.unwrap().headers().clone();
             let allowed = headers.get(header::ACCESS_CONTROL_ALLOW_ORIGIN).cloned();
             (headers.contains_key(header::VARY), allowed)
         };
@@ -323,14 +300,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_preflight_reaches_nobody() {
-        let inner = service_fn(|_: Box<Asked<()>>| async { panic!("it was passed on") });
+        let inner = service_fn(|_: Request<()>| async { panic!("it was passed on") });
         let mut service = CorsLayer.layer(inner);
         for origin in [APP, "https://evil.test"] {
             let lines = [("origin", origin), ("access-control-request-method", "GET")];
-            let asked = asked(policy(&[APP]), "OPTIONS", PATH, &lines);
-            let answering = service.ready().await.unwrap().call(asked);
-            let answer: Result<Answer, Infallible> = answering.await;
-            assert_eq!(answer.unwrap().response.status(), StatusCode::NO_CONTENT);
+            let request = request(policy(&[APP]), "OPTIONS", &lines);
+            let answering = service.ready().await.unwrap().call(request);
+            let answer: Result<Response<()>, Infallible> = answering.await;
+            assert_eq!(answer.unwrap().status(), StatusCode::NO_CONTENT);
         }
     }
 }

@@ -1,15 +1,16 @@
 //! One host a request: of two, whoever stands before the gateway might have judged the other (RFC 9112 section 3.2).
 
-use std::task::{Context, Poll};
+use std::{
+    future::{Ready, ready},
+    task::{Context, Poll},
+};
 
 use futures_util::future::Either;
 use http::{
-    HeaderMap, HeaderValue, Response, StatusCode, Uri, Version,
+    HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, Version,
     header::{CONNECTION, HOST},
 };
 use tower::{Layer, Service};
-
-use crate::api::exchange::{Answer, Asked, AtOnce, at_once};
 
 /// Refuses, as a parser would, what names no host, several, or none that could be one.
 #[derive(Clone, Copy, Debug)]
@@ -29,30 +30,31 @@ pub struct Host<S> {
     inner: S,
 }
 
-impl<S, B> Service<Box<Asked<B>>> for Host<S>
+impl<S, B, R> Service<Request<B>> for Host<S>
 where
-    S: Service<Box<Asked<B>>, Response = Answer>,
+    S: Service<Request<B>, Response = Response<R>>,
+    R: Default,
 {
-    type Response = Answer;
+    type Response = Response<R>;
     type Error = S::Error;
-    type Future = Either<S::Future, AtOnce<S::Error>>;
+    type Future = Either<S::Future, Ready<Result<Response<R>, S::Error>>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, asked: Box<Asked<B>>) -> Self::Future {
-        let head = &asked.head;
-        if names_one(head.version, &head.uri, &head.headers) {
-            return Either::Left(self.inner.call(asked));
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let version = request.version();
+        if names_one(version, request.uri(), request.headers()) {
+            return Either::Left(self.inner.call(request));
         }
-        let mut refusal = Response::new(());
+        let mut refusal = Response::new(R::default());
         *refusal.status_mut() = StatusCode::BAD_REQUEST;
-        if asked.head.version <= Version::HTTP_11 {
+        if version <= Version::HTTP_11 {
             let close = HeaderValue::from_static("close");
             refusal.headers_mut().insert(CONNECTION, close);
         }
-        Either::Right(at_once(refusal))
+        Either::Right(ready(Ok(refusal)))
     }
 }
 

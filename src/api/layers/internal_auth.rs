@@ -2,14 +2,16 @@
 
 use std::{
     collections::HashMap,
+    future::{Future, Ready},
     net::IpAddr,
+    pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::{Duration, SystemTime},
 };
 
 use futures_util::future::Either;
-use http::{HeaderMap, header::AUTHORIZATION};
+use http::{HeaderMap, Request, Response, header::AUTHORIZATION};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 use tower::{Layer, Service};
@@ -17,10 +19,11 @@ use tower::{Layer, Service};
 use crate::{
     api::{
         ApiError, Client,
-        exchange::{Answer, Asked, AtOnce, at_once},
+        context::{RequestContext, RequestRecord},
         rate_limit::RateLimit,
     },
-    telemetry::metrics::{AuthFailure, Metrics, Route},
+    peer::ConnectionInfo,
+    telemetry::metrics::{Account, AuthFailure, Metrics},
 };
 
 const WINDOW: Duration = Duration::from_secs(60);
@@ -34,7 +37,7 @@ const VERIFY_FOR_ALL: Duration = Duration::from_millis(400);
 /// What time there is to verify in is there anew after it.
 const VERIFY_AGAIN: Duration = Duration::from_secs(1);
 
-/// Lets through who is known, and a few paths that ask for nobody.
+/// Lets through who is known.
 #[derive(Clone, Debug)]
 pub struct InternalAuthLayer {
     shared: Arc<Shared>,
@@ -42,18 +45,16 @@ pub struct InternalAuthLayer {
 
 #[derive(Debug)]
 struct Shared {
-    public: &'static [Route],
     failures: Failures,
     metrics: Arc<Metrics>,
 }
 
 impl InternalAuthLayer {
-    /// `public` are the routes served to anybody; `max_failures` a minute and address, 0 being no limit.
+    /// `max_failures` a minute and address, 0 being no limit.
     #[must_use]
-    pub fn new(public: &'static [Route], max_failures: u32, metrics: Arc<Metrics>) -> Self {
+    pub fn new(max_failures: u32, metrics: Arc<Metrics>) -> Self {
         Self {
             shared: Arc::new(Shared {
-                public,
                 failures: Failures::new(max_failures),
                 metrics,
             }),
@@ -72,39 +73,64 @@ impl<S> Layer<S> for InternalAuthLayer {
     }
 }
 
-/// Puts the [`Client`] into the request, or answers 401.
+/// Puts the [`Client`] into the request's context and its account into the answer's record, or answers 401.
 #[derive(Clone, Debug)]
 pub struct InternalAuth<S> {
     inner: S,
     shared: Arc<Shared>,
 }
 
-impl<S, B> Service<Box<Asked<B>>> for InternalAuth<S>
+impl<S, B, R> Service<Request<B>> for InternalAuth<S>
 where
-    S: Service<Box<Asked<B>>, Response = Answer>,
+    S: Service<Request<B>, Response = Response<R>>,
+    R: Default,
 {
-    type Response = Answer;
+    type Response = Response<R>;
     type Error = S::Error;
-    type Future = Either<S::Future, AtOnce<S::Error>>;
+    type Future = Either<InternalAuthFuture<S::Future>, Ready<Result<Response<R>, S::Error>>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, mut asked: Box<Asked<B>>) -> Self::Future {
-        if self.shared.public.contains(&asked.route) {
-            return Either::Left(self.inner.call(asked));
-        }
-        match self.shared.identify_traced(&asked) {
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        match self.shared.identify_traced(&request) {
             Ok(client) => {
-                asked.client = Some(client);
-                Either::Left(self.inner.call(asked))
+                let account = Some(client.account.clone());
+                RequestContext::of_mut(&mut request).client = Some(client);
+                let inner = self.inner.call(request);
+                Either::Left(InternalAuthFuture { inner, account })
             }
             Err(reason) => {
-                let error = self.shared.refuse(&asked, reason);
-                Either::Right(at_once(error))
+                let error = self.shared.refuse(&request, reason);
+                Either::Right(std::future::ready(Ok(error.into_answer())))
             }
         }
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// Notes in an answer's record whom it is for.
+    #[derive(Debug)]
+    pub struct InternalAuthFuture<F> {
+        #[pin]
+        inner: F,
+        account: Option<Account>,
+    }
+}
+
+impl<F, R, E> Future for InternalAuthFuture<F>
+where
+    F: Future<Output = Result<Response<R>, E>>,
+{
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        let mut response = ready!(this.inner.poll(cx))?;
+        let record: &mut RequestRecord = response.extensions_mut().get_or_insert_default();
+        record.account = this.account.take();
+        Poll::Ready(Ok(response))
     }
 }
 
@@ -116,9 +142,9 @@ pub(in crate::api) fn sole_authorization(headers: &HeaderMap) -> Option<&[u8]> {
 }
 
 impl Shared {
-    fn identify_traced<B>(&self, asked: &Asked<B>) -> Result<Arc<Client>, AuthFailure> {
-        let mut span = asked.trace.begin("auth");
-        let identified = self.identify(asked);
+    fn identify_traced<B>(&self, request: &Request<B>) -> Result<Arc<Client>, AuthFailure> {
+        let mut span = RequestContext::of(request).trace.begin("auth");
+        let identified = self.identify(request);
         match &identified {
             Ok(client) => span.set_with("gateway.client", || client.name().to_string()),
             Err(reason) => span.fail(reason.as_str()),
@@ -127,16 +153,18 @@ impl Shared {
     }
 
     /// By `Authorization` where there is one, good or bad; else by the connection's certificate.
-    fn identify<B>(&self, asked: &Asked<B>) -> Result<Arc<Client>, AuthFailure> {
-        let clients = &asked.policy.clients;
-        let headers = &asked.head.headers;
-        match &asked.certificate {
+    fn identify<B>(&self, request: &Request<B>) -> Result<Arc<Client>, AuthFailure> {
+        let context = RequestContext::of(request);
+        let (clients, headers) = (&context.policy.clients, request.headers());
+        let connection = request.extensions().get::<ConnectionInfo>();
+        let certificate = connection.and_then(|connection| connection.certificate.as_ref());
+        match certificate {
             Some(certificate) if !headers.contains_key(AUTHORIZATION) => {
                 clients.recognize(certificate, SystemTime::now()).cloned()
             }
             Some(_) | None => {
                 let may_verify = |cost| {
-                    let address = asked.client_address;
+                    let address = context.client_address;
                     self.failures.may_verify(address, cost, Instant::now())
                 };
                 clients.authenticate(sole_authorization(headers), SystemTime::now, may_verify)
@@ -144,9 +172,10 @@ impl Shared {
         }
     }
 
-    fn refuse<B>(&self, asked: &Asked<B>, reason: AuthFailure) -> ApiError {
+    fn refuse<B>(&self, request: &Request<B>, reason: AuthFailure) -> ApiError {
+        let context = RequestContext::of(request);
         if reason == AuthFailure::KeysNotLoaded {
-            let health = asked.policy.clients.issuers().keys_health();
+            let health = context.policy.clients.issuers().keys_health();
             let next = health.map(|health| health.next_reading.duration_since(Instant::now()));
             let retry_after = next.unwrap_or_default();
             return ApiError::IdentityUnavailable { retry_after };
@@ -167,7 +196,7 @@ impl Shared {
             | AuthFailure::NotYetValid
             | AuthFailure::BadClaims
             | AuthFailure::UnknownClient => {
-                self.failures.count(asked.client_address, Instant::now())
+                self.failures.count(context.client_address, Instant::now())
             }
         };
         match too_many {

@@ -9,29 +9,32 @@ use std::{
     time::Duration,
 };
 
+use axum::{BoxError, body::Body};
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body::Body as _;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
 use opentelemetry::trace::{SpanContext, TraceId};
 use tokio::time::Instant;
 use tower::{Layer, Service};
 use tracing::warn;
 
+use super::request_id::{REQUEST_ID, request_id, text};
 use crate::{
     api::{
         ApiError, LivePolicy,
-        exchange::{Answer, Asked, Body, Facts},
+        body::Guarded,
+        context::{RequestContext, RequestRecord},
+        routes::template,
     },
-    domain::hex::write_hex,
+    domain::SpaceFingerprint,
     peer::{ConnectionInfo, Peer, TrustedProxies},
     telemetry::{
         access::{self, AccessLog},
-        metrics::{CANCELLED, GaugeGuard, Metrics, NO_CLIENT, Route},
+        metrics::{CANCELLED, CacheOutcome, GaugeGuard, Metrics, NO_CLIENT, Route},
         traces::{Span, Tracer, traceparent},
     },
 };
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json");
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 const NO_SNIFF: HeaderValue = HeaderValue::from_static("nosniff");
@@ -47,10 +50,11 @@ pub struct Observing {
     pub tracer: Option<Tracer>,
 }
 
-/// Observes what passes.
+/// Observes the requests of one route.
 #[derive(Clone, Debug)]
 pub struct ObserveLayer {
     shared: Arc<Shared>,
+    route: Route,
 }
 
 #[derive(Debug)]
@@ -58,16 +62,37 @@ struct Shared {
     observing: Observing,
     policy: LivePolicy,
     proxies: TrustedProxies,
-    /// That the proxies report clients where nobody looks is told once.
-    told_of_overlooked: Once,
+    /// Said once: the proxies report clients where nobody looks.
+    warned_of_overlooked: Once,
+}
+
+impl ObserveLayer {
+    #[must_use]
+    pub fn new(observing: Observing, policy: LivePolicy, proxies: TrustedProxies) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                observing,
+                policy,
+                proxies,
+                warned_of_overlooked: Once::new(),
+            }),
+            route: Route::Other,
+        }
+    }
+
+    /// The same for the requests of `route`.
+    #[must_use]
+    pub fn of(&self, route: Route) -> Self {
+        let shared = self.shared.clone();
+        Self { shared, route }
+    }
 }
 
 impl Shared {
-    fn client_address<B>(&self, peer: Peer, request: &Request<B>) -> Option<IpAddr> {
-        let headers = request.headers();
+    fn client_address(&self, peer: Peer, headers: &HeaderMap) -> Option<IpAddr> {
         if self.proxies.overlook(peer, headers) {
             self.observing.metrics.http.forwarded_ignored();
-            self.told_of_overlooked.call_once(|| {
+            self.warned_of_overlooked.call_once(|| {
                 warn!(
                     peer.address = peer.address().map(tracing::field::display),
                     "a trusted proxy reports clients in another field than server.forwarded_header names; it is ignored"
@@ -77,28 +102,18 @@ impl Shared {
         self.proxies.client_address(peer, headers)
     }
 
-    fn begin_span<B>(
-        &self,
-        request: &Request<B>,
-        route: Route,
-        caller: Option<SpanContext>,
-    ) -> Span {
+    fn begin_span(&self, method: &Method, route: Route, caller: Option<SpanContext>) -> Span {
         match &self.observing.tracer {
             // Probes ask for it all day.
-            Some(tracer) if route != Route::Health => begin_span(tracer, request, route, caller),
+            Some(tracer) if route != Route::Health => begin_span(tracer, method, route, caller),
             Some(_) | None => Span::default(),
         }
     }
 }
 
-/// Below the caller's span, where one was told.
-fn begin_span<B>(
-    tracer: &Tracer,
-    request: &Request<B>,
-    route: Route,
-    caller: Option<SpanContext>,
-) -> Span {
-    let method = known_method(request.method());
+/// Below the caller's span, where the request names one.
+fn begin_span(tracer: &Tracer, method: &Method, route: Route, caller: Option<SpanContext>) -> Span {
+    let method = known_method(method);
     let template = template(route);
     let name = match (method, template) {
         (Some(method), Some(template)) => format!("{method} {template}").into(),
@@ -121,52 +136,28 @@ fn known_method(method: &Method) -> Option<&'static str> {
     KNOWN.into_iter().find(|known| *known == method.as_str())
 }
 
-/// The route as OpenTelemetry's conventions name it.
-fn template(route: Route) -> Option<&'static str> {
-    match route {
-        Route::Tasks => Some("/spaces/{space_token}/tasks"),
-        Route::BrowserTokens => Some("/browser-tokens"),
-        Route::OpenApi => Some("/openapi.json"),
-        Route::Health => Some("/healthz"),
-        Route::Other => None,
-    }
-}
-
-impl ObserveLayer {
-    #[must_use]
-    pub fn new(observing: Observing, policy: LivePolicy, proxies: TrustedProxies) -> Self {
-        Self {
-            shared: Arc::new(Shared {
-                observing,
-                policy,
-                proxies,
-                told_of_overlooked: Once::new(),
-            }),
-        }
-    }
-}
-
 impl<S> Layer<S> for ObserveLayer {
     type Service = Observe<S>;
 
     fn layer(&self, inner: S) -> Observe<S> {
         Observe {
             inner,
-            shared: self.shared.clone(),
+            layer: self.clone(),
         }
     }
 }
 
-/// The outermost service of the data listener.
+/// The outermost service of a route.
 #[derive(Clone, Debug)]
 pub struct Observe<S> {
     inner: S,
-    shared: Arc<Shared>,
+    layer: ObserveLayer,
 }
 
-impl<S, B> Service<Request<B>> for Observe<S>
+impl<S, B, R> Service<Request<B>> for Observe<S>
 where
-    S: Service<Box<Asked<B>>, Response = Answer>,
+    S: Service<Request<B>, Response = Response<R>>,
+    R: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
 {
     type Response = Response<Body>;
     type Error = S::Error;
@@ -177,100 +168,20 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let ConnectionInfo { peer, certificate } = request
-            .extensions_mut()
-            .remove()
-            .expect("the server tells of the connection");
-        let shared = &self.shared;
-        let id = request_id(request.headers().get(REQUEST_ID));
-        let caller = traceparent::read(request.headers());
-        let caller_trace = caller.as_ref().map(SpanContext::trace_id);
-        let route = route(request.uri().path());
-        let span = shared.begin_span(&request, route, caller);
-        let client_address = shared.client_address(peer, &request);
-        let seen = Seen {
-            started: Instant::now(),
-            route,
-            method: request.method().clone(),
-            id: id.clone(),
-            trace_id: span.context().trace_id().or(caller_trace),
-            peer,
-            client_address,
-            in_flight: shared.observing.metrics.http.request_in_flight(),
-            shared: shared.clone(),
-            span,
-        };
-        let (head, body) = request.into_parts();
-        let asked = Box::new(Asked {
-            head,
-            body,
-            certificate,
-            client_address,
-            route,
-            id,
-            trace: seen.span.context().clone(),
-            policy: shared.policy.load_full(),
-            client: None,
-        });
+        let (incoming, context) = IncomingRequest::new(&self.layer, &request);
+        request.extensions_mut().insert(context);
         ObserveFuture {
-            inner: self.inner.call(asked),
-            seen: Some(seen),
+            inner: self.inner.call(request),
+            incoming: Some(incoming),
         }
     }
 }
 
-/// The route of `path`, by its form alone: whoever is refused is counted under it too.
-pub(in crate::api) fn route(path: &str) -> Route {
-    match path {
-        "/openapi.json" => Route::OpenApi,
-        "/healthz" => Route::Health,
-        "/browser-tokens" => Route::BrowserTokens,
-        _ if named_space(path).is_some() => Route::Tasks,
-        _ => Route::Other,
-    }
-}
-
-/// What stands in the space's place of a path of the tasks route, still percent-encoded.
-///
-/// Nothing at all is a bad token, not another route.
-pub(in crate::api) fn named_space(path: &str) -> Option<&str> {
-    let path = path.strip_suffix('/').unwrap_or(path);
-    path.strip_prefix("/spaces/")
-        .or_else(|| path.strip_prefix("/api/v2/platform/spaces/"))?
-        .strip_suffix("/tasks")
-        // Byte by byte: each request comes here twice, and `contains` made a hit 2 % dearer.
-        .filter(|space| space.bytes().all(|byte| byte != b'/'))
-}
-
-fn text(id: &HeaderValue) -> &str {
-    id.to_str().unwrap_or_default()
-}
-
-fn request_id(given: Option<&HeaderValue>) -> HeaderValue {
-    let fit = |value: &&HeaderValue| {
-        let bytes = value.as_bytes();
-        (1..=64).contains(&bytes.len())
-            && bytes
-                .iter()
-                .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(byte))
-    };
-    given.filter(fit).cloned().unwrap_or_else(new_id)
-}
-
-/// 128 random bits in hex: ids need to differ, not to be secret.
-fn new_id() -> HeaderValue {
-    let mut digits = [0; 32];
-    write_hex(&fastrand::u128(..).to_ne_bytes(), &mut digits);
-    // Owned, so that the first copy allocates nothing.
-    let digits = Bytes::from_owner(digits);
-    HeaderValue::from_maybe_shared(digits).expect("hex digits are visible ASCII")
-}
-
 /// What is known of a request while it runs.
 #[derive(Debug)]
-struct Seen {
+struct IncomingRequest {
     started: Instant,
-    route: Route,
+    layer: ObserveLayer,
     method: Method,
     id: HeaderValue,
     trace_id: Option<TraceId>,
@@ -279,81 +190,117 @@ struct Seen {
     /// The peer's, or the one that a trusted proxy reports.
     client_address: Option<IpAddr>,
     in_flight: GaugeGuard,
-    shared: Arc<Shared>,
 }
 
-impl Seen {
+impl IncomingRequest {
+    fn new<B>(layer: &ObserveLayer, request: &Request<B>) -> (Self, RequestContext) {
+        let ObserveLayer { shared, route } = layer;
+        let (headers, method) = (request.headers(), request.method());
+        let connection = request.extensions().get::<ConnectionInfo>();
+        let peer = connection.expect("the server tells of the connection").peer;
+        let caller = traceparent::read(headers);
+        let caller_trace = caller.as_ref().map(SpanContext::trace_id);
+        let span = shared.begin_span(method, *route, caller);
+        let context = RequestContext {
+            id: request_id(headers),
+            trace: span.context().clone(),
+            policy: shared.policy.load_full(),
+            client_address: shared.client_address(peer, headers),
+            client: None,
+        };
+        let incoming = Self {
+            started: Instant::now(),
+            layer: layer.clone(),
+            method: method.clone(),
+            id: context.id.clone(),
+            trace_id: span.context().trace_id().or(caller_trace),
+            span,
+            peer,
+            client_address: context.client_address,
+            in_flight: shared.observing.metrics.http.request_in_flight(),
+        };
+        (incoming, context)
+    }
+
     /// Counts and logs a request whose client went away before there was an answer: hyper drops it then.
     fn cancelled(mut self) {
         self.span.fail(CANCELLED);
         let took = self.started.elapsed();
-        self.metrics().http.cancelled(self.route, took);
-        self.log(&Told {
+        self.metrics().http.cancelled(self.layer.route, took);
+        self.log(&Outcome {
             took,
             code: Some(CANCELLED),
-            ..Told::default()
+            ..Outcome::default()
         });
     }
 
-    fn finish(mut self, answer: Answer) -> Response<Body> {
-        let Answer {
-            mut response,
-            facts,
-        } = answer;
-        self.dress(&mut response);
-        // Refused as a parser would.
-        let is_bare = response.status().is_client_error()
-            && response.extensions().get::<ApiError>().is_none();
-        self.report(&response, facts.as_ref());
-        let headers = response.headers_mut();
-        headers.insert(REQUEST_ID, self.id);
-        if !is_bare {
-            headers.insert(header::X_CONTENT_TYPE_OPTIONS, NO_SNIFF);
+    fn finish<R>(mut self, response: Response<R>) -> Response<Body>
+    where
+        R: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+    {
+        let (mut head, body) = response.into_parts();
+        let record = head.extensions.remove().unwrap_or_default();
+        let error: Option<ApiError> = head.extensions.remove();
+        let problem = error
+            .as_ref()
+            .map(|error| self.problem(error, &mut head.headers));
+        let instead = if self.method == Method::HEAD {
+            tell_length(&mut head.headers, &body);
+            Some(Bytes::new())
+        } else {
+            problem
+        };
+        let length = match &instead {
+            Some(bytes) => u64::try_from(bytes.len()).ok(),
+            None => body.size_hint().exact(),
+        };
+        let outcome = Outcome {
+            took: self.started.elapsed(),
+            status: Some(head.status),
+            code: error.as_ref().map(ApiError::code),
+            bytes: length,
+            record,
+        };
+        self.report(head.status, &outcome);
+        head.headers.insert(REQUEST_ID, self.id);
+        // A refusal that is no error of ours looks like one of the parser's.
+        if error.is_some() || !head.status.is_client_error() {
+            head.headers
+                .insert(header::X_CONTENT_TYPE_OPTIONS, NO_SNIFF);
         }
-        response.body_mut().hold_in_flight(self.in_flight);
-        response
+        // Whatever is sent in its place, the body keeps what it holds until that has left.
+        let body = match instead {
+            Some(bytes) => Body::new(Guarded::new(Full::new(bytes), (body, self.in_flight))),
+            None => Body::new(Guarded::new(body, self.in_flight)),
+        };
+        Response::from_parts(head, body)
     }
 
-    /// Gives an error its body and the fields that every error has.
-    fn dress(&self, response: &mut Response<Body>) {
-        let Some(error) = response.extensions().get::<ApiError>() else {
-            return;
-        };
+    /// The body of an error, whose fields are written to `headers`.
+    fn problem(&self, error: &ApiError, headers: &mut HeaderMap) -> Bytes {
         let body = error.body(text(&self.id));
-        let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, PROBLEM);
         headers.insert(header::CACHE_CONTROL, NO_STORE);
         // CORS may have said more.
         headers.entry(header::VARY).or_insert(VARY);
         headers.insert(header::CONTENT_LENGTH, body.len().into());
-        // hyper leaves it out of HTTP/1 alone (RFC 9110 section 9.3.2).
-        if self.method != Method::HEAD {
-            response.body_mut().set(body);
-        }
+        body
     }
 
-    fn report(&mut self, response: &Response<Body>, facts: Option<&Facts>) {
-        let took = self.started.elapsed();
-        let account = facts.map(|facts| &facts.account);
+    fn report(&mut self, status: StatusCode, outcome: &Outcome) {
+        let account = outcome.record.account.as_ref();
         self.metrics()
             .http
-            .answered(self.route, response.status(), account, took);
-        let code = response.extensions().get().map(ApiError::code);
-        if let Some(code) = code {
+            .answered(self.layer.route, status, account, outcome.took);
+        if let Some(code) = outcome.code {
             self.metrics().http.error(code);
         }
-        self.trace(response.status(), code, facts);
-        self.log(&Told {
-            took,
-            facts,
-            status: Some(response.status()),
-            code,
-            bytes: response.body().size_hint().exact(),
-        });
+        self.trace(status, outcome);
+        self.log(outcome);
     }
 
     /// What the request's span tells at its end; a refusal is the client's failure, not ours.
-    fn trace(&mut self, status: StatusCode, code: Option<&'static str>, facts: Option<&Facts>) {
+    fn trace(&mut self, status: StatusCode, outcome: &Outcome) {
         if self.span.context().is_off() {
             return;
         }
@@ -364,19 +311,20 @@ impl Seen {
         if let Some(address) = self.client_address {
             self.span.set("client.address", address.to_string());
         }
-        if let Some(facts) = facts {
+        let record = &outcome.record;
+        if let Some(account) = &record.account {
             self.span
-                .set("gateway.client", facts.account.client().to_string());
+                .set("gateway.client", account.client().to_string());
             self.span
-                .set("gateway.upstream.calls", i64::from(facts.upstream_calls));
-            if let Some(space) = &facts.space {
-                self.span.set("gateway.space", space.as_str().to_owned());
-            }
-            if let Some(outcome) = facts.cache {
-                self.span.set("gateway.cache.outcome", outcome);
-            }
+                .set("gateway.upstream.calls", i64::from(record.upstream_calls));
         }
-        match code {
+        if let Some(space) = &record.space {
+            self.span.set("gateway.space", space.as_str().to_owned());
+        }
+        if let Some(outcome) = record.cache {
+            self.span.set("gateway.cache.outcome", outcome.as_str());
+        }
+        match outcome.code {
             Some(code) if status.is_server_error() => self.span.fail(code),
             Some(code) => self.span.set("error.type", code),
             None => {}
@@ -384,46 +332,57 @@ impl Seen {
     }
 
     /// The one line of a request.
-    fn log(&self, told: &Told<'_>) {
-        if self.route == Route::Health {
+    fn log(&self, outcome: &Outcome) {
+        if self.layer.route == Route::Health {
             return;
         }
-        let facts = told.facts;
-        let query = facts.and_then(|facts| facts.query);
-        self.shared.observing.access_log.write(&access::Request {
-            id: text(&self.id),
-            method: &self.method,
-            route: self.route.as_str(),
-            trace_id: self.trace_id,
-            peer: self.peer.address(),
-            client_address: self.client_address,
-            client: facts.map_or(NO_CLIENT, |facts| facts.account.client()),
-            space: facts.and_then(|facts| Some(facts.space.as_ref()?.as_str())),
-            page: query.map(|query| query.page),
-            page_size: query.map(|query| query.page_size),
-            status: told.status.map(|status| status.as_u16()),
-            code: told.code,
-            bytes: told.bytes,
-            duration_us: u64::try_from(told.took.as_micros()).unwrap_or(u64::MAX),
-            cache: facts.and_then(|facts| facts.cache),
-            age_s: facts.and_then(|facts| facts.age_s),
-            upstream_calls: facts.map(|facts| facts.upstream_calls),
-        });
+        let record = &outcome.record;
+        let account = record.account.as_ref();
+        self.layer
+            .shared
+            .observing
+            .access_log
+            .write(&access::Request {
+                id: text(&self.id),
+                method: &self.method,
+                route: self.layer.route.as_str(),
+                trace_id: self.trace_id,
+                peer: self.peer.address(),
+                client_address: self.client_address,
+                client: account.map_or(NO_CLIENT, |account| account.client()),
+                space: record.space.as_ref().map(SpaceFingerprint::as_str),
+                page: record.query.map(|query| query.page),
+                page_size: record.query.map(|query| query.page_size),
+                status: outcome.status.map(|status| status.as_u16()),
+                code: outcome.code,
+                bytes: outcome.bytes,
+                duration_us: u64::try_from(outcome.took.as_micros()).unwrap_or(u64::MAX),
+                cache: record.cache.map(CacheOutcome::as_str),
+                age_s: record.age_s,
+                upstream_calls: account.map(|_| record.upstream_calls),
+            });
     }
 
     fn metrics(&self) -> &Metrics {
-        &self.shared.observing.metrics
+        &self.layer.shared.observing.metrics
+    }
+}
+
+/// Tells a `HEAD` how long the body is that it does not get: hyper does that for HTTP/1 alone (RFC 9110 section 9.3.2).
+fn tell_length(headers: &mut HeaderMap, body: &impl http_body::Body) {
+    if let Some(length @ 1..) = body.size_hint().exact() {
+        headers.insert(header::CONTENT_LENGTH, length.into());
     }
 }
 
 /// How a request ended, as far as it came.
 #[derive(Default)]
-struct Told<'a> {
+struct Outcome {
     took: Duration,
-    facts: Option<&'a Facts>,
     status: Option<StatusCode>,
     code: Option<&'static str>,
     bytes: Option<u64>,
+    record: RequestRecord,
 }
 
 pin_project_lite::pin_project! {
@@ -432,72 +391,32 @@ pin_project_lite::pin_project! {
     pub struct ObserveFuture<F> {
         #[pin]
         inner: F,
-        seen: Option<Seen>,
+        incoming: Option<IncomingRequest>,
     }
 
     impl<F> PinnedDrop for ObserveFuture<F> {
         fn drop(this: Pin<&mut Self>) {
-            if let Some(seen) = this.project().seen.take() {
-                seen.cancelled();
+            if let Some(incoming) = this.project().incoming.take() {
+                incoming.cancelled();
             }
         }
     }
 }
 
-impl<F, E> Future for ObserveFuture<F>
+impl<F, R, E> Future for ObserveFuture<F>
 where
-    F: Future<Output = Result<Answer, E>>,
+    F: Future<Output = Result<Response<R>, E>>,
+    R: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
 {
     type Output = Result<Response<Body>, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let answer = ready!(this.inner.poll(cx))?;
-        let seen = this
-            .seen
+        let response = ready!(this.inner.poll(cx))?;
+        let incoming = this
+            .incoming
             .take()
             .expect("a future is not polled after it is ready");
-        Poll::Ready(Ok(seen.finish(answer)))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_fit_request_id_is_kept_and_any_other_replaced() {
-        let kept = |text: &str| {
-            let given = HeaderValue::from_str(text).unwrap();
-            request_id(Some(&given)) == given
-        };
-        assert!(kept("a.B-9_z") && kept(&"x".repeat(64)));
-        for bad in ["", "a b", "ä", "a/b", "\"", &"x".repeat(65)] {
-            assert!(!kept(bad), "{bad}");
-        }
-        assert_ne!(request_id(None), request_id(None));
-    }
-
-    #[test]
-    fn routes_are_told_by_the_form_of_their_path() {
-        for (path, expected) in [
-            ("/spaces/A/tasks", Route::Tasks),
-            ("/spaces/A/tasks/", Route::Tasks),
-            ("/api/v2/platform/spaces/A/tasks/", Route::Tasks),
-            ("/spaces/A/B/tasks", Route::Other),
-            ("/spaces/A/tasksx", Route::Other),
-            ("/healthz", Route::Health),
-            ("/openapi.json", Route::OpenApi),
-            ("/browser-tokens", Route::BrowserTokens),
-            ("/browser-tokens/x", Route::Other),
-            ("/browser-tokens/", Route::Other),
-            ("/healthz/", Route::Other),
-            ("/spaces//tasks", Route::Tasks),
-            ("/spaces/tasks", Route::Other),
-            ("/spaces/A/tasks//", Route::Other),
-            ("/", Route::Other),
-        ] {
-            assert_eq!(route(path), expected, "{path}");
-        }
+        Poll::Ready(Ok(incoming.finish(response)))
     }
 }

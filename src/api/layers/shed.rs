@@ -15,13 +15,12 @@ use std::{
     task::{Context, Poll},
 };
 
+use http::{Request, Response};
+use http_body::Body;
 use tower::{Layer, Service};
 
 use crate::{
-    api::{
-        ApiError,
-        exchange::{Answer, Asked, Facts},
-    },
+    api::{ApiError, body::Guarded, context::RequestContext},
     config::ServerConfig,
     service::{ConcurrencyLimit, Pages, Permit},
     telemetry::metrics::{Account, Metrics, Shed as Reason},
@@ -57,12 +56,9 @@ impl ShedLayer {
         may_hold(own, bytes, unstored, self.max_unsent_bytes)
     }
 
-    fn refusal(&self, account: &Account, reason: Reason) -> Answer {
+    fn refusal<R: Default>(&self, reason: Reason) -> Response<R> {
         self.metrics.http.shed(reason);
-        Answer {
-            facts: Some(Facts::of(account.clone())),
-            ..ApiError::Overloaded.into()
-        }
+        ApiError::Overloaded.into_answer()
     }
 }
 
@@ -107,11 +103,15 @@ pub struct Shed<S> {
     layer: ShedLayer,
 }
 
-impl<S, B> Service<Box<Asked<B>>> for Shed<S>
+/// A body that holds a client's permit.
+type Permitted<R> = Guarded<R, Option<Sending>>;
+
+impl<S, B, R> Service<Request<B>> for Shed<S>
 where
-    S: Service<Box<Asked<B>>, Response = Answer>,
+    S: Service<Request<B>, Response = Response<R>>,
+    R: Body + Default,
 {
-    type Response = Answer;
+    type Response = Response<Permitted<R>>;
     type Error = S::Error;
     type Future = ShedFuture<S::Future>;
 
@@ -119,17 +119,17 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, asked: Box<Asked<B>>) -> Self::Future {
-        let Some(client) = &asked.client else {
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let Some(client) = &RequestContext::of(&request).client else {
             return ShedFuture {
-                inner: Some(self.inner.call(asked)),
+                inner: Some(self.inner.call(request)),
                 held: None,
             };
         };
         let account = client.account.clone();
         let permit = self.layer.in_flight.take(&account);
         ShedFuture {
-            inner: permit.is_some().then(|| self.inner.call(asked)),
+            inner: permit.is_some().then(|| self.inner.call(request)),
             held: Some(Held {
                 permit,
                 account,
@@ -176,22 +176,21 @@ struct Held {
 
 impl Held {
     /// The answer with the permit, if it may take that long to leave.
-    fn send(self, mut answer: Answer) -> Answer {
-        let bytes = answer.response.body().length();
+    fn send<R: Body + Default>(self, answer: Response<R>) -> Response<Permitted<R>> {
+        let bytes = answer.body().size_hint().exact().unwrap_or(0);
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
         let permit = self.permit.and_then(|permit| {
             let most = most_sent(self.layer.in_flight.max());
             Sending::new(permit, &self.account, bytes, most)
         });
         // An error is short, and nothing shorter is to be had.
-        let is_error = answer.is_error();
+        let is_error = answer.extensions().get::<ApiError>().is_some();
         match permit {
-            Some(permit) if is_error || self.layer.has_memory_for(&self.account, bytes) => {
-                answer.response.body_mut().hold_permit(permit);
-                answer
+            Some(_) if !is_error && !self.layer.has_memory_for(&self.account, bytes) => {
+                self.layer.refusal(Reason::UnsentBytes)
             }
-            Some(_) => self.layer.refusal(&self.account, Reason::UnsentBytes),
-            None if is_error => answer,
-            None => self.layer.refusal(&self.account, Reason::MaxInFlight),
+            None if !is_error => self.layer.refusal(Reason::MaxInFlight),
+            permit => answer.map(|body| Guarded::new(body, permit)),
         }
     }
 }
@@ -208,11 +207,12 @@ pin_project_lite::pin_project! {
     }
 }
 
-impl<F, E> Future for ShedFuture<F>
+impl<F, R, E> Future for ShedFuture<F>
 where
-    F: Future<Output = Result<Answer, E>>,
+    F: Future<Output = Result<Response<R>, E>>,
+    R: Body + Default,
 {
-    type Output = Result<Answer, E>;
+    type Output = Result<Response<Permitted<R>>, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
@@ -222,7 +222,7 @@ where
             let held = this.held.take();
             let answer = answer.map(|answer| match held {
                 Some(held) => held.send(answer),
-                None => answer,
+                None => answer.map(|body| Guarded::new(body, None)),
             });
             return Poll::Ready(answer);
         }
@@ -238,7 +238,7 @@ where
         }
         // What it did so far ends here.
         this.inner.set(None);
-        let refusal = held.layer.refusal(&held.account, Reason::MaxInFlight);
+        let refusal = held.layer.refusal(Reason::MaxInFlight);
         Poll::Ready(Ok(refusal))
     }
 }

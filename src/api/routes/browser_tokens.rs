@@ -8,7 +8,7 @@ use std::{
 
 use axum::{
     body::Body,
-    extract::{Extension, RawQuery, State},
+    extract::{RawQuery, State},
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
@@ -18,9 +18,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{
     api::{
-        ApiError, Caller,
+        ApiError,
         clients::{BrowserTokens, Minted},
-        error::method_not_allowed,
+        extract::Caller,
         layers::observe::VARY,
         query,
         rate_limit::{self, RateLimit},
@@ -56,27 +56,24 @@ fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D:
 /// drawn on before its body is read: a body that is bad or never ends costs as much as a good one.
 pub async fn mint(
     State(ReadWithin(limit)): State<ReadWithin>,
-    Extension(caller): Extension<Caller>,
+    caller: Caller,
     method: Method,
     RawQuery(query): RawQuery,
     body: Body,
-) -> Response {
+) -> Result<Response, ApiError> {
     let Some(tokens) = caller.policy.clients.issuers().browser_tokens() else {
-        return ApiError::RouteNotFound.into_response();
+        return Err(ApiError::RouteNotFound);
     };
     if method != Method::POST {
-        return method_not_allowed(&[Method::POST]).map(|()| Body::empty());
+        return Err(ApiError::MethodNotAllowed { allow: "POST" });
     }
-    let limits = match admit(&caller, query.as_deref()).await {
-        Ok(limits) => limits,
-        Err(error) => return error.into_response(),
-    };
+    let limits = admit(&caller, query.as_deref()).await?;
     let mut response = match answer(tokens, &caller, body, limit).await {
         Ok(minted) => respond(&minted),
         Err(error) => error.into_response(),
     };
     rate_limit::write(&limits, response.headers_mut());
-    response
+    Ok(response)
 }
 
 /// Whether the caller may mint, and may mint now; what is left of its limits.

@@ -1,21 +1,22 @@
 //! `GET /spaces/{space_token}/tasks`: a page of tasks.
 
-use std::{convert::Infallible, mem, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri, header, request::Parts,
+use axum::{
+    body::Body,
+    extract::{Request, State},
+    response::{IntoResponse, Response},
 };
-use http_body::Body as _;
-use percent_encoding::percent_decode_str;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request::Parts};
+use http_body_util::Full;
 
 use crate::{
     api::{
         ApiError, Client, Data, Policy,
-        error::method_not_allowed,
-        exchange::{Answer, Asked, Body, Facts, whole},
-        layers::observe::{VARY, named_space},
-        query,
+        body::Guarded,
+        context::RequestRecord,
+        extract::{Caller, Page, Reading, Space},
+        layers::observe::VARY,
         rate_limit::{self, RateLimit},
     },
     cache::{
@@ -24,7 +25,7 @@ use crate::{
         freshness::permitted,
         http_semantics::{Coding, RequestDirectives, accepts_identity, negotiate, not_modified},
     },
-    domain::{ListId, PageQuery, SpaceFingerprint, SpaceToken},
+    domain::{ListId, SpaceToken},
     service::{ClientRequest, Served},
     upstream::Credential,
 };
@@ -38,124 +39,66 @@ const CODINGS: [Coding; 3] = [Coding::Brotli, Coding::Zstd, Coding::Gzip];
 
 /// Answers with the page that path and query name.
 ///
-/// # Panics
-///
-/// Panics where [`crate::api::layers::internal_auth`] has not let the request through.
-pub async fn answer(data: Data, asked: Box<Asked>) -> Result<Answer, Infallible> {
-    let is_head = asked.head.method == Method::HEAD;
-    if !is_head && asked.head.method != Method::GET {
-        let refusal = method_not_allowed(&[Method::GET, Method::HEAD]);
-        return Ok(refused(refusal, known(asked.client.as_ref()), None));
-    }
-    let mut answer = page(&data, asked).await;
-    if is_head {
-        leave_body_out(&mut answer.response);
-    }
-    Ok(answer)
-}
-
-/// hyper does it for HTTP/1 alone (RFC 9110 section 9.3.2), and tells the length only of a body that there is.
-fn leave_body_out(response: &mut Response<Body>) {
-    let body = mem::replace(response.body_mut(), whole(Bytes::new()));
-    if let Some(length @ 1..) = body.size_hint().exact() {
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_LENGTH, length.into());
-    }
-}
-
-/// Checked in the order in which things may be told: path and query, then whether the client may read the space, then how often it
-/// may ask, then the cache.
-async fn page(data: &Data, mut asked: Box<Asked>) -> Answer {
-    // Nothing to wait for, and it would keep its connection's window.
-    drop(asked.body);
-    let policy = &asked.policy;
-    let client = known(asked.client.as_ref());
-    let (space, query) = match read(policy, &asked.head.uri) {
-        Ok(read) => read,
-        Err(error) => return refused(error, client, None),
+/// Checked in the order in which things may be told: method, path and query, then whether the client may read the space, then how often
+/// it may ask, then the cache.
+pub async fn page(
+    State(data): State<Data>,
+    _: Reading,
+    Space(space): Space,
+    Page(query): Page,
+    caller: Caller,
+    request: Request,
+) -> Response {
+    // Nothing waits for the body, and it would keep its connection's window.
+    let (request, _) = request.into_parts();
+    let mut record = RequestRecord {
+        query: Some(query),
+        ..RequestRecord::default()
     };
-    let Admitted { credential, limits } = match admit(client, &space).await {
+    let admitted = match admit(&caller.client, &space).await {
         Ok(admitted) => admitted,
-        Err(error) => return refused(error, client, Some((space.fingerprint(), query))),
+        Err(error) => {
+            record.space = Some(space.fingerprint());
+            return recorded(error, record);
+        }
     };
-    let asks_for = RequestDirectives::parse(&asked.head.headers);
     let ask = ClientRequest {
-        credential,
-        upstream: policy.upstream.clone(),
+        credential: admitted.credential,
+        upstream: caller.policy.upstream.clone(),
         space,
         list: ListId::TASKS,
         query,
-        directives: permitted(asks_for, client.may_refresh),
-        account: client.account.clone(),
-        request_id: asked.id,
-        trace: asked.trace,
+        directives: permitted(
+            RequestDirectives::parse(&request.headers),
+            caller.client.may_refresh,
+        ),
+        account: caller.client.account.clone(),
+        request_id: caller.request_id.clone(),
+        trace: caller.trace.clone(),
     };
-    let mut answer = serve(data, client, policy, &ask, &mut asked.head).await;
-    rate_limit::write(&limits, answer.response.headers_mut());
-    answer
-}
-
-fn known(client: Option<&Arc<Client>>) -> &Client {
-    client.expect("authentication lets nobody through without a name")
-}
-
-/// A refusal before the cache is asked.
-fn refused(
-    refusal: impl Into<Answer>,
-    client: &Client,
-    page: Option<(SpaceFingerprint, PageQuery)>,
-) -> Answer {
-    Answer {
-        facts: Some(facts_of(client, page)),
-        ..refusal.into()
-    }
-}
-
-/// What is known of a request before the cache is asked.
-fn facts_of(client: &Client, page: Option<(SpaceFingerprint, PageQuery)>) -> Facts {
-    let (space, query) = page.unzip();
-    Facts {
-        space,
-        query,
-        ..Facts::of(client.account.clone())
-    }
-}
-
-async fn serve(
-    data: &Data,
-    client: &Client,
-    policy: &Policy,
-    ask: &ClientRequest,
-    request: &mut Parts,
-) -> Answer {
-    match data.pages.page(ask).await {
+    let mut response = match data.pages.page(&ask).await {
         Ok(served) => {
-            let facts = Facts {
-                cache: Some(served.status.outcome().as_str()),
-                age_s: Some(served.age().as_secs()),
-                upstream_calls: served.calls,
-                ..facts_of(
-                    client,
-                    Some((served.page.space_fingerprint().clone(), ask.query)),
-                )
-            };
-            Answer {
-                response: respond(data, client, policy, &served, request).await,
-                facts: Some(facts),
-            }
+            record.space = Some(served.page.space_fingerprint().clone());
+            record.cache = Some(served.status.outcome());
+            record.age_s = Some(served.age().as_secs());
+            record.upstream_calls = served.calls;
+            recorded(respond(&data, &caller, &served, &request).await, record)
         }
         Err(error) => {
-            let facts = Facts {
-                cache: Some(error.status.outcome().as_str()),
-                upstream_calls: error.calls,
-                ..facts_of(client, Some((ask.space.fingerprint(), ask.query)))
-            };
-            Answer {
-                facts: Some(facts),
-                ..Answer::from(ApiError::from(error))
-            }
+            record.space = Some(ask.space.fingerprint());
+            record.cache = Some(error.status.outcome());
+            record.upstream_calls = error.calls;
+            recorded(ApiError::from(error), record)
         }
-    }
+    };
+    rate_limit::write(&admitted.limits, response.headers_mut());
+    response
+}
+
+fn recorded(response: impl IntoResponse, record: RequestRecord) -> Response {
+    let mut response = response.into_response();
+    response.extensions_mut().insert(record);
+    response
 }
 
 /// What a request may go on with.
@@ -180,33 +123,15 @@ async fn admit(client: &Client, space: &SpaceToken) -> Result<Admitted, ApiError
     })
 }
 
-fn read(policy: &Policy, uri: &Uri) -> Result<(SpaceToken, PageQuery), ApiError> {
-    let space = named_space(uri.path()).and_then(|space| {
-        // No token has a percent sign.
-        SpaceToken::new(space).ok().or_else(|| {
-            let space = percent_decode_str(space).decode_utf8().ok()?;
-            SpaceToken::new(&space).ok()
-        })
-    });
-    let query = query::parse(uri.query().unwrap_or_default(), &policy.route);
-    Ok((space.ok_or(ApiError::InvalidSpaceToken)?, query?))
-}
-
 /// The answer for a page that was found: 304 where the client has it already.
-async fn respond(
-    data: &Data,
-    client: &Client,
-    policy: &Policy,
-    served: &Served,
-    request: &mut Parts,
-) -> Response<Body> {
-    let shown = data.pages.shown(served, client.view.as_ref()).await;
-    let coding = coding(&request.headers, served, &shown);
-    let mut response = answering(&mut request.headers);
+async fn respond(data: &Data, caller: &Caller, served: &Served, request: &Parts) -> Response {
+    let view = caller.client.view.as_ref();
+    let shown = data.pages.shown(served, view).await;
+    let mut response = Response::new(Body::empty());
     let headers = response.headers_mut();
-    describe(policy, served, headers);
+    describe(&caller.policy, served, headers);
     headers.insert(header::ETAG, shown.etag().clone());
-    let Some((coding, busy)) = coding else {
+    let Some((coding, busy)) = coding(&request.headers, served, &shown) else {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         return response;
     };
@@ -220,10 +145,11 @@ async fn respond(
         }
         // The length is left to hyper, which writes it without an allocation.
         None => {
-            let body = body(data, served, shown.forms(), (coding, busy)).await;
-            let coding = body.coding;
-            *response.body_mut() = Body::of_page(body);
-            coding
+            let coded = body(data, served, shown.forms(), (coding, busy)).await;
+            // It counts as memory until it has left.
+            let body = Guarded::new(Full::new(coded.bytes), coded.counted);
+            *response.body_mut() = Body::new(body);
+            coded.coding
         }
     };
     if coding != Coding::Identity {
@@ -254,16 +180,6 @@ fn coding(request: &HeaderMap, served: &Served, shown: &Shown<'_>) -> Option<(Co
         (true, true) => (accepted, WhenBusy::Identity),
         (false, true) => (Coding::Identity, WhenBusy::Identity),
     })
-}
-
-/// An answer in the map that the request's header came in, emptied: hyper keeps it from request to request, so that none is
-/// allocated for a hit.
-fn answering(of_request: &mut HeaderMap) -> Response<Body> {
-    let mut headers = mem::take(of_request);
-    headers.clear();
-    let mut response = Response::new(whole(Bytes::new()));
-    *response.headers_mut() = headers;
-    response
 }
 
 async fn body(

@@ -1,0 +1,67 @@
+//! What a request's extensions tell its handler, and what its response's tell the edge.
+
+use std::{net::IpAddr, sync::Arc};
+
+use http::{HeaderValue, Request};
+
+use super::{Client, Policy};
+use crate::{
+    domain::{PageQuery, SpaceFingerprint},
+    telemetry::{
+        metrics::{Account, CacheOutcome},
+        traces::TraceContext,
+    },
+};
+
+/// What the layers know of a request; one of its extensions.
+#[derive(Clone, Debug)]
+pub struct RequestContext {
+    /// The client's own if it is fit, else a new one.
+    pub id: HeaderValue,
+    /// Where the request's own span is.
+    pub trace: TraceContext,
+    /// What was in force when it came: it is judged by that from its first check to its answer.
+    pub policy: Arc<Policy>,
+    /// The peer's, or the one that a trusted proxy reports.
+    pub client_address: Option<IpAddr>,
+    /// Who asks; `None` before authentication, and where a route is served to anybody.
+    pub client: Option<Arc<Client>>,
+}
+
+const OBSERVED: &str = "`observe` is around every other layer";
+
+impl RequestContext {
+    /// That of `request`.
+    ///
+    /// # Panics
+    ///
+    /// Panics where [`super::layers::observe`] is not around the caller.
+    #[must_use]
+    pub fn of<B>(request: &Request<B>) -> &Self {
+        request.extensions().get().expect(OBSERVED)
+    }
+
+    /// As [`RequestContext::of`], to be changed.
+    ///
+    /// # Panics
+    ///
+    /// As [`RequestContext::of`].
+    #[must_use]
+    pub fn of_mut<B>(request: &mut Request<B>) -> &mut Self {
+        request.extensions_mut().get_mut().expect(OBSERVED)
+    }
+}
+
+/// What became of a request, for metrics, traces and the access log; one of its response's extensions.
+#[derive(Clone, Debug, Default)]
+pub struct RequestRecord {
+    /// `None` where it is not known who asks.
+    pub account: Option<Account>,
+    pub space: Option<SpaceFingerprint>,
+    /// Which page of it.
+    pub query: Option<PageQuery>,
+    pub cache: Option<CacheOutcome>,
+    pub age_s: Option<u64>,
+    /// What the request cost: 0 where the page was stored, or fetched for another.
+    pub upstream_calls: u32,
+}

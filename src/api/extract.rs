@@ -1,0 +1,95 @@
+//! What handlers take out of a request, each with the error of its own.
+
+use std::sync::Arc;
+
+use axum::extract::{FromRequestParts, Path};
+use http::{HeaderValue, Method, request::Parts};
+use serde::Deserialize;
+
+use super::{ApiError, Client, Policy, context::RequestContext, query};
+use crate::{
+    domain::{PageQuery, SpaceToken},
+    telemetry::traces::TraceContext,
+};
+
+/// That the method is `GET` or `HEAD`. First among a handler's arguments: a method is judged before path and query.
+#[derive(Clone, Copy, Debug)]
+pub struct Reading;
+
+impl<S: Send + Sync> FromRequestParts<S> for Reading {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        match parts.method {
+            Method::GET | Method::HEAD => Ok(Self),
+            _ => Err(ApiError::MethodNotAllowed { allow: "GET, HEAD" }),
+        }
+    }
+}
+
+/// The space that the path names.
+#[derive(Clone, Debug)]
+pub struct Space(pub SpaceToken);
+
+impl<S: Send + Sync> FromRequestParts<S> for Space {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        #[derive(Deserialize)]
+        struct Named {
+            space_token: String,
+        }
+        let named = Path::<Named>::from_request_parts(parts, state).await;
+        let Path(Named { space_token }) = named.map_err(|_| ApiError::InvalidSpaceToken)?;
+        let space = SpaceToken::new(&space_token);
+        Ok(Self(space.map_err(|_| ApiError::InvalidSpaceToken)?))
+    }
+}
+
+/// The page that the query names.
+#[derive(Clone, Copy, Debug)]
+pub struct Page(pub PageQuery);
+
+impl<S: Send + Sync> FromRequestParts<S> for Page {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        let config = &context(parts).policy.route;
+        query::parse(parts.uri.query().unwrap_or_default(), config).map(Self)
+    }
+}
+
+/// Who asks, and the policy that let them in.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    pub client: Arc<Client>,
+    pub policy: Arc<Policy>,
+    pub request_id: HeaderValue,
+    pub trace: TraceContext,
+}
+
+/// Panics where [`super::layers::internal_auth`] has not let the request through.
+impl<S: Send + Sync> FromRequestParts<S> for Caller {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        let RequestContext {
+            id,
+            trace,
+            policy,
+            client,
+            client_address: _,
+        } = context(parts).clone();
+        Ok(Self {
+            client: client.expect("authentication lets nobody through without a name"),
+            policy,
+            request_id: id,
+            trace,
+        })
+    }
+}
+
+fn context(parts: &Parts) -> &RequestContext {
+    let context = parts.extensions.get();
+    context.expect("`observe` is around every handler")
+}
