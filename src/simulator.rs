@@ -1,4 +1,4 @@
-//! A simulated upstream: Unpod's tasks endpoint with its habits and its failures, in this process.
+//! A simulated upstream: Unpod's lists of tasks and runs, with its habits and its failures, in this process.
 //!
 //! It serves `unpod-gateway simulate-upstream`, `unpod-gateway demo` and the integration tests. Nothing here is global:
 //! several simulators run side by side. It shares no code with the gateway, lest both err alike.
@@ -11,6 +11,7 @@ mod control;
 mod fault;
 mod fault_proxy;
 mod ledger;
+mod listing;
 mod paging;
 mod quota;
 mod random;

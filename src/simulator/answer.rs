@@ -7,6 +7,7 @@ use super::{
     body::Body,
     bomb::gzip_bomb,
     ledger::Busy,
+    listing::Listing,
     quota::Standing,
     world::{Refusal, Unauthorized},
 };
@@ -103,12 +104,15 @@ impl Answer {
         Self::json(StatusCode::OK, body)
     }
 
-    pub(super) fn refused(refusal: Refusal) -> Self {
-        Self::json(StatusCode::PARTIAL_CONTENT, refusal_body(refusal))
+    pub(super) fn refused(refusal: Refusal, listing: Listing<'_>) -> Self {
+        Self::json(StatusCode::PARTIAL_CONTENT, refusal_body(refusal, listing))
     }
 
-    fn fetch_failed(inner: &str) -> Self {
-        Self::json(StatusCode::PARTIAL_CONTENT, fetch_failed_body(inner))
+    fn fetch_failed(inner: &str, listing: Listing<'_>) -> Self {
+        Self::json(
+            StatusCode::PARTIAL_CONTENT,
+            fetch_failed_body(inner, listing),
+        )
     }
 
     pub(super) fn unauthorized(reason: Unauthorized, language: Language) -> Self {
@@ -162,16 +166,16 @@ impl Answer {
         Self::html(status, &title, &format!("<h1>{title}</h1>"))
     }
 
-    pub(super) fn inner_failed() -> Self {
-        Self::refused(Refusal::InnerFailure)
+    pub(super) fn inner_failed(listing: Listing<'_>) -> Self {
+        Self::refused(Refusal::InnerFailure, listing)
     }
 
-    pub(super) fn inner_html() -> Self {
-        Self::fetch_failed(INNER_HTML)
+    pub(super) fn inner_html(listing: Listing<'_>) -> Self {
+        Self::fetch_failed(INNER_HTML, listing)
     }
 
-    pub(super) fn inner_slow_down() -> Self {
-        Self::fetch_failed(r#"{"detail":"slow down"}"#)
+    pub(super) fn inner_slow_down(listing: Listing<'_>) -> Self {
+        Self::fetch_failed(r#"{"detail":"slow down"}"#, listing)
     }
 
     pub(super) fn token_expired() -> Self {
@@ -192,8 +196,10 @@ impl Answer {
         Self::html(StatusCode::OK, "Unpod", "<h1>Sign In</h1>")
     }
 
-    pub(super) fn null_data() -> Self {
-        let body = r#"{"count":null,"status_code":200,"message":"Tasks Fetched Successfully","data":null}"#;
+    pub(super) fn null_data(listing: Listing<'_>) -> Self {
+        let success = listing.success();
+        let body =
+            format!(r#"{{"count":null,"status_code":200,"message":"{success}","data":null}}"#);
         Self::json(StatusCode::OK, body)
     }
 
@@ -249,6 +255,14 @@ impl Answer {
             )
     }
 
+    /// Names the methods that the list allows, where any are named.
+    pub(super) fn allowing(mut self, listing: Listing<'_>) -> Self {
+        if let Some(allowed) = self.headers.get_mut(header::ALLOW) {
+            *allowed = HeaderValue::from_static(listing.allowed());
+        }
+        self
+    }
+
     /// Sets a header.
     pub(super) fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.headers.insert(name, value);
@@ -264,24 +278,29 @@ impl Answer {
 }
 
 /// Returns the body of a business error.
-pub(super) fn refusal_body(refusal: Refusal) -> String {
+pub(super) fn refusal_body(refusal: Refusal, listing: Listing<'_>) -> String {
     let message = match refusal {
         Refusal::UnknownSpace => "Invalid Space Token",
-        Refusal::NoRole => "You Don't have Access to this Space",
+        Refusal::NoRole => listing.no_role(),
         Refusal::ViewerOnly => "You Don't have Access to do operation to this Space",
-        Refusal::NegativeSkip => return fetch_failed_body(r#"{"detail":"skip must be >= 0"}"#),
-        Refusal::TooLarge => {
-            return fetch_failed_body(r#"{"detail":"MongoDB can only handle up to 8-byte ints"}"#);
+        Refusal::NegativeSkip => {
+            return fetch_failed_body(r#"{"detail":"skip must be >= 0"}"#, listing);
         }
-        Refusal::InnerFailure => return fetch_failed_body("Internal Server Error"),
+        Refusal::TooLarge => {
+            return fetch_failed_body(
+                r#"{"detail":"MongoDB can only handle up to 8-byte ints"}"#,
+                listing,
+            );
+        }
+        Refusal::InnerFailure => return fetch_failed_body("Internal Server Error", listing),
     };
     format!(r#"{{"status_code":206,"message":"{message}","data":{{}}}}"#)
 }
 
-fn fetch_failed_body(inner: &str) -> String {
-    let inner = serde_json::Value::from(inner);
+fn fetch_failed_body(inner: &str, listing: Listing<'_>) -> String {
+    let (inner, failure) = (serde_json::Value::from(inner), listing.failure());
     format!(
-        r#"{{"status_code":206,"message":"Tasks Fetch Failed","data":{{"errors":{inner}}},"errors":{inner}}}"#
+        r#"{{"status_code":206,"message":"{failure}","data":{{"errors":{inner}}},"errors":{inner}}}"#
     )
 }
 

@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use super::{
-    Fault, RecordedRequest, Scripted, Shared, answer::refusal_body, paging::TaskQuery, quota::Quota,
+    Fault, RecordedRequest, Scripted, Shared, answer::refusal_body, listing::Listing,
+    paging::TaskQuery, quota::Quota,
 };
 
 /// A handle on a running simulator; clones are handles on the same one.
@@ -92,12 +93,19 @@ impl Control {
 
     /// Returns the body, byte for byte, that the space's own organization would be answered now.
     pub fn expect_page(&self, space: &str, page: u64, size: u64) -> Vec<u8> {
-        let answer = self
-            .0
-            .world
-            .lock()
-            .own_page(space, &TaskQuery::page(page, size));
-        answer.unwrap_or_else(|refusal| refusal_body(refusal).into_bytes())
+        self.expect_list(space, "tasks", page, size)
+    }
+
+    /// The same of any list, by its path below the space, such as `runs/R1/tasks`.
+    ///
+    /// # Panics
+    ///
+    /// Panics where no list is served there.
+    pub fn expect_list(&self, space: &str, path: &str, page: u64, size: u64) -> Vec<u8> {
+        let listing = Listing::at(path).expect("a list is served at the path");
+        let query = TaskQuery::page(page, size);
+        let answer = self.0.world.lock().own_page(space, listing, &query);
+        answer.unwrap_or_else(|refusal| refusal_body(refusal, listing).into_bytes())
     }
 
     /// Returns the ids of the space's tasks, newest first.

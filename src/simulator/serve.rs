@@ -17,6 +17,7 @@ use super::{
     answer::{Answer, Language},
     body::Body,
     ledger::{Busy, Flight},
+    listing::Listing,
     paging::TaskQuery,
     world::Unauthorized,
 };
@@ -71,8 +72,8 @@ async fn respond(
         return Ok(stats(&shared).into_response());
     }
     shared.ledger.lock().record(&parts, shared.recorded);
-    let answer = match tasks_route(parts.uri.path()) {
-        Some(route) => tasks(&shared, &route, &parts).await,
+    let answer = match list_route(parts.uri.path()) {
+        Some(route) => list(&shared, &route, &parts).await,
         None => Ok(Answer::not_found()),
     };
     let outcome = answer.as_ref().map_or("dropped".to_owned(), |answer| {
@@ -107,27 +108,29 @@ fn keeps_alive(parts: &Parts) -> bool {
     parts.version == Version::HTTP_11 && !closing
 }
 
-struct TasksRoute<'a> {
+struct ListRoute<'a> {
     space: &'a str,
+    listing: Listing<'a>,
     slash: bool,
 }
 
 /// Reads the path; a slash within the token, even an encoded one, leaves no route.
-fn tasks_route(path: &str) -> Option<TasksRoute<'_>> {
+fn list_route(path: &str) -> Option<ListRoute<'_>> {
     let (space, rest) = path.strip_prefix(SPACES)?.split_once('/')?;
-    let slash = match rest {
-        "tasks/" => true,
-        "tasks" => false,
-        _ => return None,
-    };
+    let path = rest.strip_suffix('/');
+    let listing = Listing::at(path.unwrap_or(rest))?;
     let one_segment = !space.is_empty() && !space.to_ascii_lowercase().contains("%2f");
-    one_segment.then_some(TasksRoute { space, slash })
+    one_segment.then_some(ListRoute {
+        space,
+        listing,
+        slash: path.is_some(),
+    })
 }
 
 /// Counts, waits, limits, and answers within a slot.
-async fn tasks(
+async fn list(
     shared: &Arc<Shared>,
-    route: &TasksRoute<'_>,
+    route: &ListRoute<'_>,
     parts: &Parts,
 ) -> Result<Answer, Dropped> {
     let token = api_token(&parts.headers);
@@ -140,6 +143,7 @@ async fn tasks(
         }
         Some(_) | None => in_slot(shared, route, parts, flight).await?,
     };
+    let answer = answer.allowing(route.listing);
     Ok(match standing {
         Some(standing) => answer.with_standing(&standing),
         None => answer,
@@ -160,7 +164,7 @@ fn authorization(headers: &HeaderMap) -> Option<&str> {
 
 async fn in_slot(
     shared: &Arc<Shared>,
-    route: &TasksRoute<'_>,
+    route: &ListRoute<'_>,
     parts: &Parts,
     flight: Flight,
 ) -> Result<Answer, Dropped> {
@@ -196,7 +200,7 @@ async fn in_slot(
 async fn faulty(
     kind: FaultKind,
     shared: &Shared,
-    route: &TasksRoute<'_>,
+    route: &ListRoute<'_>,
     parts: &Parts,
     busy: Busy,
 ) -> Result<Answer, Dropped> {
@@ -205,9 +209,9 @@ async fn faulty(
         FaultKind::BadGateway => Answer::proxy_error(StatusCode::BAD_GATEWAY),
         FaultKind::Unavailable => Answer::proxy_error(StatusCode::SERVICE_UNAVAILABLE),
         FaultKind::GatewayTimeout => Answer::proxy_error(StatusCode::GATEWAY_TIMEOUT),
-        FaultKind::InnerFailed => Answer::inner_failed(),
-        FaultKind::InnerHtml => Answer::inner_html(),
-        FaultKind::InnerSlowDown => Answer::inner_slow_down(),
+        FaultKind::InnerFailed => Answer::inner_failed(route.listing),
+        FaultKind::InnerHtml => Answer::inner_html(route.listing),
+        FaultKind::InnerSlowDown => Answer::inner_slow_down(route.listing),
         FaultKind::Unauthorized => {
             Answer::unauthorized(Unauthorized::Invalid, Language::of(&parts.headers))
         }
@@ -218,7 +222,7 @@ async fn faulty(
         FaultKind::Reset => return Err(Dropped),
         FaultKind::Hang => pending().await,
         FaultKind::SlowBody => truthful(shared, route, parts).dripping(busy),
-        FaultKind::NullData => Answer::null_data(),
+        FaultKind::NullData => Answer::null_data(route.listing),
         FaultKind::StatusInBody => Answer::status_in_body(),
         FaultKind::Redirect => Answer::redirected(),
         FaultKind::Empty => Answer::empty(),
@@ -228,7 +232,7 @@ async fn faulty(
 }
 
 /// Answers as the upstream would, checking in its order: path, `Accept`, token, space, paging.
-fn truthful(shared: &Shared, route: &TasksRoute<'_>, parts: &Parts) -> Answer {
+fn truthful(shared: &Shared, route: &ListRoute<'_>, parts: &Parts) -> Answer {
     let language = Language::of(&parts.headers);
     if !route.slash {
         return with_slash(parts);
@@ -243,16 +247,17 @@ fn truthful(shared: &Shared, route: &TasksRoute<'_>, parts: &Parts) -> Answer {
     };
     let space = match world.admit(holder, route.space) {
         Ok(space) => space,
-        Err(refusal) => return Answer::refused(refusal),
+        Err(refusal) => return Answer::refused(refusal, route.listing),
     };
     match parts.method {
         Method::GET | Method::HEAD => {
             let query = TaskQuery::parse(parts.uri.query().unwrap_or_default());
-            world
-                .page(space, &query)
-                .map_or_else(Answer::refused, Answer::page)
+            world.page(space, route.listing, &query).map_or_else(
+                |refusal| Answer::refused(refusal, route.listing),
+                Answer::page,
+            )
         }
-        Method::POST => Answer::not_a_task(),
+        Method::POST if route.listing == Listing::Tasks => Answer::not_a_task(),
         _ => Answer::method_not_allowed(&parts.method),
     }
 }
@@ -284,13 +289,13 @@ fn accepts_json(headers: &HeaderMap) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{accepts_json, tasks_route};
+    use super::{accepts_json, list_route};
     use http::{HeaderMap, HeaderValue, header};
 
     #[test]
     fn a_route_has_one_filled_segment() {
         let route =
-            |path: &str| tasks_route(path).map(|route| (route.space.to_owned(), route.slash));
+            |path: &str| list_route(path).map(|route| (route.space.to_owned(), route.slash));
         assert_eq!(
             route("/api/v2/platform/spaces/A/tasks/"),
             Some(("A".to_owned(), true))
@@ -299,12 +304,18 @@ mod tests {
             route("/api/v2/platform/spaces/A/tasks"),
             Some(("A".to_owned(), false))
         );
+        for path in ["/A/runs/", "/A/runs/R1/tasks/"] {
+            let path = format!("/api/v2/platform/spaces{path}");
+            assert_eq!(route(&path), Some(("A".to_owned(), true)), "{path}");
+        }
         for path in [
             "//tasks/",
             "/A%2FB/tasks/",
             "/A%2f/tasks/",
             "/A/tasks//",
-            "/A/runs/",
+            "/A/runs//tasks/",
+            "/A/runs/R1/",
+            "/A/runs/R1/R2/tasks/",
             "/A/B/tasks/",
         ] {
             assert_eq!(

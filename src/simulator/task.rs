@@ -12,6 +12,7 @@ use super::random::SplitMix64;
 /// The first task of every space was created at 2026-02-01T00:00:00Z.
 const EPOCH_SECONDS: u64 = 1_769_904_000;
 const SECONDS_BETWEEN_TASKS: u64 = 420;
+const TASKS_OF_A_RUN: u64 = 10;
 
 const STATUSES: [&str; 10] = [
     "completed",
@@ -118,6 +119,19 @@ impl Task {
         task
     }
 
+    /// Which run of its space it belongs to, from 0.
+    pub(super) fn run(&self) -> u64 {
+        self.number / TASKS_OF_A_RUN
+    }
+
+    pub(super) fn run_id(&self, place: &Place) -> String {
+        format!("R{:07x}{:024x}", place.space_id, self.run())
+    }
+
+    pub(super) fn created(&self, place: &Place) -> String {
+        date(place, self.number, 0)
+    }
+
     /// Changes the status and, as the upstream does, the time of modification.
     pub(super) fn set_status(&mut self, place: &Place, status: &str) {
         status.clone_into(&mut self.status);
@@ -149,10 +163,11 @@ impl Task {
         };
         let execution = if number % 7 == 5 { "email" } else { "call" };
         let mode = if number % 5 == 0 { "prod" } else { "dev" };
-        let created = date(place, number, 0);
+        let run = self.run_id(place);
+        let created = self.created(place);
         let modified = date(place, number, 300 + self.revision);
         format!(
-            r#"{{"_id":"{space_id:08x}{number:016x}","space_id":"{space_id}","thread_id":{thread},"user":"2","user_org_id":"{organization}","user_info":{{"id":"2","email":"bob@example.test","full_name":"Bob Test","location":{{}}}},"run_id":"R{space_id:031x}","task_id":"{id}","collection_ref":"contact_data_{space}","execution_type":"{execution}","task":{{"objective":"Call the lead and discuss the project requirements. {name}"}},"input":{{"name":"{name}","contact_number":"{phone}","phone":"{phone}","email":"lead{number}@example.test","token":"{space}","document_id":"doc_{number}","quality":"good","labels":[],"nullable":null}},"output":{output},"attachments":{attachments},"ref_id":{reference},"assignee":"space-agent-8qmk42nslp91wrh3dz7btxc4","run_mode":"{mode}","status":{status},"created":"{created}","modified":"{modified}"}}"#
+            r#"{{"_id":"{space_id:08x}{number:016x}","space_id":"{space_id}","thread_id":{thread},"user":"2","user_org_id":"{organization}","user_info":{{"id":"2","email":"bob@example.test","full_name":"Bob Test","location":{{}}}},"run_id":"{run}","task_id":"{id}","collection_ref":"contact_data_{space}","execution_type":"{execution}","task":{{"objective":"Call the lead and discuss the project requirements. {name}"}},"input":{{"name":"{name}","contact_number":"{phone}","phone":"{phone}","email":"lead{number}@example.test","token":"{space}","document_id":"doc_{number}","quality":"good","labels":[],"nullable":null}},"output":{output},"attachments":{attachments},"ref_id":{reference},"assignee":"space-agent-8qmk42nslp91wrh3dz7btxc4","run_mode":"{mode}","status":{status},"created":"{created}","modified":"{modified}"}}"#
         )
     }
 

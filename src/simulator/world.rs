@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
+    listing::{Listing, Row},
     paging::{Number, TaskQuery},
     task::{Flavor, Place, Task},
 };
@@ -152,15 +153,17 @@ impl Space {
         self.next_number = count;
     }
 
-    fn matching(&self, query: &TaskQuery) -> Vec<&Task> {
+    fn rows(&self, listing: Listing<'_>, query: &TaskQuery) -> Vec<Row> {
         let status = query.status.as_deref();
         let search = query.search.as_deref();
-        self.tasks
+        let matching: Vec<_> = self
+            .tasks
             .iter()
             .rev()
             .filter(|task| status.is_none_or(|status| task.status == status))
             .filter(|task| search.is_none_or(|search| task.json.contains(search)))
-            .collect()
+            .collect();
+        listing.rows(&self.place, &matching)
     }
 }
 
@@ -235,25 +238,33 @@ impl World {
     }
 
     /// Returns the body that answers `query` about a space whose access was checked, or was not: `space_id` wins.
-    pub(super) fn page(&self, checked: &Space, query: &TaskQuery) -> Result<Vec<u8>, Refusal> {
+    pub(super) fn page(
+        &self,
+        checked: &Space,
+        listing: Listing<'_>,
+        query: &TaskQuery,
+    ) -> Result<Vec<u8>, Refusal> {
         let Some(id) = &query.space_id else {
-            return page(&checked.matching(query), query);
+            return page(listing, &checked.rows(listing, query), query);
         };
         let other = self
             .spaces
             .iter()
             .find(|space| space.place.space_id.to_string() == *id);
-        page(
-            &other.map(|space| space.matching(query)).unwrap_or_default(),
-            query,
-        )
+        let rows = other.map(|space| space.rows(listing, query));
+        page(listing, &rows.unwrap_or_default(), query)
     }
 
     /// Returns what the space's own organization would be answered.
-    pub(super) fn own_page(&self, token: &str, query: &TaskQuery) -> Result<Vec<u8>, Refusal> {
+    pub(super) fn own_page(
+        &self,
+        token: &str,
+        listing: Listing<'_>,
+        query: &TaskQuery,
+    ) -> Result<Vec<u8>, Refusal> {
         let organization = self.space(token).ok_or(Refusal::UnknownSpace)?.organization;
         let space = self.admit(Holder::Member(organization), token)?;
-        self.page(space, query)
+        self.page(space, listing, query)
     }
 
     /// Returns the ids of the tasks of a space, newest first.
@@ -324,22 +335,21 @@ impl World {
     }
 }
 
-fn page(tasks: &[&Task], query: &TaskQuery) -> Result<Vec<u8>, Refusal> {
+fn page(listing: Listing<'_>, rows: &[Row], query: &TaskQuery) -> Result<Vec<u8>, Refusal> {
     let window = window(query)?;
-    let shown = tasks.get(window.0..).unwrap_or_default();
+    let shown = rows.get(window.0..).unwrap_or_default();
     let shown = &shown[..window.1.min(shown.len())];
-    if shown.iter().any(|task| task.poisoned) {
+    if shown.iter().any(|row| row.poisoned) {
         return Err(Refusal::InnerFailure);
     }
     let data = shown
         .iter()
-        .map(|task| task.json.as_str())
+        .map(|row| row.json.as_str())
         .collect::<Vec<_>>()
         .join(",");
-    let count = tasks.len();
-    let body = format!(
-        r#"{{"count":{count},"status_code":200,"message":"Tasks Fetched Successfully","data":[{data}]}}"#
-    );
+    let (count, success) = (rows.len(), listing.success());
+    let body =
+        format!(r#"{{"count":{count},"status_code":200,"message":"{success}","data":[{data}]}}"#);
     Ok(body.into_bytes())
 }
 
@@ -369,7 +379,7 @@ mod tests {
 
     fn body(query: &str) -> Result<String, Refusal> {
         let world = World::new(1);
-        let page = world.own_page(SUPPORT, &TaskQuery::parse(query))?;
+        let page = world.own_page(SUPPORT, Listing::Tasks, &TaskQuery::parse(query))?;
         Ok(String::from_utf8(page).unwrap())
     }
 
@@ -448,7 +458,7 @@ mod tests {
     #[test]
     fn a_badly_stored_task_fails_its_page_only() {
         let world = World::new(1);
-        let page = |number| world.own_page(POISON, &TaskQuery::page(number, 20));
+        let page = |number| world.own_page(POISON, Listing::Tasks, &TaskQuery::page(number, 20));
         assert_eq!(page(1).unwrap_err(), Refusal::InnerFailure);
         assert!(page(2).is_ok());
     }
@@ -459,7 +469,9 @@ mod tests {
         world.add_task(EMPTY);
         let id = world.task_ids(EMPTY).remove(0);
         world.set_status(EMPTY, &id, "hold");
-        let body = world.own_page(EMPTY, &TaskQuery::page(1, 20)).unwrap();
+        let body = world
+            .own_page(EMPTY, Listing::Tasks, &TaskQuery::page(1, 20))
+            .unwrap();
         assert!(
             String::from_utf8(body)
                 .unwrap()
