@@ -5,6 +5,10 @@
 
 use std::{borrow::Cow, ops::Range};
 
+mod blocks;
+
+use self::blocks::{BLOCK, run_ends_of};
+
 /// Where a text turned out to be no JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotJson {
@@ -21,7 +25,7 @@ pub struct Scanner<'a> {
     at: usize,
     /// The closing brackets that the value being skipped still needs, innermost last: a text may nest deeper than any stack.
     open: Vec<u8>,
-    /// Which block was looked at last, and the [`run_ends`] in it.
+    /// Which block was looked at last, and the ends of runs in it.
     block: usize,
     ends: u64,
 }
@@ -74,6 +78,21 @@ impl<'a> Scanner<'a> {
         })
     }
 
+    /// The same, but with each name as it stands, its quotes included: one that stands for no text is told too.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::members`].
+    pub fn raw_members(
+        &mut self,
+        mut member: impl FnMut(&mut Self, &'a str) -> Scanned,
+    ) -> Scanned {
+        self.items(b'{', b'}', |scanner| {
+            let (_, name) = scanner.raw_name()?;
+            member(scanner, name)
+        })
+    }
+
     /// Goes through the array that begins here; `element` is called before each element, which it has to pass over.
     ///
     /// # Errors
@@ -103,6 +122,18 @@ impl<'a> Scanner<'a> {
             self.at += 1;
         }
         self.bytes().get(self.at).copied().ok_or(self.here())
+    }
+
+    /// Where the scanner stands: how many bytes it has passed.
+    #[must_use]
+    pub fn at(&self) -> usize {
+        self.at
+    }
+
+    /// Some bytes of the text.
+    #[must_use]
+    pub fn between(&self, range: Range<usize>) -> &'a [u8] {
+        &self.text.as_bytes()[range]
     }
 
     /// Makes sure that nothing follows.
@@ -206,11 +237,17 @@ impl<'a> Scanner<'a> {
 
     /// The name of a member, and over the colon behind it.
     fn name(&mut self) -> Scanned<Cow<'a, str>> {
+        let (at, name) = self.raw_name()?;
+        text(name).ok_or(NotJson { at })
+    }
+
+    /// Where it begins, and as it stands.
+    fn raw_name(&mut self) -> Scanned<(usize, &'a str)> {
         self.peek()?;
         let from = self.at;
         self.skip_name()?;
         let name = &self.text[from..self.at - 1];
-        text(name.trim_ascii_end()).ok_or(NotJson { at: from })
+        Ok((from, name.trim_ascii_end()))
     }
 
     fn skip_name(&mut self) -> Scanned {
@@ -323,40 +360,6 @@ impl<'a> Scanner<'a> {
         self.at += 1;
         Ok(())
     }
-}
-
-/// How many bytes are looked at together, a bit for each.
-const BLOCK: usize = 64;
-
-/// [`run_ends`] of the block of that number. Behind the text there are ends only.
-fn run_ends_of(text: &[u8], block: usize) -> u64 {
-    let rest = text.get(BLOCK * block..).unwrap_or_default();
-    if let Some(block) = rest.first_chunk() {
-        return run_ends(block);
-    }
-    let mut last = [0; BLOCK];
-    last[..rest.len()].copy_from_slice(rest);
-    run_ends(&last)
-}
-
-/// The bytes with which a string cannot just go on, a bit for each: quotes, escapes, and what no string may hold.
-///
-/// Many at a time, since strings are short: where each ends is what a processor guesses wrong when it looks for it byte by byte.
-fn run_ends(block: &[u8; BLOCK]) -> u64 {
-    let mut ends = [0; BLOCK];
-    for (end, byte) in ends.iter_mut().zip(block) {
-        *end = u8::from((*byte == b'"') | (*byte == b'\\') | (*byte < b' '));
-    }
-    let (words, _) = ends.as_chunks();
-    let words = words.iter().map(|word| u64::from_le_bytes(*word));
-    words
-        .rev()
-        .fold(0, |bits, word| bits << 8 | lowest_bits(word))
-}
-
-/// The lowest bit of each of eight bytes, that of the first lowest. The product puts all of them side by side into its highest byte.
-fn lowest_bits(bytes: u64) -> u64 {
-    bytes.wrapping_mul(0x0102_0408_1020_4080) >> 56
 }
 
 /// The text that `value` stands for, if it is a string.

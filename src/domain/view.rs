@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
+use super::json::{NotJson, Scanner, text};
+
 /// The way to a member of a task: the names of the objects' members it passes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldPath(Box<[Box<str>]>);
@@ -115,18 +117,14 @@ impl View {
     /// Takes time in proportion to the page, and a bounded stack: what nests deeper than 128 arrays and objects on the way to a member is hidden.
     #[must_use]
     pub fn apply(&self, page: &[u8]) -> Option<Bytes> {
-        let mut cutter = Cutter {
-            text: page,
-            at: 0,
-            shown: Vec::new(),
-        };
-        cutter.skip_space();
-        if !self.page.shows(cutter.peek()?) {
+        let mut scanner = Scanner::new(std::str::from_utf8(page).ok()?);
+        if !self.page.shows(scanner.peek().ok()?) {
             return None;
         }
-        cutter.cut(&self.page, 0)?;
+        let mut shown = Vec::new();
+        cut(&mut scanner, &self.page, 0, &mut shown).ok()?;
         // Boxed, so that it holds no more than it is weighed by.
-        Some(cutter.shown.into_boxed_slice().into())
+        Some(shown.into_boxed_slice().into())
     }
 }
 
@@ -187,188 +185,95 @@ impl Allowed {
     }
 }
 
-/// What is shown of the member called `name`, a JSON string. A name that cannot be read is not on the list.
-fn member<'a>(members: &'a Members, name: &[u8]) -> Option<&'a Allowed> {
-    // One name has many spellings, and any reader takes them for the same.
-    if name.contains(&b'\\') {
-        let name: String = serde_json::from_slice(name).ok()?;
-        return members.get(name.as_str());
-    }
-    let inner = name.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
-    members.get(std::str::from_utf8(inner).ok()?)
-}
-
 /// How deep objects and arrays are followed. A page may nest deeper than any stack; what is passed over or shown whole may too.
 const MAX_DEPTH: usize = 128;
 
-/// Walks through JSON once and copies what is shown.
-struct Cutter<'a> {
-    text: &'a [u8],
-    at: usize,
-    shown: Vec<u8>,
+/// Copies what `allowed` shows of the value that begins here, of which it shows something.
+fn cut(
+    scanner: &mut Scanner<'_>,
+    allowed: &Allowed,
+    depth: usize,
+    shown: &mut Vec<u8>,
+) -> Result<(), NotJson> {
+    match (allowed, scanner.peek()?) {
+        (Allowed::Members(members), b'{') => {
+            let mut list = CutList::begin(scanner, shown);
+            scanner.raw_members(|scanner, name| {
+                // One name has many spellings, and any reader takes them for the same. One that cannot be read is not on the list.
+                let allowed = text(name).and_then(|name| members.get(&*name));
+                list.item(scanner, allowed, depth, shown)
+            })?;
+            list.end(scanner, shown);
+        }
+        (Allowed::Members(_), b'[') => {
+            let mut list = CutList::begin(scanner, shown);
+            scanner.elements(|scanner| list.item(scanner, Some(allowed), depth, shown))?;
+            list.end(scanner, shown);
+        }
+        (Allowed::Members(_) | Allowed::Whole, _) => {
+            shown.extend_from_slice(scanner.value()?.as_bytes());
+        }
+    }
+    Ok(())
 }
 
-impl<'a> Cutter<'a> {
-    /// Copies what `allowed` shows of the value that begins here, of which it shows something.
-    fn cut(&mut self, allowed: &Allowed, depth: usize) -> Option<()> {
-        match (allowed, self.peek()?) {
-            (Allowed::Members(members), b'{') => self.cut_members(members, depth),
-            (Allowed::Members(_), b'[') => self.cut_elements(allowed, depth),
-            (Allowed::Members(_) | Allowed::Whole, _) => {
-                let from = self.at;
-                self.skip_value()?;
-                self.show(from);
-                Some(())
-            }
+/// An object or array on its way out: what stands between its brackets, but for the items that are not shown.
+struct CutList {
+    /// Where the next item begins, the space before it included.
+    from: usize,
+    is_empty: bool,
+    shows_any: bool,
+}
+
+impl CutList {
+    fn begin(scanner: &Scanner<'_>, shown: &mut Vec<u8>) -> Self {
+        let open = scanner.at();
+        shown.extend_from_slice(scanner.between(open..open + 1));
+        Self {
+            from: open + 1,
+            is_empty: true,
+            shows_any: false,
         }
     }
 
-    fn cut_members(&mut self, members: &Members, depth: usize) -> Option<()> {
-        self.cut_list(b'}', depth, |cutter| {
-            let name = cutter.skip_string()?;
-            cutter.skip_space();
-            cutter.skip_byte(b':')?;
-            cutter.skip_space();
-            Some(member(members, name))
-        })
-    }
-
-    fn cut_elements(&mut self, allowed: &Allowed, depth: usize) -> Option<()> {
-        self.cut_list(b']', depth, |_| Some(Some(allowed)))
-    }
-
-    /// Copies the items of a list up to `close`, of which each begins with what `head` reads: it says what of the item is shown.
-    fn cut_list<'b>(
+    /// Takes the item whose value begins here.
+    fn item(
         &mut self,
-        close: u8,
+        scanner: &mut Scanner<'_>,
+        allowed: Option<&Allowed>,
         depth: usize,
-        mut head: impl FnMut(&mut Self) -> Option<Option<&'b Allowed>>,
-    ) -> Option<()> {
-        let open = self.next()?;
-        self.shown.push(open);
-        let mut from = self.at;
-        self.skip_space();
-        if self.peek()? == close {
-            self.at += 1;
-            self.show(from);
-            return Some(());
-        }
-        let mut is_first = true;
-        loop {
-            let allowed = head(self)?;
-            let first = self.peek()?;
-            match allowed.filter(|allowed| depth < MAX_DEPTH && allowed.shows(first)) {
-                Some(allowed) => {
-                    if !is_first {
-                        self.shown.push(b',');
-                    }
-                    is_first = false;
-                    self.show(from);
-                    self.cut(allowed, depth + 1)?;
-                    from = self.at;
-                    self.skip_space();
-                    self.show(from);
+        shown: &mut Vec<u8>,
+    ) -> Result<(), NotJson> {
+        let first = scanner.peek()?;
+        match allowed.filter(|allowed| depth < MAX_DEPTH && allowed.shows(first)) {
+            Some(allowed) => {
+                if self.shows_any {
+                    shown.push(b',');
                 }
-                None => {
-                    self.skip_value()?;
-                    self.skip_space();
-                }
+                shown.extend_from_slice(scanner.between(self.from..scanner.at()));
+                cut(scanner, allowed, depth + 1, shown)?;
+                let end = scanner.at();
+                scanner.peek()?;
+                shown.extend_from_slice(scanner.between(end..scanner.at()));
+                self.shows_any = true;
             }
-            if self.ends_list(close)? {
-                self.shown.push(close);
-                return Some(());
-            }
-            from = self.at;
-            self.skip_space();
-        }
-    }
-
-    /// Passes over what stands behind an item: a comma, or the end of its list.
-    fn ends_list(&mut self, close: u8) -> Option<bool> {
-        let byte = self.next()?;
-        (byte == close || byte == b',').then_some(byte == close)
-    }
-
-    /// Copies what has been passed since `from`.
-    fn show(&mut self, from: usize) {
-        self.shown.extend_from_slice(&self.text[from..self.at]);
-    }
-
-    fn peek(&self) -> Option<u8> {
-        self.text.get(self.at).copied()
-    }
-
-    fn next(&mut self) -> Option<u8> {
-        let byte = self.peek()?;
-        self.at += 1;
-        Some(byte)
-    }
-
-    fn skip_byte(&mut self, expected: u8) -> Option<()> {
-        (self.next()? == expected).then_some(())
-    }
-
-    fn skip_space(&mut self) {
-        while self.peek().is_some_and(is_space) {
-            self.at += 1;
-        }
-    }
-
-    /// Passes over a value without recursion, however deep it nests.
-    fn skip_value(&mut self) -> Option<()> {
-        let mut depth = 0_usize;
-        loop {
-            match self.peek()? {
-                b'"' => {
-                    self.skip_string()?;
-                }
-                b'{' | b'[' => {
-                    self.at += 1;
-                    depth += 1;
-                }
-                b'}' | b']' => {
-                    self.at += 1;
-                    depth = depth.checked_sub(1)?;
-                }
-                byte if depth > 0 && (is_space(byte) || matches!(byte, b',' | b':')) => {
-                    self.at += 1;
-                }
-                _ => self.skip_literal()?,
-            }
-            if depth == 0 {
-                return Some(());
+            None => {
+                scanner.value()?;
+                scanner.peek()?;
             }
         }
+        // Behind the comma, if one stands here.
+        self.from = scanner.at() + 1;
+        self.is_empty = false;
+        Ok(())
     }
 
-    /// Passes over a number, `true`, `false` or `null`.
-    fn skip_literal(&mut self) -> Option<()> {
-        let from = self.at;
-        let belongs = |byte: u8| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte);
-        while self.peek().is_some_and(belongs) {
-            self.at += 1;
-        }
-        (self.at > from).then_some(())
+    /// Closes what was opened: the scanner stands behind it.
+    fn end(self, scanner: &Scanner<'_>, shown: &mut Vec<u8>) {
+        let close = scanner.at();
+        let from = if self.is_empty { self.from } else { close - 1 };
+        shown.extend_from_slice(scanner.between(from..close));
     }
-
-    /// Passes over a string and returns it, its quotes included.
-    fn skip_string(&mut self) -> Option<&'a [u8]> {
-        let from = self.at;
-        self.skip_byte(b'"')?;
-        loop {
-            match self.next()? {
-                b'"' => return Some(&self.text[from..self.at]),
-                b'\\' => {
-                    self.next()?;
-                }
-                _ => {}
-            }
-        }
-    }
-}
-
-fn is_space(byte: u8) -> bool {
-    matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
 }
 
 #[cfg(test)]
