@@ -42,7 +42,7 @@ pub use self::{
     telemetry::TelemetryConfig,
     tls::TlsConfig,
     upstream::{CircuitConfig, CredentialConfig, UpstreamConfig},
-    views::{ViewConfig, ViewsConfig},
+    views::{Field, RunViewConfig, ViewConfig, ViewsConfig},
 };
 
 /// What runs when nothing is configured, and what every key means.

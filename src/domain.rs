@@ -10,6 +10,7 @@ mod refusal;
 mod run_id;
 mod space_token;
 mod view;
+mod view_set;
 
 pub use self::{
     collection::{Collection, ListId, RowKind},
@@ -20,4 +21,5 @@ pub use self::{
     run_id::{InvalidRunId, RunId},
     space_token::{InvalidSpaceToken, SpaceFingerprint, SpaceToken},
     view::{FieldPath, InvalidFieldPath, View, ViewId},
+    view_set::ViewSet,
 };

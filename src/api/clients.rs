@@ -15,8 +15,8 @@ use super::{
     rate_limit::Limiter,
 };
 use crate::{
-    config::{ClientConfig, ViewsConfig, value::CertificateSubject},
-    domain::View,
+    config::{ClientConfig, Field, ViewConfig, ViewsConfig, value::CertificateSubject},
+    domain::{View, ViewSet},
     peer::ClientCertificate,
     shared::{RedisConnection, SharedLimit},
     telemetry::metrics::AuthFailure,
@@ -52,7 +52,7 @@ pub struct Clients {
     by_subject: HashMap<CertificateSubject, Arc<Client>>,
     by_name: HashMap<Arc<str>, Arc<Client>>,
     credentials: Arc<Credentials>,
-    views: HashMap<String, Arc<View>>,
+    views: HashMap<String, ViewSet>,
     /// By the name of the client that each belongs to.
     limiters: HashMap<Arc<str>, Arc<Limiter>>,
     tokens: Tokens,
@@ -72,10 +72,7 @@ impl Clients {
         let credentials = Arc::new(credentials);
         let views: HashMap<_, _> = views
             .iter()
-            .map(|(name, view)| {
-                let fields = view.fields.iter().map(|field| &field.0);
-                (name.clone(), Arc::new(View::new(fields)))
-            })
+            .map(|(name, view)| (name.clone(), view_set(view)))
             .collect();
         let mut by_digest = HashMap::default();
         let mut by_subject = HashMap::new();
@@ -218,7 +215,7 @@ impl Clients {
 
     /// The view of this name. A token that names one that is gone must not be shown more for it.
     #[must_use]
-    pub fn view(&self, name: &str) -> Option<&Arc<View>> {
+    pub fn view(&self, name: &str) -> Option<&ViewSet> {
         self.views.get(name)
     }
 
@@ -241,6 +238,12 @@ fn key(value: &[u8]) -> Option<&[u8]> {
     let (scheme, key) = scheme_and_word(value)?;
     let known = scheme.eq_ignore_ascii_case(b"token") || scheme.eq_ignore_ascii_case(b"bearer");
     known.then_some(key)
+}
+
+fn view_set(config: &ViewConfig) -> ViewSet {
+    let view = |fields: &[Field]| View::new(fields.iter().map(|field| &field.0));
+    let runs = config.runs.as_ref().map(|runs| view(&runs.fields));
+    ViewSet::new(view(&config.fields), runs)
 }
 
 #[cfg(test)]

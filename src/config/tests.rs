@@ -353,6 +353,16 @@ fn every_rule_refuses_under_its_key() {
             deep_path.as_str(),
             "views.public.fields[0]",
         ),
+        (
+            "views",
+            "{public = {fields = ['a'], runs = {}}}",
+            "views.public.runs.fields",
+        ),
+        (
+            "views",
+            "{public = {fields = ['a'], runs = {fields = []}}}",
+            "views.public.runs.fields",
+        ),
         ("views", "{'a b' = {fields = ['a']}}", "views.a b"),
         ("views", many_views.as_str(), ""),
         ("normalize", "[]", "normalize"),

@@ -1,4 +1,4 @@
-//! `[views.NAME]`: what clients see of a task.
+//! `[views.NAME]`: what clients see of a task, and of a run.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -17,6 +17,15 @@ pub type ViewsConfig = BTreeMap<String, ViewConfig>;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ViewConfig {
+    pub fields: Vec<Field>,
+    /// Absent: clients with this view may read no runs.
+    pub runs: Option<RunViewConfig>,
+}
+
+/// `[views.NAME.runs]`: an allow-list of a run's members.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunViewConfig {
     pub fields: Vec<Field>,
 }
 
@@ -64,9 +73,16 @@ pub(super) fn check(views: &ViewsConfig, problems: &mut Problems) {
             let text = "expected a name of 1 to 64 of A-Z a-z 0-9 _ -";
             problems.add(format!("views.{name}"), text);
         }
+        let text = "expected at least one member";
         if view.fields.is_empty() {
-            let text = "expected at least one member";
             problems.add(format!("views.{name}.fields"), text);
+        }
+        if view
+            .runs
+            .as_ref()
+            .is_some_and(|runs| runs.fields.is_empty())
+        {
+            problems.add(format!("views.{name}.runs.fields"), text);
         }
     }
 }

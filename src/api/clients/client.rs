@@ -9,7 +9,7 @@ use std::{
 use crate::{
     api::rate_limit::{Limiter, RateLimit, take_all},
     config::ClientConfig,
-    domain::{SpaceToken, View},
+    domain::{RowKind, SpaceToken, View, ViewSet},
     telemetry::metrics::Account,
     upstream::{Credential, Credentials},
 };
@@ -29,7 +29,7 @@ pub struct Client {
     /// Whether it may mint browser tokens: not with one itself.
     pub may_mint: bool,
     /// All it sees of a task, where that is not everything.
-    pub view: Option<Arc<View>>,
+    pub view: Option<ViewSet>,
     /// What `view` is called in the configuration, of a client that a token may be minted by.
     pub(super) view_name: Option<Arc<str>>,
     /// How often it may ask, the narrowest limit first; each is shared by all who draw on it.
@@ -77,7 +77,7 @@ impl Client {
     /// The client of one configured section.
     pub(super) fn new(
         section: &ClientConfig,
-        views: &HashMap<String, Arc<View>>,
+        views: &HashMap<String, ViewSet>,
         credentials: &Arc<Credentials>,
     ) -> Self {
         let spaces = if section.spaces.iter().any(|space| space == "*") {
@@ -147,12 +147,21 @@ impl Client {
         }
     }
 
+    /// What it sees of rows of this kind: `Some(None)` all of them, `None` not even one.
+    #[must_use]
+    pub fn sees(&self, rows: RowKind) -> Option<Option<&Arc<View>>> {
+        match &self.view {
+            None => Some(None),
+            Some(view) => view.of(rows).map(Some),
+        }
+    }
+
     /// This client, shown no more than what `view` and the view it has both show.
     #[must_use]
-    pub fn seeing(self, view: &Arc<View>) -> Self {
+    pub fn seeing(self, view: &ViewSet) -> Self {
         let view = match &self.view {
             None => view.clone(),
-            Some(own) => Arc::new(own.intersection(view)),
+            Some(own) => own.intersection(view),
         };
         Self {
             view: Some(view),

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use super::*;
 use crate::{
     config::{Config, RateLimitConfig},
-    domain::SpaceToken,
+    domain::{RowKind, SpaceToken, ViewId},
 };
 
 pub(super) const NOW: u64 = 1_800_000_000;
@@ -646,22 +646,29 @@ async fn what_is_narrowed_draws_on_the_limit_of_its_origin_and_on_its_own() {
     assert_eq!(left(&minter).await.unwrap_err().policy, CLIENT_LIMIT);
 }
 
+fn task_view(view: &ViewSet) -> ViewId {
+    view.of(RowKind::Task).unwrap().id()
+}
+
 #[test]
 fn a_view_holds_for_what_is_narrowed_and_another_only_narrows_it() {
     let views = "[views.public]\nfields = ['a']\n[views.wide]\nfields = ['a', 'b']\n[views.other]\nfields = ['b']\n";
     let viewed = section("viewed", "view = 'public'");
     let clients = clients_of(&format!("{views}{viewed}{}", section("whole", "")));
-    let id = |client: &Client| client.view.as_ref().map(|view| view.id());
+    let id = |client: &Client| client.view.as_ref().map(task_view);
     let public = clients.view("public").unwrap();
     let wide = clients.view("wide").unwrap();
     let narrowed = |name| named(&clients, name).narrowed(&AllowedSpaces::All, at(NOW));
 
-    assert_eq!(id(&narrowed("viewed")), Some(public.id()));
-    assert_eq!(id(&narrowed("viewed").seeing(wide)), Some(public.id()));
+    assert_eq!(id(&narrowed("viewed")), Some(task_view(public)));
+    assert_eq!(
+        id(&narrowed("viewed").seeing(wide)),
+        Some(task_view(public))
+    );
     let other = clients.view("other").unwrap();
     let neither = id(&narrowed("viewed").seeing(other)).unwrap();
-    assert!(neither != public.id() && neither != other.id());
+    assert!(neither != task_view(public) && neither != task_view(other));
     assert_eq!(id(&narrowed("whole")), None);
-    assert_eq!(id(&narrowed("whole").seeing(wide)), Some(wide.id()));
+    assert_eq!(id(&narrowed("whole").seeing(wide)), Some(task_view(wide)));
     assert!(clients.view("nowhere").is_none());
 }

@@ -25,7 +25,7 @@ use crate::{
         freshness::permitted,
         http_semantics::{Coding, RequestDirectives, accepts_identity, negotiate, not_modified},
     },
-    domain::{ListId, SpaceToken},
+    domain::{ListId, RowKind, SpaceToken},
     service::{ClientRequest, Served},
     upstream::Credential,
 };
@@ -125,7 +125,7 @@ async fn admit(client: &Client, space: &SpaceToken) -> Result<Admitted, ApiError
 
 /// The answer for a page that was found: 304 where the client has it already.
 async fn respond(data: &Data, caller: &Caller, served: &Served, request: &Parts) -> Response {
-    let view = caller.client.view.as_ref();
+    let view = caller.client.sees(RowKind::Task).flatten();
     let shown = data.pages.shown(served, view).await;
     let mut response = Response::new(Body::empty());
     let headers = response.headers_mut();

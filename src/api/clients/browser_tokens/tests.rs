@@ -8,7 +8,7 @@ use super::{
     },
     *,
 };
-use crate::{config::Config, upstream::Credentials};
+use crate::{config::Config, domain::RowKind, upstream::Credentials};
 
 /// A key pair as PEM.
 struct Pair(KeyPair);
@@ -270,7 +270,7 @@ fn all_spaces_are_never_a_tokens() {
 /// What a client of `tables`, which has the views `a`, `ab` and `bc`, shows of three members.
 fn shown(client: &Client) -> String {
     let page = br#"{"count":1,"data":[{"a":1,"b":2,"c":3}]}"#;
-    let shown = match &client.view {
+    let shown = match client.sees(RowKind::Task).unwrap() {
         None => page.to_vec(),
         Some(view) => view.apply(page).unwrap().to_vec(),
     };
