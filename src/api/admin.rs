@@ -32,7 +32,7 @@ use self::{live::Live, readiness::Readiness};
 use super::{ApiError, LivePolicy, layers::catch_panic, query};
 use crate::{
     config::{Problems, routes::TasksRouteConfig},
-    domain::{ListId, ListKey, PageKey, PageQuery, SpaceKey, SpaceToken},
+    domain::{Collection, ListId, ListKey, PageKey, PageQuery, RunId, SpaceKey, SpaceToken},
     off_runtime::{on_a_thread, to_its_end},
     service::Pages,
     shared::RedisConnection,
@@ -220,6 +220,9 @@ fn inspected(admin: &Admin, space: &SpaceToken) -> Response {
 #[serde(deny_unknown_fields)]
 struct ExplainQuery {
     space: String,
+    /// Absent: the tasks.
+    collection: Option<String>,
+    run_id: Option<String>,
     page: Option<String>,
     page_size: Option<String>,
     /// Whose request: absent, that of a client without a credential of its own.
@@ -227,6 +230,15 @@ struct ExplainQuery {
 }
 
 impl ExplainQuery {
+    fn list(&self) -> Option<ListId> {
+        let collection = match &self.collection {
+            None => Collection::TASKS,
+            Some(name) => Collection::named(name)?,
+        };
+        let run = self.run_id.as_deref().map(RunId::new).transpose();
+        ListId::new(collection, run.ok()?)
+    }
+
     /// The page, read as a request for it is.
     fn page(&self, config: &TasksRouteConfig) -> Result<PageQuery, ApiError> {
         let named = [("page", &self.page), ("page_size", &self.page_size)];
@@ -238,10 +250,17 @@ impl ExplainQuery {
 /// What a plain request would get now, and why.
 async fn explain(State(admin): State<Admin>, RawQuery(query): RawQuery) -> Response {
     let Ok(asked) = serde_urlencoded::from_str::<ExplainQuery>(&query.unwrap_or_default()) else {
-        return bad_request("expected ?space=TOKEN&page=N&page_size=N&client=NAME");
+        return bad_request(
+            "expected ?space=TOKEN&collection=NAME&run_id=ID&page=N&page_size=N&client=NAME",
+        );
     };
     let Ok(space) = SpaceToken::new(&asked.space) else {
         return bad_request("expected a space token");
+    };
+    let Some(list) = asked.list() else {
+        return bad_request(
+            "no such list: expected a collection that is served, and run_id where its lists are a run.s",
+        );
     };
     let policy = admin.policy.load();
     let Ok(query) = asked.page(&policy.route) else {
@@ -253,10 +272,10 @@ async fn explain(State(admin): State<Admin>, RawQuery(query): RawQuery) -> Respo
             let Some(client) = policy.clients.named(name) else {
                 return bad_request("client: no client of this name is configured");
             };
-            if !client.may_read(&space) {
+            if !client.may_read(&space) || client.sees(list.collection().rows).is_none() {
                 return Json(json!({
                     "verdict": "space-not-allowed",
-                    "why": "this client may not read the space: refused before the cache is asked",
+                    "why": "this client may not read the space, or nothing of such a list: refused before the cache is asked",
                 }))
                 .into_response();
             }
@@ -272,7 +291,7 @@ async fn explain(State(admin): State<Admin>, RawQuery(query): RawQuery) -> Respo
                 credential: credential.id,
                 space,
             },
-            id: ListId::TASKS,
+            id: list,
         },
         query,
     };

@@ -57,12 +57,9 @@ const RULES: [BuiltInRule; 10] = [
     rule("invalid space token", None, Meaning::SpaceNotFound),
     rule("you don't have access", None, Meaning::SpaceAccessDenied),
     rule("invalid role code", None, Meaning::Failed),
-    rule(
-        "tasks fetch failed",
-        Some("skip must be"),
-        Meaning::Rejected,
-    ),
-    rule("tasks fetch failed", Some("8-byte ints"), Meaning::Rejected),
+    // Of tasks and of runs alike.
+    rule("fetch failed", Some("skip must be"), Meaning::Rejected),
+    rule("fetch failed", Some("8-byte ints"), Meaning::Rejected),
     rule("fetch failed", Some("slow down"), Meaning::SlowDown),
     rule("fetch failed", Some("too many requests"), Meaning::SlowDown),
     rule("fetch failed", Some("rate limit"), Meaning::SlowDown),
