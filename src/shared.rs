@@ -1,7 +1,6 @@
-//! What replicas share by way of a Redis or Valkey: the connection, and what is counted there for all of them.
+//! What replicas share through a Redis or Valkey: the connection, and the calls and rate limits counted there.
 //!
-//! [`RedisConnection`] is the one connection; whoever asks over it goes on alone where it is lost. Pages are the business of `service`, which
-//! joins this with the cache.
+//! Without [`RedisConnection`] a replica continues alone. Shared pages are the business of `service`.
 
 mod calls;
 mod connect;

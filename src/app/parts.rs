@@ -28,8 +28,8 @@ pub(super) async fn share(
     pages.share_pages(SharedCache::new(redis.clone(), credentials));
     let end = CancellationToken::new();
     let first = Arc::new(Notify::new());
-    let follower = Arc::new(pages.clone());
-    tokio::spawn(redis.keep(follower, first.clone(), end.clone()));
+    let subscriber = Arc::new(pages.clone());
+    tokio::spawn(redis.maintain(subscriber, first.clone(), end.clone()));
     first.notified().await;
     end.drop_guard()
 }

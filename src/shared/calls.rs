@@ -1,8 +1,7 @@
-//! The calls of one upstream credential, counted for all replicas: over any minute no more than its quota.
+//! The calls of one upstream credential across all replicas: no more than its quota in any minute.
 //!
-//! Redis keeps each call from its grant until a minute after its end, which it is told, or after the call's lease where it never is.
-//! Replicas that are not connected may spend their share of the quota, so the others have what is left of it: the quota times
-//! connected by configured replicas.
+//! Redis holds each call from its grant until a minute after its end, or after its lease if the end is never reported. Disconnected
+//! replicas may use their share of the quota; the connected ones have the rest: quota × connected ÷ configured replicas.
 
 use std::{
     collections::HashMap,
@@ -23,7 +22,7 @@ use super::{
 };
 use crate::telemetry::metrics::RedisOperation;
 
-/// How long a call may take: one that never tells its end counts as if it ended then.
+/// How long a call may take; one whose end is never reported counts as ended then.
 const LEASE: Duration = Duration::from_secs(60);
 
 /// `KEYS`: calls, hold, members. `ARGV`: the quota, replicas, this call, its lease, whether all replicas must be there, how long a
@@ -100,18 +99,18 @@ pub struct Calls {
     block_key: String,
     grant: Script,
     next: AtomicU64,
-    /// What this replica did within the last minute, for a Redis that has forgotten or has not heard of it.
+    /// This replica's calls of the last minute, to report to a Redis that does not know them.
     made: Mutex<HashMap<u64, Made>>,
 }
 
-/// Where a call stands.
+/// The state of a call.
 #[derive(Clone, Copy, Debug)]
 enum Made {
     Since(Instant),
     EndedAt(Instant),
 }
 
-/// What Redis says to one more call.
+/// Redis' answer to a request for a call.
 #[derive(Debug)]
 pub enum Grant {
     Granted(SharedCall),
@@ -120,7 +119,7 @@ pub enum Grant {
 }
 
 impl Calls {
-    /// Those of the credential called `name` at `origin`: its quota stays the same when its token is replaced.
+    /// The calls of the credential `name` at `origin`: replacing its token does not reset the quota.
     #[must_use]
     pub fn new(redis: Arc<RedisConnection>, origin: &str, name: &str) -> Arc<Self> {
         let mut hasher = blake3::Hasher::new_derive_key("unpod-gateway shared quota");
@@ -140,7 +139,7 @@ impl Calls {
         })
     }
 
-    /// What this replica may spend of `quota` by itself: all of it while Redis counts for all, else its share.
+    /// The part of `quota` that this replica may use: all of it while Redis counts, else its share.
     #[must_use]
     pub fn share_of(&self, quota: u32) -> u32 {
         if self.redis.is_up() {
@@ -156,8 +155,8 @@ impl Calls {
         self.redis.is_up()
     }
 
-    /// How long no call may be made, since nobody knows what the others made before Redis was lost: until the last of those counts no
-    /// more, and the others have taken note that this replica is gone.
+    /// How long no call may be made after Redis was lost: until the other replicas' last calls have expired and they count this one as
+    /// disconnected.
     #[must_use]
     pub fn blocked_for(&self, now: Instant) -> Option<Duration> {
         if self.redis.is_up() {
@@ -168,14 +167,14 @@ impl Calls {
         (until > now).then(|| until - now)
     }
 
-    /// Asks for one more call within `quota`.
+    /// Requests a call within `quota`.
     ///
     /// # Errors
     ///
-    /// Returns [`Unavailable`] where nobody counts for all: the caller has its share.
+    /// Returns [`Unavailable`] without Redis: the caller then has its share.
     pub async fn ask(self: &Arc<Self>, quota: u32) -> Result<Grant, Unavailable> {
         let call = self.begin();
-        // A Redis that has forgotten knows of those alone who are back.
+        // A Redis that lost its data knows only the replicas that are back.
         let needs_all = self
             .redis
             .lost()
@@ -190,7 +189,7 @@ impl Calls {
             .arg(ms(LEASE))
             .arg(u8::from(needs_all))
             .arg(ms(MEMBER_FOR));
-        // Dropped in between it counts as made: it may have been granted.
+        // Dropped while waiting, it counts as made: it may have been granted.
         match self.redis.ask(RedisOperation::Quota, &grant).await {
             Ok(0_u64) => Ok(Grant::Granted(call)),
             Ok(wait) => {
@@ -204,13 +203,13 @@ impl Calls {
         }
     }
 
-    /// Notes a call that this replica makes by itself.
+    /// Records a call that this replica makes alone.
     #[must_use]
     pub fn alone(self: &Arc<Self>) -> SharedCall {
         self.begin()
     }
 
-    /// Has no replica call for `time`: the upstream said so.
+    /// Blocks all replicas' calls for `time`, as the upstream asked.
     pub fn block_all(self: &Arc<Self>, time: Duration) {
         let calls = self.clone();
         self.in_background(async move {
@@ -221,7 +220,7 @@ impl Calls {
         });
     }
 
-    /// Tells Redis of every call of the last minute; one it knows of is not counted twice.
+    /// Reports all calls of the last minute; Redis counts none twice.
     ///
     /// # Errors
     ///
@@ -272,10 +271,10 @@ impl Calls {
         format!("{}:{id}", self.redis.replica())
     }
 
-    /// Runs what nobody waits for.
+    /// Runs a task that nobody waits for.
     fn in_background(&self, task: impl Future<Output = ()> + Send + 'static) {
         if let Some(runtime) = self.redis.is_up().then(Handle::try_current) {
-            // Outside a runtime the process ends.
+            // Outside a runtime the process is ending.
             let _ = runtime.map(|runtime| runtime.spawn(task));
         }
     }
@@ -290,13 +289,13 @@ pub struct SharedCall {
 }
 
 impl SharedCall {
-    /// Gives it back to all: it was granted and never made.
+    /// Gives it back: it was granted and never made.
     pub fn give_back(self) {
         self.tell(GIVE_BACK);
         self.unmake();
     }
 
-    /// No call came of it.
+    /// Forgets it: no call was made.
     fn unmake(mut self) {
         self.is_made = false;
     }

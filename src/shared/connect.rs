@@ -1,4 +1,4 @@
-//! Dials a Redis: TCP, TLS where the address asks for it, and the handshake.
+//! Connects to Redis: TCP, TLS where the address asks for it, and the handshake.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -19,10 +19,10 @@ use tokio_rustls::TlsConnector;
 
 use crate::config::cache::{Encryption, RedisAddress};
 
-/// Commands that wait to be written; more wait to be queued, within their own time.
+/// Commands queued for writing; further ones wait within their own timeout.
 const QUEUED: usize = 1024;
 
-/// Why there is no connection. Its text tells neither the address nor the password.
+/// Why there is no connection. Its text holds neither the address nor the password.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
     #[error("the address is wrong: {0}")]
@@ -37,7 +37,7 @@ pub enum DialError {
     Refused(#[source] RedisError),
     #[error("no answer within {0:?}")]
     Timeout(Duration),
-    #[error("what it holds cannot be taken up")]
+    #[error("cannot catch up with its contents")]
     CatchUp,
 }
 
@@ -54,7 +54,7 @@ impl Drop for Connection {
     }
 }
 
-/// Connects to `address`; what is pushed there goes to `pushes`.
+/// Connects to `address`; published messages go to `pushes`.
 pub(super) async fn dial(
     address: &RedisAddress,
     pushes: mpsc::Sender<PushInfo>,
@@ -74,7 +74,7 @@ pub(super) async fn dial(
     }
 }
 
-/// Trusts whom the system trusts.
+/// TLS that trusts the system's authorities.
 fn tls() -> Result<TlsConnector, rustls::Error> {
     let mut roots = rustls::RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
@@ -91,7 +91,7 @@ async fn greet(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     pushes: mpsc::Sender<PushInfo>,
 ) -> Result<Connection, DialError> {
-    // RESP3: answers and what others publish come over one connection, so that neither is lost without the other.
+    // RESP3: answers and published messages share one connection, so that neither is lost without the other.
     let mut info = RedisConnectionInfo::default()
         .set_protocol(ProtocolVersion::RESP3)
         .set_db(address.database)
@@ -102,7 +102,7 @@ async fn greet(
     if let Some(password) = &address.password {
         info = info.set_password(password.expose_secret());
     }
-    // A push that finds no room is lost, and ends them all: what it said must be found out by connecting anew.
+    // A message that finds no room is lost and ends the connection: reconnecting finds out what it said.
     let pushes = Mutex::new(Some(pushes));
     let take = move |push: PushInfo| {
         let mut pushes = pushes.lock();

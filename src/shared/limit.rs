@@ -1,4 +1,4 @@
-//! A client's rate limit, counted for all replicas: GCRA by Redis' own clock.
+//! A client's rate limit across all replicas: GCRA by Redis' clock.
 
 use std::{sync::Arc, time::Duration};
 
@@ -25,7 +25,7 @@ redis.call('SET', KEYS[1], string.format('%.0f', next_full_at), 'PX', math.ceil(
 local left = math.floor((now - allowed_at) / period)
 return {1, left, next_full_at - now}";
 
-/// The budget of one client, wherever it asks.
+/// The rate limit of one client on all replicas.
 #[derive(Debug)]
 pub struct SharedLimit {
     redis: Arc<RedisConnection>,
@@ -33,12 +33,12 @@ pub struct SharedLimit {
     script: Script,
 }
 
-/// What became of one request.
+/// Whether a request is within the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Taken {
-    /// It may go on, and so many more may now; all are back after this time.
+    /// It is; `left` more are, and all after `full_in`.
     Yes { left: u32, full_in: Duration },
-    /// There is one after this time.
+    /// It is not; the next is after `wait`.
     No { wait: Duration },
 }
 
@@ -58,7 +58,7 @@ impl SharedLimit {
     ///
     /// # Errors
     ///
-    /// Returns [`Unavailable`] where nobody counts for all.
+    /// Returns [`Unavailable`] without Redis.
     pub async fn take(&self, period: Duration, burst: u32) -> Result<Taken, Unavailable> {
         let mut take = self.script.key(&self.key);
         let period_us = u64::try_from(period.as_micros()).unwrap_or(u64::MAX).max(1);

@@ -6,12 +6,12 @@ use std::{
 use redis::{FromRedisValue, ParsingError, RedisWrite, ToRedisArgs, Value};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// A number that names one state of something and no other: a new state gets a new one, so that equal means unchanged.
+/// A random number that identifies one state: each new state gets a new one, so equal means unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Nonce(pub u64);
 
 impl Nonce {
-    /// One that nothing else has.
+    /// A new one, unlike any other.
     #[must_use]
     pub fn fresh() -> Self {
         Self(RandomState::new().hash_one(()))

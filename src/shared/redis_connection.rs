@@ -1,7 +1,7 @@
-//! The one connection to Redis: kept up by a task of its own, and given up at the first failure.
+//! The one connection to Redis: maintained by a task of its own, and given up at the first failure.
 //!
-//! Whoever asks over it is answered within `cache.redis.timeout` or told at once that it is lost; only [`RedisConnection::keep`] waits for it
-//! to come back. So a Redis that is gone or hangs costs one timeout, and then nothing until it answers again.
+//! An operation is answered within `cache.redis.timeout`, or fails at once while there is no connection; only
+//! [`RedisConnection::maintain`] waits for one. A Redis that is gone or hangs costs one timeout, then nothing until it answers again.
 
 use std::{
     sync::{
@@ -14,71 +14,36 @@ use std::{
 use arc_swap::ArcSwapOption;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
-use redis::{
-    FromRedisValue, Msg, PushInfo, PushKind, RedisError, Script, ScriptInvocation,
-    aio::MultiplexedConnection,
-};
-use tokio::{
-    sync::{Notify, mpsc},
-    time::Instant,
-};
-use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use redis::{FromRedisValue, RedisError, ScriptInvocation, aio::MultiplexedConnection};
+use tokio::{sync::Notify, time::Instant};
+use tracing::warn;
 
-use super::{
-    Nonce,
-    connect::{Connection, DialError, dial},
-};
+use super::{Nonce, connect::Connection};
 use crate::{
     config::cache::RedisConfig,
     telemetry::metrics::{Metrics, RedisOperation},
 };
 
-/// Connecting and taking up what changed: longer than an operation, since nobody waits for it.
+mod maintain;
+
+/// For connecting and catching up: longer than for an operation, since nobody waits for it.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Between two looks whether it still answers.
-const HEARTBEAT: Duration = Duration::from_secs(1);
-/// For how long a call of the upstream counts after it has ended.
+/// How long an upstream call counts after it has ended.
 pub(super) const MINUTE: Duration = Duration::from_secs(60);
-/// A replica that has not been heard of for so long counts as disconnected.
+/// A replica without a heartbeat for this long counts as disconnected.
 pub(super) const MEMBER_FOR: Duration = Duration::from_secs(5);
-/// Pauses between attempts to connect.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-/// A connection that held for so long was a good one.
-const STEADY: Duration = Duration::from_secs(10);
-/// What was published and not looked at yet; beyond it the connection is begun anew.
-const MOST_NEWS: usize = 4096;
 
-/// `KEYS`: era. `ARGV`: a birth and a purge for a Redis that has none. Answers the era.
-const HELLO: &str = r"
-redis.call('HSETNX', KEYS[1], 'birth', ARGV[1])
-redis.call('HSETNX', KEYS[1], 'purge', ARGV[2])
-return redis.call('HMGET', KEYS[1], 'birth', 'purge')";
-
-/// `KEYS`: era, members. `ARGV`: this replica, how long a member counts. Answers the era and the time.
-const HEARTBEATS: &str = r"
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - ARGV[2])
-redis.call('ZADD', KEYS[2], now, ARGV[1])
-local era = redis.call('HMGET', KEYS[1], 'birth', 'purge')
-return {era[1], era[2], now}";
-
-/// Birth, purge, and Redis' time in Unix milliseconds.
-type Beat = (Option<Nonce>, Option<Nonce>, i64);
-
-/// Redis is not there to answer: go on alone.
+/// There is no connection to Redis: the replica continues alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("Redis is lost")]
+#[error("Redis is unavailable")]
 pub struct Unavailable;
 
-/// Under what everything in a Redis was written: what bears another is of no use.
+/// The era that everything in a Redis was written in; values of another era are ignored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Era {
-    /// Given to a Redis that holds nothing: another one has forgotten everything.
+    /// Given to an empty Redis: a new one means that Redis lost its data.
     pub birth: Nonce,
-    /// Changed when everything is dropped.
+    /// Changes with each purge of everything.
     pub purge: Nonce,
 }
 
@@ -89,33 +54,33 @@ pub struct Health {
     pub since: Instant,
 }
 
-/// Who keeps copies of what Redis holds.
+/// Holds copies of what is in Redis, and is told what other replicas publish.
 pub trait Subscriber: Send + Sync {
-    /// Takes note of what another replica published. Must not block.
+    /// Handles a message of another replica. Must not block.
     fn heard(&self, message: &[u8]);
 
-    /// Does what is left to do, now and then while there is a connection. Must not block.
+    /// Called every second while there is a connection, for what is left to do. Must not block.
     fn beat(&self);
 
-    /// Takes up what changed while there was no connection; until it has, nobody is told that there is one. Returns the purge in force
-    /// where it dropped everything itself.
+    /// Catches up with what changed while there was no connection; the connection is not used before. Returns the purge in force if it
+    /// purged everything itself.
     fn catch_up<'a>(
         &'a self,
         session: &'a Session,
     ) -> BoxFuture<'a, Result<Option<Nonce>, Unavailable>>;
 }
 
-/// The connection to what replicas share.
+/// The connection to the Redis that replicas share.
 #[derive(Debug)]
 pub struct RedisConnection {
     config: RedisConfig,
-    /// Tells this process from the others.
+    /// Names this process among the replicas.
     replica: Nonce,
     live: ArcSwapOption<Live>,
     standing: Mutex<Standing>,
-    /// Has [`RedisConnection::keep`] connect anew.
+    /// Makes [`RedisConnection::maintain`] reconnect.
     failed: Notify,
-    /// Told whenever a connection is lost.
+    /// Notified whenever the connection is lost.
     lost: Notify,
     metrics: Arc<Metrics>,
 }
@@ -124,9 +89,9 @@ pub struct RedisConnection {
 struct Live {
     connection: Connection,
     era: Mutex<Era>,
-    /// Redis' clock less ours, in milliseconds.
+    /// How far Redis' clock is ahead of ours, in milliseconds.
     clock: AtomicI64,
-    /// Whether Redis knew of a purge at the last beat that this replica had not heard of.
+    /// Whether the last heartbeat showed a purge that this replica has not heard of.
     purge_is_unheard: AtomicBool,
 }
 
@@ -135,11 +100,11 @@ struct Standing {
     health: Health,
     /// The era of the last connection.
     last_era: Option<Era>,
-    /// When a connection was lost last, and whether Redis has forgotten since what was done by then.
+    /// When the connection was last lost, and whether Redis has lost its data since.
     lost: Option<(Instant, bool)>,
 }
 
-/// A connection before it is used by all: what [`Subscriber::catch_up`] asks over.
+/// A connection that is not in general use yet, for [`Subscriber::catch_up`].
 #[derive(Debug)]
 pub struct Session {
     commands: MultiplexedConnection,
@@ -175,7 +140,7 @@ impl Session {
 }
 
 impl RedisConnection {
-    /// Not connected yet: [`RedisConnection::keep`] does that.
+    /// Not connected yet: [`RedisConnection::maintain`] does that.
     #[must_use]
     pub fn new(config: RedisConfig, metrics: Arc<Metrics>) -> Arc<Self> {
         metrics.shared.up(false);
@@ -197,13 +162,13 @@ impl RedisConnection {
         })
     }
 
-    /// The channel or key of this name.
+    /// A key or channel name with the configured prefix.
     #[must_use]
     pub fn name(&self, rest: &str) -> String {
         format!("{}{rest}", self.config.prefix)
     }
 
-    /// Where replicas tell each other.
+    /// The channel on which replicas publish.
     #[must_use]
     pub fn channel(&self) -> String {
         self.name("news")
@@ -219,13 +184,13 @@ impl RedisConnection {
         self.name("members")
     }
 
-    /// What this process is called among the others.
+    /// The name of this process among the replicas.
     #[must_use]
     pub fn replica(&self) -> Nonce {
         self.replica
     }
 
-    /// How many gateways share it.
+    /// The configured number of replicas.
     #[must_use]
     pub fn replicas(&self) -> u32 {
         self.config.replicas.get()
@@ -257,7 +222,7 @@ impl RedisConnection {
         self.live.load().as_ref().map(|live| live.era())
     }
 
-    /// Goes by another purge: everything of before is dropped here.
+    /// Adopts a purge after which everything older was dropped here.
     pub fn purged(&self, purge: Nonce) {
         if let Some(live) = self.live.load_full() {
             let mut era = live.era.lock();
@@ -266,13 +231,13 @@ impl RedisConnection {
         }
     }
 
-    /// When a connection was lost last, and whether Redis has forgotten since what was done by then.
+    /// When the connection was last lost, and whether Redis has lost its data since.
     #[must_use]
     pub fn lost(&self) -> Option<(Instant, bool)> {
         self.standing.lock().lost
     }
 
-    /// Redis' clock, in Unix milliseconds: the one that replicas go by, whatever their own say.
+    /// Redis' clock in Unix milliseconds, which all replicas use.
     #[must_use]
     pub fn unix_ms(&self) -> Option<u64> {
         let live = self.live.load();
@@ -280,16 +245,16 @@ impl RedisConnection {
         Some(unix_ms().saturating_add_signed(ahead))
     }
 
-    /// Counts a value that is damaged or not ours.
+    /// Counts a value that is damaged or foreign.
     pub fn unreadable(&self) {
         self.metrics.shared.failed(RedisOperation::Read);
     }
 
-    /// Runs `script`, if Redis is there.
+    /// Runs `script`.
     ///
     /// # Errors
     ///
-    /// Returns [`Unavailable`] where it is not, at once, or is not any more, after `cache.redis.timeout` at most.
+    /// Returns [`Unavailable`] at once without a connection, or after `cache.redis.timeout` at most.
     pub async fn ask<T: FromRedisValue>(
         &self,
         operation: RedisOperation,
@@ -308,21 +273,21 @@ impl RedisConnection {
         Err(Unavailable)
     }
 
-    /// Takes the connection for lost, since what it said is not what this replica knows: to be found out by connecting anew.
+    /// Gives up the connection because Redis and this replica disagree: reconnecting finds out.
     pub fn doubt(&self) {
         if let Some(live) = self.live.load_full() {
             self.give_up(&live, "another era");
         }
     }
 
-    /// Lets nobody ask over `live` any more, and has [`RedisConnection::keep`] connect anew.
+    /// Retires `live` and makes [`RedisConnection::maintain`] reconnect.
     fn give_up(&self, live: &Arc<Live>, reason: &'static str) {
         let seen = self
             .live
             .compare_and_swap(Arc::as_ptr(live), None)
             .as_ref()
             .is_some_and(|seen| Arc::ptr_eq(seen, live));
-        // Of many who see it fail, the first tells.
+        // Many may see it fail; the first one reports.
         if !seen {
             return;
         }
@@ -332,226 +297,23 @@ impl RedisConnection {
             is_up: false,
             since: now,
         };
-        // What it forgot once counts until it would not have mattered any more.
+        // Lost data count for as long as they could have mattered.
         let forgot_lately = standing
             .lost
             .is_some_and(|(lost, forgot)| forgot && now - lost < MINUTE + MEMBER_FOR);
         standing.lost = Some((now, forgot_lately));
         drop(standing);
         self.metrics.shared.up(false);
-        warn!(redis.reason = reason, "Redis is lost, going on without it");
+        warn!(
+            redis.reason = reason,
+            "Redis connection lost, continuing without it"
+        );
         self.failed.notify_one();
         self.lost.notify_waiters();
     }
-
-    /// Connects, and connects anew whenever the connection is lost, until `end`. `first` is told when the first attempt has ended,
-    /// one way or the other.
-    pub async fn keep(
-        self: Arc<Self>,
-        subscriber: Arc<dyn Subscriber>,
-        first: Arc<Notify>,
-        end: CancellationToken,
-    ) {
-        let keeping = async {
-            let mut pause = FIRST_PAUSE;
-            let mut told = None;
-            loop {
-                let connected = self.connect(&*subscriber).await;
-                first.notify_one();
-                match connected {
-                    Ok((live, news)) => {
-                        told = None;
-                        let began = Instant::now();
-                        self.watch(&live, &*subscriber, news).await;
-                        if began.elapsed() >= STEADY {
-                            pause = FIRST_PAUSE;
-                        }
-                    }
-                    Err(error) => {
-                        self.metrics.shared.failed(RedisOperation::Connect);
-                        let text = error.to_string();
-                        // Each reason once: it may try for hours.
-                        if told.as_ref() != Some(&text) {
-                            let source = std::error::Error::source(&error).map(source_text);
-                            warn!(
-                                redis.error = text,
-                                redis.source = source,
-                                "cannot connect to Redis"
-                            );
-                            told = Some(text);
-                        }
-                    }
-                }
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(LONGEST_PAUSE);
-            }
-        };
-        end.run_until_cancelled(keeping).await;
-    }
-
-    async fn connect(
-        &self,
-        subscriber: &dyn Subscriber,
-    ) -> Result<(Arc<Live>, mpsc::Receiver<PushInfo>), DialError> {
-        let config = self.config.clone();
-        // It may be in a file.
-        let address = tokio::task::spawn_blocking(move || config.read_address())
-            .await
-            .unwrap_or_else(|_| Err("reading it ended in a bug".to_owned()))
-            .map_err(DialError::Address)?;
-        let (pushes, news) = mpsc::channel(MOST_NEWS);
-        let connecting = async {
-            let mut connection = dial(&address, pushes).await?;
-            // First: what is published from now on is heard, and what was before is found by catching up.
-            connection
-                .commands
-                .subscribe(self.channel())
-                .await
-                .map_err(DialError::Refused)?;
-            let era = self.hello(&mut connection).await?;
-            // One that is too slow to be asked is none: it would be lost again with the first question.
-            let ping = redis::cmd("PING");
-            let answered = ping.query_async(&mut connection.commands);
-            let answered: Result<(), _> = tokio::time::timeout(self.config.timeout, answered)
-                .await
-                .map_err(|_| DialError::Timeout(self.config.timeout))?;
-            answered.map_err(DialError::Refused)?;
-            Ok((connection, era))
-        };
-        let (connection, era) = tokio::time::timeout(CONNECT_TIMEOUT, connecting)
-            .await
-            .unwrap_or(Err(DialError::Timeout(CONNECT_TIMEOUT)))?;
-        let before = self.standing.lock().last_era;
-        let session = Session {
-            commands: connection.commands.clone(),
-            era,
-            before,
-        };
-        let purge = subscriber
-            .catch_up(&session)
-            .await
-            .map_err(|Unavailable| DialError::CatchUp)?;
-        let era = Era {
-            purge: purge.unwrap_or(era.purge),
-            ..era
-        };
-        // Not before the others know what it did alone: as a member it has a share of the quota.
-        let sent = now_ms();
-        let (birth, purge, now): Beat = session
-            .ask(&self.heartbeat(&Script::new(HEARTBEATS)))
-            .await
-            .map_err(|Unavailable| DialError::CatchUp)?;
-        if (birth, purge) != (Some(era.birth), Some(era.purge)) {
-            return Err(DialError::CatchUp);
-        }
-        let live = Arc::new(Live {
-            connection,
-            era: Mutex::new(era),
-            clock: AtomicI64::new(ahead(now, sent, now_ms())),
-            purge_is_unheard: AtomicBool::new(false),
-        });
-        self.connected(&live, before);
-        Ok((live, news))
-    }
-
-    /// Asks for the era in force, or begins one where there is none: what this replica knows of as purged stays so.
-    async fn hello(&self, connection: &mut Connection) -> Result<Era, DialError> {
-        let script = Script::new(HELLO);
-        let before = self.standing.lock().last_era;
-        let mut hello = script.key(self.era_key());
-        hello
-            .arg(Nonce::fresh())
-            .arg(before.map_or_else(Nonce::fresh, |before| before.purge));
-        let (birth, purge) = hello
-            .invoke_async(&mut connection.commands)
-            .await
-            .map_err(DialError::Refused)?;
-        Ok(Era { birth, purge })
-    }
-
-    fn heartbeat<'a>(&self, script: &'a Script) -> ScriptInvocation<'a> {
-        let mut beat = script.key(self.era_key());
-        beat.key(self.members_key())
-            .arg(self.replica)
-            .arg(ms(MEMBER_FOR));
-        beat
-    }
-
-    fn connected(&self, live: &Arc<Live>, before: Option<Era>) {
-        let mut standing = self.standing.lock();
-        let down_for = standing.health.since.elapsed();
-        standing.health = Health {
-            is_up: true,
-            since: Instant::now(),
-        };
-        let era = live.era();
-        standing.last_era = Some(era);
-        let forgot = before.is_some_and(|before| before.birth != era.birth);
-        if let Some((_, forgotten)) = &mut standing.lost {
-            *forgotten |= forgot;
-        }
-        drop(standing);
-        self.live.store(Some(live.clone()));
-        self.metrics.shared.up(true);
-        info!(
-            redis.down_ms = u64::try_from(down_for.as_millis()).unwrap_or(u64::MAX),
-            redis.forgot = forgot,
-            "Redis answers"
-        );
-    }
-
-    /// Hears what others publish until the connection is lost.
-    async fn watch(
-        &self,
-        live: &Arc<Live>,
-        subscriber: &dyn Subscriber,
-        mut news: mpsc::Receiver<PushInfo>,
-    ) {
-        let mut heartbeat = tokio::time::interval(HEARTBEAT);
-        heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        while self.live.load().is_some() {
-            tokio::select! {
-                push = news.recv() => match push {
-                    Some(push) if push.kind == PushKind::Disconnection => {
-                        self.give_up(live, "disconnected");
-                    }
-                    Some(push) => {
-                        if let Some(message) = Msg::from_push_info(push) {
-                            subscriber.heard(message.get_payload_bytes());
-                        }
-                    }
-                    None => self.give_up(live, "too much news"),
-                },
-                _ = heartbeat.tick() => {
-                    subscriber.beat();
-                    self.beat(live).await;
-                }
-                () = self.failed.notified() => {}
-            }
-        }
-    }
-
-    async fn beat(&self, live: &Arc<Live>) {
-        let script = Script::new(HEARTBEATS);
-        let beat = self.heartbeat(&script);
-        let sent = now_ms();
-        let answer: Result<Beat, Unavailable> = self.ask(RedisOperation::Heartbeat, &beat).await;
-        let Ok((birth, purge, now)) = answer else {
-            return;
-        };
-        live.clock
-            .store(ahead(now, sent, now_ms()), Ordering::Relaxed);
-        let era = live.era();
-        // Word of a purge may still be on its way: unheard at two beats it was missed.
-        let is_unheard = purge != Some(era.purge);
-        let was_unheard = live.purge_is_unheard.swap(is_unheard, Ordering::Relaxed);
-        if birth != Some(era.birth) || is_unheard && was_unheard {
-            self.give_up(live, "another era");
-        }
-    }
 }
 
-/// What went wrong, in words that hold nothing of what was sent.
+/// The kind of an error, without anything of what was sent.
 fn reason(error: &RedisError) -> &'static str {
     if error.is_timeout() {
         "timeout"
@@ -562,27 +324,10 @@ fn reason(error: &RedisError) -> &'static str {
     }
 }
 
-/// The code of a refusal such as `WRONGPASS`; of anything else its kind. Never what a server says at length: it may repeat what it got.
-fn source_text(source: &(dyn std::error::Error + 'static)) -> String {
-    match source.downcast_ref::<RedisError>() {
-        Some(error) => error.code().unwrap_or_else(|| error.category()).to_owned(),
-        None => source.to_string(),
-    }
-}
-
-/// How far a clock is ahead of ours that said `now` between `sent` and `received`, as likely halfway as not.
-fn ahead(now: i64, sent: i64, received: i64) -> i64 {
-    now - sent - (received - sent) / 2
-}
-
 pub(super) fn ms(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn unix_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, ms)
-}
-
-fn now_ms() -> i64 {
-    i64::try_from(unix_ms()).unwrap_or(i64::MAX)
 }
