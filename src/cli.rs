@@ -35,9 +35,8 @@ mod signals;
 /// EX_CONFIG of sysexits.h.
 const EXIT_CONFIG: u8 = 78;
 const EXIT_FAILURE: u8 = 1;
-/// Threads for what blocks: coding pages, of which no more than there are cores do so at once, looking up names, each for as long as a
-/// resolver may take, and reading files. tokio's 512 all came when clients first asked for coded copies of many pages, and the allocator
-/// kept 800 MB for them.
+/// Threads for blocking work: compressing pages (at most one a core at once), DNS look-ups and files. With tokio's default of 512, a burst
+/// of compressions started them all, and the allocator kept 800 MB for them.
 const BLOCKING_THREADS: usize = 64;
 
 /// A caching gateway in front of Unpod's tasks endpoint.
@@ -113,9 +112,9 @@ impl Cli {
     }
 }
 
-/// Does all that `serve` does before it binds an address.
+/// Does everything that `serve` does before it binds an address.
 fn check(file: Option<&Path>) -> ExitCode {
-    // On this thread alone, and without waiting for anything: what is built asks nobody yet.
+    // On this thread and without I/O to other services: nothing is contacted yet.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
@@ -143,7 +142,7 @@ fn serve(file: Option<&Path>) -> ExitCode {
             Ok(prepared) => prepared,
             Err(problems) => return refused(&problems),
         };
-        // To the very end: what is logged last tells how it ended.
+        // To the very end, so that the last lines are written.
         let (log, _writer) = telemetry::init(&prepared.config().telemetry);
         let gateway = match Gateway::start_prepared(prepared, log).await {
             Ok(gateway) => gateway,
@@ -161,11 +160,11 @@ fn serve(file: Option<&Path>) -> ExitCode {
     })
 }
 
-/// Reloads as often as a signal asks for it. A reload that hangs holds up no end.
+/// Reloads on each signal. A reload that hangs does not delay the shutdown.
 async fn until_told_to_end(gateway: &Gateway, signals: &mut Signals, manager: &ServiceManager) {
     while let Some(()) = signals.reload_or_end().await {
         manager.tell(Progress::Reloading);
-        // It tells the log what is wrong, and nothing changes.
+        // A failure is logged there, and changes nothing.
         let reloaded = tokio::select! {
             reloaded = gateway.reload("SIGHUP") => reloaded,
             () = signals.next() => return,
@@ -215,7 +214,7 @@ fn run(workers: usize, command: impl Future<Output = ExitCode>) -> ExitCode {
     {
         Ok(runtime) => {
             let code = runtime.block_on(command);
-            // A blocked thread must not hold the end up.
+            // A blocked thread must not delay the exit.
             runtime.shutdown_background();
             code
         }

@@ -1,7 +1,7 @@
 //! Where settings come from: the compiled-in `config/default.toml`, then the operator's file, then `UNPOD_GATEWAY__SECTION__KEY`.
 //!
-//! Types carry no defaults and do most of the checking; what one key says against another is each section's `check`. Every
-//! problem is collected and named by its key, never by its value, since a misplaced value may be a secret.
+//! Types carry no defaults and do most of the checking; each section's `check` compares its keys. All problems are collected and named
+//! by key, never by value, which may be a secret.
 
 use std::{
     ffi::OsString,
@@ -45,7 +45,7 @@ pub use self::{
     views::{Field, RunViewConfig, ViewConfig, ViewsConfig},
 };
 
-/// What runs when nothing is configured, and what every key means.
+/// The defaults, and the documentation of every key.
 pub const DEFAULTS: &str = include_str!("../config/default.toml");
 
 /// The whole configuration, checked.
@@ -67,7 +67,7 @@ pub struct Config {
     source: Source,
 }
 
-/// Where a configuration was read from, to be read from again.
+/// Where a configuration was read from, for a reload.
 #[derive(Clone, Debug)]
 enum Source {
     /// The process's environment and, if there is one, a file.
@@ -88,7 +88,7 @@ impl Config {
             .map(|(config, ())| config)
     }
 
-    /// As [`Config::load`], for whoever looks for more problems than a configuration knows of.
+    /// As [`Config::load`], for callers that look for further problems.
     #[must_use]
     pub fn draft(file: Option<&Path>) -> Draft {
         let source = Source::Process(file.map(Path::to_owned));
@@ -101,7 +101,7 @@ impl Config {
         }
     }
 
-    /// Reads the same sources anew; a configuration of text alone stays as it is, but for the files it names.
+    /// Reads the same sources again; a configuration from text stays the same, except for the files it names.
     #[must_use]
     pub fn redraft(&self) -> Draft {
         match &self.source {
@@ -110,8 +110,7 @@ impl Config {
         }
     }
 
-    /// The files whose change may change the configuration: its own, and those that hold secrets and certificates, as it names them
-    /// now, valid or not: what is missing today may come tomorrow.
+    /// The files to watch: the configuration's own, and those of secrets and certificates that it names, existing or not.
     #[must_use]
     pub fn files(&self) -> Vec<PathBuf> {
         let Source::Process(own) = &self.source else {
@@ -130,7 +129,7 @@ impl Config {
         sources::changed_keys(&before.merged.0, &self.merged.0)
     }
 
-    /// Reads `[admin]` alone, whatever the rest holds: what a health check needs to know.
+    /// Reads only `[admin]`, for the health check, whatever problems the rest has.
     ///
     /// # Errors
     ///
@@ -139,7 +138,7 @@ impl Config {
         let text = file.map(sources::read_file).transpose()?;
         let mut problems = Problems::default();
         let merged = sources::merge(text.as_deref(), sources::environment(), &mut problems);
-        // Another section's variable is of no concern here.
+        // Problems of other sections do not matter here.
         problems.retain(|problem| problem.key == "--config" || problem.key.starts_with("admin"));
         let admin = merged.and_then(|merged| {
             let mut reader = Reader {
@@ -185,8 +184,8 @@ impl Config {
         show(self.merged.0.clone())
     }
 
-    /// As [`Config::effective`], for a gateway that started with `started` and still goes by it in `needs_restart`: those keys are shown
-    /// as they are in force, and named.
+    /// As [`Config::effective`], for a gateway started with `started`: the keys in `needs_restart` are listed, and shown with the values
+    /// in force.
     #[must_use]
     pub fn effective_since(&self, started: &Self, needs_restart: &[String]) -> String {
         if needs_restart.is_empty() {
@@ -209,10 +208,10 @@ fn show(mut shown: Dict) -> String {
     toml::to_string(&shown).unwrap_or_else(|error| format!("# cannot be shown: {error}\n"))
 }
 
-/// A configuration as far as it could be read, and everything found wrong with it so far.
+/// A configuration as far as it could be read, and its problems so far.
 #[derive(Debug)]
 pub struct Draft {
-    /// In spite of problems: what was wrong has been left out or stands at its default. Good for nothing but looking for more.
+    /// With problems, invalid values are left out or at their defaults: it serves only to look for more.
     config: Option<Config>,
     problems: Problems,
 }
@@ -237,7 +236,7 @@ impl Draft {
         Self { config, problems }
     }
 
-    /// Threads that the configuration asks for; 0 is one per core.
+    /// The configured number of threads; 0 is one per core.
     #[must_use]
     pub fn workers(&self) -> usize {
         self.config
@@ -249,7 +248,7 @@ impl Draft {
     ///
     /// # Errors
     ///
-    /// Returns every problem: those of the configuration, and those that `build` meets in what could be read of it.
+    /// Returns all problems: those of the configuration, and those that `build` finds in what could be read.
     pub fn finish<T>(
         self,
         build: impl FnOnce(&Config) -> Result<T, Problems>,
@@ -279,7 +278,7 @@ impl From<Config> for Draft {
     }
 }
 
-/// The merged values as given, secrets among them: never printed.
+/// The merged values as given. They include secrets and are never printed.
 #[derive(Clone, Default)]
 struct Merged(Dict);
 

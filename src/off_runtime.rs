@@ -1,4 +1,4 @@
-//! Work that no request may wait for on the runtime's threads, and work that must not end with who asked for it.
+//! Work that must not block the runtime's threads, and work that must outlive its caller.
 
 use std::{num::NonZero, panic::resume_unwind, sync::LazyLock, thread};
 
@@ -7,19 +7,18 @@ use tokio::{
     task::{JoinError, spawn, spawn_blocking},
 };
 
-/// So many bytes are gone through within some 200 µs: less than a request may be held up by another.
+/// This many bytes take some 200 µs, an acceptable delay for other requests.
 const QUICK: usize = 128 << 10;
 
 static CORES: LazyLock<Semaphore> =
     LazyLock::new(|| Semaphore::new(thread::available_parallelism().map_or(1, NonZero::get)));
 
-/// Runs `work` on a thread for blocking work; it ends even where nobody waits for it any more.
+/// Runs `work` on a blocking thread, to its end even if the caller is gone.
 pub async fn on_a_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     spawn_blocking(work).await.unwrap_or_else(bug)
 }
 
-/// Does `work` on so many `bytes` of a page: at once where that is quick, else as [`on_a_thread`]. It keeps a core busy: as much of it goes
-/// on at once as there are cores, however many ask for some.
+/// Runs CPU-bound `work` on so many `bytes` of a page: inline if that is quick, else as [`on_a_thread`], at most one per core at once.
 pub async fn by_size<T: Send + 'static>(
     bytes: usize,
     work: impl FnOnce() -> T + Send + 'static,
@@ -29,19 +28,19 @@ pub async fn by_size<T: Send + 'static>(
     }
     let turn = CORES.acquire().await.expect("it is never closed");
     on_a_thread(move || {
-        // It goes on where nobody waits for it any more.
+        // It continues if the caller is gone.
         let _turn = turn;
         work()
     })
     .await
 }
 
-/// Runs `work` in a task of its own: a caller that goes away, as a client does that hangs up, does not end it.
+/// Runs `work` in a task of its own, so that a client that hangs up does not cancel it.
 pub async fn to_its_end<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
     spawn(work).await.unwrap_or_else(bug)
 }
 
-/// What panicked there panics here, where it is caught and counted.
+/// Propagates a panic to the caller, where it is caught and counted.
 fn bug<T>(ended: JoinError) -> T {
     match ended.try_into_panic() {
         Ok(panic) => resume_unwind(panic),

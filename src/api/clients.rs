@@ -1,5 +1,4 @@
-//! Who may call: the configured clients, found by the digest of their key, by a name in their certificate, or by a token that names
-//! them.
+//! The clients, found by the digest of their key, by a name in their certificate, or by a token.
 
 use std::{
     cell::LazyCell,
@@ -42,10 +41,10 @@ use self::{
     tokens::Tokens,
 };
 
-/// What a client's own limit is called towards it.
+/// The name of a client's own limit in `RateLimit`.
 const CLIENT_LIMIT: &str = "default";
 
-/// All clients, and the credentials their spaces are read with.
+/// All clients, and the credentials used for their spaces.
 #[derive(Debug)]
 pub struct Clients {
     by_digest: HashMap<[u8; 32], Arc<Client>, RandomState>,
@@ -59,8 +58,8 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// Those that are configured, and those that tokens of `issuers` speak for. Of those of `previous` whose limit is the same what is
-    /// left of it goes on, and a token that it has verified need not be verified again while the issuers are the same.
+    /// The configured clients, also found by tokens of `issuers`. An unchanged rate limit keeps its state of `previous`, and while the
+    /// issuers are unchanged so do verified tokens.
     #[must_use]
     pub fn new(
         configured: &[ClientConfig],
@@ -80,7 +79,7 @@ impl Clients {
         let mut limiters = HashMap::new();
         for section in configured {
             let mut client = Client::new(section, &views, &credentials);
-            // What it has under way counts on.
+            // Its requests under way still count.
             if let Some(before) = previous.and_then(|clients| clients.by_name.get(client.name())) {
                 client.account = before.account.clone();
             }
@@ -113,10 +112,10 @@ impl Clients {
         }
     }
 
-    /// The client that `authorization`, a field value, proves to be there.
+    /// The client that the value of `Authorization` authenticates.
     ///
-    /// Every refusal of a key costs the same: one digest, one look-up, one comparison. What is no key and has the form of a token
-    /// is verified as one, where it is not known already, says what it must, and `may_verify` allows the time that takes.
+    /// Every refused key costs the same: one digest, one look-up, one comparison. A token that is not known yet is verified if its claims
+    /// are right and `may_verify` allows the time.
     ///
     /// # Errors
     ///
@@ -127,7 +126,7 @@ impl Clients {
         now: impl FnOnce() -> SystemTime,
         may_verify: impl FnOnce(Duration) -> bool,
     ) -> Result<Arc<Client>, AuthFailure> {
-        // Read at most once, and for every refusal: most keys end at no time, and a look at the clock is half a hundredth of a hit.
+        // Read at most once: most keys never expire, and reading the clock is 0.5 % of a hit.
         let now = LazyCell::new(now);
         let presented = match authorization {
             None => Err(AuthFailure::Missing),
@@ -135,8 +134,7 @@ impl Clients {
         };
         let digest = digest(presented.unwrap_or_default());
         let known = self.by_digest.get_key_value(&digest);
-        // The look-up ends early on a digest that differs, and tells nothing by it: who could choose digests would have
-        // broken SHA-256. The comparison that admits is constant in time all the same.
+        // The look-up's timing reveals nothing useful: nobody can choose SHA-256 digests. The comparison is constant-time all the same.
         let (stored, client) = match known {
             Some((stored, client)) => (*stored, Some(client)),
             None => ([0; 32], None),
@@ -151,7 +149,7 @@ impl Clients {
         let by_token = self
             .tokens
             .client(presented, digest, *now, may_verify, admit);
-        // Not before: an expired key costs what an unknown one does.
+        // Only here, so that an expired key costs as much as an unknown one.
         if known.is_some() {
             return Err(AuthFailure::Expired);
         }
@@ -161,7 +159,7 @@ impl Clients {
         })
     }
 
-    /// The client that `certificate` names. None if it names two: the order of its names should decide nothing.
+    /// The client that `certificate` names. None if it names two: the order of its names must not decide.
     ///
     /// # Errors
     ///
@@ -179,14 +177,14 @@ impl Clients {
         if !named.all(|other| Arc::ptr_eq(other, client)) {
             return Err(AuthFailure::Unknown);
         }
-        // A connection may outlive the certificate it began with.
+        // A connection may outlive its certificate.
         if certificate.not_after < now || client.is_expired(|| now) {
             return Err(AuthFailure::Expired);
         }
         Ok(client)
     }
 
-    /// The client of a token's claims, as far as they let it go.
+    /// The client that a token names, narrowed to what the token allows.
     fn admit(&self, proof: &Proof, proven_by: &ProvenBy) -> Result<Client, AuthFailure> {
         let client = self.by_name.get(proof.client.as_str());
         let client = client.ok_or(AuthFailure::UnknownClient)?;
@@ -196,7 +194,7 @@ impl Clients {
             ProvenBy::Gateway => client.in_browser(&proof.spaces, until),
         };
         proof.views.iter().try_fold(admitted, |admitted, name| {
-            // One that is gone must not show more.
+            // A removed view must not show more.
             let view = self.view(name).ok_or(AuthFailure::BadClaims)?;
             Ok(admitted.seeing(view))
         })
@@ -213,20 +211,20 @@ impl Clients {
         self.by_name.get(name)
     }
 
-    /// The view of this name. A token that names one that is gone must not be shown more for it.
+    /// The view of this name.
     #[must_use]
     pub fn view(&self, name: &str) -> Option<&ViewSet> {
         self.views.get(name)
     }
 
-    /// Has the budgets drawn on by all replicas behind `redis` together.
+    /// Shares the rate limits with all replicas behind `redis`.
     pub fn share_limits(&self, redis: &Arc<RedisConnection>) {
         for (client, limiter) in &self.limiters {
             limiter.share(|| SharedLimit::new(redis.clone(), client));
         }
     }
 
-    /// For the next configuration's clients, which may go on with the same keys.
+    /// For the next configuration's clients, which may keep the keys.
     #[must_use]
     pub fn issuers(&self) -> &Issuers {
         self.tokens.issuers()

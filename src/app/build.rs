@@ -1,5 +1,5 @@
-//! What a configuration describes, built as far as that takes no address and nobody's answer: `check`, `serve` and a reload do the same,
-//! so that none of them takes what another refuses.
+//! Builds everything of a configuration that needs no listener and no network: `check`, `serve` and a reload share it, so that all accept
+//! the same configurations.
 
 use std::sync::Arc;
 
@@ -11,10 +11,10 @@ use crate::{
     upstream::{BuildError, Client, Credentials, Succession},
 };
 
-/// Everything a configuration brings that can fail to be built.
+/// Everything of a configuration whose building can fail.
 pub(super) struct Built {
     pub(super) credentials: Credentials,
-    /// What becomes of the pages of the credentials before.
+    /// Which pages of the previous credentials to drop.
     pub(super) succession: Succession,
     pub(super) client: Client,
     pub(super) tls: Option<Arc<rustls::ServerConfig>>,
@@ -23,7 +23,7 @@ pub(super) struct Built {
     pub(super) collector: Option<Collector>,
 }
 
-/// Builds what `config` says, to go on from `running`. Changes nothing that is in force; blocks on the file system.
+/// Builds the parts of `config` as successors of `running`. Changes nothing in force. Blocking: reads files.
 ///
 /// # Errors
 ///
@@ -89,7 +89,7 @@ fn collector(config: &TelemetryConfig) -> Result<Option<Collector>, Problems> {
         .map_err(|error| Problems::one("telemetry.otlp_endpoint", error.to_string()))
 }
 
-/// A configuration that can be served: nothing but the listeners is left to try.
+/// A configuration that is ready to be served: only binding the listeners can still fail.
 pub struct Prepared {
     pub(super) config: Arc<Config>,
     pub(super) built: Built,

@@ -1,4 +1,4 @@
-//! Parts that are built at start and again when what they are built from is reloaded.
+//! Parts that are built at start and by reloads.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use crate::{
 
 /// Shares pages and calls with the replicas behind `redis`, until the guard is dropped.
 ///
-/// Waits for the first attempt to connect, so that a replica that starts begins with what the others have.
+/// Waits for the first attempt to connect, so that a new replica starts with what the others have.
 pub(super) async fn share(
     redis: Arc<RedisConnection>,
     pages: &Arc<Pages>,
@@ -42,7 +42,7 @@ pub(super) fn pack(pages: &Arc<Pages>) -> DropGuard {
     end.drop_guard()
 }
 
-/// Counts the calls of `credentials` among all replicas.
+/// Counts the calls of `credentials` across all replicas.
 pub(super) fn share_calls(redis: &Arc<RedisConnection>, credentials: &Credentials) {
     for credential in credentials.all() {
         let origin = credentials.origin().as_str();

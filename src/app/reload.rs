@@ -1,7 +1,7 @@
-//! Reading the configuration anew: what may change while the gateway runs changes all at once, or not at all.
+//! Reloads the configuration: changes are applied atomically, or not at all.
 //!
-//! One thread of its own does it, and looks whether files have changed: what it reads may hang (a file on a server that is gone), and then
-//! nothing else does. No request, no other thread and no drain waits for it.
+//! A thread of its own reloads and watches the files: if reading hangs (a file on a dead network mount), nothing else does. No request, no
+//! other thread and no drain waits for it.
 
 use std::{
     collections::BTreeMap,
@@ -41,13 +41,13 @@ use crate::{
     upstream::LimitLayer,
 };
 
-/// How often to look for changed files: soon enough for a rotation, and a few `stat` calls are nothing.
+/// How often to check the files: soon enough for a rotation, and cheap.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// Reloads that may wait for the one under way.
+/// Reload requests that may queue.
 const MOST_WAITING: usize = 16;
 const BUG: &str = "reading it ended in a bug";
 
-/// Keys that are read at start alone, as they stand or with everything below them.
+/// Keys that need a restart, including everything below them.
 const AT_START: &[&str] = &[
     "server.listen",
     "server.workers",
@@ -76,7 +76,7 @@ const AT_START: &[&str] = &[
     "telemetry.otlp_endpoint",
 ];
 
-/// Asks the thread that reloads. It ends when the last of these is dropped.
+/// Requests reloads from the thread, which ends when the last of these is dropped.
 #[derive(Clone, Debug)]
 pub(super) struct Reloads(SyncSender<Request>);
 
@@ -100,7 +100,7 @@ impl Reload for Reloads {
     }
 }
 
-/// What a running gateway is made of, as far as it can be changed.
+/// The parts of a running gateway that a reload changes.
 pub(super) struct Reloader {
     pub(super) policy: LivePolicy,
     pub(super) pages: Arc<Pages>,
@@ -113,13 +113,13 @@ pub(super) struct Reloader {
     pub(super) log: Log,
     /// What operators are shown.
     pub(super) effective: Arc<ArcSwap<String>>,
-    /// What the gateway began with.
+    /// The configuration at start.
     pub(super) started: Arc<Config>,
     pub(super) in_force: Config,
 }
 
 impl Reloader {
-    /// Reloads on request, and when a file has changed since `files` were read, in a thread of its own.
+    /// Starts the thread, which reloads on request and when a file differs from `files`.
     ///
     /// # Panics
     ///
@@ -141,7 +141,7 @@ impl Reloader {
         let mut watch = Watch::default();
         loop {
             match requests.recv_timeout(LOOK_EVERY) {
-                // Who asked may have given up meanwhile.
+                // The requester may have gone.
                 Ok(request) if request.answer.is_closed() => {}
                 Ok(request) => {
                     let outcome = self.reload(&request.who, &mut files);
@@ -149,9 +149,9 @@ impl Reloader {
                 }
                 Err(RecvTimeoutError::Timeout) => {
                     let named = files.keys().cloned().collect();
-                    // A touch that changes nothing is no news.
+                    // Touched but unchanged.
                     if watch.has_changed(named) && files != digests(self.in_force.files()) {
-                        // It tells the log, whichever way it ends.
+                        // It logs the outcome itself.
                         let _ = self.reload("a changed file", &mut files);
                     }
                 }
@@ -160,9 +160,9 @@ impl Reloader {
         }
     }
 
-    /// Reads the configuration and every file it names, and puts it in force as a whole. `files` are those it read.
+    /// Reads the configuration and all its files, and puts it in force atomically. `files` is updated to what was read.
     fn reload(&mut self, who: &str, files: &mut Digests) -> Result<Reloaded, Problems> {
-        // Before they are read: what changes meanwhile is a change.
+        // Before reading, so that later changes are noticed.
         *files = digests(self.in_force.files());
         let draft = self.in_force.redraft();
         let outcome = catch_unwind(AssertUnwindSafe(|| {
@@ -202,10 +202,10 @@ impl Reloader {
         }
     }
 
-    /// Builds what `config` says, without changing anything.
+    /// Builds the parts of `config` without changing anything in force.
     fn build(&self, config: &Config) -> Result<Built, Problems> {
         let mut problems = Problems::default();
-        // The operators' listener stays where it is, whatever the file now says: its key may not go while others reach it.
+        // The operators' listener does not move on a reload, so its key must not be removed while others can reach it.
         let listens_at = &self.started.admin.listen;
         config.admin.check_reachable_at(listens_at, &mut problems);
         match build(config, Some(&self.policy.load().clients)) {
@@ -233,22 +233,22 @@ impl Reloader {
             next.issuers,
             Some(&before.clients),
         );
-        // Where the provider is the same its keys go on; their file may hold others now.
+        // The same provider keeps its keys, but their file may have changed.
         clients.issuers().reload_keys();
         let credentials = clients.credentials().clone();
         if let Some(redis) = &self.redis {
             clients.share_limits(redis);
             parts::share_calls(redis, &credentials);
         }
-        // What is known of the old tokens and of their pages ends first: no request under the new policy meets it. Calls under way
-        // are heard no more, and what they bring is not kept.
+        // The old tokens' state and pages go first, so that no request under the new policy meets them. Calls under way with old tokens
+        // are ignored.
         credentials.succeed(before.clients.credentials());
         let store = self.pages.store();
         store.reconfigure(&config.cache);
         for credential in next.succession.distrusted {
             store.distrust(credential, Instant::now());
         }
-        // The text of its file of authorities may have changed, whatever its name.
+        // The CA file's content may have changed.
         let is_rebuilt = reloaded.changed.iter().any(|key| is_of_the_stack(key))
             || config.upstream.ca_file.is_some();
         let upstream = if is_rebuilt {
@@ -258,18 +258,18 @@ impl Reloader {
             before.upstream.clone()
         };
         let policy = Policy::new(&config, clients, upstream);
-        // First: a purge meanwhile reaches what the first request under the new policy fills.
+        // First, so that a purge reaches pages filled under the new policy.
         self.pages.set_credentials(credentials.clone());
         self.policy.store(Arc::new(policy));
-        // Last: who came in under the old policy may have filled another page of theirs.
+        // Last: requests under the old policy may have filled more pages.
         for credential in next.succession.dropped {
             store.forget(credential);
         }
-        // Whether there is TLS at all is settled at start.
+        // Turning TLS on or off needs a restart.
         if let Some((tls, setup)) = self.tls.as_ref().zip(next.tls) {
             tls.replace(setup);
         }
-        // So is where the collector is; headers for another are not for this one.
+        // So does another collector; its headers are not for this one.
         let is_same = config.telemetry.traces_url() == self.started.telemetry.traces_url();
         let collector = next.collector.filter(|_| is_same);
         if let Some((headers, read)) = self.collector_headers.as_ref().zip(collector) {
@@ -286,7 +286,7 @@ impl Reloader {
     }
 }
 
-/// What each file holds: tells a change from a mere touch.
+/// The digest of each file, to tell a change from a touch.
 pub(super) type Digests = BTreeMap<PathBuf, blake3::Hash>;
 
 pub(super) fn digests(files: Vec<PathBuf>) -> Digests {
@@ -302,17 +302,17 @@ fn digest(file: &Path) -> blake3::Hash {
 }
 
 fn is_read_at_start(key: &str) -> bool {
-    // Its files may change, but not whether there are any.
+    // Its files may change, but not whether TLS is on.
     key == "server.tls" || AT_START.iter().any(|read| is_within(key, read))
 }
 
-/// Whether the upstream stack is built anew for a change of `key`.
+/// Whether a change of `key` rebuilds the upstream stack.
 fn is_of_the_stack(key: &str) -> bool {
     is_within(key, "normalize")
         || is_within(key, "upstream") && !is_within(key, "upstream.credentials")
 }
 
-/// Whether `key` is `section` or stands within it, or holds it: a whole section may come or go.
+/// Whether `key` is `section`, within it, or contains it.
 fn is_within(key: &str, section: &str) -> bool {
     let below = |outer: &str, inner: &str| {
         inner

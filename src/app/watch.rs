@@ -1,12 +1,11 @@
-//! Tells when one of some files has changed: by looking, since that works on every file system, and through the symbolic links that
-//! Kubernetes swaps.
+//! Watches files by polling, which works on every file system and with the symbolic links that Kubernetes swaps.
 
 use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
-/// What tells one state of a file from the next; `None`: it is not there.
+/// A file's modification stamp; `None`: it does not exist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp {
     device: u64,
@@ -39,7 +38,7 @@ fn stamps(files: Vec<PathBuf>) -> Stamps {
         .collect()
 }
 
-/// Tells of changes once they have held still for one look, since a file may be half written.
+/// Reports a change once it is stable for one poll, since a file may be half written.
 #[derive(Debug, Default)]
 pub(super) struct Watch {
     told: Stamps,
@@ -47,8 +46,8 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// Looks at `files`, and says whether they have changed and hold still. At first that is so as soon as they do: they may have changed
-    /// since they were read.
+    /// Polls `files`: whether they have changed and are stable. The first stable poll counts as a change: they may have changed since
+    /// they were read.
     pub(super) fn has_changed(&mut self, files: Vec<PathBuf>) -> bool {
         self.look(stamps(files))
     }

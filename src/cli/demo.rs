@@ -12,7 +12,7 @@ use crate::{
     telemetry::{self, LogWriter},
 };
 
-/// Good for nothing but the demo: it is printed, documented, and reaches loopback alone.
+/// Only for the demo: it is printed, documented, and valid on loopback only.
 const DEMO_KEY: &str = "ugw_demo_key_for_loopback_only";
 const DATA_PORT: u16 = 8080;
 const ADMIN_PORT: u16 = 9090;

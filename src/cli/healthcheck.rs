@@ -1,7 +1,7 @@
-//! `healthcheck`: asks the gateway of a configuration whether it lives.
+//! `healthcheck`: checks the health of a gateway.
 //!
-//! It asks the operators' listener, which answers in plain HTTP: the data listener may want TLS or a proxy's header, and when
-//! all its places are taken that is no reason to restart it.
+//! It uses the operators' listener, which speaks plain HTTP: the data listener may require TLS or a PROXY header, and being at its
+//! connection limit is no reason for a restart.
 
 use std::{
     io::{self, Read, Write},
@@ -54,7 +54,7 @@ fn ask(listen: &ListenAddress) -> io::Result<bool> {
     }
 }
 
-/// A listener on every address is asked on loopback.
+/// A listener on all addresses is reached on loopback.
 fn reachable(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),

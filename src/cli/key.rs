@@ -1,4 +1,5 @@
-//! `key new`: a key that is shown once, a client's or the operators', and its digest, which is kept. `key browser-signing`: what signs browser tokens.
+//! `key new`: a key for a client or operators, shown once, and its digest for the configuration. `key browser-signing`: a key that signs
+//! browser tokens.
 
 use std::{error::Error, process::ExitCode};
 
@@ -11,7 +12,7 @@ use sha2::{Digest, Sha256};
 use super::failed;
 use crate::config::auth::check_client_name;
 
-/// Says what it is, so that a secret scanner can find a leaked one.
+/// A recognisable prefix, so that secret scanners find leaked keys.
 const PREFIX: &str = "ugw_";
 const CHECKSUM_DIGITS: usize = 8;
 
@@ -19,7 +20,7 @@ const CHECKSUM_DIGITS: usize = 8;
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Holder<'a> {
     Client(&'a str),
-    /// Whoever operates the gateway, by any name.
+    /// The operators.
     Operator(&'a str),
 }
 
@@ -54,7 +55,7 @@ pub(super) fn new(holder: Holder<'_>) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Prints a new key as its file holds it: PEM, and nothing else.
+/// Prints a new key as PEM and nothing else, ready for a file.
 pub(super) fn browser_signing() -> ExitCode {
     let mut secret = [0; 32];
     if let Err(error) = getrandom::fill(&mut secret) {
@@ -70,7 +71,7 @@ pub(super) fn browser_signing() -> ExitCode {
 }
 
 fn browser_signing_key(secret_key: [u8; 32]) -> Result<Zeroizing<String>, pkcs8::Error> {
-    // Without its public half, as `openssl genpkey` writes it: not every reader takes the longer form.
+    // Without the public key, as `openssl genpkey` writes it: not every reader accepts the longer form.
     let key = KeypairBytes {
         secret_key,
         public_key: None,
@@ -78,7 +79,7 @@ fn browser_signing_key(secret_key: [u8; 32]) -> Result<Zeroizing<String>, pkcs8:
     key.to_pkcs8_pem(LineEnding::LF)
 }
 
-/// 256 random bits in hex, between a prefix and a checksum that tells a key from a look-alike.
+/// A prefix, 256 random bits in hex, and a checksum by which scanners recognise a key.
 fn key(secret: &[u8; 32]) -> String {
     let body = hex(secret);
     let checksum = hex(&Sha256::digest(format!("{PREFIX}{body}")));

@@ -1,5 +1,4 @@
-//! Tells the service manager how far the service is, by systemd's protocol for `Type=notify`: one datagram a change, to the socket
-//! that `NOTIFY_SOCKET` names.
+//! Notifies the service manager by systemd's protocol for `Type=notify`: one datagram for each change, to `NOTIFY_SOCKET`.
 
 use std::{
     ffi::OsStr,
@@ -18,10 +17,10 @@ use tracing::warn;
 
 use crate::config;
 
-/// A manager that does not read its socket holds nobody up for longer.
+/// How long to wait for a manager that does not read its socket.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// How far the service is, and what `systemctl status` shows of it.
+/// The state of the service, as `systemctl status` shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Progress {
     /// Both listeners are served.
@@ -45,7 +44,7 @@ impl Progress {
     }
 }
 
-/// Whoever started this process and wants to be told; most do not.
+/// The service manager that wants to be notified, if any.
 #[derive(Debug)]
 pub(super) struct ServiceManager(Option<Notifier>);
 
@@ -56,7 +55,7 @@ struct Notifier {
 }
 
 impl ServiceManager {
-    /// The one that the environment names. One that cannot be told is logged: it may take the service for one that never starts.
+    /// The one of the environment. A failure is logged, since the manager may believe that the service never starts.
     pub(super) fn of_environment() -> Self {
         let notifier = config::notify_socket().map(|name| Notifier::to(&name));
         Self(notifier.and_then(|made| made.map_err(|error| cannot_be_told(&error)).ok()))
@@ -71,11 +70,11 @@ impl ServiceManager {
 }
 
 fn cannot_be_told(error: &io::Error) {
-    warn!(%error, "the service manager cannot be told");
+    warn!(%error, "cannot notify the service manager");
 }
 
 impl Notifier {
-    /// A name that begins with `@` is one of Linux's abstract ones, any other a path.
+    /// A name that begins with `@` is an abstract socket, any other a path.
     fn to(name: &OsStr) -> io::Result<Self> {
         let manager = match name.as_bytes().strip_prefix(b"@") {
             Some(name) => SocketAddr::from_abstract_name(name)?,

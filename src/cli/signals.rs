@@ -4,7 +4,7 @@ use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The signals, caught from when this is made: one that comes before it is waited for is neither lost nor fatal.
+/// The signals, caught from now on: one that comes before it is awaited is neither lost nor fatal.
 pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -12,7 +12,7 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    /// Begins to catch them. To be called on the runtime, before anything is announced that a signal should end.
+    /// Begins to catch them. To be called on the runtime, before the service is announced.
     pub(super) fn catch() -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,

@@ -12,12 +12,12 @@ use super::{
 #[serde(deny_unknown_fields)]
 pub struct AdminConfig {
     pub listen: ListenAddress,
-    /// Digests of the operators' key; two while it rotates. Absent: whoever reaches the listener is an operator.
+    /// Digests of the operators' key; two during a rotation. Absent: everybody who reaches the listener is an operator.
     pub key_sha256: Option<Vec<Sha256Digest>>,
 }
 
 impl AdminConfig {
-    /// Digests of the keys that are taken; none where no key is asked for.
+    /// Digests of the accepted keys; empty if no key is required.
     #[must_use]
     pub fn keys(&self) -> &[Sha256Digest] {
         self.key_sha256.as_deref().unwrap_or_default()
@@ -30,12 +30,12 @@ impl AdminConfig {
         match self.key_sha256.as_ref().map(Vec::len) {
             None => self.check_reachable_at(&self.listen, problems),
             Some(1..=2) => {}
-            // Not taken for none: who gives a list means to have a key.
+            // An empty list is an error, not "no key".
             Some(_) => problems.add("admin.key_sha256", "expected one or two digests"),
         }
     }
 
-    /// Notes a problem where others can reach `listen` and need no key.
+    /// Reports a listener that others can reach without a key.
     pub fn check_reachable_at(&self, listen: &ListenAddress, problems: &mut Problems) {
         if self.keys().is_empty() && !listen.is_local() {
             problems.add(

@@ -19,7 +19,7 @@ pub use self::{
     jwt::{JwtAlgorithm, JwtConfig, KeysFrom},
 };
 
-/// `[auth]`: limits on failed attempts, and where identities come from besides keys.
+/// `[auth]`: the limit on failed attempts, and identities other than keys.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AuthConfig {
@@ -40,12 +40,12 @@ impl AuthConfig {
     }
 }
 
-/// `[[clients]]`: one caller with an identity of its own.
+/// `[[clients]]`: one client.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClientConfig {
     pub name: String,
-    /// Digests of the client's key; two while it rotates.
+    /// Digests of the client's key; two during a rotation.
     #[serde(default)]
     pub key_sha256: Vec<Sha256Digest>,
     /// Space tokens, or `["*"]`.
@@ -55,15 +55,15 @@ pub struct ClientConfig {
     #[serde(default)]
     pub may_refresh: bool,
     pub expires: Option<Timestamp>,
-    /// How often it may ask; absent: as often as it likes.
+    /// Its rate limit; absent: unlimited.
     pub rate_limit: Option<RateLimitConfig>,
-    /// The name of a `[views.NAME]`: all it sees of a task.
+    /// The `[views.NAME]` through which it sees tasks.
     pub view: Option<String>,
-    /// A name in the client's certificate, for when it sends no key.
+    /// A name in the client's certificate, used without a key.
     pub certificate_subject: Option<CertificateSubject>,
 }
 
-/// A budget of requests: `burst` at once, filled up again by `per_second`.
+/// A rate limit: `burst` requests at once, refilled by `per_second`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RateLimitConfig {
@@ -73,13 +73,13 @@ pub struct RateLimitConfig {
     pub burst: NonZeroU32,
 }
 
-/// What clients are checked against: sections as far as they could be read.
+/// The other sections that clients are checked against, as far as they could be read.
 pub(super) struct Others<'a> {
     pub(super) admin: Option<&'a AdminConfig>,
     pub(super) server: Option<&'a ServerConfig>,
     pub(super) auth: Option<&'a AuthConfig>,
     pub(super) upstream: Option<&'a UpstreamConfig>,
-    /// The section as it was given: a view that could not be read is a problem told already.
+    /// As given: an invalid view has been reported already.
     pub(super) views: Option<&'a Dict>,
 }
 
@@ -108,7 +108,7 @@ pub(super) fn check_clients(
             problems.add(key("name"), format!("the same as clients[{other}].name"));
         }
         for digest in &client.key_sha256 {
-            // A key of both would give a client the operators' rights.
+            // A shared key would give the client operators' rights.
             if others
                 .admin
                 .is_some_and(|admin| admin.keys().contains(digest))
@@ -181,7 +181,7 @@ fn check_client(
     }
 }
 
-/// A client nobody can prove to be is of no use.
+/// A client needs at least one way to authenticate.
 fn check_proof(
     client: &ClientConfig,
     auth: Option<&AuthConfig>,

@@ -13,13 +13,13 @@ mod redis;
 
 pub use self::redis::{Encryption, RedisAddress, RedisConfig};
 
-/// `[cache]`: how long a page lives, what may stand in for it, and how many bytes are kept.
+/// `[cache]`: lifetimes, stale fallbacks and capacity.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CacheConfig {
     #[serde(deserialize_with = "value::bytes")]
     pub max_bytes: usize,
-    /// How long a page is fresh where the upstream states no lifetime.
+    /// How long a page is fresh if the upstream states no lifetime.
     #[serde(deserialize_with = "value::duration")]
     pub ttl: Duration,
     #[serde(deserialize_with = "value::ratio")]
@@ -76,11 +76,11 @@ impl CacheConfig {
     }
 }
 
-/// Whether a file can be put in the place of `file`: tried with one beside it, since no permission tells for sure.
+/// Whether `file` can be replaced, tried with a file beside it: permissions alone do not tell.
 fn check_replaceable(file: &Path) -> Result<(), String> {
     let name = file.file_name().filter(|_| !file.is_dir());
     let name = name.ok_or("expected the path of a file")?;
-    // A bare name has an empty parent: the folder the process runs in.
+    // A bare file name has an empty parent: the current folder.
     let folder = match file.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),

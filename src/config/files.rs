@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-/// Several times what the largest bundle of authorities has. A device such as `/dev/zero` has no end.
+/// Several times the largest CA bundle; a device such as `/dev/zero` never ends.
 const LONGEST: u64 = 4 << 20;
 
 /// What `file` holds.

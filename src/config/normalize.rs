@@ -1,10 +1,10 @@
-//! `[[normalize.rules]]`: what a 206's message means, where the built-in rules do not know it.
+//! `[[normalize.rules]]`: what a 206's message means if no built-in rule matches it.
 
 use serde::Deserialize;
 
 use super::Problems;
 
-/// The operator's own rules, in the order they are asked.
+/// The operator's rules, in order.
 #[derive(Clone, Debug, Default)]
 pub struct NormalizeConfig {
     pub rules: Vec<RuleConfig>,
@@ -23,16 +23,16 @@ impl NormalizeConfig {
     }
 }
 
-/// One rule: a text in the message, and the error it stands for.
+/// One rule: a text in the message, and the error it means.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RuleConfig {
-    /// Found anywhere in the message, in any case.
+    /// Matched anywhere in the message, case-insensitively.
     pub contains: String,
     pub code: RuleCode,
 }
 
-/// The errors that an upstream's message can stand for.
+/// The errors that an upstream's message can mean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RuleCode {

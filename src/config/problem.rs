@@ -1,32 +1,32 @@
-//! What is wrong with a configuration: every problem with its key, never with its value.
+//! Problems of a configuration: each with its key, never with its value.
 
 use std::fmt;
 
 use figment::{error::Kind, value::Value};
 use serde::Deserialize;
 
-/// One thing wrong, and where.
+/// A problem and where it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// The dotted key, such as `cache.ttl` or `clients[0].spaces`.
     pub key: String,
     /// What is wrong with it; holds no configured value.
     pub text: String,
-    /// Other keys: while one of them is wrong, this may be no more than a consequence.
+    /// Other keys: a problem of one of them may be the cause of this one.
     depends_on: Vec<String>,
 }
 
-/// Everything wrong with a configuration.
+/// All problems of a configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq, thiserror::Error)]
 pub struct Problems(Vec<Problem>);
 
 impl Problems {
-    /// Notes a problem of `key`.
+    /// Adds a problem of `key`.
     pub fn add(&mut self, key: impl Into<String>, text: impl Into<String>) {
         self.add_depending(key, text, &[]);
     }
 
-    /// Notes a problem of `key` that may be a mere consequence of one that was found in `others` before.
+    /// Adds a problem of `key` that may follow from an earlier one of `others`.
     pub(super) fn add_depending(
         &mut self,
         key: impl Into<String>,
@@ -40,7 +40,7 @@ impl Problems {
         });
     }
 
-    /// Notes what a later look at the same configuration found, but for consequences of what is known already.
+    /// Adds the problems that do not follow from known ones.
     pub(super) fn append_news(&mut self, found: Self) {
         let is_known = |key: &str| self.0.iter().any(|known| overlap(&known.key, key));
         let is_news = |problem: &Problem| {
@@ -50,7 +50,7 @@ impl Problems {
         self.0.extend(news);
     }
 
-    /// Notes what was found elsewhere.
+    /// Adds all of `found`.
     pub fn append(&mut self, mut found: Self) {
         self.0.append(&mut found.0);
     }
@@ -77,7 +77,7 @@ impl Problems {
     }
 }
 
-/// Whether the two keys are the same, or one holds the other.
+/// Whether the keys are equal, or one contains the other.
 fn overlap(one: &str, other: &str) -> bool {
     let holds = |outer: &str, inner: &str| {
         let rest = inner.strip_prefix(outer);
@@ -98,9 +98,10 @@ impl fmt::Display for Problems {
     }
 }
 
-/// Reads a `T` from `value`, noting each wrong key under `prefix` and going on with what `fallback` has in its place, or without it.
+/// Reads a `T` from `value`. Each problem is added with its key under `prefix`, and reading continues with the value of `fallback`, or
+/// without the key.
 ///
-/// What is read in spite of problems is good for nothing but looking for more. `None` where there is no reading on.
+/// With problems, the result serves only to look for more. `None` if reading cannot continue.
 pub(super) fn extract<T: for<'de> Deserialize<'de>>(
     prefix: &str,
     mut value: Value,
@@ -126,7 +127,7 @@ pub(super) fn extract<T: for<'de> Deserialize<'de>>(
             }
         };
         if !is_mended {
-            // No second problem, but one in any case.
+            // At least one problem must be reported.
             problems.append_news(Problems::one(prefix, "cannot be read"));
             return None;
         }
@@ -134,7 +135,7 @@ pub(super) fn extract<T: for<'de> Deserialize<'de>>(
     }
 }
 
-/// Reads `value`, or says where the first fault is and of what kind.
+/// Reads `value`, or returns the path and the kind of the first error.
 fn read<T: for<'de> Deserialize<'de>>(value: &Value) -> Result<T, (Vec<String>, Kind)> {
     value.deserialize().map_err(|error| {
         let mut path = error.path;
@@ -143,7 +144,7 @@ fn read<T: for<'de> Deserialize<'de>>(value: &Value) -> Result<T, (Vec<String>, 
             Kind::MissingField(name) => Some(name.as_ref()),
             _ => None,
         };
-        // Some of figment's errors end their path with the field's name, and some do not.
+        // Only some of figment's errors end their path with the field's name.
         if let Some(name) = named.filter(|name| path.last().map(String::as_str) != Some(*name)) {
             path.push(name.to_owned());
         }
@@ -151,7 +152,7 @@ fn read<T: for<'de> Deserialize<'de>>(value: &Value) -> Result<T, (Vec<String>, 
     })
 }
 
-/// Notes every faulty item of the list at `path`, each read by itself, and puts a good one in its place; where there is none the list goes.
+/// Reports every invalid item of the list at `path` and replaces it by a valid one; without a valid item the list goes.
 fn mend_list<T: for<'de> Deserialize<'de>>(
     prefix: &str,
     value: &mut Value,
@@ -164,7 +165,7 @@ fn mend_list<T: for<'de> Deserialize<'de>>(
     let fault_of = |item: &Value| {
         let mut alone = value.clone();
         put(&mut alone, path, Some(vec![item.clone()].into()));
-        // A fault elsewhere comes to light in its turn.
+        // An error elsewhere is reported on its own.
         let (found, kind) = read::<T>(&alone).err()?;
         let within = found.strip_prefix(path)?.get(1..)?.to_vec();
         Some((within, kind))
@@ -216,7 +217,7 @@ fn shown_path(path: &[String]) -> String {
     })
 }
 
-/// Figment's own words quote the value that was given; these do not.
+/// figment's own texts quote the value; these do not.
 fn describe(kind: &Kind) -> String {
     match kind {
         Kind::MissingField(_) => "required".to_owned(),
@@ -226,13 +227,13 @@ fn describe(kind: &Kind) -> String {
             format!("expected {expected}")
         }
         Kind::InvalidLength(_, expected) => format!("expected {expected}"),
-        // Only texts of `value`, which name what is expected and nothing else.
+        // These are the texts of `value`, which say only what is expected.
         Kind::Message(text) => text.clone(),
         _ => "not a valid value".to_owned(),
     }
 }
 
-/// Puts what `fallback` has at `path`, or takes the key out. `false` where nothing changed, so that reading again is no use.
+/// Puts the value of `fallback` at `path`, or removes the key. `false` if nothing changed, so that reading again is pointless.
 fn restore(value: &mut Value, path: &[String], fallback: Option<&Value>) -> bool {
     let in_place = fallback.and_then(|root| at(root, path)).cloned();
     if in_place.as_ref() == at(value, path) {
@@ -242,7 +243,7 @@ fn restore(value: &mut Value, path: &[String], fallback: Option<&Value>) -> bool
     true
 }
 
-/// Sets the value at `path`, within tables that are there; `None` takes it out.
+/// Sets the value at `path` within existing tables; `None` removes it.
 fn put(value: &mut Value, path: &[String], new: Option<Value>) {
     let (Some((last, parents)), mut at) = (path.split_last(), value) else {
         return;

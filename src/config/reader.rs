@@ -25,7 +25,7 @@ pub(super) const SECTIONS: [&str; 11] = [
     "views",
 ];
 
-/// Reads section after section, so that a fault in one does not hide those in the next.
+/// Reads each section on its own, so that a problem in one does not hide those in the next.
 pub(super) struct Reader<'a> {
     pub(super) merged: &'a Dict,
     pub(super) problems: &'a mut Problems,
@@ -41,7 +41,7 @@ impl Reader<'_> {
     }
 
     pub(super) fn read(&mut self) -> Option<Config> {
-        // Each is read and checked before any `?`: all problems at once.
+        // All are read and checked before the first `?`, so that all problems are reported at once.
         let server = self.checked("server", ServerConfig::check);
         let admin = self.checked("admin", AdminConfig::check);
         self.check_listeners(server.as_ref(), admin.as_ref());
@@ -102,14 +102,14 @@ impl Reader<'_> {
         Some(read)
     }
 
-    /// Looks for more problems in what was read in spite of those that are told.
+    /// Checks what was read, and adds the problems that do not follow from known ones.
     fn check_read(&mut self, check: impl FnOnce(&mut Problems)) {
         let mut found = Problems::default();
         check(&mut found);
         self.problems.append_news(found);
     }
 
-    /// `[[clients]]`, checked where all are read: a problem names a client by its place.
+    /// `[[clients]]`; problems name a client by its index.
     fn clients(
         &mut self,
         server: Option<&ServerConfig>,
@@ -202,7 +202,7 @@ impl Reader<'_> {
         normalize
     }
 
-    /// A list of tables, each read on its own and named by its place, counted from 0.
+    /// A list of tables, each read on its own; problems name its index.
     fn list<T: for<'de> Deserialize<'de>>(&mut self, key: &str, value: Option<Value>) -> Vec<T> {
         let Some(value) = value else {
             return Vec::new();

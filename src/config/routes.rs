@@ -19,7 +19,7 @@ pub struct TasksRouteConfig {
     pub unknown_parameters: UnknownParameters,
 }
 
-/// What becomes of a query parameter that is not ours.
+/// What to do with an unknown query parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum UnknownParameters {

@@ -40,7 +40,7 @@ pub struct ServerConfig {
     pub tls: Option<TlsConfig>,
 }
 
-/// The field in which trusted proxies report the client. There are two, and a proxy that writes one passes the client's other on.
+/// The header in which trusted proxies report the client. Only one is read: a proxy passes the other one on as the client sent it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub enum ForwardedHeader {
     #[serde(rename = "x-forwarded-for")]
@@ -49,11 +49,11 @@ pub enum ForwardedHeader {
     Forwarded,
 }
 
-/// One request in so many finds room whatever the upstream does.
+/// One request in this many is reserved for those that need not wait for the upstream.
 const ROOM_FOR_HITS: usize = 4;
 
 impl ServerConfig {
-    /// Whether a client may show who it is by a certificate.
+    /// Whether clients may authenticate with a certificate.
     #[must_use]
     pub fn asks_for_certificates(&self) -> bool {
         self.tls
@@ -90,7 +90,7 @@ impl ServerConfig {
                 problems.add(key, "expected 1 or more");
             }
         }
-        // hyper's own floor.
+        // hyper's minimum.
         if self.max_header_bytes < 8192 {
             problems.add("server.max_header_bytes", "expected 8KiB or more");
         }
@@ -100,7 +100,7 @@ impl ServerConfig {
         if self.workers > 1024 {
             problems.add("server.workers", "expected 1024 or fewer");
         }
-        // On a Unix socket the file's permissions say who may connect.
+        // A Unix socket's file permissions decide who may connect.
         let anybody = matches!(self.listen, ListenAddress::Tcp(_));
         if self.proxy_protocol && anybody && self.trusted_proxies.is_empty() {
             problems.add_depending(

@@ -19,10 +19,10 @@ const PREFIX: &str = "UNPOD_GATEWAY__";
 /// Set by systemd for a service of `Type=notify`.
 const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
 const SECRET_KEYS: [&str; 2] = ["token", "next_token"];
-/// Shown without what may be a secret in them.
+/// Shown without the parts that may be secret.
 const URL_KEYS: [&str; 5] = ["base_url", "jwks_url", "otlp_endpoint", "proxy", "url"];
 
-/// Read once: each reading cost a megabyte at rest, in what the allocator keeps for the thread that reads.
+/// Parsed once: each parse cost a megabyte of memory that the allocator kept for its thread.
 pub(super) fn defaults() -> &'static Dict {
     static READ: LazyLock<Dict> = LazyLock::new(|| {
         toml::from_str(DEFAULTS).expect("the compiled-in defaults are TOML: a test reads them")
@@ -30,8 +30,8 @@ pub(super) fn defaults() -> &'static Dict {
     &READ
 }
 
-/// What is read on with in the place of what must be given, and was not or cannot be used.
-const STAND_INS: &str = r#"
+/// Placeholders for required values that are missing or invalid, so that reading can continue and find more problems.
+const PLACEHOLDERS: &str = r#"
 [auth.jwt]
 issuer = "-"
 audience = "-"
@@ -48,12 +48,12 @@ contains = "-"
 code = "upstream_failed"
 "#;
 
-/// For each dotted key what reading goes on with where its value is wrong.
+/// For each dotted key, the value to continue with if the given one is invalid.
 pub(super) fn fallbacks() -> &'static Value {
     static READ: LazyLock<Value> = LazyLock::new(|| {
-        let stand_ins: Dict = toml::from_str(STAND_INS).expect("a test reads it");
+        let placeholders: Dict = toml::from_str(PLACEHOLDERS).expect("a test reads it");
         Figment::from(Serialized::defaults(defaults()))
-            .merge(Serialized::defaults(stand_ins))
+            .merge(Serialized::defaults(placeholders))
             .extract::<Dict>()
             .expect("both are tables")
             .into()
@@ -66,17 +66,17 @@ pub(super) fn read_file(path: &Path) -> Result<String, Problems> {
         .map_err(|error| Problems::one("--config", format!("{}: {error}", path.display())))
 }
 
-/// Variables of the environment by their names: text, as a rule.
+/// Environment variables, which need not be UTF-8.
 pub(super) type Variables = Vec<(OsString, OsString)>;
 
-/// The process's variables that are ours.
+/// The process's variables with our prefix.
 pub(super) fn environment() -> Variables {
     variables()
         .filter(|(name, _)| name.as_encoded_bytes().starts_with(PREFIX.as_bytes()))
         .collect()
 }
 
-/// The socket at which a service manager waits to be told how far the service is. No setting, but the environment is read here alone.
+/// The service manager's notification socket. Not a setting, but the environment is read only here.
 #[must_use]
 pub fn notify_socket() -> Option<OsString> {
     variables()
@@ -92,8 +92,8 @@ fn variables() -> std::env::VarsOs {
     std::env::vars_os()
 }
 
-/// The defaults under `text` under `environment`; a variable of no use is noted and left out. `None` where `text` is no TOML: there is
-/// no saying what it means.
+/// Merges the defaults, `text` and `environment`, later ones over earlier ones. An invalid variable is reported and left out. `None` if
+/// `text` is not TOML.
 pub(super) fn merge(
     text: Option<&str>,
     environment: Variables,
@@ -131,7 +131,7 @@ pub(super) fn merge(
     table.ok().map(|_| merged)
 }
 
-/// Says where the TOML breaks, without quoting the line: it may hold a token.
+/// Reports the line of the error without quoting it: it may hold a token.
 fn not_toml(text: &str, error: &toml::de::Error) -> Problems {
     let place = error.span().map_or(0, |span| span.start).min(text.len());
     let line = text.as_bytes()[..place]
@@ -142,7 +142,7 @@ fn not_toml(text: &str, error: &toml::de::Error) -> Problems {
     Problems::one("--config", format!("line {line}: not valid TOML"))
 }
 
-/// A variable's text as the type of the key's default. Text stays text where there is none: a token of digits is no number.
+/// A variable's text as the type of the key's default; without a default it stays text, so that a token of digits is not a number.
 fn typed(text: &str, known: Option<&Value>) -> Option<Value> {
     match known {
         Some(Value::Bool(..)) => text.parse::<bool>().ok().map(Value::from),
@@ -161,7 +161,7 @@ fn list(text: &str) -> Option<Value> {
     table.remove("value")
 }
 
-/// Replaces what opens a door by a mark, wherever it stands.
+/// Replaces every secret by `<hidden>`.
 pub(super) fn hide_secrets(dict: &mut Dict) {
     for (key, value) in dict.iter_mut() {
         match value {
@@ -180,7 +180,7 @@ pub(super) fn hide_secrets(dict: &mut Dict) {
     }
 }
 
-/// As it was given, unless that holds what may be a secret.
+/// The URL as given, without the parts that may be secret.
 fn shown_url(value: &Value) -> String {
     let given = value.as_str().unwrap_or_default().trim();
     let Ok(url) = given.parse::<url::Url>() else {
@@ -194,7 +194,7 @@ fn shown_url(value: &Value) -> String {
     }
 }
 
-/// Gives the dotted `key` the value in `to` that it has in `from`, or none.
+/// Copies the value of the dotted `key` from `from` to `to`, or removes it.
 pub(super) fn copy(key: &str, from: &Dict, to: &mut Dict) {
     let Some((section, rest)) = key.split_once('.') else {
         match from.get(key) {
@@ -210,7 +210,7 @@ pub(super) fn copy(key: &str, from: &Dict, to: &mut Dict) {
     }
 }
 
-/// The files that `dict` names to be read, wherever it does.
+/// All files that `dict` names to be read.
 pub(super) fn named_files(dict: &Dict) -> Vec<PathBuf> {
     let paths = |value: &Value| match value {
         Value::String(_, path) => Some(PathBuf::from(path)),
@@ -221,7 +221,7 @@ pub(super) fn named_files(dict: &Dict) -> Vec<PathBuf> {
         Value::Array(_, items) if key.ends_with("_files") => {
             items.iter().filter_map(paths).collect()
         }
-        // That one is written.
+        // The snapshot is written, not read.
         other if key.ends_with("_file") && key != "snapshot_file" => {
             paths(other).into_iter().collect()
         }
@@ -230,7 +230,7 @@ pub(super) fn named_files(dict: &Dict) -> Vec<PathBuf> {
     dict.iter().flat_map(in_value).collect()
 }
 
-/// The dotted keys whose values are not the same in both, in order.
+/// The dotted keys whose values differ, sorted.
 pub(super) fn changed_keys(before: &Dict, after: &Dict) -> Vec<String> {
     let names: BTreeSet<_> = before.keys().chain(after.keys()).collect();
     let mut changed = Vec::new();

@@ -1,4 +1,4 @@
-//! `[server.tls]`: the certificate that the data listener shows, and whose clients' certificates it takes.
+//! `[server.tls]`: the data listener's certificate, and which client certificates it accepts.
 
 use std::path::{Path, PathBuf};
 
@@ -22,17 +22,17 @@ const CLIENT_CA_FILE: &str = "server.tls.client_ca_file";
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TlsConfig {
-    // Required, and optional here all the same: so that both are missed at once, and with what else is wrong.
+    // Required, but optional here so that both are reported at once, with all other problems.
     pub cert_file: Option<PathBuf>,
     pub key_file: Option<PathBuf>,
-    /// The authorities whose certificates clients may show; absent: none is asked for.
+    /// The authorities of client certificates; absent: none are requested.
     pub client_ca_file: Option<PathBuf>,
 }
 
 /// What the files hold.
 #[derive(Clone, Debug)]
 pub struct TlsMaterial {
-    /// The chain to show, with its key.
+    /// The certificate chain and its key.
     pub certified_key: CertifiedKey,
     pub client_roots: Option<RootCertStore>,
 }
@@ -97,7 +97,7 @@ fn read(file: &Path) -> Result<Vec<u8>, String> {
     files::read(file).map_err(|error| format!("cannot be read: {error}"))
 }
 
-/// The certificates of a file as authorities to trust: one at least.
+/// The certificates of a file as trusted authorities, at least one.
 ///
 /// # Errors
 ///
@@ -126,7 +126,7 @@ fn certified(
     })
 }
 
-/// The parser's own words quote the file.
+/// Not the parser's own text, which quotes the file.
 fn unreadable(error: &pem::Error, what: &str) -> String {
     match error {
         pem::Error::NoItemsFound => format!("holds no {what} in PEM form"),

@@ -1,4 +1,4 @@
-//! `[upstream]`: where Unpod is, how patiently it is asked, and with which tokens.
+//! `[upstream]`: where Unpod is, with which limits it is called, and with which tokens.
 
 use std::{
     collections::BTreeMap,
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::domain::SpaceToken;
 
-/// `[upstream]`: the one origin that is asked, and the limits towards it.
+/// `[upstream]`: the one origin, and the limits of calls to it.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UpstreamConfig {
@@ -25,14 +25,14 @@ pub struct UpstreamConfig {
     base_url: Option<Address>,
     #[serde(deserialize_with = "value::duration")]
     pub connect_timeout: Duration,
-    /// No call goes over an older connection.
+    /// The maximum age of a connection.
     #[serde(deserialize_with = "value::duration")]
     pub connection_max_age: Duration,
-    /// The deadline of a fill, waiting and all tries included.
+    /// The deadline of an upstream request, including queueing and retries.
     #[serde(deserialize_with = "value::duration")]
     pub timeout: Duration,
     pub max_concurrency: usize,
-    /// Fills that may wait for a slot.
+    /// Requests that may queue for a slot.
     pub max_queue: usize,
     /// Largest answer, decoded.
     #[serde(deserialize_with = "value::bytes")]
@@ -50,7 +50,7 @@ pub struct UpstreamConfig {
     pub credentials: BTreeMap<String, CredentialConfig>,
 }
 
-/// `[upstream.circuit]`: when to stop asking.
+/// `[upstream.circuit]`: the circuit breaker.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CircuitConfig {
@@ -70,7 +70,7 @@ pub struct CircuitConfig {
 pub struct CredentialConfig {
     pub token: Option<SecretString>,
     pub token_file: Option<PathBuf>,
-    /// The token that takes its place, tried where the upstream refuses the current one.
+    /// The next token, tried when the upstream refuses the current one.
     pub next_token: Option<SecretString>,
     pub next_token_file: Option<PathBuf>,
     #[serde(default, deserialize_with = "value::visible_ascii")]
@@ -95,7 +95,7 @@ impl CredentialConfig {
         .ok_or_else(|| ("token", "required: `token` or `token_file`".to_owned()))
     }
 
-    /// The token that takes its place, if one is configured.
+    /// The next token, if one is configured.
     ///
     /// # Errors
     ///
@@ -138,7 +138,7 @@ fn read_secret(
 }
 
 impl CircuitConfig {
-    /// Beyond it the failures of single pages, of which as many are remembered, could not open the circuit.
+    /// The number of failed pages that are remembered: with a higher minimum they could not open the circuit.
     pub const MOST_MIN_CALLS: u32 = 1000;
 }
 
@@ -157,7 +157,7 @@ impl UpstreamConfig {
             .0
     }
 
-    /// This with a base URL in any case: what is read in spite of problems is looked into for more.
+    /// With a placeholder for a missing base URL, so that checking can continue.
     pub(super) fn readable(mut self) -> Self {
         let nowhere = || Address(Url::parse("https://nowhere.invalid").expect("a URL"));
         self.base_url.get_or_insert_with(nowhere);
@@ -193,7 +193,7 @@ impl UpstreamConfig {
         self.check_shared_spaces(problems);
     }
 
-    /// The authorities that are trusted besides the system's.
+    /// Additional trusted authorities.
     ///
     /// # Errors
     ///
@@ -204,7 +204,7 @@ impl UpstreamConfig {
             .map_or_else(|| Ok(RootCertStore::empty()), tls::authorities)
     }
 
-    /// Plain http to this machine stays on it, but not by way of a proxy elsewhere.
+    /// Plain http is allowed to loopback only, and not through a proxy elsewhere.
     fn check_proxy(&self, problems: &mut Problems) {
         let Some(Address(proxy)) = &self.proxy else {
             return;
@@ -256,7 +256,7 @@ impl UpstreamConfig {
         }
     }
 
-    /// A space two credentials claim would be fetched with either, by chance.
+    /// Two credentials must not list the same space: either could be used.
     fn check_shared_spaces(&self, problems: &mut Problems) {
         let mut served = BTreeMap::new();
         for (name, credential) in &self.credentials {
@@ -301,7 +301,7 @@ pub(super) fn is_loopback(url: &Url) -> bool {
 fn check_credential(name: &str, credential: &CredentialConfig, problems: &mut Problems) {
     let key = |part: &str| format!("upstream.credentials.{name}.{part}");
     if let Err((part, text)) = credential.read_token() {
-        // What is required may be there, if its file's name could only be read.
+        // The token may be in a file whose name could not be read.
         problems.add_depending(key(part), text, &[&key("token_file")]);
     }
     if let Err((part, text)) = credential.read_next_token() {
@@ -310,7 +310,7 @@ fn check_credential(name: &str, credential: &CredentialConfig, problems: &mut Pr
     check_space_tokens(&credential.spaces, &key("spaces"), problems);
 }
 
-/// Notes each of `spaces`, listed under `key`, that is no space token.
+/// Reports each of `spaces`, listed under `key`, that is not a space token.
 pub(super) fn check_space_tokens(spaces: &[String], key: &str, problems: &mut Problems) {
     for (place, space) in spaces.iter().enumerate() {
         if SpaceToken::new(space).is_err() {

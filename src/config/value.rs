@@ -1,4 +1,4 @@
-//! Types of single values, whose errors say what is expected and never repeat what was given.
+//! Types of single values. Their errors say what is expected and never quote the value.
 
 use std::{
     fmt, marker::PhantomData, net::IpAddr, num::NonZeroU32, os::unix::fs::FileTypeExt,
@@ -65,7 +65,7 @@ text_value!(
     "a network such as \"10.0.0.0/8\""
 );
 
-/// Without what may be a secret: user, password, query and fragment.
+/// Without the parts that may be secret: user, password, query and fragment.
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&without_secrets(&self.0))
@@ -87,7 +87,7 @@ impl fmt::Debug for Network {
 /// `url` without its user, password, query and fragment.
 pub(in crate::config) fn without_secrets(url: &url::Url) -> String {
     let mut shown = url.clone();
-    // Each refuses a URL that cannot have one, and there is nothing to hide.
+    // Each fails for a URL that cannot have that part, which is fine.
     let _ = shown.set_username("");
     let _ = shown.set_password(None);
     shown.set_query(None);
@@ -182,7 +182,7 @@ impl<'de> Deserialize<'de> for Sha256Digest {
     }
 }
 
-/// A name in a certificate. Its form says where it stands, so that no other kind of name can pass for it.
+/// A name in a certificate. Its form decides which field it is compared with.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum CertificateSubject {
     /// `spiffe://example.org/crm`: a URI among the alternative names.
@@ -196,7 +196,7 @@ pub enum CertificateSubject {
 }
 
 impl CertificateSubject {
-    /// A DNS name or a common name; neither minds case.
+    /// A DNS name or a common name, case-insensitive.
     #[must_use]
     pub fn name(text: &str) -> Self {
         Self::Name(text.to_ascii_lowercase())
@@ -212,7 +212,7 @@ impl FromStr for CertificateSubject {
             _ if !plain => Err(()),
             _ if has_scheme(text) => Ok(Self::Uri(text.to_owned())),
             _ if text.contains('=') => {
-                // Parsed and printed again: RFC 4514 leaves a choice of escapes.
+                // Normalized: RFC 4514 allows different escapes.
                 let name: x509_cert::name::Name = text.parse().map_err(|_| ())?;
                 Ok(Self::Distinguished(name.to_string()))
             }
@@ -222,7 +222,7 @@ impl FromStr for CertificateSubject {
     }
 }
 
-/// Whether it begins as a URI does (RFC 3986 section 3.1).
+/// Whether it begins with a URI scheme (RFC 3986 section 3.1).
 fn has_scheme(text: &str) -> bool {
     text.split_once(':').is_some_and(|(scheme, rest)| {
         !rest.is_empty()
@@ -272,11 +272,11 @@ impl ListenAddress {
     }
 }
 
-/// A socket's path, its ending zero included.
+/// The longest socket path, with its terminating zero.
 const LONGEST_SOCKET_PATH: usize = 108;
 
 impl ListenAddress {
-    /// Says why it can be bound by nobody, as far as that can be told without trying.
+    /// Checks what can be checked without binding.
     pub(super) fn check(&self) -> Result<(), &'static str> {
         let Self::Unix(path) = self else {
             return Ok(());
@@ -295,13 +295,13 @@ impl ListenAddress {
         }
     }
 
-    /// Whether one of the two can be listened on while the other is.
+    /// Whether the two cannot be bound at the same time.
     pub(super) fn excludes(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Unix(one), Self::Unix(other)) => one == other,
             (Self::Tcp(one), Self::Tcp(other)) => {
                 let covers = |one: IpAddr, other: IpAddr| {
-                    // On every IPv6 address is on every IPv4 address too.
+                    // A listener on all IPv6 addresses takes all IPv4 addresses too.
                     one == other || one.is_unspecified() && (one.is_ipv6() || other.is_ipv4())
                 };
                 let (a, b) = (one.ip(), other.ip());

@@ -1,6 +1,6 @@
 //! Browser tokens: short-lived, for named spaces, signed by the gateway itself for a frontend that must not hold a client's key.
 //!
-//! They are JWTs of a type, an issuer and an audience of their own, by keys of their own.
+//! They are JWTs with their own type, issuer, audience and keys.
 
 use std::{
     collections::BTreeSet,
@@ -27,24 +27,24 @@ const TYPE: &str = "ugwb+jwt";
 const ISSUER: &str = "unpod-gateway";
 const AUDIENCE: &str = "unpod-gateway/browser";
 
-/// Mints browser tokens, and knows its own.
+/// Mints browser tokens, and verifies them.
 #[derive(Debug)]
 pub struct BrowserTokens {
     id: String,
     signing: EncodingKey,
-    /// By their ids; its own first.
+    /// Verifying keys by their ids, its own first.
     verifying: Vec<(String, VerifyingKey)>,
     max_ttl: Duration,
 }
 
-/// A token and when it ends.
+/// A token and its expiry.
 #[derive(Clone, Debug)]
 pub struct Minted {
     pub token: String,
     pub expires_at: SystemTime,
 }
 
-/// What a token says. A claim that is not known here might narrow it: it is refused, not passed over.
+/// A token's claims. Unknown ones might narrow it, so they are refused rather than ignored.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Claims {
@@ -55,8 +55,8 @@ struct Claims {
     spaces: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     view: Option<String>,
-    /// The minter's own view when it minted. It holds on when the minter's is widened or taken away. Always there: of a token without
-    /// it, as earlier versions made them, nobody knows what it may show.
+    /// The minter's own view at that time; it stays in force if the minter's is widened or removed. Required: earlier versions left it
+    /// out, and nobody knows what such a token may show.
     #[serde(deserialize_with = "Option::deserialize")]
     minter_view: Option<String>,
     iat: u64,
@@ -99,8 +99,8 @@ impl BrowserTokens {
         ids(self) == ids(other) && self.max_ttl == other.max_ttl
     }
 
-    /// A token for `spaces`, which the caller has seen to be `minter`'s. It ends after `ttl`, or the longest that is configured, or
-    /// with its minter.
+    /// A token for `spaces`, which the caller has checked to be `minter`'s. It expires after `ttl`, at most `max_ttl`, and no later than
+    /// its minter.
     #[must_use]
     pub fn mint(
         &self,
@@ -112,7 +112,7 @@ impl BrowserTokens {
     ) -> Minted {
         let ends = now + ttl.min(self.max_ttl);
         let ends = minter.expires.map_or(ends, |expires| expires.min(ends));
-        // Whole seconds, so that the claim and the answer say the same.
+        // Whole seconds, so that the claim and the response agree.
         let exp = unix_seconds(ends);
         let claims = Claims {
             iss: ISSUER.to_owned(),
@@ -188,7 +188,7 @@ pub(super) fn is_one(header: &Header) -> bool {
     header.typ.as_deref() == Some(TYPE)
 }
 
-/// A key's id: whoever holds the key can tell it, and two keys do not share one.
+/// A key's id: a digest of the public key.
 fn id(key: &ed25519_dalek::VerifyingKey) -> String {
     let digest = Sha256::digest(key.as_bytes());
     digest[..8]

@@ -14,30 +14,30 @@ use crate::{
     upstream::{Credential, Credentials},
 };
 
-/// A caller with an identity of its own.
+/// A client.
 #[derive(Debug)]
 pub struct Client {
-    /// Its name, and what its requests are counted under.
+    /// Its name and its metrics.
     pub account: Account,
     pub(super) spaces: AllowedSpaces,
-    /// For all of its spaces, where one is named.
+    /// For all of its spaces, if one is configured.
     credential: Option<Arc<Credential>>,
-    /// Where it names none: all, of the same configuration.
+    /// All credentials, to choose one by space otherwise.
     credentials: Arc<Credentials>,
-    /// Whether it may cause upstream calls beyond those that an ordinary miss costs.
+    /// Whether it may force refreshes.
     pub may_refresh: bool,
-    /// Whether it may mint browser tokens: not with one itself.
+    /// Whether it may mint browser tokens: not when it uses one.
     pub may_mint: bool,
-    /// All it sees of a task, where that is not everything.
+    /// The members of a task that it sees; `None`: all.
     pub view: Option<ViewSet>,
-    /// What `view` is called in the configuration, of a client that a token may be minted by.
+    /// The configured name of `view`.
     pub(super) view_name: Option<Arc<str>>,
-    /// How often it may ask, the narrowest limit first; each is shared by all who draw on it.
+    /// Its rate limits, narrowest first, each shared by all requests it applies to.
     limiters: Vec<Arc<Limiter>>,
     pub(super) expires: Option<SystemTime>,
 }
 
-/// The spaces a caller may read.
+/// The spaces that a client may read.
 #[derive(Clone, Debug)]
 pub enum AllowedSpaces {
     All,
@@ -61,7 +61,7 @@ impl AllowedSpaces {
         }
     }
 
-    /// What both allow.
+    /// The spaces that both allow.
     #[must_use]
     fn narrowed(&self, to: &Self) -> Self {
         match (self, to) {
@@ -123,7 +123,7 @@ impl Client {
         self.spaces.contains(space)
     }
 
-    /// The credential its reading of `space` is done with.
+    /// The credential to use for `space`.
     #[must_use]
     pub fn credential(&self, space: &SpaceToken) -> Option<&Arc<Credential>> {
         self.credential
@@ -131,7 +131,7 @@ impl Client {
             .or_else(|| self.credentials.serving(space))
     }
 
-    /// This client as a token narrows it: under the same name, in no more than `spaces`, and no longer than `until`.
+    /// This client narrowed by a token: the same name, only `spaces`, and only until `until`.
     #[must_use]
     pub fn narrowed(&self, spaces: &AllowedSpaces, until: SystemTime) -> Self {
         Self {
@@ -156,7 +156,7 @@ impl Client {
         }
     }
 
-    /// This client, shown no more than what `view` and the view it has both show.
+    /// This client with only the members that both `view` and its own view show.
     #[must_use]
     pub fn seeing(self, view: &ViewSet) -> Self {
         let view = match &self.view {
@@ -169,14 +169,14 @@ impl Client {
         }
     }
 
-    /// This client, held by `limiter` besides the limits it has.
+    /// This client with a further rate limit.
     #[must_use]
     pub fn limited_by(mut self, limiter: Arc<Limiter>) -> Self {
         self.limiters.insert(0, limiter);
         self
     }
 
-    /// Takes one request out of its budgets and says what is left; of a client without a limit, nothing.
+    /// Takes one request from each of its rate limits and returns what is left of them.
     ///
     /// # Errors
     ///
@@ -185,7 +185,7 @@ impl Client {
         take_all(&self.limiters).await
     }
 
-    /// This client as a browser stands for it: narrowed, and with none of its rights but to read.
+    /// This client for a browser token: narrowed, with the right to read only.
     pub(super) fn in_browser(&self, spaces: &AllowedSpaces, until: SystemTime) -> Self {
         Self {
             may_refresh: false,

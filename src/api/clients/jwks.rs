@@ -1,4 +1,4 @@
-//! An identity provider's public keys: its JWKS (RFC 7517), of which what can be used is kept.
+//! An identity provider's public keys: the usable ones of its JWKS (RFC 7517).
 
 use bytes::Bytes;
 use jsonwebtoken::{
@@ -18,16 +18,16 @@ mod source;
 pub(super) use self::live::LiveKeys;
 pub use self::live::{KeysHealth, KeysState};
 
-/// RFC 7518 section 3.3 asks for 2048 or more; beyond 4096 the library verifies nothing.
+/// RFC 7518 section 3.3 requires 2048; the library supports 4096 at most.
 const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=4096;
 
 /// The keys of one document.
 #[derive(Debug)]
 pub(super) struct KeySet {
     keys: Vec<ProviderKey>,
-    /// What they were made from, to tell whether a document says anything new.
+    /// The parsed JWKs, to see whether a document has changed.
     published: Vec<Jwk>,
-    /// All of it: other algorithms may be asked for when the configuration is reloaded.
+    /// The whole document: a reload may allow other algorithms.
     document: Bytes,
 }
 
@@ -43,7 +43,7 @@ struct Document {
 }
 
 impl KeySet {
-    /// Reads a document. Keys that are not for signing, or not by one of `algorithms`, are passed over.
+    /// Parses a document. Keys that are not for signatures, or for other algorithms, are skipped.
     ///
     /// # Errors
     ///
@@ -62,7 +62,7 @@ impl KeySet {
             let Some((jwk, key)) = usable(published, algorithms) else {
                 debug!(
                     jwks.place = place,
-                    "a key of the identity provider is of no use here"
+                    "skipped an unusable key of the identity provider"
                 );
                 continue;
             };
@@ -109,7 +109,7 @@ impl KeySet {
     }
 }
 
-/// Equal where they were published as the same keys.
+/// Equal if the published keys are.
 impl PartialEq for KeySet {
     fn eq(&self, other: &Self) -> bool {
         self.published == other.published
@@ -127,7 +127,7 @@ fn usable(published: Value, algorithms: &[Algorithm]) -> Option<(Jwk, VerifyingK
     Some((jwk, key))
 }
 
-/// The one algorithm of a key: that of its kind, which it may name but not change.
+/// The only algorithm of a key, which follows from its type; `alg` may repeat it but not change it.
 fn pinned(jwk: &Jwk) -> Option<Algorithm> {
     let of_kind = match &jwk.algorithm {
         AlgorithmParameters::RSA(_) => Algorithm::RS256,
@@ -163,7 +163,7 @@ fn is_for_signatures(jwk: &Jwk) -> bool {
 fn is_whole(key: &DecodingKey, algorithm: Algorithm) -> bool {
     match key.kind() {
         DecodingKeyKind::SecretOrDer(bytes) if algorithm == Algorithm::EdDSA => bytes.len() == 32,
-        // Whether it is a point is for the verifier to find.
+        // The verifier checks whether it is a point on the curve.
         DecodingKeyKind::SecretOrDer(_) => true,
         DecodingKeyKind::RsaModulusExponent { n, .. } => RSA_BITS.contains(&bits(n)),
     }

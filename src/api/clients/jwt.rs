@@ -20,9 +20,9 @@ use crate::{
     telemetry::metrics::AuthFailure,
 };
 
-/// How far the provider's clock and ours may be apart.
+/// The tolerated clock difference.
 const LEEWAY: Duration = Duration::from_secs(30);
-/// No token lives longer than this, the last second of the year 9999.
+/// The last second of the year 9999, beyond which no time is represented.
 const LAST_SECOND: Duration = Duration::from_secs(253_402_300_799);
 
 type Claims = Map<String, Value>;
@@ -35,15 +35,14 @@ pub(super) struct IdentityProvider {
 }
 
 impl IdentityProvider {
-    /// Believes the provider of `config`; one whose keys `running` has already goes on with those, for as long as the place it now names
-    /// has given none.
+    /// The provider of `config`. The keys of `running` are kept if it is the same provider, until new ones have been read.
     ///
     /// # Errors
     ///
     /// Returns what is wrong with the place of its keys.
     pub(super) fn new(config: &JwtConfig, running: Option<&Self>) -> Result<Self, Problems> {
         let kept = running.filter(|running| running.keys.are_of(config));
-        // Another issuer's keys prove nothing of this one.
+        // Another issuer's keys prove nothing here.
         let before = running.filter(|running| running.config.issuer == config.issuer);
         let keys = match kept {
             Some(running) => running.keys.clone(),
@@ -84,7 +83,7 @@ impl IdentityProvider {
         if !self.takes(header.alg) {
             return Err(AuthFailure::WrongAlgorithm);
         }
-        // Before any key is looked for: what would be refused anyway need not wait for one, and costs little.
+        // Claims first: a token that would be refused anyway need not wait for keys.
         let claims = unproven_claims(token)?;
         let proof = judge(&claims, &self.config, now)?;
         let keys = self.keys.current().ok_or(AuthFailure::KeysNotLoaded)?;
@@ -106,8 +105,8 @@ impl IdentityProvider {
     }
 }
 
-/// Whether the header is that of a token to call with (RFC 8725 section 3.11): a provider signs others with the same keys, such
-/// as those that log a user out.
+/// Whether the header is that of an access token (RFC 8725 section 3.11): providers sign other tokens, such as logout tokens, with the
+/// same keys.
 fn is_access_token(header: &Header) -> bool {
     let typ = header.typ.as_deref().map(str::to_ascii_lowercase);
     // The prefix may be left out (RFC 7515 section 4.1.9).
@@ -171,9 +170,9 @@ fn is_for(aud: Option<&Value>, us: &str) -> bool {
     }
 }
 
-/// The spaces that a claim lists, or has separated by spaces; `*` alone leaves the client all of its own.
+/// The spaces of a claim, a list or a space-separated string; `*` alone allows all of the client's.
 ///
-/// A missing claim lists none: where tokens are meant to narrow, one that does not say how far opens nothing.
+/// A missing claim allows none: tokens that should narrow must say how far.
 fn spaces(claim: Option<&Value>) -> Result<AllowedSpaces, AuthFailure> {
     let names: Vec<&str> = match claim {
         None => Vec::new(),
@@ -187,7 +186,7 @@ fn spaces(claim: Option<&Value>) -> Result<AllowedSpaces, AuthFailure> {
     if names == ["*"] {
         return Ok(AllowedSpaces::All);
     }
-    // What is no space token names no space.
+    // Invalid space tokens name no space.
     let named = names
         .into_iter()
         .filter_map(|name| SpaceToken::new(name).ok());

@@ -10,22 +10,22 @@ use super::{client::AllowedSpaces, jwks::KeySet};
 /// What a token proves.
 #[derive(Clone, Debug)]
 pub(super) struct Proof {
-    /// The name of the client it speaks for.
+    /// The name of the client.
     pub client: String,
-    /// It reads no more than these.
+    /// The spaces that it is limited to.
     pub spaces: AllowedSpaces,
     pub expires: SystemTime,
-    /// How much longer it is taken, for clocks that differ.
+    /// How much longer it is accepted, for clock differences.
     pub leeway: Duration,
-    /// The views it is bound to: it shows what all of them do.
+    /// Its views; only what all of them show is visible.
     pub views: Vec<String>,
 }
 
-/// What proves a token.
+/// Who issued a token.
 #[derive(Clone, Debug)]
 pub(super) enum ProvenBy {
-    /// The identity provider, by one of these keys: the client itself sends it.
+    /// The identity provider, verified by one of these keys.
     Provider(Arc<KeySet>),
-    /// The gateway: a client minted it for a browser.
+    /// The gateway, on behalf of a client, for a browser.
     Gateway,
 }

@@ -1,4 +1,4 @@
-//! Signatures of tokens: a public key is pinned to the one algorithm it verifies, whatever a token's header says.
+//! Token signatures: each public key is pinned to one algorithm, whatever a token's header says.
 
 use std::time::Duration;
 
@@ -18,11 +18,11 @@ pub(super) struct VerifyingKey {
 }
 
 impl VerifyingKey {
-    /// Pins `key` to `algorithm`; `None` where it cannot be used with it.
+    /// Pins `key` to `algorithm`; `None` if they do not fit.
     ///
-    /// An Ed25519 key must have been seen to have 32 bytes: the library takes them from a shorter one by a panic.
+    /// The caller has checked that an Ed25519 key has 32 bytes: the library panics on a shorter one.
     pub(super) fn new(algorithm: Algorithm, key: DecodingKey) -> Option<Self> {
-        // Builds the verifier, which is where a point off its curve shows; no signature is empty, so the outcome is not.
+        // Builds the verifier, which rejects a point off its curve; the result for an empty signature does not matter.
         jsonwebtoken::crypto::verify("", b"", &key, algorithm).ok()?;
         Some(Self { algorithm, key })
     }
@@ -31,23 +31,23 @@ impl VerifyingKey {
         self.algorithm
     }
 
-    /// What a verification takes of a core (measured).
+    /// The CPU time of a verification, as measured.
     pub(super) fn cost(&self) -> Duration {
         Duration::from_micros(match self.algorithm {
             Algorithm::EdDSA => 45,
             Algorithm::RS256 => 210,
-            // ES256; no key is pinned to any other.
+            // ES256, the only other algorithm.
             _ => 275,
         })
     }
 
-    /// Proves that this key's holder signed `token`. Whether its claims hold is the caller's to judge.
+    /// Verifies the signature of `token`. The caller checks its claims.
     ///
     /// # Errors
     ///
     /// Returns why the signature proves nothing.
     pub(super) fn prove(&self, token: &[u8]) -> Result<(), AuthFailure> {
-        // The library would judge the times by a clock of its own, and take a list of issuers.
+        // The library would check times by its own clock, and accept a list of issuers.
         let mut signature_alone = Validation::new(self.algorithm);
         signature_alone.required_spec_claims.clear();
         signature_alone.validate_exp = false;
@@ -58,7 +58,7 @@ impl VerifyingKey {
     }
 }
 
-/// What `token` claims. Nothing of it may be believed before its signature is proven.
+/// The claims of `token`, not to be trusted before its signature is verified.
 ///
 /// # Errors
 ///

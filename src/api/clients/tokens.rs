@@ -1,4 +1,4 @@
-//! Tokens that speak for a client: recognised by their form, verified once, and remembered until they end.
+//! Tokens that name a client: recognised by their form, verified once, and cached until they expire.
 
 use std::{
     sync::Arc,
@@ -20,12 +20,12 @@ use crate::{
     telemetry::metrics::AuthFailure,
 };
 
-/// Verdicts kept, a space counted as one more: some 10 MiB.
+/// Cached tokens, where each named space counts as one more: some 10 MiB.
 const MOST_REMEMBERED: u64 = 100_000;
-/// For how long a verdict nobody asks for is kept.
+/// How long an unused token stays cached.
 const REMEMBERED_FOR: Duration = Duration::from_secs(10 * 60);
 
-/// Who issues tokens that speak for clients; clones share the keys.
+/// The issuers of accepted tokens; clones share the keys.
 #[derive(Clone, Debug, Default)]
 pub struct Issuers {
     provider: Option<Arc<IdentityProvider>>,
@@ -33,8 +33,7 @@ pub struct Issuers {
 }
 
 impl Issuers {
-    /// Those of `config`. An identity provider's keys that `running` has already are kept, and not fetched anew; the keys of browser
-    /// tokens are read again.
+    /// The issuers of `config`. An identity provider's keys are taken over from `running`; those of browser tokens are read again.
     ///
     /// # Errors
     ///
@@ -59,13 +58,13 @@ impl Issuers {
         })
     }
 
-    /// What mints browser tokens, where they are configured.
+    /// The issuer of browser tokens, if configured.
     #[must_use]
     pub fn browser_tokens(&self) -> Option<&BrowserTokens> {
         self.browser_tokens.as_deref()
     }
 
-    /// Whether both take the same tokens for good, but for keys of an identity provider that change by themselves.
+    /// Whether both accept the same tokens, apart from an identity provider's key changes.
     fn judge_like(&self, other: &Self) -> bool {
         let provider = match (&self.provider, &other.provider) {
             (None, None) => true,
@@ -80,7 +79,7 @@ impl Issuers {
         provider && browser_tokens
     }
 
-    /// How the identity provider's keys stand, where one is configured.
+    /// The state of the identity provider's keys, if one is configured.
     #[must_use]
     pub fn keys_health(&self) -> Option<KeysHealth> {
         self.provider
@@ -88,7 +87,7 @@ impl Issuers {
             .map(|provider| provider.keys().health())
     }
 
-    /// Reads the identity provider's keys again, in the background; for whoever sees that their file has changed.
+    /// Reads the identity provider's keys again in the background, after a change of their file.
     pub fn reload_keys(&self) {
         if let Some(provider) = &self.provider {
             provider.keys().reload();
@@ -96,20 +95,20 @@ impl Issuers {
     }
 }
 
-/// Recognises tokens, and remembers whom they stand for.
+/// Verifies tokens, and caches the results.
 ///
-/// A verification takes CPU time alone and is done where the request is: a caller pays it once for each of its tokens, not for each
-/// request. What a token must say besides is looked at first, so that a made-up one rarely comes to a verification.
+/// Verification is pure CPU time and runs on the request's thread, once for each token. Claims are checked first, so that forged tokens
+/// rarely get as far as a signature.
 #[derive(Debug)]
 pub(super) struct Tokens {
     issuers: Issuers,
-    /// By the SHA-256 of the whole token: no part of it may stand for another.
+    /// By the SHA-256 of the whole token.
     verdicts: Cache<[u8; 32], Verdict>,
-    /// Another one for each configuration that shares the verdicts.
+    /// Counts the configurations that have shared the cache.
     configuration: u64,
 }
 
-/// What a token proves, and the client that it narrows by the configuration it was last asked under.
+/// What a token proves, and the narrowed client of the configuration that last used it.
 #[derive(Clone, Debug)]
 struct Verdict {
     proof: Arc<Proof>,
@@ -119,7 +118,7 @@ struct Verdict {
 }
 
 impl Tokens {
-    /// Goes on with what `previous` has verified, where both believe the same issuers.
+    /// Keeps the cache of `previous` if the issuers are the same.
     pub(super) fn new(issuers: Issuers, previous: Option<&Self>) -> Self {
         if let Some(previous) = previous.filter(|previous| previous.issuers.judge_like(&issuers)) {
             return Self {
@@ -144,7 +143,7 @@ impl Tokens {
         &self.issuers
     }
 
-    /// The client that `token` speaks for; `digest` is that of the whole token, `admit` makes a client of what it proves.
+    /// The client of `token`, whose digest is `digest`; `admit` makes a client of what it proves.
     ///
     /// # Errors
     ///
@@ -164,7 +163,7 @@ impl Tokens {
             Some(verdict) if verdict.configuration == self.configuration => {
                 return Ok(verdict.client);
             }
-            // What its client may do is judged anew, its signature is not.
+            // The client is derived again, the signature not verified again.
             Some(verdict) => (verdict.proof, verdict.proven_by),
             None => {
                 let (proof, proven_by) = self.verify(token, now, may_verify)?;
@@ -184,7 +183,7 @@ impl Tokens {
         Ok(client)
     }
 
-    /// Has the issuer that a token's type names verify it: neither kind can pass for the other.
+    /// Verifies a token with the issuer that its type names: neither kind can pass for the other.
     fn verify(
         &self,
         token: &[u8],
@@ -199,7 +198,7 @@ impl Tokens {
             return Err(AuthFailure::Unknown);
         }
         let header = decode_header(token).map_err(|_| AuthFailure::Malformed)?;
-        // We understand no extension, and `crit` names those that must be (RFC 7515 section 4.1.11).
+        // `crit` lists extensions that must be understood, and we know none (RFC 7515 section 4.1.11).
         if header.crit.is_some() {
             return Err(AuthFailure::Malformed);
         }
@@ -213,7 +212,7 @@ impl Tokens {
         Ok((proof, ProvenBy::Provider(keys)))
     }
 
-    /// The verdict on the same token, as long as it has not ended and what proved it is still in force.
+    /// The cached result, while the token has not expired and its key is still in force.
     fn remembered(&self, digest: &[u8; 32], now: SystemTime) -> Option<Verdict> {
         let verdict = self.verdicts.get(digest)?;
         if verdict.proof.expires > now && self.is_in_force(&verdict.proven_by) {
@@ -225,7 +224,7 @@ impl Tokens {
 
     fn is_in_force(&self, proven_by: &ProvenBy) -> bool {
         match proven_by {
-            // Where its keys change these verdicts go.
+            // A change of its keys clears the cache.
             ProvenBy::Gateway => true,
             ProvenBy::Provider(keys) => {
                 let provider = self.issuers.provider.as_ref();
@@ -236,7 +235,7 @@ impl Tokens {
     }
 }
 
-/// Whether `token` has the form of a signed JWT: three parts of base64url, a dot between each two.
+/// Whether `token` has the form of a signed JWT: three base64url parts separated by dots.
 fn is_compact(token: &[u8]) -> bool {
     let parts = token.split(|byte| *byte == b'.');
     let is_base64url = |part: &[u8]| {

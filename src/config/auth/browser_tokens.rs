@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use crate::config::{Problems, files, value};
 
-/// Longer ones would be keys, which no browser should hold.
+/// A longer-lived token would be a key, which no browser should hold.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// `[auth.browser_tokens]`.
@@ -22,15 +22,15 @@ const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 pub struct BrowserTokensConfig {
     /// PEM (PKCS#8), Ed25519.
     pub signing_key_file: PathBuf,
-    /// Older keys, public or private, whose tokens are taken until they end.
+    /// Older keys, public or private, whose tokens stay valid until they expire.
     #[serde(default)]
     pub verify_key_files: Vec<PathBuf>,
-    /// A longer life that is asked for is cut to this.
+    /// The longest lifetime; longer requests are cut to it.
     #[serde(default = "quarter_of_an_hour", deserialize_with = "value::duration")]
     pub max_ttl: Duration,
 }
 
-/// The keys of browser tokens, as their files held them.
+/// The keys of browser tokens, read from their files.
 #[derive(Debug)]
 pub struct BrowserKeys {
     pub signing: SigningKey,

@@ -1,4 +1,4 @@
-//! `[auth.jwt]`: whose tokens are believed, and what they say.
+//! `[auth.jwt]`: which identity provider's tokens are accepted, and what they must say.
 
 use std::{
     fmt,
@@ -34,7 +34,7 @@ pub struct JwtConfig {
     pub spaces_claim: Option<String>,
 }
 
-/// A signature that may be asked for: asymmetric ones alone.
+/// The signature algorithms that can be configured, all asymmetric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub enum JwtAlgorithm {
     #[serde(rename = "RS256")]
@@ -131,7 +131,7 @@ impl JwtConfig {
     }
 }
 
-/// Whoever can change the keys on their way can make any token: https, or this machine.
+/// Only https or loopback: keys changed in transit would allow any token to be forged.
 fn check_jwks_url(url: &Url) -> Result<(), &'static str> {
     let bare = url.username().is_empty()
         && url.password().is_none()

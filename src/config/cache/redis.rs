@@ -8,18 +8,18 @@ use url::Url;
 
 use crate::config::{Problems, files, value};
 
-/// An operation that waits longer would hold the request it is for.
+/// A longer timeout would delay requests.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(10);
 const LONGEST_PREFIX: usize = 128;
 
-/// `[cache.redis]`: where it is, and how it is used. Without an address there is none.
+/// `[cache.redis]`: its address and use. Without an address there is none.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RedisConfig {
     /// A secret: it may hold a password.
     url: Option<SecretString>,
     url_file: Option<PathBuf>,
-    /// How many gateways share it.
+    /// The number of gateways that share it.
     pub replicas: NonZeroU32,
     /// How long one operation may take.
     #[serde(deserialize_with = "value::duration")]
@@ -128,7 +128,7 @@ fn parse(text: &str) -> Option<RedisAddress> {
     })
 }
 
-/// A password in a URL is written with `%XX` for what a URL cannot hold.
+/// Decodes `%XX` in a URL's password.
 fn percent_decoded(text: &str) -> Option<String> {
     let mut bytes = text.bytes();
     let mut decoded = Vec::with_capacity(text.len());

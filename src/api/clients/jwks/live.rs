@@ -1,4 +1,4 @@
-//! The provider's keys as they are now: read again every few minutes, and when a token names one that is not known.
+//! The provider's current keys: refreshed every few minutes, and when a token names an unknown one.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -15,29 +15,29 @@ use super::{
 use crate::config::{JwtConfig, Problems};
 
 const REFRESH_EVERY: Duration = Duration::from_secs(10 * 60);
-/// Between two readings that unknown keys ask for: anybody can make up a key's name.
+/// The shortest time between refreshes for unknown keys: anybody can make up a key id.
 const ASKED_AT_MOST_EVERY: Duration = Duration::from_secs(60);
-/// After a failed reading, at first: a provider that starts together with the gateway is met soon.
+/// The first pause after a failure: a provider that starts together with the gateway is found soon.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
-/// And at most, while the last keys serve; while there are none every token waits for it.
+/// The longest pause, with keys and without any.
 const RETRY_AT_MOST: Duration = Duration::from_secs(60);
 const RETRY_AT_MOST_WITHOUT_KEYS: Duration = Duration::from_secs(10);
 
-/// Keys that are kept up to date by a task of their own, which ends with them.
+/// Keys that a background task refreshes; it ends when this is dropped.
 #[derive(Debug)]
 pub(in crate::api::clients) struct LiveKeys {
     shared: Arc<Shared>,
     keeping: JoinHandle<()>,
 }
 
-/// How the keys in force stand to those that are published.
+/// How current the keys are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeysState {
-    /// They are what was read last.
+    /// The last refresh succeeded.
     Current,
-    /// They are older: the last reading failed, or none of this place was made yet.
+    /// Older keys are in force: the last refresh failed, or there was none yet.
     Stale,
-    /// There are none yet.
+    /// There are no keys yet.
     Missing,
 }
 
@@ -52,7 +52,7 @@ impl KeysState {
     }
 }
 
-/// How an identity provider's keys stand, since when, and when they are read next.
+/// The state of an identity provider's keys, since when, and the next refresh.
 #[derive(Clone, Copy, Debug)]
 pub struct KeysHealth {
     pub state: KeysState,
@@ -64,7 +64,7 @@ pub struct KeysHealth {
 struct Shared {
     source: Source,
     algorithms: Arc<[Algorithm]>,
-    /// The last good set; `None` until the first was read.
+    /// The last good set; `None` before the first.
     current: ArcSwapOption<KeySet>,
     health: Mutex<KeysHealth>,
     wanted: Notify,
@@ -72,7 +72,7 @@ struct Shared {
 }
 
 impl LiveKeys {
-    /// Reads a file's keys now; those behind a URL are fetched in the background, and until then `before`, of the same provider, serve on.
+    /// Reads a file's keys now. Keys at a URL are fetched in the background; until then those of `before` are used.
     ///
     /// # Errors
     ///
@@ -129,7 +129,7 @@ impl LiveKeys {
         *self.shared.health.lock()
     }
 
-    /// A token names a key that is not in the set: perhaps it is new.
+    /// Reports that a token names an unknown key, which may be new.
     pub(in crate::api::clients) fn missed(&self) {
         if self.shared.asked.passes(Instant::now()) {
             self.reload();
@@ -152,7 +152,7 @@ fn algorithms(config: &JwtConfig) -> Arc<[Algorithm]> {
     named.map(|name| Algorithm::from(*name)).collect()
 }
 
-/// The keys of `file`, of which one at least is of use; blocks on the file.
+/// The keys of `file`, at least one of them usable. Blocking.
 fn read_usable(file: &Path, algorithms: &[Algorithm]) -> Result<KeySet, Problems> {
     let problem = |text| Err(Problems::one("auth.jwt.jwks_file", text));
     match read_file(file, algorithms) {
@@ -200,15 +200,15 @@ impl Shared {
         }
     }
 
-    /// Reads the document and puts it in force if it says anything new.
+    /// Reads the document and puts its keys in force if they have changed.
     async fn refresh(&self) -> Result<(), ReadError> {
         let keys = self.source.read(&self.algorithms).await?;
         if self.current.load().as_deref() == Some(&keys) {
             return Ok(());
         }
-        // What was published is in force, even where it is nothing: that is how a provider withdraws its keys.
+        // An empty set counts too: that is how a provider withdraws its keys.
         if keys.len() == 0 {
-            warn!("the identity provider publishes no key that is of use here");
+            warn!("the identity provider publishes no usable key");
         } else {
             info!(
                 jwks.keys = keys.len(),
@@ -219,7 +219,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Tells how a reading ended, and that the next comes after `wait`.
+    /// Records the result of a refresh and the time of the next.
     fn report(&self, state: KeysState, wait: Duration) {
         let now = Instant::now();
         let mut health = self.health.lock();
@@ -231,7 +231,7 @@ impl Shared {
     }
 }
 
-/// How long after a reading the next is due; `failures` have come in a row.
+/// The pause until the next refresh after so many failures in a row.
 fn next_refresh(failures: u32, has_keys: bool) -> Duration {
     let most = if has_keys {
         RETRY_AT_MOST
@@ -246,7 +246,7 @@ fn next_refresh(failures: u32, has_keys: bool) -> Duration {
     }
 }
 
-/// When an unknown key last asked for a reading.
+/// When an unknown key last caused a refresh.
 #[derive(Debug, Default)]
 struct Asked(Mutex<Option<Instant>>);
 

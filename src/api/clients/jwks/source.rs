@@ -26,7 +26,7 @@ const BOUNDS: Bounds = Bounds {
     connect_timeout: Duration::from_secs(3),
     timeout: Duration::from_secs(10),
     max_body: LONGEST,
-    // Minutes lie between two requests.
+    // Requests are minutes apart.
     max_idle: 0,
 };
 const ACCEPTED: HeaderValue =
@@ -39,13 +39,13 @@ pub(super) enum Source {
 }
 
 impl fmt::Debug for Source {
-    /// A URL may have a key in its query.
+    /// Without the URL's query, which may hold a key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.place().fmt(f)
     }
 }
 
-/// Why a document could not be had.
+/// Why a document could not be read.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ReadError {
     #[error("the file cannot be read")]
@@ -61,7 +61,7 @@ pub(super) enum ReadError {
 }
 
 impl ReadError {
-    /// What lies deepest, such as "connection refused".
+    /// The root cause, such as "connection refused".
     pub(super) fn cause(&self) -> &dyn Error {
         let mut deepest: &dyn Error = self;
         while let Some(source) = deepest.source() {
@@ -90,7 +90,7 @@ impl Source {
         }
     }
 
-    /// Reads the keys for `algorithms`. What takes time but for the network is done on a thread of its own.
+    /// Reads the keys for `algorithms`; files and parsing are done on a blocking thread.
     pub(super) async fn read(&self, algorithms: &Arc<[Algorithm]>) -> Result<KeySet, ReadError> {
         let algorithms = algorithms.clone();
         let reading = match self {
@@ -110,7 +110,7 @@ impl Source {
         reading.await.unwrap_or(Err(ReadError::Bug))
     }
 
-    /// Whether `config` names this very place.
+    /// Whether `config` names the same source.
     pub(super) fn is_of(&self, config: &JwtConfig) -> bool {
         config.keys_from() == Ok(self.place())
     }
