@@ -24,7 +24,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use tokio::time::Instant;
 use unpod_gateway::{
-    cache::{PageStore, Received, store::Keep},
+    cache::{PageStore, Received, store::StoreDecision},
     config::Config,
     domain::{CredentialId, ListId, ListKey, PageKey, PageQuery, SpaceKey, SpaceToken},
     upstream::read_page,
@@ -170,7 +170,7 @@ async fn fill(store: Arc<PageStore>, writer: usize, pages: usize, model: Arc<Byt
         };
         let page = read_page(&Bytes::copy_from_slice(&model)).expect("the body is a page");
         let began = store.begin(key, now);
-        store.put(&began, page, &answer, Keep::Yes);
+        store.put(&began, page, &answer, StoreDecision::Store);
         tokio::task::yield_now().await;
     }
 }

@@ -31,8 +31,8 @@ use tokio::time::Instant;
 use unpod_gateway::{
     cache::{
         PageStore, Received, StoredPage,
-        http_semantics::Coding,
-        store::{COLD_AFTER, Keep},
+        http_semantics::ContentCoding,
+        store::{IDLE_AFTER, StoreDecision},
     },
     config::Config,
     domain::{CredentialId, ListId, ListKey, PageKey, PageQuery, SpaceKey, SpaceToken},
@@ -89,26 +89,28 @@ async fn play(scene: &str) {
 async fn packed() {
     let scene = Scene::filled(0..PAGES).await;
     scene.tell("as they came").await;
-    scene.pack(COLD_AFTER).await;
+    scene.pack(IDLE_AFTER).await;
     scene.tell("packed").await;
 }
 
 async fn in_use_again() {
     let scene = Scene::filled(0..PAGES).await;
-    scene.pack(COLD_AFTER).await;
-    scene.take_tenth(Coding::Identity, COLD_AFTER).await;
+    scene.pack(IDLE_AFTER).await;
+    scene.take_tenth(ContentCoding::Identity, IDLE_AFTER).await;
     scene.tell("packed, then a tenth asked for plain").await;
-    scene.take_tenth(Coding::Gzip, COLD_AFTER).await;
+    scene.take_tenth(ContentCoding::Gzip, IDLE_AFTER).await;
     scene.tell("and with gzip").await;
 }
 
 async fn in_use() {
     let scene = Scene::filled(0..PAGES).await;
-    scene.take_tenth(Coding::Identity, COLD_AFTER).await;
-    scene.pack(COLD_AFTER).await;
+    scene.take_tenth(ContentCoding::Identity, IDLE_AFTER).await;
+    scene.pack(IDLE_AFTER).await;
     scene.tell("packed but for a tenth in use").await;
-    scene.take_tenth(Coding::Identity, 2 * COLD_AFTER).await;
-    scene.pack(2 * COLD_AFTER).await;
+    scene
+        .take_tenth(ContentCoding::Identity, 2 * IDLE_AFTER)
+        .await;
+    scene.pack(2 * IDLE_AFTER).await;
     scene.tell("the same a minute later").await;
 }
 
@@ -149,7 +151,7 @@ impl Scene {
         };
         let page = read_page(body).expect("the body is a page");
         let began = self.store.begin(key.clone(), self.began);
-        self.store.put(&began, page, &answer, Keep::Yes);
+        self.store.put(&began, page, &answer, StoreDecision::Store);
     }
 
     fn page(&self, key: &PageKey) -> Arc<StoredPage> {
@@ -160,7 +162,7 @@ impl Scene {
     async fn pack(&self, later: Duration) {
         let (store, now) = (self.store.clone(), self.began + later);
         let packing = move || {
-            store.pack_cold(now, |pause| {
+            store.compress_idle(now, |pause| {
                 std::thread::sleep(pause);
                 ControlFlow::Continue(())
             })
@@ -170,19 +172,19 @@ impl Scene {
     }
 
     /// Asks for `key` in `coding`, and returns how long that took.
-    async fn take(&self, key: &PageKey, coding: Coding, later: Duration) -> Duration {
+    async fn take(&self, key: &PageKey, coding: ContentCoding, later: Duration) -> Duration {
         let page = self.page(key);
         let began = Instant::now();
-        let forms = &page.content.whole().forms;
-        let is_new = !forms.is_held(coding);
-        forms.get(coding, self.began + later).await;
+        let encodings = &page.content.whole().encodings;
+        let is_new = !encodings.is_available(coding);
+        encodings.get(coding, self.began + later).await;
         if is_new {
             self.store.reweigh(&page);
         }
         began.elapsed()
     }
 
-    async fn take_tenth(&self, coding: Coding, later: Duration) {
+    async fn take_tenth(&self, coding: ContentCoding, later: Duration) {
         for key in self.keys.iter().step_by(HOT) {
             self.take(key, coding, later).await;
         }
@@ -200,14 +202,14 @@ impl Scene {
 }
 
 async fn times() {
-    for coding in Coding::BY_PREFERENCE {
+    for coding in ContentCoding::BY_PREFERENCE {
         let scene = Scene::filled(0..TIMED).await;
         let new = scene.median(coding, Duration::ZERO).await;
         let in_use = scene.median(coding, Duration::ZERO).await;
-        scene.take_all(Coding::Zstd).await;
-        scene.pack(COLD_AFTER).await;
-        scene.pack(2 * COLD_AFTER).await;
-        let packed = scene.median(coding, 2 * COLD_AFTER).await;
+        scene.take_all(ContentCoding::Zstd).await;
+        scene.pack(IDLE_AFTER).await;
+        scene.pack(2 * IDLE_AFTER).await;
+        let packed = scene.median(coding, 2 * IDLE_AFTER).await;
         println!(
             "{:>40}: {new:>9.1?} when it is new, {in_use:>9.1?} in use, {packed:>9.1?} packed",
             coding.as_str()
@@ -216,13 +218,13 @@ async fn times() {
 }
 
 impl Scene {
-    async fn take_all(&self, coding: Coding) {
+    async fn take_all(&self, coding: ContentCoding) {
         for key in &self.keys {
             self.take(key, coding, Duration::from_secs(1)).await;
         }
     }
 
-    async fn median(&self, coding: Coding, later: Duration) -> Duration {
+    async fn median(&self, coding: ContentCoding, later: Duration) -> Duration {
         let mut times = Vec::new();
         for key in &self.keys {
             times.push(self.take(key, coding, later).await);

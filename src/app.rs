@@ -66,8 +66,8 @@ pub struct Gateway {
     snapshot: Option<Snapshotting>,
     /// Ends the connection to Redis when dropped.
     sharing: Option<DropGuard>,
-    /// Ends the packing of cold pages when dropped.
-    packing: DropGuard,
+    /// Ends the compression of idle pages when dropped.
+    tidying: DropGuard,
     traces: Option<Export>,
     reloads: Reloads,
 }
@@ -230,7 +230,7 @@ impl Gateway {
         Ok(Self {
             data_address,
             admin_address,
-            packing: parts::pack(&pages),
+            tidying: parts::tidy(&pages),
             pages,
             metrics,
             draining,
@@ -295,7 +295,7 @@ impl Gateway {
             // It reports its own failures.
             let _ = task.await;
         }
-        drop(self.packing);
+        drop(self.tidying);
         drop(self.sharing);
         if let Some(traces) = self.traces {
             traces.end().await;

@@ -1,31 +1,32 @@
-//! Keeps pages, judges their age, and lets one fetch serve many waiters.
+//! Stores pages, judges their age, and merges concurrent fetches of a page into one.
 //!
 //! It knows nothing of the upstream: it is handed headers and bytes, and a future to run. Decisions are pure functions in
-//! [`freshness`]; [`store`] keeps, [`flight`] joins.
+//! [`freshness`]; [`store`] stores, [`single_flight`] merges concurrent fetches.
 
 pub mod assemble;
-mod coding;
+mod compression;
+pub mod content;
+pub mod encodings;
 pub mod entry;
-pub mod flight;
-pub mod forms;
 pub mod freshness;
 pub mod http_semantics;
 mod link;
 pub mod list;
 pub mod memory;
 pub mod page_set;
-pub mod rendition;
+pub mod refresh_plan;
+pub mod representation;
+pub mod single_flight;
 pub mod snapshot;
 pub mod space;
 pub mod status;
 pub mod store;
-pub mod stretch;
 mod variants;
 
 pub use self::{
-    entry::{Received, Shown, StoredPage, judge_page},
-    flight::{Flights, Role},
-    freshness::{Verdict, judge},
+    entry::{StoredPage, judge_page},
+    freshness::{Received, Verdict, judge},
+    single_flight::{Role, SingleFlight},
     status::CacheStatus,
     store::PageStore,
 };

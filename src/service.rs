@@ -1,8 +1,8 @@
 //! The use cases, where cache and upstream meet.
 
+pub mod background;
 mod concurrency_limit;
 pub mod inspect;
-pub mod packing;
 pub mod pages;
 mod shared_cache;
 pub mod snapshot;

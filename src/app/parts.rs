@@ -9,7 +9,7 @@ use crate::{
     config::Config,
     service::{
         Pages, SharedCache,
-        packing::{keep_freeing, keep_packing},
+        background::{compress_idle_pages, free_invalidated_pages},
     },
     shared::{Calls, RedisConnection},
     telemetry::metrics::Metrics,
@@ -34,11 +34,11 @@ pub(super) async fn share(
     end.drop_guard()
 }
 
-/// Packs the cold pages of `pages`, and frees those that were dropped, until the guard is dropped.
-pub(super) fn pack(pages: &Arc<Pages>) -> DropGuard {
+/// Compresses the idle pages of `pages` and frees the invalidated ones, until the guard is dropped.
+pub(super) fn tidy(pages: &Arc<Pages>) -> DropGuard {
     let end = CancellationToken::new();
-    tokio::spawn(keep_packing(pages.clone(), end.clone()));
-    tokio::spawn(keep_freeing(pages.clone(), end.clone()));
+    tokio::spawn(compress_idle_pages(pages.clone(), end.clone()));
+    tokio::spawn(free_invalidated_pages(pages.clone(), end.clone()));
     end.drop_guard()
 }
 

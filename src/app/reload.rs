@@ -263,7 +263,7 @@ impl Reloader {
         self.policy.store(Arc::new(policy));
         // Last: requests under the old policy may have filled more pages.
         for credential in next.succession.dropped {
-            store.forget(credential);
+            store.invalidate_credential(credential);
         }
         // Turning TLS on or off needs a restart.
         if let Some((tls, setup)) = self.tls.as_ref().zip(next.tls) {

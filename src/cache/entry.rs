@@ -9,46 +9,29 @@ use http::{
 use tokio::time::Instant;
 
 use super::{
-    forms::{Forms, Packed},
-    freshness::{Candidate, Freshness, Lifetimes, Verdict, judge},
-    http_semantics::{Coding, RequestDirectives, fmt_http_date, parse_age, parse_http_date},
+    content::Content,
+    freshness::{Candidate, Freshness, Lifetimes, Received, Verdict, judge},
+    http_semantics::{RequestDirectives, fmt_http_date, parse_age, parse_http_date},
     link::link,
     list::{Began, List, Version},
-    memory::BodyMemory,
-    rendition::Rendition,
-    stretch::Popularity,
-    variants::Variants,
+    refresh_plan::RequestRate,
 };
-use crate::domain::{ListPage, PageKey, PageQuery, Row, SpaceFingerprint, View, ViewId};
-
-/// The header of an answer, and when it came.
-#[derive(Clone, Copy, Debug)]
-pub struct Received<'a> {
-    pub headers: &'a HeaderMap,
-    pub received: Instant,
-    /// The same moment on the wall clock, in Unix seconds.
-    pub received_unix: i64,
-    /// From asking to having the header.
-    pub response_delay: Duration,
-}
+use crate::domain::{PageKey, PageQuery, SpaceFingerprint};
 
 /// The upstream's fields that outlive an answer: freshness and validation need them, and a 304 updates them.
-const KEPT: [HeaderName; 6] = [CACHE_CONTROL, EXPIRES, DATE, ETAG, LAST_MODIFIED, VARY];
+const STORED_HEADERS: [HeaderName; 6] = [CACHE_CONTROL, EXPIRES, DATE, ETAG, LAST_MODIFIED, VARY];
 
 /// A page asked for this lately is in use, however short it lives.
 const ACTIVE_FOR: Duration = Duration::from_secs(60);
 
-/// How many pages cut from an entry are kept with it: one of 100 tasks is cut to five of 20.
-const MOST_CUTS: usize = 8;
-
-/// A page as it is kept and served.
+/// A page as it is stored and served.
 #[derive(Debug)]
 pub struct StoredPage {
     /// What it is stored under, or the entry that it was cut from.
     pub(super) key: PageKey,
     pub content: Arc<Content>,
     freshness: Freshness,
-    pub(super) popularity: Popularity,
+    pub(super) request_rate: RequestRate,
     /// When the page was generated: the upstream's own word, or the time of receipt.
     pub date: HeaderValue,
     /// The state of the list it was cut from, as clients see it, where that was watched.
@@ -56,175 +39,20 @@ pub struct StoredPage {
     /// Where the pages around it are.
     pub link: HeaderValue,
     pub last_modified: Option<HeaderValue>,
-    /// The same in Unix seconds, for `If-Modified-Since`. Without it the condition is no condition: `Date` would stand in for it
+    /// The same in Unix seconds, for `If-Modified-Since`. Without it the condition is no condition: `Date` would be taken instead
     /// (RFC 9111 section 4.3.2), and be wrong for a page that changed twice within its second.
     pub last_modified_unix: Option<i64>,
     /// The upstream's own `Age`, for the answer that filled the page.
     pub upstream_age: Option<Duration>,
-    /// When it was read from a snapshot: until it is filled anew it may only stand in.
+    /// When it was read from a snapshot: until it is filled again it is a stale fallback only.
     restored_at: Option<Instant>,
-    kept: HeaderMap,
+    stored_headers: HeaderMap,
     pub(super) list: Arc<List>,
     pub(super) version: Version,
 }
 
-/// What stays the same when a 304 renews a page.
-#[derive(Debug)]
-pub struct Content {
-    /// How many rows the list has, over all pages.
-    pub count: u64,
-    rows: Arc<[Row]>,
-    /// When its age was nothing: what a 304 says later makes the bytes no younger.
-    pub(super) born: Instant,
-    whole: Rendition,
-    /// What views show of it: by what each shows, not by its name, since a view that is configured anew is another one.
-    views: Variants<ViewId, Arc<Rendition>>,
-    /// Smaller pages cut from it; `None`: it cannot be cut.
-    cuts: Variants<PageQuery, Option<Arc<Content>>>,
-}
-
-impl Content {
-    /// What `page` brought, which was of `age` by `now`.
-    #[must_use]
-    pub fn new(page: ListPage, now: Instant, age: Duration, memory: &BodyMemory) -> Self {
-        Self {
-            born: now.checked_sub(age).unwrap_or(now),
-            count: page.count,
-            rows: page.rows,
-            whole: Rendition::new(page.body, now, memory),
-            views: Variants::new(View::MOST),
-            cuts: Variants::new(MOST_CUTS),
-        }
-    }
-
-    /// The page as it came, for work on it: where it is packed it is read back, and stays packed.
-    #[must_use]
-    pub fn page(&self) -> ListPage {
-        ListPage {
-            body: self.whole.forms.plain(),
-            count: self.count,
-            rows: self.rows.clone(),
-        }
-    }
-
-    /// How long the page is as it came, packed or not.
-    #[must_use]
-    pub fn length(&self) -> usize {
-        self.whole.forms.length()
-    }
-
-    /// How many rows this page holds.
-    #[must_use]
-    pub fn row_count(&self) -> usize {
-        self.rows.len()
-    }
-
-    /// The page as it goes out.
-    #[must_use]
-    pub fn whole(&self) -> &Rendition {
-        &self.whole
-    }
-
-    /// What `view` shows of the page, and whether that was made only now. It is made once and kept, as its coded variants are.
-    #[must_use]
-    pub fn seen_through(&self, view: &View, now: Instant) -> (Arc<Rendition>, bool) {
-        self.views.get_or_make(&view.id(), || {
-            let forms = &self.whole.forms;
-            let shown = view.apply(&forms.plain());
-            let shown = shown.expect("a page was read as JSON before it became one");
-            Arc::new(Rendition::new(shown, now, forms.memory()))
-        })
-    }
-
-    /// The same, if it was made already.
-    #[must_use]
-    pub fn seen_already(&self, view: &View) -> Option<Arc<Rendition>> {
-        self.views.get(&view.id())
-    }
-
-    /// The page of `query` that `cut` cuts from this one, and whether that was made only now. It is made once and kept.
-    pub(super) fn cut(
-        &self,
-        query: PageQuery,
-        now: Instant,
-        cut: impl FnOnce() -> Option<ListPage>,
-    ) -> (Option<Arc<Self>>, bool) {
-        self.cuts.get_or_make(&query, || {
-            let age = now.saturating_duration_since(self.born);
-            let memory = self.whole.forms.memory();
-            Some(Arc::new(Self::new(cut()?, now, age, memory)))
-        })
-    }
-
-    /// Whether the page of `query` was cut from this one already.
-    pub(super) fn is_cut(&self, query: PageQuery) -> bool {
-        self.cuts.get(&query).is_some()
-    }
-
-    /// Whether this is the content of `page`, or what that was cut from.
-    pub(super) fn is_source_of(&self, page: &StoredPage) -> bool {
-        let is_of = |content: &Self| std::ptr::eq(content, &*page.content);
-        is_of(self) || self.cuts().any(|cut| is_of(&cut))
-    }
-
-    fn cuts(&self) -> impl Iterator<Item = Arc<Self>> {
-        self.cuts.made().into_iter().flatten()
-    }
-
-    /// Whether its identity has gone, nobody having asked for it.
-    #[must_use]
-    pub fn is_packed(&self) -> bool {
-        !self.whole.forms.is_held(Coding::Identity)
-    }
-
-    /// As [`super::forms::Forms::pack`], the whole and what each view shows by itself.
-    pub(super) fn pack(&self, now: Instant, cold_after: Duration) -> Packed {
-        let whole = self.whole.forms.pack(now, cold_after);
-        let views = self.views.made().into_iter();
-        let views = views.map(|view| view.forms.pack(now, cold_after));
-        let cuts = self.cuts().map(|cut| cut.pack(now, cold_after));
-        views.chain(cuts).fold(whole, Packed::and)
-    }
-
-    /// Bytes it occupies, beside the struct itself.
-    fn heap_bytes(&self) -> usize {
-        // The structs and the allocator's share.
-        const OVERHEAD: usize = 512;
-        let views = self.views.made().into_iter();
-        let views = views.map(|view| OVERHEAD + view.forms.weight());
-        let cuts = self.cuts().map(|cut| OVERHEAD + cut.heap_bytes());
-        let parts: usize = views.chain(cuts).sum();
-        size_of_val(&*self.rows) + self.whole.forms.weight() + parts
-    }
-}
-
-/// A page as a client sees it: all of it, or what a view shows.
-#[derive(Debug)]
-pub enum Shown<'a> {
-    Whole(&'a StoredPage),
-    Part(Arc<Rendition>),
-}
-
-impl Shown<'_> {
-    #[must_use]
-    pub fn etag(&self) -> &HeaderValue {
-        match self {
-            Self::Whole(page) => &page.content.whole.etag,
-            Self::Part(part) => &part.etag,
-        }
-    }
-
-    #[must_use]
-    pub fn forms(&self) -> &Forms {
-        match self {
-            Self::Whole(page) => &page.content.whole.forms,
-            Self::Part(part) => &part.forms,
-        }
-    }
-}
-
 impl StoredPage {
-    /// What it is kept under.
+    /// What it is stored under.
     #[must_use]
     pub fn key(&self) -> &PageKey {
         &self.key
@@ -238,12 +66,12 @@ impl StoredPage {
         lifetimes: &Lifetimes,
         jitter: f64,
         began: Began,
-        popularity: Popularity,
+        request_rate: RequestRate,
     ) -> Self {
-        let kept = keep(answer.headers);
-        let last_modified = kept.get(LAST_MODIFIED).cloned();
+        let stored_headers = stored_headers(answer.headers);
+        let last_modified = stored_headers.get(LAST_MODIFIED).cloned();
         let unix = |value: &HeaderValue| parse_http_date(value.as_bytes(), answer.received_unix);
-        let date = kept
+        let date = stored_headers
             .get(DATE)
             .filter(|value| unix(value).is_some())
             .cloned()
@@ -257,19 +85,19 @@ impl StoredPage {
             link: link(began.key.query, content.count),
             key: began.key,
             freshness: Freshness::new(answer, lifetimes, jitter),
-            popularity,
+            request_rate,
             last_modified_unix: last_modified.as_ref().and_then(unix),
             last_modified,
             content,
             upstream_age: parse_age(answer.headers),
             restored_at: None,
-            kept,
+            stored_headers,
             list: began.list,
             version: began.version,
         }
     }
 
-    /// The page of `query` with `content`, which was cut from `parts`: with the date of the oldest, and not to be stored by itself.
+    /// The page of `query` with `content`, cut from `parts`: it has the date of the oldest, and is not stored by itself.
     pub(super) fn cut(
         query: PageQuery,
         content: Arc<Content>,
@@ -281,7 +109,7 @@ impl StoredPage {
         Some(Self {
             key: oldest.key.clone(),
             freshness: Freshness::of_parts(&freshness, now)?,
-            popularity: Popularity::new(now),
+            request_rate: RequestRate::new(now),
             date: oldest.date.clone(),
             list_generation: Some(oldest.version.field()),
             link: link(query, content.count),
@@ -290,7 +118,7 @@ impl StoredPage {
             last_modified_unix: None,
             upstream_age: None,
             restored_at: None,
-            kept: HeaderMap::new(),
+            stored_headers: HeaderMap::new(),
             list: oldest.list.clone(),
             version: oldest.version,
         })
@@ -320,7 +148,7 @@ impl StoredPage {
         self.freshness.lifetime()
     }
 
-    /// How long it can be of use yet: shown as it is, or in place of an error.
+    /// How long it can be of use yet: fresh, or as a stale fallback.
     #[must_use]
     pub fn useful_for(&self, now: Instant) -> Duration {
         self.freshness(now).useful_for(now)
@@ -328,8 +156,8 @@ impl StoredPage {
 
     /// The upstream's fields that outlive an answer.
     #[must_use]
-    pub fn kept(&self) -> &HeaderMap {
-        &self.kept
+    pub fn stored_headers(&self) -> &HeaderMap {
+        &self.stored_headers
     }
 
     /// Whether its rows may be shown as part of another page: still fresh, and known to be of the list's present state.
@@ -347,8 +175,8 @@ impl StoredPage {
         jitter: f64,
         began: Began,
     ) -> Self {
-        let mut headers = self.kept.clone();
-        for name in KEPT {
+        let mut headers = self.stored_headers.clone();
+        for name in STORED_HEADERS {
             if answer.headers.contains_key(&name) {
                 headers.remove(&name);
                 for value in answer.headers.get_all(&name) {
@@ -356,7 +184,7 @@ impl StoredPage {
                 }
             }
         }
-        // Without a Date of its own it was generated when it came, not when the page first did.
+        // A 304 without a Date was generated when it came, not when the page first did.
         if !answer.headers.contains_key(DATE) {
             headers.remove(DATE);
         }
@@ -373,14 +201,14 @@ impl StoredPage {
             lifetimes,
             jitter,
             began,
-            self.popularity.aged(answer.received),
+            self.request_rate.aged(answer.received),
         )
     }
 
-    /// The upstream's own `ETag`, to ask by whether the page still holds.
+    /// The upstream's own `ETag`, for revalidation.
     #[must_use]
     pub fn upstream_etag(&self) -> Option<&HeaderValue> {
-        self.kept.get(ETAG)
+        self.stored_headers.get(ETAG)
     }
 
     /// Its freshness, stretched to what the quota allows.
@@ -390,14 +218,14 @@ impl StoredPage {
         if !demand.is_bounded() {
             return self.freshness;
         }
-        let lifetime = demand.lifetime(self.popularity.weight(now));
+        let lifetime = demand.lifetime(self.request_rate.weight(now));
         self.freshness.stretched(lifetime)
     }
 
-    /// How long it may still be shown as it is.
+    /// How long it is still fresh.
     #[must_use]
     pub fn fresh_for(&self, now: Instant) -> Duration {
-        let current = self.moved_at().is_none() && !self.is_dropped();
+        let current = self.moved_at().is_none() && !self.is_invalidated();
         let left = self.freshness(now).fresh_for(now).filter(|_| current);
         left.unwrap_or_default()
     }
@@ -405,13 +233,13 @@ impl StoredPage {
     /// Notes that it was asked for, where that bears on how long it lives.
     pub fn note_asked(&self, now: Instant) {
         if self.list.space.demand().is_bounded() {
-            self.popularity.note(now);
+            self.request_rate.note(now);
         }
     }
 
     /// Whether anybody has asked for it within its lifetime, so that it will have to be fetched again.
     pub(super) fn is_active(&self, now: Instant) -> bool {
-        let unasked = now.saturating_duration_since(self.popularity.last_asked());
+        let unasked = now.saturating_duration_since(self.request_rate.last_asked());
         unasked <= self.freshness(now).lifetime().max(ACTIVE_FOR)
     }
 
@@ -445,15 +273,15 @@ impl StoredPage {
     /// When its list moved on, if it did since the page was filled.
     #[must_use]
     pub fn moved_at(&self) -> Option<Instant> {
-        // A right may have been revoked since, or the list moved: as if it had, the page is old.
+        // A right may have been revoked since, or the list moved: the page is taken for stale.
         self.restored_at
             .or_else(|| self.list.moved_since(self.version))
     }
 
-    /// Whether it was dropped from the store, refused or purged, since it was filled.
+    /// Whether it was invalidated since it was filled: its space was refused or purged.
     #[must_use]
-    pub fn is_dropped(&self) -> bool {
-        self.list.space.dropped_since(self.version)
+    pub fn is_invalidated(&self) -> bool {
+        self.list.space.invalidated_since(self.version)
     }
 
     /// The state of the list it was cut from.
@@ -462,7 +290,7 @@ impl StoredPage {
         self.version.generation
     }
 
-    /// Bytes it occupies, its variants and views included.
+    /// Bytes it occupies, with its encodings, views and cuts.
     #[must_use]
     pub fn weight(&self) -> usize {
         // The structs, the map's share and the allocator's: `examples/memory.rs` measures it with 1 KB pages.
@@ -470,7 +298,7 @@ impl StoredPage {
         OVERHEAD + self.content.heap_bytes()
     }
 
-    /// Whether keeping it could ever be of use.
+    /// Whether storing it could ever be of use.
     #[must_use]
     pub fn is_worth_keeping(&self) -> bool {
         let has_validator = self.upstream_etag().is_some() || self.last_modified.is_some();
@@ -493,9 +321,9 @@ pub fn judge_page(
     judge(candidate, request, now)
 }
 
-fn keep(headers: &HeaderMap) -> HeaderMap {
+fn stored_headers(headers: &HeaderMap) -> HeaderMap {
     let mut kept = HeaderMap::new();
-    for name in KEPT {
+    for name in STORED_HEADERS {
         for value in headers.get_all(&name) {
             kept.append(&name, detached(value));
         }
@@ -514,51 +342,13 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::domain::FieldPath;
-
-    fn content(body: &'static str) -> Content {
-        let page = ListPage {
-            body: Bytes::from_static(body.as_bytes()),
-            count: 1,
-            rows: Arc::default(),
-        };
-        let now = Instant::now();
-        Content::new(page, now, Duration::ZERO, &BodyMemory::default())
-    }
-
-    fn view(name: &str) -> View {
-        View::new(&[FieldPath::dotted(name).unwrap()])
-    }
-
-    #[test]
-    fn what_a_view_shows_is_made_once() {
-        let content = content(r#"{"count":1,"data":[{"a":1,"b":2}]}"#);
-        let get = |name| content.seen_through(&view(name), Instant::now());
-        let (first, is_new) = get("a");
-        assert!(is_new);
-        assert_eq!(first.forms.plain(), r#"{"count":1,"data":[{"a":1}]}"#);
-        let (again, is_new) = get("a");
-        assert!(!is_new && Arc::ptr_eq(&first, &again));
-
-        let (other, is_new) = get("b");
-        assert!(is_new);
-        assert_ne!(first.etag, other.etag);
-    }
-
-    #[test]
-    fn what_is_printed_holds_no_task() {
-        let content = content(r#"{"count":1,"data":[{"a":"secret"}]}"#);
-        let _ = content.seen_through(&view("a"), Instant::now());
-        let printed = format!("{content:?}");
-        assert!(printed.contains("etag") && !printed.contains("secret"));
-    }
 
     #[test]
     fn what_is_kept_holds_no_buffer_of_the_connection() {
         let buffer = Bytes::from(vec![b'1'; 64 << 10]);
         let value = HeaderValue::from_maybe_shared(buffer.slice(..8)).unwrap();
         let answer = HeaderMap::from_iter([(DATE, value)]);
-        let kept = keep(&answer);
+        let kept = stored_headers(&answer);
         drop(answer);
         assert_eq!(kept[DATE], "11111111");
         assert!(buffer.is_unique());

@@ -7,15 +7,27 @@ use std::time::Duration;
 use http::HeaderMap;
 use tokio::time::Instant;
 
-use super::{
-    entry::Received,
-    http_semantics::{
-        MaxStale, RequestDirectives, ResponseDirectives, Vary, corrected_initial_age,
-        explicit_lifetime, parse_age, vary,
-    },
-    status::Detail,
+use super::http_semantics::{
+    ResponseDirectives, Vary, corrected_initial_age, explicit_lifetime, parse_age, vary,
 };
 use crate::config::CacheConfig;
+
+mod verdict;
+
+pub use self::verdict::{Candidate, Verdict, judge, permitted, refusal_answers};
+use self::verdict::{below_zero, whole};
+pub use super::status::FillReason;
+
+/// The header of an answer, and when it came.
+#[derive(Clone, Copy, Debug)]
+pub struct Received<'a> {
+    pub headers: &'a HeaderMap,
+    pub received: Instant,
+    /// The same moment on the wall clock, in Unix seconds.
+    pub received_unix: i64,
+    /// From asking to having the header.
+    pub response_delay: Duration,
+}
 
 /// The lifetimes that apply where the upstream states none.
 #[derive(Clone, Copy, Debug)]
@@ -97,7 +109,7 @@ impl Freshness {
             lifetime: stated.unwrap_or_else(|| age_at_receipt + lifetimes.ttl.mul_f64(jitter)),
             jitter: stated.is_none().then_some(jitter),
             always_validate,
-            // RFC 9111 section 4.1: what matches no request stands in for no failed one either.
+            // RFC 9111 section 4.1: what matches no request is no fallback for a failed one either.
             never_stale: must_validate || always_validate || said.s_maxage.is_some(),
             // A lifetime that the upstream states is no invitation to go beyond it: it has words for that too.
             stale_while_revalidate: match said.stale_while_revalidate {
@@ -209,9 +221,9 @@ impl Freshness {
         }
     }
 
-    /// Whether the page may stand in for a failed fill, and its `ttl` if so (RFC 5861 section 4).
+    /// The page's `ttl` if it may be served as a stale fallback for a failed fill (RFC 5861 section 4).
     #[must_use]
-    pub fn stand_in(&self, moved_at: Option<Instant>, now: Instant) -> Option<i64> {
+    pub fn stale_if_error(&self, moved_at: Option<Instant>, now: Instant) -> Option<i64> {
         // A `Vary` that nothing matches forbids it fresh and stale alike (RFC 9111 section 4.1).
         if self.always_validate {
             return None;
@@ -285,162 +297,6 @@ pub fn refusal_lifetime(
 enum Remaining {
     Fresh(Duration),
     Stale(Duration),
-}
-
-/// What to do about a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// Serve what is stored. `ttl` is in seconds, negative where the client takes it stale; `detail` is why it does.
-    Hit { ttl: i64, detail: Option<Detail> },
-    /// Serve what is stored and refresh it meanwhile.
-    HitWhileRevalidate { ttl: i64 },
-    /// Ask the upstream and wait.
-    Fill(FillReason),
-    /// Nothing usable is stored, and the client wants nothing else.
-    NotCached,
-}
-
-/// Why the upstream must be asked, in the words of RFC 9211 section 2.2.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FillReason {
-    UriMiss,
-    Stale,
-    Request,
-    /// A miss whose client asks that nothing be stored.
-    Bypass,
-}
-
-impl FillReason {
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::UriMiss => "uri-miss",
-            Self::Stale => "stale",
-            Self::Request => "request",
-            Self::Bypass => "bypass",
-        }
-    }
-}
-
-/// What is stored under a key, as far as judging goes.
-#[derive(Clone, Copy, Debug)]
-pub struct Candidate<'a> {
-    pub freshness: &'a Freshness,
-    /// When its list moved on, if it did since: stale from then, and no `stale-while-revalidate`, which would show the old list.
-    pub moved_at: Option<Instant>,
-    /// Whether only a fresh page may be shown: its credential is refused at the moment.
-    pub only_fresh: bool,
-}
-
-/// Decides what to do about a request for `stored`.
-///
-/// `request` holds what the client may ask for: see [`permitted`].
-#[must_use]
-pub fn judge(stored: Option<Candidate<'_>>, request: &RequestDirectives, now: Instant) -> Verdict {
-    let verdict = match stored {
-        None if request.no_store => Verdict::Fill(FillReason::Bypass),
-        None => Verdict::Fill(FillReason::UriMiss),
-        Some(candidate) => judge_stored(candidate, request, now),
-    };
-    match verdict {
-        Verdict::Fill(_) if request.only_if_cached => Verdict::NotCached,
-        // No upstream request on this client's account, not even behind its back.
-        Verdict::HitWhileRevalidate { ttl } if request.only_if_cached => Verdict::Hit {
-            ttl,
-            detail: Some(Detail::OnlyIfCached),
-        },
-        other => other,
-    }
-}
-
-fn judge_stored(candidate: Candidate<'_>, request: &RequestDirectives, now: Instant) -> Verdict {
-    let Candidate {
-        freshness,
-        moved_at,
-        only_fresh,
-    } = candidate;
-    let remaining = freshness.remaining(moved_at, now);
-    if freshness.always_validate {
-        return Verdict::Fill(FillReason::Stale);
-    }
-    if request.no_cache || too_old(freshness.age(now), request.max_age) {
-        return Verdict::Fill(FillReason::Request);
-    }
-    match remaining {
-        Remaining::Fresh(left) => match request.min_fresh {
-            Some(wanted) if left < wanted => Verdict::Fill(FillReason::Request),
-            _ => Verdict::Hit {
-                ttl: whole(left),
-                detail: None,
-            },
-        },
-        Remaining::Stale(_) if freshness.never_stale || only_fresh || moved_at.is_some() => {
-            Verdict::Fill(FillReason::Stale)
-        }
-        // RFC 9111 section 5.2.1.3: it wants freshness to spare, so it takes nothing stale.
-        Remaining::Stale(_) if request.min_fresh.is_some() => Verdict::Fill(FillReason::Request),
-        Remaining::Stale(for_)
-            if for_ < freshness.max_stale && takes_stale(for_, request.max_stale) =>
-        {
-            Verdict::Hit {
-                ttl: below_zero(for_),
-                detail: Some(Detail::MaxStale),
-            }
-        }
-        // RFC 9111 section 5.2.1.1: who names a `max-age` takes something stale by its own `max-stale` only.
-        Remaining::Stale(for_)
-            if for_ < freshness.stale_while_revalidate && request.max_age.is_none() =>
-        {
-            Verdict::HitWhileRevalidate {
-                ttl: below_zero(for_),
-            }
-        }
-        Remaining::Stale(_) => Verdict::Fill(FillReason::Stale),
-    }
-}
-
-/// Whether a refusal of this `age`, still remembered for `left`, answers `request`.
-#[must_use]
-pub fn refusal_answers(age: Duration, left: Duration, request: &RequestDirectives) -> bool {
-    !request.no_cache
-        && !too_old(age, request.max_age)
-        && request.min_fresh.is_none_or(|wanted| left >= wanted)
-}
-
-/// `max-age=0` asks for validation even of what came this very instant.
-fn too_old(age: Duration, max_age: Option<Duration>) -> bool {
-    max_age.is_some_and(|max_age| max_age.is_zero() || age > max_age)
-}
-
-fn takes_stale(stale_for: Duration, max_stale: Option<MaxStale>) -> bool {
-    match max_stale {
-        None => false,
-        Some(MaxStale::Any) => true,
-        Some(MaxStale::Within(limit)) => stale_for <= limit,
-    }
-}
-
-/// What a client may ask of the cache: without `may_refresh`, nothing that would cost an upstream call.
-#[must_use]
-pub fn permitted(asked: RequestDirectives, may_refresh: bool) -> RequestDirectives {
-    if may_refresh {
-        asked
-    } else {
-        RequestDirectives {
-            only_if_cached: asked.only_if_cached,
-            max_stale: asked.max_stale,
-            ..RequestDirectives::default()
-        }
-    }
-}
-
-/// The `ttl` of a page that has been stale for so long. -1 within the first second too: at 0 a page may be fresh.
-fn below_zero(stale_for: Duration) -> i64 {
-    -whole(stale_for).max(1)
-}
-
-fn whole(time: Duration) -> i64 {
-    i64::try_from(time.as_secs()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

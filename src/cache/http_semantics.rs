@@ -5,8 +5,8 @@
 
 mod age;
 mod cache_control;
-mod coding;
 mod conditional;
+mod content_coding;
 mod date;
 
 use std::time::Duration;
@@ -19,8 +19,8 @@ use http::{
 pub use self::{
     age::{corrected_initial_age, parse_age},
     cache_control::{MaxStale, RequestDirectives, ResponseDirectives, Seconds},
-    coding::{Coding, accepts_identity, negotiate},
     conditional::{EntityTag, if_none_match_matches, is_of_stored, not_modified},
+    content_coding::{ContentCoding, accepts_identity, negotiate},
     date::{date_field, fmt_http_date, parse_http_date},
 };
 

@@ -20,7 +20,7 @@ pub(super) fn link(query: PageQuery, count: u64) -> HeaderValue {
         ("last", Some(last)),
     ];
     for (relation, target) in targets {
-        // A page that could not be asked for is not linked to.
+        // Beyond the last page number that a client may ask for.
         let Some(target) = target.filter(|target| *target <= u64::from(PageQuery::MAX_PAGE)) else {
             continue;
         };

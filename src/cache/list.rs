@@ -122,7 +122,7 @@ pub enum Adopted {
     /// It is this list's state now.
     Done(Version),
     /// What is stored of the space was dropped elsewhere, or may have been: drop it, and take the state up then.
-    MustDrop,
+    MustInvalidate,
     /// It was dropped or moved on while the other's state was asked for, which may be from before.
     Overtaken,
 }
@@ -220,7 +220,7 @@ impl List {
         let mut of_space = self.space.lock();
         if of_space.must_drop_for(mark) {
             return match self.version() == seen {
-                true => Adopted::MustDrop,
+                true => Adopted::MustInvalidate,
                 false => Adopted::Overtaken,
             };
         }

@@ -1,4 +1,4 @@
-//! Counts the bytes of bodies that are in memory: those that are stored, and those that only answers on their way out still hold.
+//! Counts the bytes of bodies in memory: stored ones, and those that only answers in flight still hold.
 
 use std::sync::{
     Arc,

@@ -1,7 +1,6 @@
 //! A warm start: the pages on disk, written now and then and read once.
 //!
-//! The file replaces its predecessor in one step, and one that is not exactly what was written, or that others may have written, is not
-//! used at all.
+//! A file replaces its predecessor atomically. One that is damaged, or that others may have written, is not used at all.
 
 use std::{
     io::{self, BufReader, BufWriter},
@@ -25,7 +24,7 @@ pub use self::{
     owners::{Owner, Owners},
 };
 
-/// A page as it stands on disk.
+/// A page as it is saved.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SavedPage {
     pub key: PageKey,
@@ -94,7 +93,7 @@ pub fn read(path: &Path, owners: &Owners, most: u64) -> Result<Option<Restored>,
     decode(BufReader::new(file), |owner| owners.called(owner)).map(Some)
 }
 
-/// One page as others find it, sealed by its owner. `None` where it cannot be written as it is, or is nobody's.
+/// One page for other replicas, sealed by its owner. `None` where it cannot be written as it is, or is nobody's.
 #[must_use]
 pub fn seal(owners: &Owners, page: SavedPage) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();

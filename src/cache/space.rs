@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::{
     list::{List, Mark, Version},
     page_set::PageSet,
-    stretch::Demand,
+    refresh_plan::RefreshPlan,
 };
 use crate::domain::{ListId, PageQuery, Refusal, SpaceFingerprint, SpaceToken};
 
@@ -28,7 +28,7 @@ const FIRST_SWEEP_AT: usize = 16;
 #[derive(Debug)]
 pub struct Space {
     fingerprint: SpaceFingerprint,
-    demand: Arc<Demand>,
+    demand: Arc<RefreshPlan>,
     /// Raised when the space's pages are dropped: a page of an earlier epoch is gone.
     epoch: AtomicU64,
     state: Mutex<State>,
@@ -66,7 +66,7 @@ impl Remembered {
 impl Space {
     /// A space of which nothing is known yet.
     #[must_use]
-    pub fn new(token: &SpaceToken, demand: Arc<Demand>) -> Self {
+    pub fn new(token: &SpaceToken, demand: Arc<RefreshPlan>) -> Self {
         Self {
             fingerprint: token.fingerprint(),
             demand,
@@ -89,7 +89,7 @@ impl Space {
 
     /// What all pages of the credential need.
     #[must_use]
-    pub fn demand(&self) -> &Demand {
+    pub fn demand(&self) -> &RefreshPlan {
         &self.demand
     }
 
@@ -100,7 +100,7 @@ impl Space {
 
     /// Whether pages of `version` were dropped since.
     #[must_use]
-    pub fn dropped_since(&self, version: Version) -> bool {
+    pub fn invalidated_since(&self, version: Version) -> bool {
         self.epoch() != version.epoch
     }
 
@@ -138,7 +138,7 @@ impl Space {
     }
 
     /// Drops what is stored and remembered; pages of fills under way will not be stored. Returns what was stored of each list.
-    pub fn drop_pages(&self) -> Vec<(ListId, PageSet)> {
+    pub fn invalidate(&self) -> Vec<(ListId, PageSet)> {
         let mut state = self.lock();
         self.epoch.fetch_add(1, Ordering::AcqRel);
         state.mark = None;

@@ -4,7 +4,6 @@ use std::fmt::Write as _;
 
 use http::HeaderValue;
 
-use super::freshness::FillReason;
 use crate::telemetry::metrics::CacheOutcome;
 
 /// What the cache is called.
@@ -26,6 +25,28 @@ pub enum CacheStatus {
     },
     /// Neither served nor asked.
     NotForwarded(NotForwarded),
+}
+
+/// Why the upstream must be asked, in the words of RFC 9211 section 2.2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FillReason {
+    UriMiss,
+    Stale,
+    Request,
+    /// A miss whose client asks that nothing be stored.
+    Bypass,
+}
+
+impl FillReason {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::UriMiss => "uri-miss",
+            Self::Stale => "stale",
+            Self::Request => "request",
+            Self::Bypass => "bypass",
+        }
+    }
 }
 
 /// Why the upstream was not asked though nothing stored could be shown.

@@ -20,7 +20,7 @@ impl<K: Clone + PartialEq, V: Clone> Variants<K, V> {
         }
     }
 
-    /// The value for `key`, and whether it was made by this call. Whoever else asks for the same one waits for it.
+    /// The value for `key`, and whether it was made by this call. Others that ask for the same one meanwhile wait for it.
     pub(super) fn get_or_make(&self, key: &K, make: impl FnOnce() -> V) -> (V, bool) {
         let cell = self.cell(key);
         let mut is_new = false;

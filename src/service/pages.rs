@@ -10,8 +10,8 @@ use tokio::time::Instant;
 use super::{ConcurrencyLimit, SharedCache};
 use crate::{
     cache::{
-        Flights, PageStore, Shown, Verdict, freshness::FillReason, judge_page,
-        rendition::Rendition, status::Detail, store::Kept,
+        PageStore, SingleFlight, Verdict, freshness::FillReason, judge_page,
+        representation::Representation, status::Detail, store::StoreOutcome,
     },
     domain::{PageKey, View},
     off_runtime::by_size,
@@ -40,7 +40,7 @@ type Filled = Result<Fill, UpstreamError>;
 
 #[derive(Clone, Debug)]
 struct Fill {
-    kept: Kept,
+    kept: StoreOutcome,
     /// The upstream's status: 200, or 304 where the stored page still held.
     status: u16,
     source: Source,
@@ -67,7 +67,7 @@ enum Sources {
 #[derive(Debug)]
 pub struct Pages {
     store: PageStore,
-    flights: Flights<FlightKey, Filled, FillContext>,
+    flights: SingleFlight<FlightKey, Filled, FillContext>,
     metrics: Arc<Metrics>,
     /// What replicas share, where there is any.
     shared_cache: OnceLock<SharedCache>,
@@ -87,7 +87,7 @@ impl Pages {
     ) -> Arc<Self> {
         Arc::new(Self {
             store,
-            flights: Flights::default(),
+            flights: SingleFlight::default(),
             metrics,
             shared_cache: OnceLock::new(),
             patience,
@@ -105,32 +105,32 @@ impl Pages {
         &self.store
     }
 
-    /// the page that `request` names as it goes out: all of it, or what `view` shows.
-    pub async fn shown<'a>(
+    /// A page as it goes out: all of it, or what `view` shows.
+    pub async fn representation(
         self: &Arc<Self>,
-        served: &'a Served,
+        served: &Served,
         view: Option<&Arc<View>>,
-    ) -> Shown<'a> {
-        let page = &served.page;
+    ) -> Arc<Representation> {
+        let content = &served.page.content;
         let Some(view) = view else {
-            return Shown::Whole(page);
+            return content.whole().clone();
         };
-        Shown::Part(match page.content.seen_already(view) {
-            Some(rendition) => rendition,
-            // Boxed: what it takes to wait would be part of every answer that need not.
-            None => Box::pin(self.see_through(served, view.clone())).await,
-        })
+        match content.made_view(view) {
+            Some(representation) => representation,
+            // Boxed: an inline wait would enlarge the future of every answer.
+            None => Box::pin(self.make_view(served, view.clone())).await,
+        }
     }
 
     /// Makes what `view` shows of a page; of a large one on another thread.
-    async fn see_through(self: &Arc<Self>, served: &Served, view: Arc<View>) -> Arc<Rendition> {
+    async fn make_view(self: &Arc<Self>, served: &Served, view: Arc<View>) -> Arc<Representation> {
         let (pages, page, at) = (self.clone(), served.page.clone(), served.at);
         by_size(page.content.length(), move || {
-            let (rendition, is_new) = page.content.seen_through(&view, at);
+            let (representation, is_new) = page.content.make_view(&view, at);
             if is_new {
                 pages.store.reweigh(&page);
             }
-            rendition
+            representation
         })
         .await
     }
@@ -147,7 +147,7 @@ impl Pages {
     ///
     /// # Errors
     ///
-    /// Returns the upstream's error where it failed and no stored page may stand in.
+    /// Returns the upstream's error where it failed and no stored page may be served as a stale fallback.
     pub async fn page(self: &Arc<Self>, request: &ClientRequest) -> Result<Served, PagesError> {
         let key = request.key();
         let outcome = match self.answer_from_store(&key, request) {

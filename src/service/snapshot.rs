@@ -129,7 +129,7 @@ impl Snapshot {
             let ended = tokio::select! {
                 () = end.cancelled() => true,
                 () = tokio::time::sleep(pause) => false,
-                () = self.pages.store().dropped() => {
+                () = self.pages.store().invalidated() => {
                     tokio::select! {
                         () = end.cancelled() => true,
                         () = tokio::time::sleep(SOON) => false,

@@ -4,7 +4,7 @@ use std::{ops::ControlFlow, time::Duration};
 
 use tokio::time::Instant;
 use unpod_gateway::{
-    cache::{PageStore, http_semantics::Coding, store::COLD_AFTER},
+    cache::{PageStore, http_semantics::ContentCoding, store::IDLE_AFTER},
     domain::PageQuery,
     simulator::{
         Options, Simulator,
@@ -18,33 +18,34 @@ const BROWSER: &str = "ugw_browser_key";
 
 /// Packs as if nobody had asked for anything in the last minutes.
 fn pack(gateway: &Gateway) {
-    let now = Instant::now() + COLD_AFTER + Duration::from_secs(600);
-    store(gateway).pack_cold(now, |_| ControlFlow::Continue(()));
+    let now = Instant::now() + IDLE_AFTER + Duration::from_secs(600);
+    store(gateway).compress_idle(now, |_| ControlFlow::Continue(()));
 }
 
 fn store(gateway: &Gateway) -> &PageStore {
     gateway.app.pages().store()
 }
 
-/// The forms there are of the one page of `page_size` tasks.
-fn held(gateway: &Gateway, page_size: u32) -> Vec<Coding> {
+/// The encodings there are of the one page of `page_size` tasks.
+fn held(gateway: &Gateway, page_size: u32) -> Vec<ContentCoding> {
     let spaces = store(gateway).largest_spaces(9).into_iter();
     let mut stored = spaces.flat_map(|space| store(gateway).pages_of(&space));
     let query = PageQuery { page: 1, page_size };
     let part = stored.find(|part| part.query == query).unwrap();
-    let all = Coding::BY_PREFERENCE.into_iter();
+    let all = ContentCoding::BY_PREFERENCE.into_iter();
     let whole = part.page.content.whole();
-    all.filter(|coding| whole.forms.is_held(*coding)).collect()
+    all.filter(|coding| whole.encodings.is_available(*coding))
+        .collect()
 }
 
 #[tokio::test]
 async fn a_packed_page_gives_every_client_what_it_gave_before() {
-    let table: [(&str, &[Coding]); 5] = [
-        ("identity", &[Coding::Zstd, Coding::Identity]),
-        ("zstd", &[Coding::Zstd]),
-        ("gzip", &[Coding::Zstd, Coding::Gzip]),
-        ("br", &[Coding::Brotli, Coding::Zstd]),
-        ("br;q=0.1, zstd", &[Coding::Zstd]),
+    let table: [(&str, &[ContentCoding]); 5] = [
+        ("identity", &[ContentCoding::Zstd, ContentCoding::Identity]),
+        ("zstd", &[ContentCoding::Zstd]),
+        ("gzip", &[ContentCoding::Zstd, ContentCoding::Gzip]),
+        ("br", &[ContentCoding::Brotli, ContentCoding::Zstd]),
+        ("br;q=0.1, zstd", &[ContentCoding::Zstd]),
     ];
     // One that is read back between two requests, and one that is too long for that.
     for (space, page_size) in [(SUPPORT, 20), (TRANSCRIPTS, 2)] {
@@ -53,7 +54,7 @@ async fn a_packed_page_gives_every_client_what_it_gave_before() {
             let gateway = start().await;
             let filled = gateway.tasks(space, &query).await;
             pack(&gateway);
-            assert_eq!(held(&gateway, page_size), [Coding::Zstd]);
+            assert_eq!(held(&gateway, page_size), [ContentCoding::Zstd]);
             let size = store(&gateway).size().0;
             assert!(size < filled.body.len() as u64, "{size}");
 
@@ -81,7 +82,7 @@ async fn the_coding_that_clients_take_is_what_is_kept() {
     pack(&gateway);
     let after = gzip().await;
 
-    assert_eq!(held(&gateway, 20), [Coding::Gzip]);
+    assert_eq!(held(&gateway, 20), [ContentCoding::Gzip]);
     assert_eq!(after.body, before.body);
 }
 
@@ -99,7 +100,7 @@ async fn neither_head_nor_a_304_unpacks() {
     let length = filled.body.len().to_string();
     assert_eq!(head.header("content-length"), Some(length.as_str()));
     assert_eq!(unchanged.status, 304);
-    assert_eq!(held(&gateway, 20), [Coding::Zstd]);
+    assert_eq!(held(&gateway, 20), [ContentCoding::Zstd]);
     let coded = gateway.ask("HEAD", &path).accept_encoding("zstd").await;
     let got = gateway.tasks(SUPPORT, "").accept_encoding("zstd").await;
     for name in ["content-length", "content-encoding"] {
@@ -126,7 +127,7 @@ async fn a_view_of_a_packed_page_shows_what_it_showed_before() {
         let shown = page(&gateway).key(BROWSER).await;
         shown.assert_page(&expected.body);
         assert_eq!(shown.header("etag"), expected.header("etag"));
-        assert_eq!(held(&gateway, 2), [Coding::Zstd]);
+        assert_eq!(held(&gateway, 2), [ContentCoding::Zstd]);
         let made = store(&gateway).size().0 - before;
         assert!(made >= shown.body.len() as u64, "{made}");
     }
@@ -146,7 +147,7 @@ async fn a_page_is_cut_from_packed_ones() {
 
     cut.assert_page(&whole);
     assert_eq!(cut.cache_status(), "hit; detail=assembled");
-    assert_eq!(held(&gateway, 10), [Coding::Zstd]);
+    assert_eq!(held(&gateway, 10), [ContentCoding::Zstd]);
 }
 
 #[tokio::test]
@@ -164,7 +165,7 @@ async fn a_packed_page_outlives_the_process() {
 
     let gateway = setup.start_before(&base_url).await;
     pack(&gateway);
-    assert_eq!(held(&gateway, 20), [Coding::Zstd]);
+    assert_eq!(held(&gateway, 20), [ContentCoding::Zstd]);
     let stale = gateway.tasks(SUPPORT, "").await;
 
     stale.assert_page(&filled.body);

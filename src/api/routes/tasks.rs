@@ -20,10 +20,13 @@ use crate::{
         rate_limit::{self, RateLimit},
     },
     cache::{
-        CacheStatus, Shown,
-        forms::{Coded, Forms, WhenBusy},
+        CacheStatus,
+        encodings::{EncodedBody, Encodings, WhenBusy},
         freshness::permitted,
-        http_semantics::{Coding, RequestDirectives, accepts_identity, negotiate, not_modified},
+        http_semantics::{
+            ContentCoding, RequestDirectives, accepts_identity, negotiate, not_modified,
+        },
+        representation::Representation,
     },
     domain::{ListId, RowKind, SpaceToken},
     service::{ClientRequest, Served},
@@ -34,8 +37,12 @@ const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const LIST_GENERATION: HeaderName = HeaderName::from_static("x-list-generation");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const ASK_EACH_TIME: HeaderValue = HeaderValue::from_static("private, no-cache");
-/// What a variant can be made in, best first.
-const CODINGS: [Coding; 3] = [Coding::Brotli, Coding::Zstd, Coding::Gzip];
+/// What a body can be compressed with, best first.
+const CODINGS: [ContentCoding; 3] = [
+    ContentCoding::Brotli,
+    ContentCoding::Zstd,
+    ContentCoding::Gzip,
+];
 
 /// Answers with the page that path and query name.
 ///
@@ -126,17 +133,17 @@ async fn admit(client: &Client, space: &SpaceToken) -> Result<Admitted, ApiError
 /// The answer for a page that was found: 304 where the client has it already.
 async fn respond(data: &Data, caller: &Caller, served: &Served, request: &Parts) -> Response {
     let view = caller.client.sees(RowKind::Task).flatten();
-    let shown = data.pages.shown(served, view).await;
+    let representation = data.pages.representation(served, view).await;
     let mut response = Response::new(Body::empty());
     let headers = response.headers_mut();
     describe(&caller.policy, served, headers);
-    headers.insert(header::ETAG, shown.etag().clone());
-    let Some((coding, busy)) = coding(&request.headers, served, &shown) else {
+    headers.insert(header::ETAG, representation.etag.clone());
+    let Some((coding, busy)) = coding(&request.headers, served, &representation) else {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         return response;
     };
     headers.insert(header::CONTENT_TYPE, JSON);
-    let known = || shown.forms().length_in(coding);
+    let known = || representation.encodings.length_in(coding);
     let coding = match (request.method == Method::HEAD).then(known).flatten() {
         // Nothing is made to be thrown away.
         Some(length) => {
@@ -145,14 +152,15 @@ async fn respond(data: &Data, caller: &Caller, served: &Served, request: &Parts)
         }
         // The length is left to hyper, which writes it without an allocation.
         None => {
-            let coded = body(data, served, shown.forms(), (coding, busy)).await;
+            let encodings = &representation.encodings;
+            let encoded = body(data, served, encodings, (coding, busy)).await;
             // It counts as memory until it has left.
-            let body = Guarded::new(Full::new(coded.bytes), coded.counted);
+            let body = Guarded::new(Full::new(encoded.bytes), encoded.counted);
             *response.body_mut() = Body::new(body);
-            coded.coding
+            encoded.coding
         }
     };
-    if coding != Coding::Identity {
+    if coding != ContentCoding::Identity {
         response.headers_mut().insert(
             header::CONTENT_ENCODING,
             HeaderValue::from_static(coding.as_str()),
@@ -161,37 +169,41 @@ async fn respond(data: &Data, caller: &Caller, served: &Served, request: &Parts)
     response
 }
 
-/// The coding to answer in, and whether its coder is waited for whatever others wait; `None` where the client has the page already.
+/// The content coding to answer in, and what to do where too many bodies wait to be compressed; `None` where the client has the page
+/// already.
 ///
-/// Who waited for the fill gets the identity rather than wait for the coder too, and so does who would wait behind many others: where
-/// it is taken at all.
-fn coding(request: &HeaderMap, served: &Served, shown: &Shown<'_>) -> Option<(Coding, WhenBusy)> {
-    let etag = shown.etag().to_str().unwrap_or_default();
+/// A client that waited for the fill, or would wait behind many others, gets the plain body if it accepts that.
+fn coding(
+    request: &HeaderMap,
+    served: &Served,
+    representation: &Representation,
+) -> Option<(ContentCoding, WhenBusy)> {
+    let etag = representation.etag.to_str().unwrap_or_default();
     if not_modified(request, etag, served.page.last_modified_unix, unix_now) {
         return None;
     }
     let accepted = negotiate(request, &CODINGS);
-    if shown.forms().is_held(accepted) {
+    if representation.encodings.is_available(accepted) {
         return Some((accepted, WhenBusy::Identity));
     }
     let from_store = matches!(served.status, CacheStatus::Hit { .. });
     Some(match (from_store, accepts_identity(request)) {
         (_, false) => (accepted, WhenBusy::Wait),
         (true, true) => (accepted, WhenBusy::Identity),
-        (false, true) => (Coding::Identity, WhenBusy::Identity),
+        (false, true) => (ContentCoding::Identity, WhenBusy::Identity),
     })
 }
 
 async fn body(
     data: &Data,
     served: &Served,
-    forms: &Forms,
-    (coding, busy): (Coding, WhenBusy),
-) -> Coded {
-    if let Some(coded) = forms.take(coding, served.at) {
-        return coded;
+    encodings: &Encodings,
+    (coding, busy): (ContentCoding, WhenBusy),
+) -> EncodedBody {
+    if let Some(encoded) = encodings.take(coding, served.at) {
+        return encoded;
     }
-    let made = forms.get_unless(busy, coding, served.at).await;
+    let made = encodings.get_unless(busy, coding, served.at).await;
     data.pages.store().reweigh(&served.page);
     made
 }

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    cache::{PageStore, Received, http_semantics::Coding, store::Keep},
+    cache::{PageStore, Received, http_semantics::ContentCoding, store::StoreDecision},
     config::Config,
     domain::{CredentialId, ListId, ListKey, PageKey, SpaceKey, SpaceToken},
     upstream::read_page,
@@ -83,7 +83,11 @@ impl Kept {
         };
         let page = read_page(&body.into()).unwrap();
         let began = self.0.begin(Self::key(query), now);
-        assert!(self.0.put(&began, page, &answer, Keep::Yes).stored);
+        assert!(
+            self.0
+                .put(&began, page, &answer, StoreDecision::Store)
+                .stored
+        );
     }
 
     fn assemble(&self, query: PageQuery) -> Option<StoredPage> {
@@ -195,7 +199,11 @@ async fn parts_are_compared_by_when_they_were_born() {
         response_delay: Duration::ZERO,
     };
     let began = kept.0.begin(Kept::key(query(1, 20)), now);
-    assert!(kept.0.renew(&began, &old, &answer, Keep::Yes).stored);
+    assert!(
+        kept.0
+            .renew(&began, &old, &answer, StoreDecision::Store)
+            .stored
+    );
     kept.fill(query(2, 20), list.body(query(2, 20)));
     assert_eq!(kept.cut(query(1, 40)), None);
 }
@@ -232,8 +240,8 @@ async fn a_cut_is_kept_in_its_entry_counts_in_its_bytes_and_goes_with_it() {
     let encoded = first
         .content
         .whole()
-        .forms
-        .get(Coding::Gzip, Instant::now());
+        .encodings
+        .get(ContentCoding::Gzip, Instant::now());
     let encoded = encoded.await.bytes.len() as u64;
     kept.0.reweigh(&again);
     assert_eq!(kept.0.size(), (with_cut + encoded, 1));

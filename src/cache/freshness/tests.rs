@@ -4,6 +4,7 @@ use http::{HeaderName, HeaderValue};
 use proptest::prelude::*;
 
 use super::*;
+use crate::cache::{http_semantics::RequestDirectives, status::Detail};
 
 mod reuse;
 
@@ -92,8 +93,8 @@ impl Page {
             .unwrap_or(limit)
     }
 
-    fn stand_in(&self, seconds: u64) -> Option<i64> {
-        self.freshness.stand_in(None, self.after(seconds))
+    fn stale_if_error(&self, seconds: u64) -> Option<i64> {
+        self.freshness.stale_if_error(None, self.after(seconds))
     }
 }
 
@@ -408,7 +409,7 @@ fn what_varies_by_anything_is_never_reused_unasked() {
         for age in [0, 29, 30, 60] {
             assert_eq!(page.judged("", age), STALE, "{lines:?}");
             assert_eq!(page.judged("max-stale", age), STALE, "{lines:?}");
-            assert_eq!(page.stand_in(age), None, "{lines:?}");
+            assert_eq!(page.stale_if_error(age), None, "{lines:?}");
         }
     }
     let named = Page::with(&[("vary", "Accept-Language, origin")], &LIFETIMES);
@@ -429,13 +430,13 @@ fn a_stale_page_stands_in_within_its_window() {
     ];
     for (said, last, gone) in table {
         let page = Page::saying(said);
-        assert!(page.stand_in(last).is_some(), "{said}");
-        assert_eq!(page.stand_in(gone), None, "{said}");
+        assert!(page.stale_if_error(last).is_some(), "{said}");
+        assert_eq!(page.stale_if_error(gone), None, "{said}");
     }
-    assert_eq!(Page::saying("").stand_in(45), Some(-15));
+    assert_eq!(Page::saying("").stale_if_error(45), Some(-15));
     // Below zero from the first moment: at 0 it may be fresh.
-    assert_eq!(Page::saying("").stand_in(30), Some(-1));
-    assert_eq!(Page::saying("").stand_in(10), Some(20));
+    assert_eq!(Page::saying("").stale_if_error(30), Some(-1));
+    assert_eq!(Page::saying("").stale_if_error(10), Some(20));
 }
 
 // RFC 9111 sections 5.2.2.2, 5.2.2.4, 5.2.2.8 and 5.2.2.10.
@@ -448,12 +449,12 @@ fn what_must_be_revalidated_never_stands_in() {
         "must-revalidate, stale-if-error=1000",
     ] {
         let page = Page::saying(said);
-        assert_eq!(page.stand_in(29), Some(1), "fresh: {said}");
-        assert_eq!(page.stand_in(30), None, "{said}");
-        assert_eq!(page.stand_in(31), None, "{said}");
+        assert_eq!(page.stale_if_error(29), Some(1), "fresh: {said}");
+        assert_eq!(page.stale_if_error(30), None, "{said}");
+        assert_eq!(page.stale_if_error(31), None, "{said}");
     }
     for age in [0, 31] {
-        assert_eq!(Page::saying("no-cache").stand_in(age), None);
+        assert_eq!(Page::saying("no-cache").stale_if_error(age), None);
     }
 }
 
@@ -461,14 +462,14 @@ fn what_must_be_revalidated_never_stands_in() {
 fn a_page_whose_list_moved_stands_in_counting_from_the_move() {
     let page = Page::saying("");
     let moved = Some(page.after(10));
-    let stand_in = |seconds| page.freshness.stand_in(moved, page.after(seconds));
+    let stand_in = |seconds| page.freshness.stale_if_error(moved, page.after(seconds));
     assert_eq!(stand_in(15), Some(-5));
     assert_eq!(stand_in(10 + 3599), Some(-3599));
     assert_eq!(stand_in(10 + 3600), None);
     // Stale already when it moved: the earlier end counts.
     let late = page
         .freshness
-        .stand_in(Some(page.after(40)), page.after(45));
+        .stale_if_error(Some(page.after(40)), page.after(45));
     assert_eq!(late, Some(-15));
 }
 
@@ -482,7 +483,7 @@ fn every_configured_window_may_be_zero() {
     };
     let page = Page::with(&[], &none);
     assert_eq!(page.judged("", 0), STALE);
-    assert_eq!(page.stand_in(0), None);
+    assert_eq!(page.stale_if_error(0), None);
     assert_eq!(
         Page::with(&[("cache-control", "max-age=5")], &none).fresh_for(100),
         5
@@ -675,7 +676,7 @@ proptest! {
         let verdict = page.judged(&request.join(", "), age);
         if stale {
             prop_assert!(matches!(verdict, Verdict::Fill(_) | Verdict::NotCached), "{verdict:?}");
-            prop_assert_eq!(page.stand_in(age), None);
+            prop_assert_eq!(page.stale_if_error(age), None);
         }
     }
 

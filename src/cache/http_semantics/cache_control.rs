@@ -35,7 +35,7 @@ impl From<Seconds> for Duration {
 
 /// What an upstream answer's `Cache-Control` says, all lines combined.
 ///
-/// The qualified forms `no-cache="field"` and `private="field"` count as the plain ones, as 5.2.2.4 and 5.2.2.7 allow.
+/// The qualified encodings `no-cache="field"` and `private="field"` count as the plain ones, as 5.2.2.4 and 5.2.2.7 allow.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ResponseDirectives {
     pub no_store: bool,

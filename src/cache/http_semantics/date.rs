@@ -1,4 +1,4 @@
-//! HTTP-date in its three forms (RFC 9110 5.6.7), and nothing that merely resembles one.
+//! HTTP-date in its three encodings (RFC 9110 5.6.7), and nothing that merely resembles one.
 
 use std::time::{Duration, UNIX_EPOCH};
 

@@ -2,7 +2,7 @@ use std::{cell::Cell, time::Duration};
 
 use super::*;
 use crate::{
-    cache::stretch::Demand,
+    cache::refresh_plan::RefreshPlan,
     domain::{Row, SpaceToken},
 };
 
@@ -42,7 +42,10 @@ struct Watched {
 impl Watched {
     fn new() -> Self {
         let token = SpaceToken::new("A").unwrap();
-        let space = Arc::new(Space::new(&token, Arc::new(Demand::new(Duration::ZERO))));
+        let space = Arc::new(Space::new(
+            &token,
+            Arc::new(RefreshPlan::new(Duration::ZERO)),
+        ));
         Self {
             list: space.list(&ListId::TASKS, || 1),
             last_generation: Cell::new(1),
@@ -143,11 +146,11 @@ fn a_fill_begun_before_the_move_moves_nothing_and_is_of_the_old_list() {
 fn a_fill_begun_before_a_drop_tells_nothing_of_the_list() {
     let watched = Watched::new();
     let slow = watched.list.version();
-    watched.list.space.drop_pages();
+    watched.list.space.invalidate();
 
     let version = watched.observe(slow, 1, &page(5, &["a"]));
 
-    assert!(watched.list.space.dropped_since(version));
+    assert!(watched.list.space.invalidated_since(version));
     watched.see(1, &page(6, &["n"]));
     assert_eq!(watched.generation(), 1);
 }
@@ -206,8 +209,8 @@ fn anothers_state_is_taken_up_as_far_as_it_is_news() {
             watched.list.add_page(query(1));
         }
         let adopted = watched.adopt(told, &head(5, "a"));
-        let must_drop = adopted == Adopted::MustDrop;
-        assert_eq!(must_drop, drops, "{known:?} {stored} {told:?}");
+        let must_invalidate = adopted == Adopted::MustInvalidate;
+        assert_eq!(must_invalidate, drops, "{known:?} {stored} {told:?}");
         assert_eq!(
             watched.generation(),
             generation,
@@ -257,7 +260,7 @@ fn what_was_told_while_another_was_asked_is_newer() {
     assert_eq!(watched.generation(), 21);
 
     let asked = watched.list.version();
-    watched.list.space.drop_pages();
+    watched.list.space.invalidate();
     assert_eq!(adopt(asked, mark(10, 21)), Adopted::Overtaken);
     assert_eq!(watched.list.mark(), None);
 }

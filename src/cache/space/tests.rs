@@ -11,7 +11,10 @@ fn query(page: u32) -> PageQuery {
 
 fn space() -> Arc<Space> {
     let token = SpaceToken::new("A").unwrap();
-    Arc::new(Space::new(&token, Arc::new(Demand::new(Duration::ZERO))))
+    Arc::new(Space::new(
+        &token,
+        Arc::new(RefreshPlan::new(Duration::ZERO)),
+    ))
 }
 
 fn remembered(refusal: Refusal, lifetime: Duration, now: Instant) -> Remembered {
@@ -132,14 +135,14 @@ fn dropping_forgets_everything_and_returns_what_was_stored() {
     space.refuse_page(&TASKS, query(3), remembered(Refusal::Rejected, second, now));
     let before = list.version();
 
-    let dropped = space.drop_pages().into_iter();
+    let dropped = space.invalidate().into_iter();
     let dropped: Vec<_> = dropped
         .map(|(list, pages)| (list, pages.iter().collect::<Vec<_>>()))
         .collect();
     assert_eq!(dropped, [(TASKS, vec![query(1), query(2)])]);
 
-    assert!(space.dropped_since(before));
-    assert!(!space.dropped_since(list.version()));
+    assert!(space.invalidated_since(before));
+    assert!(!space.invalidated_since(list.version()));
     assert!(space.has_no_pages() && space.is_idle(now));
     assert!(space.refusal(&TASKS, query(3), now).is_none());
 }

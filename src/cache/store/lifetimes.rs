@@ -6,14 +6,14 @@ use tokio::time::Instant;
 
 use super::{PageStore, random};
 use crate::{
-    cache::stretch::{Demand, Popularity},
+    cache::refresh_plan::{RefreshPlan, RequestRate},
     domain::{CredentialId, PageKey},
 };
 
-/// Beyond so many, what looks at each is done now and then only, and not by who fills a page.
+/// Beyond so many, work that looks at each is done now and then, and not by the fill of a page.
 const MANY_PAGES: u64 = 1000;
 
-/// What sharing out came to.
+/// What [`PageStore::share_out`] came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SharedOut {
     /// It is done, or was a moment ago.
@@ -67,9 +67,11 @@ impl PageStore {
             .pages
             .iter()
             .filter(|(key, page)| {
-                key.list.space.credential == credential && page.is_active(now) && !page.is_dropped()
+                key.list.space.credential == credential
+                    && page.is_active(now)
+                    && !page.is_invalidated()
             })
-            .map(|(_, page)| page.popularity.weight(now))
+            .map(|(_, page)| page.request_rate.weight(now))
             .collect();
         demand.share_out(weights.into_iter(), Some(calls_per_minute));
     }
@@ -83,15 +85,19 @@ impl PageStore {
     }
 
     /// How often the page is asked for, as far as its predecessor knows.
-    pub(super) fn popularity(&self, key: &PageKey, now: Instant) -> Popularity {
+    pub(super) fn request_rate(&self, key: &PageKey, now: Instant) -> RequestRate {
         match self.pages.get(key) {
-            Some(before) => before.popularity.aged(now),
-            None => Popularity::new(now),
+            Some(before) => before.request_rate.aged(now),
+            None => RequestRate::new(now),
         }
     }
 
-    pub(super) fn demand(&self, credential: CredentialId) -> Arc<Demand> {
-        let most = || Arc::new(Demand::new(self.rules().stretch_max.unwrap_or_default()));
+    pub(super) fn demand(&self, credential: CredentialId) -> Arc<RefreshPlan> {
+        let most = || {
+            Arc::new(RefreshPlan::new(
+                self.rules().stretch_max.unwrap_or_default(),
+            ))
+        };
         let mut demands = self.demands.lock();
         demands.entry(credential).or_insert_with(most).clone()
     }

@@ -9,7 +9,7 @@ use crate::{
     cache::{
         StoredPage,
         assemble::{Cuts, Part},
-        entry::Content,
+        content::Content,
         list::List,
     },
     domain::{CredentialId, ListKey, PageKey, PageQuery, SpaceKey},

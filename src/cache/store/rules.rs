@@ -19,12 +19,12 @@ pub(super) struct Rules {
     pub(super) assembles: bool,
     /// How far lifetimes may be stretched to fit a quota; `None`: not at all.
     pub(super) stretch_max: Option<Duration>,
-    settled: Option<Settled>,
+    final_pages: Option<FinalPages>,
 }
 
 /// How long a page lives whose tasks will not change.
 #[derive(Debug)]
-struct Settled {
+struct FinalPages {
     ttl: Duration,
     final_states: Vec<String>,
 }
@@ -39,23 +39,23 @@ impl Rules {
             coherent: config.coherent_pages,
             assembles: config.coherent_pages && config.assemble_pages,
             stretch_max: config.stretch_to_quota.then_some(config.stretch_max),
-            settled: Settled::new(config),
+            final_pages: FinalPages::new(config),
         }
     }
 
     /// The lifetimes that apply to `page` where the upstream states none.
     pub(super) fn lifetimes_of(&self, key: &PageKey, page: &ListPage) -> Lifetimes {
-        match &self.settled {
-            Some(settled) if settled.covers(key, page) => {
-                self.lifetimes.lasting(settled.ttl.max(self.lifetimes.ttl))
+        match &self.final_pages {
+            Some(pages) if pages.covers(key, page) => {
+                self.lifetimes.lasting(pages.ttl.max(self.lifetimes.ttl))
             }
             _ => self.lifetimes,
         }
     }
 }
 
-impl Settled {
-    /// `None` where settled pages live like others.
+impl FinalPages {
+    /// `None` where such pages live like others.
     fn new(config: &CacheConfig) -> Option<Self> {
         let wanted = config.coherent_pages && !config.settled_ttl.is_zero();
         wanted.then(|| Self {

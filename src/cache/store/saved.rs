@@ -4,11 +4,11 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{Began, Keep, PageStore};
+use super::{Began, PageStore, StoreDecision};
 use crate::{
     cache::{
-        Received, StoredPage, entry::Content, list::Coherence, snapshot::SavedPage,
-        stretch::Popularity,
+        Received, StoredPage, content::Content, list::Coherence, refresh_plan::RequestRate,
+        snapshot::SavedPage,
     },
     domain::ListPage,
 };
@@ -20,27 +20,27 @@ impl PageStore {
     /// The most bytes that a snapshot of this store has.
     #[must_use]
     pub fn longest_snapshot(&self) -> u64 {
-        // What stands in a header may take twice its length in JSON; a store of the least size still has its frames.
+        // A header may take twice its length in JSON; a store of the least size still has its frames.
         2 * self.max_bytes as u64 + (1 << 20)
     }
 
-    /// Resolves when pages were dropped: a copy of them elsewhere is out of date.
-    pub async fn dropped(&self) {
-        self.dropped.notified().await;
+    /// Resolves when pages were invalidated: a copy of them elsewhere is out of date.
+    pub async fn invalidated(&self) {
+        self.invalidated.notified().await;
     }
 
     /// The stored pages, for a snapshot.
     ///
-    /// Whoever reads it has them all unpacked: no more than the store may hold of them so, those in use first.
+    /// Its reader has them all uncompressed: as many as the store may hold so, those in use first.
     pub fn saved(&self, now: Instant, now_unix_ms: u64) -> impl Iterator<Item = SavedPage> {
         let mut pages: Vec<_> = self.pages.iter().collect();
-        pages.sort_by_key(|(_, page)| page.content.is_packed());
+        pages.sort_by_key(|(_, page)| page.content.is_compressed());
         let mut room = self.max_bytes;
         pages.into_iter().filter_map(move |(key, page)| {
-            if page.list.space.dropped_since(page.version) {
+            if page.list.space.invalidated_since(page.version) {
                 return None;
             }
-            let header = page.kept().iter();
+            let header = page.stored_headers().iter();
             let header: usize = header
                 .map(|(name, value)| name.as_str().len() + value.len())
                 .sum();
@@ -50,14 +50,14 @@ impl PageStore {
                 key: (*key).clone(),
                 born_unix_ms: now_unix_ms.saturating_sub(age),
                 lifetime: page.freshness(now).lifetime(),
-                headers: page.kept().clone(),
+                headers: page.stored_headers().clone(),
                 body: page.content.page().body,
                 mark: None,
             })
         })
     }
 
-    /// Takes in a page of a snapshot, which `page` was read from.
+    /// Stores a page of a snapshot, of which `page` was read.
     pub fn restore(&self, saved: &SavedPage, page: ListPage, now: Instant, now_unix_ms: u64) {
         let began = Began {
             // The states that the process before this one knew are not those of this one.
@@ -71,9 +71,9 @@ impl PageStore {
             response_delay: Duration::ZERO,
         };
         let age = Duration::from_millis(now_unix_ms.saturating_sub(saved.born_unix_ms));
-        let page = self.page_again(&began, page, &answer, age, Popularity::new(now));
+        let page = self.page_again(&began, page, &answer, age, RequestRate::new(now));
         let page = page.restored(age, saved.lifetime);
-        self.keep(&began, page, &answer, Keep::Yes);
+        self.store_page(&began, page, &answer, StoreDecision::Store);
     }
 
     /// A page of `age` that was stored before, here or elsewhere; its age and lifetime are still to be set.
@@ -83,7 +83,7 @@ impl PageStore {
         page: ListPage,
         answer: &Received<'_>,
         age: Duration,
-        popularity: Popularity,
+        request_rate: RequestRate,
     ) -> StoredPage {
         StoredPage::new(
             Arc::new(Content::new(page, answer.received, age, &self.memory)),
@@ -91,7 +91,7 @@ impl PageStore {
             &self.rules().lifetimes,
             1.0,
             began.clone(),
-            popularity,
+            request_rate,
         )
     }
 }

@@ -1,10 +1,10 @@
-//! The stored pages and what replicas share: taking up another's state of a space, and pages on their way to the others and back.
+//! What replicas share of the store: the state of a space, and pages.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{Began, Keep, Kept, PageStore};
+use super::{Began, PageStore, StoreDecision, StoreOutcome};
 use crate::{
     cache::{
         Received, StoredPage,
@@ -15,27 +15,27 @@ use crate::{
 };
 
 impl PageStore {
-    /// Goes by the state of a list that all replicas share: what was dropped elsewhere is dropped, what moved on is stale.
+    /// Adopts the state of a list that all replicas share: pages invalidated elsewhere are invalidated here, pages of a list that moved are stale.
     ///
-    /// `asked` is from before it was asked for. Returns what begins with that state; `None` where it may be out of date already.
+    /// `asked` is from before the state was read. Returns the fill with that state; `None` where it may be out of date already.
     #[must_use]
     pub fn adopt(&self, asked: &Began, mark: Mark, head: &ListHead, now: Instant) -> Option<Began> {
         let list = &asked.list;
         let adopted = match list.adopt(asked.version, mark, head, now) {
-            Adopted::MustDrop => {
-                self.drop_pages(&asked.key.list.space, &list.space);
+            Adopted::MustInvalidate => {
+                self.invalidate(&asked.key.list.space, &list.space);
                 list.adopt(list.version(), mark, head, now)
             }
             adopted => adopted,
         };
         match adopted {
             Adopted::Done(version) => Some(asked.at(version)),
-            Adopted::MustDrop | Adopted::Overtaken => None,
+            Adopted::MustInvalidate | Adopted::Overtaken => None,
         }
     }
 
-    /// Drops the pages of a space as far as they are of another epoch than `epoch`; `refused`: since the upstream refused it.
-    pub fn drop_other_epochs(&self, key: &SpaceKey, epoch: u64, refused: bool, now: Instant) {
+    /// Invalidates the pages of a space that are not of `epoch`; `refused`: because the upstream refused the space.
+    pub fn invalidate_other_epochs(&self, key: &SpaceKey, epoch: u64, refused: bool, now: Instant) {
         let Some(space) = self.known(key) else {
             return;
         };
@@ -43,25 +43,25 @@ impl PageStore {
             return;
         }
         if refused {
-            self.drop_refused(key, now);
+            self.invalidate_refused(key, now);
         } else {
-            self.drop_pages(key, &space);
+            self.invalidate(key, &space);
         }
     }
 
-    /// Drops the pages of a space that the upstream refused, and remembers on.
-    pub fn drop_refused(&self, key: &SpaceKey, now: Instant) {
+    /// Invalidates the pages of a space that the upstream refused, and keeps the refusal.
+    pub fn invalidate_refused(&self, key: &SpaceKey, now: Instant) {
         let Some(space) = self.known(key) else {
             return;
         };
         let known = space.refused(now);
-        self.drop_pages(key, &space);
+        self.invalidate(key, &space);
         if let Some(known) = known {
             space.refuse(known);
         }
     }
 
-    /// Turns the pages of a list stale as far as they are of another generation.
+    /// Turns the pages of a list stale that are of another generation.
     pub fn move_to(&self, key: &ListKey, generation: u64, now: Instant) {
         if let Some(list) = self.known_list(key) {
             list.move_to(generation, now);
@@ -87,7 +87,7 @@ impl PageStore {
             .collect()
     }
 
-    /// Goes by `mark`, whose epoch names what is stored of a list here.
+    /// Adopts `mark`, whose epoch is that of the pages stored here.
     pub fn confirm(&self, key: &ListKey, mark: Mark, now: Instant) {
         if let Some(list) = self.known_list(key) {
             list.confirm(mark, now);
@@ -103,10 +103,10 @@ impl PageStore {
         meant.into_iter().collect()
     }
 
-    /// Drops what is stored of a space.
-    pub fn drop_space(&self, key: &SpaceKey) {
+    /// Invalidates what is stored of a space.
+    pub fn invalidate_space(&self, key: &SpaceKey) {
         if let Some(space) = self.known(key) {
-            self.drop_pages(key, &space);
+            self.invalidate(key, &space);
         }
     }
 
@@ -116,8 +116,8 @@ impl PageStore {
         self.known(key).is_some()
     }
 
-    /// Takes in a page that another replica filled, `age` ago, if it is of the state of the space in force here; one that is no better
-    /// than what is stored changes nothing.
+    /// Stores a page that another replica filled, `age` ago, if it shows the state of the list that is in force here and is better than what
+    /// is stored.
     pub fn take_shared(
         &self,
         began: &Began,
@@ -126,7 +126,7 @@ impl PageStore {
         age: Duration,
         now: Instant,
         now_unix: i64,
-    ) -> Option<Kept> {
+    ) -> Option<StoreOutcome> {
         // This replica may have seen the list move, and the others not have heard of it yet.
         let generation = began.version.generation;
         if saved.mark.is_none_or(|mark| mark.generation != generation) {
@@ -136,12 +136,12 @@ impl PageStore {
         let answer = Received {
             headers: &saved.headers,
             received: now,
-            // Where the upstream told no date, it is that of the first receipt.
+            // Where the upstream sent no `Date`, it is that of the first receipt.
             received_unix: now_unix.saturating_sub(seconds),
             response_delay: Duration::ZERO,
         };
-        let popularity = self.popularity(&began.key, now);
-        let page = self.page_again(began, page, &answer, age, popularity);
+        let request_rate = self.request_rate(&began.key, now);
+        let page = self.page_again(began, page, &answer, age, request_rate);
         let page = page.aged(age, saved.lifetime);
         // The fresh one, or the younger: their ages are by two clocks.
         let is_no_better = |stored: &Arc<StoredPage>| {
@@ -154,13 +154,13 @@ impl PageStore {
             }
         };
         if let Some(stored) = self.get(&saved.key).filter(is_no_better) {
-            return Some(Kept {
+            return Some(StoreOutcome {
                 page: stored,
                 stored: true,
-                may_be_kept: true,
+                is_storable: true,
             });
         }
-        Some(self.keep(began, page, &answer, Keep::Yes))
+        Some(self.store_page(began, page, &answer, StoreDecision::Store))
     }
 
     /// A page for the other replicas, if it is one of the state in force that they share. `now_unix_ms` is of the clock they share.
@@ -172,7 +172,7 @@ impl PageStore {
         now: Instant,
         now_unix_ms: u64,
     ) -> Option<Shared> {
-        let is_current = page.moved_at().is_none() && !page.is_dropped();
+        let is_current = page.moved_at().is_none() && !page.is_invalidated();
         let before = page.list.mark().filter(|_| is_current)?;
         let age = u64::try_from(page.age(now).as_millis()).unwrap_or(u64::MAX);
         let mark = Mark {
@@ -184,7 +184,7 @@ impl PageStore {
                 key: key.clone(),
                 born_unix_ms: now_unix_ms.saturating_sub(age),
                 lifetime: page.stated_lifetime(),
-                headers: page.kept().clone(),
+                headers: page.stored_headers().clone(),
                 body: page.content.page().body,
                 mark: Some(mark),
             },

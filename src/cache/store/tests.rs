@@ -4,7 +4,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::*;
 use crate::{
-    cache::http_semantics::Coding,
+    cache::http_semantics::ContentCoding,
     config::Config,
     domain::{CredentialId, FieldPath, ListId, PageQuery, Row, SpaceToken, View},
 };
@@ -89,22 +89,22 @@ fn begin(store: &PageStore, key: PageKey) -> Began {
 }
 
 /// Puts `page` under `key`, as a fill that nothing overtook.
-fn put(store: &PageStore, key: PageKey, page: ListPage) -> Kept {
+fn put(store: &PageStore, key: PageKey, page: ListPage) -> StoreOutcome {
     store.put(
         &begin(store, key),
         page,
         &received(&HeaderMap::new()),
-        Keep::Yes,
+        StoreDecision::Store,
     )
 }
 
-fn put_saying(store: &PageStore, lines: &[(&'static str, &'static str)]) -> Kept {
+fn put_saying(store: &PageStore, lines: &[(&'static str, &'static str)]) -> StoreOutcome {
     let headers = headers(lines);
     store.put(
         &begin(store, key(1)),
         page(5, "a"),
         &received(&headers),
-        Keep::Yes,
+        StoreDecision::Store,
     )
 }
 
@@ -135,11 +135,16 @@ fn who_asks_gets_what_the_store_holds_and_nothing_else() {
     let ends: [fn(&PageStore); 4] = [
         |store| store.purge(),
         |store| store.purge_space(&key(1).list.space.space),
-        |store| store.forget(key(1).list.space.credential),
+        |store| store.invalidate_credential(key(1).list.space.credential),
         |store| {
             let forbidding = headers(&[("cache-control", "no-store")]);
             let began = begin(store, key(1));
-            store.put(&began, page(5, "c"), &received(&forbidding), Keep::Yes);
+            store.put(
+                &began,
+                page(5, "c"),
+                &received(&forbidding),
+                StoreDecision::Store,
+            );
         },
     ];
     for end in ends {
@@ -208,7 +213,7 @@ fn what_nobody_wants_kept_is_answered_and_leaves_the_old_page_in_place() {
         &began,
         page(5, "new"),
         &received(&HeaderMap::new()),
-        Keep::No,
+        StoreDecision::ObserveOnly,
     );
     assert!(!kept.stored);
     assert_eq!(kept.page.content.page().body, body("new"));
@@ -252,7 +257,12 @@ fn a_fill_begun_before_the_move_is_stored_stale() {
     let slow = begin(&store, key(2));
     let moved = put(&store, key(1), page(6, "n")).page;
 
-    let kept = store.put(&slow, page(5, "b"), &received(&HeaderMap::new()), Keep::Yes);
+    let kept = store.put(
+        &slow,
+        page(5, "b"),
+        &received(&HeaderMap::new()),
+        StoreDecision::Store,
+    );
 
     assert!(kept.stored);
     assert!(store.get(&key(2)).unwrap().moved_at().is_some());
@@ -298,7 +308,7 @@ fn a_304_keeps_the_content_and_takes_the_new_fields() {
         &begin(&store, key(1)),
         &old.page,
         &received(&headers),
-        Keep::Yes,
+        StoreDecision::Store,
     );
 
     let stored = store.get(&key(1)).unwrap();
@@ -327,7 +337,7 @@ fn a_304_that_forbids_storing_ends_what_was_stored() {
         &begin(&store, key(1)),
         &old.page,
         &received(&headers),
-        Keep::Yes,
+        StoreDecision::Store,
     );
     assert!(!kept.stored);
     assert!(store.get(&key(1)).is_none());
@@ -342,7 +352,7 @@ fn a_refused_space_drops_all_its_pages_at_once() {
         }
         let now = Instant::now();
         let began = begin(&store, key(7));
-        store.refuse(&began, refusal, None, Keep::Yes, now);
+        store.refuse(&began, refusal, None, StoreDecision::Store, now);
 
         assert!(store.get(&key(1)).is_none() && store.get(&key(2)).is_none());
         assert_eq!(store.size().1, 2, "other credentials and spaces stay");
@@ -360,8 +370,20 @@ fn a_space_refused_by_several_fills_at_once_stays_refused() {
     let store = store("");
     let now = Instant::now();
     let (first, second) = (begin(&store, key(1)), begin(&store, key(2)));
-    store.refuse(&first, Refusal::SpaceNotFound, None, Keep::Yes, now);
-    store.refuse(&second, Refusal::SpaceNotFound, None, Keep::Yes, now);
+    store.refuse(
+        &first,
+        Refusal::SpaceNotFound,
+        None,
+        StoreDecision::Store,
+        now,
+    );
+    store.refuse(
+        &second,
+        Refusal::SpaceNotFound,
+        None,
+        StoreDecision::Store,
+        now,
+    );
     assert!(store.refusal(&key(3), now).is_some());
 }
 
@@ -372,7 +394,7 @@ fn a_refused_page_leaves_every_page_in_place() {
         put(&store, key(1), page(5, "a"));
         let now = Instant::now();
         let began = begin(&store, key(1));
-        store.refuse(&began, refusal, None, Keep::Yes, now);
+        store.refuse(&began, refusal, None, StoreDecision::Store, now);
 
         assert!(store.get(&key(1)).is_some());
         let known = store.refusal(&key(1), now).unwrap();
@@ -391,7 +413,7 @@ fn a_refusal_is_not_remembered_where_its_time_is_zero() {
     put(&store, key(1), page(5, "a"));
     for refusal in [Refusal::Rejected, Refusal::SpaceNotFound] {
         let began = begin(&store, key(1));
-        store.refuse(&began, refusal, None, Keep::Yes, now);
+        store.refuse(&began, refusal, None, StoreDecision::Store, now);
         assert!(store.refusal(&key(1), now).is_none());
     }
     assert!(store.get(&key(1)).is_none(), "dropped all the same");
@@ -403,7 +425,13 @@ fn what_nobody_wants_kept_is_refused_and_not_remembered() {
     let now = Instant::now();
     put(&store, key(1), page(5, "a"));
     let began = begin(&store, key(2));
-    store.refuse(&began, Refusal::SpaceAccessDenied, None, Keep::No, now);
+    store.refuse(
+        &began,
+        Refusal::SpaceAccessDenied,
+        None,
+        StoreDecision::ObserveOnly,
+        now,
+    );
     assert!(store.refusal(&key(2), now).is_none());
     assert!(store.get(&key(1)).is_none(), "dropped all the same");
 }
@@ -421,7 +449,7 @@ fn what_a_replaced_token_learns_late_changes_nothing() {
     )]);
 
     for refusal in [Refusal::SpaceAccessDenied, Refusal::Failed] {
-        store.refuse(&late, refusal, None, Keep::Overtaken, now);
+        store.refuse(&late, refusal, None, StoreDecision::Ignore, now);
     }
     let answer = received(&no_store);
     let again = Began {
@@ -430,7 +458,7 @@ fn what_a_replaced_token_learns_late_changes_nothing() {
     };
     assert!(
         !store
-            .put(&again, page(9, "z"), &answer, Keep::Overtaken)
+            .put(&again, page(9, "z"), &answer, StoreDecision::Ignore)
             .stored
     );
 
@@ -439,7 +467,11 @@ fn what_a_replaced_token_learns_late_changes_nothing() {
     assert!(kept.moved_at().is_none(), "and its list has not moved");
     let no_headers = HeaderMap::new();
     let answer = received(&no_headers);
-    assert!(store.put(&fresh, page(5, "a"), &answer, Keep::Yes).stored);
+    assert!(
+        store
+            .put(&fresh, page(5, "a"), &answer, StoreDecision::Store)
+            .stored
+    );
 }
 
 #[test]
@@ -448,7 +480,7 @@ fn a_new_token_is_not_refused_what_the_old_one_was() {
     let now = Instant::now();
     for (number, refusal) in [(1, Refusal::SpaceNotFound), (2, Refusal::Failed)] {
         let began = begin(&store, key(number));
-        store.refuse(&began, refusal, None, Keep::Yes, now);
+        store.refuse(&began, refusal, None, StoreDecision::Store, now);
         assert!(store.refusal(&key(number), now).is_some());
     }
     store.distrust(key(1).list.space.credential, now);
@@ -462,7 +494,7 @@ fn a_good_page_ends_a_refusal() {
     let store = store("");
     let now = Instant::now();
     let began = begin(&store, key(1));
-    store.refuse(&began, Refusal::Failed, None, Keep::Yes, now);
+    store.refuse(&began, Refusal::Failed, None, StoreDecision::Store, now);
     put(&store, key(1), page(5, "a"));
     assert!(store.refusal(&key(1), now).is_none());
 }
@@ -477,7 +509,7 @@ const DROPS: [fn(&PageStore); 3] = [
             &began,
             Refusal::SpaceAccessDenied,
             None,
-            Keep::Yes,
+            StoreDecision::Store,
             Instant::now(),
         );
     },
@@ -495,12 +527,12 @@ fn a_fill_begun_before_a_drop_is_answered_and_not_stored() {
             &began,
             page(5, "a"),
             &received(&HeaderMap::new()),
-            Keep::Yes,
+            StoreDecision::Store,
         );
 
         assert!(!kept.stored);
         assert_eq!(kept.page.content.page().body, body("a"));
-        store.free_dropped();
+        store.free_invalidated();
         assert_eq!(store.size(), (0, 0));
         assert!(put(&store, key(1), page(5, "c")).stored, "the next fill is");
     }
@@ -512,8 +544,19 @@ fn a_fill_begun_before_a_drop_does_not_end_the_refusal() {
     let now = Instant::now();
     let slow = begin(&store, key(1));
     let denied = begin(&store, key(2));
-    store.refuse(&denied, Refusal::SpaceAccessDenied, None, Keep::Yes, now);
-    store.put(&slow, page(5, "a"), &received(&HeaderMap::new()), Keep::Yes);
+    store.refuse(
+        &denied,
+        Refusal::SpaceAccessDenied,
+        None,
+        StoreDecision::Store,
+        now,
+    );
+    store.put(
+        &slow,
+        page(5, "a"),
+        &received(&HeaderMap::new()),
+        StoreDecision::Store,
+    );
     assert!(store.refusal(&key(1), now).is_some());
 }
 
@@ -524,7 +567,7 @@ fn a_refusal_from_before_a_purge_is_not_remembered() {
         let now = Instant::now();
         let slow = begin(&store, key(1));
         store.purge();
-        store.refuse(&slow, refusal, None, Keep::Yes, now);
+        store.refuse(&slow, refusal, None, StoreDecision::Store, now);
         assert!(store.refusal(&key(1), now).is_none(), "{refusal:?}");
     }
 }
@@ -539,7 +582,7 @@ fn a_refusal_of_the_space_from_before_a_purge_drops_what_came_since() {
         &slow,
         Refusal::SpaceAccessDenied,
         None,
-        Keep::Yes,
+        StoreDecision::Store,
         Instant::now(),
     );
     assert!(store.get(&key(2)).is_none());
@@ -556,7 +599,7 @@ fn purging_a_space_reaches_every_credential_and_no_other_space() {
     assert!(store.get(&key_of(1, "SPACE", 1)).is_none());
     assert!(store.get(&key_of(0, "OTHER", 1)).is_some());
     store.purge();
-    store.free_dropped();
+    store.free_invalidated();
     assert_eq!(store.size(), (0, 0));
 }
 
@@ -566,7 +609,13 @@ fn spaces_without_pages_are_bounded() {
     let now = Instant::now();
     for number in 0..5 * MAX_PAGELESS_SPACES / 2 {
         let began = store.begin(key_of(0, &format!("S{number}"), 1), now);
-        store.refuse(&began, Refusal::SpaceNotFound, None, Keep::Yes, now);
+        store.refuse(
+            &began,
+            Refusal::SpaceNotFound,
+            None,
+            StoreDecision::Store,
+            now,
+        );
     }
     let known = store.spaces.lock().known.len();
     assert!(known <= 2 * MAX_PAGELESS_SPACES, "{known}");
@@ -648,7 +697,7 @@ fn an_evicted_page_leaves_its_spaces_set() {
     let held: Vec<_> = held.map(|number| key(number).query).collect();
     assert!((1..=10).contains(&held.len()), "{}", held.len());
     let space = store.space(&key(1).list.space, Instant::now());
-    let listed = space.drop_pages();
+    let listed = space.invalidate();
     let listed: Vec<_> = listed.iter().flat_map(|(_, pages)| pages.iter()).collect();
     assert_eq!(listed, held);
 }
@@ -668,7 +717,10 @@ async fn a_variant_is_weighed_with_its_page() {
     let kept = put(&store, key(1), sized(100 << 10));
     let before = store.size().0;
     let whole = kept.page.content.whole();
-    let made = whole.forms.get(Coding::Gzip, Instant::now()).await;
+    let made = whole
+        .encodings
+        .get(ContentCoding::Gzip, Instant::now())
+        .await;
 
     store.reweigh(&kept.page);
 
@@ -688,14 +740,22 @@ async fn a_view_and_its_variants_are_weighed_with_their_page_even_once_it_is_ren
     let plain = store.size().0;
     let view = View::new(&[FieldPath::dotted("a").unwrap()]);
 
-    let (shown, _) = old.page.content.seen_through(&view, Instant::now());
+    let (shown, _) = old.page.content.make_view(&view, Instant::now());
     store.reweigh(&old.page);
     let with_view = store.size().0;
     assert!(with_view >= plain + text.len() as u64);
 
     let again = begin(&store, key(1));
-    store.renew(&again, &old.page, &received(&HeaderMap::new()), Keep::Yes);
-    let coded = shown.forms.get(Coding::Brotli, Instant::now()).await;
+    store.renew(
+        &again,
+        &old.page,
+        &received(&HeaderMap::new()),
+        StoreDecision::Store,
+    );
+    let coded = shown
+        .encodings
+        .get(ContentCoding::Brotli, Instant::now())
+        .await;
     store.reweigh(&old.page);
     let coded = coded.bytes.len() as u64;
     assert_eq!(store.size(), (with_view + coded, 1));
@@ -716,7 +776,7 @@ async fn a_page_that_was_replaced_is_not_brought_back_by_its_variant() {
 
 /// Packs at `now`, without rest.
 fn pack(store: &PageStore, now: Instant) -> Option<Instant> {
-    store.pack_cold(now, |_| ControlFlow::Continue(()))
+    store.compress_idle(now, |_| ControlFlow::Continue(()))
 }
 
 #[test]
@@ -726,12 +786,12 @@ fn a_cold_page_is_weighed_as_what_is_left_of_it() {
     let kept = put(&store, key(1), sized(100 << 10));
     let before = store.size().0;
     let due = pack(&store, now).unwrap();
-    assert!(due >= now + COLD_AFTER);
+    assert!(due >= now + IDLE_AFTER);
     assert_eq!(store.size().0, before);
 
     assert_eq!(pack(&store, due), None);
 
-    assert!(kept.page.content.is_packed());
+    assert!(kept.page.content.is_compressed());
     assert!(store.size().0 < before - (90 << 10), "{}", store.size().0);
     assert_eq!(store.size().0, kept.page.weight() as u64);
     assert_eq!(
@@ -745,26 +805,26 @@ fn where_room_is_scarce_pages_turn_cold_sooner_until_it_is_not() {
     let store = store("max_bytes = '1MiB'");
     let packed = |most: u32| {
         let stored = (1..=most).filter_map(|number| store.get(&key(number)));
-        stored.filter(|page| page.content.is_packed()).count()
+        stored.filter(|page| page.content.is_compressed()).count()
     };
     for number in 1..=4 {
         put(&store, key(number), sized(100 << 10));
     }
     assert!(!store.is_crowded());
-    pack(&store, Instant::now() + COLD_WHERE_CROWDED);
+    pack(&store, Instant::now() + IDLE_AFTER_IF_CROWDED);
     assert_eq!(packed(4), 0);
     for number in 5..=7 {
         put(&store, key(number), sized(100 << 10));
     }
     assert!(store.is_crowded());
-    let now = Instant::now() + COLD_WHERE_CROWDED;
+    let now = Instant::now() + IDLE_AFTER_IF_CROWDED;
 
     let due = pack(&store, now);
 
     assert!(!store.is_crowded());
     assert_eq!(packed(7), 3, "no more than it takes");
-    assert!(due.is_some_and(|due| due > now + COLD_WHERE_CROWDED));
-    pack(&store, Instant::now() + COLD_AFTER);
+    assert!(due.is_some_and(|due| due > now + IDLE_AFTER_IF_CROWDED));
+    pack(&store, Instant::now() + IDLE_AFTER);
     assert_eq!(packed(7), 7);
 }
 
@@ -773,27 +833,37 @@ async fn a_page_that_is_asked_for_is_left_as_it_is() {
     let store = store("");
     let hot = put(&store, key(1), sized(100 << 10));
     let cold = put(&store, key(2), sized(100 << 10));
-    let now = Instant::now() + COLD_AFTER;
-    let taken = hot.page.content.whole().forms.get(Coding::Identity, now);
+    let now = Instant::now() + IDLE_AFTER;
+    let taken = hot
+        .page
+        .content
+        .whole()
+        .encodings
+        .get(ContentCoding::Identity, now);
     assert_eq!(taken.await.bytes.len(), 100 << 10);
 
     let due = pack(&store, now);
 
-    assert!(!hot.page.content.is_packed() && cold.page.content.is_packed());
-    assert!(due.is_some_and(|due| due > now + COLD_AFTER / 2), "{due:?}");
+    assert!(!hot.page.content.is_compressed() && cold.page.content.is_compressed());
+    assert!(due.is_some_and(|due| due > now + IDLE_AFTER / 2), "{due:?}");
 }
 
 #[test]
 fn a_page_that_a_304_renews_stays_packed() {
     let store = store("");
     let old = put(&store, key(1), sized(100 << 10));
-    pack(&store, Instant::now() + 2 * COLD_AFTER);
+    pack(&store, Instant::now() + 2 * IDLE_AFTER);
 
     let again = begin(&store, key(1));
-    store.renew(&again, &old.page, &received(&HeaderMap::new()), Keep::Yes);
+    store.renew(
+        &again,
+        &old.page,
+        &received(&HeaderMap::new()),
+        StoreDecision::Store,
+    );
 
     let renewed = store.get(&key(1)).unwrap();
-    assert!(renewed.content.is_packed());
+    assert!(renewed.content.is_compressed());
     assert_eq!(store.size().0, renewed.weight() as u64);
 }
 
@@ -807,14 +877,14 @@ fn what_a_view_shows_is_packed_by_itself() {
     };
     let kept = put(&store, key(1), page);
     let view = View::new(&[FieldPath::dotted("a").unwrap()]);
-    let later = Instant::now() + 2 * COLD_AFTER;
-    let (shown, _) = kept.page.content.seen_through(&view, later);
+    let later = Instant::now() + 2 * IDLE_AFTER;
+    let (shown, _) = kept.page.content.make_view(&view, later);
 
     pack(&store, later);
-    assert!(kept.page.content.is_packed());
-    assert!(shown.forms.is_held(Coding::Identity));
-    pack(&store, later + COLD_AFTER);
-    assert!(!shown.forms.is_held(Coding::Identity));
+    assert!(kept.page.content.is_compressed());
+    assert!(shown.encodings.is_available(ContentCoding::Identity));
+    pack(&store, later + IDLE_AFTER);
+    assert!(!shown.encodings.is_available(ContentCoding::Identity));
 }
 
 #[test]
@@ -824,13 +894,13 @@ fn packing_ends_when_it_is_told_to_and_goes_on_where_it_must() {
         // Long enough to take a stint each.
         put(&store, key(number), sized(16 << 20));
     }
-    let now = Instant::now() + 2 * COLD_AFTER;
+    let now = Instant::now() + 2 * IDLE_AFTER;
     let packed = || {
         let numbers = (1..=2).filter_map(|number| store.get(&key(number)));
-        numbers.filter(|page| page.content.is_packed()).count()
+        numbers.filter(|page| page.content.is_compressed()).count()
     };
     let mut rests = Vec::new();
-    let _ = store.pack_cold(now, |rest| {
+    let _ = store.compress_idle(now, |rest| {
         rests.push(rest);
         ControlFlow::Break(())
     });
@@ -857,7 +927,7 @@ fn no_jitter_is_none() {
 #[test]
 fn the_etag_is_weak_our_own_and_of_the_bytes_alone() {
     let store = store("");
-    let etag = |kept: Kept| kept.page.content.whole().etag.to_str().unwrap().to_owned();
+    let etag = |kept: StoreOutcome| kept.page.content.whole().etag.to_str().unwrap().to_owned();
     let first = etag(put_saying(&store, &[("etag", "\"theirs\"")]));
     assert!(
         first.starts_with("W/\"") && !first.contains("theirs"),
@@ -931,8 +1001,8 @@ fn a_snapshot_holds_no_more_than_the_store_may_hold_unpacked() {
     let store = store("max_bytes = '1MiB'");
     for number in 1..=40 {
         assert!(put(&store, key(number), sized(LENGTH)).stored);
-        let cold = Instant::now() + COLD_AFTER;
-        store.pack_cold(cold, |_| ControlFlow::Continue(()));
+        let cold = Instant::now() + IDLE_AFTER;
+        store.compress_idle(cold, |_| ControlFlow::Continue(()));
     }
     assert!(put(&store, key(41), sized(LENGTH)).stored);
     assert_eq!(store.size().1, 41, "packed, they all have room");
@@ -960,11 +1030,11 @@ fn many_dropped_pages_are_gone_at_once_and_freed_later() {
     let drops: [fn(&PageStore); 4] = [
         PageStore::purge,
         |store| store.purge_space(&key(1).list.space.space),
-        |store| store.forget(key(1).list.space.credential),
+        |store| store.invalidate_credential(key(1).list.space.credential),
         |store| {
             let began = begin(store, key(1));
             let refusal = Refusal::SpaceAccessDenied;
-            store.refuse(&began, refusal, None, Keep::Yes, Instant::now());
+            store.refuse(&began, refusal, None, StoreDecision::Store, Instant::now());
         },
     ];
     for drop_all in drops {
@@ -976,7 +1046,7 @@ fn many_dropped_pages_are_gone_at_once_and_freed_later() {
         assert!(store.pages_of(&key(1).list.space).is_empty());
         assert_eq!(store.size().1, u64::from(MANY), "nobody waits for that");
         assert!(put(&store, key(7), page(5, "b")).stored);
-        store.free_dropped();
+        store.free_invalidated();
         assert_eq!(store.size().1, 1);
         assert!(store.get(&key(7)).is_some(), "it was filled since");
         assert_eq!(store.pages_of(&key(1).list.space).len(), 1);
@@ -1023,7 +1093,12 @@ fn what_was_stored_before_lists_were_watched_is_not_trusted() {
     store.reconfigure(&configured("coherent_pages = true"));
 
     let headers = HeaderMap::new();
-    let late = store.put(&under_way, page(5, "a"), &received(&headers), Keep::Yes);
+    let late = store.put(
+        &under_way,
+        page(5, "a"),
+        &received(&headers),
+        StoreDecision::Store,
+    );
     for old in [&before, &late.page] {
         assert!(old.moved_at().is_some(), "it is no longer fresh");
         assert!(!old.can_be_cut(Instant::now()));

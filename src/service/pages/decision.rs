@@ -209,8 +209,8 @@ pub(in crate::service) fn stale_fallback(
         return None;
     }
     // It was shared up before the fill: a right revoked meanwhile must not show.
-    let page = stored.filter(|page| !page.is_dropped())?;
-    let ttl = page.freshness(now).stand_in(page.moved_at(), now)?;
+    let page = stored.filter(|page| !page.is_invalidated())?;
+    let ttl = page.freshness(now).stale_if_error(page.moved_at(), now)?;
     let detail = match error {
         UpstreamError::QuotaExhausted { .. } => Detail::Quota,
         _ => Detail::StaleIfError,

@@ -33,7 +33,8 @@ impl Subscriber for Arc<Pages> {
             } => {
                 if let Some(key) = shared_cache.space(&space) {
                     let now = Instant::now();
-                    self.store.drop_other_epochs(&key, epoch.0, refused, now);
+                    self.store
+                        .invalidate_other_epochs(&key, epoch.0, refused, now);
                 }
             }
             Event::Moved {
@@ -90,7 +91,7 @@ impl Subscriber for Arc<Pages> {
             for (key, mark) in shared_cache.still(session, stored).await? {
                 match mark {
                     Some(mark) => self.store.confirm(&key, mark, Instant::now()),
-                    None => self.store.drop_space(&key.space),
+                    None => self.store.invalidate_space(&key.space),
                 }
             }
             Ok(None)

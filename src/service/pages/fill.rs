@@ -10,9 +10,9 @@ use super::{ClientRequest, Fill, Filled, Pages, Source, single_flight::FillConte
 use crate::{
     cache::{
         Received, StoredPage,
-        flight::Wanted,
         http_semantics::is_of_stored,
-        store::{Began, Keep, SharedOut},
+        single_flight::StoreRequested,
+        store::{Began, SharedOut, StoreDecision},
     },
     domain::Refusal,
     off_runtime::by_size,
@@ -30,7 +30,7 @@ impl Pages {
         request: ClientRequest,
         context: FillContext,
         stored: Option<Arc<StoredPage>>,
-        wanted: Wanted,
+        wanted: StoreRequested,
     ) -> Filled {
         let started = Instant::now();
         let mut span = request.trace.begin("fill");
@@ -39,7 +39,7 @@ impl Pages {
         span.set_with("gateway.cause", || context.cause.to_string());
         let began = self.store.begin(request.key(), started);
         // A page dropped in between must not come back by a 304.
-        let stored = stored.filter(|page| !page.is_dropped());
+        let stored = stored.filter(|page| !page.is_invalidated());
         let call = PageRequest {
             credential: request.credential.clone(),
             token: request.credential.preferred(),
@@ -104,7 +104,7 @@ impl Pages {
         began: &Began,
         answer: Answer,
         stored: Option<&StoredPage>,
-        keep: Keep,
+        keep: StoreDecision,
     ) -> Filled {
         let head = received(&answer.head);
         match (answer.content, stored) {
@@ -132,7 +132,7 @@ impl Pages {
         request: &ClientRequest,
         began: &Began,
         filled: &Filled,
-        keep: Keep,
+        keep: StoreDecision,
         started: Instant,
     ) {
         let now = Instant::now();
@@ -155,7 +155,7 @@ impl Pages {
         request: &ClientRequest,
         began: &Began,
         error: &UpstreamError,
-        keep: Keep,
+        keep: StoreDecision,
         now: Instant,
     ) {
         let head = match error {
@@ -224,7 +224,7 @@ async fn call_upstream(
     let is_of_another = match (&answer.content, stored) {
         (Content::NotModified, Some(stored)) => {
             let head = &answer.head;
-            !is_of_stored(stored.kept(), &head.headers, head.received_unix)
+            !is_of_stored(stored.stored_headers(), &head.headers, head.received_unix)
         }
         (Content::NotModified, None) | (Content::Page(_), _) => false,
     };
@@ -257,11 +257,11 @@ fn outcome_of(filled: &Filled) -> &'static str {
 
 /// What those who wait for a fill want: asked when it has ended, since one may still join. What a token that was replaced
 /// meanwhile may see is answered to them and no more.
-fn keep(request: &ClientRequest, wanted: &Wanted) -> Keep {
+fn keep(request: &ClientRequest, wanted: &StoreRequested) -> StoreDecision {
     match (request.credential.is_in_force(), wanted.is_set()) {
-        (false, _) => Keep::Overtaken,
-        (true, true) => Keep::Yes,
-        (true, false) => Keep::No,
+        (false, _) => StoreDecision::Ignore,
+        (true, true) => StoreDecision::Store,
+        (true, false) => StoreDecision::ObserveOnly,
     }
 }
 

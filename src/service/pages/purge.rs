@@ -55,11 +55,11 @@ impl Pages {
     }
 
     /// Drops pages of this replica and frees what they take: there may be many.
-    async fn purge_here(self: &Arc<Self>, drop_pages: impl FnOnce(&PageStore) + Send + 'static) {
+    async fn purge_here(self: &Arc<Self>, invalidate: impl FnOnce(&PageStore) + Send + 'static) {
         let pages = self.clone();
         on_a_thread(move || {
-            drop_pages(&pages.store);
-            pages.store.free_dropped();
+            invalidate(&pages.store);
+            pages.store.free_invalidated();
         })
         .await;
     }

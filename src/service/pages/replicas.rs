@@ -12,7 +12,8 @@ use super::{
 };
 use crate::{
     cache::{
-        CacheStatus, StoredPage, Verdict, flight::Wanted, judge_page, status::Detail, store::Kept,
+        CacheStatus, StoredPage, Verdict, judge_page, single_flight::StoreRequested,
+        status::Detail, store::StoreOutcome,
     },
     domain::{PageKey, SpaceKey},
     off_runtime::by_size,
@@ -31,7 +32,7 @@ const SLACK: Duration = Duration::from_millis(5);
 /// What looking among the replicas came to.
 enum Found {
     /// A page another replica filled, which this client may be shown.
-    Page(Kept),
+    Page(StoreOutcome),
     /// None: this replica fills, and holds the right to where Redis is there to give it.
     Ours(Option<FillLock>),
     /// None, and no call to spare for one.
@@ -66,7 +67,7 @@ impl Pages {
         sources: Sources,
         context: FillContext,
         stored: Option<Arc<StoredPage>>,
-        wanted: Wanted,
+        wanted: StoreRequested,
     ) -> Filled {
         let key = request.key();
         // What is known of a list is forgotten once nobody holds it: this does, from the look-up to the fill's end.
@@ -109,7 +110,7 @@ impl Pages {
         let filled = self.clone().fill(request, context, stored, wanted).await;
         self.spread_refusal(&key, &credential, &filled).await;
         if let Ok(fill) = &filled
-            && fill.kept.may_be_kept
+            && fill.kept.is_storable
         {
             let page = fill.kept.page.clone();
             // Whoever waits here need not wait for that.
@@ -193,7 +194,7 @@ impl Pages {
         shared_cache: &SharedCache,
         keys: &RedisKeys,
         request: &ClientRequest,
-    ) -> Result<Option<Kept>, Unavailable> {
+    ) -> Result<Option<StoreOutcome>, Unavailable> {
         let key = &request.key();
         let (began, shared) = loop {
             let asked = self.store.begin(key.clone(), Instant::now());
@@ -265,10 +266,11 @@ impl Pages {
                 filled
         {
             shared_cache
-                .drop_refused(credential, &key.list.space.space)
+                .invalidate_refused(credential, &key.list.space.space)
                 .await;
             // As above.
-            self.store.drop_refused(&key.list.space, Instant::now());
+            self.store
+                .invalidate_refused(&key.list.space, Instant::now());
         }
     }
 

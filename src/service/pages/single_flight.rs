@@ -12,7 +12,7 @@ use super::{
 use crate::{
     cache::{
         Role, StoredPage,
-        flight::{Waiting, Wanted},
+        single_flight::{Pending, StoreRequested},
     },
     domain::PageKey,
     telemetry::metrics::BACKGROUND,
@@ -58,7 +58,7 @@ impl Pages {
         request: &ClientRequest,
         sources: Sources,
         stored: Option<&Arc<StoredPage>>,
-    ) -> Option<Waiting<Filled, FillContext>> {
+    ) -> Option<Pending<Filled, FillContext>> {
         let keep = !request.directives.no_store;
         let waiting = self
             .flights
@@ -73,7 +73,7 @@ impl Pages {
                     | CacheDecision::Refuse(_) => None,
                 }
             })?;
-        if waiting.role == Role::Joined {
+        if waiting.role == Role::Follower {
             waiting.shared.waiters.add(request.waiter(stored));
         }
         Some(waiting)
@@ -86,7 +86,7 @@ impl Pages {
         sources: Sources,
         context: FillContext,
         stored: Option<Arc<StoredPage>>,
-        wanted: Wanted,
+        wanted: StoreRequested,
     ) -> (FillContext, impl Future<Output = Filled> + use<>) {
         let shared = context.clone();
         // Whatever a line of the log is about, it names the request that caused it. At the highest level, or a filter could leave it out.

@@ -1174,7 +1174,7 @@ async fn a_view_of_a_large_page_is_made_by_another_thread() {
         bench.upstream.then_answer(answer(Content::Page(page), &[]));
         let served = bench.get().await.unwrap();
         let view = Arc::new(View::new(&[FieldPath::dotted("b").unwrap()]));
-        let show = || bench.pages.shown(&served, Some(&view));
+        let show = || bench.pages.representation(&served, Some(&view));
 
         // Awaited to its end: whoever only comes second may be ahead of its counting.
         let mut first = Box::pin(show());
@@ -1185,7 +1185,7 @@ async fn a_view_of_a_large_page_is_made_by_another_thread() {
             Some(shown) => shown,
             None => first.await,
         };
-        assert_eq!(shown.forms().plain(), r#"{"count":1,"data":[{"b":1}]}"#);
+        assert_eq!(shown.encodings.plain(), r#"{"count":1,"data":[{"b":1}]}"#);
         assert!(show().now_or_never().is_some(), "it is made once");
         let weight = served.page.weight() as u64;
         assert_eq!(bench.pages.store().size().0, weight, "and counted");

@@ -12,7 +12,8 @@ use super::{
 };
 use crate::{
     cache::{
-        CacheStatus, Role, StoredPage, flight::Waiting, freshness::FillReason, status::NotForwarded,
+        CacheStatus, Role, StoredPage, freshness::FillReason, single_flight::Pending,
+        status::NotForwarded,
     },
     domain::PageKey,
     telemetry::metrics::Shed,
@@ -78,14 +79,14 @@ impl Pages {
     /// Waits for a fill; `None` where it found what another replica filled, and this client wants another.
     async fn wait(
         self: &Arc<Self>,
-        waiting: Waiting<Filled, FillContext>,
+        waiting: Pending<Filled, FillContext>,
         request: &ClientRequest,
         awaited: &Awaited,
         stored: Option<&Arc<StoredPage>>,
     ) -> Option<Result<Served, PagesError>> {
         let _counted = self.metrics.cache.fill_waiter();
         let mut span = request.trace.begin("wait");
-        span.set("gateway.fill.joined", awaited.role == Role::Joined);
+        span.set("gateway.fill.joined", awaited.role == Role::Follower);
         let outcome = tokio::time::timeout(self.patience, waiting.outcome())
             .await
             .unwrap_or(Some(Err(UpstreamError::Timeout(self.patience))));
@@ -127,7 +128,7 @@ struct Awaited {
 }
 
 impl Awaited {
-    fn new(reason: FillReason, waiting: &Waiting<Filled, FillContext>) -> Self {
+    fn new(reason: FillReason, waiting: &Pending<Filled, FillContext>) -> Self {
         Self {
             reason,
             role: waiting.role,
@@ -139,7 +140,7 @@ impl Awaited {
     fn calls_of_its_own(&self) -> u32 {
         match self.role {
             Role::Leader => self.calls.count(),
-            Role::Joined => 0,
+            Role::Follower => 0,
         }
     }
 
@@ -151,7 +152,7 @@ impl Awaited {
                 stored: fill.kept.stored,
                 collapsed: false,
             },
-            Role::Joined => self.forwarded(),
+            Role::Follower => self.forwarded(),
         }
     }
 
@@ -168,7 +169,7 @@ impl Awaited {
             reason: self.reason,
             status: None,
             stored: false,
-            collapsed: self.role == Role::Joined,
+            collapsed: self.role == Role::Follower,
         }
     }
 }

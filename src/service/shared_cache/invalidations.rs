@@ -32,7 +32,7 @@ impl SharedCache {
     }
 
     /// The same, as `credential` alone sees it: Unpod refused it.
-    pub(in crate::service) async fn drop_refused(
+    pub(in crate::service) async fn invalidate_refused(
         &self,
         credential: &Arc<Credential>,
         space: &SpaceToken,

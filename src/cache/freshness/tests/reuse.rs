@@ -1,6 +1,7 @@
 use http::{HeaderName, HeaderValue};
 
 use super::super::*;
+use crate::cache::{http_semantics::RequestDirectives, status::Detail};
 
 /// 2026-01-01T00:00:00Z.
 const NOW: i64 = 1_767_225_600;
@@ -59,7 +60,7 @@ fn what_is_validated_on_each_use_stands_in_for_no_error() {
         let start = Instant::now();
         let freshness = Freshness::new(&received(&headers, start), &CONFIGURED, 1.0);
         assert_eq!(
-            freshness.stand_in(None, start + seconds(10)),
+            freshness.stale_if_error(None, start + seconds(10)),
             expected,
             "{cache_control}; {vary}"
         );

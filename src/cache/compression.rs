@@ -1,4 +1,4 @@
-//! Coding bodies, and reading coded ones back.
+//! Compresses bodies, and decompresses them.
 
 use std::{
     cell::RefCell,
@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use zstd::bulk::{Compressor, Decompressor};
 
-use super::http_semantics::Coding;
+use super::http_semantics::ContentCoding;
 
 /// zlib's level: beyond 6 a page of tasks shrinks no further worth naming.
 const GZIP_LEVEL: u32 = 6;
@@ -17,19 +17,19 @@ const ZSTD_LEVEL: i32 = 3;
 const BROTLI_QUALITY: u32 = 4;
 const BROTLI_WINDOW: u32 = 20;
 const BROTLI_BUFFER: usize = 4096;
-/// Up to so long a body is read back within some 40 µs of its zstd copy: less than what handing it to another thread may cost.
+/// Up to this length zstd decompresses a body within some 40 µs: less than handing it to another thread may cost.
 const QUICK_LENGTH: usize = 64 << 10;
 
 thread_local! {
-    // Each is a table of some 100 KB to 1 MB: what it costs to have them anew is most of what a page of 40 KB would cost.
-    static ZSTD_CODER: RefCell<Option<Compressor<'static>>> = const { RefCell::new(None) };
-    static ZSTD_READER: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
+    // Each is a table of some 100 KB to 1 MB: making it takes most of the time that a page of 40 KB needs.
+    static ZSTD_COMPRESSOR: RefCell<Option<Compressor<'static>>> = const { RefCell::new(None) };
+    static ZSTD_DECOMPRESSOR: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
 }
 
 /// `body` in `coding`, in a buffer of just its length.
-pub(super) fn encode(coding: Coding, body: &[u8]) -> io::Result<Bytes> {
+pub(super) fn compress(coding: ContentCoding, body: &[u8]) -> io::Result<Bytes> {
     let coded = match coding {
-        Coding::Brotli => {
+        ContentCoding::Brotli => {
             let mut coder = brotli::CompressorWriter::new(
                 Vec::new(),
                 BROTLI_BUFFER,
@@ -39,25 +39,27 @@ pub(super) fn encode(coding: Coding, body: &[u8]) -> io::Result<Bytes> {
             coder.write_all(body)?;
             coder.into_inner()
         }
-        Coding::Zstd => zstd_encode(body)?,
-        Coding::Gzip => {
+        ContentCoding::Zstd => zstd_compress(body)?,
+        ContentCoding::Gzip => {
             let mut coder =
                 flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(GZIP_LEVEL));
             coder.write_all(body)?;
             coder.finish()?
         }
-        Coding::Identity => body.to_vec(),
+        ContentCoding::Identity => body.to_vec(),
     };
     Ok(exact(coded))
 }
 
-/// The body of `length` bytes that `coded` was made of.
-pub(super) fn decode(coding: Coding, coded: &Bytes, length: usize) -> io::Result<Bytes> {
+/// The body of `length` bytes that `compress` made `coded` of.
+pub(super) fn decompress(coding: ContentCoding, coded: &Bytes, length: usize) -> io::Result<Bytes> {
     let body = match coding {
-        Coding::Brotli => read(brotli::Decompressor::new(&coded[..], BROTLI_BUFFER), length)?,
-        Coding::Zstd => zstd_decode(coded, length)?,
-        Coding::Gzip => read(flate2::read::GzDecoder::new(&coded[..]), length)?,
-        Coding::Identity => return Ok(coded.clone()),
+        ContentCoding::Brotli => {
+            read(brotli::Decompressor::new(&coded[..], BROTLI_BUFFER), length)?
+        }
+        ContentCoding::Zstd => zstd_decompress(coded, length)?,
+        ContentCoding::Gzip => read(flate2::read::GzDecoder::new(&coded[..]), length)?,
+        ContentCoding::Identity => return Ok(coded.clone()),
     };
     if body.len() == length {
         Ok(exact(body))
@@ -66,13 +68,13 @@ pub(super) fn decode(coding: Coding, coded: &Bytes, length: usize) -> io::Result
     }
 }
 
-/// Whether reading a body of `length` bytes back from `coding` may be done between two requests.
-pub(super) fn is_quick(coding: Coding, length: usize) -> bool {
+/// Whether a body of `length` bytes may be decompressed between two requests.
+pub(super) fn is_quick(coding: ContentCoding, length: usize) -> bool {
     match coding {
-        Coding::Identity => true,
-        Coding::Zstd => length <= QUICK_LENGTH,
+        ContentCoding::Identity => true,
+        ContentCoding::Zstd => length <= QUICK_LENGTH,
         // Four times as slow.
-        Coding::Gzip | Coding::Brotli => length <= QUICK_LENGTH / 4,
+        ContentCoding::Gzip | ContentCoding::Brotli => length <= QUICK_LENGTH / 4,
     }
 }
 
@@ -83,16 +85,16 @@ fn read(coded: impl Read, length: usize) -> io::Result<Vec<u8>> {
     Ok(body)
 }
 
-fn zstd_encode(body: &[u8]) -> io::Result<Vec<u8>> {
+fn zstd_compress(body: &[u8]) -> io::Result<Vec<u8>> {
     with(
-        &ZSTD_CODER,
+        &ZSTD_COMPRESSOR,
         || Compressor::new(ZSTD_LEVEL),
         |coder| coder.compress(body),
     )
 }
 
-fn zstd_decode(coded: &[u8], length: usize) -> io::Result<Vec<u8>> {
-    with(&ZSTD_READER, Decompressor::new, |reader| {
+fn zstd_decompress(coded: &[u8], length: usize) -> io::Result<Vec<u8>> {
+    with(&ZSTD_DECOMPRESSOR, Decompressor::new, |reader| {
         reader.decompress(coded, length)
     })
 }
@@ -109,7 +111,7 @@ fn with<T, R>(
     })
 }
 
-/// Without the room that a buffer was grown by: it would be held as long as the page.
+/// Without the buffer's spare capacity, which would be held as long as the page.
 fn exact(bytes: Vec<u8>) -> Bytes {
     bytes.into_boxed_slice().into()
 }

@@ -20,7 +20,7 @@ const PRIOR_TIME: Duration = Duration::from_secs(600);
 
 /// What the pages of one credential need, against what it may spend.
 #[derive(Debug)]
-pub struct Demand {
+pub struct RefreshPlan {
     /// The lifetime of a page of weight 1, in milliseconds; 0: no quota, nothing is stretched.
     unit_ms: AtomicU64,
     /// The lifetime of a page asked for as often as the average.
@@ -30,7 +30,7 @@ pub struct Demand {
     shared_out: Mutex<Option<Instant>>,
 }
 
-impl Demand {
+impl RefreshPlan {
     /// Nothing is known to be needed yet; no lifetime will be stretched beyond `most`.
     #[must_use]
     pub fn new(most: Duration) -> Self {
@@ -102,14 +102,14 @@ impl Demand {
 
 /// How often a page is asked for; carried on from one fill to the next.
 #[derive(Debug)]
-pub struct Popularity {
+pub struct RequestRate {
     since: Instant,
     asked: AtomicU32,
     /// Milliseconds from `since` to the last request.
     last_ms: AtomicU64,
 }
 
-impl Popularity {
+impl RequestRate {
     /// A page that is asked for the first time.
     #[must_use]
     pub fn new(now: Instant) -> Self {
@@ -164,8 +164,8 @@ mod tests {
     async fn pages_asked_for_alike_share_the_quota_evenly() {
         let now = Instant::now();
         for (pages, calls, lifetime) in [(2, 5, 24), (20, 5, 240), (20, 60, 20)] {
-            let demand = Demand::new(Duration::MAX);
-            let page = Popularity::new(now);
+            let demand = RefreshPlan::new(Duration::MAX);
+            let page = RequestRate::new(now);
             demand.share_out((0..pages).map(|_| page.weight(now)), Some(calls));
             let got = demand.lifetime(page.weight(now));
             assert!(
@@ -178,13 +178,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_is_asked_for_more_lives_shorter_and_the_sum_fits() {
         let begun = Instant::now();
-        let pages: Vec<_> = (0..50).map(|_| Popularity::new(begun)).collect();
+        let pages: Vec<_> = (0..50).map(|_| RequestRate::new(begun)).collect();
         tokio::time::advance(Duration::from_secs(600)).await;
         let now = Instant::now();
         for (place, page) in pages.iter().enumerate() {
             (0..1000 / (place + 1)).for_each(|_| page.note(now));
         }
-        let demand = Demand::new(Duration::MAX);
+        let demand = RefreshPlan::new(Duration::MAX);
         demand.share_out(pages.iter().map(|page| page.weight(now)), Some(60));
         let lifetimes: Vec<_> = pages
             .iter()
@@ -198,18 +198,18 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn without_a_quota_nothing_is_stretched() {
         let now = Instant::now();
-        let demand = Demand::new(Duration::MAX);
+        let demand = RefreshPlan::new(Duration::MAX);
         demand.share_out([1.0].into_iter(), None);
         assert!(!demand.is_bounded());
         assert_eq!(
-            demand.lifetime(Popularity::new(now).weight(now)),
+            demand.lifetime(RequestRate::new(now).weight(now)),
             Duration::ZERO
         );
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_past_counts_half_after_a_fill() {
-        let page = Popularity::new(Instant::now());
+        let page = RequestRate::new(Instant::now());
         tokio::time::advance(Duration::from_secs(100)).await;
         page.note(Instant::now());
         let aged = page.aged(Instant::now());

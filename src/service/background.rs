@@ -1,4 +1,4 @@
-//! Packs the stored pages that nobody asks for, and frees those that were dropped, in the background: no request waits for it.
+//! Work that no request waits for: compresses idle pages, and frees invalidated ones.
 
 use std::{ops::ControlFlow, sync::Arc, thread, time::Duration};
 
@@ -7,50 +7,50 @@ use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 use super::Pages;
-use crate::cache::{PageStore, store::COLD_WHERE_CROWDED};
+use crate::cache::{PageStore, store::IDLE_AFTER_IF_CROWDED};
 
-/// How often it looks for cold pages at most.
+/// How often it looks for idle pages at most.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// Packs the cold pages of `pages` until `end`.
-pub async fn keep_packing(pages: Arc<Pages>, end: CancellationToken) {
+/// Compresses the idle pages of `pages` until `end`.
+pub async fn compress_idle_pages(pages: Arc<Pages>, end: CancellationToken) {
     let mut next = None;
     while end
-        .run_until_cancelled(until_some_may_be_cold(pages.store(), next))
+        .run_until_cancelled(until_some_may_be_idle(pages.store(), next))
         .await
         .is_some()
     {
         let (pages, end) = (pages.clone(), end.clone());
-        let packing = tokio::task::spawn_blocking(move || pack(pages.store(), &end));
-        next = packing.await.unwrap_or_else(|panic| {
-            error!(error = %panic, "packing of cold pages ended in a bug");
+        let compressing = tokio::task::spawn_blocking(move || compress(pages.store(), &end));
+        next = compressing.await.unwrap_or_else(|panic| {
+            error!(error = %panic, "compression of idle pages ended in a bug");
             None
         });
     }
 }
 
-/// Frees what dropped pages of `pages` take, until `end`: where there were many, whoever dropped them left that.
-pub async fn keep_freeing(pages: Arc<Pages>, end: CancellationToken) {
+/// Frees the invalidated pages of `pages` until `end`: where there were many, they are left to it.
+pub async fn free_invalidated_pages(pages: Arc<Pages>, end: CancellationToken) {
     while end
         .run_until_cancelled(pages.store().has_unfreed())
         .await
         .is_some()
     {
         let pages = pages.clone();
-        let freed = tokio::task::spawn_blocking(move || pages.store().free_dropped());
+        let freed = tokio::task::spawn_blocking(move || pages.store().free_invalidated());
         if let Err(panic) = freed.await {
-            error!(error = %panic, "freeing of dropped pages ended in a bug");
+            error!(error = %panic, "freeing of invalidated pages ended in a bug");
         }
     }
 }
 
-/// Waits until `next` or until the store is crowded, and where nothing is held that could turn cold until something is.
-async fn until_some_may_be_cold(store: &PageStore, next: Option<Instant>) {
+/// Waits until `next` or until the store is crowded, and where nothing could turn idle until something can.
+async fn until_some_may_be_idle(store: &PageStore, next: Option<Instant>) {
     match next {
         Some(next) => {
             let next = next.max(Instant::now() + EVERY);
             while Instant::now() < next {
-                let look = Instant::now() + COLD_WHERE_CROWDED;
+                let look = Instant::now() + IDLE_AFTER_IF_CROWDED;
                 tokio::time::sleep_until(next.min(look)).await;
                 if store.is_crowded() {
                     break;
@@ -58,14 +58,14 @@ async fn until_some_may_be_cold(store: &PageStore, next: Option<Instant>) {
             }
         }
         None => {
-            store.stirred().await;
-            tokio::time::sleep(COLD_WHERE_CROWDED).await;
+            store.changed().await;
+            tokio::time::sleep(IDLE_AFTER_IF_CROWDED).await;
         }
     }
 }
 
-fn pack(store: &PageStore, end: &CancellationToken) -> Option<Instant> {
-    store.pack_cold(Instant::now(), |pause| {
+fn compress(store: &PageStore, end: &CancellationToken) -> Option<Instant> {
+    store.compress_idle(Instant::now(), |pause| {
         thread::sleep(pause);
         if end.is_cancelled() {
             ControlFlow::Break(())
@@ -84,7 +84,7 @@ mod tests {
     use crate::{
         cache::{
             Received, StoredPage,
-            store::{COLD_AFTER, Keep},
+            store::{IDLE_AFTER, StoreDecision},
         },
         config::Config,
         domain::{
@@ -130,40 +130,43 @@ mod tests {
             rows: Arc::default(),
         };
         let began = pages.store().begin(key, Instant::now());
-        pages.store().put(&began, page, &answer, Keep::Yes).page
+        pages
+            .store()
+            .put(&began, page, &answer, StoreDecision::Store)
+            .page
     }
 
     #[tokio::test(start_paused = true)]
     async fn pages_are_packed_once_they_are_cold_until_the_end() {
         let pages = pages("");
         let end = CancellationToken::new();
-        let packing = tokio::spawn(keep_packing(pages.clone(), end.clone()));
+        let compressing = tokio::spawn(compress_idle_pages(pages.clone(), end.clone()));
         // Before there is any page, and after one was packed.
         for number in 1..=2 {
-            tokio::time::sleep(100 * COLD_AFTER).await;
+            tokio::time::sleep(100 * IDLE_AFTER).await;
             let page = put(&pages, number);
-            tokio::time::sleep(COLD_AFTER - EVERY).await;
-            assert!(!page.content.is_packed(), "{number}");
+            tokio::time::sleep(IDLE_AFTER - EVERY).await;
+            assert!(!page.content.is_compressed(), "{number}");
             tokio::time::sleep(3 * EVERY).await;
-            assert!(page.content.is_packed(), "{number}");
+            assert!(page.content.is_compressed(), "{number}");
         }
         end.cancel();
-        packing.await.unwrap();
+        compressing.await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_waits_for_pages_to_turn_cold_sees_room_become_scarce() {
         let pages = pages("max_bytes = '200KiB'");
         let end = CancellationToken::new();
-        let packing = tokio::spawn(keep_packing(pages.clone(), end.clone()));
+        let compressing = tokio::spawn(compress_idle_pages(pages.clone(), end.clone()));
         let first = put(&pages, 1);
-        tokio::time::sleep(2 * COLD_WHERE_CROWDED).await;
+        tokio::time::sleep(2 * IDLE_AFTER_IF_CROWDED).await;
         put(&pages, 2);
         put(&pages, 3);
-        tokio::time::sleep(2 * COLD_WHERE_CROWDED).await;
-        assert!(first.content.is_packed());
-        assert!(first.received().elapsed() < COLD_AFTER);
+        tokio::time::sleep(2 * IDLE_AFTER_IF_CROWDED).await;
+        assert!(first.content.is_compressed());
+        assert!(first.received().elapsed() < IDLE_AFTER);
         end.cancel();
-        packing.await.unwrap();
+        compressing.await.unwrap();
     }
 }

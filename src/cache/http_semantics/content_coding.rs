@@ -6,14 +6,14 @@ use super::members;
 
 /// How a body is encoded on the wire, in the order we prefer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Coding {
+pub enum ContentCoding {
     Brotli,
     Zstd,
     Gzip,
     Identity,
 }
 
-impl Coding {
+impl ContentCoding {
     /// Every coding, best first, each at the place of its number.
     pub const BY_PREFERENCE: [Self; 4] = [Self::Brotli, Self::Zstd, Self::Gzip, Self::Identity];
 
@@ -41,12 +41,12 @@ impl Coding {
 /// Returns the coding of `available` the caller likes best, without allocating; `Identity` is always available.
 ///
 /// `Identity` is also the answer where the caller names none of them, or forbids everything: better than a 406.
-pub fn negotiate(headers: &HeaderMap, available: &[Coding]) -> Coding {
+pub fn negotiate(headers: &HeaderMap, available: &[ContentCoding]) -> ContentCoding {
     let accepted = Accepted::by(headers);
-    let mut best = (Coding::Identity, Quality::default());
-    for coding in Coding::BY_PREFERENCE {
+    let mut best = (ContentCoding::Identity, Quality::default());
+    for coding in ContentCoding::BY_PREFERENCE {
         let quality = accepted.quality_of(coding);
-        let offered = coding == Coding::Identity || available.contains(&coding);
+        let offered = coding == ContentCoding::Identity || available.contains(&coding);
         if offered && quality > best.1 {
             best = (coding, quality);
         }
@@ -57,7 +57,7 @@ pub fn negotiate(headers: &HeaderMap, available: &[Coding]) -> Coding {
 /// Tells whether the caller takes a body that is not coded, much as it may like another better.
 pub fn accepts_identity(headers: &HeaderMap) -> bool {
     let accepted = Accepted::by(headers);
-    let named = accepted.named[Coding::Identity as usize];
+    let named = accepted.named[ContentCoding::Identity as usize];
     named.or(accepted.others) != Some(Quality(0))
 }
 
@@ -113,16 +113,16 @@ impl Accepted {
         };
         if name == b"*" {
             self.others.get_or_insert(quality);
-        } else if let Some(coding) = Coding::from_name(name) {
+        } else if let Some(coding) = ContentCoding::from_name(name) {
             self.named[coding as usize].get_or_insert(quality);
         }
     }
 
     /// `Identity` has a weight only by name; unnamed it comes last, which costs no caller a coding it accepts.
-    fn quality_of(&self, coding: Coding) -> Quality {
+    fn quality_of(&self, coding: ContentCoding) -> Quality {
         let unnamed = match coding {
-            Coding::Identity => None,
-            Coding::Brotli | Coding::Zstd | Coding::Gzip => self.others,
+            ContentCoding::Identity => None,
+            ContentCoding::Brotli | ContentCoding::Zstd | ContentCoding::Gzip => self.others,
         };
         self.named[coding as usize].or(unnamed).unwrap_or_default()
     }
@@ -137,9 +137,13 @@ mod tests {
         *,
     };
 
-    const ALL: &[Coding] = &[Coding::Gzip, Coding::Brotli, Coding::Zstd];
+    const ALL: &[ContentCoding] = &[
+        ContentCoding::Gzip,
+        ContentCoding::Brotli,
+        ContentCoding::Zstd,
+    ];
 
-    fn negotiated(lines: &[&str], available: &[Coding]) -> Coding {
+    fn negotiated(lines: &[&str], available: &[ContentCoding]) -> ContentCoding {
         let lines: Vec<_> = lines
             .iter()
             .map(|line| ("accept-encoding", *line))
@@ -150,38 +154,38 @@ mod tests {
     // RFC 9110 12.5.3 and 12.4.2.
     #[test]
     fn the_heaviest_coding_wins() {
-        let table: &[(&[&str], Coding)] = &[
-            (&[], Coding::Identity),
-            (&[""], Coding::Identity),
-            (&["gzip"], Coding::Gzip),
-            (&["X-GZip"], Coding::Gzip),
-            (&["deflate, compress"], Coding::Identity),
-            (&["gzip, deflate, br, zstd"], Coding::Brotli),
-            (&["gzip, zstd"], Coding::Zstd),
-            (&["gzip", "br"], Coding::Brotli),
-            (&["br;q=0.5, gzip ; q=0.501"], Coding::Gzip),
-            (&["br;Q=0.5, gzip;q=1.000"], Coding::Gzip),
-            (&["br;q=1., gzip"], Coding::Brotli),
-            (&["br;q=0, gzip;q=0.001"], Coding::Gzip),
-            (&["br;q=0, br"], Coding::Identity),
-            (&["*"], Coding::Brotli),
-            (&["br;q=0.1, *;q=0.5"], Coding::Zstd),
-            (&["br;q=0, *"], Coding::Zstd),
-            (&["gzip, *;q=0"], Coding::Gzip),
-            (&["*;q=0"], Coding::Identity),
-            (&["identity;q=0, gzip;q=0.5"], Coding::Gzip),
-            (&["identity;q=0"], Coding::Identity),
-            (&["identity, gzip;q=0.5"], Coding::Identity),
-            (&["identity, gzip"], Coding::Gzip),
-            (&["gzip;q=0.5"], Coding::Gzip),
-            (&["br;q=2, gzip"], Coding::Gzip),
-            (&["br;q=1.001, gzip"], Coding::Gzip),
-            (&["br;q=0.1234, gzip"], Coding::Gzip),
-            (&["br;q=-1, gzip"], Coding::Gzip),
-            (&["br;q= 1, gzip"], Coding::Gzip),
-            (&["br;q, gzip"], Coding::Gzip),
-            (&["br;, gzip"], Coding::Gzip),
-            (&["br;level=1, gzip"], Coding::Gzip),
+        let table: &[(&[&str], ContentCoding)] = &[
+            (&[], ContentCoding::Identity),
+            (&[""], ContentCoding::Identity),
+            (&["gzip"], ContentCoding::Gzip),
+            (&["X-GZip"], ContentCoding::Gzip),
+            (&["deflate, compress"], ContentCoding::Identity),
+            (&["gzip, deflate, br, zstd"], ContentCoding::Brotli),
+            (&["gzip, zstd"], ContentCoding::Zstd),
+            (&["gzip", "br"], ContentCoding::Brotli),
+            (&["br;q=0.5, gzip ; q=0.501"], ContentCoding::Gzip),
+            (&["br;Q=0.5, gzip;q=1.000"], ContentCoding::Gzip),
+            (&["br;q=1., gzip"], ContentCoding::Brotli),
+            (&["br;q=0, gzip;q=0.001"], ContentCoding::Gzip),
+            (&["br;q=0, br"], ContentCoding::Identity),
+            (&["*"], ContentCoding::Brotli),
+            (&["br;q=0.1, *;q=0.5"], ContentCoding::Zstd),
+            (&["br;q=0, *"], ContentCoding::Zstd),
+            (&["gzip, *;q=0"], ContentCoding::Gzip),
+            (&["*;q=0"], ContentCoding::Identity),
+            (&["identity;q=0, gzip;q=0.5"], ContentCoding::Gzip),
+            (&["identity;q=0"], ContentCoding::Identity),
+            (&["identity, gzip;q=0.5"], ContentCoding::Identity),
+            (&["identity, gzip"], ContentCoding::Gzip),
+            (&["gzip;q=0.5"], ContentCoding::Gzip),
+            (&["br;q=2, gzip"], ContentCoding::Gzip),
+            (&["br;q=1.001, gzip"], ContentCoding::Gzip),
+            (&["br;q=0.1234, gzip"], ContentCoding::Gzip),
+            (&["br;q=-1, gzip"], ContentCoding::Gzip),
+            (&["br;q= 1, gzip"], ContentCoding::Gzip),
+            (&["br;q, gzip"], ContentCoding::Gzip),
+            (&["br;, gzip"], ContentCoding::Gzip),
+            (&["br;level=1, gzip"], ContentCoding::Gzip),
         ];
         for (lines, expected) in table {
             assert_eq!(negotiated(lines, ALL), *expected, "{lines:?}");
@@ -220,10 +224,13 @@ mod tests {
     #[test]
     fn only_available_codings_are_chosen() {
         assert_eq!(
-            negotiated(&["br, gzip;q=0.1"], &[Coding::Gzip]),
-            Coding::Gzip
+            negotiated(&["br, gzip;q=0.1"], &[ContentCoding::Gzip]),
+            ContentCoding::Gzip
         );
-        assert_eq!(negotiated(&["br, identity;q=0"], &[]), Coding::Identity);
+        assert_eq!(
+            negotiated(&["br, identity;q=0"], &[]),
+            ContentCoding::Identity
+        );
     }
 
     proptest! {
