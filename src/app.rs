@@ -24,7 +24,7 @@ use crate::{
     cache::PageStore,
     config::{Config, Problems, value::ListenAddress},
     peer::{Peer, TrustedProxies},
-    server::{Connection, Entrance, Limits, Listener, Server, Shutdown, Tls, descriptors},
+    server::{Acceptor, Connection, Limits, Listener, Server, Shutdown, Tls, descriptors},
     service::{Pages, Snapshot},
     shared::RedisConnection,
     telemetry::{
@@ -192,7 +192,7 @@ impl Gateway {
             in_force: Config::clone(&config),
         };
         let reloads = reloader.start(files);
-        let entrance = Entrance {
+        let acceptor = Acceptor {
             proxies: config
                 .server
                 .proxy_protocol
@@ -201,7 +201,7 @@ impl Gateway {
         };
         let limits = limits(&config);
         let (data, converse) =
-            serve_data(data, entrance, &config, limits, &pages, &policy, observing);
+            serve_data(data, acceptor, &config, limits, &pages, &policy, observing);
         let auth = AdminAuth::new(policy.clone(), config.auth.max_failures);
         let admin_state = Admin {
             pages: pages.clone(),
@@ -354,7 +354,7 @@ fn limits(config: &Config) -> Limits {
 
 fn serve_data(
     listener: Listener,
-    entrance: Entrance,
+    acceptor: Acceptor,
     config: &Config,
     limits: Limits,
     pages: &Arc<Pages>,
@@ -373,7 +373,7 @@ fn serve_data(
         observing,
     );
     let shutdown = Shutdown::default();
-    let server = Server::new(service, entrance, limits, Some(metrics), shutdown.clone());
+    let server = Server::new(service, acceptor, limits, Some(metrics), shutdown.clone());
     let serving = Serving {
         task: tokio::spawn(server.clone().serve(listener)),
         shutdown,
@@ -392,7 +392,7 @@ fn serve_admin(listener: Listener, router: axum::Router, limits: Limits) -> Serv
         ..limits
     };
     let service = router.into_service();
-    let server = Server::new(service, Entrance::default(), limits, None, shutdown.clone());
+    let server = Server::new(service, Acceptor::default(), limits, None, shutdown.clone());
     Serving {
         task: tokio::spawn(server.serve(listener)),
         shutdown,

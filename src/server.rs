@@ -30,32 +30,34 @@ use tracing::{debug, warn};
 
 use crate::{config::ServerConfig, peer::Peer, telemetry::metrics::Metrics};
 
+mod acceptor;
 mod connection;
 mod connections;
 pub mod descriptors;
 mod drive;
-mod entrance;
+mod end;
 mod frames;
 mod listener;
 mod sent;
 pub mod tls;
 mod watched;
 
+pub use self::{acceptor::Acceptor, listener::Listener, tls::Tls};
 use self::{
-    connection::{ConnectionState, ConnectionTimeouts, End},
+    acceptor::{AcceptError, Accepted},
+    connection::ConnectionState,
     connections::Connections,
     drive::Answering,
-    entrance::{OpenError, Opened},
+    end::{ConnectionTimeouts, End},
     listener::concerns_one_connection,
     watched::Watched,
 };
-pub use self::{entrance::Entrance, listener::Listener, tls::Tls};
 
 /// How long to wait after `accept` failed for want of descriptors or memory: at once it would fail again.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// How long to wait before looking again for a connection that may give way, where all are in use.
-const PLACE_PAUSE: Duration = Duration::from_millis(50);
+const PERMIT_PAUSE: Duration = Duration::from_millis(50);
 
 /// A connection of whatever kind.
 pub trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -133,14 +135,14 @@ impl Shutdown {
     }
 }
 
-/// Serves a service to whoever connects and passes the entrance. Its requests have a [`ConnectionInfo`] among their extensions. A clone
+/// Serves a service to whoever connects and is accepted. Its requests have a [`ConnectionInfo`] among their extensions. A clone
 /// serves the same.
 ///
 /// [`ConnectionInfo`]: crate::peer::ConnectionInfo
 #[derive(Clone)]
 pub struct Server<S> {
     builder: auto::Builder<TokioExecutor>,
-    entrance: Arc<Entrance>,
+    acceptor: Arc<Acceptor>,
     service: S,
     limits: Limits,
     metrics: Option<Arc<Metrics>>,
@@ -160,14 +162,14 @@ where
     #[must_use]
     pub fn new(
         service: S,
-        entrance: Entrance,
+        acceptor: Acceptor,
         limits: Limits,
         metrics: Option<Arc<Metrics>>,
         shutdown: Shutdown,
     ) -> Self {
         Self {
             builder: drive::builder(&limits),
-            entrance: Arc::new(entrance),
+            acceptor: Arc::new(acceptor),
             service,
             limits,
             metrics,
@@ -181,18 +183,18 @@ where
     /// Returns whether every request got its answer.
     pub async fn serve(self, listener: Listener) -> bool {
         let connections = TaskTracker::new();
-        let places = Arc::new(Semaphore::new(self.limits.max_connections));
+        let permits = Arc::new(Semaphore::new(self.limits.max_connections));
         loop {
             let accepted = tokio::select! {
                 biased;
                 () = self.shutdown.closed.cancelled() => break,
-                accepted = self.accept(&listener, &places) => accepted,
+                accepted = self.accept(&listener, &permits) => accepted,
             };
             match accepted {
-                Ok((io, peer, place)) => {
+                Ok((io, peer, permit)) => {
                     let server = self.clone();
                     connections.spawn(async move {
-                        let _place = place;
+                        let _permit = permit;
                         server.connection(io, peer).await;
                     });
                 }
@@ -212,22 +214,22 @@ where
         ended.is_ok()
     }
 
-    /// Accepts a connection and finds it a place. Where there is none the longest idle connection gives way; where all are in use the
+    /// Accepts a connection and takes a permit for it. Where there is none the longest idle connection gives way; where all are in use the
     /// newcomer waits, and who comes after it stays in the kernel's backlog.
     async fn accept(
         &self,
         listener: &Listener,
-        places: &Arc<Semaphore>,
+        permits: &Arc<Semaphore>,
     ) -> io::Result<(Box<dyn Connection>, Peer, OwnedSemaphorePermit)> {
         let (io, peer) = listener.accept().await?;
-        if let Ok(place) = places.clone().try_acquire_owned() {
-            return Ok((io, peer, place));
+        if let Ok(permit) = permits.clone().try_acquire_owned() {
+            return Ok((io, peer, permit));
         }
         loop {
             self.connections.give_way();
-            let place = places.clone().acquire_owned();
-            if let Ok(place) = tokio::time::timeout(PLACE_PAUSE, place).await {
-                return Ok((io, peer, place.expect("the semaphore is never closed")));
+            let permit = permits.clone().acquire_owned();
+            if let Ok(permit) = tokio::time::timeout(PERMIT_PAUSE, permit).await {
+                return Ok((io, peer, permit.expect("the semaphore is never closed")));
             }
         }
     }
@@ -242,28 +244,28 @@ where
         if self.shutdown.closed.is_cancelled() {
             open.state.tell(End::Shutdown);
         }
-        let patience = self.limits.header_read_timeout;
-        let opened = tokio::select! {
+        let limit = self.limits.header_read_timeout;
+        let accepted = tokio::select! {
             // One that needs no more than this is served though the end has begun.
             biased;
-            opened = self.entrance.open(io, peer, patience) => opened,
+            accepted = self.acceptor.accept(io, peer, limit) => accepted,
             // It has asked for nothing yet.
             () = open.state.told() => {
                 return count(self.metrics.as_deref(), open.state.take_told());
             }
         };
-        match opened {
-            Ok(opened) => {
+        match accepted {
+            Ok(accepted) => {
                 open.state.opened();
                 let metrics = self.metrics.clone();
-                let end = self.http(opened, open.state.clone()).await;
+                let end = self.http(accepted, open.state.clone()).await;
                 count(metrics.as_deref(), end);
             }
-            Err(error) => self.not_opened(peer, &error),
+            Err(error) => self.not_accepted(peer, &error),
         }
     }
 
-    fn not_opened(&self, peer: Peer, error: &OpenError) {
+    fn not_accepted(&self, peer: Peer, error: &AcceptError) {
         let cause = Error::source(error).map(tracing::field::display);
         debug!(
             peer.address = peer.address().map(tracing::field::display),
@@ -276,8 +278,8 @@ where
         }
     }
 
-    async fn http(self, opened: Opened, state: Arc<ConnectionState>) -> Option<End> {
-        let Opened { io, info } = opened;
+    async fn http(self, accepted: Accepted, state: Arc<ConnectionState>) -> Option<End> {
+        let Accepted { io, info } = accepted;
         let io = TokioIo::new(Watched::new(io, state.clone()));
         // The connection's own: nobody else calls it meanwhile.
         let service = RefCell::new(self.service);

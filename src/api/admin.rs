@@ -27,7 +27,7 @@ mod live;
 mod readiness;
 mod status;
 
-pub use self::access::{AdminAuth, Operator, OperatorKeys};
+pub use self::access::{AdminAuth, Operator};
 use self::{live::Live, readiness::Readiness};
 use super::{ApiError, LivePolicy, layers::catch_panic, query};
 use crate::{

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 
-use super::{Clients, admin::OperatorKeys};
+use super::{Clients, key::OperatorKeys};
 use crate::{
     config::{Config, CorsConfig, routes::TasksRouteConfig},
     upstream::Upstream,

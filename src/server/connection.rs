@@ -18,65 +18,14 @@ use tokio::{
 
 use super::{
     connections::{Connections, STREAM_BYTES},
+    end::{ConnectionTimeouts, End},
     frames::Position,
 };
-use crate::telemetry::metrics::ConnectionFailure;
 
 /// Refusals that may wait to be sent on one connection. Who makes more of them than it reads is not after the answers.
 const MAX_WAITING_REFUSALS: u64 = 8;
 /// Beyond so many bytes that wait on one connection its further requests wait too.
 const MAX_WAITING_BYTES: u64 = 1 << 20;
-
-/// How long a connection may take for what.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct ConnectionTimeouts {
-    /// For its first byte, for the rest of a header that has begun, for the rest of a frame.
-    pub(super) header: Duration,
-    /// Between two requests.
-    pub(super) idle: Duration,
-    /// For taking a byte of an answer.
-    pub(super) send: Duration,
-}
-
-impl ConnectionTimeouts {
-    /// However a connection changes, nothing is due before.
-    pub(super) fn shortest(&self) -> Duration {
-        self.header.min(self.idle).min(self.send)
-    }
-}
-
-/// Why the server ends a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
-    /// It asked for nothing.
-    Idle,
-    /// It did not begin, or begin and not finish a header.
-    HeaderTimeout,
-    /// An answer moved no byte.
-    SendTimeout,
-    /// Too many refusals wait.
-    Refusals,
-    /// Most of too much waits here.
-    UnsentBytes,
-    /// A newcomer needs its place.
-    GaveWay,
-    /// The server ends.
-    Shutdown,
-}
-
-impl End {
-    /// What it counts as, where it is a failure.
-    pub(super) fn failure(self) -> Option<ConnectionFailure> {
-        match self {
-            Self::Idle | Self::Shutdown => None,
-            Self::HeaderTimeout => Some(ConnectionFailure::HeaderTimeout),
-            Self::SendTimeout => Some(ConnectionFailure::SendTimeout),
-            Self::Refusals => Some(ConnectionFailure::Refusals),
-            Self::UnsentBytes => Some(ConnectionFailure::UnsentBytes),
-            Self::GaveWay => Some(ConnectionFailure::GaveWay),
-        }
-    }
-}
 
 /// Which part of a request is awaited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,7 +42,7 @@ enum Awaited {
 
 /// What a connection is doing. Shared by the connection, its stream of bytes and its answers.
 pub(super) struct ConnectionState {
-    activity: Mutex<Activity>,
+    inner: Mutex<Inner>,
     told: Notify,
     /// Whether a 408 is to be written in place of whatever comes.
     is_late: AtomicBool,
@@ -102,7 +51,7 @@ pub(super) struct ConnectionState {
     server: Arc<Connections>,
 }
 
-struct Activity {
+struct Inner {
     /// Requests whose answers have not left.
     in_flight: usize,
     /// Since when there is none.
@@ -145,7 +94,7 @@ impl ConnectionState {
     pub(super) fn new(server: Arc<Connections>, closing: Arc<AtomicBool>) -> Self {
         let now = Instant::now();
         Self {
-            activity: Mutex::new(Activity {
+            inner: Mutex::new(Inner {
                 in_flight: 0,
                 idle_since: now,
                 awaited: Awaited::First,
@@ -173,19 +122,19 @@ impl ConnectionState {
 
     /// HTTP may begin: what came before, such as a handshake, had a deadline of its own.
     pub(super) fn opened(&self) {
-        let mut activity = self.activity.lock();
-        activity.awaited_since = Instant::now();
-        activity.idle_since = activity.awaited_since;
+        let mut inner = self.inner.lock();
+        inner.awaited_since = Instant::now();
+        inner.idle_since = inner.awaited_since;
     }
 
     /// A request's header is complete; the request lasts until the guard is dropped.
     pub(super) fn request(self: &Arc<Self>, version: Version) -> InFlight {
-        let mut activity = self.activity.lock();
-        activity.in_flight += 1;
-        if activity.awaited != Awaited::Http2Frame {
-            activity.awaited = Awaited::Request;
+        let mut inner = self.inner.lock();
+        inner.in_flight += 1;
+        if inner.awaited != Awaited::Http2Frame {
+            inner.awaited = Awaited::Request;
         }
-        drop(activity);
+        drop(inner);
         let is_http2 = version == Version::HTTP_2;
         if is_http2 {
             self.server.stream_begins();
@@ -199,45 +148,45 @@ impl ConnectionState {
 
     fn add_unsent(&self, bytes: u64) {
         let is_too_much = self.server.add_unsent(bytes);
-        let mut activity = self.activity.lock();
-        if activity.is_written_off {
+        let mut inner = self.inner.lock();
+        if inner.is_written_off {
             self.server.remove_unsent(bytes);
         } else {
-            activity.unsent += bytes;
+            inner.unsent += bytes;
         }
-        drop(activity);
+        drop(inner);
         if is_too_much {
             self.server.shed_unsent();
         }
     }
 
-    fn remove_unsent(&self, activity: &mut Activity, bytes: u64) {
-        if !activity.is_written_off {
-            activity.unsent -= bytes;
+    fn remove_unsent(&self, inner: &mut Inner, bytes: u64) {
+        if !inner.is_written_off {
+            inner.unsent -= bytes;
             self.server.remove_unsent(bytes);
         }
-        if activity.unsent <= MAX_WAITING_BYTES && !activity.held.is_empty() {
-            activity.held.drain(..).for_each(Waker::wake);
+        if inner.unsent <= MAX_WAITING_BYTES && !inner.held.is_empty() {
+            inner.held.drain(..).for_each(Waker::wake);
         }
     }
 
     /// Something was read that ends at `position`.
     pub(super) fn read(&self, position: Position) {
-        let mut activity = self.activity.lock();
-        match (position, activity.awaited) {
-            (Position::Between, _) => activity.awaited = Awaited::Request,
+        let mut inner = self.inner.lock();
+        match (position, inner.awaited) {
+            (Position::Between, _) => inner.awaited = Awaited::Request,
             (Position::Within { is_new: false }, Awaited::Http2Frame)
             | (Position::Http1, Awaited::Http1Header) => {}
-            (Position::Within { .. }, _) => activity.began(Awaited::Http2Frame),
+            (Position::Within { .. }, _) => inner.began(Awaited::Http2Frame),
             // What is pipelined behind an answer that is being sent may take its time.
-            (Position::Http1, _) if activity.is_busy() => {}
-            (Position::Http1, _) => activity.began(Awaited::Http1Header),
+            (Position::Http1, _) if inner.is_busy() => {}
+            (Position::Http1, _) => inner.began(Awaited::Http1Header),
         }
     }
 
     /// Whether the peer takes bytes.
     pub(super) fn set_blocked(&self, is_blocked: bool) {
-        self.activity.lock().blocked_since = is_blocked.then(Instant::now);
+        self.inner.lock().blocked_since = is_blocked.then(Instant::now);
     }
 
     /// Bytes of an answer wait to be sent, of which nobody else holds `own`; returns where they are followed.
@@ -245,83 +194,83 @@ impl ConnectionState {
         if own > 0 {
             self.add_unsent(own);
         }
-        let mut activity = self.activity.lock();
+        let mut inner = self.inner.lock();
         if is_refusal {
-            activity.refusals.made += 1;
-            if activity.refusals.are_too_many(activity.refusals.made) {
+            inner.refusals.made += 1;
+            if inner.refusals.are_too_many(inner.refusals.made) {
                 self.told.notify_one();
             }
         }
-        activity.follow(Instant::now())
+        inner.follow(Instant::now())
     }
 
     /// Some of the bytes at `slot` were written.
     pub(super) fn moved(&self, slot: usize) {
-        self.activity.lock().waiting[slot] = Some(Instant::now());
+        self.inner.lock().waiting[slot] = Some(Instant::now());
     }
 
     /// What [`ConnectionState::hand`] was told of has been written, or never will be.
     pub(super) fn left(&self, slot: usize, own: u64, is_refusal: bool) {
-        let mut activity = self.activity.lock();
-        activity.waiting[slot] = None;
-        activity.refusals.left += u64::from(is_refusal);
-        self.remove_unsent(&mut activity, own);
+        let mut inner = self.inner.lock();
+        inner.waiting[slot] = None;
+        inner.refusals.left += u64::from(is_refusal);
+        self.remove_unsent(&mut inner, own);
     }
 
     /// Whether a request may be begun; else the waker is called once one may.
     pub(super) fn may_begin(&self, waker: &Waker) -> bool {
-        let mut activity = self.activity.lock();
-        let may = activity.unsent <= MAX_WAITING_BYTES;
+        let mut inner = self.inner.lock();
+        let may = inner.unsent <= MAX_WAITING_BYTES;
         if !may {
-            activity.held.push(waker.clone());
+            inner.held.push(waker.clone());
         }
         may
     }
 
     /// Whether answers are under way, so that the end of what the peer sends is to be read later; then the waker is called.
     pub(super) fn is_busy_for(&self, reader: &Waker) -> bool {
-        let mut activity = self.activity.lock();
-        let is_busy = activity.is_busy();
+        let mut inner = self.inner.lock();
+        let is_busy = inner.is_busy();
         if is_busy {
-            activity.reader = Some(reader.clone());
+            inner.reader = Some(reader.clone());
         }
         is_busy
     }
 
     pub(super) fn is_busy(&self) -> bool {
-        self.activity.lock().is_busy()
+        self.inner.lock().is_busy()
     }
 
     /// Since when it has nothing under way, unless it was told to end.
     pub(super) fn idle_since(&self) -> Option<Instant> {
-        let activity = self.activity.lock();
-        let is_idle = !activity.is_busy() && !activity.is_leaving && activity.end.is_none();
-        is_idle.then_some(activity.idle_since)
+        let inner = self.inner.lock();
+        let is_idle = !inner.is_busy() && !inner.is_leaving && inner.end.is_none();
+        is_idle.then_some(inner.idle_since)
     }
 
     pub(super) fn unsent(&self) -> u64 {
-        self.activity.lock().unsent
+        self.inner.lock().unsent
     }
 
     pub(super) fn refusals(&self) -> Refusals {
-        self.activity.lock().refusals
+        self.inner.lock().refusals
     }
 
     /// Has the connection end, and counts its bytes no longer; returns how many there were.
     pub(super) fn write_off(&self) -> u64 {
-        let mut activity = self.activity.lock();
-        activity.is_written_off = true;
-        activity.end = Some(End::UnsentBytes);
+        let mut inner = self.inner.lock();
+        inner.is_written_off = true;
+        inner.end = Some(End::UnsentBytes);
         self.told.notify_one();
-        std::mem::take(&mut activity.unsent)
+        std::mem::take(&mut inner.unsent)
     }
 
     /// Has the connection end.
     pub(super) fn tell(&self, end: End) {
-        let mut activity = self.activity.lock();
-        activity.end = Some(end);
-        activity.is_leaving = true;
-        drop(activity);
+        let mut inner = self.inner.lock();
+        inner.end = Some(end);
+        inner.is_leaving = true;
+        drop(inner);
         self.told.notify_one();
     }
 
@@ -332,7 +281,7 @@ impl ConnectionState {
 
     /// What the connection was told, once.
     pub(super) fn take_told(&self) -> Option<End> {
-        self.activity.lock().end.take()
+        self.inner.lock().end.take()
     }
 
     /// How long until something may be due.
@@ -341,12 +290,12 @@ impl ConnectionState {
     ///
     /// Returns what is due now.
     pub(super) fn due(&self, timeouts: &ConnectionTimeouts) -> Result<Duration, End> {
-        self.activity.lock().due(timeouts, Instant::now())
+        self.inner.lock().due(timeouts, Instant::now())
     }
 
     /// Has a 408 written if the header of an HTTP/1 request has begun; returns whether it has.
     pub(super) fn refuse_late(&self) -> bool {
-        let has_begun = self.activity.lock().awaited == Awaited::Http1Header;
+        let has_begun = self.inner.lock().awaited == Awaited::Http1Header;
         self.is_late.store(has_begun, Ordering::Release);
         has_begun
     }
@@ -356,7 +305,7 @@ impl ConnectionState {
     }
 }
 
-impl Activity {
+impl Inner {
     fn is_busy(&self) -> bool {
         self.in_flight > 0
     }
@@ -424,15 +373,15 @@ impl InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        let mut activity = self.state.activity.lock();
-        activity.in_flight -= 1;
+        let mut inner = self.state.inner.lock();
+        inner.in_flight -= 1;
         if self.is_http2 {
-            self.state.remove_unsent(&mut activity, STREAM_BYTES);
+            self.state.remove_unsent(&mut inner, STREAM_BYTES);
             self.state.server.stream_ends();
         }
-        if !activity.is_busy() {
-            activity.idle_since = Instant::now();
-            if let Some(reader) = activity.reader.take() {
+        if !inner.is_busy() {
+            inner.idle_since = Instant::now();
+            if let Some(reader) = inner.reader.take() {
                 reader.wake();
             }
         }
@@ -552,7 +501,7 @@ mod tests {
         assert_eq!(
             state.hand(0, false),
             stalled.min(moving),
-            "places are used again"
+            "slots are used again"
         );
     }
 

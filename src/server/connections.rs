@@ -15,7 +15,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::connection::{ConnectionState, End};
+use super::{connection::ConnectionState, end::End};
 
 /// As many of the open connections give way at once, so that a flood of newcomers does not look through all of them for each.
 const GIVE_WAY_SHARE: usize = 128;

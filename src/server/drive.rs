@@ -23,7 +23,8 @@ use tracing::debug;
 
 use super::{
     Limits,
-    connection::{ConnectionState, ConnectionTimeouts, End, InFlight},
+    connection::{ConnectionState, InFlight},
+    end::{ConnectionTimeouts, End},
     sent::SentBody,
 };
 
@@ -36,7 +37,7 @@ const CONNECTION_WINDOW: u32 = 65_535;
 /// How much of a body that comes in pieces waits in a stream.
 const SEND_BUFFER: usize = 64 * 1024;
 /// How long an idle connection has to hear that it ends: the server's word there, and the peer's back.
-const LAST_WORD: Duration = Duration::from_secs(1);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub(super) fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -179,7 +180,7 @@ where
                     connection.as_mut().graceful_shutdown();
                 }
                 asked = Some(end);
-                timer.as_mut().reset(Instant::now() + LAST_WORD);
+                timer.as_mut().reset(Instant::now() + CLOSE_TIMEOUT);
             }
         }
     }
@@ -199,7 +200,7 @@ fn next(state: &ConnectionState, timeouts: &ConnectionTimeouts, asked: Option<En
         (Ok(left), None) => Next::Wait(left),
         (Err(end), None) | (Err(end @ End::SendTimeout), Some(_)) => Next::End(end),
         // Its last request came while it was told: it gets its answer.
-        (_, Some(_)) if state.is_busy() => Next::Wait(LAST_WORD),
+        (_, Some(_)) if state.is_busy() => Next::Wait(CLOSE_TIMEOUT),
         (_, Some(asked)) => Next::Leave(asked),
     }
 }

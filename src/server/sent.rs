@@ -142,7 +142,7 @@ mod tests {
     use super::*;
     use crate::{
         peer::Peer,
-        server::{Entrance, Limits, Server, Shutdown},
+        server::{Acceptor, Limits, Server, Shutdown},
     };
 
     const PAGE: Bytes = Bytes::from_static(&[b'x'; 4000]);
@@ -181,7 +181,7 @@ mod tests {
         let (ours, theirs) = tokio::io::duplex(buffered);
         let server = Server::new(
             service,
-            Entrance::default(),
+            Acceptor::default(),
             Limits::for_tests(),
             None,
             Shutdown::default(),

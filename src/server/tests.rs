@@ -24,7 +24,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const PAGE: &[u8] = &[b'x'; 4000];
 const OWN: usize = 100 * 1024;
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// Beyond a timeout: a timer's grain, and the last word to a peer that says nothing back.
+/// Beyond a timeout: a timer's grain, and the time that a peer has to close.
 const GRAIN: Duration = Duration::from_secs(2);
 
 /// A peer of a server of its own.
@@ -64,7 +64,7 @@ fn connect(buffered: usize) -> Peered {
     });
     let server = Server::new(
         service,
-        Entrance::default(),
+        Acceptor::default(),
         Limits::for_tests(),
         None,
         Shutdown::default(),
@@ -420,7 +420,7 @@ async fn requests_are_not_read_while_more_are_under_way_than_there_is_room_for()
         };
         let server = Server::new(
             service,
-            Entrance::default(),
+            Acceptor::default(),
             limits,
             None,
             Shutdown::default(),

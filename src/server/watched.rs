@@ -28,7 +28,7 @@ pub(super) struct Watched<I> {
     is_read_closed: bool,
     is_blocked: bool,
     /// What is left to write to a peer whose header took too long, once that has begun.
-    last_word: Option<Bytes>,
+    refusal: Option<Bytes>,
     /// While requests of HTTP/2 are not read for want of room.
     room: Option<Pin<Box<OwnedNotified>>>,
 }
@@ -41,7 +41,7 @@ impl<I> Watched<I> {
             incoming: Incoming::default(),
             is_read_closed: false,
             is_blocked: false,
-            last_word: None,
+            refusal: None,
             room: None,
         }
     }
@@ -114,11 +114,11 @@ impl<I: AsyncWrite + Unpin> Watched<I> {
     /// Says that the header took too long, and then that the connection has ended. hyper waits for the rest of a header, and says nothing
     /// where that does not come.
     fn poll_refuse_late(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let last_word = self.last_word.get_or_insert_with(request_timeout);
-        while !last_word.is_empty() {
-            match ready!(Pin::new(&mut self.io).poll_write(cx, last_word))? {
+        let refusal = self.refusal.get_or_insert_with(request_timeout);
+        while !refusal.is_empty() {
+            match ready!(Pin::new(&mut self.io).poll_write(cx, refusal))? {
                 0 => break,
-                written => last_word.advance(written),
+                written => refusal.advance(written),
             }
         }
         Pin::new(&mut self.io).poll_flush(cx)

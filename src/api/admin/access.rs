@@ -10,7 +10,6 @@ use axum::{
     extract::Request,
     response::{IntoResponse, Response},
 };
-use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{
     HeaderMap, HeaderValue, Method, StatusCode,
     header::{self, AUTHORIZATION},
@@ -21,59 +20,18 @@ use tracing::warn;
 use crate::{
     api::{
         LivePolicy,
-        key::{digest, is_same, scheme_and_word},
+        key::OperatorKeys,
         layers::{
             host::names_one,
             internal_auth::{Failures, sole_authorization},
         },
         rate_limit::whole_seconds,
     },
-    config::value::Sha256Digest,
     peer::ConnectionInfo,
 };
 
 /// Served without a key, to probes.
 const PROBES: [&str; 2] = ["/livez", "/readyz"];
-
-/// Digests of the operators' keys; where there are none, no key is required.
-#[derive(Debug, Default)]
-pub struct OperatorKeys(Vec<[u8; 32]>);
-
-impl OperatorKeys {
-    #[must_use]
-    pub fn new(digests: &[Sha256Digest]) -> Self {
-        Self(digests.iter().map(|digest| digest.0).collect())
-    }
-
-    fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Whether an `Authorization` holds one of them, as `Bearer` or as the password of `Basic`.
-    fn admit(&self, authorization: &[u8]) -> bool {
-        let key = key(authorization);
-        let digest = digest(key.as_deref().unwrap_or_default());
-        // Each is compared, whichever is the same.
-        let same = self
-            .0
-            .iter()
-            .fold(false, |same, stored| same | is_same(stored, &digest));
-        same && key.is_some()
-    }
-}
-
-fn key(authorization: &[u8]) -> Option<Vec<u8>> {
-    let (scheme, word) = scheme_and_word(authorization)?;
-    if scheme.eq_ignore_ascii_case(b"bearer") {
-        return Some(word.to_vec());
-    }
-    if !scheme.eq_ignore_ascii_case(b"basic") {
-        return None;
-    }
-    let user_and_password = STANDARD.decode(word).ok()?;
-    let colon = user_and_password.iter().position(|byte| *byte == b':')?;
-    Some(user_and_password[colon + 1..].to_vec())
-}
 
 /// How a request was authenticated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -308,8 +266,10 @@ fn is_same_origin(headers: &HeaderMap) -> bool {
 #[cfg(test)]
 mod tests {
     use axum::body::Body;
+    use base64::{Engine, engine::general_purpose::STANDARD};
 
     use super::*;
+    use crate::{api::key::digest, config::value::Sha256Digest};
 
     #[test]
     fn only_addresses_and_localhost_are_local() {
@@ -455,28 +415,12 @@ mod tests {
         format!("Basic {}", STANDARD.encode(user_and_password))
     }
 
-    #[test]
-    fn a_key_comes_as_bearer_or_as_the_password_of_any_user() {
-        for (value, expected) in [
-            ("Bearer abc".to_owned(), Some("abc")),
-            ("bearer  abc".to_owned(), Some("abc")),
-            (basic("operator:abc"), Some("abc")),
-            (basic(":abc"), Some("abc")),
-            (basic("operator:a:b"), Some("a:b")),
-            (basic("operator:"), Some("")),
-            (basic("abc"), None),
-            ("Basic abc".to_owned(), None),
-            ("Token abc".to_owned(), None),
-            ("abc".to_owned(), None),
-            ("Bearer".to_owned(), None),
-        ] {
-            let expected = expected.map(|key| key.as_bytes().to_vec());
-            assert_eq!(key(value.as_bytes()), expected, "{value}");
-        }
-    }
-
     fn keys(keys: &[&str]) -> OperatorKeys {
-        OperatorKeys(keys.iter().map(|key| digest(key.as_bytes())).collect())
+        let digests: Vec<_> = keys
+            .iter()
+            .map(|key| Sha256Digest(digest(key.as_bytes())))
+            .collect();
+        OperatorKeys::new(&digests)
     }
 
     /// `fields` are an authorization, a host and an origin; an empty one is not sent.

@@ -14,23 +14,23 @@ use crate::{
     telemetry::metrics::ConnectionFailure,
 };
 
-/// What is asked of a connection; nothing by default.
+/// Takes connections to where HTTP begins; by default they are there at once.
 #[derive(Clone, Debug, Default)]
-pub struct Entrance {
+pub struct Acceptor {
     /// Who must say for whom it connects, and is believed; nobody else may say so.
     pub proxies: Option<TrustedProxies>,
     pub tls: Option<Tls>,
 }
 
 /// A connection on which HTTP may begin.
-pub(super) struct Opened {
+pub(super) struct Accepted {
     pub(super) io: Box<dyn Connection>,
     pub(super) info: ConnectionInfo,
 }
 
 /// Why a connection never came to HTTP.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum OpenError {
+pub(super) enum AcceptError {
     #[error(transparent)]
     Proxy(#[from] HeaderError),
     #[error("the TLS handshake failed")]
@@ -39,7 +39,7 @@ pub(super) enum OpenError {
     TooSlow(Duration),
 }
 
-impl OpenError {
+impl AcceptError {
     /// What it counts as. A peer that hangs up, as a load balancer's probe does, is no failure.
     pub(super) fn failure(&self) -> Option<ConnectionFailure> {
         match self {
@@ -61,20 +61,20 @@ fn is_hang_up(error: &io::Error) -> bool {
     )
 }
 
-impl Entrance {
-    /// Takes a connection to where HTTP begins, within `patience`.
-    pub(super) async fn open(
+impl Acceptor {
+    /// Reads the PROXY header and shakes hands, where either is asked for, within `limit`.
+    pub(super) async fn accept(
         &self,
         io: Box<dyn Connection>,
         peer: Peer,
-        patience: Duration,
-    ) -> Result<Opened, OpenError> {
-        tokio::time::timeout(patience, self.pass(io, peer))
+        limit: Duration,
+    ) -> Result<Accepted, AcceptError> {
+        tokio::time::timeout(limit, self.pass(io, peer))
             .await
-            .unwrap_or(Err(OpenError::TooSlow(patience)))
+            .unwrap_or(Err(AcceptError::TooSlow(limit)))
     }
 
-    async fn pass(&self, mut io: Box<dyn Connection>, peer: Peer) -> Result<Opened, OpenError> {
+    async fn pass(&self, mut io: Box<dyn Connection>, peer: Peer) -> Result<Accepted, AcceptError> {
         let peer = match &self.proxies {
             // Where it names nobody, the proxy itself does not stand in: it is trusted, so that an `X-Forwarded-For`
             // which its client wrote would be believed.
@@ -86,11 +86,11 @@ impl Entrance {
         let Some(tls) = &self.tls else {
             let certificate = None;
             let info = ConnectionInfo { peer, certificate };
-            return Ok(Opened { io, info });
+            return Ok(Accepted { io, info });
         };
-        let stream = tls.accept(io).await.map_err(OpenError::Tls)?;
+        let stream = tls.accept(io).await.map_err(AcceptError::Tls)?;
         let certificate = client_certificate(&stream).map(Arc::new);
-        Ok(Opened {
+        Ok(Accepted {
             io: Box::new(stream),
             info: ConnectionInfo { peer, certificate },
         })
@@ -106,21 +106,21 @@ mod tests {
         let io = |kind: io::ErrorKind| io::Error::from(kind);
         let table = [
             (
-                OpenError::Proxy(HeaderError::Missing),
+                AcceptError::Proxy(HeaderError::Missing),
                 Some(ConnectionFailure::ProxyHeader),
             ),
             (
-                OpenError::Proxy(HeaderError::Io(io(io::ErrorKind::UnexpectedEof))),
+                AcceptError::Proxy(HeaderError::Io(io(io::ErrorKind::UnexpectedEof))),
                 None,
             ),
             (
-                OpenError::Tls(io(io::ErrorKind::InvalidData)),
+                AcceptError::Tls(io(io::ErrorKind::InvalidData)),
                 Some(ConnectionFailure::TlsHandshake),
             ),
-            (OpenError::Tls(io(io::ErrorKind::UnexpectedEof)), None),
-            (OpenError::Tls(io(io::ErrorKind::ConnectionReset)), None),
+            (AcceptError::Tls(io(io::ErrorKind::UnexpectedEof)), None),
+            (AcceptError::Tls(io(io::ErrorKind::ConnectionReset)), None),
             (
-                OpenError::TooSlow(Duration::from_secs(1)),
+                AcceptError::TooSlow(Duration::from_secs(1)),
                 Some(ConnectionFailure::TooSlow),
             ),
         ];
