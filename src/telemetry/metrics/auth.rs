@@ -2,7 +2,7 @@
 
 use prometheus_client::registry::Registry;
 
-use super::declare::CounterBy;
+use super::declare::{CounterBy, label_values};
 
 /// Failed authentications.
 #[derive(Debug)]
@@ -12,13 +12,15 @@ pub struct AuthMetrics {
 
 impl AuthMetrics {
     pub(super) fn new(registry: &mut Registry) -> Self {
+        let counted = AuthFailure::ALL.into_iter();
+        let counted = counted.filter(|reason| *reason != AuthFailure::KeysNotLoaded);
         Self {
             failures: CounterBy::new(
                 registry,
                 "auth_failures",
                 "Failed authentications, by reason",
                 "reason",
-                AuthFailure::ALL.map(AuthFailure::as_str),
+                counted.map(AuthFailure::as_str),
             ),
         }
     }
@@ -28,65 +30,27 @@ impl AuthMetrics {
     }
 }
 
-/// Why an authentication failed, as it is counted; clients do not learn it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AuthFailure {
-    Missing,
-    Malformed,
-    Unknown,
-    Expired,
-    /// The identity provider's keys were not read yet. No failure of the client's, and not counted.
-    KeysNotLoaded,
-    /// A token's key is not among those known, or one of several could be meant.
-    UnknownKey,
-    /// A token's algorithm is not its key's.
-    WrongAlgorithm,
-    BadSignature,
-    WrongIssuer,
-    WrongAudience,
-    NotYetValid,
-    /// A claim is missing, or not of its type.
-    BadClaims,
-    /// A token's claims name no client.
-    UnknownClient,
-    RateLimited,
-}
-
-impl AuthFailure {
-    /// Those that are counted.
-    const ALL: [Self; 13] = [
-        Self::Missing,
-        Self::Malformed,
-        Self::Unknown,
-        Self::Expired,
-        Self::UnknownKey,
-        Self::WrongAlgorithm,
-        Self::BadSignature,
-        Self::WrongIssuer,
-        Self::WrongAudience,
-        Self::NotYetValid,
-        Self::BadClaims,
-        Self::UnknownClient,
-        Self::RateLimited,
-    ];
-
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Missing => "missing",
-            Self::Malformed => "malformed",
-            Self::Unknown => "unknown",
-            Self::Expired => "expired",
-            Self::KeysNotLoaded => "keys_not_loaded",
-            Self::UnknownKey => "unknown_key",
-            Self::WrongAlgorithm => "wrong_algorithm",
-            Self::BadSignature => "bad_signature",
-            Self::WrongIssuer => "wrong_issuer",
-            Self::WrongAudience => "wrong_audience",
-            Self::NotYetValid => "not_yet_valid",
-            Self::BadClaims => "bad_claims",
-            Self::UnknownClient => "unknown_client",
-            Self::RateLimited => "rate_limited",
-        }
+label_values! {
+    /// Why an authentication failed, as it is counted; clients do not learn it.
+    pub enum AuthFailure {
+        Missing = "missing",
+        Malformed = "malformed",
+        Unknown = "unknown",
+        Expired = "expired",
+        /// The identity provider's keys were not read yet. No failure of the client's, and not counted.
+        KeysNotLoaded = "keys_not_loaded",
+        /// A token's key is not among those known, or one of several could be meant.
+        UnknownKey = "unknown_key",
+        /// A token's algorithm is not its key's.
+        WrongAlgorithm = "wrong_algorithm",
+        BadSignature = "bad_signature",
+        WrongIssuer = "wrong_issuer",
+        WrongAudience = "wrong_audience",
+        NotYetValid = "not_yet_valid",
+        /// A claim is missing, or not of its type.
+        BadClaims = "bad_claims",
+        /// A token's claims name no client.
+        UnknownClient = "unknown_client",
+        RateLimited = "rate_limited",
     }
 }

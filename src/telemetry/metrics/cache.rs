@@ -11,7 +11,7 @@ use prometheus_client::{
 use super::{
     Account, NO_CLIENT,
     account::count,
-    declare::{CounterBy, GaugeGuard, declare, gauge},
+    declare::{CounterBy, GaugeGuard, declare, gauge, label_values},
     histogram::Histogram,
 };
 
@@ -105,60 +105,22 @@ fn lookups(registry: &mut Registry) -> Family<LookupLabels, Counter> {
     lookups
 }
 
-/// Cache lookups, by outcome and client.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CacheOutcome {
-    Hit,
-    StaleWhileRevalidate,
-    StaleIfError,
-    Quota,
-    MaxStale,
-    OnlyIfCached,
-    Assembled,
-    Miss,
-    Stale,
-    Joined,
-    NotCached,
-    QuotaExhausted,
-    CircuitOpen,
-    Overloaded,
-}
-
-impl CacheOutcome {
-    pub const ALL: [Self; 14] = [
-        Self::Hit,
-        Self::StaleWhileRevalidate,
-        Self::StaleIfError,
-        Self::Quota,
-        Self::MaxStale,
-        Self::OnlyIfCached,
-        Self::Assembled,
-        Self::Miss,
-        Self::Stale,
-        Self::Joined,
-        Self::NotCached,
-        Self::QuotaExhausted,
-        Self::CircuitOpen,
-        Self::Overloaded,
-    ];
-
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Hit => "hit",
-            Self::StaleWhileRevalidate => "stale_while_revalidate",
-            Self::StaleIfError => "stale_if_error",
-            Self::Quota => "quota",
-            Self::MaxStale => "max_stale",
-            Self::OnlyIfCached => "only_if_cached",
-            Self::Assembled => "assembled",
-            Self::Miss => "miss",
-            Self::Stale => "stale",
-            Self::Joined => "joined",
-            Self::NotCached => "not_cached",
-            Self::QuotaExhausted => "quota_exhausted",
-            Self::CircuitOpen => "circuit_open",
-            Self::Overloaded => "overloaded",
-        }
+label_values! {
+    /// Cache lookups, by outcome and client.
+    pub enum CacheOutcome {
+        Hit = "hit",
+        StaleWhileRevalidate = "stale_while_revalidate",
+        StaleIfError = "stale_if_error",
+        Quota = "quota",
+        MaxStale = "max_stale",
+        OnlyIfCached = "only_if_cached",
+        Assembled = "assembled",
+        Miss = "miss",
+        Stale = "stale",
+        Joined = "joined",
+        NotCached = "not_cached",
+        QuotaExhausted = "quota_exhausted",
+        CircuitOpen = "circuit_open",
+        Overloaded = "overloaded",
     }
 }

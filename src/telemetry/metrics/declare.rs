@@ -60,6 +60,28 @@ impl CounterBy {
     }
 }
 
+/// Declares a closed set of label values: an enum, `ALL` of them, and `as_str`.
+macro_rules! label_values {
+    (
+        $(#[$about:meta])*
+        pub enum $name:ident { $($(#[$of:meta])* $variant:ident = $text:literal,)+ }
+    ) => {
+        $(#[$about])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name { $($(#[$of])* $variant,)+ }
+
+        impl $name {
+            pub const ALL: [Self; [$($text),+].len()] = [$(Self::$variant),+];
+
+            #[must_use]
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text,)+ }
+            }
+        }
+    };
+}
+pub(super) use label_values;
+
 /// Counts one up, and down again when dropped: an end is counted where it surely ends.
 #[derive(Debug)]
 pub struct GaugeGuard(Gauge);

@@ -12,7 +12,7 @@ use prometheus_client::{
 use super::{
     Account,
     account::count,
-    declare::{CounterBy, GaugeGuard, counter, declare, gauge},
+    declare::{CounterBy, GaugeGuard, counter, declare, gauge, label_values},
     histogram::Histogram,
 };
 
@@ -208,112 +208,48 @@ fn durations(registry: &mut Registry) -> [Histogram; Route::ALL.len()] {
     })
 }
 
-/// The `route` label.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Route {
-    Tasks,
-    BrowserTokens,
-    OpenApi,
-    Health,
-    Other,
-}
-
-impl Route {
-    pub const ALL: [Self; 5] = [
-        Self::Tasks,
-        Self::BrowserTokens,
-        Self::OpenApi,
-        Self::Health,
-        Self::Other,
-    ];
-
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Tasks => "tasks",
-            Self::BrowserTokens => "browser_tokens",
-            Self::OpenApi => "openapi",
-            Self::Health => "healthz",
-            Self::Other => "other",
-        }
+label_values! {
+    /// The `route` label.
+    pub enum Route {
+        Tasks = "tasks",
+        BrowserTokens = "browser_tokens",
+        OpenApi = "openapi",
+        Health = "healthz",
+        Other = "other",
     }
 }
 
-/// Why a connection was closed other than by HTTP, as it is counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ConnectionFailure {
-    /// A trusted proxy sent no PROXY protocol header, or a bad one.
-    ProxyHeader,
-    TlsHandshake,
-    /// A PROXY header or a handshake took too long.
-    TooSlow,
-    /// A request's header did not begin or end in time.
-    HeaderTimeout,
-    /// A response made no progress for too long.
-    SendTimeout,
-    /// Too many error responses waited to be sent.
-    Refusals,
-    /// Too many bytes waited to be sent.
-    UnsentBytes,
-    /// It was idle the longest when a new connection needed its place.
-    GaveWay,
-}
-
-impl ConnectionFailure {
-    const ALL: [Self; 8] = [
-        Self::ProxyHeader,
-        Self::TlsHandshake,
-        Self::TooSlow,
-        Self::HeaderTimeout,
-        Self::SendTimeout,
-        Self::Refusals,
-        Self::UnsentBytes,
-        Self::GaveWay,
-    ];
-
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::ProxyHeader => "proxy_header",
-            Self::TlsHandshake => "tls_handshake",
-            Self::TooSlow => "too_slow",
-            Self::HeaderTimeout => "header_timeout",
-            Self::SendTimeout => "send_timeout",
-            Self::Refusals => "refusals",
-            Self::UnsentBytes => "unsent_bytes",
-            Self::GaveWay => "gave_way",
-        }
+label_values! {
+    /// Why a connection was closed other than by HTTP, as it is counted.
+    pub enum ConnectionFailure {
+        /// A trusted proxy sent no PROXY protocol header, or a bad one.
+        ProxyHeader = "proxy_header",
+        TlsHandshake = "tls_handshake",
+        /// A PROXY header or a handshake took too long.
+        TooSlow = "too_slow",
+        /// A request's header did not begin or end in time.
+        HeaderTimeout = "header_timeout",
+        /// A response made no progress for too long.
+        SendTimeout = "send_timeout",
+        /// Too many error responses waited to be sent.
+        Refusals = "refusals",
+        /// Too many bytes waited to be sent.
+        UnsentBytes = "unsent_bytes",
+        /// It was idle the longest when a new connection needed its place.
+        GaveWay = "gave_way",
     }
 }
 
-/// Why a request or a fill was refused for want of capacity, as it is counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shed {
-    /// `server.max_in_flight` requests are in flight.
-    MaxInFlight,
-    /// Responses being sent hold too much of `server.max_unsent_bytes`.
-    UnsentBytes,
-    /// Too many requests wait for fills.
-    WaitingPlaces,
-    /// Too many fills wait for the upstream (`upstream.max_queue`).
-    Queue,
-}
-
-impl Shed {
-    const ALL: [Self; 4] = [
-        Self::MaxInFlight,
-        Self::UnsentBytes,
-        Self::WaitingPlaces,
-        Self::Queue,
-    ];
-
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::MaxInFlight => "max_in_flight",
-            Self::UnsentBytes => "unsent_bytes",
-            Self::WaitingPlaces => "waiting_places",
-            Self::Queue => "queue",
-        }
+label_values! {
+    /// Why a request or a fill was refused for want of capacity, as it is counted.
+    pub enum Shed {
+        /// `server.max_in_flight` requests are in flight.
+        MaxInFlight = "max_in_flight",
+        /// Responses being sent hold too much of `server.max_unsent_bytes`.
+        UnsentBytes = "unsent_bytes",
+        /// Too many requests wait for fills.
+        WaitingPlaces = "waiting_places",
+        /// Too many fills wait for the upstream (`upstream.max_queue`).
+        Queue = "queue",
     }
 }

@@ -10,7 +10,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::declare::{CounterBy, declare};
+use super::declare::{CounterBy, declare, label_values};
 
 /// Of `/proc/*/stat`. The kernel's `USER_HZ` is 100 on every architecture we build for; asking it takes `unsafe`.
 const TICKS_A_SECOND: f64 = 100.0;
@@ -38,7 +38,7 @@ impl ProcessMetrics {
                 "config_reloads",
                 "Configuration reloads, by outcome",
                 "outcome",
-                [ReloadOutcome::Applied, ReloadOutcome::Refused].map(ReloadOutcome::as_str),
+                ReloadOutcome::ALL.map(ReloadOutcome::as_str),
             ),
             traces_dropped: CounterBy::new(
                 registry,
@@ -61,41 +61,21 @@ impl ProcessMetrics {
     }
 }
 
-/// The outcome of a reload.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReloadOutcome {
-    Applied,
-    Refused,
-}
-
-impl ReloadOutcome {
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Applied => "applied",
-            Self::Refused => "refused",
-        }
+label_values! {
+    /// The outcome of a reload.
+    pub enum ReloadOutcome {
+        Applied = "applied",
+        Refused = "refused",
     }
 }
 
-/// Why spans were not exported, as it is counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SpanLoss {
-    /// Spans end faster than the collector accepts them.
-    QueueFull,
-    /// The collector is unreachable, fails or refuses them.
-    ExportFailed,
-}
-
-impl SpanLoss {
-    const ALL: [Self; 2] = [Self::QueueFull, Self::ExportFailed];
-
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::QueueFull => "queue_full",
-            Self::ExportFailed => "export_failed",
-        }
+label_values! {
+    /// Why spans were not exported, as it is counted.
+    pub enum SpanLoss {
+        /// Spans end faster than the collector accepts them.
+        QueueFull = "queue_full",
+        /// The collector is unreachable, fails or refuses them.
+        ExportFailed = "export_failed",
     }
 }
 

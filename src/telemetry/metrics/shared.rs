@@ -2,7 +2,7 @@
 
 use prometheus_client::{metrics::gauge::Gauge, registry::Registry};
 
-use super::declare::{CounterBy, gauge};
+use super::declare::{CounterBy, gauge, label_values};
 
 /// Redis: whether it answers, and what it was asked for.
 #[derive(Debug)]
@@ -55,54 +55,26 @@ impl SharedMetrics {
     }
 }
 
-/// A Redis operation, as its failures are counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RedisOperation {
-    /// Connecting, and reading what was missed meanwhile.
-    Connect,
-    /// Checking that it still answers.
-    Heartbeat,
-    /// Looking up a page.
-    Look,
-    /// Storing a page.
-    Store,
-    /// Taking the lease of a fill.
-    Lock,
-    /// Invalidating pages on all replicas.
-    Drop,
-    /// A client's rate limit.
-    Limit,
-    /// The upstream's quota.
-    Quota,
-    /// Reading a value that is damaged or not ours: Redis itself is well.
-    Read,
-}
-
-impl RedisOperation {
-    const ALL: [Self; 9] = [
-        Self::Connect,
-        Self::Heartbeat,
-        Self::Look,
-        Self::Store,
-        Self::Lock,
-        Self::Drop,
-        Self::Limit,
-        Self::Quota,
-        Self::Read,
-    ];
-
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Connect => "connect",
-            Self::Heartbeat => "heartbeat",
-            Self::Look => "look",
-            Self::Store => "store",
-            Self::Lock => "lock",
-            Self::Drop => "drop",
-            Self::Limit => "limit",
-            Self::Quota => "quota",
-            Self::Read => "read",
-        }
+label_values! {
+    /// A Redis operation, as its failures are counted.
+    pub enum RedisOperation {
+        /// Connecting, and reading what was missed meanwhile.
+        Connect = "connect",
+        /// Checking that it still answers.
+        Heartbeat = "heartbeat",
+        /// Looking up a page.
+        Look = "look",
+        /// Storing a page.
+        Store = "store",
+        /// Taking the lease of a fill.
+        Lock = "lock",
+        /// Invalidating pages on all replicas.
+        Drop = "drop",
+        /// A client's rate limit.
+        Limit = "limit",
+        /// The upstream's quota.
+        Quota = "quota",
+        /// Reading a value that is damaged or not ours: Redis itself is well.
+        Read = "read",
     }
 }
