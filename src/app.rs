@@ -366,7 +366,7 @@ fn serve_data(
     };
     let metrics = observing.metrics.clone();
     let service = api::data_router(
-        data,
+        &data,
         policy.clone(),
         &config.server,
         &config.auth,

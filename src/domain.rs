@@ -1,6 +1,6 @@
 //! Our words as types. No I/O, no HTTP, no clock: what a space token, a page and its tasks are, and nothing of how they travel.
 
-pub mod collection;
+mod collection;
 pub mod hex;
 pub mod json;
 mod list_page;
@@ -13,7 +13,7 @@ mod view;
 mod view_set;
 
 pub use self::{
-    collection::{Collection, ListId, RowKind},
+    collection::{Collection, ListId, RUN_ID, RowKind},
     list_page::{ListPage, Row},
     page_key::{CredentialId, ListKey, PageKey, SpaceKey},
     page_query::{PageQuery, Span},

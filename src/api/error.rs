@@ -22,6 +22,8 @@ use crate::{
 pub enum ApiError {
     #[error("space token is not valid")]
     InvalidSpaceToken,
+    #[error("run id is not valid")]
+    InvalidRunId,
     #[error("parameter {name} is not valid")]
     InvalidParameter { name: &'static str, most: u32 },
     #[error("parameter is not known")]
@@ -59,8 +61,9 @@ struct Problem {
 }
 
 /// The code of every error there is.
-pub const CODES: [&str; 24] = [
+pub const CODES: [&str; 25] = [
     "invalid_space_token",
+    "invalid_run_id",
     "invalid_parameter",
     "unknown_parameter",
     "invalid_body",
@@ -106,6 +109,12 @@ impl ApiError {
                 "invalid_space_token",
                 "Invalid space token",
                 "A space token is 1 to 128 of A-Z a-z 0-9 _ -.",
+            ),
+            Self::InvalidRunId => problem(
+                StatusCode::BAD_REQUEST,
+                "invalid_run_id",
+                "Invalid run id",
+                "A run id is 1 to 64 of A-Z a-z 0-9 _ -.",
             ),
             Self::InvalidParameter { name, most } => Problem {
                 status: StatusCode::BAD_REQUEST,
@@ -210,6 +219,7 @@ impl ApiError {
             },
             Self::Pages(_)
             | Self::InvalidSpaceToken
+            | Self::InvalidRunId
             | Self::InvalidParameter { .. }
             | Self::UnknownParameter { .. }
             | Self::InvalidBody

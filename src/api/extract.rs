@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use axum::extract::{FromRequestParts, Path};
+use axum::extract::{FromRequestParts, Path, path::ErrorKind, rejection::PathRejection};
 use http::{HeaderValue, Method, request::Parts};
 use serde::Deserialize;
 
-use super::{ApiError, Client, Policy, context::RequestContext, query};
+use super::{ApiError, Client, Policy, context::RequestContext, query, routes::list::ListState};
 use crate::{
-    domain::{PageQuery, SpaceToken},
+    domain::{ListId, PageQuery, RunId, SpaceToken},
     telemetry::traces::TraceContext,
 };
 
@@ -27,22 +27,44 @@ impl<S: Send + Sync> FromRequestParts<S> for Reading {
     }
 }
 
-/// The space that the path names.
+/// The space and the list that the path names.
 #[derive(Clone, Debug)]
-pub struct Space(pub SpaceToken);
+pub struct List {
+    pub space: SpaceToken,
+    pub id: ListId,
+}
 
-impl<S: Send + Sync> FromRequestParts<S> for Space {
+impl FromRequestParts<ListState> for List {
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+    async fn from_request_parts(parts: &mut Parts, state: &ListState) -> Result<Self, ApiError> {
         #[derive(Deserialize)]
         struct Named {
             space_token: String,
+            #[serde(default)]
+            run_id: Option<String>,
         }
         let named = Path::<Named>::from_request_parts(parts, state).await;
-        let Path(Named { space_token }) = named.map_err(|_| ApiError::InvalidSpaceToken)?;
-        let space = SpaceToken::new(&space_token);
-        Ok(Self(space.map_err(|_| ApiError::InvalidSpaceToken)?))
+        let Path(Named {
+            space_token,
+            run_id,
+        }) = named.map_err(unreadable)?;
+        let space = SpaceToken::new(&space_token).map_err(|_| ApiError::InvalidSpaceToken)?;
+        let run = run_id.as_deref().map(RunId::new).transpose();
+        let run = run.map_err(|_| ApiError::InvalidRunId)?;
+        let id = ListId::new(state.collection, run).ok_or(ApiError::InvalidRunId)?;
+        Ok(Self { space, id })
+    }
+}
+
+/// Of a path whose parameters are not all there, or no UTF-8.
+fn unreadable(rejection: PathRejection) -> ApiError {
+    match rejection {
+        PathRejection::FailedToDeserializePathParams(error) => match error.kind() {
+            ErrorKind::InvalidUtf8InPathParam { key } if key == "run_id" => ApiError::InvalidRunId,
+            _ => ApiError::InvalidSpaceToken,
+        },
+        _ => ApiError::InvalidSpaceToken,
     }
 }
 

@@ -17,11 +17,14 @@ use super::{
     },
     routes::{
         browser_tokens::{self, ReadWithin},
-        documents, is_public, paths_of_space, tasks,
+        documents, is_public,
+        list::{self, ListState},
+        paths_of,
     },
 };
 use crate::{
     config::{AuthConfig, ServerConfig},
+    domain::Collection,
     peer::TrustedProxies,
     service::Pages,
     telemetry::metrics::Route,
@@ -35,7 +38,7 @@ pub struct Data {
 
 /// Builds the data listener's router.
 pub fn data_router(
-    data: Data,
+    data: &Data,
     policy: LivePolicy,
     server: &ServerConfig,
     auth: &AuthConfig,
@@ -54,7 +57,7 @@ pub fn data_router(
             // A request that could be read in two ways is nobody's.
             .layer(HostLayer)
             // Around whatever may refuse or fail: a browser hides an error that does not say who may read it.
-            .option_layer((route == Route::Tasks).then_some(CorsLayer))
+            .option_layer(matches!(route, Route::List(_)).then_some(CorsLayer))
             // A bug costs one request, and is counted.
             .layer(catch_panics.clone())
             // Before the handler: a stranger learns of no route, no space and no parameter.
@@ -63,14 +66,20 @@ pub fn data_router(
             // of it.
             .layer(shed.clone())
     };
-    let page = tasks::page.with_state(data);
     // A body is as short as a header, and is given as long.
     let mint = browser_tokens::mint.with_state(ReadWithin(server.header_read_timeout));
     let openapi = documents::openapi.with_state(());
     let healthz = documents::healthz.with_state(());
     let mut router = Router::new();
-    for path in paths_of_space(Route::Tasks) {
-        router = router.route_service(&path, stack(Route::Tasks).service(page.clone()));
+    for collection in Collection::all() {
+        let page = list::page.with_state(ListState {
+            data: data.clone(),
+            collection,
+        });
+        for path in paths_of(collection) {
+            let page = stack(Route::List(collection)).service(page.clone());
+            router = router.route_service(&path, page);
+        }
     }
     router
         .route_service("/browser-tokens", stack(Route::BrowserTokens).service(mint))

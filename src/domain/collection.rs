@@ -61,6 +61,9 @@ impl Collection {
     /// The tasks of a space.
     pub const TASKS: Self = Self(0);
 
+    /// How many kinds there are.
+    pub const COUNT: usize = COLLECTIONS.len();
+
     /// Every kind of list, in the table's order.
     pub fn all() -> impl Iterator<Item = Self> {
         (0_u8..).zip(&COLLECTIONS).map(|(place, _)| Self(place))
@@ -70,6 +73,12 @@ impl Collection {
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {
         Self::all().find(|collection| collection.name == name)
+    }
+
+    /// Its place in that order, from 0.
+    #[must_use]
+    pub fn place(self) -> usize {
+        usize::from(self.0)
     }
 
     /// Whether its lists belong to a run of a space, and not to the space alone.
@@ -83,7 +92,7 @@ impl Deref for Collection {
     type Target = CollectionRow;
 
     fn deref(&self) -> &CollectionRow {
-        &COLLECTIONS[usize::from(self.0)]
+        &COLLECTIONS[self.place()]
     }
 }
 

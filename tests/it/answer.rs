@@ -6,8 +6,9 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
 /// Every code of the contract with its status.
-pub(crate) const CODES: [(&str, u16); 24] = [
+pub(crate) const CODES: [(&str, u16); 25] = [
     ("invalid_space_token", 400),
+    ("invalid_run_id", 400),
     ("invalid_parameter", 400),
     ("unknown_parameter", 400),
     ("invalid_body", 400),

@@ -6,7 +6,7 @@ use crate::{
 };
 
 /// A capture's name and the code of what comes out; none where it is a page.
-const CAPTURES: [(&str, Option<&str>); 22] = [
+const CAPTURES: [(&str, Option<&str>); 44] = [
     ("access-none-other-space", Some("space_access_denied")),
     ("access-viewer", Some("space_access_denied")),
     ("auth-bad-token", Some("upstream_auth_failed")),
@@ -21,6 +21,28 @@ const CAPTURES: [(&str, Option<&str>); 22] = [
     ("page-zero", Some("upstream_rejected")),
     ("path-unknown", Some("upstream_failed")),
     ("q-space_id-override", None),
+    ("runs-access-no-role", Some("space_access_denied")),
+    ("runs-access-unknown", Some("space_not_found")),
+    ("runs-access-viewer", Some("space_access_denied")),
+    ("runs-auth-bad-token", Some("upstream_auth_failed")),
+    ("runs-noslash", Some("upstream_failed")),
+    ("runs-ok-beyond-end", None),
+    ("runs-ok-last-page", None),
+    ("runs-ok-page1-size10", None),
+    ("runs-ok-page2-size10", None),
+    ("runs-page-zero", Some("upstream_rejected")),
+    ("runs-q-space_id-override", None),
+    ("runs-up-200nulldata", Some("upstream_invalid_response")),
+    ("runs-up-429", Some("upstream_failed")),
+    ("runs-up-500text", Some("upstream_failed")),
+    ("runtasks-id-question-space_id", None),
+    ("runtasks-ok-last-page", None),
+    ("runtasks-ok-page1-size5", None),
+    ("runtasks-page-zero", Some("upstream_rejected")),
+    ("runtasks-poison", Some("upstream_failed")),
+    ("runtasks-run-of-other-space", None),
+    ("runtasks-unknown-run", None),
+    ("runtasks-up-500json", Some("upstream_failed")),
     ("size-1", None),
     ("space-empty", None),
     ("space-poison", Some("upstream_failed")),

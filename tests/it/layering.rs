@@ -12,7 +12,7 @@ const MAY_NAME: [(&str, &[&str]); 15] = [
     ("off_runtime", &[]),
     ("outbound", &[]),
     ("config", &["domain"]),
-    ("telemetry", &["config", "outbound"]),
+    ("telemetry", &["domain", "config", "outbound"]),
     ("cache", &["domain", "config", "telemetry"]),
     ("peer", &["config"]),
     ("shared", &["config", "telemetry"]),

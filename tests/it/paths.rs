@@ -114,7 +114,7 @@ async fn other_paths_are_no_route() {
         "/spaces/A/tasks/1",
         "/spaces/A/tasks//",
         "/spaces/A/B/tasks",
-        "/spaces/A/runs",
+        "/spaces/A/call-logs",
         "/Spaces/A/tasks",
         "//spaces/A/tasks",
         "/spaces/../spaces/A/tasks",

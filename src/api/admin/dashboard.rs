@@ -60,7 +60,7 @@ mod tests {
 
     #[test]
     fn whatever_the_page_may_show_is_explained_on_it() {
-        let routes = Route::ALL.map(Route::as_str);
+        let routes: Vec<_> = Route::all().map(Route::as_str).collect();
         let circuits = [
             CircuitState::Closed,
             CircuitState::HalfOpen,

@@ -14,6 +14,7 @@ use http::StatusCode;
 use prometheus_client::metrics::counter::Counter;
 
 use super::{CacheOutcome, Route};
+use crate::domain::Collection;
 
 /// A client's counters, in one gateway's metrics. Clones share them.
 #[derive(Clone)]
@@ -23,8 +24,9 @@ struct Counters {
     client: Arc<str>,
     /// In the order of [`CacheOutcome::ALL`].
     lookups: [OnceLock<Counter>; CacheOutcome::ALL.len()],
-    pages: OnceLock<Counter>,
-    not_modified: OnceLock<Counter>,
+    /// By [`Collection::place`].
+    pages: [OnceLock<Counter>; Collection::COUNT],
+    not_modified: [OnceLock<Counter>; Collection::COUNT],
     answers: Answers,
 }
 
@@ -71,8 +73,8 @@ impl Account {
         Self(Arc::new(Counters {
             client,
             lookups: array::from_fn(|_| OnceLock::new()),
-            pages: OnceLock::new(),
-            not_modified: OnceLock::new(),
+            pages: array::from_fn(|_| OnceLock::new()),
+            not_modified: array::from_fn(|_| OnceLock::new()),
             answers: Answers::default(),
         }))
     }
@@ -96,8 +98,8 @@ impl Account {
     /// Only for what hits end in: the rest is rare and not worth the memory per client.
     pub(super) fn answered(&self, route: Route, status: StatusCode) -> Option<&OnceLock<Counter>> {
         match (route, status) {
-            (Route::Tasks, StatusCode::OK) => Some(&self.0.pages),
-            (Route::Tasks, StatusCode::NOT_MODIFIED) => Some(&self.0.not_modified),
+            (Route::List(list), StatusCode::OK) => self.0.pages.get(list.place()),
+            (Route::List(list), StatusCode::NOT_MODIFIED) => self.0.not_modified.get(list.place()),
             _ => None,
         }
     }

@@ -15,6 +15,7 @@ use super::{
     declare::{CounterBy, GaugeGuard, counter, declare, gauge, label_values},
     histogram::Histogram,
 };
+use crate::domain::Collection;
 
 /// The `client` of a request whose client is not known.
 pub const NO_CLIENT: &str = "none";
@@ -25,8 +26,8 @@ pub const CANCELLED: &str = "cancelled";
 #[derive(Debug)]
 pub struct HttpMetrics {
     requests: Family<RequestLabels, Counter>,
-    /// In the order of [`Route::ALL`].
-    durations: [Histogram; Route::ALL.len()],
+    /// In the order of [`Route::all`].
+    durations: Vec<Histogram>,
     errors: CounterBy,
     in_flight: Gauge,
     connections: Gauge,
@@ -113,13 +114,13 @@ impl HttpMetrics {
             let client = account.map_or(NO_CLIENT, |account| account.client());
             self.requests_of(route, Ending::Answered(status), client)
         });
-        self.durations[route as usize].observe(took);
+        self.durations[route.place()].observe(took);
     }
 
     /// A request's client went away before there was an answer. Who it was is known to the answer alone.
     pub fn cancelled(&self, route: Route, took: Duration) {
         self.requests_of(route, Ending::Cancelled, NO_CLIENT).inc();
-        self.durations[route as usize].observe(took);
+        self.durations[route.place()].observe(took);
     }
 
     fn requests_of(&self, route: Route, status: Ending, client: &str) -> Counter {
@@ -185,7 +186,7 @@ fn requests(registry: &mut Registry) -> Family<RequestLabels, Counter> {
         "Requests completed, by route, status and client; the status is cancelled if the client disconnected before there was one",
         Family::<RequestLabels, Counter>::default(),
     );
-    for route in Route::ALL.map(Route::as_str) {
+    for route in Route::all().map(Route::as_str) {
         let _ = requests.get_or_create(&RequestLabels {
             route,
             status: Ending::Answered(StatusCode::OK),
@@ -195,27 +196,64 @@ fn requests(registry: &mut Registry) -> Family<RequestLabels, Counter> {
     requests
 }
 
-fn durations(registry: &mut Registry) -> [Histogram; Route::ALL.len()] {
+fn durations(registry: &mut Registry) -> Vec<Histogram> {
     let durations = declare(
         registry,
         "http_request_duration_seconds",
         "Time from a request's header to its response's",
         Family::<_, _, fn() -> Histogram>::new_with_constructor(Histogram::of_durations),
     );
-    Route::ALL.map(|route| {
+    let of_route = |route: Route| {
         let labels = [("route", route.as_str())];
         durations.get_or_create(&labels).clone()
-    })
+    };
+    Route::all().map(of_route).collect()
 }
 
-label_values! {
-    /// The `route` label.
-    pub enum Route {
-        Tasks = "tasks",
-        BrowserTokens = "browser_tokens",
-        OpenApi = "openapi",
-        Health = "healthz",
-        Other = "other",
+/// The `route` label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// A page of such a list.
+    List(Collection),
+    BrowserTokens,
+    OpenApi,
+    Health,
+    Other,
+}
+
+impl Route {
+    const OTHERS: [Self; 4] = [
+        Self::BrowserTokens,
+        Self::OpenApi,
+        Self::Health,
+        Self::Other,
+    ];
+
+    pub fn all() -> impl Iterator<Item = Self> {
+        Collection::all().map(Self::List).chain(Self::OTHERS)
+    }
+
+    /// Its place among [`Self::all`], from 0.
+    fn place(self) -> usize {
+        let other = match self {
+            Self::List(collection) => return collection.place(),
+            Self::BrowserTokens => 0,
+            Self::OpenApi => 1,
+            Self::Health => 2,
+            Self::Other => 3,
+        };
+        Collection::COUNT + other
+    }
+
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::List(collection) => collection.name,
+            Self::BrowserTokens => "browser_tokens",
+            Self::OpenApi => "openapi",
+            Self::Health => "healthz",
+            Self::Other => "other",
+        }
     }
 }
 

@@ -34,6 +34,7 @@ const ROUTES = {
 
 const ERRORS = {
   invalid_space_token: 'A client sent an invalid space token.',
+  invalid_run_id: 'A client sent an invalid run id.',
   invalid_parameter: 'A client sent a page or page_size out of range.',
   unknown_parameter: 'A client sent an unknown query parameter.',
   invalid_body: 'A client requested a browser token with an invalid body.',

@@ -1,4 +1,4 @@
-//! `GET /spaces/{space_token}/tasks`: a page of tasks.
+//! A page of a list: `GET /spaces/{space_token}/tasks` and whatever other route [`Collection`] has.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,7 +15,7 @@ use crate::{
         ApiError, Client, Data, Policy,
         body::Guarded,
         context::RequestRecord,
-        extract::{Caller, Page, Reading, Space},
+        extract::{Caller, List, Page, Reading},
         layers::observe::VARY,
         rate_limit::{self, RateLimit},
     },
@@ -28,7 +28,7 @@ use crate::{
         },
         representation::Representation,
     },
-    domain::{ListId, RowKind, SpaceToken},
+    domain::{Collection, SpaceToken, View},
     service::{ClientRequest, Served},
     upstream::Credential,
 };
@@ -44,14 +44,21 @@ const CODINGS: [ContentCoding; 3] = [
     ContentCoding::Gzip,
 ];
 
+/// Which lists a route serves, and what from.
+#[derive(Clone, Debug)]
+pub struct ListState {
+    pub data: Data,
+    pub collection: Collection,
+}
+
 /// Answers with the page that path and query name.
 ///
 /// Checked in the order in which things may be told: method, path and query, then whether the client may read the space, then how often
 /// it may ask, then the cache.
 pub async fn page(
-    State(data): State<Data>,
+    State(ListState { data, collection }): State<ListState>,
     _: Reading,
-    Space(space): Space,
+    List { space, id: list }: List,
     Page(query): Page,
     caller: Caller,
     request: Request,
@@ -62,7 +69,7 @@ pub async fn page(
         query: Some(query),
         ..RequestRecord::default()
     };
-    let admitted = match admit(&caller.client, &space).await {
+    let admitted = match admit(&caller.client, &space, collection).await {
         Ok(admitted) => admitted,
         Err(error) => {
             record.space = Some(space.fingerprint());
@@ -73,7 +80,7 @@ pub async fn page(
         credential: admitted.credential,
         upstream: caller.policy.upstream.clone(),
         space,
-        list: ListId::TASKS,
+        list,
         query,
         directives: permitted(
             RequestDirectives::parse(&request.headers),
@@ -89,7 +96,9 @@ pub async fn page(
             record.cache = Some(served.status.outcome());
             record.age_s = Some(served.age().as_secs());
             record.upstream_calls = served.calls;
-            recorded(respond(&data, &caller, &served, &request).await, record)
+            let view = admitted.view.as_ref();
+            let response = respond(&data, &caller.policy, view, &served, &request).await;
+            recorded(response, record)
         }
         Err(error) => {
             record.space = Some(ask.space.fingerprint());
@@ -111,32 +120,46 @@ fn recorded(response: impl IntoResponse, record: RequestRecord) -> Response {
 /// What a request may go on with.
 struct Admitted {
     credential: Arc<Credential>,
+    /// What the client sees of the rows; `None`: all of them.
+    view: Option<Arc<View>>,
     /// What is left of the client's limits.
     limits: Vec<RateLimit>,
 }
 
-/// Whether the client may ask for `space`, and may ask now. A request that may not read the space draws on no limit.
-async fn admit(client: &Client, space: &SpaceToken) -> Result<Admitted, ApiError> {
+/// Whether the client may ask for such a list of `space`, and may ask now. A request that may not draws on no limit.
+async fn admit(
+    client: &Client,
+    space: &SpaceToken,
+    collection: Collection,
+) -> Result<Admitted, ApiError> {
     if !client.may_read(space) {
         return Err(ApiError::SpaceNotAllowed);
     }
+    let view = client.sees(collection.rows);
+    let view = view.ok_or(ApiError::SpaceNotAllowed)?.cloned();
     // The configuration admits no client whose spaces have no credential.
     let credential = client.credential(space).ok_or(ApiError::SpaceNotAllowed)?;
     let limits = client.take_request().await;
     let limits = limits.map_err(ApiError::RateLimited)?;
     Ok(Admitted {
         credential: credential.clone(),
+        view,
         limits,
     })
 }
 
 /// The answer for a page that was found: 304 where the client has it already.
-async fn respond(data: &Data, caller: &Caller, served: &Served, request: &Parts) -> Response {
-    let view = caller.client.sees(RowKind::Task).flatten();
+async fn respond(
+    data: &Data,
+    policy: &Policy,
+    view: Option<&Arc<View>>,
+    served: &Served,
+    request: &Parts,
+) -> Response {
     let representation = data.pages.representation(served, view).await;
     let mut response = Response::new(Body::empty());
     let headers = response.headers_mut();
-    describe(&caller.policy, served, headers);
+    describe(policy, served, headers);
     headers.insert(header::ETAG, representation.etag.clone());
     let Some((coding, busy)) = coding(&request.headers, served, &representation) else {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
