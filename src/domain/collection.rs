@@ -55,7 +55,11 @@ macro_rules! collection {
     };
 }
 
-static COLLECTIONS: [CollectionRow; 1] = [collection!("tasks" at "tasks": Task named by "task_id")];
+static COLLECTIONS: [CollectionRow; 3] = [
+    collection!("tasks" at "tasks": Task named by "task_id"),
+    collection!("runs" at "runs": Run named by "run_id"),
+    collection!("run_tasks" at "runs/{run_id}/tasks": Task named by "task_id"),
+];
 
 impl Collection {
     /// The tasks of a space.

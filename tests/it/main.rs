@@ -22,6 +22,7 @@ mod circuit;
 mod claims;
 mod client_address;
 mod coherence;
+mod collections;
 mod cors;
 mod deploy;
 mod documents;

@@ -26,6 +26,8 @@ const FROM_STORE = ['hit', 'stale_while_revalidate', 'stale_if_error', 'quota', 
 
 const ROUTES = {
   tasks: 'Tasks',
+  runs: 'Runs',
+  run_tasks: 'Tasks of a run',
   browser_tokens: 'Browser tokens',
   openapi: 'OpenAPI document',
   healthz: 'Health checks',
