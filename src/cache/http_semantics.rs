@@ -37,7 +37,7 @@ pub enum Vary {
 
 /// Returns the freshness lifetime an upstream states, or `None` where it states none.
 ///
-/// A value that cannot be read is `Some(ZERO)`: the answer is stale, and no configured lifetime stands in.
+/// A value that cannot be read is `Some(ZERO)`: the answer is stale, and no configured lifetime applies.
 pub fn explicit_lifetime(
     directives: &ResponseDirectives,
     headers: &HeaderMap,

@@ -120,7 +120,7 @@ impl RequestRate {
         }
     }
 
-    /// What is carried on when the page is fetched anew: the past counts half.
+    /// What is carried on when the page is fetched again: the past counts half.
     #[must_use]
     pub fn aged(&self, now: Instant) -> Self {
         let past = now.saturating_duration_since(self.since) / 2;

@@ -141,7 +141,7 @@ mod tests {
         let pages = pages("");
         let end = CancellationToken::new();
         let compressing = tokio::spawn(compress_idle_pages(pages.clone(), end.clone()));
-        // Before there is any page, and after one was packed.
+        // Before there is any page, and after one was compressed.
         for number in 1..=2 {
             tokio::time::sleep(100 * IDLE_AFTER).await;
             let page = put(&pages, number);

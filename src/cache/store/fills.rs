@@ -189,7 +189,7 @@ impl PageStore {
 }
 
 /// The generation that follows `before` when the list is seen to have moved: every replica that sees the same move gives it the same number.
-fn next_generation(before: u64, to: Move<'_>) -> u64 {
+pub(super) fn next_generation(before: u64, to: Move<'_>) -> u64 {
     let mut hasher = blake3::Hasher::new_derive_key("unpod-gateway list generation");
     hasher.update(&before.to_le_bytes());
     match to {

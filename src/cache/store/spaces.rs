@@ -11,8 +11,8 @@ use crate::{
 };
 
 /// Spaces of which no page is stored, but a refusal is remembered; beyond it the refusals go.
-const MAX_PAGELESS_SPACES: usize = 16_384;
-const FIRST_SWEEP_AT: usize = 1024;
+pub(super) const MAX_PAGELESS_SPACES: usize = 16_384;
+pub(super) const FIRST_SWEEP_AT: usize = 1024;
 #[derive(Debug)]
 pub(super) struct Spaces {
     pub(super) known: HashMap<SpaceKey, Arc<Space>>,

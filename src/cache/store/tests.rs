@@ -1,12 +1,19 @@
-use std::{ops::ControlFlow, sync::Barrier};
+use std::{ops::ControlFlow, sync::Barrier, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::*;
+use super::{
+    fills::next_generation,
+    spaces::{FIRST_SWEEP_AT, MAX_PAGELESS_SPACES},
+    *,
+};
 use crate::{
-    cache::http_semantics::ContentCoding,
+    cache::{Received, http_semantics::ContentCoding, list::Move},
     config::Config,
-    domain::{CredentialId, FieldPath, ListId, PageQuery, Row, SpaceToken, View},
+    domain::{
+        CredentialId, FieldPath, ListId, ListKey, ListPage, PageQuery, Refusal, Row, SpaceToken,
+        View,
+    },
 };
 
 /// A store with `[cache]` as `lines` change it.
@@ -700,6 +707,36 @@ fn an_evicted_page_leaves_its_spaces_set() {
     let listed = space.invalidate();
     let listed: Vec<_> = listed.iter().flat_map(|(_, pages)| pages.iter()).collect();
     assert_eq!(listed, held);
+}
+
+#[test]
+fn each_list_names_what_is_stored_whoever_writes_and_reads_at_once() {
+    let store = store("max_bytes = '1MiB'");
+    let numbers = || 1..=40_u32;
+    std::thread::scope(|scope| {
+        for writer in 0..2 {
+            let store = &store;
+            scope.spawn(move || {
+                for round in 0..300 {
+                    let number = (7 * round + 13 * writer) % 40 + 1;
+                    put(store, key(number), sized(60 << 10));
+                    if round % 50 == 49 {
+                        store.purge_space(&key(1).list.space.space);
+                    }
+                }
+            });
+            scope.spawn(move || {
+                for round in 0..3000 {
+                    let _ = store.get(&key(round % 40 + 1));
+                }
+            });
+        }
+    });
+    let stored = numbers().filter(|number| store.get(&key(*number)).is_some());
+    let stored: Vec<_> = stored.map(|number| key(number).query).collect();
+    let named = store.space(&key(1).list.space, Instant::now()).invalidate();
+    let named: Vec<_> = named.iter().flat_map(|(_, pages)| pages.iter()).collect();
+    assert_eq!(named, stored);
 }
 
 #[test]
