@@ -53,28 +53,28 @@ use self::{
     watched::Watched,
 };
 
-/// How long to wait after `accept` failed for want of descriptors or memory: at once it would fail again.
+/// Pause after `accept` failed because descriptors or memory ran out: an immediate retry would fail too.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// How long to wait before looking again for a connection that may give way, where all are in use.
+/// How often to look again for an idle connection to close while all are in use.
 const PERMIT_PAUSE: Duration = Duration::from_millis(50);
 
-/// A connection of whatever kind.
+/// A byte stream: TCP, Unix socket, TLS or in memory.
 pub trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
 
-/// How connections are treated.
+/// The limits of a listener's connections.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     pub header_read_timeout: Duration,
     pub idle_timeout: Duration,
-    /// How long an answer may move no byte.
+    /// How long a response may make no progress.
     pub send_timeout: Duration,
     pub max_connections: usize,
-    /// Bytes that may wait to be sent on all connections together, beyond what the store holds anyway.
+    /// Unsent bytes allowed on all connections together, not counting what the store holds anyway.
     pub max_unsent_bytes: u64,
     pub max_header_bytes: usize,
-    /// How long requests in flight get once the listener is closed.
+    /// How long requests in flight may take once the listener is closed.
     pub drain_timeout: Duration,
 }
 
@@ -114,10 +114,10 @@ impl Limits {
     }
 }
 
-/// The two steps of an end: answers say `Connection: close`, then nothing more is accepted.
+/// The two steps of a shutdown: responses say `Connection: close`, then nothing more is accepted.
 #[derive(Clone, Debug, Default)]
 pub struct Shutdown {
-    /// Looked at for every request: a token's look takes a lock.
+    /// Read for every request: a `CancellationToken` would take a lock each time.
     closing: Arc<AtomicBool>,
     closed: CancellationToken,
 }
@@ -135,8 +135,7 @@ impl Shutdown {
     }
 }
 
-/// Serves a service to whoever connects and is accepted. Its requests have a [`ConnectionInfo`] among their extensions. A clone
-/// serves the same.
+/// Serves a service over HTTP/1 and HTTP/2. Each request carries a [`ConnectionInfo`] in its extensions. A clone serves the same.
 ///
 /// [`ConnectionInfo`]: crate::peer::ConnectionInfo
 #[derive(Clone)]
@@ -158,7 +157,7 @@ where
         + 'static,
     B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Send + Unpin + 'static,
 {
-    /// `metrics`, where there are any, count its connections.
+    /// `metrics` count its connections, if given.
     #[must_use]
     pub fn new(
         service: S,
@@ -178,7 +177,7 @@ where
         }
     }
 
-    /// Serves what comes by `listener` until the shutdown's `closed`; then gives requests in flight `drain_timeout`.
+    /// Serves the connections of `listener` until the shutdown is complete; then gives requests in flight `drain_timeout`.
     ///
     /// Returns whether every request got its answer.
     pub async fn serve(self, listener: Listener) -> bool {
@@ -208,14 +207,14 @@ where
             }
         }
         drop(listener);
-        self.connections.tell_all(End::Shutdown);
+        self.connections.end_all(End::Shutdown);
         connections.close();
         let ended = tokio::time::timeout(self.limits.drain_timeout, connections.wait()).await;
         ended.is_ok()
     }
 
-    /// Accepts a connection and takes a permit for it. Where there is none the longest idle connection gives way; where all are in use the
-    /// newcomer waits, and who comes after it stays in the kernel's backlog.
+    /// Accepts a connection and takes a permit for it. If none is left, the connection that has been idle longest is closed; if none is
+    /// idle, the new one waits, and later ones stay in the kernel's backlog.
     async fn accept(
         &self,
         listener: &Listener,
@@ -242,16 +241,16 @@ where
             .map(|metrics| metrics.http.connection());
         let open = self.connections.open(self.shutdown.closing.clone());
         if self.shutdown.closed.is_cancelled() {
-            open.state.tell(End::Shutdown);
+            open.state.request_end(End::Shutdown);
         }
         let limit = self.limits.header_read_timeout;
         let accepted = tokio::select! {
-            // One that needs no more than this is served though the end has begun.
+            // A connection that is ready at once is served even during a shutdown.
             biased;
             accepted = self.acceptor.accept(io, peer, limit) => accepted,
-            // It has asked for nothing yet.
-            () = open.state.told() => {
-                return count(self.metrics.as_deref(), open.state.take_told());
+            // No request has begun.
+            () = open.state.notified() => {
+                return count(self.metrics.as_deref(), open.state.take_end());
             }
         };
         match accepted {
@@ -281,7 +280,7 @@ where
     async fn http(self, accepted: Accepted, state: Arc<ConnectionState>) -> Option<End> {
         let Accepted { io, info } = accepted;
         let io = TokioIo::new(Watched::new(io, state.clone()));
-        // The connection's own: nobody else calls it meanwhile.
+        // One connection's service, called by nobody else.
         let service = RefCell::new(self.service);
         let requests = state.clone();
         let service = service_fn(move |mut request: Request<Incoming>| {

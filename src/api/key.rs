@@ -1,4 +1,4 @@
-//! Keys as callers present them, and as the configuration holds them: by digest alone.
+//! Keys as clients present them, and the digests that the configuration holds.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use sha2::{Digest, Sha256};

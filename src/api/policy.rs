@@ -1,4 +1,4 @@
-//! What requests are judged by: one state of the configuration, replaced as a whole when it is reloaded.
+//! The part of the configuration that requests are judged by, replaced atomically on reload.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,15 +10,15 @@ use crate::{
     upstream::Upstream,
 };
 
-/// One state of what may change while the gateway runs.
+/// What a reload may change.
 #[derive(Debug)]
 pub struct Policy {
     pub clients: Clients,
-    /// What the clients' credentials are good for.
+    /// The upstream that the clients' credentials are for.
     pub upstream: Arc<Upstream>,
     pub operators: OperatorKeys,
     pub route: TasksRouteConfig,
-    /// Whether answers tell which state of the list they show.
+    /// Whether responses carry `X-List-Generation`.
     pub coherent_pages: bool,
     /// How long clients may reuse an answer without asking.
     pub client_max_age: Duration,

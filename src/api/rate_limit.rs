@@ -1,4 +1,4 @@
-//! How often a client may ask, and how it is told.
+//! Rate limits per client, and the fields that report them.
 
 use std::{
     fmt::Write as _,
@@ -23,7 +23,7 @@ use crate::{
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
-/// Where a limit stands.
+/// The state of a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RateLimit {
     /// The limit's name.
@@ -31,7 +31,7 @@ pub struct RateLimit {
     pub quota: u32,
     pub window: Duration,
     pub remaining: u32,
-    /// Until all of it is there again; of a limit that is spent, until any is.
+    /// Until the budget is full again; of a spent limit, until one request is allowed.
     pub reset_after: Duration,
 }
 
@@ -66,7 +66,7 @@ pub fn write(limits: &[RateLimit], headers: &mut HeaderMap) {
     }
 }
 
-/// Rounded up: who waits this long finds it passed.
+/// Rounded up, so that a client that waits this long waits long enough.
 pub(super) fn whole_seconds(time: Duration) -> u64 {
     time.as_secs() + u64::from(time.subsec_nanos() > 0)
 }
@@ -120,7 +120,7 @@ impl Limiter {
     ///
     /// Returns how long it takes until there is one, where there is none.
     pub async fn take(&self) -> Result<RateLimit, RateLimit> {
-        // In any case: when the replicas can no longer be asked, what was spent here is spent.
+        // Always: if Redis becomes unreachable, what was spent here still counts.
         let own = self.take_own();
         let Some(shared) = self.shared.get() else {
             return own;

@@ -49,24 +49,23 @@ pub fn data_router(
     let catch_panics = catch_panic::layer(metrics.clone());
     let authenticate = InternalAuthLayer::new(auth.max_failures, metrics.clone());
     let shed = ShedLayer::new(server, data.pages.clone(), metrics);
-    // Around each handler, the fallback's too: the route is known, and a stranger is told of none.
+    // Around each handler and the fallback, so that every layer knows the route.
     let stack = |route: Route| {
         ServiceBuilder::new()
             // Outermost: whatever happens below gets a request id, a body if it is an error, and its line in the log.
             .layer(observe.of(route))
-            // A request that could be read in two ways is nobody's.
+            // A request with an ambiguous host could be read in two ways, so it is refused.
             .layer(HostLayer)
-            // Around whatever may refuse or fail: a browser hides an error that does not say who may read it.
+            // Outside of whatever may fail: a browser hides an error response without CORS headers.
             .option_layer(matches!(route, Route::List(_)).then_some(CorsLayer))
-            // A bug costs one request, and is counted.
+            // A panic costs one request, and is counted.
             .layer(catch_panics.clone())
             // Before the handler: a stranger learns of no route, no space and no parameter.
             .option_layer((!is_public(route)).then(|| authenticate.clone()))
-            // Before any work but that, which is one digest: a permit is a client's, and refusing must stay cheap when there is too much
-            // of it.
+            // Right after authentication, since permits are per client: refusing must stay cheap under overload.
             .layer(shed.clone())
     };
-    // A body is as short as a header, and is given as long.
+    // A token request is as short as a header, so it gets the same timeout.
     let mint = browser_tokens::mint.with_state(ReadWithin(server.header_read_timeout));
     let openapi = documents::openapi.with_state(());
     let healthz = documents::healthz.with_state(());

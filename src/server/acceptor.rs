@@ -1,4 +1,4 @@
-//! What a connection passes before HTTP is spoken on it: the header of a proxy that must send one, then TLS.
+//! What precedes HTTP on a connection: the PROXY header, where one is required, and the TLS handshake.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -14,10 +14,10 @@ use crate::{
     telemetry::metrics::ConnectionFailure,
 };
 
-/// Takes connections to where HTTP begins; by default they are there at once.
+/// Takes connections to where HTTP begins; by default without any steps.
 #[derive(Clone, Debug, Default)]
 pub struct Acceptor {
-    /// Who must say for whom it connects, and is believed; nobody else may say so.
+    /// The proxies that must send a PROXY header; one from anybody else is an error.
     pub proxies: Option<TrustedProxies>,
     pub tls: Option<Tls>,
 }
@@ -40,7 +40,7 @@ pub(super) enum AcceptError {
 }
 
 impl AcceptError {
-    /// What it counts as. A peer that hangs up, as a load balancer's probe does, is no failure.
+    /// The failure it counts as. A peer that hangs up, as a load balancer's probe does, is none.
     pub(super) fn failure(&self) -> Option<ConnectionFailure> {
         match self {
             Self::Proxy(HeaderError::Io(_)) => None,
@@ -76,8 +76,8 @@ impl Acceptor {
 
     async fn pass(&self, mut io: Box<dyn Connection>, peer: Peer) -> Result<Accepted, AcceptError> {
         let peer = match &self.proxies {
-            // Where it names nobody, the proxy itself does not stand in: it is trusted, so that an `X-Forwarded-For`
-            // which its client wrote would be believed.
+            // If it names nobody, the proxy's own address is not used: the proxy is trusted, so a client's own
+            // `X-Forwarded-For` would be believed.
             Some(trusted) if trusted.include(peer) => {
                 read_header(&mut io).await?.map_or(Peer::Unnamed, Peer::at)
             }

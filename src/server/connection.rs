@@ -22,12 +22,12 @@ use super::{
     frames::Position,
 };
 
-/// Refusals that may wait to be sent on one connection. Who makes more of them than it reads is not after the answers.
+/// Unsent error responses allowed on one connection. A client that causes more of them than it reads does not want the answers.
 const MAX_WAITING_REFUSALS: u64 = 8;
-/// Beyond so many bytes that wait on one connection its further requests wait too.
+/// With more unsent bytes than this on one connection, its further requests wait.
 const MAX_WAITING_BYTES: u64 = 1 << 20;
 
-/// Which part of a request is awaited.
+/// What the connection waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Awaited {
     /// The very first byte.
@@ -36,15 +36,15 @@ enum Awaited {
     Http1Header,
     /// The rest of a frame, or of a block of header fields.
     Http2Frame,
-    /// Nothing that has begun.
+    /// The next request.
     Request,
 }
 
-/// What a connection is doing. Shared by the connection, its stream of bytes and its answers.
+/// What a connection is doing. Shared by the connection, its byte stream and its responses.
 pub(super) struct ConnectionState {
     inner: Mutex<Inner>,
-    told: Notify,
-    /// Whether a 408 is to be written in place of whatever comes.
+    notify: Notify,
+    /// Whether to write a 408 instead of whatever hyper writes next.
     is_late: AtomicBool,
     /// Whether the server is about to end.
     closing: Arc<AtomicBool>,
@@ -52,31 +52,31 @@ pub(super) struct ConnectionState {
 }
 
 struct Inner {
-    /// Requests whose answers have not left.
+    /// Requests whose responses are not fully sent.
     in_flight: usize,
-    /// Since when there is none.
+    /// When the last of them was sent.
     idle_since: Instant,
     awaited: Awaited,
     awaited_since: Instant,
-    /// Since when the peer takes no byte of whatever kind.
+    /// Since when the peer accepts no bytes at all.
     blocked_since: Option<Instant>,
-    /// When the bytes of each answer that waits last moved.
+    /// When each unsent response last made progress, by slot.
     waiting: Vec<Option<Instant>>,
     refusals: Refusals,
-    /// Bytes that wait and that nobody else holds, and what requests of HTTP/2 hold beside theirs.
+    /// Unsent bytes that nobody else holds, and the overhead of HTTP/2 requests.
     unsent: u64,
-    /// Whether those count no longer.
+    /// Whether those no longer count, since the connection is about to be closed for them.
     is_written_off: bool,
     end: Option<End>,
-    /// Whether it was ever told to end. It is so told once: each time gives it another while to hear it.
+    /// Whether it was ever asked to end: each further request would give it more time to react.
     is_leaving: bool,
-    /// Reads the peer's end once its answers have left.
+    /// Reads the peer's end of stream once all responses are sent.
     reader: Option<Waker>,
-    /// Requests that are begun once less waits.
+    /// Requests that begin once fewer bytes are unsent.
     held: Vec<Waker>,
 }
 
-/// Refusals that were made, and that have left.
+/// Error responses made and sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Refusals {
     pub(super) made: u64,
@@ -84,7 +84,7 @@ pub(super) struct Refusals {
 }
 
 impl Refusals {
-    /// Whether too many of the first `made` have not left.
+    /// Whether too many of the first `made` are unsent.
     pub(super) fn are_too_many(self, made: u64) -> bool {
         made.saturating_sub(self.left) > MAX_WAITING_REFUSALS
     }
@@ -109,7 +109,7 @@ impl ConnectionState {
                 reader: None,
                 held: Vec::new(),
             }),
-            told: Notify::new(),
+            notify: Notify::new(),
             is_late: AtomicBool::new(false),
             closing,
             server,
@@ -120,7 +120,7 @@ impl ConnectionState {
         &self.server
     }
 
-    /// HTTP may begin: what came before, such as a handshake, had a deadline of its own.
+    /// HTTP may begin: the handshake before it had a deadline of its own.
     pub(super) fn opened(&self) {
         let mut inner = self.inner.lock();
         inner.awaited_since = Instant::now();
@@ -178,18 +178,18 @@ impl ConnectionState {
             (Position::Within { is_new: false }, Awaited::Http2Frame)
             | (Position::Http1, Awaited::Http1Header) => {}
             (Position::Within { .. }, _) => inner.began(Awaited::Http2Frame),
-            // What is pipelined behind an answer that is being sent may take its time.
+            // A pipelined request may take its time while a response is being sent.
             (Position::Http1, _) if inner.is_busy() => {}
             (Position::Http1, _) => inner.began(Awaited::Http1Header),
         }
     }
 
-    /// Whether the peer takes bytes.
+    /// Notes whether the peer accepts bytes.
     pub(super) fn set_blocked(&self, is_blocked: bool) {
         self.inner.lock().blocked_since = is_blocked.then(Instant::now);
     }
 
-    /// Bytes of an answer wait to be sent, of which nobody else holds `own`; returns where they are followed.
+    /// Tracks unsent bytes of a response, `own` of which nobody else holds; returns their slot.
     pub(super) fn hand(&self, own: u64, is_refusal: bool) -> usize {
         if own > 0 {
             self.add_unsent(own);
@@ -198,7 +198,7 @@ impl ConnectionState {
         if is_refusal {
             inner.refusals.made += 1;
             if inner.refusals.are_too_many(inner.refusals.made) {
-                self.told.notify_one();
+                self.notify.notify_one();
             }
         }
         inner.follow(Instant::now())
@@ -209,7 +209,7 @@ impl ConnectionState {
         self.inner.lock().waiting[slot] = Some(Instant::now());
     }
 
-    /// What [`ConnectionState::hand`] was told of has been written, or never will be.
+    /// What [`ConnectionState::hand`] tracks has been written, or never will be.
     pub(super) fn left(&self, slot: usize, own: u64, is_refusal: bool) {
         let mut inner = self.inner.lock();
         inner.waiting[slot] = None;
@@ -217,7 +217,7 @@ impl ConnectionState {
         self.remove_unsent(&mut inner, own);
     }
 
-    /// Whether a request may be begun; else the waker is called once one may.
+    /// Whether a request may begin; if not, the waker is called once it may.
     pub(super) fn may_begin(&self, waker: &Waker) -> bool {
         let mut inner = self.inner.lock();
         let may = inner.unsent <= MAX_WAITING_BYTES;
@@ -227,7 +227,7 @@ impl ConnectionState {
         may
     }
 
-    /// Whether answers are under way, so that the end of what the peer sends is to be read later; then the waker is called.
+    /// Whether responses are unsent, so that the peer's end of stream has to wait; the waker is called when they are sent.
     pub(super) fn is_busy_for(&self, reader: &Waker) -> bool {
         let mut inner = self.inner.lock();
         let is_busy = inner.is_busy();
@@ -241,7 +241,7 @@ impl ConnectionState {
         self.inner.lock().is_busy()
     }
 
-    /// Since when it has nothing under way, unless it was told to end.
+    /// Since when it is idle, unless it was asked to end.
     pub(super) fn idle_since(&self) -> Option<Instant> {
         let inner = self.inner.lock();
         let is_idle = !inner.is_busy() && !inner.is_leaving && inner.end.is_none();
@@ -256,44 +256,44 @@ impl ConnectionState {
         self.inner.lock().refusals
     }
 
-    /// Has the connection end, and counts its bytes no longer; returns how many there were.
+    /// Asks the connection to end and stops counting its bytes; returns how many there were.
     pub(super) fn write_off(&self) -> u64 {
         let mut inner = self.inner.lock();
         inner.is_written_off = true;
         inner.end = Some(End::UnsentBytes);
-        self.told.notify_one();
+        self.notify.notify_one();
         std::mem::take(&mut inner.unsent)
     }
 
-    /// Has the connection end.
-    pub(super) fn tell(&self, end: End) {
+    /// Asks the connection to end.
+    pub(super) fn request_end(&self, end: End) {
         let mut inner = self.inner.lock();
         inner.end = Some(end);
         inner.is_leaving = true;
         drop(inner);
-        self.told.notify_one();
+        self.notify.notify_one();
     }
 
-    /// Resolves when there is something to look at.
-    pub(super) fn told(&self) -> Notified<'_> {
-        self.told.notified()
+    /// Resolves when an end was asked for or too many error responses are unsent.
+    pub(super) fn notified(&self) -> Notified<'_> {
+        self.notify.notified()
     }
 
-    /// What the connection was told, once.
-    pub(super) fn take_told(&self) -> Option<End> {
+    /// Takes the end that was asked for.
+    pub(super) fn take_end(&self) -> Option<End> {
         self.inner.lock().end.take()
     }
 
-    /// How long until something may be due.
+    /// How long until a timeout may expire.
     ///
     /// # Errors
     ///
-    /// Returns what is due now.
+    /// Returns the timeout that has expired.
     pub(super) fn due(&self, timeouts: &ConnectionTimeouts) -> Result<Duration, End> {
         self.inner.lock().due(timeouts, Instant::now())
     }
 
-    /// Has a 408 written if the header of an HTTP/1 request has begun; returns whether it has.
+    /// Has a 408 written if an HTTP/1 request header has begun; returns whether it has.
     pub(super) fn refuse_late(&self) -> bool {
         let has_begun = self.inner.lock().awaited == Awaited::Http1Header;
         self.is_late.store(has_begun, Ordering::Release);
@@ -337,14 +337,14 @@ impl Inner {
         if self.is_busy() {
             return Ok(due);
         }
-        // A frame is no request: who always leaves one unfinished, PING after PING, idles too.
+        // A frame is not a request: a peer that only ever sends partial frames (PINGs, say) is idle too.
         if matches!(self.awaited, Awaited::Request | Awaited::Http2Frame) {
             due = due.min(left(self.idle_since, timeouts.idle, End::Idle)?);
         }
         let rest = match self.awaited {
             Awaited::Request => Ok(due),
             Awaited::First | Awaited::Http1Header | Awaited::Http2Frame => {
-                // Nobody has to send while answers come.
+                // A peer need not send while it receives.
                 let since = self.awaited_since.max(self.idle_since);
                 left(since, timeouts.header, End::HeaderTimeout)
             }
@@ -353,15 +353,15 @@ impl Inner {
     }
 }
 
-/// A request under way, until its answer has left.
+/// A request in flight, until its response is sent.
 pub(super) struct InFlight {
-    /// An HTTP/1 connection has one at a time, and its buffers anyway.
+    /// HTTP/1 has one request at a time, whose buffers belong to the connection.
     is_http2: bool,
     state: Arc<ConnectionState>,
 }
 
 impl InFlight {
-    /// Whether its answer should be the connection's last.
+    /// Whether its response should be the connection's last.
     pub(super) fn is_closing(&self) -> bool {
         self.state.closing.load(Ordering::Acquire)
     }

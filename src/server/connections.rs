@@ -1,4 +1,4 @@
-//! The open connections of a server: who gives way, and how much waits to be sent on all of them together.
+//! The open connections of a server: which is closed for a new one, and how many bytes are unsent on all of them together.
 
 use std::{
     collections::HashMap,
@@ -17,30 +17,30 @@ use tokio::{
 
 use super::{connection::ConnectionState, end::End};
 
-/// As many of the open connections give way at once, so that a flood of newcomers does not look through all of them for each.
+/// This share of the connections is closed at once, so that a flood of new ones does not search all of them each time.
 const GIVE_WAY_SHARE: usize = 128;
 
-/// What a request of HTTP/2 holds beside its bytes: a stream, a task, its header and its answer's. `examples/stalled.rs` measures it.
+/// Memory of an HTTP/2 request besides its body: a stream, a task and both headers. `examples/stalled.rs` measures it.
 pub(super) const STREAM_BYTES: u64 = 2048;
 
-/// Nobody gives way before: a request may be on its way.
+/// A connection idle for less is not closed: a request may be on its way.
 const LEAST_IDLE: Duration = Duration::from_millis(100);
 
 /// The open connections of a server.
 pub(super) struct Connections {
     open: Mutex<HashMap<u64, Arc<ConnectionState>>>,
     next: AtomicU64,
-    /// Bytes that wait to be sent and that nobody else holds.
+    /// Unsent bytes that nobody else holds.
     unsent: AtomicU64,
     max_unsent: u64,
-    /// Requests of HTTP/2 under way, those included whose connection was told to end and has not.
+    /// HTTP/2 requests in flight, including those on connections that are about to end.
     streams: AtomicU64,
-    /// Told when there is room for more of them.
+    /// Notified when there is room for more of them.
     room: Arc<Notify>,
 }
 
 impl Connections {
-    /// At most `max_unsent` bytes may wait to be sent on all of them together.
+    /// At most `max_unsent` bytes may be unsent on all of them together.
     pub(super) fn new(max_unsent: u64) -> Self {
         Self {
             open: Mutex::default(),
@@ -52,7 +52,7 @@ impl Connections {
         }
     }
 
-    /// A new connection, open while the guard lives.
+    /// Adds a connection, open while the guard lives.
     pub(super) fn open(self: &Arc<Self>, closing: Arc<AtomicBool>) -> Open {
         let state = Arc::new(ConnectionState::new(self.clone(), closing));
         let id = self.next.fetch_add(1, Ordering::Relaxed);
@@ -60,14 +60,14 @@ impl Connections {
         Open { id, state }
     }
 
-    /// Tells every connection.
-    pub(super) fn tell_all(&self, end: End) {
+    /// Asks every connection to end.
+    pub(super) fn end_all(&self, end: End) {
         for state in self.open.lock().values() {
-            state.tell(end);
+            state.request_end(end);
         }
     }
 
-    /// Ends those that have been idle for longest: one, and where there are many a few more.
+    /// Closes the connections that have been idle longest: one, or a few where there are many.
     pub(super) fn give_way(&self) {
         let now = Instant::now();
         let open = self.open.lock();
@@ -78,16 +78,16 @@ impl Connections {
             .collect();
         idle.sort_unstable_by_key(|(since, _)| *since);
         for (_, state) in idle.iter().take(1 + open.len() / GIVE_WAY_SHARE) {
-            state.tell(End::GaveWay);
+            state.request_end(End::GaveWay);
         }
     }
 
-    /// More bytes are about to wait; returns whether they are too many in all.
+    /// Counts more unsent bytes; returns whether there are now too many.
     pub(super) fn add_unsent(&self, bytes: u64) -> bool {
         bytes > 0 && self.unsent.fetch_add(bytes, Ordering::Relaxed) + bytes > self.max_unsent
     }
 
-    /// Bytes have left, or will never do so.
+    /// Bytes were sent, or never will be.
     pub(super) fn remove_unsent(&self, bytes: u64) {
         if bytes > 0 {
             self.unsent.fetch_sub(bytes, Ordering::Relaxed);
@@ -108,24 +108,24 @@ impl Connections {
         self.max_unsent / STREAM_BYTES
     }
 
-    /// Whether more requests of HTTP/2 are under way than may be, so that no further ones are to be read.
+    /// Whether too many HTTP/2 requests are in flight, so that no more should be read.
     ///
-    /// Then some connections were told to end: it is true for no longer than that takes.
+    /// Some connections have then been asked to end, so this does not last.
     pub(super) fn is_full(&self) -> bool {
         self.streams.load(Ordering::SeqCst) > self.max_streams()
     }
 
-    /// Resolves for one who waits when there is room, who then calls [`Connections::pass_on`].
+    /// Resolves for one waiter when there is room, which then calls [`Connections::pass_on`].
     pub(super) fn room(&self) -> OwnedNotified {
         self.room.clone().notified_owned()
     }
 
-    /// There is room: the next one who waits may look too.
+    /// Wakes the next waiter, since there is still room.
     pub(super) fn pass_on(&self) {
         self.room.notify_one();
     }
 
-    /// Ends the connections on which most waits until the rest is within the bound.
+    /// Closes the connections with the most unsent bytes until the rest is within the bound.
     pub(super) fn shed_unsent(&self) {
         let open = self.open.lock();
         while self.unsent.load(Ordering::Relaxed) > self.max_unsent {
@@ -158,8 +158,8 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn told(open: &[Open]) -> Vec<Option<End>> {
-        open.iter().map(|one| one.state.take_told()).collect()
+    fn ends(open: &[Open]) -> Vec<Option<End>> {
+        open.iter().map(|one| one.state.take_end()).collect()
     }
 
     #[tokio::test(start_paused = true)]
@@ -175,13 +175,13 @@ mod tests {
         drop(open[1].state.request(Version::HTTP_11));
 
         connections.give_way();
-        assert_eq!(told(&open), [None, None, Some(End::GaveWay), None]);
+        assert_eq!(ends(&open), [None, None, Some(End::GaveWay), None]);
 
         drop(open.remove(2));
         tokio::time::advance(SECOND).await;
         drop(under_way);
         connections.give_way();
-        assert_eq!(told(&open), [None, None, Some(End::GaveWay)]);
+        assert_eq!(ends(&open), [None, None, Some(End::GaveWay)]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -189,13 +189,13 @@ mod tests {
         let connections = Arc::new(Connections::new(u64::MAX));
         let open = [connections.open(Arc::default())];
         connections.give_way();
-        assert_eq!(told(&open), [None]);
+        assert_eq!(ends(&open), [None]);
         tokio::time::advance(LEAST_IDLE).await;
         connections.give_way();
-        assert_eq!(told(&open), [Some(End::GaveWay)]);
+        assert_eq!(ends(&open), [Some(End::GaveWay)]);
         // It has a while to hear it; who is asked next is another one.
         connections.give_way();
-        assert_eq!(told(&open), [None]);
+        assert_eq!(ends(&open), [None]);
     }
 
     #[tokio::test]
@@ -205,16 +205,16 @@ mod tests {
         let hand = |one: usize, bytes| open[one].state.hand(bytes, false);
         hand(0, 40);
         hand(1, 30);
-        assert_eq!(told(&open), [None; 3]);
+        assert_eq!(ends(&open), [None; 3]);
 
         hand(2, 31);
-        assert_eq!(told(&open), [Some(End::UnsentBytes), None, None]);
+        assert_eq!(ends(&open), [Some(End::UnsentBytes), None, None]);
 
         // What was written off counts no longer, even where it is still there.
         hand(2, 39);
-        assert_eq!(told(&open), [None; 3]);
+        assert_eq!(ends(&open), [None; 3]);
         hand(1, 1);
-        assert_eq!(told(&open), [None, None, Some(End::UnsentBytes)]);
+        assert_eq!(ends(&open), [None, None, Some(End::UnsentBytes)]);
         assert_eq!(connections.unsent.load(Ordering::Relaxed), 31);
     }
 
@@ -227,7 +227,7 @@ mod tests {
         open.state.left(first, 60, false);
         assert_eq!(connections.unsent.load(Ordering::Relaxed), 30);
         open.state.hand(80, false);
-        assert_eq!(open.state.take_told(), Some(End::UnsentBytes));
+        assert_eq!(open.state.take_end(), Some(End::UnsentBytes));
         open.state.left(second, 30, false);
         drop(open);
         assert_eq!(connections.unsent.load(Ordering::Relaxed), 0);

@@ -1,4 +1,4 @@
-//! HTTP on one connection: hyper speaks it, and this ends it where it should.
+//! Drives HTTP on one connection by hyper, and ends it when its state says so.
 
 use std::{
     convert::Infallible,
@@ -30,13 +30,13 @@ use super::{
 
 /// Streams of one HTTP/2 connection at once.
 const MAX_STREAMS: u32 = 100;
-/// What an HTTP/2 peer may send of a request's body unasked. Only `POST /browser-tokens` reads one, of 4 KiB.
+/// How much of a request's body an HTTP/2 peer may send unread. Only `POST /browser-tokens` reads one, of 4 KiB.
 const STREAM_WINDOW: u32 = 16 * 1024;
-/// The least that the protocol allows.
+/// The minimum of the protocol.
 const CONNECTION_WINDOW: u32 = 65_535;
-/// How much of a body that comes in pieces waits in a stream.
+/// How much of a streamed body hyper buffers.
 const SEND_BUFFER: usize = 64 * 1024;
-/// How long an idle connection has to hear that it ends: the server's word there, and the peer's back.
+/// How long a connection that was asked to end may take to do so.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub(super) fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
@@ -44,7 +44,7 @@ pub(super) fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
     builder
         .http1()
         .timer(TokioTimer::new())
-        // Ours, in `connection`: hyper's also ends connections that merely keep alive.
+        // `ConnectionState` has its own: hyper's also ends idle keep-alive connections.
         .header_read_timeout(None)
         .max_buf_size(limits.max_header_bytes);
     builder
@@ -59,11 +59,11 @@ pub(super) fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
 }
 
 pin_project_lite::pin_project! {
-    /// A request under way, until its answer has left. It tells an HTTP/1 client where its answer is the connection's last.
+    /// A request in flight, until its response is sent. It tells an HTTP/1 client where its answer is the connection's last.
     ///
-    /// No `async` block: that would hold the call twice, as what it captured and as what it waits for, and be copied with both.
+    /// Not an `async` block, which would hold the inner future twice: as a capture and as what it awaits.
     pub(super) struct Answering<S, F> {
-        // A request of HTTP/2 that is not begun: it waits while too much waits to be sent.
+        // An HTTP/2 request that waits to begin while too many bytes are unsent.
         held: Option<Box<(S, Request<Incoming>)>>,
         #[pin]
         answer: Option<F>,
@@ -75,7 +75,7 @@ impl<S: Service<Request<Incoming>> + Clone> Answering<S, S::Future> {
     pub(super) fn new(service: &mut S, request: Request<Incoming>, in_flight: InFlight) -> Self {
         let is_http2 = request.version() == Version::HTTP_2;
         let (held, answer) = if is_http2 {
-            // All that came in one read are here before the first is answered: each looks once its own task runs.
+            // All requests of one read arrive before the first is answered: each checks when its own task runs.
             (Some(Box::new((service.clone(), request))), None)
         } else {
             (None, Some(service.call(request)))
@@ -121,7 +121,7 @@ where
 
 /// Runs a connection until it ends, or until it is to be ended; returns why.
 ///
-/// Boxed, since the compiler does not see otherwise that the whole may move between threads.
+/// Boxed: otherwise the compiler cannot prove that the future is `Send`.
 pub(super) fn drive<'a, C>(
     connection: C,
     state: Arc<ConnectionState>,
@@ -154,7 +154,7 @@ where
                 }
                 return asked;
             }
-            () = state.told() => match state.take_told() {
+            () = state.notified() => match state.take_end() {
                 Some(end) => end,
                 None => match send_refusals(connection.as_mut(), &state).await {
                     Delivery::Sent => continue,
@@ -175,7 +175,7 @@ where
             End::SendTimeout | End::Refusals | End::UnsentBytes => return Some(end),
             End::Shutdown => connection.as_mut().graceful_shutdown(),
             End::Idle | End::HeaderTimeout | End::GaveWay => {
-                // Half a header of HTTP/1 is refused at once; anybody else is told, and has a while to hear it.
+                // A partial HTTP/1 header gets its 408 at once; any other connection is asked to end and gets time to do so.
                 if !state.refuse_late() {
                     connection.as_mut().graceful_shutdown();
                 }
@@ -190,7 +190,7 @@ enum Next {
     Wait(Duration),
     /// It is to be ended.
     End(End),
-    /// It was asked to end and has had its time.
+    /// It was asked to end and its time is up.
     Leave(End),
 }
 
@@ -199,31 +199,31 @@ fn next(state: &ConnectionState, timeouts: &ConnectionTimeouts, asked: Option<En
     match (state.due(timeouts), asked) {
         (Ok(left), None) => Next::Wait(left),
         (Err(end), None) | (Err(end @ End::SendTimeout), Some(_)) => Next::End(end),
-        // Its last request came while it was told: it gets its answer.
+        // A last request arrived meanwhile: it gets its response.
         (_, Some(_)) if state.is_busy() => Next::Wait(CLOSE_TIMEOUT),
         (_, Some(asked)) => Next::Leave(asked),
     }
 }
 
-/// What became of the refusals that waited.
+/// What became of the unsent error responses.
 enum Delivery {
     Sent,
-    /// The peer does not take them.
+    /// The peer does not read them.
     Stalled,
     /// The connection has ended.
     Ended,
 }
 
-/// Gives a connection on which many refusals wait its turns to send them, for as long as that sends any.
+/// Polls a connection with many unsent error responses for as long as that sends any.
 async fn send_refusals<C: GracefulConnection>(
     mut connection: Pin<&mut C>,
     state: &Arc<ConnectionState>,
 ) -> Delivery {
-    // Others are made by tasks of their own meanwhile.
+    // Other tasks may make more meanwhile.
     let made = state.refusals().made;
     loop {
         let before = state.refusals();
-        // A turn of its own, with as many reads and writes as any.
+        // A scheduler turn of its own, so that the I/O budget is full.
         tokio::task::yield_now().await;
         if poll_fn(|cx| Poll::Ready(connection.as_mut().poll(cx)))
             .await

@@ -16,7 +16,7 @@ pub(super) struct ConnectionTimeouts {
 }
 
 impl ConnectionTimeouts {
-    /// However a connection changes, nothing is due before.
+    /// Whatever a connection does, no timeout expires sooner.
     pub(super) fn shortest(&self) -> Duration {
         self.header.min(self.idle).min(self.send)
     }
@@ -25,15 +25,15 @@ impl ConnectionTimeouts {
 /// Why the server ends a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
-    /// It asked for nothing.
+    /// It sent no request.
     Idle,
-    /// It did not begin, or begin and not finish a header.
+    /// It did not begin or did not finish a header.
     HeaderTimeout,
-    /// An answer moved no byte.
+    /// A response made no progress.
     SendTimeout,
-    /// Too many refusals wait.
+    /// Too many error responses are unsent.
     Refusals,
-    /// Most of too much waits here.
+    /// It has the most unsent bytes when there are too many.
     UnsentBytes,
     /// A new connection needs its permit.
     GaveWay,
@@ -42,7 +42,7 @@ pub(super) enum End {
 }
 
 impl End {
-    /// What it counts as, where it is a failure.
+    /// The failure it counts as, if any.
     pub(super) fn failure(self) -> Option<ConnectionFailure> {
         match self {
             Self::Idle | Self::Shutdown => None,

@@ -1,7 +1,7 @@
-//! An answer's body on its way out: it stays alive until its last byte has left.
+//! A response's body, kept alive until its last byte is sent.
 //!
-//! hyper drops a body as soon as it has its bytes, though an HTTP/2 peer may let them wait for as long as it likes. So the last bytes take
-//! the body along: whatever the body holds (a permit, a gauge) is held until they are written, or the connection has ended.
+//! hyper drops a body as soon as it has its bytes, though an HTTP/2 peer may leave them unread for as long as it likes. So the last bytes
+//! own the body: whatever it holds (a permit, a gauge) is held until they are written, or the connection has ended.
 
 use std::{
     pin::Pin,
@@ -14,7 +14,7 @@ use http_body::{Body, Frame, SizeHint};
 
 use super::connection::{ConnectionState, InFlight};
 
-/// A body, and the request that it answers.
+/// A body and the request it responds to.
 pub(super) struct SentBody<B> {
     /// `None` once its last bytes were taken.
     answer: Option<Answer<B>>,
@@ -22,7 +22,7 @@ pub(super) struct SentBody<B> {
     is_refusal: bool,
 }
 
-/// What an answer holds until it has left.
+/// What a response holds until it is sent.
 struct Answer<B> {
     body: B,
     _request: InFlight,
@@ -75,7 +75,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for SentBody<B> {
     }
 }
 
-/// Bytes of an answer; the last ones own the answer.
+/// Bytes of a response; the last ones own the response.
 pub(super) struct Chunk<B> {
     bytes: Bytes,
     waiting: Waiting,
@@ -100,7 +100,7 @@ impl<B> Buf for Chunk<B> {
     }
 }
 
-/// Bytes that wait to be written, as the connection counts them.
+/// Unsent bytes, as the connection counts them.
 struct Waiting {
     state: Arc<ConnectionState>,
     slot: usize,
@@ -110,7 +110,7 @@ struct Waiting {
 
 impl Waiting {
     fn new<B>(body: &SentBody<B>, bytes: &Bytes) -> Self {
-        // A stored page is shared with the store, and a fixed text with the program.
+        // A stored page is shared with the store, a static text with the binary.
         let own = if bytes.is_unique() { bytes.len() } else { 0 };
         let own = u64::try_from(own).unwrap_or(u64::MAX);
         Self {

@@ -1,4 +1,4 @@
-//! A connection's stream of bytes, which tells what passes.
+//! A connection's byte stream, which reports what passes through it.
 
 use std::{
     io,
@@ -16,10 +16,10 @@ use tokio::{
 
 use super::{connection::ConnectionState, frames::Incoming};
 
-/// A stream that tells the connection's state what passes.
+/// A stream that reports to the connection's state what passes through it.
 ///
-/// The end of what the peer sends is read once no answer is under way: a client may close its side after its request and wait for the
-/// answer, in HTTP/2 and over TLS too, while hyper takes that end for the connection's.
+/// The peer's end of stream is read once all responses are sent: a client may close its side after its request and wait for the
+/// response, in HTTP/2 and over TLS too, while hyper takes that for the end of the connection.
 pub(super) struct Watched<I> {
     io: I,
     state: Arc<ConnectionState>,
@@ -27,9 +27,9 @@ pub(super) struct Watched<I> {
     /// Whether the peer has closed its side.
     is_read_closed: bool,
     is_blocked: bool,
-    /// What is left to write to a peer whose header took too long, once that has begun.
+    /// What is left to write of the 408 for a header that took too long.
     refusal: Option<Bytes>,
-    /// While requests of HTTP/2 are not read for want of room.
+    /// While HTTP/2 requests are not read because too many are in flight.
     room: Option<Pin<Box<OwnedNotified>>>,
 }
 
@@ -46,7 +46,7 @@ impl<I> Watched<I> {
         }
     }
 
-    /// Tells whether the peer takes bytes, where that has changed.
+    /// Reports whether the peer accepts bytes, if that has changed.
     fn written<T>(&mut self, written: &Poll<io::Result<T>>) {
         let is_blocked = written.is_pending();
         if is_blocked != self.is_blocked {
@@ -88,14 +88,14 @@ impl<I: AsyncRead + Unpin> Watched<I> {
             self.state.read(position);
             return Poll::Ready(read);
         }
-        // TLS says so of an end that the peer did not announce.
+        // TLS reports an unannounced end as an error.
         let is_end = read.as_ref().map_or_else(
             |error| error.kind() == io::ErrorKind::UnexpectedEof,
             |()| true,
         );
         if is_end && buffer.remaining() > 0 {
             self.is_read_closed = true;
-            // Requests of HTTP/2 that came in the same read are not begun yet: in this turn they will be.
+            // HTTP/2 requests from the same read begin in this turn.
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }

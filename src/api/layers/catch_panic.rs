@@ -1,4 +1,4 @@
-//! A bug costs one request, and is counted.
+//! A panic costs one request, and is counted.
 
 use std::sync::Arc;
 

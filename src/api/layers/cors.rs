@@ -49,7 +49,7 @@ impl<S> Layer<S> for CorsLayer {
     }
 }
 
-/// Stands around all that may refuse, so that a browser may read the refusal too.
+/// Outside of all that may refuse, so that a browser may read the refusal too.
 #[derive(Clone, Debug)]
 pub struct Cors<S> {
     inner: S,

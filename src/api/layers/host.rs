@@ -1,4 +1,4 @@
-//! One host a request: of two, whoever stands before the gateway might have judged the other (RFC 9112 section 3.2).
+//! Requires exactly one host per request: of two, a proxy in front might have checked the other (RFC 9112 section 3.2).
 
 use std::{
     future::{Ready, ready},
@@ -12,7 +12,7 @@ use http::{
 };
 use tower::{Layer, Service};
 
-/// Refuses, as a parser would, what names no host, several, or none that could be one.
+/// Refuses requests without a host, with several, or with a malformed one, as a parser would.
 #[derive(Clone, Copy, Debug)]
 pub struct HostLayer;
 
@@ -24,7 +24,7 @@ impl<S> Layer<S> for HostLayer {
     }
 }
 
-/// Answers 400, bare, and ends the connection.
+/// Answers 400 without a body and ends the connection.
 #[derive(Clone, Debug)]
 pub struct Host<S> {
     inner: S,

@@ -1,4 +1,4 @@
-//! Who asks: known before anything else is told.
+//! Authenticates the client before anything else is revealed.
 
 use std::{
     collections::HashMap,
@@ -34,10 +34,10 @@ const MAX_ADDRESSES: usize = 10_000;
 const VERIFY_FOR_ADDRESS: Duration = Duration::from_millis(200);
 /// The same for all such addresses together.
 const VERIFY_FOR_ALL: Duration = Duration::from_millis(400);
-/// What time there is to verify in is there anew after it.
+/// The verification budget is renewed after this.
 const VERIFY_AGAIN: Duration = Duration::from_secs(1);
 
-/// Lets through who is known.
+/// Lets authenticated clients through.
 #[derive(Clone, Debug)]
 pub struct InternalAuthLayer {
     shared: Arc<Shared>,
@@ -181,7 +181,7 @@ impl Shared {
             return ApiError::IdentityUnavailable { retry_after };
         }
         let too_many = match reason {
-            // Whether it is a good one was not looked at.
+            // The credential was not verified.
             AuthFailure::RateLimited => Some(VERIFY_AGAIN),
             AuthFailure::Missing
             | AuthFailure::Malformed
@@ -319,7 +319,7 @@ impl Failures {
             return true;
         }
         let second = (now - self.began).as_secs();
-        // In this order: who has spent its own takes nothing from the others.
+        // In this order: an address that has spent its own budget takes nothing from the shared one.
         window.verified.allows(second, cost, VERIFY_FOR_ADDRESS)
             && verified.allows(second, cost, VERIFY_FOR_ALL)
     }
