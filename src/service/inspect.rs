@@ -234,7 +234,7 @@ fn words_of_no_call(error: &UpstreamError, a_page_stands_in: bool) -> (&'static 
         (UpstreamError::QuotaExhausted { .. }, _) => words_of_a_spent_quota(a_page_stands_in),
         (UpstreamError::Unavailable { .. }, true) => (
             "stale-if-error",
-            "the circuit is open: the old page stands in until the upstream is asked again",
+            "the circuit is open: the old page is served until the upstream is asked again",
         ),
         (UpstreamError::Unavailable { .. }, false) => (
             "circuit-open",
@@ -251,7 +251,7 @@ fn words_of_a_refusal(a_page_stands_in: bool) -> (&'static str, &'static str) {
     if a_page_stands_in {
         (
             "stale-if-error",
-            "the upstream failed a moment ago: the old page stands in until it is asked again",
+            "the upstream failed a moment ago: the old page is served until it is asked again",
         )
     } else {
         (
@@ -265,7 +265,7 @@ fn words_of_a_spent_quota(a_page_stands_in: bool) -> (&'static str, &'static str
     if a_page_stands_in {
         (
             "quota",
-            "the quota is spent: the old page stands in until there is a call for it",
+            "the quota is spent: the old page is served until there is a call for it",
         )
     } else {
         (
@@ -280,7 +280,7 @@ fn words(verdict: Verdict, overtaken: bool) -> (&'static str, &'static str) {
         Verdict::Hit { .. } => ("hit", "stored and fresh"),
         Verdict::HitWhileRevalidate { .. } => (
             "stale-while-revalidate",
-            "stale for a short while: served at once, fetched anew in the background",
+            "stale for a short while: served at once, refreshed in the background",
         ),
         Verdict::Fill(FillReason::UriMiss | FillReason::Bypass) => (
             "fill",

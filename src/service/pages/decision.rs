@@ -149,7 +149,7 @@ impl Pages {
         }
     }
 
-    /// Answers from what is remembered of a refusal: the old page where one may stand in, else the error again.
+    /// Answers from what is remembered of a refusal: a stale fallback where one is allowed, else the error again.
     fn refused(
         &self,
         known: &Remembered,
@@ -173,7 +173,7 @@ impl Pages {
     }
 }
 
-/// The answer where no fill is to be had: a stored page where one may stand in, else the error.
+/// The answer where no fill is to be had: a stale fallback where one is allowed, else the error.
 pub(super) fn failed(
     error: UpstreamError,
     stored: Option<&Arc<StoredPage>>,

@@ -102,7 +102,7 @@ impl Pages {
         (shared, fill.instrument(span))
     }
 
-    /// Fetches a page anew that nobody waits for, if there is a call to spare for it and the upstream is asked at all.
+    /// Refreshes a page that nobody waits for, if there is a call to spare for it and the upstream is asked at all.
     pub(super) fn refresh(self: &Arc<Self>, key: &PageKey, request: &ClientRequest) {
         let now = Instant::now();
         // Another replica may have fetched it.

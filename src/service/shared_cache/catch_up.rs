@@ -44,18 +44,7 @@ impl SharedCache {
         let forgot = session
             .before
             .is_some_and(|before| before.birth != session.era.birth);
-        let credentials = self.credentials.load_full();
-        let named: Vec<_> = lists
-            .into_iter()
-            .map(|(key, mark, generation)| {
-                let mut all = credentials.all();
-                let name = all
-                    .find(|credential| credential.id == key.space.credential)
-                    .map(|credential| owners(std::iter::once(credential)))
-                    .and_then(|owners| space_name(&owners, &key.space));
-                (key, mark, generation, name)
-            })
-            .collect();
+        let named = self.named(lists);
         let script = Script::new(scripts::STILL);
         let mut found = Vec::with_capacity(named.len());
         let mut fresh: Option<(&SpaceKey, Nonce)> = None;
@@ -99,4 +88,22 @@ impl SharedCache {
         }
         Ok(found)
     }
+
+    /// With what the space of each is called in Redis; `None`: its credential is gone.
+    fn named(&self, lists: Vec<(ListKey, Option<Mark>, u64)>) -> Vec<Named> {
+        let credentials = self.credentials.load_full();
+        let name = |key: &ListKey| {
+            let mut all = credentials.all();
+            let owner = all.find(|credential| credential.id == key.space.credential)?;
+            space_name(&owners(std::iter::once(owner)), &key.space)
+        };
+        let named = lists.into_iter().map(|(key, mark, generation)| {
+            let name = name(&key);
+            (key, mark, generation, name)
+        });
+        named.collect()
+    }
 }
+
+/// A list, what all replicas knew its state by, its generation, and what its space is called in Redis.
+type Named = (ListKey, Option<Mark>, u64, Option<String>);

@@ -1,4 +1,4 @@
-//! The calls that were made in the last minute, carried over a restart: a quota does not begin anew with the process.
+//! The calls that were made in the last minute, carried over a restart: a restart does not refill a quota.
 //!
 //! Written once, at the end of a drain, and taken away when it is read: after a crash nobody knows what was spent.
 
