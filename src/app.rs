@@ -14,25 +14,21 @@ mod reload;
 mod watch;
 
 pub use self::build::Prepared;
-use self::reload::{Reloader, Reloads};
+use self::{
+    parts::Parts,
+    reload::{Reloader, Reloads},
+};
 use crate::{
     api::{
-        self, Clients, Data, LivePolicy, Policy,
+        self, Data,
         admin::{Admin, AdminAuth, Draining, Reload, Reloaded},
         layers::observe::Observing,
     },
-    cache::PageStore,
     config::{Config, Problems, value::ListenAddress},
     peer::{Peer, TrustedProxies},
-    server::{Acceptor, Connection, Limits, Listener, Server, Shutdown, Tls, descriptors},
+    server::{Acceptor, Connection, Limits, Listener, Server, Shutdown, descriptors},
     service::{Pages, Snapshot},
-    shared::RedisConnection,
-    telemetry::{
-        Log,
-        metrics::Metrics,
-        traces::{Collector, Export, Tracer},
-    },
-    upstream::{Credentials, LimitLayer},
+    telemetry::{AccessLog, Log, metrics::Metrics, traces::Export},
 };
 
 /// Connections of operators and probes.
@@ -124,115 +120,45 @@ impl Gateway {
     /// Returns the address that cannot be had.
     pub async fn start_prepared(prepared: Prepared, log: Log) -> Result<Self, StartError> {
         let Prepared { config, built } = prepared;
-        // Before anything else: what changes from here on is a change.
+        // Before anything else, so that later changes are noticed.
         let files = reload::digests(config.files());
-        let tls = built.tls.map(Tls::new);
-        let metrics = Metrics::new();
-        let redis = config.cache.redis.is_configured();
-        let redis =
-            redis.then(|| RedisConnection::new(config.cache.redis.clone(), metrics.clone()));
-        let (credentials, issuers) = (built.credentials, built.issuers);
-        let clients = Clients::new(&config.clients, &config.views, credentials, issuers, None);
-        if let Some(redis) = &redis {
-            clients.share_limits(redis);
-        }
-        let credentials = clients.credentials().clone();
-        let limit = LimitLayer::new(config.upstream.max_concurrency, config.upstream.max_queue);
-        let upstream = parts::upstream(built.client, &config, limit.clone(), &metrics);
-        let policy = Policy::new(&config, clients, Arc::new(upstream));
-        let policy: LivePolicy = Arc::new(ArcSwap::from_pointee(policy));
-        let collector_headers = built.collector.as_ref().map(Collector::headers);
-        let exporting = built.collector;
-        let exporting = exporting.map(|collector| Tracer::exporting_to(collector, metrics.clone()));
-        let (tracer, traces) = exporting.unzip();
-        let pages = Pages::new(
-            PageStore::new(&config.cache),
-            metrics.clone(),
-            config.server.request_timeout,
-            config.server.max_waiting(),
-        );
-        let draining = Draining::default();
-        let data = Listener::bind(&config.server.listen)
-            .await
-            .map_err(listen_error(&config.server.listen))?;
-        let admin = Listener::bind(&config.admin.listen)
-            .await
-            .map_err(listen_error(&config.admin.listen))?;
-        let data_address = data
-            .address()
-            .map_err(listen_error(&config.server.listen))?;
-        let admin_address = admin
-            .address()
-            .map_err(listen_error(&config.admin.listen))?;
+        let (parts, traces) = Parts::new(&config, built);
+        let (data, data_address) = bind(&config.server.listen).await?;
+        let (admin, admin_address) = bind(&config.admin.listen).await?;
         // Not before the addresses are ours: another gateway may still be writing the file.
-        let snapshot = start_snapshot(&config, &pages, credentials.clone()).await;
-        let sharing = match &redis {
-            Some(redis) => Some(parts::share(redis.clone(), &pages, credentials).await),
-            None => None,
-        };
+        let snapshot = start_snapshot(&config, &parts).await;
+        let sharing = parts.share().await;
+        let access_log = log.access_log(&config.telemetry);
         let log_losses = log.losses().cloned();
         let effective = Arc::new(ArcSwap::from_pointee(config.effective()));
-        let observing = Observing {
-            metrics: metrics.clone(),
-            access_log: log.access_log(&config.telemetry),
-            tracer,
-        };
-        let reloader = Reloader {
-            policy: policy.clone(),
-            pages: pages.clone(),
-            snapshot: snapshot.as_ref().map(|running| running.snapshot.clone()),
-            metrics: metrics.clone(),
-            limit: limit.clone(),
-            redis: redis.clone(),
-            tls: tls.clone(),
-            collector_headers,
-            log,
-            effective: effective.clone(),
-            started: config.clone(),
-            in_force: Config::clone(&config),
-        };
+        let running = snapshot.as_ref().map(|running| running.snapshot.clone());
+        let reloader = Reloader::new(&parts, &config, log, effective.clone(), running);
         let reloads = reloader.start(files);
-        let acceptor = Acceptor {
-            proxies: config
-                .server
-                .proxy_protocol
-                .then(|| TrustedProxies::configured(&config.server)),
-            tls,
-        };
         let limits = limits(&config);
-        let (data, converse) =
-            serve_data(data, acceptor, &config, limits, &pages, &policy, observing);
-        let auth = AdminAuth::new(policy.clone(), config.auth.max_failures);
+        let (data, converse) = serve_data(data, &config, limits, &parts, access_log);
+        let draining = Draining::default();
         let admin_state = Admin {
-            pages: pages.clone(),
-            policy,
-            metrics: metrics.clone(),
-            limit,
+            pages: parts.pages.clone(),
+            policy: parts.policy.clone(),
+            metrics: parts.metrics.clone(),
+            limit: parts.limit.clone(),
             log_losses,
-            redis,
+            redis: parts.redis.clone(),
             draining: draining.clone(),
             effective_config: effective,
             reload: Arc::new(reloads.clone()),
             started: Instant::now(),
         };
+        let auth = AdminAuth::new(parts.policy, config.auth.max_failures);
         let router = api::admin::router(admin_state, auth);
         let admin = serve_admin(admin, router, limits);
-        info!(
-            server.listen = %data_address,
-            admin.listen = %admin_address,
-            upstream.origin = config.upstream.base_url().origin().ascii_serialization(),
-            clients.count = config.clients.len(),
-            "gateway is ready"
-        );
-        if config.clients.is_empty() {
-            warn!("no client is configured: every request will be refused; add [[clients]]");
-        }
+        announce(&config, &data_address, &admin_address);
         Ok(Self {
             data_address,
             admin_address,
-            tidying: parts::tidy(&pages),
-            pages,
-            metrics,
+            tidying: parts::tidy(&parts.pages),
+            pages: parts.pages,
+            metrics: parts.metrics,
             draining,
             config,
             data,
@@ -314,14 +240,33 @@ impl Serving {
     }
 }
 
+async fn bind(address: &ListenAddress) -> Result<(Listener, ListenAddress), StartError> {
+    let error = |source| StartError::Listen {
+        address: address.clone(),
+        source,
+    };
+    let listener = Listener::bind(address).await.map_err(error)?;
+    let bound = listener.address().map_err(error)?;
+    Ok((listener, bound))
+}
+
+fn announce(config: &Config, data: &ListenAddress, admin: &ListenAddress) {
+    info!(
+        server.listen = %data,
+        admin.listen = %admin,
+        upstream.origin = config.upstream.base_url().origin().ascii_serialization(),
+        clients.count = config.clients.len(),
+        "gateway is ready"
+    );
+    if config.clients.is_empty() {
+        warn!("no client is configured: every request will be refused; add [[clients]]");
+    }
+}
+
 /// Restores what the last process left, then keeps the file up to date.
-async fn start_snapshot(
-    config: &Config,
-    pages: &Arc<Pages>,
-    credentials: Arc<Credentials>,
-) -> Option<Snapshotting> {
+async fn start_snapshot(config: &Config, parts: &Parts) -> Option<Snapshotting> {
     let path = config.cache.snapshot_file.clone()?;
-    let snapshot = Snapshot::new(path, credentials, pages.clone());
+    let snapshot = Snapshot::new(path, parts.credentials(), parts.pages.clone());
     snapshot.restore().await;
     let end = CancellationToken::new();
     Some(Snapshotting {
@@ -354,26 +299,29 @@ fn limits(config: &Config) -> Limits {
 
 fn serve_data(
     listener: Listener,
-    acceptor: Acceptor,
     config: &Config,
     limits: Limits,
-    pages: &Arc<Pages>,
-    policy: &LivePolicy,
-    observing: Observing,
+    parts: &Parts,
+    access_log: AccessLog,
 ) -> (Serving, Converse) {
-    let data = Data {
-        pages: pages.clone(),
+    let proxies = config.server.proxy_protocol;
+    let acceptor = Acceptor {
+        proxies: proxies.then(|| TrustedProxies::configured(&config.server)),
+        tls: parts.tls.clone(),
     };
-    let metrics = observing.metrics.clone();
-    let service = api::data_router(
-        &data,
-        policy.clone(),
-        &config.server,
-        &config.auth,
-        observing,
-    );
+    let data = Data {
+        pages: parts.pages.clone(),
+    };
+    let observing = Observing {
+        metrics: parts.metrics.clone(),
+        access_log,
+        tracer: parts.tracer.clone(),
+    };
+    let policy = parts.policy.clone();
+    let service = api::data_router(&data, policy, &config.server, &config.auth, observing);
+    let metrics = Some(parts.metrics.clone());
     let shutdown = Shutdown::default();
-    let server = Server::new(service, acceptor, limits, Some(metrics), shutdown.clone());
+    let server = Server::new(service, acceptor, limits, metrics, shutdown.clone());
     let serving = Serving {
         task: tokio::spawn(server.clone().serve(listener)),
         shutdown,
@@ -397,9 +345,4 @@ fn serve_admin(listener: Listener, router: axum::Router, limits: Limits) -> Serv
         task: tokio::spawn(server.serve(listener)),
         shutdown,
     }
-}
-
-fn listen_error(address: &ListenAddress) -> impl FnOnce(io::Error) -> StartError {
-    let address = address.clone();
-    move |source| StartError::Listen { address, source }
 }

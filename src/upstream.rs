@@ -21,8 +21,6 @@ mod decode;
 mod envelope;
 mod error;
 mod fair_queue;
-#[cfg(test)]
-mod fixtures;
 mod limit;
 mod normalize;
 mod pause;
@@ -115,3 +113,6 @@ pub fn stack(
         .service(client);
     BoxCloneSyncService::new(service)
 }
+
+#[cfg(test)]
+mod fixtures;

@@ -2,36 +2,97 @@
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::build::Built;
 use crate::{
+    api::{Clients, LivePolicy, Policy},
+    cache::PageStore,
     config::Config,
+    server::Tls,
     service::{
         Pages, SharedCache,
         background::{compress_idle_pages, free_invalidated_pages},
     },
     shared::{Calls, RedisConnection},
-    telemetry::metrics::Metrics,
+    telemetry::{
+        metrics::Metrics,
+        traces::{Collector, CollectorHeaders, Export, Tracer},
+    },
     upstream::{self, Client, Credentials, LimitLayer, Upstream},
 };
 
-/// Shares pages and calls with the replicas behind `redis`, until the guard is dropped.
-///
-/// Waits for the first attempt to connect, so that a new replica starts with what the others have.
-pub(super) async fn share(
-    redis: Arc<RedisConnection>,
-    pages: &Arc<Pages>,
-    credentials: Arc<Credentials>,
-) -> DropGuard {
-    share_calls(&redis, &credentials);
-    pages.share_pages(SharedCache::new(redis.clone(), credentials));
-    let end = CancellationToken::new();
-    let first = Arc::new(Notify::new());
-    let subscriber = Arc::new(pages.clone());
-    tokio::spawn(redis.maintain(subscriber, first.clone(), end.clone()));
-    first.notified().await;
-    end.drop_guard()
+/// The parts that serve, without listeners.
+pub(super) struct Parts {
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) redis: Option<Arc<RedisConnection>>,
+    pub(super) limit: LimitLayer,
+    pub(super) policy: LivePolicy,
+    pub(super) pages: Arc<Pages>,
+    pub(super) tls: Option<Tls>,
+    pub(super) tracer: Option<Tracer>,
+    pub(super) collector_headers: Option<CollectorHeaders>,
+}
+
+impl Parts {
+    /// Joins what was built; the second value exports traces, where they are configured.
+    pub(super) fn new(config: &Config, built: Built) -> (Self, Option<Export>) {
+        let metrics = Metrics::new();
+        let redis = config.cache.redis.is_configured();
+        let redis =
+            redis.then(|| RedisConnection::new(config.cache.redis.clone(), metrics.clone()));
+        let (credentials, issuers) = (built.credentials, built.issuers);
+        let clients = Clients::new(&config.clients, &config.views, credentials, issuers, None);
+        if let Some(redis) = &redis {
+            clients.share_limits(redis);
+        }
+        let limit = LimitLayer::new(config.upstream.max_concurrency, config.upstream.max_queue);
+        let upstream = upstream(built.client, config, limit.clone(), &metrics);
+        let policy = Policy::new(config, clients, Arc::new(upstream));
+        let collector_headers = built.collector.as_ref().map(Collector::headers);
+        let exporting = |collector| Tracer::exporting_to(collector, metrics.clone());
+        let (tracer, traces) = built.collector.map(exporting).unzip();
+        let pages = Pages::new(
+            PageStore::new(&config.cache),
+            metrics.clone(),
+            config.server.request_timeout,
+            config.server.max_waiting(),
+        );
+        let parts = Self {
+            metrics,
+            redis,
+            limit,
+            policy: Arc::new(ArcSwap::from_pointee(policy)),
+            pages,
+            tls: built.tls.map(Tls::new),
+            tracer,
+            collector_headers,
+        };
+        (parts, traces)
+    }
+
+    pub(super) fn credentials(&self) -> Arc<Credentials> {
+        self.policy.load().clients.credentials().clone()
+    }
+
+    /// Shares pages and calls with the other replicas, where Redis is configured, until the guard is dropped.
+    ///
+    /// Waits for the first attempt to connect, so that a new replica starts with what the others have.
+    pub(super) async fn share(&self) -> Option<DropGuard> {
+        let redis = self.redis.clone()?;
+        let credentials = self.credentials();
+        share_calls(&redis, &credentials);
+        self.pages
+            .share_pages(SharedCache::new(redis.clone(), credentials));
+        let end = CancellationToken::new();
+        let first = Arc::new(Notify::new());
+        let subscriber = Arc::new(self.pages.clone());
+        tokio::spawn(redis.maintain(subscriber, first.clone(), end.clone()));
+        first.notified().await;
+        Some(end.drop_guard())
+    }
 }
 
 /// Compresses the idle pages of `pages` and frees the invalidated ones, until the guard is dropped.

@@ -21,7 +21,7 @@ use tracing::{error, info, warn};
 
 use super::{
     build::{Built, build},
-    parts,
+    parts::{self, Parts},
     watch::Watch,
 };
 use crate::{
@@ -102,23 +102,47 @@ impl Reload for Reloads {
 
 /// The parts of a running gateway that a reload changes.
 pub(super) struct Reloader {
-    pub(super) policy: LivePolicy,
-    pub(super) pages: Arc<Pages>,
-    pub(super) snapshot: Option<Arc<Snapshot>>,
-    pub(super) metrics: Arc<Metrics>,
-    pub(super) limit: LimitLayer,
-    pub(super) redis: Option<Arc<RedisConnection>>,
-    pub(super) tls: Option<Tls>,
-    pub(super) collector_headers: Option<CollectorHeaders>,
-    pub(super) log: Log,
+    policy: LivePolicy,
+    pages: Arc<Pages>,
+    snapshot: Option<Arc<Snapshot>>,
+    metrics: Arc<Metrics>,
+    limit: LimitLayer,
+    redis: Option<Arc<RedisConnection>>,
+    tls: Option<Tls>,
+    collector_headers: Option<CollectorHeaders>,
+    log: Log,
     /// What operators are shown.
-    pub(super) effective: Arc<ArcSwap<String>>,
+    effective: Arc<ArcSwap<String>>,
     /// The configuration at start.
-    pub(super) started: Arc<Config>,
-    pub(super) in_force: Config,
+    started: Arc<Config>,
+    in_force: Config,
 }
 
 impl Reloader {
+    /// What reloads `parts`, started with `config`.
+    pub(super) fn new(
+        parts: &Parts,
+        config: &Arc<Config>,
+        log: Log,
+        effective: Arc<ArcSwap<String>>,
+        snapshot: Option<Arc<Snapshot>>,
+    ) -> Self {
+        Self {
+            policy: parts.policy.clone(),
+            pages: parts.pages.clone(),
+            snapshot,
+            metrics: parts.metrics.clone(),
+            limit: parts.limit.clone(),
+            redis: parts.redis.clone(),
+            tls: parts.tls.clone(),
+            collector_headers: parts.collector_headers.clone(),
+            log,
+            effective,
+            started: config.clone(),
+            in_force: Config::clone(config),
+        }
+    }
+
     /// Starts the thread, which reloads on request and when a file differs from `files`.
     ///
     /// # Panics
