@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use axum::extract::{FromRequestParts, Path, path::ErrorKind, rejection::PathRejection};
+use axum::extract::{FromRef, FromRequestParts, Path, path::ErrorKind, rejection::PathRejection};
 use http::{HeaderValue, Method, request::Parts};
 use serde::Deserialize;
 
-use super::{ApiError, Client, Policy, context::RequestContext, query, routes::list::ListState};
+use super::{ApiError, Client, Policy, context::RequestContext, query};
 use crate::{
-    domain::{ListId, PageQuery, RunId, SpaceToken},
+    domain::{Collection, ListId, PageQuery, RunId, SpaceToken},
     telemetry::traces::TraceContext,
 };
 
@@ -34,10 +34,14 @@ pub struct List {
     pub id: ListId,
 }
 
-impl FromRequestParts<ListState> for List {
+impl<S> FromRequestParts<S> for List
+where
+    S: Send + Sync,
+    Collection: FromRef<S>,
+{
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, state: &ListState) -> Result<Self, ApiError> {
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         #[derive(Deserialize)]
         struct Named {
             space_token: String,
@@ -52,7 +56,7 @@ impl FromRequestParts<ListState> for List {
         let space = SpaceToken::new(&space_token).map_err(|_| ApiError::InvalidSpaceToken)?;
         let run = run_id.as_deref().map(RunId::new).transpose();
         let run = run.map_err(|_| ApiError::InvalidRunId)?;
-        let id = ListId::new(state.collection, run).ok_or(ApiError::InvalidRunId)?;
+        let id = ListId::new(Collection::from_ref(state), run).ok_or(ApiError::InvalidRunId)?;
         Ok(Self { space, id })
     }
 }

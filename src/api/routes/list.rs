@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
-    extract::{Request, State},
+    extract::{FromRef, Request, State},
     response::{IntoResponse, Response},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request::Parts};
@@ -49,6 +49,12 @@ const CODINGS: [ContentCoding; 3] = [
 pub struct ListState {
     pub data: Data,
     pub collection: Collection,
+}
+
+impl FromRef<ListState> for Collection {
+    fn from_ref(state: &ListState) -> Self {
+        state.collection
+    }
 }
 
 /// Answers with the page that path and query name.
