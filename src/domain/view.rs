@@ -6,8 +6,9 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use serde_json::value::RawValue;
 
-use super::json::{NotJson, Scanner, text};
+use super::json::{elements, members, offset, text};
 
 /// The way to a member of a task: the names of the objects' members it passes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,15 +115,16 @@ impl View {
 
     /// Returns what of `page`, a whole JSON document, this view shows; `None` where it is no JSON.
     ///
-    /// Takes time in proportion to the page, and a bounded stack: what nests deeper than 128 arrays and objects on the way to a member is hidden.
+    /// Takes time in proportion to the page and to how deep its members are looked for, and a bounded stack: what nests deeper than 128
+    /// arrays and objects on the way to a member is hidden.
     #[must_use]
     pub fn apply(&self, page: &[u8]) -> Option<Bytes> {
-        let mut scanner = Scanner::new(std::str::from_utf8(page).ok()?);
-        if !self.page.shows(scanner.peek().ok()?) {
+        let page = serde_json::from_slice::<&RawValue>(page).ok()?.get();
+        if !self.page.shows(page) {
             return None;
         }
         let mut shown = Vec::new();
-        cut(&mut scanner, &self.page, 0, &mut shown).ok()?;
+        cut(page, &self.page, 0, &mut shown).ok()?;
         // Boxed, so that it holds no more than it is weighed by.
         Some(shown.into_boxed_slice().into())
     }
@@ -159,11 +161,11 @@ impl Allowed {
         }
     }
 
-    /// Whether anything is shown of a value that begins with `first`.
-    fn shows(&self, first: u8) -> bool {
+    /// Whether anything is shown of `value`.
+    fn shows(&self, value: &str) -> bool {
         match self {
             Self::Whole => true,
-            Self::Members(_) => matches!(first, b'{' | b'[' | b'n'),
+            Self::Members(_) => value.starts_with(['{', '[', 'n']),
         }
     }
 
@@ -188,92 +190,73 @@ impl Allowed {
 /// How deep objects and arrays are followed. A page may nest deeper than any stack; what is passed over or shown whole may too.
 const MAX_DEPTH: usize = 128;
 
-/// Copies what `allowed` shows of the value that begins here, of which it shows something.
+/// Copies what `allowed` shows of `value`, of which it shows something.
 fn cut(
-    scanner: &mut Scanner<'_>,
+    value: &str,
     allowed: &Allowed,
     depth: usize,
     shown: &mut Vec<u8>,
-) -> Result<(), NotJson> {
-    match (allowed, scanner.peek()?) {
-        (Allowed::Members(members), b'{') => {
-            let mut list = CutList::begin(scanner, shown);
-            scanner.raw_members(|scanner, name| {
-                // One name has many spellings, and any reader takes them for the same. One that cannot be read is not on the list.
-                let allowed = text(name).and_then(|name| members.get(&*name));
-                list.item(scanner, allowed, depth, shown)
-            })?;
-            list.end(scanner, shown);
+) -> serde_json::Result<()> {
+    let Some(items) = items(value, allowed)? else {
+        shown.extend_from_slice(value.as_bytes());
+        return Ok(());
+    };
+    let bytes = value.as_bytes();
+    shown.push(bytes[0]);
+    // Where the next item begins, the space before it included.
+    let mut from = 1;
+    let mut shows_any = false;
+    for (allowed, item) in &items {
+        let start = offset(bytes, item);
+        let end = start + item.len();
+        let next = end + length_of_space(&bytes[end..]);
+        if let Some(allowed) = allowed.filter(|allowed| depth < MAX_DEPTH && allowed.shows(item)) {
+            if shows_any {
+                shown.push(b',');
+            }
+            shown.extend_from_slice(&bytes[from..start]);
+            cut(item, allowed, depth + 1, shown)?;
+            shown.extend_from_slice(&bytes[end..next]);
+            shows_any = true;
         }
-        (Allowed::Members(_), b'[') => {
-            let mut list = CutList::begin(scanner, shown);
-            scanner.elements(|scanner| list.item(scanner, Some(allowed), depth, shown))?;
-            list.end(scanner, shown);
-        }
-        (Allowed::Members(_) | Allowed::Whole, _) => {
-            shown.extend_from_slice(scanner.value()?.as_bytes());
-        }
+        // Behind the comma, if one stands here.
+        from = next + 1;
     }
+    let close = if items.is_empty() {
+        from
+    } else {
+        bytes.len() - 1
+    };
+    shown.extend_from_slice(&bytes[close..]);
     Ok(())
 }
 
-/// An object or array on its way out: what stands between its brackets, but for the items that are not shown.
-struct CutList {
-    /// Where the next item begins, the space before it included.
-    from: usize,
-    is_empty: bool,
-    shows_any: bool,
+/// The items of an object or array, each with what is shown of it; `None` of a value that is shown as it is.
+fn items<'a, 'b>(
+    value: &'a str,
+    allowed: &'b Allowed,
+) -> serde_json::Result<Option<Vec<(Option<&'b Allowed>, &'a str)>>> {
+    let Allowed::Members(list) = allowed else {
+        return Ok(None);
+    };
+    // One name has many spellings, and any reader takes them for the same. One that cannot be read is not on the list.
+    let listed = |name| text(name).and_then(|name| list.get(&*name));
+    Ok(match value.as_bytes().first() {
+        Some(b'{') => {
+            let members = members(value)?.into_iter();
+            Some(members.map(|(name, value)| (listed(name), value)).collect())
+        }
+        Some(b'[') => {
+            let elements = elements(value)?.into_iter();
+            Some(elements.map(|element| (Some(allowed), element)).collect())
+        }
+        _ => None,
+    })
 }
 
-impl CutList {
-    fn begin(scanner: &Scanner<'_>, shown: &mut Vec<u8>) -> Self {
-        let open = scanner.at();
-        shown.extend_from_slice(scanner.between(open..open + 1));
-        Self {
-            from: open + 1,
-            is_empty: true,
-            shows_any: false,
-        }
-    }
-
-    /// Takes the item whose value begins here.
-    fn item(
-        &mut self,
-        scanner: &mut Scanner<'_>,
-        allowed: Option<&Allowed>,
-        depth: usize,
-        shown: &mut Vec<u8>,
-    ) -> Result<(), NotJson> {
-        let first = scanner.peek()?;
-        match allowed.filter(|allowed| depth < MAX_DEPTH && allowed.shows(first)) {
-            Some(allowed) => {
-                if self.shows_any {
-                    shown.push(b',');
-                }
-                shown.extend_from_slice(scanner.between(self.from..scanner.at()));
-                cut(scanner, allowed, depth + 1, shown)?;
-                let end = scanner.at();
-                scanner.peek()?;
-                shown.extend_from_slice(scanner.between(end..scanner.at()));
-                self.shows_any = true;
-            }
-            None => {
-                scanner.value()?;
-                scanner.peek()?;
-            }
-        }
-        // Behind the comma, if one stands here.
-        self.from = scanner.at() + 1;
-        self.is_empty = false;
-        Ok(())
-    }
-
-    /// Closes what was opened: the scanner stands behind it.
-    fn end(self, scanner: &Scanner<'_>, shown: &mut Vec<u8>) {
-        let close = scanner.at();
-        let from = if self.is_empty { self.from } else { close - 1 };
-        shown.extend_from_slice(scanner.between(from..close));
-    }
+fn length_of_space(bytes: &[u8]) -> usize {
+    let is_space = |byte: &&u8| matches!(byte, b' ' | b'\t' | b'\n' | b'\r');
+    bytes.iter().take_while(is_space).count()
 }
 
 #[cfg(test)]

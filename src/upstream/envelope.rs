@@ -1,15 +1,15 @@
 //! The wire form of a page of rows: where `count`, `status_code`, `message` and the rows lie in the upstream's bytes.
 
-use std::{borrow::Cow, ops::Range, str};
+use std::str;
 
 use bytes::Bytes;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, value::RawValue};
 
 use super::InvalidAnswer;
 use crate::domain::{
     ListPage, Row,
-    json::{NotJson, Scanner, text},
+    json::{elements, offset},
 };
 
 /// What an answer says of itself, page or not. Values of a wrong type count as absent.
@@ -30,65 +30,51 @@ struct ErrorObject {
     message: Option<Value>,
 }
 
-/// An answer's JSON as it lies in its bytes.
-#[derive(Default)]
+/// An answer's JSON as it lies in its bytes. Of two members that are called alike nobody knows which is meant: that is an error.
+#[derive(Default, Deserialize)]
 pub(super) struct Reading<'a> {
-    status_code: Option<&'a str>,
-    message: Option<&'a str>,
-    errors: Option<&'a str>,
-    error: Option<&'a str>,
-    count: Option<&'a str>,
-    data: Option<Data>,
+    #[serde(borrow)]
+    status_code: Option<&'a RawValue>,
+    #[serde(borrow)]
+    message: Option<&'a RawValue>,
+    #[serde(borrow)]
+    errors: Option<&'a RawValue>,
+    #[serde(borrow)]
+    error: Option<&'a RawValue>,
+    #[serde(borrow)]
+    count: Option<&'a RawValue>,
+    #[serde(borrow)]
+    data: Option<&'a RawValue>,
 }
 
-/// The value of `data`.
-enum Data {
-    Array(Vec<Row>),
-    Other,
-}
-
-/// Reads `body` as a JSON object, once: a page is too long to be gone through for its rows anew.
+/// Reads `body` as a JSON object.
 ///
 /// # Errors
 ///
 /// Returns where it is none.
 pub(super) fn read(body: &[u8]) -> Result<Reading<'_>, InvalidAnswer> {
-    let read = str::from_utf8(body).map_err(|error| error.valid_up_to());
-    let read = read.and_then(|text| Reading::of(text).map_err(|NotJson { at }| at));
-    read.map_err(|at| not_json(body, at))
+    let text = str::from_utf8(body).map_err(|error| not_json(body, error.valid_up_to()))?;
+    let object = text.trim_ascii_start();
+    // serde would take the elements of an array for the members.
+    if !object.starts_with('{') {
+        return Err(not_json(body, text.len() - object.len()));
+    }
+    serde_json::from_str(text).map_err(|error| InvalidAnswer::Json {
+        line: error.line(),
+        column: error.column(),
+    })
 }
 
-impl<'a> Reading<'a> {
-    fn of(text: &'a str) -> Result<Self, NotJson> {
-        let mut reading = Self::default();
-        let mut scanner = Scanner::new(text);
-        scanner.members(|scanner, name| {
-            let value = match &*name {
-                "data" => return read_once(&mut reading.data, scanner, Data::read),
-                "status_code" => &mut reading.status_code,
-                "message" => &mut reading.message,
-                "errors" => &mut reading.errors,
-                "error" => &mut reading.error,
-                "count" => &mut reading.count,
-                _ => return scanner.value().map(drop),
-            };
-            read_once(value, scanner, Scanner::value)
-        })?;
-        scanner.end()?;
-        Ok(reading)
-    }
-
+impl Reading<'_> {
     /// What the answer says of itself.
     pub(super) fn envelope(&self) -> Envelope {
-        let error = self
-            .error
-            .and_then(|error| serde_json::from_str(error).ok());
+        let error = self.error.and_then(value);
         let ErrorObject { code, message } = error.unwrap_or_default();
-        let own_message = self.message.and_then(text).map(Cow::into_owned);
+        let own_message = self.message.and_then(value);
         Envelope {
-            status_code: self.status_code.and_then(integer),
+            status_code: self.status_code.and_then(value),
             message: own_message.or_else(|| Some(message?.as_str()?.to_owned())),
-            errors: self.errors.and_then(present).map(str::to_owned),
+            errors: self.errors.map(|errors| errors.get().to_owned()),
             error_code: code.and_then(|code| match code {
                 Value::String(code) => Some(code),
                 Value::Number(code) => Some(code.to_string()),
@@ -103,18 +89,27 @@ impl<'a> Reading<'a> {
     ///
     /// Returns in which way it is no page.
     pub(super) fn page(self, body: &Bytes) -> Result<ListPage, InvalidAnswer> {
-        let Some(Data::Array(rows)) = self.data else {
-            return Err(InvalidAnswer::NoData);
-        };
+        let rows = self.data.and_then(|data| elements(data.get()).ok());
+        let rows = rows.ok_or(InvalidAnswer::NoData)?;
         if u32::try_from(body.len()).is_err() {
             return Err(InvalidAnswer::TooLarge(u32::MAX as usize));
         }
-        let count = self.count.and_then(integer).ok_or(InvalidAnswer::NoCount)?;
+        let count = self.count.and_then(value).ok_or(InvalidAnswer::NoCount)?;
         Ok(ListPage {
             body: body.clone(),
             count,
-            rows: rows.into(),
+            rows: rows.into_iter().map(|row| row_of(body, row)).collect(),
         })
+    }
+}
+
+/// Where `row` lies in `body`.
+fn row_of(body: &[u8], row: &str) -> Row {
+    let start = offset(body, row);
+    // Of a body in which it would be wrong no page is made.
+    let place = |at| u32::try_from(at).unwrap_or(u32::MAX);
+    Row {
+        span: place(start)..place(start + row.len()),
     }
 }
 
@@ -127,46 +122,9 @@ pub fn read_page(body: &Bytes) -> Result<ListPage, InvalidAnswer> {
     read(body)?.page(body)
 }
 
-impl Data {
-    fn read(scanner: &mut Scanner<'_>) -> Result<Self, NotJson> {
-        if scanner.peek()? != b'[' {
-            scanner.value()?;
-            return Ok(Self::Other);
-        }
-        let mut rows = Vec::new();
-        scanner.elements(|scanner| {
-            let Range { start, end } = scanner.span()?;
-            // Of a body in which it would be wrong no page is made.
-            let place = |at| u32::try_from(at).unwrap_or(u32::MAX);
-            rows.push(Row {
-                span: place(start)..place(end),
-            });
-            Ok(())
-        })?;
-        Ok(Self::Array(rows))
-    }
-}
-
-/// Reads a member into its place, which must be empty: of two that are called alike nobody knows which is meant.
-fn read_once<'a, T>(
-    place: &mut Option<T>,
-    scanner: &mut Scanner<'a>,
-    read: impl FnOnce(&mut Scanner<'a>) -> Result<T, NotJson>,
-) -> Result<(), NotJson> {
-    if place.is_some() {
-        return Err(scanner.here());
-    }
-    *place = Some(read(scanner)?);
-    Ok(())
-}
-
-/// A value, but for null, which says as much as none.
-fn present(value: &str) -> Option<&str> {
-    (value != "null").then_some(value)
-}
-
-fn integer(value: &str) -> Option<u64> {
-    serde_json::from_str(value).ok()
+/// A value of the type that is wanted; one of another says as much as none.
+fn value<'a, T: Deserialize<'a>>(raw: &'a RawValue) -> Option<T> {
+    serde_json::from_str(raw.get()).ok()
 }
 
 fn not_json(body: &[u8], at: usize) -> InvalidAnswer {
