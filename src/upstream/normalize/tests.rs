@@ -10,7 +10,10 @@ use tower::{ServiceExt, service_fn};
 
 use super::*;
 use crate::{
-    config::normalize::RuleConfig,
+    config::{
+        NormalizeConfig,
+        normalize::{RuleCode, RuleConfig},
+    },
     upstream::{Head, Priority, Validators, fixtures},
 };
 
