@@ -94,6 +94,8 @@ pub struct Caller {
     pub trace: TraceContext,
 }
 
+/// Takes the context out of the request: last among a handler's arguments that read it.
+///
 /// Panics where [`super::layers::internal_auth`] has not let the request through.
 impl<S: Send + Sync> FromRequestParts<S> for Caller {
     type Rejection = ApiError;
@@ -105,7 +107,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
             policy,
             client,
             client_address: _,
-        } = context(parts).clone();
+        } = parts.extensions.remove().expect(OBSERVED);
         Ok(Self {
             client: client.expect("authentication lets nobody through without a name"),
             policy,
@@ -115,7 +117,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
     }
 }
 
+const OBSERVED: &str = "`observe` is around every handler";
+
 fn context(parts: &Parts) -> &RequestContext {
-    let context = parts.extensions.get();
-    context.expect("`observe` is around every handler")
+    parts.extensions.get().expect(OBSERVED)
 }

@@ -32,6 +32,11 @@ const ALWAYS_SERVED_SHARE: usize = 64;
 /// Lets `server.max_in_flight` requests of clients run at once, and their answers hold `server.max_unsent_bytes` beside the store.
 #[derive(Clone, Debug)]
 pub struct ShedLayer {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
     in_flight: Arc<ConcurrencyLimit>,
     max_unsent_bytes: usize,
     pages: Arc<Pages>,
@@ -42,13 +47,17 @@ impl ShedLayer {
     #[must_use]
     pub fn new(config: &ServerConfig, pages: Arc<Pages>, metrics: Arc<Metrics>) -> Self {
         Self {
-            in_flight: limit(config.max_in_flight),
-            max_unsent_bytes: config.max_unsent_bytes,
-            pages,
-            metrics,
+            shared: Arc::new(Shared {
+                in_flight: limit(config.max_in_flight),
+                max_unsent_bytes: config.max_unsent_bytes,
+                pages,
+                metrics,
+            }),
         }
     }
+}
 
+impl Shared {
     /// Whether the answer, which counts already, may go out beside what its client has on the way.
     fn has_memory_for(&self, account: &Account, bytes: usize) -> bool {
         let own = account.answers().bytes();
@@ -91,7 +100,7 @@ impl<S> Layer<S> for ShedLayer {
     fn layer(&self, inner: S) -> Shed<S> {
         Shed {
             inner,
-            layer: self.clone(),
+            shared: self.shared.clone(),
         }
     }
 }
@@ -100,7 +109,7 @@ impl<S> Layer<S> for ShedLayer {
 #[derive(Clone, Debug)]
 pub struct Shed<S> {
     inner: S,
-    layer: ShedLayer,
+    shared: Arc<Shared>,
 }
 
 /// A body that holds a client's permit.
@@ -127,13 +136,13 @@ where
             };
         };
         let account = client.account.clone();
-        let permit = self.layer.in_flight.take(&account);
+        let permit = self.shared.in_flight.take(&account);
         ShedFuture {
             inner: permit.is_some().then(|| self.inner.call(request)),
             held: Some(Held {
                 permit,
                 account,
-                layer: self.layer.clone(),
+                shared: self.shared.clone(),
             }),
         }
     }
@@ -171,7 +180,7 @@ struct Held {
     /// `None`: there was none.
     permit: Option<Permit>,
     account: Account,
-    layer: ShedLayer,
+    shared: Arc<Shared>,
 }
 
 impl Held {
@@ -180,16 +189,16 @@ impl Held {
         let bytes = answer.body().size_hint().exact().unwrap_or(0);
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
         let permit = self.permit.and_then(|permit| {
-            let most = most_sent(self.layer.in_flight.max());
+            let most = most_sent(self.shared.in_flight.max());
             Sending::new(permit, &self.account, bytes, most)
         });
         // An error is short, and nothing shorter is to be had.
         let is_error = answer.extensions().get::<ApiError>().is_some();
         match permit {
-            Some(_) if !is_error && !self.layer.has_memory_for(&self.account, bytes) => {
-                self.layer.refusal(Reason::UnsentBytes)
+            Some(_) if !is_error && !self.shared.has_memory_for(&self.account, bytes) => {
+                self.shared.refusal(Reason::UnsentBytes)
             }
-            None if !is_error => self.layer.refusal(Reason::MaxInFlight),
+            None if !is_error => self.shared.refusal(Reason::MaxInFlight),
             permit => answer.map(|body| Guarded::new(body, permit)),
         }
     }
@@ -238,7 +247,7 @@ where
         }
         // What it did so far ends here.
         this.inner.set(None);
-        let refusal = held.layer.refusal(Reason::MaxInFlight);
+        let refusal = held.shared.refusal(Reason::MaxInFlight);
         Poll::Ready(Ok(refusal))
     }
 }

@@ -37,6 +37,8 @@ const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const LIST_GENERATION: HeaderName = HeaderName::from_static("x-list-generation");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const ASK_EACH_TIME: HeaderValue = HeaderValue::from_static("private, no-cache");
+/// As many headers as an answer has, those of the layers included.
+const MOST_HEADERS: usize = 20;
 /// What a body can be compressed with, best first.
 const CODINGS: [ContentCoding; 3] = [
     ContentCoding::Brotli,
@@ -66,7 +68,12 @@ pub async fn page(
     _: Reading,
     List { space, id: list }: List,
     Page(query): Page,
-    caller: Caller,
+    Caller {
+        client,
+        policy,
+        request_id,
+        trace,
+    }: Caller,
     request: Request,
 ) -> Response {
     // Nothing waits for the body, and it would keep its connection's window.
@@ -75,7 +82,7 @@ pub async fn page(
         query: Some(query),
         ..RequestRecord::default()
     };
-    let admitted = match admit(&caller.client, &space, collection).await {
+    let admitted = match admit(&client, &space, collection).await {
         Ok(admitted) => admitted,
         Err(error) => {
             record.space = Some(space.fingerprint());
@@ -84,17 +91,17 @@ pub async fn page(
     };
     let ask = ClientRequest {
         credential: admitted.credential,
-        upstream: caller.policy.upstream.clone(),
+        upstream: policy.upstream.clone(),
         space,
         list,
         query,
         directives: permitted(
             RequestDirectives::parse(&request.headers),
-            caller.client.may_refresh,
+            client.may_refresh,
         ),
-        account: caller.client.account.clone(),
-        request_id: caller.request_id.clone(),
-        trace: caller.trace.clone(),
+        account: client.account.clone(),
+        request_id,
+        trace,
     };
     let mut response = match data.pages.page(&ask).await {
         Ok(served) => {
@@ -103,7 +110,7 @@ pub async fn page(
             record.age_s = Some(served.age().as_secs());
             record.upstream_calls = served.calls;
             let view = admitted.view.as_ref();
-            let response = respond(&data, &caller.policy, view, &served, &request).await;
+            let response = respond(&data, &policy, view, &served, &request).await;
             recorded(response, record)
         }
         Err(error) => {
@@ -164,6 +171,8 @@ async fn respond(
 ) -> Response {
     let representation = data.pages.representation(served, view).await;
     let mut response = Response::new(Body::empty());
+    // Room for all of them: a map that grows is allocated and hashed again.
+    *response.headers_mut() = HeaderMap::with_capacity(MOST_HEADERS);
     let headers = response.headers_mut();
     describe(policy, served, headers);
     headers.insert(header::ETAG, representation.etag.clone());
