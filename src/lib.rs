@@ -9,7 +9,7 @@
 //!                                      api | service | upstream → shared        api | server → peer
 //! ```
 //!
-//! `config`, `telemetry` and `off_runtime` may be used by all but `domain`, which uses nothing of ours. `cache` and `upstream` do not know
+//! `config` and `telemetry` may be used by most; `domain` uses nothing of ours. `cache` and `upstream` do not know
 //! each other: `service` joins them. `shared` is what replicas share by way of a Redis, where there is one. `peer` is what is known of a
 //! connection, `outbound` asks other services than the upstream. `simulator` stands outside: it plays the upstream for `demo` and the tests.
 
