@@ -259,7 +259,7 @@ async fn explain(State(admin): State<Admin>, RawQuery(query): RawQuery) -> Respo
     };
     let Some(list) = asked.list() else {
         return bad_request(
-            "no such list: expected a collection that is served, and run_id where its lists are a run.s",
+            "no such list: expected a collection that is served, and run_id where its lists are a run's",
         );
     };
     let policy = admin.policy.load();

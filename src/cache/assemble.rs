@@ -5,7 +5,6 @@
 use std::{collections::HashSet, ops::Range, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use tokio::time::Instant;
 
 use super::StoredPage;
 use crate::domain::{Collection, ListPage, PageQuery, Row, Span};
@@ -28,10 +27,15 @@ pub struct Cuts {
 impl Cuts {
     /// Cuts the page that `query` names from `parts`, if they hold all of it.
     ///
-    /// `within` is how far apart the parts may have been filled.
+    /// `within` is how far apart the parts may have been filled, `usable` which of them may be shown.
     #[must_use]
-    pub fn new(query: PageQuery, parts: &[Part], within: Duration, now: Instant) -> Option<Self> {
-        let (cuts, count) = cut(query, parts, now)?;
+    pub fn new(
+        query: PageQuery,
+        parts: &[Part],
+        within: Duration,
+        usable: impl Fn(&StoredPage) -> bool,
+    ) -> Option<Self> {
+        let (cuts, count) = cut(query, parts, usable)?;
         filled_within(&cuts, within).then_some(Self { query, cuts, count })
     }
 
@@ -74,10 +78,14 @@ impl Cuts {
     }
 }
 
-fn cut(query: PageQuery, parts: &[Part], now: Instant) -> Option<(Vec<Cut>, u64)> {
+fn cut(
+    query: PageQuery,
+    parts: &[Part],
+    usable: impl Fn(&StoredPage) -> bool,
+) -> Option<(Vec<Cut>, u64)> {
     let usable: Vec<&Part> = parts
         .iter()
-        .filter(|part| part.page.can_be_cut(now) && is_whole(part))
+        .filter(|part| usable(&part.page) && is_whole(part))
         .collect();
     // The newest state of the list; parts of another show another list.
     let generation = usable.iter().map(|part| part.page.generation()).max()?;

@@ -166,6 +166,15 @@ impl StoredPage {
         self.list_generation.is_some() && !self.fresh_for(now).is_zero()
     }
 
+    /// Whether its rows may be shown as part of a page that is served in place of an error.
+    #[must_use]
+    pub fn can_be_cut_stale(&self, now: Instant) -> bool {
+        let freshness = self.freshness(now);
+        self.list_generation.is_some()
+            && !self.is_invalidated()
+            && freshness.stale_if_error(self.moved_at(), now).is_some()
+    }
+
     /// This page as a 304 renews it: its bytes, with the fields that `answer` brings (RFC 9111 section 4.3.4).
     #[must_use]
     pub fn renewed(

@@ -122,27 +122,32 @@ impl Freshness {
         }
     }
 
-    /// The freshness of a page cut from others: as old as the oldest, fresh as long as the first to end, and never served stale.
+    /// The freshness of a page cut from others: as old as the oldest, fresh as long as the first to end, and served stale for an error alone,
+    /// as long as each of them may be.
     ///
-    /// `None` where a part may not be shown as it is, or is no longer fresh.
+    /// `None` of no parts.
     #[must_use]
     pub fn of_parts(parts: &[Self], now: Instant) -> Option<Self> {
+        let stale_for = |part: &Self| part.age(now).saturating_sub(part.lifetime);
+        let fresh_for = |part: &Self| part.lifetime.saturating_sub(part.age(now));
         let initial_age = parts.iter().map(|part| part.age(now)).max()?;
-        let left = parts
+        let longest_stale = parts.iter().map(stale_for).max()?;
+        let left = parts.iter().map(fresh_for).min()?;
+        // The window counts from the end of freshness.
+        let stale_left = parts
             .iter()
-            .map(|part| part.fresh_for(now))
-            .min()
-            .flatten()?;
+            .map(|part| part.stale_if_error.saturating_sub(stale_for(part)))
+            .min()?;
         Some(Self {
             received: now,
             initial_age,
             age_at_receipt: initial_age,
-            lifetime: initial_age + left,
+            lifetime: (initial_age + left).saturating_sub(longest_stale),
             jitter: None,
-            always_validate: false,
-            never_stale: true,
+            always_validate: parts.iter().any(|part| part.always_validate),
+            never_stale: parts.iter().any(|part| part.never_stale),
             stale_while_revalidate: Duration::ZERO,
-            stale_if_error: Duration::ZERO,
+            stale_if_error: longest_stale + stale_left,
             max_stale: Duration::ZERO,
         })
     }

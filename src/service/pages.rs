@@ -10,8 +10,8 @@ use tokio::time::Instant;
 use super::{ConcurrencyLimit, SharedCache};
 use crate::{
     cache::{
-        PageStore, SingleFlight, Verdict, freshness::FillReason, judge_page,
-        representation::Representation, status::Detail, store::StoreOutcome,
+        PageStore, SingleFlight, StoredPage, Verdict, assemble::Cuts, freshness::FillReason,
+        judge_page, representation::Representation, status::Detail, store::StoreOutcome,
     },
     domain::{PageKey, View},
     off_runtime::by_size,
@@ -157,6 +157,10 @@ impl Pages {
                 Box::pin(self.page_missing(&key, request, missing)).await
             }
         };
+        let outcome = match outcome {
+            Ok(served) => Ok(served),
+            Err(error) => Box::pin(self.assembled_fallback(&key, request, error)).await,
+        };
         let status = match &outcome {
             Ok(served) => served.status,
             Err(error) => error.status,
@@ -168,6 +172,38 @@ impl Pages {
             self.metrics.cache.served(served.age());
         }
         outcome
+    }
+
+    /// A stale page cut from others in place of `error`, where all of them allow it.
+    async fn assembled_fallback(
+        self: &Arc<Self>,
+        key: &PageKey,
+        request: &ClientRequest,
+        error: PagesError,
+    ) -> Result<Served, PagesError> {
+        let PagesErrorKind::Upstream(upstream) = &error.kind else {
+            return Err(error);
+        };
+        let now = Instant::now();
+        let allowed = upstream.allows_stale();
+        let cuts = allowed.then(|| self.store.stale_cuts(key, now)).flatten();
+        let page = match cuts {
+            Some(cuts) => self.cut(cuts, now).await.map(Arc::new),
+            None => None,
+        };
+        match stale_fallback(upstream, page.as_ref(), &request.credential, now) {
+            Some(served) => Ok(Served {
+                calls: error.calls,
+                ..served
+            }),
+            None => Err(error),
+        }
+    }
+
+    /// The page that `cuts` make; a large one is made on another thread.
+    async fn cut(self: &Arc<Self>, cuts: Cuts, now: Instant) -> Option<StoredPage> {
+        let pages = self.clone();
+        by_size(cuts.bytes(), move || pages.store.assemble(&cuts, now)).await
     }
 
     /// The page cut from others, where the client takes what is stored at all.
@@ -183,8 +219,7 @@ impl Pages {
         }
         let now = Instant::now();
         let cuts = self.store.cuts(key, now)?;
-        let pages = self.clone();
-        let page = by_size(cuts.bytes(), move || pages.store.assemble(&cuts, now)).await?;
+        let page = self.cut(cuts, now).await?;
         match judge_page(Some(&page), false, &request.directives, now) {
             Verdict::Hit { ttl, detail } => {
                 let detail = detail.or(Some(Detail::Assembled));

@@ -46,8 +46,10 @@ use self::{
     keys::{KnownSpaces, mark},
 };
 
-/// How long a space's state outlives the last look at it: longer than any page that was written under it.
 const LONGEST_PAGE: Duration = Duration::from_secs(24 * 60 * 60);
+/// How long a list is kept of which no page was stored.
+const UNSTORED_LIST_FOR: Duration = Duration::from_secs(10 * 60);
+/// How long a space's state outlives the last look at it: longer than any page that was written under it.
 const STATE_FOR: Duration = Duration::from_secs(2 * 24 * 60 * 60);
 /// A larger page would hold up what else goes over the connection for longer than an operation may take.
 const LARGEST_PAGE: usize = 4 << 20;
@@ -131,7 +133,8 @@ impl SharedCache {
             .key(&keys.page)
             .arg(Nonce::fresh())
             .arg(Nonce(generation))
-            .arg(ms(STATE_FOR));
+            .arg(ms(STATE_FOR))
+            .arg(ms(UNSTORED_LIST_FOR));
         let answer: LookAnswer = self.redis.ask(RedisOperation::Look, &look_up).await?;
         let (birth, purge, epoch, generation, count, first, value) = answer;
         if birth != Some(era.birth) {

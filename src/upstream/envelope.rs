@@ -68,7 +68,9 @@ pub(super) fn read(body: &[u8]) -> Result<Reading<'_>, InvalidAnswer> {
 impl Reading<'_> {
     /// What the answer says of itself.
     pub(super) fn envelope(&self) -> Envelope {
-        let error = self.error.and_then(value);
+        // serde would take the elements of an array for the members.
+        let is_object = |error: &&RawValue| error.get().starts_with('{');
+        let error = self.error.filter(is_object).and_then(value);
         let ErrorObject { code, message } = error.unwrap_or_default();
         let own_message = self.message.and_then(value);
         Envelope {
@@ -264,6 +266,7 @@ mod tests {
             r#""Expired Auth Token""#,
             "null",
             "[]",
+            r#"["rate_limit_exceeded","m"]"#,
             r#"{"code":{}}"#,
             "7",
         ] {

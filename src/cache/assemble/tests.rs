@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use http::HeaderMap;
 use proptest::prelude::*;
+use tokio::time::Instant;
 
 use super::*;
 use crate::{

@@ -4,7 +4,7 @@ use std::{cmp::Reverse, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::PageStore;
+use super::{LARGEST_SHARE, PageStore};
 use crate::{
     cache::{
         StoredPage,
@@ -19,21 +19,36 @@ impl PageStore {
     /// What the page under `key` can be cut from: stored pages of other sizes, where they hold all of it.
     #[must_use]
     pub fn cuts(&self, key: &PageKey, now: Instant) -> Option<Cuts> {
+        self.cuts_of(key, |page| page.can_be_cut(now))
+    }
+
+    /// The same for a stale fallback: of pages that may be served in place of an error.
+    #[must_use]
+    pub fn stale_cuts(&self, key: &PageKey, now: Instant) -> Option<Cuts> {
+        self.cuts_of(key, |page| page.can_be_cut_stale(now))
+    }
+
+    fn cuts_of(&self, key: &PageKey, usable: impl Fn(&StoredPage) -> bool) -> Option<Cuts> {
         if !self.rules().assembles {
             return None;
         }
         let list = self.known_list(&key.list)?;
         let parts = self.parts(key, &list);
-        Cuts::new(key.query, &parts, self.rules().lifetimes.ttl, now)
+        Cuts::new(key.query, &parts, self.rules().lifetimes.ttl, usable)
     }
 
     /// The page that `cuts` make.
     ///
-    /// Cut from one entry, it is kept inside that, and so are its encodings; from several, it is cut for each request.
+    /// Cut from one entry, it is kept inside that, and so are its encodings, where the entry has room for it; from several, it is cut for
+    /// each request.
     #[must_use]
     pub fn assemble(&self, cuts: &Cuts, now: Instant) -> Option<StoredPage> {
         let (query, parts) = (cuts.query(), cuts.parts());
-        let content = if let Some(entry) = cuts.single() {
+        let has_room = |entry: &&Arc<StoredPage>| {
+            let length = cuts.bytes();
+            length == 0 || entry.weight() + length <= self.max_bytes / LARGEST_SHARE
+        };
+        let content = if let Some(entry) = cuts.single().filter(has_room) {
             let (content, is_new) = entry.content.cut(query, now, || cuts.join());
             if is_new {
                 self.reweigh(entry);

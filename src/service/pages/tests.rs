@@ -22,7 +22,7 @@ use crate::{
     },
     upstream::{
         Answer, ClientError, Content, Credential, Credentials, FailureSource, Head, InvalidAnswer,
-        PageRequest, Priority, Upstream, Waiter,
+        PageRequest, Priority, Upstream, Waiter, read_page,
     },
 };
 
@@ -1111,6 +1111,34 @@ async fn a_moved_list_makes_its_other_pages_waited_for() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_page_cut_from_another_is_a_stale_fallback_as_long_as_that_is() {
+    let bench = Bench::new();
+    let rows = r#"{"count":3,"data":[{"task_id":"c"},{"task_id":"b"},{"task_id":"a"}]}"#;
+    let page = read_page(&Bytes::from_static(rows.as_bytes())).unwrap();
+    bench.upstream.then_answer(answer(Content::Page(page), &[]));
+    bench.get().await.unwrap();
+    let mut request = bench.request(PLAIN);
+    request.query.page_size = 2;
+    let get = || bench.pages.page(&request);
+    let cut = r#"{"count":3,"data":[{"task_id":"c"},{"task_id":"b"}]}"#;
+    assert_eq!(get().await.unwrap().status, hit(30, Detail::Assembled));
+
+    pass(FRESH_FOR + SECOND).await;
+    bench.upstream.then_fail(UpstreamError::Timeout(SECOND));
+    let served = get().await.unwrap();
+    assert_eq!(served.status, hit(-1, Detail::StaleIfError));
+    assert_eq!(served.age(), FRESH_FOR + SECOND);
+    assert_eq!(served.page.content.page().body, cut);
+
+    // A right that is gone shows nothing, and neither does a page that is too old.
+    bench.upstream.then_fail(UpstreamError::AuthFailed);
+    get().await.unwrap_err();
+    pass(STANDS_IN_FOR).await;
+    bench.upstream.then_fail(UpstreamError::Timeout(SECOND));
+    assert_eq!(code(&get().await.unwrap_err()), "upstream_timeout");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_page_dropped_while_its_fill_failed_stands_in_for_nothing() {
     let bench = Bench::new();
     bench.get().await.unwrap();
@@ -1223,7 +1251,7 @@ fn a_large_page_is_stored_renewed_and_cut_by_another_thread() {
             let task = |id| format!(r#"{{"task_id":"{id}","text":"{}"}}"#, "x".repeat(length));
             let tasks: Vec<_> = (0..20).map(task).collect();
             let body = format!(r#"{{"count":20,"data":[{}]}}"#, tasks.join(","));
-            let page = crate::upstream::read_page(&body.into()).unwrap();
+            let page = read_page(&body.into()).unwrap();
             let told = Content::Page(page);
             bench
                 .upstream

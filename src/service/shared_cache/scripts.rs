@@ -6,7 +6,8 @@
 //! `generation`, which names what the list looked like; `count` and `first`, by which a move of it is seen. Pages are values of their
 //! own, which carry the names under which they were written.
 
-/// `KEYS`: era, state, list, page. `ARGV`: an epoch for a space and a generation for a list that has none, how long both are kept.
+/// `KEYS`: era, state, list, page. `ARGV`: an epoch for a space and a generation for a list that has none, how long both are kept, and how
+/// long a list is of which no page was stored: clients choose the ids of runs.
 pub(super) const LOOK: &str = r"
 if redis.call('HSETNX', KEYS[2], 'epoch', ARGV[1]) == 1 then
     redis.call('HSET', KEYS[2], 'guessed', '1')
@@ -18,8 +19,8 @@ if redis.call('HGET', KEYS[3], 'epoch') ~= epoch then
     redis.call('DEL', KEYS[3])
     redis.call('HSET', KEYS[3], 'epoch', epoch, 'generation', ARGV[2])
 end
-redis.call('PEXPIRE', KEYS[3], ARGV[3])
 local list = redis.call('HMGET', KEYS[3], 'generation', 'count', 'first')
+redis.call('PEXPIRE', KEYS[3], list[2] and ARGV[3] or ARGV[4])
 return {era[1], era[2], epoch, list[1], list[2], list[3], redis.call('GET', KEYS[4])}";
 
 /// `KEYS`: lock. `ARGV`: token, how long it is held. Answers 0, or the milliseconds for which another holds it.
@@ -67,6 +68,7 @@ if era[1] == ARGV[1] and era[2] == ARGV[2] and epoch == ARGV[3] and list[1] == e
             redis.call('HSET', KEYS[3], 'first', ARGV[7])
         end
         redis.call('SET', KEYS[4], ARGV[8], 'PX', ARGV[9])
+        redis.call('PEXPIRE', KEYS[3], math.max(redis.call('PTTL', KEYS[2]), 1))
     end
 end
 if redis.call('GET', KEYS[5]) == ARGV[10] then
