@@ -231,11 +231,14 @@ fn cut(
     Ok(())
 }
 
+/// What is shown of a value, if anything, and the value.
+type Item<'a, 'b> = (Option<&'b Allowed>, &'a str);
+
 /// The items of an object or array, each with what is shown of it; `None` of a value that is shown as it is.
 fn items<'a, 'b>(
     value: &'a str,
     allowed: &'b Allowed,
-) -> serde_json::Result<Option<Vec<(Option<&'b Allowed>, &'a str)>>> {
+) -> serde_json::Result<Option<Vec<Item<'a, 'b>>>> {
     let Allowed::Members(list) = allowed else {
         return Ok(None);
     };
