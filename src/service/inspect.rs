@@ -134,7 +134,7 @@ impl Pages {
         })?;
         let may_be_shown = |page: &Arc<StoredPage>| {
             !page.fresh_for(now).is_zero()
-                || stale_fallback(&error, Some(page), credential, now).is_some()
+                || stale_fallback(&error, page, credential, now).is_some()
         };
         let has_pages = self.store().any_page(credential.id, may_be_shown);
         (!has_pages).then_some(error)
@@ -153,14 +153,16 @@ impl Pages {
         let refusal = self.store().refusal(key, now);
         let quota_wait = quota_wait(credential, now);
         let space = Some(&key.list.space.space);
-        let stands_in = |error: &UpstreamError| {
-            stale_fallback(error, stored.as_ref(), credential, now).is_some()
-        };
+        let has_fallback =
+            |error: &UpstreamError| self.fallback(error, key, credential, now).is_some();
         let (verdict, why) = match (&verdict, &refusal, no_call(credential, space, now)) {
             (Verdict::Fill(_), Some(known), _) => {
-                words_of_a_refusal(stands_in(&remembered(known.refusal)))
+                words_of_a_refusal(has_fallback(&remembered(known.refusal)))
             }
-            (Verdict::Fill(_), None, Some(error)) => words_of_no_call(&error, stands_in(&error)),
+            (Verdict::Fill(_), None, _) if self.store().cuts(key, now).is_some() => {
+                ("assembled", "cut from fresh pages of other sizes")
+            }
+            (Verdict::Fill(_), None, Some(error)) => words_of_no_call(&error, has_fallback(&error)),
             _ => words(verdict, overtaken),
         };
         Explanation {
@@ -229,26 +231,26 @@ fn quota_wait(credential: &Credential, now: Instant) -> Option<Duration> {
     credential.budget().would_take(Priority::Waiting, now).err()
 }
 
-fn words_of_no_call(error: &UpstreamError, a_page_stands_in: bool) -> (&'static str, &'static str) {
-    match (error, a_page_stands_in) {
-        (UpstreamError::QuotaExhausted { .. }, _) => words_of_a_spent_quota(a_page_stands_in),
+fn words_of_no_call(error: &UpstreamError, has_fallback: bool) -> (&'static str, &'static str) {
+    match (error, has_fallback) {
+        (UpstreamError::QuotaExhausted { .. }, _) => words_of_a_spent_quota(has_fallback),
         (UpstreamError::Unavailable { .. }, true) => (
             "stale-if-error",
             "the circuit is open: the old page is served until the upstream is asked again",
         ),
         (UpstreamError::Unavailable { .. }, false) => (
             "circuit-open",
-            "the circuit is open: cut from other pages, or refused until the upstream is asked again",
+            "the circuit is open: refused until the upstream is asked again",
         ),
         _ => (
             "refused",
-            "the upstream refused the credential a moment ago: cut from other pages, or refused without a call for some seconds",
+            "the upstream refused the credential a moment ago: refused without a call for some seconds",
         ),
     }
 }
 
-fn words_of_a_refusal(a_page_stands_in: bool) -> (&'static str, &'static str) {
-    if a_page_stands_in {
+fn words_of_a_refusal(has_fallback: bool) -> (&'static str, &'static str) {
+    if has_fallback {
         (
             "stale-if-error",
             "the upstream failed a moment ago: the old page is served until it is asked again",
@@ -261,8 +263,8 @@ fn words_of_a_refusal(a_page_stands_in: bool) -> (&'static str, &'static str) {
     }
 }
 
-fn words_of_a_spent_quota(a_page_stands_in: bool) -> (&'static str, &'static str) {
-    if a_page_stands_in {
+fn words_of_a_spent_quota(has_fallback: bool) -> (&'static str, &'static str) {
+    if has_fallback {
         (
             "quota",
             "the quota is spent: the old page is served until there is a call for it",
@@ -270,7 +272,7 @@ fn words_of_a_spent_quota(a_page_stands_in: bool) -> (&'static str, &'static str
     } else {
         (
             "fill",
-            "the quota is spent: cut from other pages, or waits for a call, or refused where none is to be had in time",
+            "the quota is spent: waits for a call, or refused where none is to be had in time",
         )
     }
 }
@@ -282,10 +284,7 @@ fn words(verdict: Verdict, overtaken: bool) -> (&'static str, &'static str) {
             "stale-while-revalidate",
             "stale for a short while: served at once, refreshed in the background",
         ),
-        Verdict::Fill(FillReason::UriMiss | FillReason::Bypass) => (
-            "fill",
-            "not stored: cut from other pages if they hold all of it, else fetched",
-        ),
+        Verdict::Fill(FillReason::UriMiss | FillReason::Bypass) => ("fill", "not stored: fetched"),
         Verdict::Fill(FillReason::Stale) if overtaken => (
             "fill",
             "its list has moved on, or it comes from a snapshot: fetched before it is shown",

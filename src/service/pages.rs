@@ -21,6 +21,7 @@ use crate::{
 
 mod decision;
 mod events;
+mod fallback;
 mod fill;
 mod purge;
 mod replicas;
@@ -28,7 +29,8 @@ mod request;
 mod single_flight;
 mod wait;
 
-pub(super) use self::decision::{remembered, stale_fallback};
+pub(super) use self::decision::remembered;
+pub(super) use self::fallback::stale_fallback;
 pub use self::request::{ClientRequest, PagesError, PagesErrorKind, Served};
 use self::{
     decision::{Missing, StoreAnswer, hit},
@@ -159,7 +161,7 @@ impl Pages {
         };
         let outcome = match outcome {
             Ok(served) => Ok(served),
-            Err(error) => Box::pin(self.assembled_fallback(&key, request, error)).await,
+            Err(error) => Box::pin(self.in_place_of(error, &key, request)).await,
         };
         let status = match &outcome {
             Ok(served) => served.status,
@@ -172,32 +174,6 @@ impl Pages {
             self.metrics.cache.served(served.age());
         }
         outcome
-    }
-
-    /// A stale page cut from others in place of `error`, where all of them allow it.
-    async fn assembled_fallback(
-        self: &Arc<Self>,
-        key: &PageKey,
-        request: &ClientRequest,
-        error: PagesError,
-    ) -> Result<Served, PagesError> {
-        let PagesErrorKind::Upstream(upstream) = &error.kind else {
-            return Err(error);
-        };
-        let now = Instant::now();
-        let allowed = upstream.allows_stale();
-        let cuts = allowed.then(|| self.store.stale_cuts(key, now)).flatten();
-        let page = match cuts {
-            Some(cuts) => self.cut(cuts, now).await.map(Arc::new),
-            None => None,
-        };
-        match stale_fallback(upstream, page.as_ref(), &request.credential, now) {
-            Some(served) => Ok(Served {
-                calls: error.calls,
-                ..served
-            }),
-            None => Err(error),
-        }
     }
 
     /// The page that `cuts` make; a large one is made on another thread.

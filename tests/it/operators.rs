@@ -249,7 +249,7 @@ async fn what_is_explained_is_what_a_request_may_ask_for() {
 
 #[tokio::test]
 async fn a_spent_quota_is_explained() {
-    let stale = "[cache]\nttl = \"0s\"\nstale_while_revalidate = \"0s\"";
+    let stale = "[cache]\nttl = \"0s\"\nstale_while_revalidate = \"0s\"\nassemble_pages = true";
     let gateway = setup().with(stale).start().await;
     let explained = async |space: &str| {
         let (_, body) = ask(&gateway, "GET", &format!("/cache/explain?space={space}")).await;
@@ -278,6 +278,12 @@ async fn a_spent_quota_is_explained() {
     let (verdict, wait) = explained(world::ARCHIVE).await;
     assert_eq!(verdict, "fill");
     assert!(wait.is_u64());
+
+    let smaller = "&page_size=3";
+    let (verdict, _) = explained(&format!("{}{smaller}", world::SUPPORT)).await;
+    assert_eq!(verdict, "quota");
+    let shown = gateway.tasks(world::SUPPORT, "?page_size=3").await;
+    assert!(shown.cache_status().ends_with("detail=quota"), "as it said");
 }
 
 #[tokio::test]

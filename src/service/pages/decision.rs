@@ -1,4 +1,4 @@
-//! What to do about a request, by what is stored: serve, refresh, refuse or fill; and what is served in place of an error.
+//! What to do about a request, by what is stored: serve, refresh, refuse or fill.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::{
         status::{Detail, NotForwarded},
     },
     domain::{PageKey, Refusal},
-    upstream::{Credential, FailureSource, UpstreamError},
+    upstream::{FailureSource, UpstreamError},
 };
 
 /// What to do about a [`ClientRequest`], by what is stored now.
@@ -39,14 +39,14 @@ pub(super) enum StoreAnswer {
 
 /// What answers a [`ClientRequest`] unless its page can be cut from others.
 pub(super) enum Missing {
-    Fill(FillRequest),
+    Fill(FillReason),
     NotCached(PagesError),
 }
 
 impl Missing {
     pub(super) fn reason(&self) -> FillReason {
         match self {
-            Self::Fill(wanted) => wanted.reason,
+            Self::Fill(reason) => *reason,
             Self::NotCached(_) => FillReason::UriMiss,
         }
     }
@@ -85,7 +85,9 @@ impl Pages {
                 self.refresh(key, request);
                 Ok(served)
             }
-            CacheDecision::Fill(wanted) => return StoreAnswer::Missing(Missing::Fill(wanted)),
+            CacheDecision::Fill(wanted) => {
+                return StoreAnswer::Missing(Missing::Fill(wanted.reason));
+            }
         })
     }
 
@@ -131,61 +133,22 @@ impl Pages {
                 }
             }
             (Verdict::Fill(reason), stored) => match refusal() {
-                Some(known) => self.refused(&known, stored.as_ref(), request, now),
+                Some(known) => CacheDecision::Refuse(refused(&known, now)),
                 None => CacheDecision::Fill(FillRequest { reason, stored }),
             },
-            (
-                Verdict::NotCached | Verdict::Hit { .. } | Verdict::HitWhileRevalidate { .. },
-                stored,
-            ) => match refusal() {
-                Some(known) => self.refused(&known, stored.as_ref(), request, now),
-                None => CacheDecision::Refuse(PagesError {
-                    kind: PagesErrorKind::NotCached,
-                    status: NotForwarded::OnlyIfCached.into(),
-                    age: None,
-                    calls: 0,
-                }),
-            },
+            (Verdict::NotCached | Verdict::Hit { .. } | Verdict::HitWhileRevalidate { .. }, _) => {
+                match refusal() {
+                    Some(known) => CacheDecision::Refuse(refused(&known, now)),
+                    None => CacheDecision::Refuse(PagesError {
+                        kind: PagesErrorKind::NotCached,
+                        status: NotForwarded::OnlyIfCached.into(),
+                        age: None,
+                        calls: 0,
+                    }),
+                }
+            }
         }
     }
-
-    /// Answers from what is remembered of a refusal: a stale fallback where one is allowed, else the error again.
-    fn refused(
-        &self,
-        known: &Remembered,
-        stored: Option<&Arc<StoredPage>>,
-        request: &ClientRequest,
-        now: Instant,
-    ) -> CacheDecision {
-        let error = remembered(known.refusal);
-        match stale_fallback(&error, stored, &request.credential, now) {
-            Some(served) => CacheDecision::Serve(served),
-            None => CacheDecision::Refuse(PagesError {
-                kind: error.into(),
-                status: CacheStatus::Hit {
-                    ttl: i64::try_from((known.until - now).as_secs()).unwrap_or(i64::MAX),
-                    detail: None,
-                },
-                age: Some(known.age(now)),
-                calls: 0,
-            }),
-        }
-    }
-}
-
-/// The answer where no fill is to be had: a stale fallback where one is allowed, else the error.
-pub(super) fn failed(
-    error: UpstreamError,
-    stored: Option<&Arc<StoredPage>>,
-    request: &ClientRequest,
-    status: CacheStatus,
-) -> Result<Served, PagesError> {
-    stale_fallback(&error, stored, &request.credential, Instant::now()).ok_or_else(|| PagesError {
-        kind: error.into(),
-        status,
-        age: None,
-        calls: 0,
-    })
 }
 
 /// A page as it is stored.
@@ -198,32 +161,17 @@ pub(super) fn hit(page: Arc<StoredPage>, ttl: i64, detail: Option<Detail>, at: I
     }
 }
 
-/// A stored page in place of `error`, where both allow it.
-pub(in crate::service) fn stale_fallback(
-    error: &UpstreamError,
-    stored: Option<&Arc<StoredPage>>,
-    credential: &Credential,
-    now: Instant,
-) -> Option<Served> {
-    if !error.allows_stale() || credential.is_refused() {
-        return None;
-    }
-    // It was shared up before the fill: a right revoked meanwhile must not show.
-    let page = stored.filter(|page| !page.is_invalidated())?;
-    let ttl = page.freshness(now).stale_if_error(page.moved_at(), now)?;
-    let detail = match error {
-        UpstreamError::QuotaExhausted { .. } => Detail::Quota,
-        _ => Detail::StaleIfError,
-    };
-    Some(Served {
-        page: page.clone(),
+/// The answer by what is remembered of a refusal: the same error again.
+fn refused(known: &Remembered, now: Instant) -> PagesError {
+    PagesError {
+        kind: remembered(known.refusal).into(),
         status: CacheStatus::Hit {
-            ttl,
-            detail: Some(detail),
+            ttl: i64::try_from((known.until - now).as_secs()).unwrap_or(i64::MAX),
+            detail: None,
         },
-        at: now,
+        age: Some(known.age(now)),
         calls: 0,
-    })
+    }
 }
 
 /// The error that a remembered refusal stands for.

@@ -252,12 +252,6 @@ impl Pages {
         }
     }
 
-    /// What is stored since the request began, where other replicas fill too.
-    pub(super) fn found_meanwhile(&self, request: &ClientRequest) -> Option<Arc<StoredPage>> {
-        self.shared_cache.get()?;
-        self.store.get(&request.key())
-    }
-
     /// A right revoked here is revoked everywhere.
     async fn spread_refusal(&self, key: &PageKey, credential: &Arc<Credential>, filled: &Filled) {
         if let Some(shared_cache) = self.shared_cache.get()

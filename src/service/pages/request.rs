@@ -5,12 +5,11 @@ use std::{sync::Arc, time::Duration};
 use http::HeaderValue;
 use tokio::time::Instant;
 
-use super::decision::stale_fallback;
 use crate::{
     cache::{CacheStatus, StoredPage, http_semantics::RequestDirectives},
     domain::{ListId, ListKey, PageKey, PageQuery, SpaceKey, SpaceToken},
     telemetry::{metrics::Account, traces::TraceContext},
-    upstream::{Credential, Priority, Upstream, UpstreamError, Waiter},
+    upstream::{Credential, Upstream, UpstreamError},
 };
 
 /// What is asked, and on whose account.
@@ -41,19 +40,6 @@ impl ClientRequest {
                 id: self.list.clone(),
             },
             query: self.query,
-        }
-    }
-
-    /// How much the call matters to its client, which waits: by what it has in hand.
-    pub(super) fn waiter(&self, stored: Option<&Arc<StoredPage>>) -> Waiter {
-        let spent = UpstreamError::QuotaExhausted { retry_after: None };
-        let priority = match stale_fallback(&spent, stored, &self.credential, Instant::now()) {
-            Some(_) => Priority::HasFallback,
-            None => Priority::Waiting,
-        };
-        Waiter {
-            priority,
-            client: self.account.client().clone(),
         }
     }
 }

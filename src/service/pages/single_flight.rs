@@ -57,15 +57,15 @@ impl Pages {
         key: &PageKey,
         request: &ClientRequest,
         sources: Sources,
-        stored: Option<&Arc<StoredPage>>,
     ) -> Option<Pending<Filled, FillContext>> {
+        let waiter = self.waiter(key, request);
         let keep = !request.directives.no_store;
         let waiting = self
             .flights
             .join(&self.flight(key, request), keep, |wanted| {
                 match self.decide(key, request, Instant::now()) {
                     CacheDecision::Fill(FillRequest { stored, .. }) => {
-                        let context = FillContext::new(request.waiter(stored.as_ref()));
+                        let context = FillContext::new(waiter.clone());
                         Some(self.begin(request, sources, context, stored, wanted))
                     }
                     CacheDecision::Serve(_)
@@ -74,7 +74,7 @@ impl Pages {
                 }
             })?;
         if waiting.role == Role::Follower {
-            waiting.shared.waiters.add(request.waiter(stored));
+            waiting.shared.waiters.add(waiter);
         }
         Some(waiting)
     }

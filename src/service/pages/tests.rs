@@ -1121,12 +1121,21 @@ async fn a_page_cut_from_another_is_a_stale_fallback_as_long_as_that_is() {
     request.query.page_size = 2;
     let get = || bench.pages.page(&request);
     let cut = r#"{"count":3,"data":[{"task_id":"c"},{"task_id":"b"}]}"#;
+    let explained = || {
+        let (key, now) = (request.key(), Instant::now());
+        bench.pages.explain(&key, &bench.credential, now).verdict
+    };
+    assert_eq!(explained(), "assembled");
     assert_eq!(get().await.unwrap().status, hit(30, Detail::Assembled));
 
     pass(FRESH_FOR + SECOND).await;
+    assert_eq!(explained(), "fill");
     bench.upstream.then_fail(UpstreamError::Timeout(SECOND));
     let served = get().await.unwrap();
     assert_eq!(served.status, hit(-1, Detail::StaleIfError));
+    // Its fill queues as that of any page with a fallback.
+    let expected = [(Priority::HasFallback, "crm".to_owned())];
+    assert_eq!(bench.waiters(), expected);
     assert_eq!(served.age(), FRESH_FOR + SECOND);
     assert_eq!(served.page.content.page().body, cut);
 

@@ -6,14 +6,11 @@ use tokio::time::Instant;
 
 use super::{
     ClientRequest, Fill, Filled, Missing, Pages, PagesError, PagesErrorKind, Served, Source,
-    Sources, StoreAnswer,
-    decision::{FillRequest, failed},
-    single_flight::FillContext,
+    Sources, StoreAnswer, single_flight::FillContext,
 };
 use crate::{
     cache::{
-        CacheStatus, Role, StoredPage, freshness::FillReason, single_flight::Pending,
-        status::NotForwarded,
+        CacheStatus, Role, freshness::FillReason, single_flight::Pending, status::NotForwarded,
     },
     domain::PageKey,
     telemetry::metrics::Shed,
@@ -33,24 +30,24 @@ impl Pages {
             if let Some(served) = self.assemble(key, request, missing.reason()).await {
                 return Ok(served);
             }
-            let FillRequest { reason, stored } = match missing {
-                Missing::Fill(wanted) => wanted,
+            let reason = match missing {
+                Missing::Fill(reason) => reason,
                 Missing::NotCached(error) => return Err(error),
             };
             // Before anything is begun: a fill that nobody may wait for would only add to the load.
             let Some(mut permit) = self.waiter_limit.take(&request.account) else {
                 let status = NotForwarded::Overloaded.into();
-                return self.no_permit(request, stored.as_ref(), status);
+                return Err(self.no_permit(status));
             };
             // `None`: another fill ended since the decision, so there is a new one to make.
-            if let Some(waiting) = self.begin_fill(key, request, sources, stored.as_ref()) {
+            if let Some(waiting) = self.begin_fill(key, request, sources) {
                 let awaited = Awaited::new(reason, &waiting);
                 let outcome = tokio::select! {
                     biased;
-                    outcome = self.wait(waiting, request, &awaited, stored.as_ref()) => outcome,
+                    outcome = self.wait(waiting, request, &awaited) => outcome,
                     () = permit.given_away() => {
                         let status = awaited.failed(&UpstreamError::Overloaded);
-                        Some(self.no_permit(request, stored.as_ref(), status))
+                        Some(Err(self.no_permit(status)))
                     }
                 };
                 match outcome {
@@ -65,15 +62,10 @@ impl Pages {
         }
     }
 
-    /// The answer to who may not wait for a fill, or no longer.
-    fn no_permit(
-        &self,
-        request: &ClientRequest,
-        stored: Option<&Arc<StoredPage>>,
-        status: CacheStatus,
-    ) -> Result<Served, PagesError> {
+    /// The error for who may not wait for a fill, or no longer.
+    fn no_permit(&self, status: CacheStatus) -> PagesError {
         self.metrics.http.shed(Shed::WaitingPlaces);
-        failed(UpstreamError::Overloaded, stored, request, status)
+        failed(UpstreamError::Overloaded, status)
     }
 
     /// Waits for a fill; `None` where it found what another replica filled, and this client wants another.
@@ -82,7 +74,6 @@ impl Pages {
         waiting: Pending<Filled, FillContext>,
         request: &ClientRequest,
         awaited: &Awaited,
-        stored: Option<&Arc<StoredPage>>,
     ) -> Option<Result<Served, PagesError>> {
         let _counted = self.metrics.cache.fill_waiter();
         let mut span = request.trace.begin("wait");
@@ -105,18 +96,20 @@ impl Pages {
                 calls: 0,
             }),
             Some(Err(error)) => {
-                // It may have found one that is too old to be shown but in its place.
-                let found = stored.cloned().or_else(|| self.found_meanwhile(request));
                 let status = awaited.failed(&error);
-                failed(error, found.as_ref(), request, status)
+                Err(failed(error, status))
             }
-            None => Err(PagesError {
-                kind: PagesErrorKind::Lost,
-                status: awaited.forwarded(),
-                age: None,
-                calls: 0,
-            }),
+            None => Err(failed(PagesErrorKind::Lost, awaited.forwarded())),
         })
+    }
+}
+
+fn failed(kind: impl Into<PagesErrorKind>, status: CacheStatus) -> PagesError {
+    PagesError {
+        kind: kind.into(),
+        status,
+        age: None,
+        calls: 0,
     }
 }
 

@@ -1,0 +1,116 @@
+//! What may be served in place of an error: the stored page, else one cut from stored pages of other sizes.
+//!
+//! [`Pages::fallback`] is the one question. Whoever has an error to answer with asks it, and so does what only needs to know: the queue for
+//! the quota, and operators.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::{ClientRequest, Pages, PagesError, PagesErrorKind, Served};
+use crate::{
+    cache::{CacheStatus, StoredPage, assemble::Cuts, status::Detail},
+    domain::PageKey,
+    upstream::{Credential, Priority, UpstreamError, Waiter},
+};
+
+/// What may be served in place of an error.
+#[derive(Debug)]
+pub(in crate::service) enum Fallback {
+    Stored(Served),
+    /// Stored pages of other sizes that hold all of it.
+    Cuts(Cuts),
+}
+
+impl Pages {
+    /// What may be served for `key` in place of `error`; `None`: nothing.
+    pub(in crate::service) fn fallback(
+        &self,
+        error: &UpstreamError,
+        key: &PageKey,
+        credential: &Credential,
+        now: Instant,
+    ) -> Option<Fallback> {
+        if !may_be_hidden(error, credential) {
+            return None;
+        }
+        let stored = self.store.get(key);
+        match stored.and_then(|page| stale_fallback(error, &page, credential, now)) {
+            Some(served) => Some(Fallback::Stored(served)),
+            None => self.store.stale_cuts(key, now).map(Fallback::Cuts),
+        }
+    }
+
+    /// The fallback for `error` where there is one, else `error`.
+    pub(super) async fn in_place_of(
+        self: &Arc<Self>,
+        error: PagesError,
+        key: &PageKey,
+        request: &ClientRequest,
+    ) -> Result<Served, PagesError> {
+        let PagesErrorKind::Upstream(upstream) = &error.kind else {
+            return Err(error);
+        };
+        let (credential, now) = (&request.credential, Instant::now());
+        let served = match self.fallback(upstream, key, credential, now) {
+            None => None,
+            Some(Fallback::Stored(served)) => Some(served),
+            Some(Fallback::Cuts(cuts)) => match self.cut(cuts, now).await {
+                Some(page) => stale_fallback(upstream, &page.into(), credential, now),
+                None => None,
+            },
+        };
+        let Some(served) = served else {
+            return Err(error);
+        };
+        served.page.note_asked(now);
+        Ok(Served {
+            calls: error.calls,
+            ..served
+        })
+    }
+
+    /// How much a call matters to the client of `request`, which waits: by what it would get without one.
+    pub(super) fn waiter(&self, key: &PageKey, request: &ClientRequest) -> Waiter {
+        let spent = UpstreamError::QuotaExhausted { retry_after: None };
+        let priority = match self.fallback(&spent, key, &request.credential, Instant::now()) {
+            Some(_) => Priority::HasFallback,
+            None => Priority::Waiting,
+        };
+        Waiter {
+            priority,
+            client: request.account.client().clone(),
+        }
+    }
+}
+
+fn may_be_hidden(error: &UpstreamError, credential: &Credential) -> bool {
+    error.allows_stale() && !credential.is_refused()
+}
+
+/// `page` in place of `error`, where both allow it.
+pub(in crate::service) fn stale_fallback(
+    error: &UpstreamError,
+    page: &Arc<StoredPage>,
+    credential: &Credential,
+    now: Instant,
+) -> Option<Served> {
+    // A right that was revoked meanwhile must not show.
+    if !may_be_hidden(error, credential) || page.is_invalidated() {
+        return None;
+    }
+    let ttl = page.freshness(now).stale_if_error(page.moved_at(), now)?;
+    let detail = match error {
+        UpstreamError::QuotaExhausted { .. } => Detail::Quota,
+        _ => Detail::StaleIfError,
+    };
+    Some(Served {
+        page: page.clone(),
+        status: CacheStatus::Hit {
+            ttl,
+            detail: Some(detail),
+        },
+        at: now,
+        calls: 0,
+    })
+}
