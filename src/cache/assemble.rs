@@ -2,7 +2,13 @@
 //!
 //! Nothing is guessed: the parts must show one state of one list, leave no gap, hold no row twice, and share one envelope.
 
-use std::{collections::HashSet, ops::Range, sync::Arc, time::Duration};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, HashSet},
+    ops::Range,
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 
@@ -27,7 +33,8 @@ pub struct Cuts {
 impl Cuts {
     /// Cuts the page that `query` names from `parts`, if they hold all of it.
     ///
-    /// `within` is how far apart the parts may have been filled, `usable` which of them may be shown.
+    /// They must show one state of the list: the newest that they hold all of it in. `within` is how far apart they may have been filled,
+    /// `usable` which of them may be shown.
     #[must_use]
     pub fn new(
         query: PageQuery,
@@ -35,8 +42,12 @@ impl Cuts {
         within: Duration,
         usable: impl Fn(&StoredPage) -> bool,
     ) -> Option<Self> {
-        let (cuts, count) = cut(query, parts, usable)?;
-        filled_within(&cuts, within).then_some(Self { query, cuts, count })
+        let mut states = states(parts.iter().filter(|part| usable(&part.page)));
+        states.sort_by_key(|parts| Reverse(parts.iter().map(|part| part.page.received()).max()));
+        states.into_iter().find_map(|parts| {
+            let (cuts, count) = cut(query, &parts)?;
+            filled_within(&cuts, within).then_some(Self { query, cuts, count })
+        })
     }
 
     /// How much there is to go through.
@@ -78,28 +89,29 @@ impl Cuts {
     }
 }
 
-fn cut(
-    query: PageQuery,
-    parts: &[Part],
-    usable: impl Fn(&StoredPage) -> bool,
-) -> Option<(Vec<Cut>, u64)> {
-    let usable: Vec<&Part> = parts
+/// `parts` by the state of the list that they show: those of two states show two lists.
+fn states<'a>(parts: impl Iterator<Item = &'a Part>) -> Vec<Vec<&'a Part>> {
+    let mut states: BTreeMap<u64, Vec<&Part>> = BTreeMap::new();
+    for part in parts {
+        states.entry(part.page.generation()).or_default().push(part);
+    }
+    states.into_values().collect()
+}
+
+/// Cuts the page that `query` names from `parts`, which show one state of the list.
+fn cut(query: PageQuery, parts: &[&Part]) -> Option<(Vec<Cut>, u64)> {
+    let parts: Vec<&Part> = parts
         .iter()
-        .filter(|part| usable(&part.page) && is_whole(part))
+        .copied()
+        .filter(|part| is_whole(part))
         .collect();
-    // The newest state of the list; parts of another show another list.
-    let generation = usable.iter().map(|part| part.page.generation()).max()?;
-    let usable: Vec<&Part> = usable
-        .into_iter()
-        .filter(|part| part.page.generation() == generation)
-        .collect();
-    let count = usable.first()?.page.content.count;
+    let count = parts.first()?.page.content.count;
     let wanted = query.span();
     let agrees = |part: &&Part| part.page.content.count == count;
-    if wanted.start >= count || !usable.iter().all(agrees) {
+    if wanted.start >= count || !parts.iter().all(agrees) {
         return None;
     }
-    let cuts = cover(&usable, wanted.start..wanted.end.min(count))?;
+    let cuts = cover(&parts, wanted.start..wanted.end.min(count))?;
     Some((cuts, count))
 }
 

@@ -97,6 +97,14 @@ impl Kept {
         self.0.assemble(&cuts, now)
     }
 
+    /// What is served in place of an error.
+    fn cut_stale(&self, query: PageQuery) -> Option<String> {
+        let (key, now) = (Self::key(query), Instant::now());
+        let cuts = self.0.stale_cuts(&key, now)?;
+        let page = self.0.assemble(&cuts, now)?;
+        Some(String::from_utf8(page.content.page().body.to_vec()).unwrap())
+    }
+
     fn cut(&self, query: PageQuery) -> Option<String> {
         let page = self.assemble(query)?;
         Some(String::from_utf8(page.content.page().body.to_vec()).unwrap())
@@ -162,9 +170,31 @@ async fn a_task_that_stands_twice_gives_the_seam_away() {
 async fn stale_parts_and_parts_filled_long_apart_are_not_joined() {
     let list = List::of(40);
     let kept = filled_with(&list, &[query(1, 20)]);
-    tokio::time::advance(TTL).await;
+    tokio::time::advance(2 * TTL).await;
     kept.fill(query(2, 20), list.body(query(2, 20)));
     assert_eq!(kept.cut(query(1, 40)), None);
+    // But in place of an error.
+    assert_eq!(kept.cut_stale(query(1, 40)), Some(list.body(query(1, 40))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_place_of_an_error_the_newest_state_that_holds_all_is_cut() {
+    let (old, new) = (List::of(57), List::of(58));
+    let kept = filled_with(&old, &[query(1, 50), query(2, 20), query(3, 20)]);
+    tokio::time::advance(TTL).await;
+    for query in [query(2, 20), query(3, 20)] {
+        kept.fill(query, new.body(query));
+    }
+    for (wanted, expected) in [
+        (query(2, 10), Some(&old)),
+        (query(3, 10), Some(&new)),
+        (query(1, 30), Some(&old)),
+        (query(6, 10), Some(&new)),
+        (query(1, 55), None),
+    ] {
+        let expected = expected.map(|list| list.body(wanted));
+        assert_eq!(kept.cut_stale(wanted), expected, "{wanted}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

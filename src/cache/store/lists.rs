@@ -19,22 +19,29 @@ impl PageStore {
     /// What the page under `key` can be cut from: stored pages of other sizes, where they hold all of it.
     #[must_use]
     pub fn cuts(&self, key: &PageKey, now: Instant) -> Option<Cuts> {
-        self.cuts_of(key, |page| page.can_be_cut(now))
+        let within = self.rules().lifetimes.ttl;
+        self.cuts_of(key, within, |page| page.can_be_cut(now))
     }
 
-    /// The same for a stale fallback: of pages that may be served in place of an error.
+    /// The same for a stale fallback: of pages that may be served in place of an error, filled however far apart. An older cut is better
+    /// than an error.
     #[must_use]
     pub fn stale_cuts(&self, key: &PageKey, now: Instant) -> Option<Cuts> {
-        self.cuts_of(key, |page| page.can_be_cut_stale(now))
+        self.cuts_of(key, Duration::MAX, |page| page.can_be_cut_stale(now))
     }
 
-    fn cuts_of(&self, key: &PageKey, usable: impl Fn(&StoredPage) -> bool) -> Option<Cuts> {
+    fn cuts_of(
+        &self,
+        key: &PageKey,
+        within: Duration,
+        usable: impl Fn(&StoredPage) -> bool,
+    ) -> Option<Cuts> {
         if !self.rules().assembles {
             return None;
         }
         let list = self.known_list(&key.list)?;
         let parts = self.parts(key, &list);
-        Cuts::new(key.query, &parts, self.rules().lifetimes.ttl, usable)
+        Cuts::new(key.query, &parts, within, usable)
     }
 
     /// The page that `cuts` make.

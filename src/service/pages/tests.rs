@@ -1148,6 +1148,31 @@ async fn a_page_cut_from_another_is_a_stale_fallback_as_long_as_that_is() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn in_an_outage_pages_read_long_apart_are_cut_to_any_size() {
+    let bench = Bench::new();
+    let task = |id: u32| format!(r#"{{"task_id":"{id}"}}"#);
+    let body = |ids: std::ops::Range<u32>| {
+        let tasks: Vec<_> = ids.map(task).collect();
+        format!(r#"{{"count":40,"data":[{}]}}"#, tasks.join(","))
+    };
+    for (page, ids) in [(1, 0..20), (2, 20..40)] {
+        let told = read_page(&body(ids).into()).unwrap();
+        bench.upstream.then_answer(answer(Content::Page(told), &[]));
+        bench.get_page(page).await.unwrap();
+        pass(3 * FRESH_FOR).await;
+    }
+    let mut request = bench.request(PLAIN);
+    request.query.page_size = 40;
+
+    bench.upstream.then_fail(UpstreamError::Timeout(SECOND));
+    let served = bench.pages.page(&request).await.unwrap();
+
+    assert_eq!(served.status, hit(-150, Detail::StaleIfError));
+    assert_eq!(served.age(), 6 * FRESH_FOR, "that of the oldest");
+    assert_eq!(served.page.content.page().body, body(0..40));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_page_dropped_while_its_fill_failed_stands_in_for_nothing() {
     let bench = Bench::new();
     bench.get().await.unwrap();
