@@ -63,6 +63,14 @@ impl Cuts {
         lengths.sum()
     }
 
+    /// How long the page will be; each part counts its envelope.
+    pub(super) fn length(&self) -> usize {
+        let lengths = self.cuts.iter();
+        lengths
+            .map(|cut| cut.page.content.length_of(&cut.rows))
+            .sum()
+    }
+
     /// The page that was asked for.
     pub(super) fn query(&self) -> PageQuery {
         self.query

@@ -1,6 +1,6 @@
 //! What a page holds: its rows, and everything that is made of them and kept with it.
 
-use std::{sync::Arc, time::Duration};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -56,6 +56,16 @@ impl Content {
     #[must_use]
     pub fn length(&self) -> usize {
         self.whole.encodings.length()
+    }
+
+    /// How long a page of these rows is, in the same envelope.
+    pub(super) fn length_of(&self, rows: &Range<usize>) -> usize {
+        let extent = |rows: &[Row]| match (rows.first(), rows.last()) {
+            (Some(first), Some(last)) => (last.span.end - first.span.start) as usize,
+            _ => 0,
+        };
+        let kept = self.rows.get(rows.clone()).map_or(0, extent);
+        self.length() - extent(&self.rows) + kept
     }
 
     /// How many rows this page holds.

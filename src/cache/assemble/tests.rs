@@ -50,9 +50,13 @@ struct Kept(PageStore);
 
 impl Kept {
     fn new() -> Self {
-        let config = Config::from_toml(
-            "[upstream]\nbase_url = 'https://upstream.test'\n[upstream.credentials.default]\ntoken = 't'\n[cache]\njitter = 0.0",
-        )
+        Self::with("")
+    }
+
+    fn with(setting: &str) -> Self {
+        let config = Config::from_toml(&format!(
+            "[upstream]\nbase_url = 'https://upstream.test'\n[upstream.credentials.default]\ntoken = 't'\n[cache]\njitter = 0.0\n{setting}",
+        ))
         .unwrap();
         Self(PageStore::new(&config.cache))
     }
@@ -287,6 +291,19 @@ async fn a_cut_is_kept_in_its_entry_counts_in_its_bytes_and_goes_with_it() {
 
     kept.fill(query(1, 20), list.body(query(1, 20)));
     assert_eq!(kept.0.size(), (before, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_entry_keeps_the_cuts_that_it_has_room_for() {
+    // Most of the quarter of the cache that one entry may take.
+    let list = List::of(3000);
+    let kept = Kept::with("max_bytes = '1MiB'");
+    kept.fill(query(1, 3000), list.body(query(1, 3000)));
+    for (wanted, is_kept) in [(query(1, 20), true), (query(1, 2900), false)] {
+        let pages = [(); 2].map(|()| kept.assemble(wanted).unwrap());
+        let is_same = Arc::ptr_eq(&pages[0].content, &pages[1].content);
+        assert_eq!(is_same, is_kept, "{wanted}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

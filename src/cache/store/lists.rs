@@ -52,8 +52,8 @@ impl PageStore {
     pub fn assemble(&self, cuts: &Cuts, now: Instant) -> Option<StoredPage> {
         let (query, parts) = (cuts.query(), cuts.parts());
         let has_room = |entry: &&Arc<StoredPage>| {
-            let length = cuts.bytes();
-            length == 0 || entry.weight() + length <= self.max_bytes / LARGEST_SHARE
+            let is_cut = entry.content.is_cut(query);
+            is_cut || entry.weight() + cuts.length() <= self.max_bytes / LARGEST_SHARE
         };
         let content = if let Some(entry) = cuts.single().filter(has_room) {
             let (content, is_new) = entry.content.cut(query, now, || cuts.join());
