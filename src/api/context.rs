@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use http::{HeaderValue, Request};
+use http::{Extensions, HeaderValue};
 
 use super::{Client, Policy};
 use crate::{
@@ -31,14 +31,14 @@ pub struct RequestContext {
 const OBSERVED: &str = "`observe` is around every other layer";
 
 impl RequestContext {
-    /// That of `request`.
+    /// That of a request, by its extensions.
     ///
     /// # Panics
     ///
     /// Panics where [`super::layers::observe`] is not around the caller.
     #[must_use]
-    pub fn of<B>(request: &Request<B>) -> &Self {
-        request.extensions().get().expect(OBSERVED)
+    pub fn of(extensions: &Extensions) -> &Self {
+        extensions.get().expect(OBSERVED)
     }
 
     /// As [`RequestContext::of`], to be changed.
@@ -47,8 +47,18 @@ impl RequestContext {
     ///
     /// As [`RequestContext::of`].
     #[must_use]
-    pub fn of_mut<B>(request: &mut Request<B>) -> &mut Self {
-        request.extensions_mut().get_mut().expect(OBSERVED)
+    pub fn of_mut(extensions: &mut Extensions) -> &mut Self {
+        extensions.get_mut().expect(OBSERVED)
+    }
+
+    /// As [`RequestContext::of`], taken out: who reads it later panics.
+    ///
+    /// # Panics
+    ///
+    /// As [`RequestContext::of`].
+    #[must_use]
+    pub fn take(extensions: &mut Extensions) -> Self {
+        extensions.remove().expect(OBSERVED)
     }
 }
 

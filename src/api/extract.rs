@@ -80,7 +80,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Page {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
-        let config = &context(parts).policy.route;
+        let config = &RequestContext::of(&parts.extensions).policy.route;
         query::parse(parts.uri.query().unwrap_or_default(), config).map(Self)
     }
 }
@@ -107,7 +107,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
             policy,
             client,
             client_address: _,
-        } = parts.extensions.remove().expect(OBSERVED);
+        } = RequestContext::take(&mut parts.extensions);
         Ok(Self {
             client: client.expect("authentication lets nobody through without a name"),
             policy,
@@ -115,10 +115,4 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
             trace,
         })
     }
-}
-
-const OBSERVED: &str = "`observe` is around every handler";
-
-fn context(parts: &Parts) -> &RequestContext {
-    parts.extensions.get().expect(OBSERVED)
 }

@@ -69,7 +69,10 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let terms = Terms::of(&RequestContext::of(&request).policy.cors, &request);
+        let terms = Terms::of(
+            &RequestContext::of(request.extensions()).policy.cors,
+            &request,
+        );
         let is_preflight = terms
             .as_ref()
             .is_some_and(|terms| terms.preflight.is_some());

@@ -97,7 +97,7 @@ where
         match self.shared.identify_traced(&request) {
             Ok(client) => {
                 let account = Some(client.account.clone());
-                RequestContext::of_mut(&mut request).client = Some(client);
+                RequestContext::of_mut(request.extensions_mut()).client = Some(client);
                 let inner = self.inner.call(request);
                 Either::Left(InternalAuthFuture { inner, account })
             }
@@ -143,7 +143,7 @@ pub(in crate::api) fn sole_authorization(headers: &HeaderMap) -> Option<&[u8]> {
 
 impl Shared {
     fn identify_traced<B>(&self, request: &Request<B>) -> Result<Arc<Client>, AuthFailure> {
-        let mut span = RequestContext::of(request).trace.begin("auth");
+        let mut span = RequestContext::of(request.extensions()).trace.begin("auth");
         let identified = self.identify(request);
         match &identified {
             Ok(client) => span.set_with("gateway.client", || client.name().to_string()),
@@ -154,7 +154,7 @@ impl Shared {
 
     /// By `Authorization` where there is one, good or bad; else by the connection's certificate.
     fn identify<B>(&self, request: &Request<B>) -> Result<Arc<Client>, AuthFailure> {
-        let context = RequestContext::of(request);
+        let context = RequestContext::of(request.extensions());
         let (clients, headers) = (&context.policy.clients, request.headers());
         let connection = request.extensions().get::<ConnectionInfo>();
         let certificate = connection.and_then(|connection| connection.certificate.as_ref());
@@ -173,7 +173,7 @@ impl Shared {
     }
 
     fn refuse<B>(&self, request: &Request<B>, reason: AuthFailure) -> ApiError {
-        let context = RequestContext::of(request);
+        let context = RequestContext::of(request.extensions());
         if reason == AuthFailure::KeysNotLoaded {
             let health = context.policy.clients.issuers().keys_health();
             let next = health.map(|health| health.next_reading.duration_since(Instant::now()));

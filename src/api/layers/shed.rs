@@ -129,7 +129,7 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let Some(client) = &RequestContext::of(&request).client else {
+        let Some(client) = &RequestContext::of(request.extensions()).client else {
             return ShedFuture {
                 inner: Some(self.inner.call(request)),
                 held: None,
