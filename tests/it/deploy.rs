@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use unpod_gateway::{simulator::world::SUPPORT, telemetry::metrics::Metrics};
+use unpod_gateway::{domain::Collection, simulator::world::SUPPORT, telemetry::metrics::Metrics};
 
 use crate::gateway::start;
 
@@ -46,6 +46,29 @@ async fn every_metric_that_is_drawn_or_alerted_on_is_there() {
             // A family may be named by itself, without its samples' suffix.
             let is_there = there.contains(&name) || there.contains(&format!("{name}_count"));
             assert!(is_there, "{path} names {name}");
+        }
+    }
+}
+
+#[test]
+fn every_list_is_drawn_and_alerted_on() {
+    let names: Vec<_> = Collection::all()
+        .map(|collection| collection.name)
+        .collect();
+    let lists = names.join("|");
+    for path in [
+        "deploy/grafana/dashboard.json",
+        "deploy/prometheus/alerts.yml",
+    ] {
+        let text = read(path).replace('\\', "");
+        let routes: Vec<_> = text.split("route=").skip(1).collect();
+        assert!(!routes.is_empty(), "{path}");
+        for route in routes {
+            let all = format!("~\"{lists}\"");
+            assert!(
+                route.starts_with(&all),
+                "{path} names {lists} where it names a route"
+            );
         }
     }
 }
