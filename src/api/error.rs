@@ -12,7 +12,6 @@ use serde::Serialize;
 
 use super::rate_limit::{self, RateLimit, whole_seconds};
 use crate::{
-    cache::CacheStatus,
     service::{PagesError, PagesErrorKind},
     upstream::UpstreamError,
 };
@@ -97,12 +96,6 @@ const RETRY_NEXT_MINUTE: Duration = Duration::from_secs(60);
 impl ApiError {
     /// What the client sees; no upstream's text but what is spelled out here.
     fn problem(&self) -> Problem {
-        let problem = |status, code, title, detail: &'static str| Problem {
-            status,
-            code,
-            title,
-            detail: Cow::Borrowed(detail),
-        };
         match self {
             Self::InvalidSpaceToken => problem(
                 StatusCode::BAD_REQUEST,
@@ -116,20 +109,20 @@ impl ApiError {
                 "Invalid run id",
                 "A run id is 1 to 64 of A-Z a-z 0-9 _ -.",
             ),
-            Self::InvalidParameter { name, most } => Problem {
-                status: StatusCode::BAD_REQUEST,
-                code: "invalid_parameter",
-                title: "Invalid parameter",
-                detail: Cow::Owned(format!(
+            Self::InvalidParameter { name, most } => problem(
+                StatusCode::BAD_REQUEST,
+                "invalid_parameter",
+                "Invalid parameter",
+                format!(
                     "Parameter `{name}` must be given at most once, as a decimal number from 1 to {most}."
-                )),
-            },
-            Self::UnknownParameter { name, known } => Problem {
-                status: StatusCode::BAD_REQUEST,
-                code: "unknown_parameter",
-                title: "Unknown parameter",
-                detail: Cow::Owned(format!("Parameter `{name}` is not known here; {known}.")),
-            },
+                ),
+            ),
+            Self::UnknownParameter { name, known } => problem(
+                StatusCode::BAD_REQUEST,
+                "unknown_parameter",
+                "Unknown parameter",
+                format!("Parameter `{name}` is not known here; {known}."),
+            ),
             Self::InvalidBody => problem(
                 StatusCode::BAD_REQUEST,
                 "invalid_body",
@@ -238,24 +231,6 @@ impl ApiError {
         self.problem().code
     }
 
-    /// What the cache did, where it was asked.
-    #[must_use]
-    pub fn cache_status(&self) -> Option<CacheStatus> {
-        match self {
-            Self::Pages(error) => Some(error.status),
-            _ => None,
-        }
-    }
-
-    /// How old what it says is, where the cache remembered it.
-    #[must_use]
-    pub fn age(&self) -> Option<Duration> {
-        match self {
-            Self::Pages(error) => error.age,
-            _ => None,
-        }
-    }
-
     /// The body, naming the request.
     #[must_use]
     pub fn body(&self, request_id: &str) -> Bytes {
@@ -283,110 +258,9 @@ impl ApiError {
             data: serde_json::Map::new(),
             request_id,
         };
-        serde_json::to_vec(&body)
-            .expect("strings and numbers serialize")
-            .into()
+        Bytes::from(serde_json::to_vec(&body).expect("strings and numbers serialize"))
     }
-}
 
-/// What an upstream error looks like. Without `_`: a new one must choose.
-fn upstream_problem(error: &UpstreamError) -> Problem {
-    let (status, code, title, detail) = match error {
-        UpstreamError::SpaceNotFound { .. } => (
-            StatusCode::NOT_FOUND,
-            "space_not_found",
-            "Space not found",
-            "Invalid Space Token",
-        ),
-        UpstreamError::SpaceAccessDenied => (
-            StatusCode::FORBIDDEN,
-            "space_access_denied",
-            "Space access denied",
-            "You Don't have Access to this Space",
-        ),
-        UpstreamError::Rejected => (
-            StatusCode::UNPROCESSABLE_ENTITY,
-            "upstream_rejected",
-            "Rejected upstream",
-            "The upstream refused this request.",
-        ),
-        UpstreamError::AuthFailed => (
-            StatusCode::BAD_GATEWAY,
-            "upstream_auth_failed",
-            "Gateway not authenticated upstream",
-            "The upstream refused the gateway's own credential; its operator must act.",
-        ),
-        UpstreamError::Failed(_) => (
-            StatusCode::BAD_GATEWAY,
-            "upstream_failed",
-            "Upstream failed",
-            "The upstream could not answer this request.",
-        ),
-        UpstreamError::InvalidResponse(_) => (
-            StatusCode::BAD_GATEWAY,
-            "upstream_invalid_response",
-            "Invalid answer from upstream",
-            "The upstream's answer is not a page of tasks.",
-        ),
-        UpstreamError::Unreachable(_) => (
-            StatusCode::BAD_GATEWAY,
-            "upstream_unreachable",
-            "Upstream unreachable",
-            "The upstream cannot be reached.",
-        ),
-        UpstreamError::Timeout(_) => (
-            StatusCode::GATEWAY_TIMEOUT,
-            "upstream_timeout",
-            "Upstream timed out",
-            "The upstream did not answer in time.",
-        ),
-        UpstreamError::QuotaExhausted { .. } => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "upstream_quota_exhausted",
-            "Upstream quota exhausted",
-            "The upstream's call quota is spent; try again after the time in `Retry-After`.",
-        ),
-        UpstreamError::Unavailable { .. } => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "upstream_unavailable",
-            "Upstream unavailable",
-            "The upstream keeps failing and is not asked for a while; try again after the time in `Retry-After`.",
-        ),
-        UpstreamError::Overloaded => return overloaded(),
-    };
-    Problem {
-        status,
-        code,
-        title,
-        detail: Cow::Borrowed(detail),
-    }
-}
-
-fn overloaded() -> Problem {
-    Problem {
-        status: StatusCode::SERVICE_UNAVAILABLE,
-        code: "overloaded",
-        title: "Overloaded",
-        detail: Cow::Borrowed("Too many requests are under way; try again shortly."),
-    }
-}
-
-fn internal() -> Problem {
-    Problem {
-        status: StatusCode::INTERNAL_SERVER_ERROR,
-        code: "internal",
-        title: "Internal error",
-        detail: Cow::Borrowed("The gateway failed to handle this request."),
-    }
-}
-
-impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
-        self.into_answer()
-    }
-}
-
-impl ApiError {
     /// Its status and fields, with the error itself among the extensions. Without its body: [`super::layers::observe`] writes it, since it
     /// knows the request's id.
     #[must_use]
@@ -408,13 +282,118 @@ impl ApiError {
         if let Some(wait) = self.retry_after() {
             headers.insert(header::RETRY_AFTER, whole_seconds(wait).into());
         }
-        if let Some(status) = self.cache_status() {
-            headers.insert("cache-status", status.header_value());
-        }
-        if let Some(age) = self.age() {
-            headers.insert(header::AGE, age.as_secs().into());
+        if let Self::Pages(error) = &self {
+            headers.insert("cache-status", error.status.header_value());
+            if let Some(age) = error.age {
+                headers.insert(header::AGE, age.as_secs().into());
+            }
         }
         response.extensions_mut().insert(self);
         response
+    }
+}
+
+/// What an upstream error looks like. Without `_`: a new one must choose.
+fn upstream_problem(error: &UpstreamError) -> Problem {
+    match error {
+        UpstreamError::SpaceNotFound { .. } => problem(
+            StatusCode::NOT_FOUND,
+            "space_not_found",
+            "Space not found",
+            "Invalid Space Token",
+        ),
+        UpstreamError::SpaceAccessDenied => problem(
+            StatusCode::FORBIDDEN,
+            "space_access_denied",
+            "Space access denied",
+            "You Don't have Access to this Space",
+        ),
+        UpstreamError::Rejected => problem(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "upstream_rejected",
+            "Rejected upstream",
+            "The upstream refused this request.",
+        ),
+        UpstreamError::AuthFailed => problem(
+            StatusCode::BAD_GATEWAY,
+            "upstream_auth_failed",
+            "Gateway not authenticated upstream",
+            "The upstream refused the gateway's own credential; its operator must act.",
+        ),
+        UpstreamError::Failed(_) => problem(
+            StatusCode::BAD_GATEWAY,
+            "upstream_failed",
+            "Upstream failed",
+            "The upstream could not answer this request.",
+        ),
+        UpstreamError::InvalidResponse(_) => problem(
+            StatusCode::BAD_GATEWAY,
+            "upstream_invalid_response",
+            "Invalid answer from upstream",
+            "The upstream's answer is not a page of tasks.",
+        ),
+        UpstreamError::Unreachable(_) => problem(
+            StatusCode::BAD_GATEWAY,
+            "upstream_unreachable",
+            "Upstream unreachable",
+            "The upstream cannot be reached.",
+        ),
+        UpstreamError::Timeout(_) => problem(
+            StatusCode::GATEWAY_TIMEOUT,
+            "upstream_timeout",
+            "Upstream timed out",
+            "The upstream did not answer in time.",
+        ),
+        UpstreamError::QuotaExhausted { .. } => problem(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "upstream_quota_exhausted",
+            "Upstream quota exhausted",
+            "The upstream's call quota is spent; try again after the time in `Retry-After`.",
+        ),
+        UpstreamError::Unavailable { .. } => problem(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "upstream_unavailable",
+            "Upstream unavailable",
+            "The upstream keeps failing and is not asked for a while; try again after the time in `Retry-After`.",
+        ),
+        UpstreamError::Overloaded => overloaded(),
+    }
+}
+
+fn overloaded() -> Problem {
+    problem(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "overloaded",
+        "Overloaded",
+        "Too many requests are under way; try again shortly.",
+    )
+}
+
+fn internal() -> Problem {
+    problem(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "internal",
+        "Internal error",
+        "The gateway failed to handle this request.",
+    )
+}
+
+fn problem(
+    status: StatusCode,
+    code: &'static str,
+    title: &'static str,
+    detail: impl Into<Cow<'static, str>>,
+) -> Problem {
+    Problem {
+        status,
+        code,
+        title,
+        detail: detail.into(),
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        self.into_answer()
     }
 }
