@@ -18,13 +18,13 @@ use tokio::time::Instant;
 use tower::{Layer, Service};
 use tracing::warn;
 
+use self::span::{begin_span, end_span};
 use super::request_id::{REQUEST_ID, request_id, text};
 use crate::{
     api::{
         ApiError, LivePolicy,
         body::Guarded,
         context::{RequestContext, RequestRecord},
-        routes::template,
     },
     domain::SpaceFingerprint,
     peer::{ConnectionInfo, Peer, TrustedProxies},
@@ -34,6 +34,8 @@ use crate::{
         traces::{Span, Tracer, traceparent},
     },
 };
+
+mod span;
 
 const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json");
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
@@ -109,31 +111,6 @@ impl Shared {
             Some(_) | None => Span::default(),
         }
     }
-}
-
-/// Below the caller's span, where the request names one.
-fn begin_span(tracer: &Tracer, method: &Method, route: Route, caller: Option<SpanContext>) -> Span {
-    let method = known_method(method);
-    let template = template(route);
-    let name = match (method, template) {
-        (Some(method), Some(template)) => format!("{method} {template}").into(),
-        (Some(method), None) => method.into(),
-        (None, _) => "HTTP".into(),
-    };
-    let mut span = tracer.begin(name, caller);
-    span.set("http.request.method", method.unwrap_or("_OTHER"));
-    if let Some(template) = template {
-        span.set("http.route", template);
-    }
-    span
-}
-
-/// A client may make up methods; they name no span.
-fn known_method(method: &Method) -> Option<&'static str> {
-    const KNOWN: [&str; 9] = [
-        "GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE", "CONNECT", "TRACE",
-    ];
-    KNOWN.into_iter().find(|known| *known == method.as_str())
 }
 
 impl<S> Layer<S> for ObserveLayer {
@@ -295,40 +272,14 @@ impl IncomingRequest {
         if let Some(code) = outcome.code {
             self.metrics().http.error(code);
         }
-        self.trace(status, outcome);
+        end_span(
+            &mut self.span,
+            &self.id,
+            self.client_address,
+            status,
+            outcome,
+        );
         self.log(outcome);
-    }
-
-    /// What the request's span tells at its end; a refusal is the client's failure, not ours.
-    fn trace(&mut self, status: StatusCode, outcome: &Outcome) {
-        if self.span.context().is_off() {
-            return;
-        }
-        self.span
-            .set("http.response.status_code", i64::from(status.as_u16()));
-        self.span
-            .set_with("gateway.request.id", || text(&self.id).to_owned());
-        if let Some(address) = self.client_address {
-            self.span.set("client.address", address.to_string());
-        }
-        let record = &outcome.record;
-        if let Some(account) = &record.account {
-            self.span
-                .set("gateway.client", account.client().to_string());
-            self.span
-                .set("gateway.upstream.calls", i64::from(record.upstream_calls));
-        }
-        if let Some(space) = &record.space {
-            self.span.set("gateway.space", space.as_str().to_owned());
-        }
-        if let Some(outcome) = record.cache {
-            self.span.set("gateway.cache.outcome", outcome.as_str());
-        }
-        match outcome.code {
-            Some(code) if status.is_server_error() => self.span.fail(code),
-            Some(code) => self.span.set("error.type", code),
-            None => {}
-        }
     }
 
     /// The one line of a request.
