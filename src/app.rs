@@ -141,7 +141,6 @@ impl Gateway {
             pages: parts.pages.clone(),
             policy: parts.policy.clone(),
             metrics: parts.metrics.clone(),
-            limit: parts.limit.clone(),
             log_losses,
             redis: parts.redis.clone(),
             draining: draining.clone(),

@@ -1,15 +1,16 @@
 //! The upstream stack: a tower `Service` from [`PageRequest`] to [`Answer`], above which no 206 exists.
 //!
-//! From the outside in: deadline, retry, tokens, circuit, quota, limit, normalize, client. It knows nothing of the cache; the
+//! A fill first waits for its call ([`acquire`]). Then, from the outside in: deadline, retry, tokens, circuit, quota, normalize, client. It knows nothing of the cache; the
 //! service above joins them.
 
 use std::{sync::Arc, time::Duration};
 
 use http::HeaderMap;
 use tokio::time::Instant;
-use tower::{ServiceBuilder, util::BoxCloneSyncService};
+use tower::{Service, ServiceBuilder, util::BoxCloneSyncService};
 
 mod call_budget;
+mod call_window;
 mod circuit;
 mod circuit_breaker;
 mod client;
@@ -20,20 +21,19 @@ mod deadline;
 mod decode;
 mod envelope;
 mod error;
-mod fair_queue;
-mod limit;
 mod normalize;
 mod pause;
-mod priority;
 mod quota;
 mod request;
 mod retry;
 mod tokens;
+mod turns;
 mod waiters;
 
 use self::retry::RetryLayer;
 pub use self::{
-    call_budget::{BudgetExhausted, BudgetSnapshot, CallBudget},
+    call_budget::{AcquiredCall, BudgetExhausted, BudgetRules, Call, CallBudget},
+    call_window::BudgetSnapshot,
     circuit::{Circuit, CircuitState},
     circuit_breaker::CircuitLayer,
     client::{BuildError, Client, RawAnswer},
@@ -42,14 +42,12 @@ pub use self::{
     deadline::DeadlineLayer,
     envelope::read_page,
     error::{ClientError, Evidence, FailureSource, InvalidAnswer, UpstreamError},
-    limit::LimitLayer,
     normalize::{NormalizeLayer, Rules},
     pause::CallLimits,
-    priority::Priority,
-    quota::QuotaLayer,
+    quota::{QuotaLayer, acquire},
     request::{Calls, LastError, PageRequest, Sent, Validators},
     tokens::TokensLayer,
-    waiters::{Waiter, Waiters},
+    waiters::{Attendance, Need, Progress, Waiter, Waiters},
 };
 use crate::{
     config::{NormalizeConfig, UpstreamConfig},
@@ -86,29 +84,33 @@ pub struct Head {
     pub response_delay: Duration,
 }
 
-/// Builds the stack over `client`; `limit` outlives it, so that a reload opens no second set of slots.
+/// Builds the stack over `client`.
 ///
-/// The order: the deadline is outermost, since it covers waiting and every try; each try takes a slot of its own, so that
-/// a backoff holds none, and pays for itself; the circuit stands under retry, since it counts each try, and above the quota and
-/// the slots, so that an open one costs neither; who stands in line for the quota holds no slot that another credential could
-/// use; normalize stands above the client, so that retry and circuit see kinds and not statuses.
+/// The order: the deadline is outermost, since it covers every try; each try has a call and a slot of its own, so that a backoff holds
+/// none; the circuit stands under retry, since it counts each try, and above the quota, so that an open one costs no call; normalize
+/// stands above the client, so that retry and circuit see kinds and not statuses.
 #[must_use]
-pub fn stack(
-    client: Client,
+pub fn stack<C>(
+    client: C,
     config: &UpstreamConfig,
     rules: &NormalizeConfig,
-    limit: LimitLayer,
     metrics: &Arc<Metrics>,
-) -> Upstream {
+) -> Upstream
+where
+    C: Service<PageRequest, Response = RawAnswer, Error = ClientError>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+    C::Future: Send + 'static,
+{
     let service = ServiceBuilder::new()
         .layer(DeadlineLayer::new(config.timeout))
         .layer(RetryLayer::new(config, metrics.clone()))
         // Each token's try is a call of its own, and is paid for.
         .layer(TokensLayer)
         .layer(CircuitLayer::new(config.timeout / 4))
-        // Not to the very end: a call that is paid for should have time to be answered.
-        .layer(QuotaLayer::new(config.timeout * 3 / 4))
-        .layer(limit)
+        .layer(QuotaLayer)
         .layer(NormalizeLayer::new(Rules::new(rules), metrics.clone()))
         .service(client);
     BoxCloneSyncService::new(service)

@@ -37,7 +37,6 @@ use crate::{
     service::Pages,
     shared::RedisConnection,
     telemetry::{LogLosses, metrics::Metrics},
-    upstream::LimitLayer,
 };
 
 /// Since when the gateway drains, if it does.
@@ -61,7 +60,6 @@ pub struct Admin {
     pub pages: Arc<Pages>,
     pub policy: LivePolicy,
     pub metrics: Arc<Metrics>,
-    pub limit: LimitLayer,
     /// Counts dropped log lines; `None` where the log is another gateway's.
     pub log_losses: Option<LogLosses>,
     /// What replicas share, where they do.

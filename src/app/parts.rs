@@ -21,14 +21,13 @@ use crate::{
         metrics::Metrics,
         traces::{Collector, CollectorHeaders, Export, Tracer},
     },
-    upstream::{self, Client, Credentials, LimitLayer, Upstream},
+    upstream::{self, Client, Credentials, Upstream},
 };
 
 /// The parts that serve, without listeners.
 pub(super) struct Parts {
     pub(super) metrics: Arc<Metrics>,
     pub(super) redis: Option<Arc<RedisConnection>>,
-    pub(super) limit: LimitLayer,
     pub(super) policy: LivePolicy,
     pub(super) pages: Arc<Pages>,
     pub(super) tls: Option<Tls>,
@@ -48,8 +47,7 @@ impl Parts {
         if let Some(redis) = &redis {
             clients.share_limits(redis);
         }
-        let limit = LimitLayer::new(config.upstream.max_concurrency, config.upstream.max_queue);
-        let upstream = upstream(built.client, config, limit.clone(), &metrics);
+        let upstream = upstream(built.client, config, &metrics);
         let policy = Policy::new(config, clients, Arc::new(upstream));
         let collector_headers = built.collector.as_ref().map(Collector::headers);
         let exporting = |collector| Tracer::exporting_to(collector, metrics.clone());
@@ -63,7 +61,6 @@ impl Parts {
         let parts = Self {
             metrics,
             redis,
-            limit,
             policy: Arc::new(ArcSwap::from_pointee(policy)),
             pages,
             tls: built.tls.map(Tls::new),
@@ -112,12 +109,7 @@ pub(super) fn share_calls(redis: &Arc<RedisConnection>, credentials: &Credential
     }
 }
 
-/// The upstream stack over `client` as `config` describes it, within the slots of `limit`.
-pub(super) fn upstream(
-    client: Client,
-    config: &Config,
-    limit: LimitLayer,
-    metrics: &Arc<Metrics>,
-) -> Upstream {
-    upstream::stack(client, &config.upstream, &config.normalize, limit, metrics)
+/// The upstream stack over `client` as `config` describes it.
+pub(super) fn upstream(client: Client, config: &Config, metrics: &Arc<Metrics>) -> Upstream {
+    upstream::stack(client, &config.upstream, &config.normalize, metrics)
 }

@@ -38,7 +38,6 @@ use crate::{
         metrics::{Metrics, ReloadOutcome},
         traces::CollectorHeaders,
     },
-    upstream::LimitLayer,
 };
 
 /// How often to check the files: soon enough for a rotation, and cheap.
@@ -106,7 +105,6 @@ pub(super) struct Reloader {
     pages: Arc<Pages>,
     snapshot: Option<Arc<Snapshot>>,
     metrics: Arc<Metrics>,
-    limit: LimitLayer,
     redis: Option<Arc<RedisConnection>>,
     tls: Option<Tls>,
     collector_headers: Option<CollectorHeaders>,
@@ -132,7 +130,6 @@ impl Reloader {
             pages: parts.pages.clone(),
             snapshot,
             metrics: parts.metrics.clone(),
-            limit: parts.limit.clone(),
             redis: parts.redis.clone(),
             tls: parts.tls.clone(),
             collector_headers: parts.collector_headers.clone(),
@@ -276,8 +273,7 @@ impl Reloader {
         let is_rebuilt = reloaded.changed.iter().any(|key| is_of_the_stack(key))
             || config.upstream.ca_file.is_some();
         let upstream = if is_rebuilt {
-            let limit = self.limit.clone();
-            Arc::new(parts::upstream(next.client, &config, limit, &self.metrics))
+            Arc::new(parts::upstream(next.client, &config, &self.metrics))
         } else {
             before.upstream.clone()
         };

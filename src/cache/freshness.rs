@@ -186,6 +186,12 @@ impl Freshness {
         (self.lifetime + stale).saturating_sub(self.age(now))
     }
 
+    /// When it is twice as old as its lifetime.
+    #[must_use]
+    pub fn overdue_at(&self, now: Instant) -> Instant {
+        now + (2 * self.lifetime).saturating_sub(self.age(now))
+    }
+
     /// How long it is fresh from its birth.
     #[must_use]
     pub fn lifetime(&self) -> Duration {

@@ -14,7 +14,7 @@ use crate::{
         StoredPage, Verdict, freshness::FillReason, http_semantics::RequestDirectives, judge_page,
     },
     domain::{PageKey, SpaceKey, SpaceToken},
-    upstream::{Credential, Credentials, Priority, UpstreamError},
+    upstream::{Credential, Credentials, UpstreamError},
 };
 
 /// A stored page as an operator sees it. Times in seconds.
@@ -228,7 +228,7 @@ fn no_call(
 }
 
 fn quota_wait(credential: &Credential, now: Instant) -> Option<Duration> {
-    credential.budget().would_take(Priority::Waiting, now).err()
+    credential.budget().wait_expected(&"".into(), now)
 }
 
 fn words_of_no_call(error: &UpstreamError, has_fallback: bool) -> (&'static str, &'static str) {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use tokio::{sync::futures::OwnedNotified, time::Instant};
+use tokio::time::Instant;
 use tower::{Layer, Service};
 use tracing::{debug, info, warn};
 
@@ -16,7 +16,7 @@ use super::{
     circuit::{Change, Scope, Ticket},
     credential::Credential,
     error::{Evidence, UpstreamError},
-    request::{PageRequest, Sent, abandon_if_unsent},
+    request::{PageRequest, Sent},
 };
 use crate::domain::{ListKey, PageKey, SpaceKey};
 
@@ -46,7 +46,7 @@ impl<S> Layer<S> for CircuitLayer {
     }
 }
 
-/// Answers [`UpstreamError::Unavailable`] where the circuit is open, or opens before a try is sent.
+/// Answers [`UpstreamError::Unavailable`] where the circuit is open.
 #[derive(Clone, Debug)]
 pub struct CircuitBreaker<S> {
     inner: S,
@@ -68,18 +68,16 @@ where
     }
 
     fn call(&mut self, mut request: PageRequest) -> Self::Future {
-        let (attempt, opened) = match Attempt::begin(&request, self.patience) {
+        let attempt = match Attempt::begin(&request, self.patience) {
             Ok(begun) => begun,
             Err(retry_after) => {
                 return Box::pin(ready(Err(UpstreamError::Unavailable { retry_after })));
             }
         };
         request.sent = attempt.sent.clone();
-        // Not before it was admitted: it queues at once.
         let call = self.inner.call(request);
         Box::pin(async move {
-            let outcome = abandon_if_unsent(call, opened, || attempt.sent.is_set()).await;
-            let outcome = outcome.unwrap_or_else(|| Err(attempt.refused()));
+            let outcome = call.await;
             attempt.end(&outcome);
             outcome
         })
@@ -97,12 +95,10 @@ struct Attempt {
 }
 
 impl Attempt {
-    /// Admits a try; the second value completes when the circuit opens next.
-    fn begin(request: &PageRequest, patience: Duration) -> Result<(Self, OwnedNotified), Duration> {
+    /// Admits a try.
+    fn begin(request: &PageRequest, patience: Duration) -> Result<Self, Duration> {
         let circuit = request.credential.circuit();
-        // Listen before asking, so that no opening is missed in between.
-        let opened = circuit.next_opening();
-        let attempt = Self {
+        Ok(Self {
             ticket: circuit.admit(&request.space)?,
             credential: request.credential.clone(),
             page: PageKey {
@@ -117,16 +113,7 @@ impl Attempt {
             },
             sent: Sent::default(),
             patience,
-        };
-        Ok((attempt, opened))
-    }
-
-    fn refused(&self) -> UpstreamError {
-        let circuit = self.credential.circuit();
-        let retry_after = circuit
-            .refuses(Some(&self.page.list.space.space))
-            .unwrap_or_default();
-        UpstreamError::Unavailable { retry_after }
+        })
     }
 
     fn end<T>(mut self, outcome: &Result<T, UpstreamError>) {

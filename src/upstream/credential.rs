@@ -57,7 +57,6 @@ pub(super) struct Standing {
     token_switches: AtomicU64,
     times: Mutex<Times>,
     blocks: Arc<Notify>,
-    refusals: Arc<Notify>,
 }
 
 #[derive(Debug)]
@@ -189,23 +188,12 @@ impl Credential {
         let blocked = self.while_in_force(|times| times.blocked_until = Some(now + BLOCK_FOR));
         if blocked.is_some() {
             self.standing.blocks.notify_waiters();
-            self.standing.refusals.notify_waiters();
         }
     }
 
     /// Completes when it is blocked the next time, from this call on.
     pub(super) fn next_block(&self) -> OwnedNotified {
         self.standing.blocks.clone().notified_owned()
-    }
-
-    /// Tells who is about to ask with the preferred token that the upstream has just refused it.
-    pub(super) fn tell_refusal(&self) {
-        self.while_in_force(|_| self.standing.refusals.notify_waiters());
-    }
-
-    /// Completes when its preferred token is refused the next time, from this call on.
-    pub(super) fn next_refusal(&self) -> OwnedNotified {
-        self.standing.refusals.clone().notified_owned()
     }
 
     /// What `act` gives, unless other tokens are in force; none are put in force meanwhile.
@@ -241,7 +229,6 @@ impl Standing {
                 blocked_until: None,
             }),
             blocks: Arc::default(),
-            refusals: Arc::default(),
         }
     }
 

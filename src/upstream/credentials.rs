@@ -10,11 +10,11 @@ use std::{
 
 use http::HeaderValue;
 use secrecy::ExposeSecret;
-use tokio::time::Instant;
+use tokio::{sync::Semaphore, time::Instant};
 use url::{Origin, Url};
 
 use super::{
-    call_budget::CallBudget,
+    call_budget::{BudgetRules, CallBudget},
     circuit::Circuit,
     credential::{Credential, Standing},
 };
@@ -35,7 +35,9 @@ pub struct Credentials {
     default: Option<Arc<Credential>>,
     next_id: u32,
     circuit: CircuitConfig,
-    quota_per_minute: u32,
+    rules: BudgetRules,
+    /// Requests that the upstream gets at once: as many after a reload as before.
+    slots: Arc<Semaphore>,
     budgets: Budgets,
 }
 
@@ -108,7 +110,7 @@ impl Credentials {
             let prefers_next = goes_on_with(old, new.next.as_ref());
             new.prefers_next.store(prefers_next, Ordering::Relaxed);
             new.standing.put_in_force(new.token_pair);
-            new.budget().set_quota(self.quota_per_minute);
+            new.budget().configure(self.rules);
         }
     }
 
@@ -124,7 +126,11 @@ impl Credentials {
             default: None,
             next_id: before.map_or(0, |before| before.next_id),
             circuit: config.circuit.clone(),
-            quota_per_minute: config.quota_per_minute,
+            rules: BudgetRules::new(config),
+            slots: match before {
+                Some(before) => before.slots.clone(),
+                None => Arc::new(Semaphore::new(config.max_concurrency)),
+            },
             budgets: before.map(Self::known_budgets).unwrap_or_default(),
         };
         let (origin, now) = (all.origin.origin(), Instant::now());
@@ -133,7 +139,7 @@ impl Credentials {
                 continue;
             };
             let known = before.and_then(|before| before.by_name.get(name));
-            let credential = all.credential(name, secrets, known, before, config);
+            let credential = all.credential(name, secrets, known, before);
             // Two credentials of one token spend from one budget.
             all.budgets.note(&origin, &credential, now);
             let spaces = section.spaces.iter();
@@ -166,7 +172,6 @@ impl Credentials {
         secrets: Secrets,
         known: Option<&Arc<Credential>>,
         before: Option<&Self>,
-        config: &UpstreamConfig,
     ) -> Arc<Credential> {
         let same_origin = before.is_some_and(|before| before.origin == self.origin);
         let same_user = known.filter(|known| same_origin && known.org_handle == secrets.org_handle);
@@ -178,7 +183,7 @@ impl Credentials {
             Some(known) => known.standing.clone(),
             None => Arc::new(Standing::new()),
         };
-        let budget = self.budget(&secrets, known, before, config);
+        let budget = self.budget(&secrets, known, before);
         let same_circuit = before.is_some_and(|before| before.circuit == self.circuit);
         let circuit = match same_user.filter(|_| same_circuit) {
             Some(known) => known.circuit.clone(),
@@ -210,7 +215,6 @@ impl Credentials {
         secrets: &Secrets,
         known: Option<&Arc<Credential>>,
         before: Option<&Self>,
-        config: &UpstreamConfig,
     ) -> Arc<CallBudget> {
         let origin = self.origin.origin();
         let same_place = before.is_some_and(|before| before.origin.origin() == origin);
@@ -220,8 +224,7 @@ impl Credentials {
             .of(&origin, secrets)
             .or_else(of_account)
             .cloned();
-        budget
-            .unwrap_or_else(|| Arc::new(CallBudget::new(config.quota_per_minute, config.max_queue)))
+        budget.unwrap_or_else(|| Arc::new(CallBudget::new(self.rules, self.slots.clone())))
     }
 
     /// What became of these credentials in `after`.

@@ -4,8 +4,8 @@ use http::HeaderValue;
 use tokio::time::Instant;
 
 use super::{
-    Calls, Credentials, LastError, PageRequest, Priority, Sent, TokenSlot, Validators, Waiter,
-    Waiters,
+    AcquiredCall, Calls, Credentials, LastError, Need, PageRequest, Sent, TokenSlot, Validators,
+    Waiter, Waiters,
 };
 use crate::{
     config::{Config, UpstreamConfig},
@@ -36,7 +36,8 @@ pub(super) fn request(lines: &str) -> PageRequest {
         request_id: HeaderValue::from_static("test"),
         began: Instant::now(),
         cause: "test".into(),
-        waiters: waiters(Priority::Waiting, "test"),
+        call: AcquiredCall::default(),
+        is_retry: false,
         sent: Sent::default(),
         calls: Calls::default(),
         last_error: LastError::default(),
@@ -44,10 +45,10 @@ pub(super) fn request(lines: &str) -> PageRequest {
     }
 }
 
-/// The waiters of a request that one client waits for.
-pub(super) fn waiters(priority: Priority, client: &str) -> Waiters {
+/// The waiters of a fill that one client wants.
+pub(super) fn waiters(client: &str, need: Need) -> Waiters {
     Waiters::new(Waiter {
-        priority,
         client: client.into(),
+        need,
     })
 }

@@ -257,6 +257,7 @@ where
             clock.note(&raw.head);
             let limits = CallLimits::read(&raw.head);
             let received = raw.head.received;
+            let sent = received - raw.head.response_delay;
             let told = limits.clone();
             let verdict = by_size(raw.body.len(), move || normalize(&rules, raw, &told)).await;
             let outcome = match verdict {
@@ -275,10 +276,10 @@ where
                 }
             };
             if let Err(UpstreamError::QuotaExhausted { .. }) = outcome {
-                let retry_after = Some(budget.throttled(&limits, received));
+                let retry_after = Some(budget.throttled(&limits, sent, received));
                 return Err(UpstreamError::QuotaExhausted { retry_after });
             }
-            budget.learn(&limits, received);
+            budget.learn(&limits, sent, received);
             outcome
         })
     }

@@ -1,49 +1,70 @@
-//! Acquires each call from the budget of its credential before it is made.
+//! Makes each try with a call of its credential's budget.
 
 use std::{
+    sync::Arc,
     task::{Context, Poll},
-    time::Duration,
 };
 
 use futures_util::future::BoxFuture;
+use tokio::time::Instant;
 use tower::{Layer, Service};
 
 use super::{
     call_budget::{BudgetExhausted, Call},
+    credential::Credential,
     error::UpstreamError,
     request::{PageRequest, Sent},
+    waiters::{Need, Waiter, Waiters},
 };
+use crate::domain::SpaceToken;
 
-/// Acquires each call from its credential's budget.
-#[derive(Clone, Copy, Debug)]
-pub struct QuotaLayer {
-    patience: Duration,
-}
-
-impl QuotaLayer {
-    /// `patience` is how long a call may queue at most, counted from the beginning of its fill.
-    #[must_use]
-    pub fn new(patience: Duration) -> Self {
-        Self { patience }
+/// Waits for the call of a fill of `space`: until it has one, or nobody wants it, or the upstream is not asked at all.
+///
+/// # Errors
+///
+/// Returns why there is none.
+pub async fn acquire(
+    credential: &Credential,
+    space: &SpaceToken,
+    waiters: &Waiters,
+    is_failing: bool,
+) -> Result<Call, UpstreamError> {
+    let call = credential.budget().acquire(waiters, is_failing);
+    tokio::pin!(call);
+    loop {
+        // Listen before looking, so that nothing is missed in between.
+        let (blocked, opened) = (credential.next_block(), credential.circuit().next_opening());
+        if credential.is_blocked(Instant::now()) {
+            return Err(UpstreamError::AuthFailed);
+        }
+        if let Some(retry_after) = credential.circuit().refuses(Some(space)) {
+            return Err(UpstreamError::Unavailable { retry_after });
+        }
+        tokio::select! {
+            biased;
+            call = &mut call => return Ok(call?),
+            () = blocked => {}
+            () = opened => {}
+        }
     }
 }
+
+/// Takes a call for each try.
+#[derive(Clone, Copy, Debug)]
+pub struct QuotaLayer;
 
 impl<S> Layer<S> for QuotaLayer {
     type Service = Quota<S>;
 
     fn layer(&self, inner: S) -> Quota<S> {
-        Quota {
-            inner,
-            patience: self.patience,
-        }
+        Quota { inner }
     }
 }
 
-/// Answers [`UpstreamError::QuotaExhausted`] where no call is available in time.
+/// Answers [`UpstreamError::QuotaExhausted`] where there is no call for a further try.
 #[derive(Clone, Debug)]
 pub struct Quota<S> {
     inner: S,
-    patience: Duration,
 }
 
 impl<S> Service<PageRequest> for Quota<S>
@@ -61,16 +82,17 @@ where
     }
 
     fn call(&mut self, request: PageRequest) -> Self::Future {
-        let budget = request.credential.budget().clone();
-        let waiters = request.waiters.clone();
-        let sent = request.sent.clone();
-        let given_up = request.began + self.patience;
-        // Lazy: it takes no slot while it queues for the quota.
+        let acquired = request.call.clone();
+        let (sent, further) = (request.sent.clone(), FurtherTry::of(&request));
+        // Lazy: nothing is sent before it is polled.
         let call = self.inner.call(request);
         Box::pin(async move {
-            let acquired = budget.acquire(&waiters, given_up).await?;
-            let _call = Acquired {
-                call: Some(acquired),
+            let acquired = match acquired.take() {
+                Some(acquired) => acquired,
+                None => further.acquire().await?,
+            };
+            let _call = Trying {
+                call: acquired,
                 sent,
             };
             call.await
@@ -78,19 +100,52 @@ where
     }
 }
 
-/// An acquired call; given back if it ends, in whatever way, before it was sent.
-struct Acquired {
-    call: Option<Call>,
+/// A try after the first: of the other token, without a condition, or a retry.
+struct FurtherTry {
+    credential: Arc<Credential>,
+    space: SpaceToken,
+    client: Arc<str>,
+    is_retry: bool,
+}
+
+impl FurtherTry {
+    fn of(request: &PageRequest) -> Self {
+        Self {
+            credential: request.credential.clone(),
+            space: request.space.clone(),
+            client: request.cause.clone(),
+            is_retry: request.is_retry,
+        }
+    }
+
+    async fn acquire(self) -> Result<Call, UpstreamError> {
+        let budget = self.credential.budget();
+        // While the quota is short nothing is tried again.
+        if self.is_retry && budget.per_minute().is_some() {
+            let call = budget.acquire_now().await;
+            return Ok(call.map_err(BudgetExhausted::RetryAfter)?);
+        }
+        let waiters = Waiters::new(Waiter {
+            client: self.client,
+            need: match self.is_retry {
+                true => Need::Nothing,
+                // The fill has had its turn.
+                false => Need::Oldest,
+            },
+        });
+        acquire(&self.credential, &self.space, &waiters, false).await
+    }
+}
+
+/// A call while it is made. However that ends, it is spent if it was sent.
+struct Trying {
+    call: Call,
     sent: Sent,
 }
 
-impl Drop for Acquired {
+impl Drop for Trying {
     fn drop(&mut self) {
-        if let Some(call) = self.call.take()
-            && !self.sent.is_set()
-        {
-            call.give_back();
-        }
+        self.call.note_sent(self.sent.is_set());
     }
 }
 
@@ -106,49 +161,4 @@ impl From<BudgetExhausted> for UpstreamError {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{convert::Infallible, future::pending};
-
-    use tokio::time::Instant;
-    use tower::{ServiceBuilder, ServiceExt, service_fn};
-
-    use super::*;
-    use crate::upstream::{CallBudget, LimitLayer, fixtures};
-
-    #[tokio::test(start_paused = true)]
-    async fn only_what_was_sent_is_spent() {
-        let request = fixtures::request("quota_per_minute = 60");
-        tokio::time::advance(CallBudget::MEMORY).await;
-        let service = ServiceBuilder::new()
-            .layer(QuotaLayer::new(Duration::from_secs(7)))
-            .layer(LimitLayer::new(1, 1))
-            .service(service_fn(|request: PageRequest| async move {
-                request.sent.set();
-                pending::<Result<Infallible, UpstreamError>>().await
-            }));
-        let ask = || {
-            let request = PageRequest {
-                sent: Sent::default(),
-                began: Instant::now(),
-                ..request.clone()
-            };
-            tokio::spawn(service.clone().oneshot(request))
-        };
-        let sent = ask();
-        tokio::task::yield_now().await;
-        let in_line = ask();
-        tokio::task::yield_now().await;
-        for _ in 0..40 {
-            assert!(ask().await.unwrap().is_err(), "no room in the line");
-        }
-        let left = || request.credential.budget().remaining(Instant::now());
-        assert_eq!(left(), Some(58), "one is sent, one may be");
-
-        in_line.abort();
-        assert!(in_line.await.is_err());
-        assert_eq!(left(), Some(59));
-        sent.abort();
-        assert!(sent.await.is_err());
-        assert_eq!(left(), Some(59));
-    }
-}
+mod tests;

@@ -1,11 +1,8 @@
 //! A request for a page on its way down the stack, and what is known of its tries.
 
-use std::{
-    pin::pin,
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicU32, Ordering},
-    },
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicU32, Ordering},
 };
 
 use http::HeaderValue;
@@ -13,9 +10,9 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::{
+    call_budget::AcquiredCall,
     credential::{Credential, TokenSlot},
     error::UpstreamError,
-    waiters::Waiters,
 };
 use crate::{
     domain::{ListId, PageQuery, SpaceToken},
@@ -33,12 +30,14 @@ pub struct PageRequest {
     pub query: PageQuery,
     pub validators: Validators,
     pub request_id: HeaderValue,
-    /// When its fill began: deadlines count from there, whichever try this is.
+    /// When its fill got its call: deadlines count from there, whichever try this is.
     pub began: Instant,
     /// The client that the call is charged to.
     pub cause: Arc<str>,
-    /// The clients that wait for it, and with which priority.
-    pub waiters: Waiters,
+    /// The call that its first try is made with.
+    pub call: AcquiredCall,
+    /// Whether it was tried before and failed for a while.
+    pub is_retry: bool,
     /// Set when this try is sent; each try has its own.
     pub sent: Sent,
     /// Counts the tries.
@@ -98,8 +97,7 @@ impl Validators {
 
 /// When a try was sent to the upstream; set by the client.
 ///
-/// The circuit breaker is above the quota and the slots, so that an open circuit costs neither, and cannot see whether a try was
-/// sent. It must know when the deadline drops a try: the upstream failed only if it had the request for long enough.
+/// The circuit breaker must know when the deadline drops a try: the upstream failed only if it had the request for long enough.
 #[derive(Clone, Debug, Default)]
 pub struct Sent(Arc<OnceLock<Instant>>);
 
@@ -115,24 +113,5 @@ impl Sent {
 
     pub(super) fn at(&self) -> Option<Instant> {
         self.0.get().copied()
-    }
-}
-
-/// The outcome of `call`; `None` if it was not sent yet when `cancelled` completed. Calls that still queue then need not each find
-/// out what is known already.
-pub(super) async fn abandon_if_unsent<T>(
-    call: impl Future<Output = T>,
-    cancelled: impl Future<Output = ()>,
-    is_sent: impl Fn() -> bool,
-) -> Option<T> {
-    let mut call = pin!(call);
-    tokio::select! {
-        biased;
-        outcome = &mut call => Some(outcome),
-        () = cancelled => if is_sent() {
-            Some(call.await)
-        } else {
-            None
-        },
     }
 }

@@ -151,7 +151,7 @@ impl<R> Policy<PageRequest, R, UpstreamError> for TransientRetry {
         self.left -= 1;
         request.last_error.note(error, &request.calls);
         self.metrics.upstream.retried();
-        request.waiters = request.waiters.as_retry();
+        request.is_retry = true;
         Some(sleep(pause))
     }
 

@@ -10,7 +10,7 @@ use tracing::{error, warn};
 use super::{
     credential::{Credential, TokenSlot},
     error::UpstreamError,
-    request::{Calls, PageRequest, abandon_if_unsent},
+    request::PageRequest,
 };
 
 /// Tries the other token once where one is refused, and remembers which was accepted.
@@ -47,8 +47,6 @@ where
 
     fn call(&mut self, request: PageRequest) -> Self::Future {
         let credential = request.credential.clone();
-        // Listen before looking, so that no refusal is missed in between.
-        let refusal = credential.next_refusal();
         if credential.is_blocked(Instant::now()) {
             return Box::pin(std::future::ready(Err(UpstreamError::AuthFailed)));
         }
@@ -59,13 +57,10 @@ where
         });
         let again = self.inner.clone();
         Box::pin(async move {
-            let is_sent = sent_since(&request.calls);
-            let outcome = abandon_if_unsent(call, refusal, is_sent).await;
-            let is_refused = matches!(outcome, Some(Err(UpstreamError::AuthFailed)));
-            if let Some(outcome) = outcome.filter(|_| !is_refused) {
+            let outcome = call.await;
+            if !matches!(outcome, Err(UpstreamError::AuthFailed)) {
                 return outcome;
             }
-            let blocked = credential.next_block();
             // Another call may have found meanwhile that all are refused.
             if credential.is_blocked(Instant::now()) {
                 return Err(UpstreamError::AuthFailed);
@@ -74,17 +69,12 @@ where
                 refused(&credential);
                 return Err(UpstreamError::AuthFailed);
             };
-            if is_refused {
-                credential.tell_refusal();
-            }
-            let is_sent = sent_since(&request.calls);
-            let call = again.oneshot(PageRequest {
-                token: other,
-                ..request
-            });
-            let Some(outcome) = abandon_if_unsent(call, blocked, is_sent).await else {
-                return Err(UpstreamError::AuthFailed);
-            };
+            let outcome = again
+                .oneshot(PageRequest {
+                    token: other,
+                    ..request
+                })
+                .await;
             match &outcome {
                 Err(UpstreamError::AuthFailed) => refused(&credential),
                 outcome if proves_token(outcome.as_ref().err()) => {
@@ -96,12 +86,6 @@ where
             outcome
         })
     }
-}
-
-/// Whether a call has been made since now.
-fn sent_since(calls: &Calls) -> impl Fn() -> bool + use<> {
-    let (calls, before) = (calls.clone(), calls.count());
-    move || calls.count() > before
 }
 
 /// Whether the upstream accepted the token.

@@ -1,162 +1,173 @@
-//! The clients that wait for one upstream request: the one that caused it, and those that joined it since.
+//! The clients that wait for one fill: the one that caused it, and those that joined it since.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::{sync::watch, time::Instant};
 
-use super::Priority;
-
-/// A client that waits for a call, and with which priority.
+/// A client that wants a fill, and what it has meanwhile.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Waiter {
-    pub priority: Priority,
     pub client: Arc<str>,
+    pub need: Need,
 }
 
-/// The waiters on one request: at least one, and at most one a client. A clone sees waiters that join later.
-#[derive(Clone, Debug)]
-pub struct Waiters {
-    shared: Arc<Shared>,
-    is_retry: bool,
+/// How much a client needs a fill: the greatest need first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Need {
+    /// It is shown a page that is too old for any other reason than a missing call.
+    Oldest,
+    /// It has nothing to show.
+    Nothing,
+    /// It wants another page than the one that is stored. Nobody else does: without it the fill is not made.
+    Forced,
+    /// It is shown a stale page, which should be refreshed by then.
+    Refresh(Instant),
 }
+
+/// How far a fill has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// It looks for the page elsewhere, or asks for a call.
+    Started,
+    /// It waits for a call, which it should get at that time.
+    Queued(Instant),
+    /// It got its call then.
+    Sent(Instant),
+}
+
+/// The waiters on one fill: at least one, and at most one a client. A clone sees waiters that join later.
+#[derive(Clone, Debug)]
+pub struct Waiters(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
     list: Mutex<Vec<Waiter>>,
-    changed: Notify,
+    /// Requests that wait for the outcome right now.
+    present: AtomicUsize,
+    progress: watch::Sender<Progress>,
 }
 
 impl Waiters {
     #[must_use]
     pub fn new(first: Waiter) -> Self {
-        Self {
-            shared: Arc::new(Shared {
-                list: Mutex::new(vec![first]),
-                changed: Notify::new(),
-            }),
-            is_retry: false,
-        }
+        Self(Arc::new(Shared {
+            list: Mutex::new(vec![first]),
+            present: AtomicUsize::new(0),
+            progress: watch::Sender::new(Progress::Started),
+        }))
     }
 
-    /// Adds a waiter; a client keeps its highest priority.
+    /// Adds a waiter; a client keeps its greatest need.
     pub fn add(&self, waiter: Waiter) {
-        let mut list = self.shared.list.lock();
+        let mut list = self.0.list.lock();
         match list.iter_mut().find(|held| held.client == waiter.client) {
-            Some(held) if held.priority <= waiter.priority => return,
-            Some(held) => *held = waiter,
+            Some(held) => held.need = held.need.min(waiter.need),
             None => list.push(waiter),
         }
-        drop(list);
-        self.notify();
-    }
-
-    /// The same waiters on a retry; those that join later wait for a retry too.
-    #[must_use]
-    pub fn as_retry(&self) -> Self {
-        Self {
-            shared: self.shared.clone(),
-            is_retry: true,
-        }
-    }
-
-    /// The highest priority among the waiters.
-    #[must_use]
-    pub fn priority(&self) -> Priority {
-        let present = self.present();
-        let priorities = present.iter().map(|waiter| waiter.priority);
-        priorities.min().expect("there is at least one waiter")
     }
 
     /// The waiters so far.
     #[must_use]
-    pub fn present(&self) -> Vec<Waiter> {
-        let mut present = self.shared.list.lock().clone();
-        if self.is_retry {
-            for waiter in &mut present {
-                waiter.priority = waiter.priority.as_retry();
-            }
-        }
-        present
+    pub fn all(&self) -> Vec<Waiter> {
+        self.0.list.lock().clone()
     }
 
-    /// Wakes the request that waits in a queue for them.
-    pub(super) fn notify(&self) {
-        self.shared.changed.notify_one();
+    /// Whether each of them is shown a stale page meanwhile.
+    #[must_use]
+    pub fn have_stale_pages(&self) -> bool {
+        let list = self.0.list.lock();
+        list.iter()
+            .all(|waiter| matches!(waiter.need, Need::Refresh(_)))
     }
 
-    /// Waits for [`Waiters::notify`]. One at a time may wait: a request is in one queue at once.
-    pub(super) async fn notified(&self) {
-        self.shared.changed.notified().await;
+    /// Whether the fill is still of use: somebody waits for it, or will come back for what it brings.
+    pub(super) fn want_it(&self) -> bool {
+        let list = self.0.list.lock();
+        self.are_present() || list.iter().any(|waiter| waiter.need != Need::Forced)
+    }
+
+    /// Counts a request that waits, until the guard is dropped.
+    #[must_use]
+    pub fn attend(&self) -> Attendance {
+        self.0.present.fetch_add(1, Ordering::AcqRel);
+        Attendance(self.0.clone())
+    }
+
+    /// Whether a request waits right now.
+    pub(super) fn are_present(&self) -> bool {
+        self.0.present.load(Ordering::Acquire) > 0
+    }
+
+    /// How far their fill has come, and every change of it.
+    #[must_use]
+    pub fn progress(&self) -> watch::Receiver<Progress> {
+        self.0.progress.subscribe()
+    }
+
+    pub(super) fn note_progress(&self, progress: Progress) {
+        self.0.progress.send_replace(progress);
+    }
+}
+
+/// A request that waits for a fill, for as long as this lives.
+#[derive(Debug)]
+pub struct Attendance(Arc<Shared>);
+
+impl Drop for Attendance {
+    fn drop(&mut self) {
+        self.0.present.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
-    use Priority::{Background, HasFallback, Retry, Waiting};
-
-    fn waiters(all: &[(Priority, &str)]) -> Waiters {
-        let mut all = all.iter().map(|(priority, client)| Waiter {
-            priority: *priority,
-            client: (*client).into(),
-        });
-        let waiters = Waiters::new(all.next().expect("a first one"));
-        all.for_each(|waiter| waiters.add(waiter));
-        waiters
-    }
-
-    fn present(waiters: &Waiters) -> Vec<(Priority, String)> {
-        let present = waiters.present();
-        let pair = |waiter: &Waiter| (waiter.priority, waiter.client.to_string());
-        present.iter().map(pair).collect()
-    }
-
-    #[test]
-    fn a_client_claims_once_as_urgently_as_it_ever_did() {
-        for (all, expected) in [
-            (vec![(Waiting, "a"), (Waiting, "a")], vec![(Waiting, "a")]),
-            (
-                vec![(Waiting, "a"), (HasFallback, "a")],
-                vec![(Waiting, "a")],
-            ),
-            (
-                vec![(HasFallback, "a"), (Waiting, "a")],
-                vec![(Waiting, "a")],
-            ),
-            (
-                vec![(Background, "x"), (Waiting, "a"), (HasFallback, "b")],
-                vec![(Background, "x"), (Waiting, "a"), (HasFallback, "b")],
-            ),
+    #[tokio::test(start_paused = true)]
+    async fn a_client_waits_once_with_its_greatest_need() {
+        let now = Instant::now();
+        let (soon, late) = (
+            Need::Refresh(now),
+            Need::Refresh(now + Duration::from_secs(1)),
+        );
+        for (needs, expected) in [
+            (vec![Need::Nothing, Need::Nothing], Need::Nothing),
+            (vec![soon, Need::Nothing], Need::Nothing),
+            (vec![Need::Nothing, Need::Forced, late], Need::Nothing),
+            (vec![Need::Forced, soon], Need::Forced),
+            (vec![late, soon], soon),
+            (vec![Need::Nothing, Need::Oldest], Need::Oldest),
         ] {
-            let waiters = waiters(&all);
-            let expected: Vec<_> = expected
-                .into_iter()
-                .map(|(priority, client)| (priority, client.to_owned()))
-                .collect();
-            assert_eq!(present(&waiters), expected, "{all:?}");
-            assert_eq!(
-                Some(waiters.priority()),
-                expected.iter().map(|(priority, _)| *priority).min()
-            );
+            let waiter = |need| Waiter {
+                client: "a".into(),
+                need,
+            };
+            let mut needs = needs.into_iter();
+            let waiters = Waiters::new(waiter(needs.next().unwrap()));
+            needs.for_each(|need| waiters.add(waiter(need)));
+            assert_eq!(waiters.all(), [waiter(expected)]);
         }
     }
 
     #[test]
-    fn who_joins_a_retry_claims_a_retry() {
-        let first = waiters(&[(Waiting, "a")]);
-        let retry = first.as_retry();
-
-        first.add(Waiter {
-            priority: Waiting,
-            client: "b".into(),
-        });
-
-        assert_eq!(
-            present(&retry),
-            [(Retry, "a".to_owned()), (Retry, "b".to_owned())]
-        );
-        assert_eq!(first.priority(), Waiting);
+    fn a_forced_fill_is_wanted_while_somebody_waits_for_it() {
+        let waiter = |client: &str, need| Waiter {
+            client: client.into(),
+            need,
+        };
+        let waiters = Waiters::new(waiter("a", Need::Forced));
+        assert!(!waiters.want_it());
+        let waiting = waiters.attend();
+        assert!(waiters.want_it());
+        drop(waiting);
+        assert!(!waiters.want_it());
+        waiters.add(waiter("b", Need::Nothing));
+        assert!(waiters.want_it());
     }
 }

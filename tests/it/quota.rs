@@ -88,16 +88,16 @@ impl Readers {
             calls: Arc::default(),
         };
         let answering = upstream.clone();
-        let stack = ServiceBuilder::new()
-            .layer(QuotaLayer::new(config.upstream.timeout))
-            .service(service_fn(move |request: PageRequest| {
+        let stack = ServiceBuilder::new().layer(QuotaLayer).service(service_fn(
+            move |request: PageRequest| {
                 let upstream = answering.clone();
                 request.sent.set();
                 async move {
                     tokio::time::sleep(Duration::from_millis(300)).await;
                     Ok::<_, UpstreamError>(upstream.answer(&request))
                 }
-            }));
+            },
+        ));
         Self {
             pages: Pages::new(
                 PageStore::new(&config.cache),

@@ -17,7 +17,7 @@ use crate::{
         LogLosses,
         metrics::{LiveCredential, LiveMetrics},
     },
-    upstream::{Credential, LimitLayer},
+    upstream::Credential,
 };
 
 /// Reads it from the running gateway, as long as that runs: what is read has the metrics, too.
@@ -25,7 +25,6 @@ use crate::{
 pub(super) struct Live {
     pages: Weak<Pages>,
     policy: Weak<ArcSwap<Policy>>,
-    limit: LimitLayer,
     log_losses: Option<LogLosses>,
 }
 
@@ -34,7 +33,6 @@ impl Live {
         Self {
             pages: Arc::downgrade(&admin.pages),
             policy: Arc::downgrade(&admin.policy),
-            limit: admin.limit.clone(),
             log_losses: admin.log_losses.clone(),
         }
     }
@@ -51,7 +49,10 @@ impl Live {
             unstored_body_bytes: store.unstored_bytes(),
             cache_evictions: store.evictions(),
             fills_under_way: pages.fills_under_way(),
-            slot_queue: self.limit.waiting(),
+            slot_queue: credentials
+                .all()
+                .map(|known| known.budget().waiting_for_slots())
+                .sum(),
             log_lines_dropped: self.log_losses.as_ref().map_or(0, LogLosses::count),
             credentials: credentials.all().map(|known| of(known, &pages)).collect(),
         })
@@ -65,7 +66,7 @@ fn of(credential: &Credential, pages: &Pages) -> LiveCredential {
         state: credential.state_as_number(),
         circuit: credential.circuit().state().as_number(),
         quota_remaining: budget.remaining(Instant::now()),
-        quota_queue: budget.waiting(),
+        quota_queue: budget.waiting_for_quota(),
         lifetime: pages.store().lifetime(credential.id),
         token_switches: credential.token_switches(),
     }

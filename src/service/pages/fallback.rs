@@ -9,9 +9,9 @@ use tokio::time::Instant;
 
 use super::{ClientRequest, Pages, PagesError, PagesErrorKind, Served};
 use crate::{
-    cache::{CacheStatus, StoredPage, assemble::Cuts, status::Detail},
+    cache::{CacheStatus, StoredPage, assemble::Cuts, freshness::FillReason, status::Detail},
     domain::PageKey,
-    upstream::{Credential, Priority, UpstreamError, Waiter},
+    upstream::{Credential, Need, UpstreamError, Waiter},
 };
 
 /// What may be served in place of an error.
@@ -70,15 +70,26 @@ impl Pages {
         })
     }
 
-    /// How much a call matters to the client of `request`, which waits: by what it would get without one.
-    pub(super) fn waiter(&self, key: &PageKey, request: &ClientRequest) -> Waiter {
+    /// The client of `request` as a waiter for a fill that is made for `reason`: how much it needs the fill shows by what it would get
+    /// without a call.
+    pub(super) fn waiter(
+        &self,
+        key: &PageKey,
+        request: &ClientRequest,
+        reason: FillReason,
+    ) -> Waiter {
+        let now = Instant::now();
         let spent = UpstreamError::QuotaExhausted { retry_after: None };
-        let priority = match self.fallback(&spent, key, &request.credential, Instant::now()) {
-            Some(_) => Priority::HasFallback,
-            None => Priority::Waiting,
+        let need = match self.fallback(&spent, key, &request.credential, now) {
+            _ if reason == FillReason::Request => Need::Forced,
+            None => Need::Nothing,
+            Some(Fallback::Stored(served)) => {
+                Need::Refresh(served.page.freshness(now).overdue_at(now))
+            }
+            Some(Fallback::Cuts(_)) => Need::Refresh(now),
         };
         Waiter {
-            priority,
+            need,
             client: request.account.client().clone(),
         }
     }

@@ -18,17 +18,18 @@ use crate::{
     off_runtime::by_size,
     telemetry::metrics::Shed,
     upstream::{
-        Answer, Content, FailureSource, Head, LastError, PageRequest, Sent, Upstream,
+        Answer, Call, Content, FailureSource, Head, LastError, PageRequest, Sent, Upstream,
         UpstreamError, Validators,
     },
 };
 
 impl Pages {
-    /// Fetches the page that `request` names; run in a task of its own.
+    /// Fetches the page that `request` names with `call`; run in a task of its own.
     pub(super) async fn fill(
         self: Arc<Self>,
         request: ClientRequest,
         context: FillContext,
+        call: Result<Call, UpstreamError>,
         stored: Option<Arc<StoredPage>>,
         wanted: StoreRequested,
     ) -> Filled {
@@ -40,7 +41,7 @@ impl Pages {
         let began = self.store.begin(request.key(), started);
         // A page dropped in between must not come back by a 304.
         let stored = stored.filter(|page| !page.is_invalidated());
-        let call = PageRequest {
+        let asked = |call: Call| PageRequest {
             credential: request.credential.clone(),
             token: request.credential.preferred(),
             space: request.space.clone(),
@@ -50,13 +51,17 @@ impl Pages {
             request_id: request.request_id.clone(),
             began: started,
             cause: context.cause,
-            waiters: context.waiters,
+            call: call.into(),
+            is_retry: false,
             sent: Sent::default(),
             calls: context.calls,
             last_error: LastError::default(),
             trace: span.context().clone(),
         };
-        let answer = call_upstream(&request, call, stored.as_deref()).await;
+        let answer = match call.map(asked) {
+            Ok(asked) => call_upstream(&request, asked, stored.as_deref()).await,
+            Err(error) => Err(error),
+        };
         let filled = match answer {
             Ok(answer) => {
                 let (pages, began) = (self.clone(), began.clone());

@@ -6,9 +6,8 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use super::{
-    ClientRequest, Fill, Filled, Pages, Served, Source, Sources,
-    decision::hit,
-    single_flight::{FillContext, may_refresh},
+    ClientRequest, Fill, Filled, Pages, Served, Source, Sources, decision::hit,
+    single_flight::FillContext,
 };
 use crate::{
     cache::{
@@ -23,7 +22,7 @@ use crate::{
         snapshot::unix_ms,
     },
     shared::Unavailable,
-    upstream::{Credential, Credentials, Priority, UpstreamError, Waiters},
+    upstream::{Call, Credential, Credentials, UpstreamError, Waiters, acquire},
 };
 
 /// A lock that ended a moment ago may not have ended there yet.
@@ -35,8 +34,6 @@ enum Found {
     Page(StoreOutcome),
     /// None: this replica fills, and holds the right to where Redis is there to give it.
     Ours(Option<FillLock>),
-    /// None, and no call to spare for one.
-    BudgetExhausted,
     /// Another replica was filling for as long as this one may wait.
     NotInTime(Duration),
 }
@@ -85,29 +82,48 @@ impl Pages {
             .and_then(|shared_cache| shared_cache.keys(&request.credential, &key));
         let Some((shared_cache, keys)) = self.shared_cache.get().zip(keys) else {
             let credential = request.credential.clone();
-            let filled = self.clone().fill(request, context, stored, wanted).await;
+            let call = self.acquire(&request, &context).await;
+            let filled = self
+                .clone()
+                .fill(request, context, call, stored, wanted)
+                .await;
             self.spread_refusal(&key, &credential, &filled).await;
             return filled;
         };
-        let found = self.find(shared_cache, &keys, &request, sources, &context.waiters);
-        let lock = match found.await {
-            Found::Page(kept) => {
-                return Ok(Fill {
-                    kept,
-                    status: 200,
-                    source: Source::SharedCache,
-                });
+        let mut call = None;
+        let (lock, call) = loop {
+            let found = self.find(shared_cache, &keys, &request, sources, &context.waiters);
+            let lock = match found.await {
+                Found::Page(kept) => {
+                    return Ok(Fill {
+                        kept,
+                        status: 200,
+                        source: Source::SharedCache,
+                    });
+                }
+                Found::NotInTime(patience) => return Err(UpstreamError::Timeout(patience)),
+                Found::Ours(lock) => lock,
+            };
+            if let Some(call) = call {
+                break (lock, call);
             }
-            Found::Ours(lock) => lock,
-            Found::BudgetExhausted => {
-                return Err(UpstreamError::QuotaExhausted { retry_after: None });
+            if let Ok(call) = request.credential.budget().acquire_now().await {
+                break (lock, Ok(call));
             }
-            Found::NotInTime(patience) => return Err(UpstreamError::Timeout(patience)),
+            // Who waits for a call keeps no other replica from filling, and looks again once it has one.
+            drop(lock);
+            call = match self.acquire(&request, &context).await {
+                Ok(acquired) => Some(Ok(acquired)),
+                Err(error) => break (None, Err(error)),
+            };
         };
         // Another replica's page is as good to ask by, or to show in place of an error.
         let stored = self.store.get(&key).or(stored);
         let credential = request.credential.clone();
-        let filled = self.clone().fill(request, context, stored, wanted).await;
+        let filled = self
+            .clone()
+            .fill(request, context, call, stored, wanted)
+            .await;
         self.spread_refusal(&key, &credential, &filled).await;
         if let Ok(fill) = &filled
             && fill.kept.is_storable
@@ -117,6 +133,15 @@ impl Pages {
             tokio::spawn(async move { self.publish(&key, page, &keys, lock).await });
         }
         filled
+    }
+
+    /// Waits for the call of a fill.
+    async fn acquire(
+        &self,
+        request: &ClientRequest,
+        context: &FillContext,
+    ) -> Result<Call, UpstreamError> {
+        acquire(&request.credential, &request.space, &context.waiters, false).await
     }
 
     async fn find(
@@ -139,16 +164,13 @@ impl Pages {
                 Ok(kept) => {
                     let wanted = kept.filter(|kept| {
                         sources == Sources::All
-                            && is_found(&kept.page, request, waiters.priority(), Instant::now())
+                            && is_found(&kept.page, request, waiters, Instant::now())
                     });
                     self.metrics.shared.looked_up(wanted.is_some());
                     if let Some(kept) = wanted {
                         return Found::Page(kept);
                     }
                 }
-            }
-            if waiters.priority() == Priority::Background && !may_refresh(request, Instant::now()) {
-                return Found::BudgetExhausted;
             }
             if sources == Sources::UpstreamAlone || request.directives.no_cache {
                 return Found::Ours(None);
@@ -159,14 +181,7 @@ impl Pages {
                     // Who filled it may have ended between the look and this.
                     let found = self.look_up_shared(shared_cache, keys, request).await;
                     return match found.ok().flatten() {
-                        Some(kept)
-                            if is_found(
-                                &kept.page,
-                                request,
-                                waiters.priority(),
-                                Instant::now(),
-                            ) =>
-                        {
+                        Some(kept) if is_found(&kept.page, request, waiters, Instant::now()) => {
                             Found::Page(kept)
                         }
                         Some(_) | None => Found::Ours(Some(lock)),
@@ -301,12 +316,12 @@ impl Pages {
 }
 
 /// Whether `page` is what is shared for: one that the client of `request` may be shown, or a fresh one to refresh with.
-fn is_found(page: &StoredPage, request: &ClientRequest, priority: Priority, now: Instant) -> bool {
+fn is_found(page: &StoredPage, request: &ClientRequest, waiters: &Waiters, now: Instant) -> bool {
     let only_fresh = request.credential.is_refused();
     match judge_page(Some(page), only_fresh, &request.directives, now) {
         Verdict::Hit { .. } => true,
         // It is what is to be refreshed.
-        Verdict::HitWhileRevalidate { .. } => priority != Priority::Background,
+        Verdict::HitWhileRevalidate { .. } => !waiters.have_stale_pages(),
         Verdict::Fill(_) | Verdict::NotCached => false,
     }
 }

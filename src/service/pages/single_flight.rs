@@ -12,11 +12,12 @@ use super::{
 use crate::{
     cache::{
         Role, StoredPage,
+        freshness::FillReason,
         single_flight::{Pending, StoreRequested},
     },
     domain::PageKey,
     telemetry::metrics::BACKGROUND,
-    upstream::{Calls, Priority, Waiter, Waiters},
+    upstream::{Calls, Waiter, Waiters},
 };
 
 /// Who may share a fill.
@@ -38,10 +39,10 @@ pub(super) struct FillContext {
 }
 
 impl FillContext {
-    /// Charged to the client that waits for it first.
-    fn new(waiter: Waiter) -> Self {
+    /// Charged to `cause`.
+    fn new(cause: Arc<str>, waiter: Waiter) -> Self {
         Self {
-            cause: waiter.client.clone(),
+            cause,
             waiters: Waiters::new(waiter),
             calls: Calls::default(),
         }
@@ -57,15 +58,15 @@ impl Pages {
         key: &PageKey,
         request: &ClientRequest,
         sources: Sources,
+        waiter: &Waiter,
     ) -> Option<Pending<Filled, FillContext>> {
-        let waiter = self.waiter(key, request);
         let keep = !request.directives.no_store;
         let waiting = self
             .flights
             .join(&self.flight(key, request), keep, |wanted| {
                 match self.decide(key, request, Instant::now()) {
                     CacheDecision::Fill(FillRequest { stored, .. }) => {
-                        let context = FillContext::new(waiter.clone());
+                        let context = FillContext::new(waiter.client.clone(), waiter.clone());
                         Some(self.begin(request, sources, context, stored, wanted))
                     }
                     CacheDecision::Serve(_)
@@ -74,7 +75,7 @@ impl Pages {
                 }
             })?;
         if waiting.role == Role::Follower {
-            waiting.shared.waiters.add(waiter);
+            waiting.shared.waiters.add(waiter.clone());
         }
         Some(waiting)
     }
@@ -102,11 +103,12 @@ impl Pages {
         (shared, fill.instrument(span))
     }
 
-    /// Refreshes a page that nobody waits for, if there is a call to spare for it and the upstream is asked at all.
+    /// Refreshes a page that nobody waits for, if the upstream is asked at all.
     pub(super) fn refresh(self: &Arc<Self>, key: &PageKey, request: &ClientRequest) {
         let now = Instant::now();
+        let circuit = request.credential.circuit();
         // Another replica may have fetched it.
-        if !may_refresh(request, now) && !self.shares_pages() {
+        if circuit.refuses(Some(&request.space)).is_some() && !self.shares_pages() {
             return;
         }
         let begun = self
@@ -114,11 +116,8 @@ impl Pages {
             .join(&self.flight(key, request), true, |wanted| {
                 match self.decide(key, request, now) {
                     CacheDecision::ServeAndRefresh(_, stored) => {
-                        let waiter = Waiter {
-                            priority: Priority::Background,
-                            client: BACKGROUND.into(),
-                        };
-                        let context = FillContext::new(waiter);
+                        let waiter = self.waiter(key, request, FillReason::Stale);
+                        let context = FillContext::new(BACKGROUND.into(), waiter);
                         Some(self.begin(request, Sources::All, context, Some(stored), wanted))
                     }
                     // It has just been refreshed.
@@ -137,15 +136,4 @@ impl Pages {
             token_pair: request.credential.token_pair(),
         }
     }
-}
-
-/// Whether there is a call to spare for a page that nobody waits for, and the upstream is asked at all.
-pub(super) fn may_refresh(request: &ClientRequest, now: Instant) -> bool {
-    let budget = request.credential.budget();
-    budget.would_take(Priority::Background, now).is_ok()
-        && request
-            .credential
-            .circuit()
-            .refuses(Some(&request.space))
-            .is_none()
 }

@@ -22,7 +22,7 @@ use crate::{
     },
     upstream::{
         Answer, ClientError, Content, Credential, Credentials, FailureSource, Head, InvalidAnswer,
-        PageRequest, Priority, Upstream, Waiter, read_page,
+        Need, PageRequest, Upstream, read_page,
     },
 };
 
@@ -60,6 +60,8 @@ impl FakeUpstream {
                 Step::Call(step) => (step, 1),
                 Step::BudgetExhausted(step) => (step, 0),
             };
+            // Made, and over as soon as it is asked for.
+            drop(request.call.take());
             for _ in 0..calls {
                 request.calls.add();
             }
@@ -204,14 +206,6 @@ impl Bench {
 
     async fn get_page(&self, page: u32) -> Result<Served, PagesError> {
         self.pages.page(&self.request_page(page, PLAIN)).await
-    }
-
-    /// Who wants how much what the upstream was asked for last.
-    fn waiters(&self) -> Vec<(Priority, String)> {
-        let asked = self.upstream.asked();
-        let present = asked.last().expect("it was asked").waiters.present();
-        let pair = |waiter: Waiter| (waiter.priority, waiter.client.to_string());
-        present.into_iter().map(pair).collect()
     }
 
     /// Asks in a task of its own, and lets it come as far as it can.
@@ -469,35 +463,18 @@ async fn who_waits_for_most_makes_room_for_another_and_is_answered_as_if_there_w
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_joins_a_fill_claims_it_too() {
+async fn a_refresh_is_charged_to_nobody_and_may_be_joined() {
     let bench = Bench::new();
-    let answer = bench.upstream.then_stall();
-    let leader = bench.get_meanwhile(bench.request(PLAIN)).await;
-    let other = bench.get_meanwhile(bench.request(PLAIN).of("other")).await;
-    let expected = [(Priority::Waiting, "crm"), (Priority::Waiting, "other")];
-    assert_eq!(bench.waiters(), expected.map(owned));
-    assert!(answer.send(page(&[])).is_ok());
-    for waiting in [leader, other] {
-        waiting.await.unwrap().unwrap();
-    }
-
-    // A refresh that nobody waited for matters as much as who joins it says.
+    bench.upstream.then_answer(page(&[]));
+    bench.get().await.unwrap();
     pass(FRESH_FOR + SECOND).await;
     let answer = bench.upstream.then_stall();
     bench.get().await.unwrap();
     let forced = bench.get_meanwhile(bench.request(NO_CACHE)).await;
-    let expected = [
-        (Priority::Background, BACKGROUND),
-        (Priority::HasFallback, "crm"),
-    ];
-    assert_eq!(bench.waiters(), expected.map(owned));
     assert_eq!(&*bench.upstream.asked()[1].cause, BACKGROUND);
     assert!(answer.send(page(&[])).is_ok());
     forced.await.unwrap().unwrap();
-}
-
-fn owned((priority, client): (Priority, &str)) -> (Priority, String) {
-    (priority, client.to_owned())
+    assert_eq!(bench.upstream.calls(), 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -1133,9 +1110,11 @@ async fn a_page_cut_from_another_is_a_stale_fallback_as_long_as_that_is() {
     bench.upstream.then_fail(UpstreamError::Timeout(SECOND));
     let served = get().await.unwrap();
     assert_eq!(served.status, hit(-1, Detail::StaleIfError));
-    // Its fill queues as that of any page with a fallback.
-    let expected = [(Priority::HasFallback, "crm".to_owned())];
-    assert_eq!(bench.waiters(), expected);
+    // Its fill queues as that of any page that is overdue.
+    let waiter = bench
+        .pages
+        .waiter(&request.key(), &request, FillReason::Stale);
+    assert_eq!(waiter.need, Need::Refresh(Instant::now()));
     assert_eq!(served.age(), FRESH_FOR + SECOND);
     assert_eq!(served.page.content.page().body, cut);
 

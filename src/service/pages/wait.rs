@@ -1,8 +1,11 @@
 //! Waiting for a fill, as one of those who do: within the limit of waiters, and for so long at most.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use tokio::time::Instant;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
 
 use super::{
     ClientRequest, Fill, Filled, Missing, Pages, PagesError, PagesErrorKind, Served, Source,
@@ -14,8 +17,11 @@ use crate::{
     },
     domain::PageKey,
     telemetry::metrics::Shed,
-    upstream::{Calls, UpstreamError},
+    upstream::{Calls, Need, Progress, UpstreamError},
 };
+
+/// The least that a client is told to wait for a call: its turn was near, and is yet to come.
+const SHORTEST_WAIT: Duration = Duration::from_secs(1);
 
 impl Pages {
     /// The page cut from others, else filled.
@@ -39,12 +45,13 @@ impl Pages {
                 let status = NotForwarded::Overloaded.into();
                 return Err(self.no_permit(status));
             };
+            let waiter = self.waiter(key, request, reason);
             // `None`: another fill ended since the decision, so there is a new one to make.
-            if let Some(waiting) = self.begin_fill(key, request, sources) {
+            if let Some(waiting) = self.begin_fill(key, request, sources, &waiter) {
                 let awaited = Awaited::new(reason, &waiting);
                 let outcome = tokio::select! {
                     biased;
-                    outcome = self.wait(waiting, request, &awaited) => outcome,
+                    outcome = self.wait(waiting, request, &awaited, waiter.need) => outcome,
                     () = permit.given_away() => {
                         let status = awaited.failed(&UpstreamError::Overloaded);
                         Some(Err(self.no_permit(status)))
@@ -74,13 +81,19 @@ impl Pages {
         waiting: Pending<Filled, FillContext>,
         request: &ClientRequest,
         awaited: &Awaited,
+        need: Need,
     ) -> Option<Result<Served, PagesError>> {
         let _counted = self.metrics.cache.fill_waiter();
+        let _attendance = waiting.shared.waiters.attend();
         let mut span = request.trace.begin("wait");
         span.set("gateway.fill.joined", awaited.role == Role::Follower);
-        let outcome = tokio::time::timeout(self.patience, waiting.outcome())
-            .await
-            .unwrap_or(Some(Err(UpstreamError::Timeout(self.patience))));
+        let progress = waiting.shared.waiters.progress();
+        let patience = self.out_of_patience(request, need, progress);
+        let outcome = tokio::select! {
+            biased;
+            outcome = waiting.outcome() => outcome,
+            error = patience => Some(Err(error)),
+        };
         if let Some(Err(error)) = &outcome {
             span.fail(error.as_str());
         }
@@ -110,6 +123,44 @@ fn failed(kind: impl Into<PagesErrorKind>, status: CacheStatus) -> PagesError {
         status,
         age: None,
         calls: 0,
+    }
+}
+
+impl Pages {
+    /// Completes with the error that a request gets which waits for a fill no longer.
+    async fn out_of_patience(
+        &self,
+        request: &ClientRequest,
+        need: Need,
+        mut progress: watch::Receiver<Progress>,
+    ) -> UpstreamError {
+        let now = Instant::now();
+        let for_a_call = now + request.credential.budget().patience();
+        let at_most = now + self.patience;
+        loop {
+            let seen = *progress.borrow_and_update();
+            let (until, error) = match seen {
+                Progress::Started | Progress::Sent(_) => {
+                    (at_most, UpstreamError::Timeout(self.patience))
+                }
+                Progress::Queued(call_at) => {
+                    let until = match need {
+                        // It has a page to show.
+                        Need::Refresh(_) | Need::Oldest => now,
+                        Need::Nothing | Need::Forced if call_at > for_a_call => now,
+                        Need::Nothing | Need::Forced => for_a_call,
+                    };
+                    let wait = call_at.saturating_duration_since(until.max(Instant::now()));
+                    let retry_after = Some(wait.max(SHORTEST_WAIT));
+                    (until, UpstreamError::QuotaExhausted { retry_after })
+                }
+            };
+            tokio::select! {
+                biased;
+                Ok(()) = progress.changed() => {}
+                () = sleep_until(until) => return error,
+            }
+        }
     }
 }
 

@@ -87,7 +87,9 @@ pub(super) fn take(path: &Path, credentials: &Credentials, owners: &Owners, now_
             continue;
         };
         if let Some(credential) = credentials.all().find(|credential| credential.id == id) {
-            credential.budget().resume(&heard(&spent, now_unix_ms), now);
+            credential
+                .budget()
+                .resume(&heard(&spent, now_unix_ms), true, now);
             info!(
                 credential.name = credential.name,
                 quota.calls = spent.ended.len(),

@@ -1,17 +1,12 @@
-use std::{
-    future::pending,
-    sync::atomic::{AtomicUsize, Ordering},
-};
+use std::future::pending;
 
 use bytes::Bytes;
-use futures_util::future::join_all;
 use http::StatusCode;
 use tower::{ServiceBuilder, ServiceExt, service_fn, util::BoxCloneSyncService};
 
 use super::*;
 use crate::upstream::{
-    CircuitState, ClientError, DeadlineLayer, FailureSource, InvalidAnswer, LimitLayer, QuotaLayer,
-    fixtures,
+    CircuitState, ClientError, DeadlineLayer, FailureSource, InvalidAnswer, fixtures,
 };
 
 type Outcome = Result<Bytes, UpstreamError>;
@@ -230,54 +225,6 @@ async fn a_deadline_counts_where_the_upstream_had_the_call_long_enough() {
         }
         assert_eq!(state(&request), expected, "{sent_after:?}");
     }
-}
-
-#[tokio::test(start_paused = true)]
-async fn who_waits_for_a_slot_until_the_deadline_counts_for_nothing() {
-    let request = any_request();
-    let service = ServiceBuilder::new()
-        .layer(DeadlineLayer::new(DEADLINE))
-        .layer(CircuitLayer::new(PATIENCE))
-        .layer(LimitLayer::new(1, 10))
-        .service(service_fn(|request: PageRequest| async move {
-            request.sent.set();
-            pending::<Outcome>().await
-        }));
-    let calls = (0..5).map(|_| service.clone().oneshot(request.clone()));
-    for outcome in join_all(calls).await {
-        assert_eq!(code(outcome), "upstream_timeout");
-    }
-    // One had its time, and two would have opened it.
-    assert_eq!(state(&request), CircuitState::Closed);
-    let _ = answering(fails).oneshot(request.clone()).await;
-    assert_eq!(state(&request), CircuitState::Open);
-}
-
-#[tokio::test(start_paused = true)]
-async fn who_stands_in_line_when_it_opens_is_told_at_once_and_never_sent() {
-    let request = fixtures::request(&format!("quota_per_minute = 4\n{AT_THE_SECOND}"));
-    let sent = Arc::new(AtomicUsize::new(0));
-    let counted = sent.clone();
-    let service = ServiceBuilder::new()
-        .layer(CircuitLayer::new(PATIENCE))
-        .layer(QuotaLayer::new(Duration::from_secs(3600)))
-        .service(service_fn(move |request: PageRequest| {
-            let counted = counted.clone();
-            async move {
-                request.sent.set();
-                counted.fetch_add(1, Ordering::Relaxed);
-                tokio::time::sleep(SECOND).await;
-                fails()
-            }
-        }));
-    let began = Instant::now();
-    // The first minute has two calls: the others stand in line for those of the next.
-    let calls = (0..4).map(|_| service.clone().oneshot(request.clone()));
-    let codes: Vec<_> = join_all(calls).await.into_iter().map(code).collect();
-    assert_eq!(codes[..2], ["upstream_unreachable"; 2]);
-    assert_eq!(codes[2..], ["upstream_unavailable"; 2]);
-    assert_eq!(sent.load(Ordering::Relaxed), 2);
-    assert_eq!(began.elapsed(), SECOND);
 }
 
 #[tokio::test(start_paused = true)]

@@ -14,7 +14,7 @@ use crate::{
         NormalizeConfig,
         normalize::{RuleCode, RuleConfig},
     },
-    upstream::{Head, Priority, Validators, fixtures},
+    upstream::{Head, Validators, fixtures},
 };
 
 /// Fri, 01 Jan 2027 00:00:00 GMT, when every answer here is received.
@@ -697,7 +697,7 @@ async fn whoever_is_refused_for_want_of_quota_is_told_what_the_next_one_is() {
         };
         let expected = Duration::from_secs(seconds);
         assert_eq!(retry_after, Some(expected), "{status}");
-        let next = budget.would_take(Priority::Waiting, Instant::now());
+        let next = budget.acquire_now().await;
         assert_eq!(next.unwrap_err(), expected, "{status}");
     }
 }

@@ -4,7 +4,7 @@ use parking_lot::Mutex;
 use tower::{ServiceBuilder, service_fn};
 
 use super::*;
-use crate::upstream::{Calls, FailureSource, LimitLayer, Priority, fixtures};
+use crate::upstream::{FailureSource, fixtures};
 
 use TokenSlot::{Current, Next};
 
@@ -119,42 +119,4 @@ async fn only_an_answer_to_a_known_user_proves_a_token() {
             "{answer}"
         );
     }
-}
-
-#[tokio::test(start_paused = true)]
-async fn who_stands_in_line_when_all_tokens_are_refused_makes_no_call() {
-    let bench = Bench::with_two();
-    let asked = bench.asked.clone();
-    let service = ServiceBuilder::new()
-        .layer(TokensLayer)
-        .layer(LimitLayer::new(2, 256))
-        .service(service_fn(move |request: PageRequest| {
-            let asked = asked.clone();
-            async move {
-                request.calls.add();
-                asked.lock().push(request.token);
-                tokio::time::sleep(Duration::from_secs(1)).await;
-                REFUSED
-            }
-        }));
-    let fills: Vec<_> = (0..50)
-        .map(|_| {
-            let request = PageRequest {
-                waiters: fixtures::waiters(Priority::Waiting, "test"),
-                calls: Calls::default(),
-                ..bench.request.clone()
-            };
-            tokio::spawn(service.clone().oneshot(request))
-        })
-        .collect();
-
-    let began = Instant::now();
-    for fill in fills {
-        let outcome = fill.await.unwrap();
-        assert!(matches!(outcome, Err(UpstreamError::AuthFailed)));
-    }
-
-    let calls = bench.asked().len();
-    assert!(calls <= 8, "two at a time, until both are known: {calls}");
-    assert!(began.elapsed() < Duration::from_secs(5), "nobody waits on");
 }
