@@ -42,7 +42,14 @@ pub async fn acquire(
         }
         tokio::select! {
             biased;
-            call = &mut call => return Ok(call?),
+            call = &mut call => {
+                let call = call?;
+                // A token that was replaced while its fill waited is asked with for those who still wait, and for nobody else.
+                if credential.is_in_force() || waiters.are_present() {
+                    return Ok(call);
+                }
+                return Err(UpstreamError::QuotaExhausted { retry_after: None });
+            }
             () = blocked => {}
             () = opened => {}
         }

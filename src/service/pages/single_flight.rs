@@ -11,13 +11,13 @@ use super::{
 };
 use crate::{
     cache::{
-        Role, StoredPage,
+        StoredPage,
         freshness::FillReason,
         single_flight::{Pending, StoreRequested},
     },
     domain::PageKey,
     telemetry::metrics::BACKGROUND,
-    upstream::{Calls, Waiter, Waiters},
+    upstream::{Attendance, Calls, Waiter, Waiters},
 };
 
 /// Who may share a fill.
@@ -52,21 +52,24 @@ impl FillContext {
 impl Pages {
     /// Joins the fill of `key` or begins one; `None` where a fill that ended meanwhile left something to serve.
     ///
-    /// A request that joins is a waiter too, and queues with its own priority.
+    /// A request that joins is a waiter too, and queues by its own need.
     pub(super) fn begin_fill(
         self: &Arc<Self>,
         key: &PageKey,
         request: &ClientRequest,
         sources: Sources,
         waiter: &Waiter,
-    ) -> Option<Pending<Filled, FillContext>> {
+    ) -> Option<(Pending<Filled, FillContext>, Attendance)> {
         let keep = !request.directives.no_store;
+        let mut attendance = None;
         let waiting = self
             .flights
             .join(&self.flight(key, request), keep, |wanted| {
                 match self.decide(key, request, Instant::now()) {
                     CacheDecision::Fill(FillRequest { stored, .. }) => {
                         let context = FillContext::new(waiter.client.clone(), waiter.clone());
+                        // Before the fill begins, which ends where nobody wants it.
+                        attendance = Some(context.waiters.attend());
                         Some(self.begin(request, sources, context, stored, wanted))
                     }
                     CacheDecision::Serve(_)
@@ -74,10 +77,11 @@ impl Pages {
                     | CacheDecision::Refuse(_) => None,
                 }
             })?;
-        if waiting.role == Role::Follower {
+        let attendance = attendance.unwrap_or_else(|| {
             waiting.shared.waiters.add(waiter.clone());
-        }
-        Some(waiting)
+            waiting.shared.waiters.attend()
+        });
+        Some((waiting, attendance))
     }
 
     /// A fill, and what it shares with those who wait for it.

@@ -47,7 +47,7 @@ impl Pages {
             };
             let waiter = self.waiter(key, request, reason);
             // `None`: another fill ended since the decision, so there is a new one to make.
-            if let Some(waiting) = self.begin_fill(key, request, sources, &waiter) {
+            if let Some((waiting, _attendance)) = self.begin_fill(key, request, sources, &waiter) {
                 let awaited = Awaited::new(reason, &waiting);
                 let outcome = tokio::select! {
                     biased;
@@ -84,7 +84,6 @@ impl Pages {
         need: Need,
     ) -> Option<Result<Served, PagesError>> {
         let _counted = self.metrics.cache.fill_waiter();
-        let _attendance = waiting.shared.waiters.attend();
         let mut span = request.trace.begin("wait");
         span.set("gateway.fill.joined", awaited.role == Role::Follower);
         let progress = waiting.shared.waiters.progress();

@@ -31,8 +31,10 @@ impl CallBudget {
             let Ok(slot) = self.slots.clone().acquire_owned().await else {
                 return;
             };
-            if self.next_wait().is_none_or(|wait| !wait.is_zero()) {
-                continue;
+            match self.next_wait() {
+                None => return,
+                Some(wait) if !wait.is_zero() => continue,
+                Some(_) => {}
             }
             let shared = match self.shared.get() {
                 None => None,

@@ -102,3 +102,25 @@ async fn who_waits_for_a_call_is_told_at_once_that_the_upstream_is_not_asked() {
     assert_eq!(waited.unwrap_err().as_str(), "upstream_unavailable");
     assert_eq!(began.elapsed(), Duration::from_secs(5));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_was_replaced_is_asked_with_for_those_alone_who_still_wait() {
+    for waits in [false, true] {
+        let request = fixtures::request("quota_per_minute = 2");
+        tokio::time::advance(2 * CallBudget::MEMORY).await;
+        let credential = request.credential.clone();
+        let waiters = fixtures::waiters("test", Need::Nothing);
+        let acquire = || acquire(&credential, &request.space, &waiters, false);
+        let mut spent = acquire().await.unwrap();
+        spent.note_sent(true);
+        drop(spent);
+        let _attendance = waits.then(|| waiters.attend());
+        let (acquired, ()) = tokio::join!(acquire(), async {
+            tokio::task::yield_now().await;
+            credential
+                .standing
+                .put_in_force(credential.token_pair() + 1);
+        });
+        assert_eq!(acquired.is_ok(), waits);
+    }
+}
