@@ -13,6 +13,7 @@ pub mod http_semantics;
 mod link;
 pub mod list;
 pub mod memory;
+pub mod outline;
 pub mod page_set;
 pub mod refresh_plan;
 pub mod representation;

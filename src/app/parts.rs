@@ -67,6 +67,7 @@ impl Parts {
             tracer,
             collector_headers,
         };
+        parts.pages.set_credentials(parts.credentials());
         (parts, traces)
     }
 

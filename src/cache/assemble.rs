@@ -1,9 +1,8 @@
 //! One list, any page size: a page cut from stored pages of other sizes, byte for byte what the upstream would have sent.
 //!
-//! Nothing is guessed: the parts must show one state of one list, leave no gap, hold no row twice, and share one envelope.
+//! Nothing is guessed: the parts must show one state of one list, leave no gap, hold no row twice, and have the vendor's own envelope.
 
 use std::{
-    cmp::Reverse,
     collections::{BTreeMap, HashSet},
     ops::Range,
     sync::Arc,
@@ -42,10 +41,18 @@ impl Cuts {
         within: Duration,
         usable: impl Fn(&StoredPage) -> bool,
     ) -> Option<Self> {
-        let mut states = states(parts.iter().filter(|part| usable(&part.page)));
-        states.sort_by_key(|parts| Reverse(parts.iter().map(|part| part.page.received()).max()));
-        states.into_iter().find_map(|parts| {
-            let (cuts, count) = cut(query, &parts)?;
+        // An envelope that once says something else may say anything about another page size.
+        if !parts.iter().all(|part| part.page.outline.is_plain) {
+            return None;
+        }
+        // Replicas behind the upstream may tell two counts of one generation.
+        let mut states: BTreeMap<(u64, u64), Vec<&Part>> = BTreeMap::new();
+        for part in parts.iter().filter(|part| usable(&part.page)) {
+            let state = (part.page.generation(), part.page.content.count);
+            states.entry(state).or_default().push(part);
+        }
+        states.into_iter().rev().find_map(|((_, count), parts)| {
+            let cuts = cut(query, count, &parts)?;
             filled_within(&cuts, within).then_some(Self { query, cuts, count })
         })
     }
@@ -97,30 +104,18 @@ impl Cuts {
     }
 }
 
-/// `parts` by the state of the list that they show: those of two states show two lists.
-fn states<'a>(parts: impl Iterator<Item = &'a Part>) -> Vec<Vec<&'a Part>> {
-    let mut states: BTreeMap<u64, Vec<&Part>> = BTreeMap::new();
-    for part in parts {
-        states.entry(part.page.generation()).or_default().push(part);
+/// Cuts the page that `query` names from `parts`, which show one state of the list, of `count` rows.
+fn cut(query: PageQuery, count: u64, parts: &[&Part]) -> Option<Vec<Cut>> {
+    let wanted = query.span();
+    if wanted.start >= count {
+        return None;
     }
-    states.into_values().collect()
-}
-
-/// Cuts the page that `query` names from `parts`, which show one state of the list.
-fn cut(query: PageQuery, parts: &[&Part]) -> Option<(Vec<Cut>, u64)> {
     let parts: Vec<&Part> = parts
         .iter()
         .copied()
         .filter(|part| is_whole(part))
         .collect();
-    let count = parts.first()?.page.content.count;
-    let wanted = query.span();
-    let agrees = |part: &&Part| part.page.content.count == count;
-    if wanted.start >= count || !parts.iter().all(agrees) {
-        return None;
-    }
-    let cuts = cover(&parts, wanted.start..wanted.end.min(count))?;
-    Some((cuts, count))
+    cover(&parts, wanted.start..wanted.end.min(count))
 }
 
 /// Whether the page holds as many rows as its place in the list says.
@@ -173,26 +168,6 @@ fn filled_within(cuts: &[Cut], within: Duration) -> bool {
     }
 }
 
-/// The envelope around a page's rows.
-#[derive(PartialEq, Eq)]
-struct Envelope<'a> {
-    head: &'a [u8],
-    tail: &'a [u8],
-}
-
-/// A page's envelope; `None` where anything but a comma stands between two rows, which another cut would have to guess.
-fn envelope(page: &ListPage) -> Option<Envelope<'_>> {
-    let (first, last) = (page.rows.first()?, page.rows.last()?);
-    let tight = page
-        .rows
-        .windows(2)
-        .all(|pair| bytes(page, pair[0].span.end..pair[1].span.start) == b",");
-    tight.then(|| Envelope {
-        head: bytes(page, 0..first.span.start),
-        tail: &page.body[last.span.end as usize..],
-    })
-}
-
 /// Some neighbouring rows of a page in hand.
 struct Piece {
     page: ListPage,
@@ -213,15 +188,15 @@ impl Piece {
 }
 
 fn join(pieces: &[Piece], count: u64, collection: Collection) -> Option<ListPage> {
-    let frame = envelope(&pieces.first()?.page)?;
+    // All have the vendor's envelope, and one count.
+    let first = &pieces.first()?.page;
+    let (start, end) = (first.rows.first()?.span.start, first.rows.last()?.span.end);
+    let (head, tail) = (bytes(first, 0..start), &first.body[end as usize..]);
     let mut seen = HashSet::new();
-    let mut body = BytesMut::with_capacity(size(pieces, &frame));
+    let mut body = BytesMut::with_capacity(head.len() + size(pieces) + tail.len());
     let mut rows = Vec::new();
-    body.extend_from_slice(frame.head);
+    body.extend_from_slice(head);
     for piece in pieces {
-        if envelope(&piece.page)? != frame {
-            return None;
-        }
         for row in piece.rows() {
             // A row without an id cannot be told from its double.
             if !seen.insert(piece.page.text_of(row, collection.id_member)?) {
@@ -237,7 +212,7 @@ fn join(pieces: &[Piece], count: u64, collection: Collection) -> Option<ListPage
             });
         }
     }
-    body.extend_from_slice(frame.tail);
+    body.extend_from_slice(tail);
     Some(ListPage {
         body: Bytes::from(body),
         count,
@@ -245,10 +220,9 @@ fn join(pieces: &[Piece], count: u64, collection: Collection) -> Option<ListPage
     })
 }
 
-fn size(pieces: &[Piece], frame: &Envelope<'_>) -> usize {
+fn size(pieces: &[Piece]) -> usize {
     let rows = pieces.iter().flat_map(Piece::rows);
-    let bytes: usize = rows.map(|row| row.span.len() + 1).sum();
-    frame.head.len() + bytes + frame.tail.len()
+    rows.map(|row| row.span.len() + 1).sum()
 }
 
 fn bytes(page: &ListPage, span: Range<u32>) -> &[u8] {

@@ -14,6 +14,7 @@ use super::{
     http_semantics::{RequestDirectives, fmt_http_date, parse_age, parse_http_date},
     link::link,
     list::{Began, List, Version},
+    outline::Outline,
     refresh_plan::RequestRate,
 };
 use crate::domain::{PageKey, PageQuery, SpaceFingerprint};
@@ -34,7 +35,7 @@ pub struct StoredPage {
     pub(super) request_rate: RequestRate,
     /// When the page was generated: the upstream's own word, or the time of receipt.
     pub date: HeaderValue,
-    /// The state of the list it was cut from, as clients see it, where that was watched.
+    /// What the state of the list it was cut from is called, where that is known.
     pub list_generation: Option<HeaderValue>,
     /// Where the pages around it are.
     pub link: HeaderValue,
@@ -47,6 +48,7 @@ pub struct StoredPage {
     /// When it was read from a snapshot: until it is filled again it is a stale fallback only.
     restored_at: Option<Instant>,
     stored_headers: HeaderMap,
+    pub(super) outline: Outline,
     pub(super) list: Arc<List>,
     pub(super) version: Version,
 }
@@ -62,6 +64,7 @@ impl StoredPage {
     #[must_use]
     pub fn new(
         content: Arc<Content>,
+        outline: Outline,
         answer: &Received<'_>,
         lifetimes: &Lifetimes,
         jitter: f64,
@@ -81,7 +84,7 @@ impl StoredPage {
             });
         Self {
             date,
-            list_generation: began.known_version().map(Version::field),
+            list_generation: began.name.map(field),
             link: link(began.key.query, content.count),
             key: began.key,
             freshness: Freshness::new(answer, lifetimes, jitter),
@@ -92,6 +95,7 @@ impl StoredPage {
             upstream_age: parse_age(answer.headers),
             restored_at: None,
             stored_headers,
+            outline,
             list: began.list,
             version: began.version,
         }
@@ -111,7 +115,7 @@ impl StoredPage {
             freshness: Freshness::of_parts(&freshness, now)?,
             request_rate: RequestRate::new(now),
             date: oldest.date.clone(),
-            list_generation: Some(oldest.version.field()),
+            list_generation: oldest.list_generation.clone(),
             link: link(query, content.count),
             content,
             last_modified: None,
@@ -119,6 +123,7 @@ impl StoredPage {
             upstream_age: None,
             restored_at: None,
             stored_headers: HeaderMap::new(),
+            outline: Outline::default(),
             list: oldest.list.clone(),
             version: oldest.version,
         })
@@ -163,14 +168,14 @@ impl StoredPage {
     /// Whether its rows may be shown as part of another page: still fresh, and known to be of the list's present state.
     #[must_use]
     pub fn can_be_cut(&self, now: Instant) -> bool {
-        self.list_generation.is_some() && !self.fresh_for(now).is_zero()
+        self.is_of_known_state() && !self.fresh_for(now).is_zero()
     }
 
     /// Whether its rows may be shown as part of a page that is served in place of an error.
     #[must_use]
     pub fn can_be_cut_stale(&self, now: Instant) -> bool {
         let freshness = self.freshness(now);
-        self.list_generation.is_some()
+        self.is_of_known_state()
             && !self.is_invalidated()
             && freshness.stale_if_error(self.moved_at(), now).is_some()
     }
@@ -206,6 +211,7 @@ impl StoredPage {
         };
         Self::new(
             self.content.clone(),
+            self.outline.clone(),
             &merged,
             lifetimes,
             jitter,
@@ -293,7 +299,11 @@ impl StoredPage {
         self.list.space.invalidated_since(self.version)
     }
 
-    /// The state of the list it was cut from.
+    fn is_of_known_state(&self) -> bool {
+        self.list_generation.is_some() && self.generation() > 0
+    }
+
+    /// Which state of the list it was cut from; 0: none that was ever in force.
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.version.generation
@@ -328,6 +338,11 @@ pub fn judge_page(
         .zip(freshness.as_ref())
         .map(|(page, freshness)| page.candidate(freshness, only_fresh));
     judge(candidate, request, now)
+}
+
+/// What a state is called, as clients see it.
+fn field(name: u64) -> HeaderValue {
+    HeaderValue::try_from(format!("{name:016x}")).expect("hex digits are ASCII")
 }
 
 fn stored_headers(headers: &HeaderMap) -> HeaderMap {

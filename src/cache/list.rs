@@ -1,25 +1,42 @@
 //! One list of a space: which state of it is known, and which of its pages are stored.
+//!
+//! Two numbers say which state a page shows ([`Version`]); both only grow.
+//!
+//! - The *epoch* belongs to the space and is raised when its pages are dropped. Pages of an earlier epoch are gone.
+//! - The *generation* belongs to the list and is raised when the list moves or is dropped. Pages of an earlier generation are stale.
+//! - A page of no known state has the generation 0, which is never in force: it was overtaken, or comes from another process.
+//!
+//! Clients, and replicas through Redis, see a *name* in place of the numbers. The first page of a generation gives it its name, which it
+//! keeps. A page that was not cut from the state in force never has its name.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
-use compact_str::CompactString;
-use http::HeaderValue;
 use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::{page_set::PageSet, space::Space};
-use crate::domain::{ListId, ListPage, PageKey, PageQuery, Span};
+use self::{
+    name::Named,
+    state::{ListState, Observation},
+};
+pub use self::{name::StateNames, state::ListHead};
+use super::{outline::Outline, page_set::PageSet, space::Space};
+use crate::domain::{ListId, PageKey, PageQuery, Span};
+
+mod name;
+mod state;
 
 /// One list of a space, as one credential sees it. It lives as long as a page of it is stored or a fill of one is under way.
 #[derive(Debug)]
 pub struct List {
     pub(super) space: Arc<Space>,
     id: ListId,
-    /// Another when the list moves: a page of an earlier generation is stale.
     generation: AtomicU64,
     state: Mutex<State>,
 }
@@ -28,18 +45,12 @@ pub struct List {
 pub(super) struct State {
     /// What all replicas knew its state by when this one asked last.
     pub(super) mark: Option<Mark>,
-    count: Option<u64>,
-    first_row: Option<CompactString>,
+    known: ListState,
+    /// What the generation in force is called; `None` until a page of it came.
+    name: Option<u64>,
     moved_at: Option<Instant>,
     /// The pages that are stored.
     pub(super) pages: PageSet,
-}
-
-/// By what a list is seen to have moved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Move<'a> {
-    Count(u64),
-    FirstRow(&'a str),
 }
 
 /// The state of a space and of one of its lists when a page was cut from it.
@@ -50,9 +61,12 @@ pub struct Version {
 }
 
 impl Version {
-    /// The generation as clients see it.
-    pub(super) fn field(self) -> HeaderValue {
-        HeaderValue::try_from(format!("{:016x}", self.generation)).expect("hex digits are ASCII")
+    /// Of no state that was ever in force.
+    pub(super) fn of_no_generation(self) -> Self {
+        Self {
+            generation: 0,
+            ..self
+        }
     }
 }
 
@@ -62,39 +76,37 @@ pub struct Began {
     pub key: PageKey,
     pub(super) list: Arc<List>,
     pub(super) version: Version,
-    pub(super) coherence: Coherence,
-}
-
-/// Whether it is known which state of its list a page shows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Coherence {
-    Watched,
-    /// No fill was compared with what was known of the list, or another process did so.
-    Unwatched,
+    /// What the state that its page shows is called, where that is known.
+    pub(super) name: Option<u64>,
 }
 
 impl Began {
-    /// The generation of the list by then.
+    /// What the list's state is called, where it has a name.
     #[must_use]
-    pub fn generation(&self) -> u64 {
-        self.version.generation
-    }
-
-    /// The state of the list as others may be told it.
-    pub(super) fn known_version(&self) -> Option<Version> {
-        match self.coherence {
-            Coherence::Watched => Some(self.version),
-            Coherence::Unwatched => None,
-        }
+    pub fn state_name(&self) -> Option<u64> {
+        self.list.name_of(self.version)
     }
 
     /// The same, of another state of the list.
-    pub(super) fn at(&self, version: Version) -> Self {
+    pub(super) fn at(&self, version: Version, name: Option<u64>) -> Self {
         Self {
             version,
+            name,
             ..self.clone()
         }
     }
+}
+
+/// A page as a fill brought it, compared with what is stored.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Filled<'a> {
+    pub(super) query: PageQuery,
+    pub(super) count: u64,
+    pub(super) outline: &'a Outline,
+    /// As in [`Observation`].
+    pub(super) has_rows_of_before: bool,
+    /// A row that a neighbouring page holds too, and the version of that.
+    pub(super) doubled: Option<(Version, &'a str)>,
 }
 
 /// The state of a list as all replicas name it.
@@ -106,14 +118,8 @@ pub struct Mark {
     pub era: [u64; 2],
     /// That of the space.
     pub epoch: u64,
+    /// What the list's generation is called.
     pub generation: u64,
-}
-
-/// How a list begins and how long it is, as far as known.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ListHead {
-    pub count: Option<u64>,
-    pub first_row: Option<CompactString>,
 }
 
 /// What taking up another's state of a list comes to.
@@ -128,12 +134,12 @@ pub enum Adopted {
 }
 
 impl List {
-    /// A list of which nothing is known yet. `generation` must not be one that another list of this process had.
-    pub(super) fn new(space: Arc<Space>, id: ListId, generation: u64) -> Self {
+    /// A list of which nothing is known yet.
+    pub(super) fn new(space: Arc<Space>, id: ListId) -> Self {
         Self {
             space,
             id,
-            generation: AtomicU64::new(generation),
+            generation: AtomicU64::new(1),
             state: Mutex::default(),
         }
     }
@@ -166,51 +172,81 @@ impl List {
         }
     }
 
-    /// Takes note of a page that a fill begun at `began` brought, and says which state of the list it shows.
+    /// What the state of `version` is called, while it is in force and has a name.
+    #[must_use]
+    pub(super) fn name_of(&self, version: Version) -> Option<u64> {
+        let state = self.lock();
+        state.name.filter(|_| self.version() == version)
+    }
+
+    /// Takes note of a page that a fill begun at `began` brought. Returns which state of the list it shows, and what that is called; `None`
+    /// where nobody can tell.
     ///
-    /// The list has moved if its count changed, or the first row of its first page. A fill that began before the last move
-    /// cannot tell and moves nothing.
-    pub fn observe(
+    /// `lifetime` is how long pages live: changes that are undone within it are a lagging upstream's.
+    pub(super) fn observe(
         &self,
         began: Version,
-        query: PageQuery,
-        page: &ListPage,
-        next_generation: impl FnOnce(Move<'_>) -> u64,
+        page: &Filled<'_>,
+        lifetime: Duration,
         now: Instant,
-    ) -> Version {
+        names: &StateNames,
+    ) -> (Version, Option<u64>) {
         let mut state = self.lock();
-        if self.version() != began {
-            return began;
+        let version = self.version();
+        if began.epoch != version.epoch {
+            return (began.of_no_generation(), None);
         }
-        let id_member = self.id.collection().id_member;
-        let first = page.rows.first().filter(|_| query.page == 1);
-        let first = first.and_then(|row| page.text_of(row, id_member).map(CompactString::from));
-        let other_count = state.count.is_some_and(|count| count != page.count);
-        let other_first = match (&state.first_row, &first) {
-            (Some(known), Some(seen)) => known != seen,
-            (None, _) | (_, None) => false,
+        let doubled = page.doubled.filter(|(of, _)| *of == version);
+        let first_row = page.outline.first_row.as_deref();
+        let seen = Observation {
+            count: page.count,
+            first_row: first_row.filter(|_| page.query.page == 1),
+            has_rows_of_before: page.has_rows_of_before,
+            doubled: doubled.map(|(_, row)| row),
         };
-        if other_count || other_first {
-            // Not by both: a page beyond the first sees the count alone, and must name the same state.
-            let to = if other_count {
-                Move::Count(page.count)
-            } else {
-                Move::FirstRow(first.as_deref().unwrap_or_default())
-            };
-            self.advance(&mut state, next_generation(to), now);
+        let is_overtaken = began.generation != version.generation;
+        let verdict = state.known.observe(&seen, is_overtaken, lifetime, now);
+        if verdict.moved {
+            self.advance(&mut state, now);
         }
-        state.count = Some(page.count);
-        if first.is_some() {
-            state.first_row = first;
+        let epoch = state.mark.map_or(version.epoch, |mark| mark.epoch);
+        let name = |count, marker: &str| {
+            names.name(&Named {
+                space: self.space.fingerprint(),
+                list: &self.id,
+                epoch,
+                count,
+                marker,
+            })
+        };
+        let in_force = self.version();
+        match state.known.head.count {
+            Some(count) if verdict.is_current => {
+                let State {
+                    known,
+                    name: known_as,
+                    ..
+                } = &mut *state;
+                let marker = known.marker.as_deref().unwrap_or_default();
+                (
+                    in_force,
+                    Some(*known_as.get_or_insert_with(|| name(count, marker))),
+                )
+            }
+            // A generation of its own. No row is called so.
+            Some(_) => {
+                let marker = format!("\0{} {}", page.query, first_row.unwrap_or_default());
+                (in_force.of_no_generation(), Some(name(page.count, &marker)))
+            }
+            None => (in_force.of_no_generation(), None),
         }
-        self.version()
     }
 
     /// Holds the list to have moved, whatever it was: what is stored turns stale, and fills under way will be stored so.
-    pub fn move_on(&self, next_generation: impl FnOnce() -> u64, now: Instant) {
+    pub fn move_on(&self, now: Instant) {
         let mut state = self.lock();
-        self.advance(&mut state, next_generation(), now);
-        state.count = None;
+        self.advance(&mut state, now);
+        state.known = ListState::default();
     }
 
     /// Goes by `mark`, which all replicas share, and by what they know of the list; asked for when this was of `seen`.
@@ -236,32 +272,28 @@ impl List {
             return Adopted::Done(seen);
         }
         self.go_to(&mut state, mark.generation, now);
-        state.count = state.count.or(head.count);
-        if state.first_row.is_none() {
-            state.first_row.clone_from(&head.first_row);
-        }
+        state.known.adopt(head);
         Adopted::Done(self.version())
     }
 
-    /// Goes by `generation`, which another replica's list moved on to.
-    pub fn move_to(&self, generation: u64, now: Instant) {
+    /// Goes by the generation that another replica's list moved on to, and calls `name`.
+    pub fn move_to(&self, name: u64, now: Instant) {
         let mut state = self.lock();
         if let Some(mark) = &mut state.mark {
-            mark.generation = generation;
+            mark.generation = name;
         }
-        self.go_to(&mut state, generation, now);
+        self.go_to(&mut state, name, now);
     }
 
     /// What all replicas knew its state by when this one asked last.
     #[must_use]
     pub fn mark(&self) -> Option<Mark> {
         let of_space = self.space.lock().mark;
-        self.lock().mark.or_else(|| {
+        let state = self.lock();
+        state.mark.or_else(|| {
             // One that was filled for the first time while nobody could be asked is still of the space's epoch.
-            of_space.map(|mark| Mark {
-                generation: self.generation(),
-                ..mark
-            })
+            let (mark, generation) = of_space.zip(state.name)?;
+            Some(Mark { generation, ..mark })
         })
     }
 
@@ -279,34 +311,29 @@ impl List {
     /// How it begins and how long it is, as far as known.
     #[must_use]
     pub fn head(&self) -> ListHead {
-        let state = self.lock();
-        ListHead {
-            count: state.count,
-            first_row: state.first_row.clone(),
+        self.lock().known.head.clone()
+    }
+
+    /// Turns what is stored stale, unless the state in force is called `name`.
+    fn go_to(&self, state: &mut State, name: u64, now: Instant) {
+        if state.name != Some(name) {
+            self.advance(state, now);
+            state.known = ListState::default();
+            state.name = Some(name);
         }
     }
 
-    /// Turns what is of another generation stale.
-    fn go_to(&self, state: &mut State, generation: u64, now: Instant) {
-        if self.generation() != generation {
-            self.advance(state, generation, now);
-            state.count = None;
-        }
-    }
-
-    fn advance(&self, state: &mut State, generation: u64, now: Instant) {
+    fn advance(&self, state: &mut State, now: Instant) {
         state.moved_at = Some(now);
-        state.first_row = None;
-        self.generation.store(generation, Ordering::Release);
+        state.name = None;
+        self.generation.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Forgets what is known of the list. Returns what was stored.
+    /// Forgets what is known of the list, which begins a new generation. Returns what was stored.
     pub(super) fn clear(&self) -> PageSet {
         let mut state = self.lock();
-        state.mark = None;
-        state.count = None;
-        state.first_row = None;
-        std::mem::take(&mut state.pages)
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        std::mem::take(&mut *state).pages
     }
 
     /// How many pages of it are stored.

@@ -35,6 +35,8 @@ pub struct SavedPage {
     /// The upstream's fields that outlive an answer.
     pub headers: HeaderMap,
     pub body: Bytes,
+    /// That of its space in the process that saved it.
+    pub epoch: u64,
     /// Under which state of the space all replicas share it.
     pub mark: Option<Mark>,
 }

@@ -64,13 +64,13 @@ impl Remembered {
 }
 
 impl Space {
-    /// A space of which nothing is known yet.
+    /// A space of which nothing is known yet, in its `epoch`.
     #[must_use]
-    pub fn new(token: &SpaceToken, demand: Arc<RefreshPlan>) -> Self {
+    pub fn new(token: &SpaceToken, epoch: u64, demand: Arc<RefreshPlan>) -> Self {
         Self {
             fingerprint: token.fingerprint(),
             demand,
-            epoch: AtomicU64::new(0),
+            epoch: AtomicU64::new(epoch),
             state: Mutex::new(State {
                 mark: None,
                 lists: HashMap::new(),
@@ -104,8 +104,8 @@ impl Space {
         self.epoch() != version.epoch
     }
 
-    /// The list of this id; one of which nothing is known begins with the generation that `next` gives.
-    pub fn list(self: &Arc<Self>, id: &ListId, next: impl FnOnce() -> u64) -> Arc<List> {
+    /// The list of this id.
+    pub fn list(self: &Arc<Self>, id: &ListId) -> Arc<List> {
         let mut state = self.lock();
         if let Some(list) = state.list(id) {
             return list;
@@ -114,7 +114,7 @@ impl Space {
             state.lists.retain(|_, list| list.strong_count() > 0);
             state.sweep_at = (2 * state.lists.len()).max(FIRST_SWEEP_AT);
         }
-        let list = Arc::new(List::new(self.clone(), id.clone(), next()));
+        let list = Arc::new(List::new(self.clone(), id.clone()));
         state.lists.insert(id.clone(), Arc::downgrade(&list));
         list
     }

@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
 
 use super::{
-    entry::StoredPage, list::Coherence, memory::BodyMemory, refresh_plan::RefreshPlan,
+    entry::StoredPage, list::StateNames, memory::BodyMemory, refresh_plan::RefreshPlan,
     space::Remembered,
 };
 use crate::{
@@ -68,7 +68,8 @@ pub struct PageStore {
     invalidated: Notify,
     unfreed: Unfreed,
     changed: Notify,
-    next_generation: AtomicU64,
+    /// What each credential's states of lists are called.
+    names: Mutex<HashMap<CredentialId, StateNames>>,
     evictions: Arc<AtomicU64>,
     memory: BodyMemory,
 }
@@ -102,7 +103,7 @@ impl PageStore {
             invalidated: Notify::new(),
             unfreed: Unfreed::default(),
             changed: Notify::new(),
-            next_generation: AtomicU64::new(random()),
+            names: Mutex::default(),
             evictions,
             memory: BodyMemory::default(),
         }
@@ -143,25 +144,20 @@ impl PageStore {
     /// How often the pages of a space were invalidated: a fill begun before does not answer requests made after.
     #[must_use]
     pub fn epoch(&self, key: &SpaceKey) -> u64 {
-        self.known(key).map_or(0, |space| space.epoch())
+        self.spaces.lock().epoch(key)
     }
 
     /// Notes that a fill of `key` begins.
     #[must_use]
     pub fn begin(&self, key: PageKey, now: Instant) -> Began {
-        // Before the version: a fill is not watched from its middle on.
-        let coherence = match self.is_coherent() {
-            true => Coherence::Watched,
-            false => Coherence::Unwatched,
-        };
-        let space = self.space(&key.list.space, now);
-        let list = space.list(&key.list.id, || self.generation());
+        let space = self.space(&key.list.space, 0, now);
+        let list = space.list(&key.list.id);
         let version = list.version();
         Began {
             key,
             list,
             version,
-            coherence,
+            name: None,
         }
     }
 
@@ -189,6 +185,17 @@ impl PageStore {
         self.evictions.load(Ordering::Relaxed)
     }
 
+    /// Names the states of lists by `names` from now on; those of a credential that is not among them by a secret of this process.
+    pub fn set_names(&self, names: HashMap<CredentialId, StateNames>) {
+        *self.names.lock() = names;
+    }
+
+    fn names(&self, credential: CredentialId) -> StateNames {
+        let own = || StateNames::new(&blake3::hash(&random().to_le_bytes()).into());
+        let mut names = self.names.lock();
+        names.entry(credential).or_insert_with(own).clone()
+    }
+
     /// Whether pages of a list that moved turn stale.
     fn is_coherent(&self) -> bool {
         self.rules().coherent
@@ -199,10 +206,6 @@ impl PageStore {
         self.pages.insert(page.key.clone(), page.clone());
         self.pages.run_pending_tasks();
         self.changed.notify_one();
-    }
-
-    fn generation(&self) -> u64 {
-        self.next_generation.fetch_add(1, Ordering::Relaxed)
     }
 
     fn rules(&self) -> Guard<Arc<Rules>> {

@@ -29,6 +29,8 @@ pub struct CollectionRow {
     pub id_member: &'static str,
     /// The member that tells a row's state.
     pub state_member: &'static str,
+    /// The upstream's `message` beside its rows.
+    pub success: &'static str,
 }
 
 /// What rows are: which members of a view apply to them, and whether a state of theirs can be final.
@@ -42,7 +44,7 @@ pub enum RowKind {
 pub const RUN_ID: &str = "{run_id}";
 
 macro_rules! collection {
-    ($name:literal at $path:literal: $rows:ident named by $id:literal) => {
+    ($name:literal at $path:literal: $rows:ident named by $id:literal, $success:literal) => {
         CollectionRow {
             name: $name,
             path: $path,
@@ -51,14 +53,15 @@ macro_rules! collection {
             rows: RowKind::$rows,
             id_member: $id,
             state_member: "status",
+            success: $success,
         }
     };
 }
 
 static COLLECTIONS: [CollectionRow; 3] = [
-    collection!("tasks" at "tasks": Task named by "task_id"),
-    collection!("runs" at "runs": Run named by "run_id"),
-    collection!("run_tasks" at "runs/{run_id}/tasks": Task named by "task_id"),
+    collection!("tasks" at "tasks": Task named by "task_id", "Tasks Fetched Successfully"),
+    collection!("runs" at "runs": Run named by "run_id", "Runs Fetched Successfully"),
+    collection!("run_tasks" at "runs/{run_id}/tasks": Task named by "task_id", "Tasks Fetched Successfully"),
 ];
 
 impl Collection {

@@ -201,7 +201,10 @@ fn report(page: &StoredPage, now: Instant) -> PageReport {
         age: age.as_secs(),
         ttl: seconds(lifetime) - seconds(age),
         bytes: page.weight(),
-        generation: format!("{:016x}", page.generation()),
+        generation: page.list_generation.as_ref().map_or_else(
+            || format!("{:016x}", page.generation()),
+            |name| name.to_str().unwrap_or_default().to_owned(),
+        ),
         overtaken: page.moved_at().is_some(),
     }
 }

@@ -117,12 +117,12 @@ impl SharedCache {
         &self.redis
     }
 
-    /// Looks for a page and for the state of its space, which begins with `generation` where nobody knows of another.
+    /// Looks for a page and for the state of its space. Where nobody knows of another, its list begins with the generation called `name`.
     pub(super) async fn look_up(
         &self,
         keys: &RedisKeys,
         key: &PageKey,
-        generation: u64,
+        name: Option<u64>,
     ) -> Result<SharedState, Unavailable> {
         let era = self.redis.era().ok_or(Unavailable)?;
         let script = Script::new(scripts::LOOK);
@@ -132,7 +132,7 @@ impl SharedCache {
             .key(&keys.list)
             .key(&keys.page)
             .arg(Nonce::fresh())
-            .arg(Nonce(generation))
+            .arg(name.map_or_else(Nonce::fresh, Nonce))
             .arg(ms(STATE_FOR))
             .arg(ms(UNSTORED_LIST_FOR));
         let answer: LookAnswer = self.redis.ask(RedisOperation::Look, &look_up).await?;

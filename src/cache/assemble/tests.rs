@@ -34,6 +34,12 @@ impl List {
         }
     }
 
+    /// The same, once a task has come.
+    fn with_newcomer(mut self) -> Self {
+        self.tasks.insert(0, r#"{"task_id":"N"}"#.to_owned());
+        self
+    }
+
     /// What the upstream would send.
     fn body(&self, query: PageQuery) -> String {
         let span = query.span();
@@ -151,7 +157,7 @@ async fn a_gap_or_a_page_past_the_end_is_asked_for() {
 #[tokio::test(start_paused = true)]
 async fn pages_of_two_states_of_the_list_are_never_mixed() {
     let kept = filled_with(&List::of(57), &[query(1, 20), query(2, 20)]);
-    let longer = List::of(58);
+    let longer = List::of(57).with_newcomer();
     kept.fill(query(2, 20), longer.body(query(2, 20)));
     assert_eq!(kept.cut(query(1, 40)), None);
     kept.fill(query(1, 20), longer.body(query(1, 20)));
@@ -183,7 +189,7 @@ async fn stale_parts_and_parts_filled_long_apart_are_not_joined() {
 
 #[tokio::test(start_paused = true)]
 async fn in_place_of_an_error_the_newest_state_that_holds_all_is_cut() {
-    let (old, new) = (List::of(57), List::of(58));
+    let (old, new) = (List::of(57), List::of(57).with_newcomer());
     let kept = filled_with(&old, &[query(1, 50), query(2, 20), query(3, 20)]);
     tokio::time::advance(TTL).await;
     for query in [query(2, 20), query(3, 20)] {

@@ -47,6 +47,8 @@ struct PageHead {
     born_unix_ms: u64,
     lifetime_ms: u64,
     headers: Vec<(String, String)>,
+    #[serde(default)]
+    epoch: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     mark: Option<Mark>,
 }
@@ -156,6 +158,7 @@ fn head_of(page: &SavedPage, known: &Known) -> Option<PageHead> {
         born_unix_ms: page.born_unix_ms,
         lifetime_ms: u64::try_from(page.lifetime.as_millis()).ok()?,
         headers,
+        epoch: page.epoch,
         mark: page.mark,
     })
 }
@@ -184,6 +187,7 @@ fn saved(head: PageHead, body: Bytes, credential: CredentialId) -> Option<SavedP
         lifetime: (lifetime <= LONGEST_LIFETIME).then_some(lifetime)?,
         headers,
         body,
+        epoch: head.epoch,
         mark: head.mark,
     })
 }

@@ -40,6 +40,7 @@ fn page(number: u32) -> SavedPage {
             HeaderValue::from_static("\"upstream\""),
         )]),
         body: Bytes::from(format!("{{\"n\":{number}}}\n")),
+        epoch: 0,
         mark: None,
     }
 }

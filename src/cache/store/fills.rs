@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use compact_str::CompactString;
 use tokio::time::Instant;
 
 use super::{Began, LARGEST_SHARE, PageStore};
@@ -10,10 +11,11 @@ use crate::{
         StoredPage,
         content::Content,
         freshness::{Received, initial_age, may_store, refusal_lifetime},
-        list::{Move, Version},
+        list::{Filled, Version},
+        outline::Outline,
         space::Remembered,
     },
-    domain::{ListPage, Refusal},
+    domain::{ListPage, PageKey, PageQuery, Refusal},
 };
 
 /// What became of a page that a fill brought.
@@ -44,7 +46,8 @@ impl PageStore {
         answer: &Received<'_>,
         decision: StoreDecision,
     ) -> StoreOutcome {
-        let version = self.observe(began, &page, answer.received, decision);
+        let outline = Outline::of(&page, began.key.list.id.collection());
+        let shown = self.observe(began, page.count, &outline, answer.received, decision);
         let lifetimes = self.rules().lifetimes_of(&began.key, &page);
         let page = StoredPage::new(
             Arc::new(Content::new(
@@ -53,10 +56,11 @@ impl PageStore {
                 self.age_of(answer),
                 &self.memory,
             )),
+            outline,
             answer,
             &lifetimes,
             self.jitter_factor(),
-            began.at(version),
+            shown,
             self.request_rate(&began.key, answer.received),
         );
         self.store_page(began, page, answer, decision)
@@ -75,9 +79,15 @@ impl PageStore {
         decision: StoreDecision,
     ) -> StoreOutcome {
         let list_page = page.content.page();
-        let version = self.observe(began, &list_page, answer.received, decision);
+        let shown = self.observe(
+            began,
+            list_page.count,
+            &page.outline,
+            answer.received,
+            decision,
+        );
         let lifetimes = self.rules().lifetimes_of(&began.key, &list_page);
-        let page = page.renewed(answer, &lifetimes, self.jitter_factor(), began.at(version));
+        let page = page.renewed(answer, &lifetimes, self.jitter_factor(), shown);
         self.store_page(began, page, answer, decision)
     }
 
@@ -129,21 +139,72 @@ impl PageStore {
         }
     }
 
+    /// The fill with the state that its page shows.
     fn observe(
         &self,
         began: &Began,
-        page: &ListPage,
+        count: u64,
+        outline: &Outline,
         now: Instant,
         decision: StoreDecision,
-    ) -> Version {
-        if self.is_coherent() && decision != StoreDecision::Ignore {
-            let next = |to: Move<'_>| next_generation(began.version.generation, to);
-            began
-                .list
-                .observe(began.version, began.key.query, page, next, now)
-        } else {
-            began.version
+    ) -> Began {
+        if !self.is_coherent() || decision == StoreDecision::Ignore {
+            return began.clone();
         }
+        let key = &began.key;
+        let before = self.get(key);
+        let has_rows_of_before = before.is_some_and(|before| {
+            before.content.count < count && before.outline.has_ends_of(outline)
+        });
+        let doubled = self.doubled_at_a_seam(key, outline, began.list.version());
+        let filled = Filled {
+            query: key.query,
+            count,
+            outline,
+            has_rows_of_before,
+            doubled: doubled.as_ref().map(|(of, row)| (*of, row.as_str())),
+        };
+        let credential = key.list.space.credential;
+        let (version, name) = began.list.observe(
+            began.version,
+            &filled,
+            self.lifetime(credential),
+            now,
+            &self.names(credential),
+        );
+        began.at(version, name)
+    }
+
+    /// A row at an end of the page that the page beside it, of `version`, holds too: one of them is of another state.
+    fn doubled_at_a_seam(
+        &self,
+        key: &PageKey,
+        outline: &Outline,
+        version: Version,
+    ) -> Option<(Version, CompactString)> {
+        let beside = |page: Option<u32>| {
+            let key = PageKey {
+                list: key.list.clone(),
+                query: PageQuery {
+                    page: page?,
+                    ..key.query
+                },
+            };
+            self.get(&key).filter(|page| page.version == version)
+        };
+        let (before, after) = (
+            beside(key.query.page.checked_sub(1)),
+            beside(key.query.page.checked_add(1)),
+        );
+        let ends = [
+            before.map(|page| (page.outline.last_row.clone(), &outline.first_row)),
+            after.map(|page| (page.outline.first_row.clone(), &outline.last_row)),
+        ];
+        let doubled = |(theirs, ours): (Option<CompactString>, &Option<CompactString>)| {
+            theirs.filter(|row| Some(row) == ours.as_ref())
+        };
+        let row = ends.into_iter().flatten().find_map(doubled)?;
+        Some((version, row))
     }
 
     pub(super) fn store_page(
@@ -186,17 +247,4 @@ impl PageStore {
             is_storable,
         }
     }
-}
-
-/// The generation that follows `before` when the list is seen to have moved: every replica that sees the same move gives it the same number.
-pub(super) fn next_generation(before: u64, to: Move<'_>) -> u64 {
-    let mut hasher = blake3::Hasher::new_derive_key("unpod-gateway list generation");
-    hasher.update(&before.to_le_bytes());
-    match to {
-        Move::Count(count) => hasher.update(b"count").update(&count.to_le_bytes()),
-        Move::FirstRow(id) => hasher.update(b"first").update(id.as_bytes()),
-    };
-    let digest: [u8; blake3::OUT_LEN] = hasher.finalize().into();
-    let (first, _) = digest.split_first_chunk().expect("a digest is longer");
-    u64::from_le_bytes(*first)
 }

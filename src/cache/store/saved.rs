@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::{Began, PageStore, StoreDecision};
 use crate::{
     cache::{
-        Received, StoredPage, content::Content, list::Coherence, refresh_plan::RequestRate,
+        Received, StoredPage, content::Content, outline::Outline, refresh_plan::RequestRate,
         snapshot::SavedPage,
     },
     domain::ListPage,
@@ -52,6 +52,7 @@ impl PageStore {
                 lifetime: page.freshness(now).lifetime(),
                 headers: page.stored_headers().clone(),
                 body: page.content.page().body,
+                epoch: page.version.epoch,
                 mark: None,
             })
         })
@@ -59,11 +60,10 @@ impl PageStore {
 
     /// Stores a page of a snapshot, of which `page` was read.
     pub fn restore(&self, saved: &SavedPage, page: ListPage, now: Instant, now_unix_ms: u64) {
-        let began = Began {
-            // The states that the process before this one knew are not those of this one.
-            coherence: Coherence::Unwatched,
-            ..self.begin(saved.key.clone(), now)
-        };
+        // What the process before this one called its states is no name for those of this one.
+        self.space(&saved.key.list.space, saved.epoch.saturating_add(1), now);
+        let began = self.begin(saved.key.clone(), now);
+        let began = began.at(began.version.of_no_generation(), None);
         let answer = Received {
             headers: &saved.headers,
             received: now,
@@ -85,8 +85,10 @@ impl PageStore {
         age: Duration,
         request_rate: RequestRate,
     ) -> StoredPage {
+        let outline = Outline::of(&page, began.key.list.id.collection());
         StoredPage::new(
             Arc::new(Content::new(page, answer.received, age, &self.memory)),
+            outline,
             answer,
             &self.rules().lifetimes,
             1.0,

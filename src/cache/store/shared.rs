@@ -29,7 +29,7 @@ impl PageStore {
             adopted => adopted,
         };
         match adopted {
-            Adopted::Done(version) => Some(asked.at(version)),
+            Adopted::Done(version) => Some(asked.at(version, None)),
             Adopted::MustInvalidate | Adopted::Overtaken => None,
         }
     }
@@ -61,17 +61,17 @@ impl PageStore {
         }
     }
 
-    /// Turns the pages of a list stale that are of another generation.
-    pub fn move_to(&self, key: &ListKey, generation: u64, now: Instant) {
+    /// Turns the pages of a list stale that are of another generation than that called `name`.
+    pub fn move_to(&self, key: &ListKey, name: u64, now: Instant) {
         if let Some(list) = self.known_list(key) {
-            list.move_to(generation, now);
+            list.move_to(name, now);
         }
     }
 
-    /// Every list of which pages are stored, those of a space one after another, what all replicas know its state by, and its
-    /// generation here.
+    /// Every list of which pages are stored, those of a space one after another, what all replicas know its state by, and what its
+    /// generation is called here.
     #[must_use]
-    pub fn marks(&self) -> Vec<(ListKey, Option<Mark>, u64)> {
+    pub fn marks(&self) -> Vec<(ListKey, Option<Mark>, Option<u64>)> {
         let spaces = self.spaces.lock();
         let lists = spaces.known.iter().flat_map(|(key, space)| {
             let lists = space.lists().into_iter();
@@ -82,7 +82,7 @@ impl PageStore {
             .map(|(space, list)| {
                 let id = list.id().clone();
                 let key = ListKey { space, id };
-                (key, list.mark(), list.version().generation)
+                (key, list.mark(), list.name_of(list.version()))
             })
             .collect()
     }
@@ -128,10 +128,11 @@ impl PageStore {
         now_unix: i64,
     ) -> Option<StoreOutcome> {
         // This replica may have seen the list move, and the others not have heard of it yet.
-        let generation = began.version.generation;
-        if saved.mark.is_none_or(|mark| mark.generation != generation) {
+        let name = began.state_name()?;
+        if saved.mark.is_none_or(|mark| mark.generation != name) {
             return None;
         }
+        let began = &began.at(began.version, self.is_coherent().then_some(name));
         let seconds = i64::try_from(age.as_secs()).unwrap_or(i64::MAX);
         let answer = Received {
             headers: &saved.headers,
@@ -175,8 +176,9 @@ impl PageStore {
         let is_current = page.moved_at().is_none() && !page.is_invalidated();
         let before = page.list.mark().filter(|_| is_current)?;
         let age = u64::try_from(page.age(now).as_millis()).unwrap_or(u64::MAX);
+        let generation = page.list.name_of(page.version)?;
         let mark = Mark {
-            generation: page.generation(),
+            generation,
             ..before
         };
         Some(Shared {
@@ -186,6 +188,7 @@ impl PageStore {
                 lifetime: page.stated_lifetime(),
                 headers: page.stored_headers().clone(),
                 body: page.content.page().body,
+                epoch: page.version.epoch,
                 mark: Some(mark),
             },
             before,

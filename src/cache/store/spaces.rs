@@ -16,6 +16,8 @@ pub(super) const FIRST_SWEEP_AT: usize = 1024;
 #[derive(Debug)]
 pub(super) struct Spaces {
     pub(super) known: HashMap<SpaceKey, Arc<Space>>,
+    /// The highest of the spaces that were forgotten: one that comes back does not return to an epoch that it had left.
+    first_epoch: u64,
     sweep_at: usize,
 }
 
@@ -23,6 +25,7 @@ impl Default for Spaces {
     fn default() -> Self {
         Self {
             known: HashMap::new(),
+            first_epoch: 0,
             sweep_at: FIRST_SWEEP_AT,
         }
     }
@@ -39,14 +42,16 @@ impl PageStore {
         self.known(&key.space)?.known_list(&key.id)
     }
 
-    pub(super) fn space(&self, key: &SpaceKey, now: Instant) -> Arc<Space> {
+    /// The space of `key`; one of which nothing is known begins with `epoch`, or a later one.
+    pub(super) fn space(&self, key: &SpaceKey, epoch: u64, now: Instant) -> Arc<Space> {
         let mut spaces = self.spaces.lock();
         if let Some(space) = spaces.known.get(key) {
             return space.clone();
         }
         spaces.sweep(now);
         let demand = self.demand(key.credential);
-        let space = Arc::new(Space::new(&key.space, demand));
+        let epoch = epoch.max(spaces.first_epoch);
+        let space = Arc::new(Space::new(&key.space, epoch, demand));
         spaces.known.insert(key.clone(), space.clone());
         space
     }
@@ -64,7 +69,7 @@ impl PageStore {
     pub(super) fn distrust_all(&self, now: Instant) {
         let known: Vec<_> = self.spaces.lock().known.values().cloned().collect();
         for space in known {
-            self.move_on(&space, now);
+            move_on(&space, now);
         }
     }
 
@@ -72,35 +77,49 @@ impl PageStore {
     /// quota alone.
     pub fn distrust(&self, credential: CredentialId, now: Instant) {
         for space in self.spaces_of(credential).values() {
-            self.move_on(space, now);
+            move_on(space, now);
             space.forget_refusals();
-        }
-    }
-
-    fn move_on(&self, space: &Space, now: Instant) {
-        for list in space.lists() {
-            list.move_on(|| self.generation(), now);
         }
     }
 }
 
+fn move_on(space: &Space, now: Instant) {
+    for list in space.lists() {
+        list.move_on(now);
+    }
+}
+
 impl Spaces {
+    pub(super) fn epoch(&self, key: &SpaceKey) -> u64 {
+        let known = self.known.get(key);
+        known.map_or(self.first_epoch, |space| space.epoch())
+    }
+
+    fn retain(&mut self, is_kept: impl Fn(&Arc<Space>) -> bool) {
+        let first_epoch = &mut self.first_epoch;
+        self.known.retain(|_, space| {
+            let is_kept = is_kept(space);
+            if !is_kept {
+                *first_epoch = space.epoch().max(*first_epoch);
+            }
+            is_kept
+        });
+    }
+
     /// Forgets spaces of which nothing is left, each time their number has doubled.
     fn sweep(&mut self, now: Instant) {
         if self.known.len() < self.sweep_at {
             return;
         }
         let in_use = |space: &Arc<Space>| Arc::strong_count(space) > 1;
-        self.known
-            .retain(|_, space| in_use(space) || !space.is_idle(now));
+        self.retain(|space| in_use(space) || !space.is_idle(now));
         let pageless = self
             .known
             .values()
             .filter(|space| !in_use(space) && space.has_no_pages())
             .count();
         if pageless > MAX_PAGELESS_SPACES {
-            self.known
-                .retain(|_, space| in_use(space) || !space.has_no_pages());
+            self.retain(|space| in_use(space) || !space.has_no_pages());
         }
         self.sweep_at = (2 * self.known.len()).max(FIRST_SWEEP_AT);
     }

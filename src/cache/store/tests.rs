@@ -3,18 +3,20 @@ use std::{ops::ControlFlow, sync::Barrier, time::Duration};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::{
-    fills::next_generation,
     spaces::{FIRST_SWEEP_AT, MAX_PAGELESS_SPACES},
     *,
 };
 use crate::{
-    cache::{Received, http_semantics::ContentCoding, list::Move},
+    cache::{Received, http_semantics::ContentCoding},
     config::Config,
     domain::{
         CredentialId, FieldPath, ListId, ListKey, ListPage, PageQuery, Refusal, Row, SpaceToken,
         View,
     },
+    upstream::read_page,
 };
+
+mod generations;
 
 /// A store with `[cache]` as `lines` change it.
 fn store(lines: &str) -> PageStore {
@@ -287,13 +289,14 @@ fn without_coherent_pages_no_list_moves() {
 }
 
 #[test]
-fn no_two_spaces_share_a_generation() {
+fn no_two_states_share_a_name() {
     let store = store("");
     let mut seen = std::collections::BTreeSet::new();
     for space in ["A", "B", "C"] {
         for count in 1..4 {
             let kept = put(&store, key_of(0, space, 1), page(count, "a"));
-            assert!(seen.insert(kept.page.generation()), "{space} {count}");
+            let name = kept.page.list_generation.clone().unwrap();
+            assert!(seen.insert(name), "{space} {count}");
         }
     }
 }
@@ -703,7 +706,7 @@ fn an_evicted_page_leaves_its_spaces_set() {
     let held = (1..=100).filter(|number| store.get(&key(*number)).is_some());
     let held: Vec<_> = held.map(|number| key(number).query).collect();
     assert!((1..=10).contains(&held.len()), "{}", held.len());
-    let space = store.space(&key(1).list.space, Instant::now());
+    let space = store.space(&key(1).list.space, 0, Instant::now());
     let listed = space.invalidate();
     let listed: Vec<_> = listed.iter().flat_map(|(_, pages)| pages.iter()).collect();
     assert_eq!(listed, held);
@@ -734,7 +737,9 @@ fn each_list_names_what_is_stored_whoever_writes_and_reads_at_once() {
     });
     let stored = numbers().filter(|number| store.get(&key(*number)).is_some());
     let stored: Vec<_> = stored.map(|number| key(number).query).collect();
-    let named = store.space(&key(1).list.space, Instant::now()).invalidate();
+    let named = store
+        .space(&key(1).list.space, 0, Instant::now())
+        .invalidate();
     let named: Vec<_> = named.iter().flat_map(|(_, pages)| pages.iter()).collect();
     assert_eq!(named, stored);
 }
@@ -1016,20 +1021,6 @@ fn spaces_are_found_by_description_once_whoever_reads_them() {
     let named = |name| store.spaces_where(|space| space.as_str() == name);
     assert_eq!(named("A"), [SpaceToken::new("A").unwrap()]);
     assert!(named("C").is_empty());
-}
-
-#[test]
-fn who_sees_the_same_move_names_the_same_generation() {
-    let after = |to| next_generation(7, to);
-    assert_eq!(after(Move::Count(6)), after(Move::Count(6)));
-    let others = [
-        after(Move::Count(5)),
-        after(Move::FirstRow("n")),
-        after(Move::FirstRow("m")),
-        next_generation(8, Move::Count(6)),
-    ];
-    assert!(!others.contains(&after(Move::Count(6))));
-    assert_ne!(others[1], others[2]);
 }
 
 #[test]

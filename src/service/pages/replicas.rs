@@ -11,15 +11,15 @@ use super::{
 };
 use crate::{
     cache::{
-        CacheStatus, StoredPage, Verdict, judge_page, single_flight::StoreRequested,
-        status::Detail, store::StoreOutcome,
+        CacheStatus, StoredPage, Verdict, judge_page, list::StateNames,
+        single_flight::StoreRequested, status::Detail, store::StoreOutcome,
     },
     domain::{PageKey, SpaceKey},
     off_runtime::by_size,
     service::{
         SharedCache,
         shared_cache::{FillLock, Lease, RedisKeys, SharedPage},
-        snapshot::unix_ms,
+        snapshot::{owners, unix_ms},
     },
     shared::Unavailable,
     upstream::{Call, Credential, Credentials, UpstreamError, Waiters, acquire},
@@ -45,8 +45,14 @@ impl Pages {
         let _ = self.shared_cache.set(shared_cache);
     }
 
-    /// Shares the pages of `credentials` from now on.
+    /// Shares the pages of `credentials` from now on, and names the states of their lists by their secrets.
     pub fn set_credentials(&self, credentials: Arc<Credentials>) {
+        let owners = owners(credentials.all());
+        let names = credentials.all().filter_map(|credential| {
+            let (_, secret) = owners.known(credential.id).next()?;
+            Some((credential.id, StateNames::new(secret)))
+        });
+        self.store.set_names(names.collect());
         if let Some(shared_cache) = self.shared_cache.get() {
             shared_cache.set_credentials(credentials);
         }
@@ -213,7 +219,7 @@ impl Pages {
         let key = &request.key();
         let (began, shared) = loop {
             let asked = self.store.begin(key.clone(), Instant::now());
-            let shared = shared_cache.look_up(keys, key, asked.generation()).await?;
+            let shared = shared_cache.look_up(keys, key, asked.state_name()).await?;
             if !request.credential.is_in_force() {
                 return Ok(None);
             }

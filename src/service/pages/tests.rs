@@ -1090,14 +1090,14 @@ async fn a_moved_list_makes_its_other_pages_waited_for() {
 #[tokio::test(start_paused = true)]
 async fn a_page_cut_from_another_is_a_stale_fallback_as_long_as_that_is() {
     let bench = Bench::new();
-    let rows = r#"{"count":3,"data":[{"task_id":"c"},{"task_id":"b"},{"task_id":"a"}]}"#;
+    let rows = r#"{"count":3,"status_code":200,"message":"Tasks Fetched Successfully","data":[{"task_id":"c"},{"task_id":"b"},{"task_id":"a"}]}"#;
     let page = read_page(&Bytes::from_static(rows.as_bytes())).unwrap();
     bench.upstream.then_answer(answer(Content::Page(page), &[]));
     bench.get().await.unwrap();
     let mut request = bench.request(PLAIN);
     request.query.page_size = 2;
     let get = || bench.pages.page(&request);
-    let cut = r#"{"count":3,"data":[{"task_id":"c"},{"task_id":"b"}]}"#;
+    let cut = r#"{"count":3,"status_code":200,"message":"Tasks Fetched Successfully","data":[{"task_id":"c"},{"task_id":"b"}]}"#;
     let explained = || {
         let (key, now) = (request.key(), Instant::now());
         bench.pages.explain(&key, &bench.credential, now).verdict
@@ -1132,7 +1132,10 @@ async fn in_an_outage_pages_read_long_apart_are_cut_to_any_size() {
     let task = |id: u32| format!(r#"{{"task_id":"{id}"}}"#);
     let body = |ids: std::ops::Range<u32>| {
         let tasks: Vec<_> = ids.map(task).collect();
-        format!(r#"{{"count":40,"data":[{}]}}"#, tasks.join(","))
+        format!(
+            r#"{{"count":40,"status_code":200,"message":"Tasks Fetched Successfully","data":[{}]}}"#,
+            tasks.join(",")
+        )
     };
     for (page, ids) in [(1, 0..20), (2, 20..40)] {
         let told = read_page(&body(ids).into()).unwrap();
@@ -1263,7 +1266,10 @@ fn a_large_page_is_stored_renewed_and_cut_by_another_thread() {
             let bench = Bench::new();
             let task = |id| format!(r#"{{"task_id":"{id}","text":"{}"}}"#, "x".repeat(length));
             let tasks: Vec<_> = (0..20).map(task).collect();
-            let body = format!(r#"{{"count":20,"data":[{}]}}"#, tasks.join(","));
+            let body = format!(
+                r#"{{"count":20,"status_code":200,"message":"Tasks Fetched Successfully","data":[{}]}}"#,
+                tasks.join(",")
+            );
             let page = read_page(&body.into()).unwrap();
             let told = Content::Page(page);
             bench

@@ -39,7 +39,7 @@ impl SharedCache {
     pub(in crate::service) async fn still(
         &self,
         session: &Session,
-        lists: Vec<(ListKey, Option<Mark>, u64)>,
+        lists: Vec<(ListKey, Option<Mark>, Option<u64>)>,
     ) -> Result<Vec<(ListKey, Option<Mark>)>, Unavailable> {
         let forgot = session
             .before
@@ -63,12 +63,12 @@ impl SharedCache {
                 let (_, unknown) =
                     *fresh.insert(of_space.unwrap_or_else(|| (&key.space, Nonce::fresh())));
                 let epoch = known.map_or(unknown, |mark| Nonce(mark.epoch));
-                let generation = mark.map_or(*generation, |mark| mark.generation);
+                let generation = mark.map(|mark| mark.generation).or(*generation);
                 still
                     .key(self.state_key(name))
                     .key(self.list_key(name, &key.id))
                     .arg(epoch)
-                    .arg(Nonce(generation))
+                    .arg(generation.map_or_else(Nonce::fresh, Nonce))
                     .arg(u8::from(known.is_some()));
                 self.remember(name, &key.space, |_| true);
                 offered.push((key, mark, name, epoch));
@@ -90,7 +90,7 @@ impl SharedCache {
     }
 
     /// With what the space of each is called in Redis; `None`: its credential is gone.
-    fn named(&self, lists: Vec<(ListKey, Option<Mark>, u64)>) -> Vec<Named> {
+    fn named(&self, lists: Vec<(ListKey, Option<Mark>, Option<u64>)>) -> Vec<Named> {
         let credentials = self.credentials.load_full();
         let name = |key: &ListKey| {
             let mut all = credentials.all();
@@ -105,5 +105,5 @@ impl SharedCache {
     }
 }
 
-/// A list, what all replicas knew its state by, its generation, and what its space is called in Redis.
-type Named = (ListKey, Option<Mark>, u64, Option<String>);
+/// A list, what all replicas knew its state by, what its generation is called, and its space in Redis.
+type Named = (ListKey, Option<Mark>, Option<u64>, Option<String>);

@@ -91,7 +91,8 @@ prop_compose! {
             lifetime: Duration::from_millis(lifetime_ms),
             headers: headers.into_iter().collect::<HeaderMap>(),
             body: body.into(),
-            mark: None,
+            epoch: 0,
+        mark: None,
         }
     }
 }

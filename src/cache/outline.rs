@@ -1,0 +1,147 @@
+//! What is read of a page once, when it comes: the ids at its ends, and whether its envelope is the vendor's.
+
+use compact_str::CompactString;
+
+use crate::domain::{Collection, ListPage, Row};
+
+/// What is known of a page without its bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outline {
+    pub first_row: Option<CompactString>,
+    pub last_row: Option<CompactString>,
+    /// Whether the page is nothing but the vendor's envelope and rows with one comma between: only then it can be cut.
+    pub is_plain: bool,
+}
+
+impl Outline {
+    #[must_use]
+    pub fn of(page: &ListPage, collection: Collection) -> Self {
+        let id = |row: &Row| {
+            page.text_of(row, collection.id_member)
+                .map(CompactString::from)
+        };
+        Self {
+            first_row: page.rows.first().and_then(id),
+            last_row: page.rows.last().and_then(id),
+            is_plain: is_plain(page, collection),
+        }
+    }
+
+    /// Whether both ends are the same rows.
+    pub(super) fn has_ends_of(&self, other: &Self) -> bool {
+        let ends = |outline: &Self| outline.first_row.clone().zip(outline.last_row.clone());
+        ends(self).is_some_and(|own| ends(other) == Some(own))
+    }
+}
+
+fn is_plain(page: &ListPage, collection: Collection) -> bool {
+    let head = format!(
+        r#"{{"count":{},"status_code":200,"message":"{}","data":["#,
+        page.count, collection.success
+    );
+    let place = |at: u32| at as usize;
+    let start = page.rows.first().map(|row| place(row.span.start));
+    let end = page.rows.last().map(|row| place(row.span.end));
+    let (start, end) = start.zip(end).unwrap_or((head.len(), head.len()));
+    let between = |pair: &[Row]| {
+        page.body
+            .get(place(pair[0].span.end)..place(pair[1].span.start))
+    };
+    start == head.len()
+        && page.body.starts_with(head.as_bytes())
+        && page.body.get(end..) == Some(b"]}")
+        && page.rows.windows(2).all(|pair| between(pair) == Some(b","))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{domain::Collection, upstream::read_page};
+
+    fn outline(body: &'static str) -> Outline {
+        let page = read_page(&body.into()).unwrap();
+        Outline::of(&page, Collection::TASKS)
+    }
+
+    #[test]
+    fn only_the_vendors_own_envelope_is_plain() {
+        let table = [
+            (
+                r#"{"count":2,"status_code":200,"message":"Tasks Fetched Successfully","data":[{"task_id":"a"},{"task_id":"b"}]}"#,
+                true,
+            ),
+            (
+                r#"{"count":2,"status_code":200,"message":"Tasks Fetched Successfully","data":[{"task_id":"a"}]}"#,
+                true,
+            ),
+            (
+                r#"{"count":0,"status_code":200,"message":"Tasks Fetched Successfully","data":[]}"#,
+                true,
+            ),
+            // Another order, another member, another status or message, before the rows and behind them.
+            (
+                r#"{"status_code":200,"count":2,"message":"Tasks Fetched Successfully","data":[{"task_id":"a"}]}"#,
+                false,
+            ),
+            (
+                r#"{"count":2,"page":1,"status_code":200,"message":"Tasks Fetched Successfully","data":[{"task_id":"a"}]}"#,
+                false,
+            ),
+            (
+                r#"{"count":2,"status_code":200,"message":"Tasks Fetched Successfully","data":[{"task_id":"a"}],"next":2}"#,
+                false,
+            ),
+            (
+                r#"{"count":2,"status_code":201,"message":"Tasks Fetched Successfully","data":[{"task_id":"a"}]}"#,
+                false,
+            ),
+            (
+                r#"{"count":2,"status_code":200,"message":"20 Tasks Fetched","data":[{"task_id":"a"}]}"#,
+                false,
+            ),
+            (
+                r#"{"count":2,"status_code":200,"message":"Runs Fetched Successfully","data":[{"task_id":"a"}]}"#,
+                false,
+            ),
+            (r#"{"count":2,"data":[{"task_id":"a"}]}"#, false),
+            // Spaced: of a single row nobody knows what stands between two.
+            (
+                r#"{"count": 2, "status_code": 200, "message": "Tasks Fetched Successfully", "data": [{"task_id":"a"}]}"#,
+                false,
+            ),
+            (
+                r#"{"count":2,"status_code":200,"message":"Tasks Fetched Successfully","data":[{"task_id":"a"}, {"task_id":"b"}]}"#,
+                false,
+            ),
+            (
+                r#"{"count":2,"status_code":200,"message":"Tasks Fetched Successfully","data":[ {"task_id":"a"}]}"#,
+                false,
+            ),
+            (
+                r#"{"count":2,"status_code":200,"message":"Tasks Fetched Successfully","data":[{"task_id":"a"}]} "#,
+                false,
+            ),
+            (
+                r#"{"count":2,"status_code":200,"message":"Tasks Fetched Successfully","data":[ ]}"#,
+                false,
+            ),
+        ];
+        for (body, is_plain) in table {
+            assert_eq!(outline(body).is_plain, is_plain, "{body}");
+        }
+    }
+
+    #[test]
+    fn ends_are_the_same_where_both_are_known() {
+        let ends = |first: Option<&str>, last: Option<&str>| Outline {
+            first_row: first.map(CompactString::from),
+            last_row: last.map(CompactString::from),
+            is_plain: true,
+        };
+        let whole = ends(Some("a"), Some("z"));
+        assert!(whole.has_ends_of(&whole));
+        assert!(!whole.has_ends_of(&ends(Some("a"), Some("y"))));
+        assert!(!ends(None, None).has_ends_of(&ends(None, None)));
+        assert!(!ends(Some("a"), None).has_ends_of(&ends(Some("a"), None)));
+    }
+}
