@@ -1,13 +1,16 @@
 //! A list that grows while it is read: pages of one generation fit together, and a reader can tell when they do not.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
-use serde_json::Value;
-use unpod_gateway::simulator::world::{self, SUPPORT};
+use serde_json::{Value, json};
+use unpod_gateway::simulator::{
+    Scripted,
+    world::{self, SUPPORT},
+};
 
 use crate::{
     answer::Answer,
-    gateway::{Gateway, setup, start},
+    gateway::{Gateway, REFRESHER, setup, start},
 };
 
 const PAGE_SIZE: u64 = 100;
@@ -202,4 +205,160 @@ async fn another_page_size_is_cut_from_what_is_stored() {
 
     gateway.tasks(SUPPORT, "?page=4&page_size=20").await;
     assert_eq!(upstream.requests(), 4, "a page past the end is asked for");
+}
+
+/// What was seen of one state: its count, and the tasks by their places.
+type Seen = HashMap<String, (u64, HashMap<u64, String>)>;
+
+/// Notes which task stands where, and that nothing contradicts what was seen of the same state.
+fn note(seen: &mut Seen, answer: &Answer, page: u64, size: u64) {
+    let name = answer.header("x-list-generation").unwrap().to_owned();
+    let body = answer.json();
+    let count = body["count"].as_u64().unwrap();
+    let (known_count, places) = seen.entry(name).or_insert((count, HashMap::new()));
+    assert_eq!(*known_count, count);
+    for (place, id) in ((page - 1) * size..).zip(task_ids(&body)) {
+        let known = places.entry(place).or_insert_with(|| id.clone());
+        assert_eq!(*known, id, "place {place} of {count}");
+    }
+}
+
+#[tokio::test]
+async fn whoever_reads_while_the_list_grows_sees_one_state_under_each_name() {
+    const READERS: u64 = 6;
+    const READS: u64 = 60;
+    let gateway = setup()
+        .with("[cache]\nttl = '5ms'\nstale_while_revalidate = '0s'\nassemble_pages = true")
+        .start()
+        .await;
+    let read = |reader: u64| {
+        let gateway = &gateway;
+        async move {
+            let mut answers = Vec::new();
+            for number in 0..READS {
+                // Other pages and sizes for each, in an order of its own; together they meet fills under way and moves.
+                let mixed = (reader * READS + number).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+                let (size, page) = [(20, mixed % 3 + 1), (10, mixed % 6 + 1)]
+                    [usize::from(mixed.is_multiple_of(5))];
+                if reader == 0 && number.is_multiple_of(3) {
+                    gateway.upstream().add_task(SUPPORT);
+                }
+                let query = format!("?page={page}&page_size={size}");
+                answers.push((gateway.tasks(SUPPORT, &query).await, page, size));
+            }
+            answers
+        }
+    };
+
+    let answers = futures_util::future::join_all((0..READERS).map(read)).await;
+
+    let mut seen = Seen::new();
+    for (answer, page, size) in answers.iter().flatten() {
+        note(&mut seen, answer, *page, *size);
+    }
+    assert!(seen.len() > 1, "the list moved");
+}
+
+fn scripted(count: u64, ids: impl Iterator<Item = u64>) -> Scripted {
+    let data: Vec<_> = ids.map(|id| json!({"task_id": id.to_string()})).collect();
+    let page = json!({"count": count, "status_code": 200, "message": "Tasks Fetched Successfully", "data": data});
+    Scripted::json(200, page.to_string())
+}
+
+async fn refresh(gateway: &Gateway, query: &str) -> Answer {
+    let asked = gateway.tasks(SUPPORT, query).key(REFRESHER);
+    asked.cache_control("no-cache").await
+}
+
+#[tokio::test]
+async fn a_count_that_alternates_moves_the_list_once_and_costs_no_more_calls() {
+    const PAGES: u64 = 10;
+    const ROUNDS: u64 = 10;
+    let gateway = start().await;
+    let upstream = gateway.upstream();
+    // Two servers behind the upstream, of which one lags by a task.
+    let answers = (0..100).map(|call| {
+        let newest = 200 + call % 2;
+        scripted(newest, (newest - 20..newest).rev())
+    });
+    upstream.script(SUPPORT, answers.collect());
+    let mut names = HashSet::new();
+    for round in 0..ROUNDS {
+        for page in 1..=PAGES {
+            let query = format!("?page={page}");
+            // Page 1 is asked for again and again, and each answer contradicts the one before.
+            let answer = match page {
+                1 => refresh(&gateway, &query).await,
+                _ => gateway.tasks(SUPPORT, &query).await,
+            };
+            if round > 0 {
+                names.insert(answer.header("x-list-generation").unwrap().to_owned());
+            }
+        }
+    }
+    let calls = upstream.requests() - ROUNDS;
+    assert!(
+        calls <= PAGES + PAGES / 2,
+        "{calls} calls for {PAGES} pages"
+    );
+    assert_eq!(names.len(), 1, "{names:?}");
+}
+
+#[tokio::test]
+async fn rows_of_before_with_a_count_one_higher_move_the_list_once() {
+    let gateway = start().await;
+    let upstream = gateway.upstream();
+    let (before, after) = (|| (181..=200).rev(), || (182..=201).rev());
+    upstream.script(
+        SUPPORT,
+        vec![
+            scripted(200, before()),
+            scripted(200, (161..=180).rev()),
+            scripted(201, before()),
+            scripted(201, (162..=181).rev()),
+            scripted(201, after()),
+        ],
+    );
+    gateway.tasks(SUPPORT, "?page=1").await;
+    gateway.tasks(SUPPORT, "?page=2").await;
+    let between = refresh(&gateway, "?page=1").await;
+    let second = gateway.tasks(SUPPORT, "?page=2").await;
+    let first = gateway.tasks(SUPPORT, "?page=1").await;
+    assert_eq!(
+        upstream.requests(),
+        5,
+        "what was read too early is read again"
+    );
+
+    for (query, stored) in [("?page=1", &first), ("?page=2", &second)] {
+        let again = gateway.tasks(SUPPORT, query).await;
+        assert_eq!(again.cache_status(), "hit");
+        let name = |answer: &Answer| answer.header("x-list-generation").unwrap().to_owned();
+        assert_eq!(name(&again), name(stored));
+        assert_eq!(name(&again), name(&first));
+        assert_ne!(name(&again), name(&between));
+    }
+}
+
+#[tokio::test]
+async fn gateways_before_one_upstream_agree_on_names_until_one_is_purged() {
+    let first = start().await;
+    let url = first.upstream_url();
+    let second = setup().start_before(&url).await;
+    let name = async |gateway: &Gateway, query: &str| {
+        let answer = refresh(gateway, query).await;
+        answer.header("x-list-generation").unwrap().to_owned()
+    };
+    let before = name(&first, "?page=1").await;
+    assert_eq!(name(&second, "?page=2").await, before);
+    first.upstream().add_task(SUPPORT);
+    let after = name(&first, "?page=2").await;
+    assert_ne!(after, before);
+    assert_eq!(name(&second, "?page=1").await, after);
+
+    let purge = format!("{}/cache/spaces/{SUPPORT}", first.admin_url());
+    first.http().delete(purge).send().await.unwrap();
+    let purged = name(&first, "?page=1").await;
+    assert!(purged != after && purged != before);
+    assert_eq!(name(&second, "?page=1").await, after);
 }

@@ -70,6 +70,19 @@ async fn after_a_restart_pages_stand_in_for_an_upstream_that_is_gone() {
 }
 
 #[tokio::test]
+async fn after_a_restart_no_page_has_a_name_of_before() {
+    let restart = Restart::new().await;
+    let mut names = std::collections::HashSet::new();
+    for _ in 0..3 {
+        let gateway = restart.start().await;
+        let page = gateway.tasks(SUPPORT, "?page=1").await;
+        let name = page.header("x-list-generation").unwrap().to_owned();
+        assert!(names.insert(name));
+        assert!(gateway.app.drain().await);
+    }
+}
+
+#[tokio::test]
 async fn a_restored_page_is_never_shown_unasked() {
     let restart = Restart::new().await;
     restart.leave_pages().await;

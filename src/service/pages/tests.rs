@@ -60,13 +60,16 @@ impl FakeUpstream {
                 Step::Call(step) => (step, 1),
                 Step::BudgetExhausted(step) => (step, 0),
             };
-            // Made, and over as soon as it is asked for.
-            drop(request.call.take());
+            let call = request.call.take();
             for _ in 0..calls {
                 request.calls.add();
             }
             fake.asked().push(request);
-            step
+            async move {
+                // It occupies its slot until it is answered.
+                let _call = call;
+                step.await
+            }
         }))
     }
 
@@ -154,11 +157,16 @@ impl Bench {
 
     /// Lets only so many wait at once.
     fn with_places(max_waiting: usize) -> Self {
-        let config = Config::from_toml(
-            "[upstream]\nbase_url = 'https://unpod.example'\n\
-             [upstream.credentials.default]\ntoken = 'abc'\n[cache]\njitter = 0\n",
-        )
-        .unwrap();
+        Self::configured("", max_waiting)
+    }
+
+    /// With `[upstream]` as `lines` change it.
+    fn configured(lines: &str, max_waiting: usize) -> Self {
+        let text = format!(
+            "[upstream]\nbase_url = 'https://unpod.example'\n{lines}\n\
+             [upstream.credentials.default]\ntoken = 'abc'\n[cache]\njitter = 0\n"
+        );
+        let config = Config::from_toml(&text).unwrap();
         let credentials = Credentials::load(&config.upstream).unwrap();
         let upstream = FakeUpstream::default();
         let metrics = Metrics::new();
@@ -1029,7 +1037,36 @@ async fn a_fill_that_panics_is_lost_for_its_waiters_and_for_no_one_after() {
         ("lost", failed(FillReason::UriMiss))
     );
     assert_eq!(bench.pages.fills_under_way(), 0);
+
+    // Where it made no call, none is told of.
+    let lost = async { panic!("the test wants it") };
+    bench.upstream.push(Step::BudgetExhausted(Box::pin(lost)));
+    let told = bench.get().await.unwrap_err();
+    let expected = ("lost", NotForwarded::Overloaded.into());
+    assert_eq!((code(&told), told.status), expected);
     bench.get().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fill_is_measured_against_the_list_as_it_was_when_its_call_was_sent() {
+    // One call at a time: the second waits for its own while the list moves.
+    let bench = Bench::configured("max_concurrency = 1", PLACES);
+    bench.get_page(3).await.unwrap();
+    let answer = bench.upstream.then_stall();
+    bench.upstream.then_answer(page_of(7, &[]));
+    let first = bench.get_meanwhile(bench.request_page(1, PLAIN)).await;
+    let second = bench.get_meanwhile(bench.request_page(2, PLAIN)).await;
+    assert_eq!(bench.upstream.calls(), 2);
+    assert!(answer.send(page_of(6, &[])).is_ok());
+    first.await.unwrap().unwrap();
+    second.await.unwrap().unwrap();
+
+    let again = bench.get_page(2).await.unwrap();
+
+    assert_eq!(again.page.content.count, 7);
+    let is_hit = matches!(again.status, CacheStatus::Hit { detail: None, .. });
+    assert!(is_hit, "{:?}", again.status);
+    assert_eq!(bench.upstream.calls(), 3);
 }
 
 // RFC 9111 section 4.3.

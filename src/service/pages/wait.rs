@@ -53,7 +53,7 @@ impl Pages {
                     biased;
                     outcome = self.wait(waiting, request, &awaited, waiter.need) => outcome,
                     () = permit.given_away() => {
-                        let status = awaited.failed(&UpstreamError::Overloaded);
+                        let status = awaited.failed(NotForwarded::Overloaded);
                         Some(Err(self.no_permit(status)))
                     }
                 };
@@ -108,10 +108,13 @@ impl Pages {
                 calls: 0,
             }),
             Some(Err(error)) => {
-                let status = awaited.failed(&error);
+                let status = awaited.failed(not_forwarded(&error));
                 Err(failed(error, status))
             }
-            None => Err(failed(PagesErrorKind::Lost, awaited.forwarded())),
+            None => {
+                let status = awaited.failed(NotForwarded::Overloaded);
+                Err(failed(PagesErrorKind::Lost, status))
+            }
         })
     }
 }
@@ -199,10 +202,10 @@ impl Awaited {
         }
     }
 
-    /// What to say where the fill ended with `error`: of a call only where there was one.
-    fn failed(&self, error: &UpstreamError) -> CacheStatus {
+    /// What to say of a fill that gave no page: of a call only where there was one, else why there was none.
+    fn failed(&self, not_forwarded: NotForwarded) -> CacheStatus {
         match self.calls.count() {
-            0 => not_forwarded(error).into(),
+            0 => not_forwarded.into(),
             _ => self.forwarded(),
         }
     }
