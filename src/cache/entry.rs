@@ -314,7 +314,14 @@ impl StoredPage {
     pub fn weight(&self) -> usize {
         // The structs, the map's share and the allocator's: `examples/memory.rs` measures it with 1 KB pages.
         const OVERHEAD: usize = 2560;
-        OVERHEAD + self.content.heap_bytes()
+        // A list that few pages share, such as the tasks of a run.
+        const LIST: usize = 1024;
+        let list = if self.key.list.id.collection().is_of_a_run() {
+            LIST
+        } else {
+            0
+        };
+        OVERHEAD + list + self.content.heap_bytes()
     }
 
     /// Whether storing it could ever be of use.
