@@ -31,7 +31,6 @@ use tracing::{debug, warn};
 use crate::{config::ServerConfig, peer::Peer, telemetry::metrics::Metrics};
 
 mod acceptor;
-mod connection;
 mod connections;
 pub mod descriptors;
 mod drive;
@@ -45,8 +44,7 @@ mod watched;
 pub use self::{acceptor::Acceptor, listener::Listener, tls::Tls};
 use self::{
     acceptor::{AcceptError, Accepted},
-    connection::ConnectionState,
-    connections::Connections,
+    connections::{ConnectionState, Connections},
     drive::Answering,
     end::{ConnectionTimeouts, End},
     listener::concerns_one_connection,

@@ -15,7 +15,10 @@ use tokio::{
     time::Instant,
 };
 
-use super::{connection::ConnectionState, end::End};
+pub(super) use self::connection::{ConnectionState, InFlight};
+use super::end::End;
+
+mod connection;
 
 /// This share of the connections is closed at once, so that a flood of new ones does not search all of them each time.
 const GIVE_WAY_SHARE: usize = 128;

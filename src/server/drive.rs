@@ -23,7 +23,7 @@ use tracing::debug;
 
 use super::{
     Limits,
-    connection::{ConnectionState, InFlight},
+    connections::{ConnectionState, InFlight},
     end::{ConnectionTimeouts, End},
     sent::SentBody,
 };

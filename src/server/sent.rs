@@ -12,7 +12,7 @@ use std::{
 use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
 
-use super::connection::{ConnectionState, InFlight};
+use super::connections::{ConnectionState, InFlight};
 
 /// A body and the request it responds to.
 pub(super) struct SentBody<B> {

@@ -14,7 +14,7 @@ use tokio::{
     sync::futures::OwnedNotified,
 };
 
-use super::{connection::ConnectionState, frames::Incoming};
+use super::{connections::ConnectionState, frames::Incoming};
 
 /// A stream that reports to the connection's state what passes through it.
 ///

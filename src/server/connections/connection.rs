@@ -16,8 +16,8 @@ use tokio::{
     time::Instant,
 };
 
-use super::{
-    connections::{Connections, STREAM_BYTES},
+use super::{Connections, STREAM_BYTES};
+use crate::server::{
     end::{ConnectionTimeouts, End},
     frames::Position,
 };
@@ -41,7 +41,7 @@ enum Awaited {
 }
 
 /// What a connection is doing. Shared by the connection, its byte stream and its responses.
-pub(super) struct ConnectionState {
+pub(in crate::server) struct ConnectionState {
     inner: Mutex<Inner>,
     notify: Notify,
     /// Whether to write a 408 instead of whatever hyper writes next.
@@ -78,20 +78,20 @@ struct Inner {
 
 /// Error responses made and sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Refusals {
-    pub(super) made: u64,
-    pub(super) left: u64,
+pub(in crate::server) struct Refusals {
+    pub(in crate::server) made: u64,
+    pub(in crate::server) left: u64,
 }
 
 impl Refusals {
     /// Whether too many of the first `made` are unsent.
-    pub(super) fn are_too_many(self, made: u64) -> bool {
+    pub(in crate::server) fn are_too_many(self, made: u64) -> bool {
         made.saturating_sub(self.left) > MAX_WAITING_REFUSALS
     }
 }
 
 impl ConnectionState {
-    pub(super) fn new(server: Arc<Connections>, closing: Arc<AtomicBool>) -> Self {
+    pub(in crate::server) fn new(server: Arc<Connections>, closing: Arc<AtomicBool>) -> Self {
         let now = Instant::now();
         Self {
             inner: Mutex::new(Inner {
@@ -116,19 +116,19 @@ impl ConnectionState {
         }
     }
 
-    pub(super) fn server(&self) -> &Connections {
+    pub(in crate::server) fn server(&self) -> &Connections {
         &self.server
     }
 
     /// HTTP may begin: the handshake before it had a deadline of its own.
-    pub(super) fn opened(&self) {
+    pub(in crate::server) fn opened(&self) {
         let mut inner = self.inner.lock();
         inner.awaited_since = Instant::now();
         inner.idle_since = inner.awaited_since;
     }
 
     /// A request's header is complete; the request lasts until the guard is dropped.
-    pub(super) fn request(self: &Arc<Self>, version: Version) -> InFlight {
+    pub(in crate::server) fn request(self: &Arc<Self>, version: Version) -> InFlight {
         let mut inner = self.inner.lock();
         inner.in_flight += 1;
         if inner.awaited != Awaited::Http2Frame {
@@ -171,7 +171,7 @@ impl ConnectionState {
     }
 
     /// Something was read that ends at `position`.
-    pub(super) fn read(&self, position: Position) {
+    pub(in crate::server) fn read(&self, position: Position) {
         let mut inner = self.inner.lock();
         match (position, inner.awaited) {
             (Position::Between, _) => inner.awaited = Awaited::Request,
@@ -185,12 +185,12 @@ impl ConnectionState {
     }
 
     /// Notes whether the peer accepts bytes.
-    pub(super) fn set_blocked(&self, is_blocked: bool) {
+    pub(in crate::server) fn set_blocked(&self, is_blocked: bool) {
         self.inner.lock().blocked_since = is_blocked.then(Instant::now);
     }
 
     /// Tracks unsent bytes of a response, `own` of which nobody else holds; returns their slot.
-    pub(super) fn hand(&self, own: u64, is_refusal: bool) -> usize {
+    pub(in crate::server) fn hand(&self, own: u64, is_refusal: bool) -> usize {
         if own > 0 {
             self.add_unsent(own);
         }
@@ -205,12 +205,12 @@ impl ConnectionState {
     }
 
     /// Some of the bytes at `slot` were written.
-    pub(super) fn moved(&self, slot: usize) {
+    pub(in crate::server) fn moved(&self, slot: usize) {
         self.inner.lock().waiting[slot] = Some(Instant::now());
     }
 
     /// What [`ConnectionState::hand`] tracks has been written, or never will be.
-    pub(super) fn left(&self, slot: usize, own: u64, is_refusal: bool) {
+    pub(in crate::server) fn left(&self, slot: usize, own: u64, is_refusal: bool) {
         let mut inner = self.inner.lock();
         inner.waiting[slot] = None;
         inner.refusals.left += u64::from(is_refusal);
@@ -218,7 +218,7 @@ impl ConnectionState {
     }
 
     /// Whether a request may begin; if not, the waker is called once it may.
-    pub(super) fn may_begin(&self, waker: &Waker) -> bool {
+    pub(in crate::server) fn may_begin(&self, waker: &Waker) -> bool {
         let mut inner = self.inner.lock();
         let may = inner.unsent <= MAX_WAITING_BYTES;
         if !may {
@@ -228,7 +228,7 @@ impl ConnectionState {
     }
 
     /// Whether responses are unsent, so that the peer's end of stream has to wait; the waker is called when they are sent.
-    pub(super) fn is_busy_for(&self, reader: &Waker) -> bool {
+    pub(in crate::server) fn is_busy_for(&self, reader: &Waker) -> bool {
         let mut inner = self.inner.lock();
         let is_busy = inner.is_busy();
         if is_busy {
@@ -237,27 +237,27 @@ impl ConnectionState {
         is_busy
     }
 
-    pub(super) fn is_busy(&self) -> bool {
+    pub(in crate::server) fn is_busy(&self) -> bool {
         self.inner.lock().is_busy()
     }
 
     /// Since when it is idle, unless it was asked to end.
-    pub(super) fn idle_since(&self) -> Option<Instant> {
+    pub(in crate::server) fn idle_since(&self) -> Option<Instant> {
         let inner = self.inner.lock();
         let is_idle = !inner.is_busy() && !inner.is_leaving && inner.end.is_none();
         is_idle.then_some(inner.idle_since)
     }
 
-    pub(super) fn unsent(&self) -> u64 {
+    pub(in crate::server) fn unsent(&self) -> u64 {
         self.inner.lock().unsent
     }
 
-    pub(super) fn refusals(&self) -> Refusals {
+    pub(in crate::server) fn refusals(&self) -> Refusals {
         self.inner.lock().refusals
     }
 
     /// Asks the connection to end and stops counting its bytes; returns how many there were.
-    pub(super) fn write_off(&self) -> u64 {
+    pub(in crate::server) fn write_off(&self) -> u64 {
         let mut inner = self.inner.lock();
         inner.is_written_off = true;
         inner.end = Some(End::UnsentBytes);
@@ -266,7 +266,7 @@ impl ConnectionState {
     }
 
     /// Asks the connection to end.
-    pub(super) fn request_end(&self, end: End) {
+    pub(in crate::server) fn request_end(&self, end: End) {
         let mut inner = self.inner.lock();
         inner.end = Some(end);
         inner.is_leaving = true;
@@ -275,12 +275,12 @@ impl ConnectionState {
     }
 
     /// Resolves when an end was asked for or too many error responses are unsent.
-    pub(super) fn notified(&self) -> Notified<'_> {
+    pub(in crate::server) fn notified(&self) -> Notified<'_> {
         self.notify.notified()
     }
 
     /// Takes the end that was asked for.
-    pub(super) fn take_end(&self) -> Option<End> {
+    pub(in crate::server) fn take_end(&self) -> Option<End> {
         self.inner.lock().end.take()
     }
 
@@ -289,18 +289,18 @@ impl ConnectionState {
     /// # Errors
     ///
     /// Returns the timeout that has expired.
-    pub(super) fn due(&self, timeouts: &ConnectionTimeouts) -> Result<Duration, End> {
+    pub(in crate::server) fn due(&self, timeouts: &ConnectionTimeouts) -> Result<Duration, End> {
         self.inner.lock().due(timeouts, Instant::now())
     }
 
     /// Has a 408 written if an HTTP/1 request header has begun; returns whether it has.
-    pub(super) fn refuse_late(&self) -> bool {
+    pub(in crate::server) fn refuse_late(&self) -> bool {
         let has_begun = self.inner.lock().awaited == Awaited::Http1Header;
         self.is_late.store(has_begun, Ordering::Release);
         has_begun
     }
 
-    pub(super) fn is_late(&self) -> bool {
+    pub(in crate::server) fn is_late(&self) -> bool {
         self.is_late.load(Ordering::Acquire)
     }
 }
@@ -354,7 +354,7 @@ impl Inner {
 }
 
 /// A request in flight, until its response is sent.
-pub(super) struct InFlight {
+pub(in crate::server) struct InFlight {
     /// HTTP/1 has one request at a time, whose buffers belong to the connection.
     is_http2: bool,
     state: Arc<ConnectionState>,
@@ -362,11 +362,11 @@ pub(super) struct InFlight {
 
 impl InFlight {
     /// Whether its response should be the connection's last.
-    pub(super) fn is_closing(&self) -> bool {
+    pub(in crate::server) fn is_closing(&self) -> bool {
         self.state.closing.load(Ordering::Acquire)
     }
 
-    pub(super) fn state(&self) -> &Arc<ConnectionState> {
+    pub(in crate::server) fn state(&self) -> &Arc<ConnectionState> {
         &self.state
     }
 }
