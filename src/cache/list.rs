@@ -166,10 +166,11 @@ impl List {
     #[must_use]
     pub fn moved_since(&self, version: Version) -> Option<Instant> {
         if self.generation() == version.generation {
-            None
-        } else {
-            self.lock().moved_at
+            return None;
         }
+        // It was dropped at this moment where it never moved.
+        let moved_at = self.lock().moved_at;
+        Some(moved_at.unwrap_or_else(Instant::now))
     }
 
     /// What the state of `version` is called, while it is in force and has a name.
@@ -209,37 +210,25 @@ impl List {
         if verdict.moved {
             self.advance(&mut state, now);
         }
-        let epoch = state.mark.map_or(version.epoch, |mark| mark.epoch);
-        let name = |count, marker: &str| {
-            names.name(&Named {
-                space: self.space.fingerprint(),
-                list: &self.id,
-                epoch,
-                count,
-                marker,
-            })
-        };
         let in_force = self.version();
-        match state.known.head.count {
-            Some(count) if verdict.is_current => {
-                let State {
-                    known,
-                    name: known_as,
-                    ..
-                } = &mut *state;
-                let marker = known.marker.as_deref().unwrap_or_default();
-                (
-                    in_force,
-                    Some(*known_as.get_or_insert_with(|| name(count, marker))),
-                )
-            }
-            // A generation of its own. No row is called so.
-            Some(_) => {
-                let marker = format!("\0{} {}", page.query, first_row.unwrap_or_default());
-                (in_force.of_no_generation(), Some(name(page.count, &marker)))
-            }
-            None => (in_force.of_no_generation(), None),
+        let Some(count) = state.known.head.count else {
+            return (in_force.of_no_generation(), None);
+        };
+        let mut named = Named {
+            space: self.space.fingerprint(),
+            list: &self.id,
+            epoch: state.mark.map_or(version.epoch, |mark| mark.epoch),
+            count,
+            marker: state.known.marker.as_deref().unwrap_or_default(),
+        };
+        if verdict.is_current {
+            let name = names.name(&named);
+            return (in_force, Some(*state.name.get_or_insert(name)));
         }
+        // A generation of its own. No row is called so.
+        let marker = format!("\0{} {}", page.query, first_row.unwrap_or_default());
+        (named.count, named.marker) = (page.count, &marker);
+        (in_force.of_no_generation(), Some(names.name(&named)))
     }
 
     /// Holds the list to have moved, whatever it was: what is stored turns stale, and fills under way will be stored so.

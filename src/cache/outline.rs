@@ -9,6 +9,7 @@ use crate::domain::{Collection, ListPage, Row};
 pub struct Outline {
     pub first_row: Option<CompactString>,
     pub last_row: Option<CompactString>,
+    pub rows: usize,
     /// Whether the page is nothing but the vendor's envelope and rows with one comma between: only then it can be cut.
     pub is_plain: bool,
 }
@@ -23,6 +24,7 @@ impl Outline {
         Self {
             first_row: page.rows.first().and_then(id),
             last_row: page.rows.last().and_then(id),
+            rows: page.rows.len(),
             is_plain: is_plain(page, collection),
         }
     }
@@ -136,6 +138,7 @@ mod tests {
         let ends = |first: Option<&str>, last: Option<&str>| Outline {
             first_row: first.map(CompactString::from),
             last_row: last.map(CompactString::from),
+            rows: 2,
             is_plain: true,
         };
         let whole = ends(Some("a"), Some("z"));

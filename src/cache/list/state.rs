@@ -99,7 +99,10 @@ impl ListState {
         }
         let is_unsettled = self.unsettled_until.is_some_and(|until| now < until);
         let is_known = self.head.count.is_some();
-        if !is_known || is_same && (is_unsettled || seen.doubled.is_none()) {
+        // A second one at once comes of an upstream that doubles rows, or of rows of before.
+        let doubles = seen.doubled.is_some()
+            && !(is_unsettled || self.marker.is_some() && self.changed_within(lifetime, now));
+        if !is_known || is_same && !doubles {
             self.note_lag(false, lifetime, now);
             self.head.learn(seen);
             return Verdict::stays(true);

@@ -37,6 +37,7 @@ impl Watched {
         let outline = Outline {
             first_row: Some(row.into()),
             last_row: Some(row.into()),
+            rows: 1,
             is_plain: true,
         };
         let filled = Filled {

@@ -192,10 +192,10 @@ impl PageStore {
             };
             self.get(&key).filter(|page| page.version == version)
         };
-        let (before, after) = (
-            beside(key.query.page.checked_sub(1)),
-            beside(key.query.page.checked_add(1)),
-        );
+        // Behind a page that is not full no other begins.
+        let is_full = |outline: &Outline| outline.rows == key.query.page_size as usize;
+        let before = beside(key.query.page.checked_sub(1)).filter(|page| is_full(&page.outline));
+        let after = beside(key.query.page.checked_add(1)).filter(|_| is_full(outline));
         let ends = [
             before.map(|page| (page.outline.last_row.clone(), &outline.first_row)),
             after.map(|page| (page.outline.first_row.clone(), &outline.last_row)),

@@ -182,6 +182,15 @@ fn what_a_page_comes_to_after_those_before_it() {
             ],
             STAYS,
         ),
+        // Once: an upstream that doubles rows for good costs no call for each page.
+        (
+            &[
+                first(0, 5, "a"),
+                doubling(other(1, 5), "c"),
+                doubling(other(2, 5), "c"),
+            ],
+            STAYS,
+        ),
         // There and back within a lifetime is no second move, and from then on the list is unsettled.
         (&[other(0, 5), other(1, 6), other(31, 5)], STAYS),
         (&[other(0, 5), other(1, 6), other(32, 5)], MOVES),
