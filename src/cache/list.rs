@@ -21,12 +21,12 @@ use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use self::{
-    name::Named,
-    state::{ListState, Observation},
+use self::{name::Named, state::ListState};
+pub use self::{
+    name::StateNames,
+    state::{ListHead, Observation},
 };
-pub use self::{name::StateNames, state::ListHead};
-use super::{outline::Outline, page_set::PageSet, space::Space};
+use super::{page_set::PageSet, space::Space};
 use crate::domain::{ListId, PageKey, PageQuery, Span};
 
 mod name;
@@ -95,18 +95,6 @@ impl Began {
             ..self.clone()
         }
     }
-}
-
-/// A page as a fill brought it, compared with what is stored.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Filled<'a> {
-    pub(super) query: PageQuery,
-    pub(super) count: u64,
-    pub(super) outline: &'a Outline,
-    /// As in [`Observation`].
-    pub(super) has_rows_of_before: bool,
-    /// A row that a neighbouring page holds too, and the version of that.
-    pub(super) doubled: Option<(Version, &'a str)>,
 }
 
 /// The state of a list as all replicas name it.
@@ -187,7 +175,7 @@ impl List {
     pub(super) fn observe(
         &self,
         began: Version,
-        page: &Filled<'_>,
+        page: &Observation<'_>,
         lifetime: Duration,
         now: Instant,
         names: &StateNames,
@@ -197,16 +185,8 @@ impl List {
         if began.epoch != version.epoch {
             return (began.of_no_generation(), None);
         }
-        let doubled = page.doubled.filter(|(of, _)| *of == version);
-        let first_row = page.outline.first_row.as_deref();
-        let seen = Observation {
-            count: page.count,
-            first_row: first_row.filter(|_| page.query.page == 1),
-            has_rows_of_before: page.has_rows_of_before,
-            doubled: doubled.map(|(_, row)| row),
-        };
         let is_overtaken = began.generation != version.generation;
-        let verdict = state.known.observe(&seen, is_overtaken, lifetime, now);
+        let verdict = state.known.observe(page, is_overtaken, lifetime, now);
         if verdict.moved {
             self.advance(&mut state, now);
         }
@@ -226,7 +206,7 @@ impl List {
             return (in_force, Some(*state.name.get_or_insert(name)));
         }
         // A generation of its own. No row is called so.
-        let marker = format!("\0{} {}", page.query, first_row.unwrap_or_default());
+        let marker = format!("\0{} {}", page.query, page.first_row.unwrap_or_default());
         (named.count, named.marker) = (page.count, &marker);
         (in_force.of_no_generation(), Some(names.name(&named)))
     }

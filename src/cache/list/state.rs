@@ -5,6 +5,8 @@ use std::time::Duration;
 use compact_str::CompactString;
 use tokio::time::Instant;
 
+use crate::domain::PageQuery;
+
 /// How long a list is unsettled after it was seen to change there and back within a lifetime.
 const UNSETTLED_FOR: Duration = Duration::from_secs(60);
 
@@ -16,15 +18,22 @@ pub struct ListHead {
 }
 
 /// What a page says about its list.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Observation<'a> {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Observation<'a> {
+    pub query: PageQuery,
     pub count: u64,
-    /// The first row, where it is page 1.
     pub first_row: Option<&'a str>,
     /// The same rows were stored with a lower count. The upstream reads rows first and `count` by a second query, so these may be of before.
     pub has_rows_of_before: bool,
     /// A row that a neighbouring page of the state in force holds too.
     pub doubled: Option<&'a str>,
+}
+
+impl<'a> Observation<'a> {
+    /// The first row of the list, which only page 1 tells.
+    fn head(&self) -> Option<&'a str> {
+        self.first_row.filter(|_| self.query.page == 1)
+    }
 }
 
 /// What a page comes to.
@@ -62,7 +71,7 @@ pub(super) struct ListState {
 
 impl ListHead {
     fn allows(&self, seen: &Observation<'_>) -> bool {
-        let other_first = match (&self.first_row, seen.first_row) {
+        let other_first = match (&self.first_row, seen.head()) {
             (Some(known), Some(seen)) => known != seen,
             (None, _) | (_, None) => false,
         };
@@ -71,7 +80,7 @@ impl ListHead {
 
     fn learn(&mut self, seen: &Observation<'_>) {
         self.count = Some(seen.count);
-        if let Some(first) = seen.first_row {
+        if let Some(first) = seen.head() {
             self.first_row = Some(first.into());
         }
     }
@@ -151,7 +160,7 @@ impl ListState {
     fn move_on(&mut self, seen: &Observation<'_>, now: Instant) {
         let known = self.head.first_row.as_deref();
         // Where the count moved and the first row did not, its row may be of before: the next page 1 tells, and moves nothing.
-        let first_row = seen.first_row.filter(|first| known != Some(first));
+        let first_row = seen.head().filter(|first| known != Some(first));
         let by_row = seen.doubled.or(first_row);
         let by_row = by_row.filter(|_| self.head.count == Some(seen.count));
         self.marker = by_row.map(CompactString::from);

@@ -34,21 +34,15 @@ impl Watched {
         count: u64,
         row: &str,
     ) -> (Version, Option<u64>) {
-        let outline = Outline {
-            first_row: Some(row.into()),
-            last_row: Some(row.into()),
-            rows: 1,
-            is_plain: true,
-        };
-        let filled = Filled {
+        let page = Observation {
             query: query(number),
             count,
-            outline: &outline,
+            first_row: Some(row),
             has_rows_of_before: false,
             doubled: None,
         };
         let list = &self.list;
-        list.observe(began, &filled, LIFETIME, self.now, &self.names)
+        list.observe(began, &page, LIFETIME, self.now, &self.names)
     }
 
     /// Observes a page whose fill nothing overtook.

@@ -11,7 +11,7 @@ use crate::{
         StoredPage,
         content::Content,
         freshness::{Received, initial_age, may_store, refusal_lifetime},
-        list::{Filled, Version},
+        list::Observation,
         outline::Outline,
         space::Remembered,
     },
@@ -156,18 +156,18 @@ impl PageStore {
         let has_rows_of_before = before.is_some_and(|before| {
             before.content.count < count && before.outline.has_ends_of(outline)
         });
-        let doubled = self.doubled_at_a_seam(key, outline, began.list.version());
-        let filled = Filled {
+        let doubled = self.doubled_at_a_seam(began, outline);
+        let seen = Observation {
             query: key.query,
             count,
-            outline,
+            first_row: outline.first_row.as_deref(),
             has_rows_of_before,
-            doubled: doubled.as_ref().map(|(of, row)| (*of, row.as_str())),
+            doubled: doubled.as_deref(),
         };
         let credential = key.list.space.credential;
         let (version, name) = began.list.observe(
             began.version,
-            &filled,
+            &seen,
             self.lifetime(credential),
             now,
             &self.names(credential),
@@ -175,36 +175,26 @@ impl PageStore {
         began.at(version, name)
     }
 
-    /// A row at an end of the page that the page beside it, of `version`, holds too: one of them is of another state.
-    fn doubled_at_a_seam(
-        &self,
-        key: &PageKey,
-        outline: &Outline,
-        version: Version,
-    ) -> Option<(Version, CompactString)> {
+    /// A row at an end of the page that the page beside it, of the state that the fill began in, holds too: one of them shows another state.
+    fn doubled_at_a_seam(&self, began: &Began, outline: &Outline) -> Option<CompactString> {
+        let PageQuery { page, page_size } = began.key.query;
         let beside = |page: Option<u32>| {
-            let key = PageKey {
-                list: key.list.clone(),
-                query: PageQuery {
-                    page: page?,
-                    ..key.query
-                },
+            let query = PageQuery {
+                page: page?,
+                page_size,
             };
-            self.get(&key).filter(|page| page.version == version)
+            let list = began.key.list.clone();
+            let page = self.get(&PageKey { list, query })?;
+            (page.version == began.version).then(|| page.outline.clone())
         };
-        // Behind a page that is not full no other begins.
-        let is_full = |outline: &Outline| outline.rows == key.query.page_size as usize;
-        let before = beside(key.query.page.checked_sub(1)).filter(|page| is_full(&page.outline));
-        let after = beside(key.query.page.checked_add(1)).filter(|_| is_full(outline));
-        let ends = [
-            before.map(|page| (page.outline.last_row.clone(), &outline.first_row)),
-            after.map(|page| (page.outline.first_row.clone(), &outline.last_row)),
-        ];
-        let doubled = |(theirs, ours): (Option<CompactString>, &Option<CompactString>)| {
-            theirs.filter(|row| Some(row) == ours.as_ref())
+        let double = |before: &Outline, after: &Outline| {
+            // Behind a page that is not full no other begins.
+            let is_full = before.rows == page_size as usize;
+            let row = before.last_row.clone().filter(|_| is_full)?;
+            (after.first_row.as_ref() == Some(&row)).then_some(row)
         };
-        let row = ends.into_iter().flatten().find_map(doubled)?;
-        Some((version, row))
+        let before = beside(page.checked_sub(1)).and_then(|before| double(&before, outline));
+        before.or_else(|| double(outline, &beside(page.checked_add(1))?))
     }
 
     pub(super) fn store_page(

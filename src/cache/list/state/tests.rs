@@ -13,14 +13,24 @@ struct Came {
     page: Observation<'static>,
 }
 
+fn page(number: u32, count: u64, first_row: Option<&'static str>) -> Observation<'static> {
+    Observation {
+        query: PageQuery {
+            page: number,
+            page_size: 20,
+        },
+        count,
+        first_row,
+        has_rows_of_before: false,
+        doubled: None,
+    }
+}
+
 /// Page 1.
 fn first(at: u32, count: u64, row: &'static str) -> Came {
-    let first_row = Some(row);
+    let page = page(1, count, Some(row));
     Came {
-        page: Observation {
-            first_row,
-            ..other(at, count).page
-        },
+        page,
         ..other(at, count)
     }
 }
@@ -30,10 +40,7 @@ fn other(at: u32, count: u64) -> Came {
     Came {
         at,
         is_overtaken: false,
-        page: Observation {
-            count,
-            ..Observation::default()
-        },
+        page: page(2, count, Some("c")),
     }
 }
 
@@ -296,7 +303,7 @@ proptest! {
         for (later, is_overtaken, count, row, has_rows_of_before) in pages {
             now += later * SECOND;
             let first_row = row.map(|row| ["a", "b", "c"][row]);
-            let page = Observation { count, first_row, has_rows_of_before, doubled: None };
+            let page = Observation { has_rows_of_before, ..page(1, count, first_row) };
             let verdict = state.observe(&page, is_overtaken, LIFETIME, now);
             let unsettled = state.unsettled_until.is_some_and(|until| now < until);
             let recently = state.changed_within(LIFETIME, now);
