@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::{
     content::Content,
-    freshness::{Candidate, Freshness, Lifetimes, Received, Verdict, judge},
+    freshness::{Candidate, Freshness, Lifetimes, Received, StaleIf, Verdict, judge},
     http_semantics::{RequestDirectives, fmt_http_date, parse_age, parse_http_date},
     link::link,
     list::{Began, List, Version},
@@ -171,13 +171,18 @@ impl StoredPage {
         self.is_of_known_state() && !self.fresh_for(now).is_zero()
     }
 
-    /// Whether its rows may be shown as part of a page that is served in place of an error.
+    /// Whether its rows may be shown as part of a stale fallback for `reason`.
     #[must_use]
-    pub fn can_be_cut_stale(&self, now: Instant) -> bool {
-        let freshness = self.freshness(now);
+    pub fn can_be_cut_stale(&self, reason: StaleIf, now: Instant) -> bool {
         self.is_of_known_state()
             && !self.is_invalidated()
-            && freshness.stale_if_error(self.moved_at(), now).is_some()
+            && self.stale_if(reason, now).is_some()
+    }
+
+    /// Its `ttl` if it may be served as a stale fallback for `reason`.
+    #[must_use]
+    pub fn stale_if(&self, reason: StaleIf, now: Instant) -> Option<i64> {
+        self.freshness(now).stale_if(reason, self.moved_at(), now)
     }
 
     /// This page as a 304 renews it: its bytes, with the fields that `answer` brings (RFC 9111 section 4.3.4).

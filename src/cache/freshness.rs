@@ -35,6 +35,8 @@ pub struct Lifetimes {
     pub ttl: Duration,
     pub stale_while_revalidate: Duration,
     pub stale_if_error: Duration,
+    /// No shorter than `stale_if_error`.
+    pub stale_if_quota: Duration,
     /// Whether what the upstream states rules over them.
     pub obey_upstream: bool,
 }
@@ -46,6 +48,7 @@ impl Lifetimes {
             ttl: config.ttl,
             stale_while_revalidate: config.stale_while_revalidate,
             stale_if_error: config.stale_if_error,
+            stale_if_quota: config.stale_if_quota.max(config.stale_if_error),
             obey_upstream: config.obey_upstream,
         }
     }
@@ -55,6 +58,15 @@ impl Lifetimes {
     pub fn lasting(self, ttl: Duration) -> Self {
         Self { ttl, ..self }
     }
+}
+
+/// Why a stale page may be served although it was not revalidated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StaleIf {
+    /// Its fill failed (RFC 5861 section 4).
+    Error,
+    /// There is no call for its fill, and that is all.
+    Quota,
 }
 
 /// What is known of a stored page's age and of what its upstream allows.
@@ -75,6 +87,7 @@ pub struct Freshness {
     never_stale: bool,
     stale_while_revalidate: Duration,
     stale_if_error: Duration,
+    stale_if_quota: Duration,
     /// How long after its freshness a client's `max-stale` may still get it: a right may have been revoked meanwhile, which
     /// nobody learns of who does not ask.
     max_stale: Duration,
@@ -118,6 +131,10 @@ impl Freshness {
                 None => lifetimes.stale_while_revalidate,
             },
             stale_if_error,
+            // The upstream that says how long a page may stand in for an error means a missing call too.
+            stale_if_quota: said
+                .stale_if_error
+                .map_or(lifetimes.stale_if_quota, Into::into),
             max_stale: stale_if_error.min(lifetimes.stale_if_error),
         }
     }
@@ -133,11 +150,11 @@ impl Freshness {
         let initial_age = parts.iter().map(|part| part.age(now)).max()?;
         let longest_stale = parts.iter().map(stale_for).max()?;
         let left = parts.iter().map(fresh_for).min()?;
-        // The window counts from the end of freshness.
-        let stale_left = parts
-            .iter()
-            .map(|part| part.stale_if_error.saturating_sub(stale_for(part)))
-            .min()?;
+        // The windows count from the end of freshness.
+        let window = |of: fn(&Self) -> Duration| {
+            let left = |part: &Self| of(part).saturating_sub(stale_for(part));
+            Some(longest_stale + parts.iter().map(left).min()?)
+        };
         Some(Self {
             received: now,
             initial_age,
@@ -147,7 +164,8 @@ impl Freshness {
             always_validate: parts.iter().any(|part| part.always_validate),
             never_stale: parts.iter().any(|part| part.never_stale),
             stale_while_revalidate: Duration::ZERO,
-            stale_if_error: longest_stale + stale_left,
+            stale_if_error: window(|part| part.stale_if_error)?,
+            stale_if_quota: window(|part| part.stale_if_quota)?,
             max_stale: Duration::ZERO,
         })
     }
@@ -181,7 +199,7 @@ impl Freshness {
     pub fn useful_for(&self, now: Instant) -> Duration {
         let stale = match self.never_stale {
             true => Duration::ZERO,
-            false => self.stale_while_revalidate.max(self.stale_if_error),
+            false => self.stale_while_revalidate.max(self.stale_if_quota),
         };
         (self.lifetime + stale).saturating_sub(self.age(now))
     }
@@ -232,18 +250,25 @@ impl Freshness {
         }
     }
 
-    /// The page's `ttl` if it may be served as a stale fallback for a failed fill (RFC 5861 section 4).
+    /// The page's `ttl` if it may be served as a stale fallback for `reason`.
     #[must_use]
-    pub fn stale_if_error(&self, moved_at: Option<Instant>, now: Instant) -> Option<i64> {
+    pub fn stale_if(
+        &self,
+        reason: StaleIf,
+        moved_at: Option<Instant>,
+        now: Instant,
+    ) -> Option<i64> {
+        let window = match reason {
+            StaleIf::Error => self.stale_if_error,
+            StaleIf::Quota => self.stale_if_quota,
+        };
         // A `Vary` that nothing matches forbids it fresh and stale alike (RFC 9111 section 4.1).
         if self.always_validate {
             return None;
         }
         match self.remaining(moved_at, now) {
             Remaining::Fresh(left) => Some(whole(left)),
-            Remaining::Stale(for_) if !self.never_stale && for_ < self.stale_if_error => {
-                Some(below_zero(for_))
-            }
+            Remaining::Stale(for_) if !self.never_stale && for_ < window => Some(below_zero(for_)),
             Remaining::Stale(_) => None,
         }
     }

@@ -81,7 +81,7 @@ impl Waiters {
     pub fn have_stale_pages(&self) -> bool {
         let list = self.0.list.lock();
         list.iter()
-            .all(|waiter| matches!(waiter.need, Need::Refresh(_)))
+            .all(|waiter| matches!(waiter.need, Need::Refresh(_) | Need::Oldest))
     }
 
     /// Whether the fill is still of use: somebody waits for it, or will come back for what it brings.

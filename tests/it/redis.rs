@@ -615,7 +615,7 @@ async fn what_redis_knows_is_kept_by_its_own_clock_and_only_while_it_is_of_use()
     let Some(fleet) = Fleet::start().await else {
         return;
     };
-    let lives = "[cache]\nttl = '30s'\nstale_while_revalidate = '60s'\nstale_if_error = '90s'";
+    let lives = "[cache]\nttl = '30s'\nstale_while_revalidate = '60s'\nstale_if_quota = '90s'\nstale_if_error = '90s'";
     let gateway = fleet.gateway(lives).await;
     gateway.tasks(SUPPORT, "").await;
     fleet.redis.wait_for_pages(1).await;

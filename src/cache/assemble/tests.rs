@@ -6,7 +6,10 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::{
-    cache::{PageStore, Received, http_semantics::ContentCoding, store::StoreDecision},
+    cache::{
+        PageStore, Received, freshness::StaleIf, http_semantics::ContentCoding,
+        store::StoreDecision,
+    },
     config::Config,
     domain::{CredentialId, ListId, ListKey, PageKey, SpaceKey, SpaceToken},
     upstream::read_page,
@@ -110,7 +113,7 @@ impl Kept {
     /// What is served in place of an error.
     fn cut_stale(&self, query: PageQuery) -> Option<String> {
         let (key, now) = (Self::key(query), Instant::now());
-        let cuts = self.0.stale_cuts(&key, now)?;
+        let cuts = self.0.stale_cuts(&key, StaleIf::Error, now)?;
         let page = self.0.assemble(&cuts, now)?;
         Some(String::from_utf8(page.content.page().body.to_vec()).unwrap())
     }

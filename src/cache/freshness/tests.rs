@@ -15,6 +15,7 @@ const LIFETIMES: Lifetimes = Lifetimes {
     ttl: Duration::from_secs(30),
     stale_while_revalidate: Duration::from_secs(60),
     stale_if_error: Duration::from_secs(3600),
+    stale_if_quota: Duration::from_secs(24 * 3600),
     obey_upstream: true,
 };
 
@@ -94,7 +95,13 @@ impl Page {
     }
 
     fn stale_if_error(&self, seconds: u64) -> Option<i64> {
-        self.freshness.stale_if_error(None, self.after(seconds))
+        let at = self.after(seconds);
+        self.freshness.stale_if(StaleIf::Error, None, at)
+    }
+
+    fn stale_if_quota(&self, seconds: u64) -> Option<i64> {
+        let at = self.after(seconds);
+        self.freshness.stale_if(StaleIf::Quota, None, at)
     }
 }
 
@@ -439,6 +446,30 @@ fn a_stale_page_stands_in_within_its_window() {
     assert_eq!(Page::saying("").stale_if_error(10), Some(20));
 }
 
+#[test]
+fn for_want_of_a_call_a_page_may_be_older() {
+    const DAY: u64 = 24 * 3600;
+    let table = [
+        // (what the upstream said, the first second in which it is not served for want of a call)
+        ("", 30 + DAY),
+        ("max-age=10", 10 + DAY),
+        // Who says how long a page may stand in for an error means a missing call too.
+        ("stale-if-error=5", 35),
+        ("stale-if-error=100000", 30 + 100_000),
+    ];
+    for (said, gone) in table {
+        let page = Page::saying(said);
+        assert!(page.stale_if_quota(gone - 1).is_some(), "{said}");
+        assert_eq!(page.stale_if_quota(gone), None, "{said}");
+    }
+    let page = Page::saying("");
+    let useful_for = page.freshness.useful_for(page.filled);
+    assert_eq!(useful_for.as_secs(), 30 + DAY);
+    for said in ["must-revalidate", "s-maxage=30", "no-cache"] {
+        assert_eq!(Page::saying(said).stale_if_quota(30), None, "{said}");
+    }
+}
+
 // RFC 9111 sections 5.2.2.2, 5.2.2.4, 5.2.2.8 and 5.2.2.10.
 #[test]
 fn what_must_be_revalidated_never_stands_in() {
@@ -462,14 +493,18 @@ fn what_must_be_revalidated_never_stands_in() {
 fn a_page_whose_list_moved_stands_in_counting_from_the_move() {
     let page = Page::saying("");
     let moved = Some(page.after(10));
-    let stand_in = |seconds| page.freshness.stale_if_error(moved, page.after(seconds));
+    let stand_in = |seconds| {
+        page.freshness
+            .stale_if(StaleIf::Error, moved, page.after(seconds))
+    };
     assert_eq!(stand_in(15), Some(-5));
     assert_eq!(stand_in(10 + 3599), Some(-3599));
     assert_eq!(stand_in(10 + 3600), None);
     // Stale already when it moved: the earlier end counts.
+    let moved = Some(page.after(40));
     let late = page
         .freshness
-        .stale_if_error(Some(page.after(40)), page.after(45));
+        .stale_if(StaleIf::Error, moved, page.after(45));
     assert_eq!(late, Some(-15));
 }
 
@@ -479,6 +514,7 @@ fn every_configured_window_may_be_zero() {
         ttl: Duration::ZERO,
         stale_while_revalidate: Duration::ZERO,
         stale_if_error: Duration::ZERO,
+        stale_if_quota: Duration::ZERO,
         obey_upstream: true,
     };
     let page = Page::with(&[], &none);
@@ -677,6 +713,7 @@ proptest! {
         if stale {
             prop_assert!(matches!(verdict, Verdict::Fill(_) | Verdict::NotCached), "{verdict:?}");
             prop_assert_eq!(page.stale_if_error(age), None);
+            prop_assert_eq!(page.stale_if_quota(age), None);
         }
     }
 

@@ -10,6 +10,7 @@ use crate::{
         StoredPage,
         assemble::{Cuts, Part},
         content::Content,
+        freshness::StaleIf,
         list::List,
     },
     domain::{CredentialId, ListKey, PageKey, PageQuery, SpaceKey},
@@ -23,11 +24,12 @@ impl PageStore {
         self.cuts_of(key, within, |page| page.can_be_cut(now))
     }
 
-    /// The same for a stale fallback: of pages that may be served in place of an error, filled however far apart. An older cut is better
-    /// than an error.
+    /// The same for a stale fallback: of pages that may be served for `reason`, filled however far apart. An older cut is better than an error.
     #[must_use]
-    pub fn stale_cuts(&self, key: &PageKey, now: Instant) -> Option<Cuts> {
-        self.cuts_of(key, Duration::MAX, |page| page.can_be_cut_stale(now))
+    pub fn stale_cuts(&self, key: &PageKey, reason: StaleIf, now: Instant) -> Option<Cuts> {
+        self.cuts_of(key, Duration::MAX, |page| {
+            page.can_be_cut_stale(reason, now)
+        })
     }
 
     fn cuts_of(

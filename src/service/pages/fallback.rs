@@ -9,7 +9,12 @@ use tokio::time::Instant;
 
 use super::{ClientRequest, Pages, PagesError, PagesErrorKind, Served};
 use crate::{
-    cache::{CacheStatus, StoredPage, assemble::Cuts, freshness::FillReason, status::Detail},
+    cache::{
+        CacheStatus, StoredPage,
+        assemble::Cuts,
+        freshness::{FillReason, StaleIf},
+        status::Detail,
+    },
     domain::PageKey,
     upstream::{Credential, Need, UpstreamError, Waiter},
 };
@@ -37,7 +42,10 @@ impl Pages {
         let stored = self.store.get(key);
         match stored.and_then(|page| stale_fallback(error, &page, credential, now)) {
             Some(served) => Some(Fallback::Stored(served)),
-            None => self.store.stale_cuts(key, now).map(Fallback::Cuts),
+            None => {
+                let cuts = self.store.stale_cuts(key, stale_if(error), now);
+                cuts.map(Fallback::Cuts)
+            }
         }
     }
 
@@ -83,10 +91,14 @@ impl Pages {
         let need = match self.fallback(&spent, key, &request.credential, now) {
             _ if reason == FillReason::Request => Need::Forced,
             None => Need::Nothing,
-            Some(Fallback::Stored(served)) => {
-                Need::Refresh(served.page.freshness(now).overdue_at(now))
-            }
-            Some(Fallback::Cuts(_)) => Need::Refresh(now),
+            Some(Fallback::Stored(served)) => match served.page.stale_if(StaleIf::Error, now) {
+                Some(_) => Need::Refresh(served.page.freshness(now).overdue_at(now)),
+                None => Need::Oldest,
+            },
+            Some(Fallback::Cuts(_)) => match self.store.stale_cuts(key, StaleIf::Error, now) {
+                Some(_) => Need::Refresh(now),
+                None => Need::Oldest,
+            },
         };
         Waiter {
             need,
@@ -97,6 +109,13 @@ impl Pages {
 
 fn may_be_hidden(error: &UpstreamError, credential: &Credential) -> bool {
     error.allows_stale() && !credential.is_refused()
+}
+
+fn stale_if(error: &UpstreamError) -> StaleIf {
+    match error {
+        UpstreamError::QuotaExhausted { .. } => StaleIf::Quota,
+        _ => StaleIf::Error,
+    }
 }
 
 /// `page` in place of `error`, where both allow it.
@@ -110,10 +129,11 @@ pub(in crate::service) fn stale_fallback(
     if !may_be_hidden(error, credential) || page.is_invalidated() {
         return None;
     }
-    let ttl = page.freshness(now).stale_if_error(page.moved_at(), now)?;
-    let detail = match error {
-        UpstreamError::QuotaExhausted { .. } => Detail::Quota,
-        _ => Detail::StaleIfError,
+    let reason = stale_if(error);
+    let ttl = page.stale_if(reason, now)?;
+    let detail = match reason {
+        StaleIf::Quota => Detail::Quota,
+        StaleIf::Error => Detail::StaleIfError,
     };
     Some(Served {
         page: page.clone(),

@@ -29,6 +29,7 @@ use crate::{
 const FRESH_FOR: Duration = Duration::from_secs(30);
 const REFRESHED_FOR: Duration = Duration::from_secs(60);
 const STANDS_IN_FOR: Duration = Duration::from_secs(3600);
+const SHOWN_FOR: Duration = Duration::from_secs(24 * 3600);
 const PATIENCE: Duration = Duration::from_secs(10);
 /// More than most tests let wait.
 const PLACES: usize = 64;
@@ -591,12 +592,40 @@ async fn a_stale_page_stands_in_for_failures_and_for_no_verdict() {
 #[tokio::test(start_paused = true)]
 async fn beyond_its_window_nothing_stands_in() {
     for (error, _) in every_error() {
+        if matches!(error, UpstreamError::QuotaExhausted { .. }) {
+            continue;
+        }
         let bench = Bench::new();
         bench.get().await.unwrap();
         pass(FRESH_FOR + STANDS_IN_FOR).await;
         bench.upstream.then_fail(error.clone());
         assert_eq!(code(&bench.get().await.unwrap_err()), error.as_str());
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn for_want_of_a_call_an_old_page_is_served_and_its_fill_is_first_in_line() {
+    let bench = Bench::new();
+    bench.get().await.unwrap();
+    let spent = UpstreamError::QuotaExhausted { retry_after: None };
+    let need = || {
+        let (key, request) = (bench.request(PLAIN).key(), bench.request(PLAIN));
+        bench.pages.waiter(&key, &request, FillReason::Stale).need
+    };
+    pass(FRESH_FOR + STANDS_IN_FOR - SECOND).await;
+    assert!(matches!(need(), Need::Refresh(_)));
+    pass(SECOND).await;
+    assert_eq!(need(), Need::Oldest);
+    bench.upstream.then_fail_without_a_call(spent.clone());
+    let served = bench.get().await.unwrap();
+    assert_eq!(served.status, hit(-3600, Detail::Quota));
+    assert_eq!(served.age(), FRESH_FOR + STANDS_IN_FOR);
+
+    pass(SHOWN_FOR - STANDS_IN_FOR).await;
+    assert_eq!(need(), Need::Nothing);
+    bench.upstream.then_fail_without_a_call(spent);
+    let told = bench.get().await.unwrap_err();
+    assert_eq!(code(&told), "upstream_quota_exhausted");
 }
 
 #[tokio::test(start_paused = true)]
@@ -1161,6 +1190,17 @@ async fn a_page_cut_from_another_is_a_stale_fallback_as_long_as_that_is() {
     pass(STANDS_IN_FOR).await;
     bench.upstream.then_fail(UpstreamError::Timeout(SECOND));
     assert_eq!(code(&get().await.unwrap_err()), "upstream_timeout");
+
+    // Unless there is only no call for it.
+    bench.credential.set_refused(false);
+    let waiter = bench
+        .pages
+        .waiter(&request.key(), &request, FillReason::Stale);
+    assert_eq!(waiter.need, Need::Oldest);
+    let spent = UpstreamError::QuotaExhausted { retry_after: None };
+    bench.upstream.then_fail_without_a_call(spent);
+    let served = get().await.unwrap();
+    assert_eq!(served.status, hit(-3601, Detail::Quota));
 }
 
 #[tokio::test(start_paused = true)]

@@ -9,6 +9,7 @@ const CONFIGURED: Lifetimes = Lifetimes {
     ttl: Duration::ZERO,
     stale_while_revalidate: Duration::ZERO,
     stale_if_error: Duration::from_secs(3600),
+    stale_if_quota: Duration::from_secs(3600),
     obey_upstream: true,
 };
 
@@ -60,7 +61,7 @@ fn what_is_validated_on_each_use_stands_in_for_no_error() {
         let start = Instant::now();
         let freshness = Freshness::new(&received(&headers, start), &CONFIGURED, 1.0);
         assert_eq!(
-            freshness.stale_if_error(None, start + seconds(10)),
+            freshness.stale_if(StaleIf::Error, None, start + seconds(10)),
             expected,
             "{cache_control}; {vary}"
         );
