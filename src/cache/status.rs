@@ -93,6 +93,8 @@ impl NotForwarded {
 pub enum Detail {
     StaleWhileRevalidate,
     StaleIfError,
+    /// Its fill takes too long, and goes on.
+    StaleIfSlow,
     Quota,
     /// The client's `max-stale`.
     MaxStale,
@@ -107,6 +109,7 @@ impl Detail {
         match self {
             Self::StaleWhileRevalidate => "stale-while-revalidate",
             Self::StaleIfError => "stale-if-error",
+            Self::StaleIfSlow => "stale-if-slow",
             Self::Quota => "quota",
             Self::MaxStale => "max-stale",
             Self::OnlyIfCached => "only-if-cached",
@@ -118,6 +121,7 @@ impl Detail {
         match self {
             Self::StaleWhileRevalidate => CacheOutcome::StaleWhileRevalidate,
             Self::StaleIfError => CacheOutcome::StaleIfError,
+            Self::StaleIfSlow => CacheOutcome::StaleIfSlow,
             Self::Quota => CacheOutcome::Quota,
             Self::MaxStale => CacheOutcome::MaxStale,
             Self::OnlyIfCached => CacheOutcome::OnlyIfCached,
@@ -206,6 +210,10 @@ mod tests {
             (
                 hit(-4, Some(Detail::StaleIfError)),
                 "hit; ttl=-4; detail=stale-if-error",
+            ),
+            (
+                hit(-4, Some(Detail::StaleIfSlow)),
+                "hit; ttl=-4; detail=stale-if-slow",
             ),
             (
                 hit(-4, Some(Detail::StaleWhileRevalidate)),

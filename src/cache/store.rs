@@ -12,6 +12,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use arc_swap::{ArcSwap, Guard};
@@ -132,6 +133,12 @@ impl PageStore {
     #[must_use]
     pub fn get(&self, key: &PageKey) -> Option<Arc<StoredPage>> {
         self.pages.get(key).filter(|page| !page.is_invalidated())
+    }
+
+    /// How long a fill may take before a stale page is shown to who waits for it; `None`: as long as it takes.
+    #[must_use]
+    pub fn stale_if_slow(&self) -> Option<Duration> {
+        self.rules().stale_if_slow
     }
 
     /// What the upstream refuses about `key`, as far as it is remembered.

@@ -35,6 +35,8 @@ pub struct CacheConfig {
     #[serde(deserialize_with = "value::duration")]
     pub stale_if_quota: Duration,
     #[serde(deserialize_with = "value::duration")]
+    pub stale_if_slow: Duration,
+    #[serde(deserialize_with = "value::duration")]
     pub client_max_age: Duration,
     pub coherent_pages: bool,
     #[serde(deserialize_with = "value::duration")]
@@ -61,6 +63,7 @@ impl CacheConfig {
             ("cache.stale_while_revalidate", self.stale_while_revalidate),
             ("cache.stale_if_error", self.stale_if_error),
             ("cache.stale_if_quota", self.stale_if_quota),
+            ("cache.stale_if_slow", self.stale_if_slow),
             ("cache.client_max_age", self.client_max_age),
             ("cache.settled_ttl", self.settled_ttl),
             ("cache.stretch_max", self.stretch_max),

@@ -128,7 +128,7 @@ test('the numbers on the page are those of /metrics', async (t) => {
     assert.equal(await cell(page, 'errors', code, 2), counted, code)
   }
   const lookups = sampled(metrics, 'gateway_cache_lookups_total')
-  const fromStore = ['hit', 'stale_while_revalidate', 'stale_if_error', 'quota', 'max_stale', 'only_if_cached', 'assembled']
+  const fromStore = ['hit', 'stale_while_revalidate', 'stale_if_error', 'stale_if_slow', 'quota', 'max_stale', 'only_if_cached', 'assembled']
   const hits = fromStore.reduce((sum, outcome) => sum + sampled(metrics, 'gateway_cache_lookups_total', `outcome="${outcome}"`), 0)
   assert.equal(await page.locator('[data-number="hit-ratio"]').textContent(), `${((100 * hits) / lookups).toFixed(1)} %`)
   const quota = await page.locator('#credentials tr[data-key="default"] td').nth(2).textContent()

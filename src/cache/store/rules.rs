@@ -14,6 +14,8 @@ pub(super) struct Rules {
     pub(super) lifetimes: Lifetimes,
     pub(super) negative_ttl: Duration,
     pub(super) rejected_ttl: Duration,
+    /// How long a fill may take before a stale page is shown; `None`: as long as it takes.
+    pub(super) stale_if_slow: Option<Duration>,
     pub(super) jitter: f64,
     pub(super) coherent: bool,
     pub(super) assembles: bool,
@@ -35,6 +37,7 @@ impl Rules {
             lifetimes: Lifetimes::new(config),
             negative_ttl: config.negative_ttl,
             rejected_ttl: config.rejected_ttl,
+            stale_if_slow: Some(config.stale_if_slow).filter(|after| !after.is_zero()),
             jitter: config.jitter,
             coherent: config.coherent_pages,
             assembles: config.coherent_pages && config.assemble_pages,

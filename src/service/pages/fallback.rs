@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::{ClientRequest, Pages, PagesError, PagesErrorKind, Served};
+use super::{ClientRequest, Pages, PagesError, PagesErrorKind, Served, decision::hit};
 use crate::{
     cache::{
         CacheStatus, StoredPage,
@@ -76,6 +76,24 @@ impl Pages {
             calls: error.calls,
             ..served
         })
+    }
+
+    /// The stale page for who has waited too long for the fill of `key`, which goes on; `None`: it waits on.
+    pub(super) fn while_slow(
+        &self,
+        key: &PageKey,
+        request: &ClientRequest,
+        now: Instant,
+    ) -> Option<Served> {
+        // An old list, or a right that was revoked meanwhile, must not show.
+        let may_show = |page: &Arc<StoredPage>| page.moved_at().is_none();
+        let page = self.store.get(key).filter(may_show)?;
+        let ttl = page.stale_if(StaleIf::Error, now)?;
+        if request.credential.is_refused() {
+            return None;
+        }
+        page.note_asked(now);
+        Some(hit(page, ttl, Some(Detail::StaleIfSlow), now))
     }
 
     /// The client of `request` as a waiter for a fill that is made for `reason`: how much it needs the fill shows by what it would get

@@ -881,7 +881,7 @@ async fn a_304_for_another_page_is_no_renewal() {
             5,
         ),
         // Nothing may come of it in time.
-        (None, stale(Detail::StaleIfError), 5),
+        (None, stale(Detail::StaleIfSlow), 5),
     ];
     for (second, status, count) in table {
         let bench = Bench::new();
@@ -1052,8 +1052,72 @@ async fn a_waiter_out_of_patience_gets_the_stale_page() {
     bench.get().await.unwrap();
     pass(FRESH_FOR + REFRESHED_FOR).await;
     bench.upstream.then(pending());
-    let served = bench.get().await.unwrap();
+    let served = bench.get_with(NO_CACHE).await.unwrap();
     assert_eq!(served.status, hit(-70, Detail::StaleIfError));
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_a_fill_drags_on_the_stale_page_is_served() {
+    let bench = Bench::new();
+    bench.get().await.unwrap();
+    pass(FRESH_FOR + REFRESHED_FOR).await;
+    let late = bench.upstream.then_stall();
+    let served = bench.get().await.unwrap();
+    assert_eq!(served.status, hit(-62, Detail::StaleIfSlow));
+    assert_eq!(served.calls, 1, "the call that it caused");
+    // Who joins it does not wait at all.
+    let served = bench.get().await.unwrap();
+    assert_eq!(served.status, hit(-62, Detail::StaleIfSlow));
+    assert_eq!(bench.pages.fills_under_way(), 1);
+    assert!(late.send(page(&[])).is_ok());
+    settle().await;
+    assert_eq!(bench.get().await.unwrap().status, hit(30, None));
+    assert_eq!(bench.upstream.calls(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_wants_a_newer_page_and_who_has_none_wait_to_the_end() {
+    let of = |directives: fn(RequestDirectives) -> RequestDirectives| directives(PLAIN);
+    for directives in [
+        NO_CACHE,
+        of(|plain| RequestDirectives {
+            max_age: Some(SECOND),
+            ..plain
+        }),
+        of(|plain| RequestDirectives {
+            min_fresh: Some(SECOND),
+            ..plain
+        }),
+    ] {
+        let bench = Bench::new();
+        bench.get().await.unwrap();
+        pass(FRESH_FOR + REFRESHED_FOR).await;
+        bench.upstream.then(pending());
+        let served = bench.get_with(directives).await.unwrap();
+        assert_eq!(served.status, hit(-70, Detail::StaleIfError));
+    }
+    for (said, aged) in [
+        ("", FRESH_FOR + STANDS_IN_FOR),
+        ("max-age=10, must-revalidate", FRESH_FOR),
+    ] {
+        let bench = Bench::new();
+        bench.upstream.then_answer(page(
+            &[("cache-control", said)][..usize::from(!said.is_empty())],
+        ));
+        bench.get().await.unwrap();
+        pass(aged).await;
+        bench.upstream.then(pending());
+        let told = bench.get().await.unwrap_err();
+        assert_eq!(code(&told), "upstream_timeout", "{said}");
+    }
+    // A page of an old list.
+    let bench = Bench::new();
+    bench.get_page(2).await.unwrap();
+    bench.upstream.then_answer(page_of(6, &[]));
+    bench.get().await.unwrap();
+    bench.upstream.then(pending());
+    let served = bench.get_page(2).await.unwrap();
+    assert_eq!(served.status, hit(-10, Detail::StaleIfError));
 }
 
 #[tokio::test(start_paused = true)]

@@ -51,7 +51,7 @@ impl Pages {
                 let awaited = Awaited::new(reason, &waiting);
                 let outcome = tokio::select! {
                     biased;
-                    outcome = self.wait(waiting, request, &awaited, waiter.need) => outcome,
+                    outcome = self.wait(waiting, key, request, &awaited, waiter.need) => outcome,
                     () = permit.given_away() => {
                         let status = awaited.failed(NotForwarded::Overloaded);
                         Some(Err(self.no_permit(status)))
@@ -79,6 +79,7 @@ impl Pages {
     async fn wait(
         self: &Arc<Self>,
         waiting: Pending<Filled, FillContext>,
+        key: &PageKey,
         request: &ClientRequest,
         awaited: &Awaited,
         need: Need,
@@ -87,11 +88,14 @@ impl Pages {
         let mut span = request.trace.begin("wait");
         span.set("gateway.fill.joined", awaited.role == Role::Follower);
         let progress = waiting.shared.waiters.progress();
-        let patience = self.out_of_patience(request, need, progress);
+        let patience = self.out_of_patience(key, request, need, progress);
         let outcome = tokio::select! {
             biased;
             outcome = waiting.outcome() => outcome,
-            error = patience => Some(Err(error)),
+            instead = patience => match instead {
+                Ok(served) => return Some(Ok(served)),
+                Err(error) => Some(Err(error)),
+            },
         };
         if let Some(Err(error)) = &outcome {
             span.fail(error.as_str());
@@ -129,16 +133,21 @@ fn failed(kind: impl Into<PagesErrorKind>, status: CacheStatus) -> PagesError {
 }
 
 impl Pages {
-    /// Completes with the error that a request gets which waits for a fill no longer.
+    /// Completes with what a request gets which waits for a fill no longer: a stale page while the fill drags on, or an error.
     async fn out_of_patience(
         &self,
+        key: &PageKey,
         request: &ClientRequest,
         need: Need,
         mut progress: watch::Receiver<Progress>,
-    ) -> UpstreamError {
+    ) -> Result<Served, UpstreamError> {
         let now = Instant::now();
         let for_a_call = now + request.credential.budget().patience();
         let at_most = now + self.patience;
+        let mut slow_after = self.store.stale_if_slow();
+        if asks_for_a_newer_page(request) {
+            slow_after = None;
+        }
         loop {
             let seen = *progress.borrow_and_update();
             let (until, error) = match seen {
@@ -157,13 +166,30 @@ impl Pages {
                     (until, UpstreamError::QuotaExhausted { retry_after })
                 }
             };
+            let slow_at = match seen {
+                Progress::Started => slow_after.map(|after| now + after),
+                Progress::Sent(at) => slow_after.map(|after| at + after),
+                Progress::Queued(_) => None,
+            };
             tokio::select! {
                 biased;
                 Ok(()) = progress.changed() => {}
-                () = sleep_until(until) => return error,
+                () = sleep_until(slow_at.unwrap_or(until)), if slow_at.is_some() => {
+                    match self.while_slow(key, request, Instant::now()) {
+                        Some(served) => return Ok(served),
+                        None => slow_after = None,
+                    }
+                }
+                () = sleep_until(until) => return Err(error),
             }
         }
     }
+}
+
+/// Whether its client wants another page than what is stored.
+fn asks_for_a_newer_page(request: &ClientRequest) -> bool {
+    let asked = &request.directives;
+    asked.no_cache || asked.max_age.is_some() || asked.min_fresh.is_some()
 }
 
 /// A fill as one of those who wait for it sees it.

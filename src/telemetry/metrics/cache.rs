@@ -111,6 +111,7 @@ label_values! {
         Hit = "hit",
         StaleWhileRevalidate = "stale_while_revalidate",
         StaleIfError = "stale_if_error",
+        StaleIfSlow = "stale_if_slow",
         Quota = "quota",
         MaxStale = "max_stale",
         OnlyIfCached = "only_if_cached",

@@ -10,6 +10,7 @@ const OUTCOMES = {
   hit: 'Stored and fresh',
   stale_while_revalidate: 'Stale, refreshed in the background',
   stale_if_error: 'Stale, instead of an error',
+  stale_if_slow: 'Stale, because the fetch takes long',
   quota: 'Stale, because of the quota',
   max_stale: 'Stale, which the client accepts',
   only_if_cached: 'Stale, because the client wanted no upstream request',
@@ -22,7 +23,7 @@ const OUTCOMES = {
   circuit_open: 'Rejected: the circuit breaker is open',
   overloaded: 'Rejected: too many requests are waiting',
 }
-const FROM_STORE = ['hit', 'stale_while_revalidate', 'stale_if_error', 'quota', 'max_stale', 'only_if_cached', 'assembled']
+const FROM_STORE = ['hit', 'stale_while_revalidate', 'stale_if_error', 'stale_if_slow', 'quota', 'max_stale', 'only_if_cached', 'assembled']
 
 const ROUTES = {
   tasks: 'Tasks',
