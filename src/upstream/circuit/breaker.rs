@@ -13,6 +13,8 @@ use crate::{
 
 /// The steps in which the window slides: a call may leave it up to a tenth of its length too early, never too late.
 const BUCKETS: u64 = 10;
+/// Failures in a row that open it however long they took: a small quota allows fewer than `min_calls` in any window.
+const FAILURES_IN_A_ROW: u32 = 3;
 /// The most failed pages remembered in the window; `min_calls` is no larger, so that failing pages alone can open the circuit.
 const MOST_PAGES: usize = CircuitConfig::MOST_MIN_CALLS as usize;
 /// The `Retry-After` while a probe is under way, whose end nobody can tell.
@@ -25,6 +27,7 @@ pub(super) struct Breaker {
     min_calls: u32,
     open_for: Duration,
     window: Window,
+    run: Run,
     state: State,
     /// Which calls it refuses while it is not closed.
     scope: Scope,
@@ -70,6 +73,7 @@ impl Breaker {
             min_calls: config.min_calls,
             open_for: config.open_for,
             window: Window::new(config.window, now),
+            run: Run::default(),
             state: State::Closed,
             scope: Scope::All,
             closed_or_not_since: now,
@@ -136,6 +140,7 @@ impl Breaker {
         }
         let works = self.verdict(evidence, page, now);
         let space = &page.list.space.space;
+        self.run.note(evidence, space, now);
         match (self.state, works) {
             (_, Some(works)) if !self.concerns(Some(space)) => self.count(works, space, now),
             (State::Closed, Some(works)) => self.count(works, space, now),
@@ -160,16 +165,24 @@ impl Breaker {
     fn count(&mut self, works: bool, space: &SpaceToken, now: Instant) -> Option<Change> {
         self.window.count(works, space, now);
         // A success never opens it, whatever the ratio.
-        if works || !self.exceeds_failure_ratio(now) {
+        if works {
             return None;
         }
-        let scope = match (self.state, self.window.failing(now)) {
+        let failing = if self.exceeds_failure_ratio(now) {
+            self.window.failing(now)
+        } else if self.run.is_longer_than(self.window.length, now) {
+            self.run.failing.clone()
+        } else {
+            return None;
+        };
+        let scope = match (self.state, failing) {
             (State::Closed, Failing::One(space)) => Scope::Space(space),
             // It was open for one space already.
             (State::Open { .. } | State::HalfOpen { .. }, _)
             | (State::Closed, Failing::Nobody | Failing::Several) => Scope::All,
         };
         self.window.forget();
+        self.run = Run::default();
         self.closed_or_not_since = now;
         self.scope = scope.clone();
         self.enter(State::Open { since: now });
@@ -208,6 +221,34 @@ impl Breaker {
         self.open_for
             .checked_sub(now.saturating_duration_since(since))
             .filter(|rest| !rest.is_zero())
+    }
+}
+
+/// The calls without an answer since the last that had one: whatever the window holds, the upstream is down.
+#[derive(Debug, Default)]
+struct Run {
+    since: Option<Instant>,
+    failures: u32,
+    failing: Failing,
+}
+
+impl Run {
+    fn note(&mut self, evidence: Evidence, space: &SpaceToken, now: Instant) {
+        match evidence {
+            Evidence::Works => *self = Self::default(),
+            Evidence::Fails => {
+                self.since.get_or_insert(now);
+                self.failures = self.failures.saturating_add(1);
+                let failing = std::mem::take(&mut self.failing);
+                self.failing = failing.and(Failing::One(space.clone()));
+            }
+            Evidence::PageFails | Evidence::Nothing => {}
+        }
+    }
+
+    fn is_longer_than(&self, window: Duration, now: Instant) -> bool {
+        let lasts = self.since.is_some_and(|since| now - since >= window);
+        lasts && self.failures >= FAILURES_IN_A_ROW
     }
 }
 

@@ -164,6 +164,51 @@ fn what_lies_a_window_back_does_not_count() {
 }
 
 #[test]
+fn failures_in_a_row_open_it_however_rare_calls_are() {
+    // As above, `P` fails for its page alone; each call a window after the one before it.
+    for (calls, opened_by) in [
+        ("FFF", Some(3)),
+        ("FF", None),
+        ("FFWFF", None),
+        ("FFWFFF", Some(6)),
+        ("F-F-F", Some(5)),
+        ("FPFF", Some(4)),
+        ("PPPP", None),
+    ] {
+        let mut bench = Bench::new(0.5, 10);
+        let opened = calls.chars().position(|call| {
+            bench.pass(WINDOW);
+            let evidence = match call {
+                'F' => Evidence::Fails,
+                'P' => Evidence::PageFails,
+                'W' => Evidence::Works,
+                _ => Evidence::Nothing,
+            };
+            bench.call(evidence).is_some()
+        });
+        let opened = opened.map(|position| position + 1);
+        assert_eq!(opened, opened_by, "{calls}");
+    }
+    // For one space, or for all.
+    for (second, opens_for_all) in [("SPACE", false), ("OTHER", true)] {
+        let mut bench = Bench::new(0.5, 10);
+        let mut change = None;
+        for space in ["SPACE", second, "SPACE"] {
+            bench.pass(WINDOW);
+            change = bench.call_for(&page_of(space, 1), Evidence::Fails);
+        }
+        let is_for_all = change == Some(Change::Opened(Scope::All));
+        assert_eq!(is_for_all, opens_for_all, "{change:?}");
+    }
+    // Within a window `min_calls` rules.
+    let mut bench = Bench::new(0.5, 10);
+    for _ in 0..9 {
+        bench.pass(SECOND);
+        assert_eq!(bench.call(Evidence::Fails), None);
+    }
+}
+
+#[test]
 fn the_window_slides() {
     let mut bench = Bench::new(1.0, 10);
     for _ in 0..9 {
