@@ -8,6 +8,7 @@ mod compression;
 pub mod content;
 pub mod encodings;
 pub mod entry;
+mod failing;
 pub mod freshness;
 pub mod http_semantics;
 mod link;

@@ -13,6 +13,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use super::{
+    failing::FailingPages,
     list::{List, Mark, Version},
     page_set::PageSet,
     refresh_plan::RefreshPlan,
@@ -32,6 +33,8 @@ pub struct Space {
     /// Raised when the space's pages are dropped: a page of an earlier epoch is gone.
     epoch: AtomicU64,
     state: Mutex<State>,
+    /// Outlives a purge: what is asked for after it fails all the same.
+    failing: Mutex<FailingPages>,
 }
 
 #[derive(Debug)]
@@ -78,6 +81,7 @@ impl Space {
                 refused: None,
                 refused_pages: HashMap::new(),
             }),
+            failing: Mutex::default(),
         }
     }
 
@@ -201,6 +205,12 @@ impl Space {
         let mut state = self.lock();
         state.refused = None;
         state.refused_pages.clear();
+        self.failing().clear();
+    }
+
+    /// The pages that failed last.
+    pub(super) fn failing(&self) -> MutexGuard<'_, FailingPages> {
+        self.failing.lock()
     }
 
     /// Whether nothing would be lost by forgetting the space.
@@ -211,6 +221,7 @@ impl Space {
         state.has_no_pages()
             && !state.refused.as_ref().is_some_and(live)
             && !state.refused_pages.values().any(live)
+            && self.failing().is_over(now)
     }
 
     /// Whether no page of it is stored.

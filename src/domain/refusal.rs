@@ -7,4 +7,6 @@ pub enum Refusal {
     Rejected,
     /// An inner service fails on this page: one bad task does it until it is mended.
     Failed,
+    /// The answer for this page was too large, or no page: it is not asked for again at once.
+    Invalid,
 }

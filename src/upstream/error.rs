@@ -77,6 +77,9 @@ pub enum InvalidAnswer {
     HeaderTooLarge,
     #[error("not HTTP")]
     NotHttp,
+    /// It was none of the above, and the page is not asked for again yet.
+    #[error("was no page a moment ago")]
+    AMomentAgo,
 }
 
 /// What the end of a call tells about the upstream.

@@ -241,8 +241,6 @@ async fn what_may_pass_is_not_remembered() {
         FaultKind::Html,
         FaultKind::Truncate,
         FaultKind::Reset,
-        FaultKind::Garbage,
-        FaultKind::NullData,
     ] {
         let gateway = start().await;
         let space = format!("FAULT{fault:?}");
@@ -255,6 +253,25 @@ async fn what_may_pass_is_not_remembered() {
         // No such space: but the upstream was asked again.
         next.assert_error("space_not_found");
         assert_eq!(gateway.upstream().requests_to(&space), 2, "{fault:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_page_that_came_malformed_is_left_alone_for_a_while() {
+    for fault in [FaultKind::Garbage, FaultKind::NullData] {
+        let gateway = start().await;
+        gateway.upstream().set_faults(vec![Fault::always(fault)]);
+        let first = page(&gateway, "").await;
+        first.assert_error("upstream_invalid_response");
+        assert_eq!(first.cache_status(), "fwd=uri-miss");
+        gateway.upstream().set_faults(Vec::new());
+
+        let next = page(&gateway, "").await;
+
+        next.assert_error("upstream_invalid_response");
+        assert_eq!(next.cache_status(), "detail=circuit-open");
+        assert_eq!(gateway.upstream().requests(), 1);
+        assert_eq!(page(&gateway, "?page=2").await.status, 200);
     }
 }
 

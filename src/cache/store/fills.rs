@@ -131,12 +131,35 @@ impl PageStore {
                     space.refuse(refusal);
                 }
             }
-            Refusal::Rejected | Refusal::Failed => {
+            Refusal::Rejected | Refusal::Failed | Refusal::Invalid => {
                 if let Some(refusal) = remembered(rules.rejected_ttl) {
                     space.refuse_page(&key.list.id, key.query, refusal);
                 }
             }
         }
+    }
+
+    /// Notes that the fill of a page, or of any of its space, failed for a reason of its own.
+    pub fn note_failed(&self, began: &Began, whole_space: bool, now: Instant) {
+        let mut failing = began.list.space.failing();
+        if whole_space {
+            failing.note_space(now);
+        } else {
+            failing.note_page(&began.key.list.id, began.key.query, now);
+        }
+    }
+
+    /// Notes that a fill brought a page.
+    pub fn note_good(&self, began: &Began) {
+        let mut failing = began.list.space.failing();
+        failing.note_good(&began.key.list.id, began.key.query);
+    }
+
+    /// Whether a page or its space failed when it was asked for the last time.
+    #[must_use]
+    pub fn is_failing(&self, key: &PageKey, now: Instant) -> bool {
+        let space = self.known(&key.list.space);
+        space.is_some_and(|space| space.failing().holds(&key.list.id, key.query, now))
     }
 
     /// The fill with the state that its page shows.

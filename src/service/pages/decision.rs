@@ -14,7 +14,7 @@ use crate::{
         status::{Detail, NotForwarded},
     },
     domain::{PageKey, Refusal},
-    upstream::{FailureSource, UpstreamError},
+    upstream::{FailureSource, InvalidAnswer, UpstreamError},
 };
 
 /// What to do about a [`ClientRequest`], by what is stored now.
@@ -163,8 +163,18 @@ pub(super) fn hit(page: Arc<StoredPage>, ttl: i64, detail: Option<Detail>, at: I
 
 /// The answer by what is remembered of a refusal: the same error again.
 fn refused(known: &Remembered, now: Instant) -> PagesError {
+    let kind = remembered(known.refusal).into();
+    if known.refusal == Refusal::Invalid {
+        // Nothing of that answer was kept: its page is only left alone.
+        return PagesError {
+            kind,
+            status: NotForwarded::CircuitOpen.into(),
+            age: None,
+            calls: 0,
+        };
+    }
     PagesError {
-        kind: remembered(known.refusal).into(),
+        kind,
         status: CacheStatus::Hit {
             ttl: i64::try_from((known.until - now).as_secs()).unwrap_or(i64::MAX),
             detail: None,
@@ -181,5 +191,6 @@ pub(in crate::service) fn remembered(refusal: Refusal) -> UpstreamError {
         Refusal::SpaceAccessDenied => UpstreamError::SpaceAccessDenied,
         Refusal::Rejected => UpstreamError::Rejected,
         Refusal::Failed => UpstreamError::Failed(FailureSource::Inner { message: None }),
+        Refusal::Invalid => UpstreamError::InvalidResponse(InvalidAnswer::AMomentAgo),
     }
 }

@@ -18,8 +18,8 @@ use crate::{
     off_runtime::by_size,
     telemetry::metrics::Shed,
     upstream::{
-        Answer, Call, Content, FailureSource, Head, LastError, PageRequest, Sent, Upstream,
-        UpstreamError, Validators,
+        Answer, Call, Content, Evidence, FailureSource, Head, InvalidAnswer, LastError,
+        PageRequest, Sent, Upstream, UpstreamError, Validators,
     },
 };
 
@@ -144,6 +144,7 @@ impl Pages {
         self.metrics.cache.filled(outcome_of(filled), now - started);
         match filled {
             Ok(_) => {
+                self.store.note_good(began);
                 if request.credential.set_refused(false) {
                     info!(
                         credential.name = request.credential.name,
@@ -169,6 +170,13 @@ impl Pages {
         };
         if let Some(refusal) = refusal(error) {
             self.store.refuse(began, refusal, head.as_ref(), keep, now);
+        }
+        if error.evidence() != Evidence::Nothing {
+            let of_space = matches!(
+                error,
+                UpstreamError::SpaceNotFound { .. } | UpstreamError::SpaceAccessDenied
+            );
+            self.store.note_failed(began, of_space, now);
         }
         if matches!(error, UpstreamError::Overloaded) {
             self.metrics.http.shed(Shed::Queue);
@@ -298,8 +306,10 @@ pub(super) fn refusal(error: &UpstreamError) -> Option<Refusal> {
             }
             FailureSource::Status { .. } | FailureSource::Html => None,
         },
+        // What ends a connection says nothing of the page, and is over with it.
+        UpstreamError::InvalidResponse(InvalidAnswer::NotHttp | InvalidAnswer::Truncated) => None,
+        UpstreamError::InvalidResponse(_) => Some(Refusal::Invalid),
         UpstreamError::AuthFailed
-        | UpstreamError::InvalidResponse(_)
         | UpstreamError::Unreachable(_)
         | UpstreamError::Timeout(_)
         | UpstreamError::QuotaExhausted { .. }

@@ -113,7 +113,9 @@ impl Pages {
             if let Some(call) = call {
                 break (lock, call);
             }
-            if let Ok(call) = request.credential.budget().acquire_now().await {
+            if !self.store.is_failing(&key, Instant::now())
+                && let Ok(call) = request.credential.budget().acquire_now().await
+            {
                 break (lock, Ok(call));
             }
             // Who waits for a call keeps no other replica from filling, and looks again once it has one.
@@ -147,7 +149,9 @@ impl Pages {
         request: &ClientRequest,
         context: &FillContext,
     ) -> Result<Call, UpstreamError> {
-        acquire(&request.credential, &request.space, &context.waiters, false).await
+        let is_failing = self.store.is_failing(&request.key(), Instant::now());
+        let (credential, waiters) = (&request.credential, &context.waiters);
+        acquire(credential, &request.space, waiters, is_failing).await
     }
 
     async fn find(

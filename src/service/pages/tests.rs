@@ -693,6 +693,65 @@ async fn what_a_206_told_of_a_page_is_remembered_for_the_page() {
     }
 }
 
+// Contract section 5: neither stored nor negative, and still not asked for at once.
+#[tokio::test(start_paused = true)]
+async fn a_page_whose_answer_was_no_page_is_left_alone_for_a_while() {
+    let bench = Bench::new();
+    let no_page = || UpstreamError::InvalidResponse(InvalidAnswer::TooLarge(1));
+    bench.upstream.then_fail(no_page());
+    let told = bench.get().await.unwrap_err();
+    assert_eq!(told.status, failed(FillReason::UriMiss));
+    for _ in 0..3 {
+        let told = bench.get().await.unwrap_err();
+        assert_eq!(code(&told), "upstream_invalid_response");
+        assert_eq!(told.status, NotForwarded::CircuitOpen.into());
+        assert_eq!(told.age, None);
+    }
+    assert_eq!(bench.upstream.calls(), 1);
+    bench.get_page(2).await.unwrap();
+    pass(5 * SECOND).await;
+    bench.get().await.unwrap();
+
+    // Where there is an old page, it is served.
+    pass(FRESH_FOR + REFRESHED_FOR).await;
+    bench.upstream.then_fail(no_page());
+    for _ in 0..3 {
+        let served = bench.get().await.unwrap();
+        assert_eq!(served.status, hit(-60, Detail::StaleIfError));
+    }
+    assert_eq!(bench.upstream.calls(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_page_that_failed_is_failing_until_a_good_fill() {
+    for (error, _) in every_error() {
+        let bench = Bench::new();
+        let is_failing = |page| {
+            let key = bench.request_page(page, PLAIN).key();
+            bench.pages.store().is_failing(&key, Instant::now())
+        };
+        assert!(!is_failing(1));
+        bench.upstream.then_fail(error.clone());
+        bench.get().await.unwrap_err();
+        let says_nothing = matches!(
+            error,
+            UpstreamError::QuotaExhausted { .. }
+                | UpstreamError::Unavailable { .. }
+                | UpstreamError::Overloaded
+                | UpstreamError::AuthFailed
+        );
+        assert_eq!(is_failing(1), !says_nothing, "{error}");
+        let of_space = matches!(
+            error,
+            UpstreamError::SpaceNotFound { .. } | UpstreamError::SpaceAccessDenied
+        );
+        assert_eq!(is_failing(2), of_space, "{error}");
+        pass(10 * SECOND).await;
+        bench.get().await.unwrap();
+        assert!(!is_failing(1) && !is_failing(2));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_may_pass_is_never_remembered() {
     for (error, _) in every_error() {
