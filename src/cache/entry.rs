@@ -231,7 +231,7 @@ impl StoredPage {
         self.stored_headers.get(ETAG)
     }
 
-    /// Its freshness, stretched to what the quota allows.
+    /// Its freshness, fitted to what the quota allows.
     #[must_use]
     pub fn freshness(&self, now: Instant) -> Freshness {
         let demand = self.list.space.demand();
@@ -239,7 +239,7 @@ impl StoredPage {
             return self.freshness;
         }
         let lifetime = demand.lifetime(self.request_rate.weight(now));
-        self.freshness.stretched(lifetime)
+        self.freshness.fitted(lifetime)
     }
 
     /// How long it is still fresh.

@@ -33,6 +33,8 @@ pub struct Received<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct Lifetimes {
     pub ttl: Duration,
+    /// How short it may become where the quota has calls left; no longer than `ttl`.
+    pub ttl_min: Duration,
     pub stale_while_revalidate: Duration,
     pub stale_if_error: Duration,
     /// No shorter than `stale_if_error`.
@@ -46,6 +48,7 @@ impl Lifetimes {
     pub fn new(config: &CacheConfig) -> Self {
         Self {
             ttl: config.ttl,
+            ttl_min: config.ttl_min.unwrap_or(config.ttl).min(config.ttl),
             stale_while_revalidate: config.stale_while_revalidate,
             stale_if_error: config.stale_if_error,
             stale_if_quota: config.stale_if_quota.max(config.stale_if_error),
@@ -53,10 +56,14 @@ impl Lifetimes {
         }
     }
 
-    /// The same with another lifetime.
+    /// The same with another lifetime, which is not shortened.
     #[must_use]
     pub fn lasting(self, ttl: Duration) -> Self {
-        Self { ttl, ..self }
+        Self {
+            ttl,
+            ttl_min: ttl,
+            ..self
+        }
     }
 }
 
@@ -78,6 +85,8 @@ pub struct Freshness {
     /// What of a configured lifetime had passed by the upstream's own `Age`: the lifetime counts from receipt all the same.
     age_at_receipt: Duration,
     lifetime: Duration,
+    /// How short it may become where the quota has calls left.
+    lifetime_min: Duration,
     /// The factor that a configured lifetime varies by; `None` where the upstream states its own.
     jitter: Option<f64>,
     /// `no-cache`, or a `Vary` that nothing matches: validated on each use.
@@ -115,11 +124,13 @@ impl Freshness {
         let stale_if_error = said
             .stale_if_error
             .map_or(lifetimes.stale_if_error, Into::into);
+        let lifetime = |ttl: Duration| stated.unwrap_or(age_at_receipt + ttl.mul_f64(jitter));
         Self {
             received: answer.received,
             initial_age,
             age_at_receipt,
-            lifetime: stated.unwrap_or_else(|| age_at_receipt + lifetimes.ttl.mul_f64(jitter)),
+            lifetime: lifetime(lifetimes.ttl),
+            lifetime_min: lifetime(lifetimes.ttl_min),
             jitter: stated.is_none().then_some(jitter),
             always_validate,
             // RFC 9111 section 4.1: what matches no request is no fallback for a failed one either.
@@ -155,11 +166,13 @@ impl Freshness {
             let left = |part: &Self| of(part).saturating_sub(stale_for(part));
             Some(longest_stale + parts.iter().map(left).min()?)
         };
+        let lifetime = (initial_age + left).saturating_sub(longest_stale);
         Some(Self {
             received: now,
             initial_age,
             age_at_receipt: initial_age,
-            lifetime: (initial_age + left).saturating_sub(longest_stale),
+            lifetime,
+            lifetime_min: lifetime,
             jitter: None,
             always_validate: parts.iter().any(|part| part.always_validate),
             never_stale: parts.iter().any(|part| part.never_stale),
@@ -170,13 +183,14 @@ impl Freshness {
         })
     }
 
-    /// The same, lasting at least `lifetime`: what the quota asks for. Never beyond what the upstream states.
+    /// The same, lasting as long as the quota asks for with `lifetime`, and no shorter than `ttl_min`. Never another than what the upstream
+    /// states.
     #[must_use]
-    pub fn stretched(self, lifetime: Duration) -> Self {
+    pub fn fitted(self, lifetime: Duration) -> Self {
         match self.jitter {
             Some(jitter) => Self {
                 lifetime: self
-                    .lifetime
+                    .lifetime_min
                     .max(self.age_at_receipt + lifetime.mul_f64(jitter)),
                 ..self
             },
@@ -190,6 +204,7 @@ impl Freshness {
         Self {
             initial_age: self.initial_age.max(age),
             lifetime,
+            lifetime_min: self.lifetime_min.min(lifetime),
             ..self
         }
     }

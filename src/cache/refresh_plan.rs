@@ -86,10 +86,10 @@ impl RefreshPlan {
         Duration::from_millis(self.mean_ms.load(Ordering::Relaxed)).min(self.most())
     }
 
-    /// Whether a quota bounds the calls at all.
+    /// Whether a quota bounds the calls at all, and lifetimes follow it.
     #[must_use]
     pub fn is_bounded(&self) -> bool {
-        self.unit_ms.load(Ordering::Relaxed) > 0
+        self.unit_ms.load(Ordering::Relaxed) > 0 && !self.most().is_zero()
     }
 
     /// The lifetime that fits the quota for a page of `weight`, as far as it may be stretched.

@@ -22,6 +22,9 @@ pub struct CacheConfig {
     /// How long a page is fresh if the upstream states no lifetime.
     #[serde(deserialize_with = "value::duration")]
     pub ttl: Duration,
+    /// How short that may become where the quota has calls left; `None`: no shorter.
+    #[serde(default, deserialize_with = "value::some_duration")]
+    pub ttl_min: Option<Duration>,
     #[serde(deserialize_with = "value::ratio")]
     pub jitter: f64,
     #[serde(deserialize_with = "value::duration")]
@@ -58,6 +61,7 @@ impl CacheConfig {
         const LONGEST: Duration = Duration::from_secs(10 * 31_557_600);
         for (key, time) in [
             ("cache.ttl", self.ttl),
+            ("cache.ttl_min", self.ttl_min.unwrap_or_default()),
             ("cache.negative_ttl", self.negative_ttl),
             ("cache.rejected_ttl", self.rejected_ttl),
             ("cache.stale_while_revalidate", self.stale_while_revalidate),

@@ -628,6 +628,7 @@ fn what_lies_within_the_rules_is_taken() {
         ("server.drain_delay", "'0s'"),
         ("cache.ttl", "'0s'"),
         ("cache.ttl", "'10years'"),
+        ("cache.ttl_min", "'0s'"),
         ("cache.jitter", "0"),
         ("cache.jitter", "0.0"),
         ("cache.negative_ttl", "'0s'"),
@@ -971,7 +972,7 @@ fn a_problem_is_told_as_key_and_text() {
 }
 
 /// Paths that no default names.
-const OPTIONAL: [&str; 53] = [
+const OPTIONAL: [&str; 54] = [
     "server.tls",
     "server.tls.cert_file",
     "server.tls.key_file",
@@ -1002,6 +1003,7 @@ const OPTIONAL: [&str; 53] = [
     "upstream.credentials.default.org_handle",
     "upstream.credentials.default.spaces",
     "cache.snapshot_file",
+    "cache.ttl_min",
     "cache.redis.url",
     "cache.redis.url_file",
     "telemetry.otlp_endpoint",

@@ -76,10 +76,10 @@ struct Readers {
 }
 
 impl Readers {
-    fn new(quota: u32) -> Self {
+    fn new(quota: u32, cache: &str) -> Self {
         let config = Config::from_toml(&format!(
             "[upstream]\nbase_url = 'https://upstream.test'\nquota_per_minute = {quota}\n\
-             [upstream.credentials.default]\ntoken = 't'\n"
+             [upstream.credentials.default]\ntoken = 't'\n[cache]\n{cache}\n"
         ))
         .unwrap();
         let upstream = Counting {
@@ -175,8 +175,8 @@ struct Seen {
 }
 
 /// Reads for hours; any error for a page that has been stored fails the test.
-async fn simulate(quota: u32, pages: usize) -> (Seen, usize) {
-    let readers = Arc::new(Readers::new(quota));
+async fn simulate(quota: u32, pages: usize, cache: &str) -> (Seen, usize) {
+    let readers = Arc::new(Readers::new(quota, cache));
     let mut zipf = Zipf::new(pages);
     let seen = Arc::new(Mutex::new(Seen::default()));
     let end = Instant::now() + SIMULATED;
@@ -216,7 +216,7 @@ async fn simulate(quota: u32, pages: usize) -> (Seen, usize) {
 async fn the_quota_is_never_exceeded_and_what_is_stored_is_never_an_error() {
     println!("quota/min  pages  calls  p50 age s  p99 age s  refused before first fill");
     for (quota, pages) in [(5, 2), (5, 20), (5, 200), (60, 2), (60, 20), (60, 200)] {
-        let (mut seen, calls) = simulate(quota, pages).await;
+        let (mut seen, calls) = simulate(quota, pages, "").await;
         seen.ages.sort_unstable();
         let at = |share: usize| seen.ages[(seen.ages.len() - 1) * share / 100];
         println!(
@@ -227,4 +227,13 @@ async fn the_quota_is_never_exceeded_and_what_is_stored_is_never_an_error() {
         );
         assert_eq!(seen.stored.len(), pages, "every page was filled in the end");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_calls_are_left_pages_are_younger_than_ttl() {
+    let mean = |seen: &Seen| seen.ages.iter().sum::<u64>() as f64 / seen.ages.len() as f64;
+    let (plain, _) = simulate(60, 2, "").await;
+    let (shortened, _) = simulate(60, 2, "ttl_min = '5s'").await;
+    assert!(mean(&plain) > 10.0, "{}", mean(&plain));
+    assert!(mean(&shortened) <= 5.0, "{}", mean(&shortened));
 }

@@ -13,6 +13,7 @@ const NOW: i64 = 1_798_761_600;
 
 const LIFETIMES: Lifetimes = Lifetimes {
     ttl: Duration::from_secs(30),
+    ttl_min: Duration::from_secs(30),
     stale_while_revalidate: Duration::from_secs(60),
     stale_if_error: Duration::from_secs(3600),
     stale_if_quota: Duration::from_secs(24 * 3600),
@@ -386,7 +387,7 @@ fn a_configured_lifetime_counts_from_receipt_whatever_the_upstreams_clock_says()
         let age = |seconds| page.freshness.age(page.after(seconds)).as_secs();
         assert_eq!((age(0), age(5)), (*own_age, own_age + 5), "{lines:?}");
         assert_eq!(page.fresh_for(1000), 30, "{lines:?}");
-        let stretched = page.freshness.stretched(Duration::from_secs(90));
+        let stretched = page.freshness.fitted(Duration::from_secs(90));
         let left = stretched.fresh_for(page.after(10));
         assert_eq!(left, Some(Duration::from_secs(80)), "{lines:?}");
     }
@@ -444,6 +445,41 @@ fn a_stale_page_stands_in_within_its_window() {
     // Below zero from the first moment: at 0 it may be fresh.
     assert_eq!(Page::saying("").stale_if_error(30), Some(-1));
     assert_eq!(Page::saying("").stale_if_error(10), Some(20));
+}
+
+#[test]
+fn a_configured_lifetime_follows_the_calls_that_are_left() {
+    let table = [
+        // (`ttl_min`, what the upstream said, what the quota asks for, the lifetime)
+        (30, "", 2, 30),
+        (30, "", 90, 90),
+        (5, "", 2, 5),
+        (5, "", 12, 12),
+        (5, "", 90, 90),
+        (0, "", 2, 2),
+        (5, "max-age=20", 2, 20),
+        (5, "max-age=20", 90, 20),
+    ];
+    for (ttl_min, said, asked, expected) in table {
+        let lifetimes = Lifetimes {
+            ttl_min: Duration::from_secs(ttl_min),
+            ..LIFETIMES
+        };
+        let lines = [("cache-control", said)];
+        let page = Page::with(&lines[..usize::from(!said.is_empty())], &lifetimes);
+        let fitted = page.freshness.fitted(Duration::from_secs(asked));
+        assert_eq!(fitted.lifetime().as_secs(), expected, "{ttl_min} {asked}");
+        // Without a known quota.
+        assert!(page.freshness.lifetime().as_secs() >= 20);
+        // As another replica filled it.
+        let aged = page
+            .freshness
+            .aged(Duration::ZERO, page.freshness.lifetime());
+        assert_eq!(aged.fitted(Duration::from_secs(asked)), fitted);
+    }
+    // The lifetime of a page of finished tasks is not shortened.
+    let finished = LIFETIMES.lasting(Duration::from_secs(600));
+    assert_eq!(finished.ttl_min, finished.ttl);
 }
 
 #[test]
@@ -512,6 +548,7 @@ fn a_page_whose_list_moved_stands_in_counting_from_the_move() {
 fn every_configured_window_may_be_zero() {
     let none = Lifetimes {
         ttl: Duration::ZERO,
+        ttl_min: Duration::ZERO,
         stale_while_revalidate: Duration::ZERO,
         stale_if_error: Duration::ZERO,
         stale_if_quota: Duration::ZERO,

@@ -76,12 +76,16 @@ impl PageStore {
         demand.share_out(weights.into_iter(), Some(calls_per_minute));
     }
 
-    /// How long a page of `credential` lives where the upstream states nothing, stretched to the quota, if it is asked for as
+    /// How long a page of `credential` lives where the upstream states nothing, fitted to the quota, if it is asked for as
     /// often as the average.
     #[must_use]
     pub fn lifetime(&self, credential: CredentialId) -> Duration {
-        let stretched = self.demand(credential).mean_lifetime();
-        self.rules().lifetimes.ttl.max(stretched)
+        let demand = self.demand(credential);
+        let lifetimes = &self.rules().lifetimes;
+        match demand.is_bounded() {
+            true => lifetimes.ttl_min.max(demand.mean_lifetime()),
+            false => lifetimes.ttl,
+        }
     }
 
     /// How often the page is asked for, as far as its predecessor knows.

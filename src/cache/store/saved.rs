@@ -86,11 +86,12 @@ impl PageStore {
         request_rate: RequestRate,
     ) -> StoredPage {
         let outline = Outline::of(&page, began.key.list.id.collection());
+        let lifetimes = self.rules().lifetimes_of(&began.key, &page);
         StoredPage::new(
             Arc::new(Content::new(page, answer.received, age, &self.memory)),
             outline,
             answer,
-            &self.rules().lifetimes,
+            &lifetimes,
             1.0,
             began.clone(),
             request_rate,

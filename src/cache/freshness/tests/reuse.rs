@@ -7,6 +7,7 @@ use crate::cache::{http_semantics::RequestDirectives, status::Detail};
 const NOW: i64 = 1_767_225_600;
 const CONFIGURED: Lifetimes = Lifetimes {
     ttl: Duration::ZERO,
+    ttl_min: Duration::ZERO,
     stale_while_revalidate: Duration::ZERO,
     stale_if_error: Duration::from_secs(3600),
     stale_if_quota: Duration::from_secs(3600),
