@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use self::calls::Moment;
 use super::Pages;
 use crate::{
     cache::snapshot::{self, Owners, Restored, SavedPage},
@@ -122,8 +123,46 @@ impl Snapshot {
         restored
     }
 
-    /// Keeps the file up to date until `end`, and writes it once more then.
+    /// Keeps the files up to date until `end`, and writes them once more then.
     pub async fn keep_writing(self: Arc<Self>, end: CancellationToken) {
+        tokio::join!(self.keep_writing_pages(&end), self.keep_writing_calls(&end));
+    }
+
+    async fn keep_writing_calls(self: &Arc<Self>, end: &CancellationToken) {
+        let (mut written, mut pause) = (self.activity(), calls::EVERY);
+        loop {
+            let moment = tokio::select! {
+                () = end.cancelled() => Moment::End,
+                () = tokio::time::sleep(pause) => Moment::Meanwhile,
+            };
+            let activity = self.activity();
+            let is_busy = |(_, in_flight): &(u64, u32)| *in_flight > 0;
+            if moment == Moment::Meanwhile && activity == written && !activity.iter().any(is_busy) {
+                continue;
+            }
+            let snapshot = self.clone();
+            let writing = tokio::task::spawn_blocking(move || snapshot.write_calls(moment));
+            let is_written = writing.await.unwrap_or(false);
+            if moment == Moment::End {
+                return;
+            }
+            if is_written {
+                (written, pause) = (activity, calls::EVERY);
+            } else {
+                pause = AGAIN;
+            }
+        }
+    }
+
+    /// What each credential has done so far.
+    fn activity(&self) -> Vec<(u64, u32)> {
+        let credentials = self.credentials.load();
+        let all = credentials.all();
+        all.map(|credential| credential.budget().activity())
+            .collect()
+    }
+
+    async fn keep_writing_pages(self: &Arc<Self>, end: &CancellationToken) {
         let mut pause = EVERY;
         loop {
             let ended = tokio::select! {
@@ -137,12 +176,7 @@ impl Snapshot {
                 }
             };
             let snapshot = self.clone();
-            let written = tokio::task::spawn_blocking(move || {
-                if ended {
-                    snapshot.write_calls();
-                }
-                snapshot.write()
-            });
+            let written = tokio::task::spawn_blocking(move || snapshot.write());
             let written = written.await.unwrap_or(false);
             if ended {
                 return;
@@ -151,9 +185,10 @@ impl Snapshot {
         }
     }
 
-    fn write_calls(&self) {
+    fn write_calls(&self, moment: Moment) -> bool {
         let (path, owners) = (calls::beside(&self.path), self.owners());
-        calls::write(&path, &self.credentials.load(), &owners, unix_ms());
+        let credentials = self.credentials.load();
+        calls::write(&path, &credentials, &owners, moment, unix_ms())
     }
 
     /// Whether it could be written.

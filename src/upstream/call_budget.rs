@@ -169,9 +169,17 @@ impl CallBudget {
         state.window.snapshot(now)
     }
 
-    /// Goes on from `spent`. Where that is all, the first minute need not be a cautious one.
-    pub fn resume(&self, spent: &BudgetSnapshot, is_all: bool, now: Instant) {
-        self.state.lock().window.resume(spent, is_all, now);
+    /// How many calls were begun so far, and are under way: unchanged, and none under way, a snapshot stays as it is.
+    #[must_use]
+    pub fn activity(&self) -> (u64, u32) {
+        self.state.lock().window.activity()
+    }
+
+    /// Goes on from `spent`, which may lack the calls of as long as is `missing`; `None`: it is all.
+    pub fn resume(&self, spent: &BudgetSnapshot, missing: Option<Duration>, now: Instant) {
+        let mut state = self.state.lock();
+        let configured = state.rules.per_minute;
+        state.window.resume(spent, missing, configured, now);
     }
 
     /// Calls allowed a minute, as configured or as the upstream says; `None`: unlimited.

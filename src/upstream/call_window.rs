@@ -23,6 +23,8 @@ const MOST_REMEMBERED: usize = 65_536;
 #[derive(Debug)]
 pub(super) struct CallWindow {
     in_flight: u32,
+    /// Calls that were ever begun.
+    begun: u64,
     /// When each call of the last minute ended, oldest first.
     ended: VecDeque<Instant>,
     /// Calls made with this credential by other programs, and until when they count.
@@ -77,6 +79,7 @@ impl CallWindow {
     pub(super) fn new(now: Instant) -> Self {
         Self {
             in_flight: 0,
+            begun: 0,
             ended: VecDeque::new(),
             external_calls: None,
             blocked_until: None,
@@ -208,6 +211,7 @@ impl CallWindow {
     /// Notes that a call is sent; [`CallWindow::wait_for`] allowed it.
     pub(super) fn begin(&mut self, limit: Option<u32>, is_failing: bool, now: Instant) {
         self.in_flight += 1;
+        self.begun += 1;
         self.failing.note(is_failing, now);
         if let Some(limit) = limit.filter(|limit| *limit > 0) {
             self.paced_until = self.paced_until.max(now) + self.interval(limit, now);
@@ -341,6 +345,11 @@ impl CallWindow {
         self.own().saturating_add(external)
     }
 
+    /// How many calls were begun so far, and are under way.
+    pub(super) fn activity(&self) -> (u64, u32) {
+        (self.begun, self.in_flight)
+    }
+
     /// What the next process must know.
     pub(super) fn snapshot(&mut self, now: Instant) -> BudgetSnapshot {
         self.forget(u32::MAX, now);
@@ -359,8 +368,16 @@ impl CallWindow {
         }
     }
 
-    /// Goes on from `spent`. Where that is all, the first minute need not be a cautious one.
-    pub(super) fn resume(&mut self, spent: &BudgetSnapshot, is_all: bool, now: Instant) {
+    /// Goes on from `spent`, which may lack calls that ended for so long after it was taken.
+    ///
+    /// Where nothing is `missing` the first minute need not be a cautious one; else as many calls count as may have been made.
+    pub(super) fn resume(
+        &mut self,
+        spent: &BudgetSnapshot,
+        missing: Option<Duration>,
+        configured: u32,
+        now: Instant,
+    ) {
         // What was longer ago than this machine runs counts no more.
         let at = |ago: &Duration| now.checked_sub(*ago);
         self.ended = spent.ago.iter().filter_map(at).collect();
@@ -374,8 +391,15 @@ impl CallWindow {
             sent: now,
             told: now,
         });
-        if is_all {
+        let Some(missing) = missing else {
             self.cautious_until = None;
+            return;
+        };
+        if let Some(limit) = self.limit(configured, now) {
+            let at_pace = (missing.as_secs_f64() / MINUTE.as_secs_f64() * f64::from(limit)).ceil();
+            let (known, _) = self.external_calls.unwrap_or((0, now));
+            let unknown = burst(limit).saturating_add(at_pace as u32);
+            self.external_calls = Some((known.saturating_add(unknown), now + MINUTE));
         }
     }
 }

@@ -9,7 +9,10 @@ use std::{
 
 use unpod_gateway::simulator::{Options, Simulator, world::SUPPORT};
 
-use crate::gateway::{Gateway, Setup, setup};
+use crate::{
+    gateway::{Gateway, Setup, patiently, setup},
+    process::Served,
+};
 
 struct Restart {
     folder: tempfile::TempDir,
@@ -206,4 +209,41 @@ async fn a_restart_gives_no_new_minute() {
     assert_eq!(restart.simulator.control().requests(), 2);
     let old = gateway.tasks(SUPPORT, "?page=1").await;
     assert_eq!(old.cache_status(), "hit; detail=quota");
+}
+
+#[tokio::test]
+async fn a_crash_gives_no_new_minute() {
+    let restart = Restart::new().await;
+    let control = restart.simulator.control();
+    // Nothing is configured: the limit is learned from the header.
+    control.set_quota(Some(5));
+    let base_url = restart.simulator.base_url();
+    let logged = restart.setup().with("[telemetry]\nfilter = 'info'");
+    let gateway = Served::start(logged, &base_url).await;
+    for page in 1..=3 {
+        let path = format!("/spaces/{SUPPORT}/tasks?page={page}");
+        assert_eq!(gateway.get(&path).await.status, 200);
+    }
+    let calls = restart.folder.path().join("pages.calls");
+    let three_are_written = async {
+        loop {
+            let text = fs::read(&calls).unwrap_or_default();
+            let written = serde_json::from_slice::<serde_json::Value>(&text).unwrap_or_default();
+            let credentials = written["credentials"].as_array().into_iter().flatten();
+            let ended = credentials.filter_map(|spent| spent["ended"].as_array());
+            if ended.flatten().count() == 3 {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    patiently("the file of calls", three_are_written).await;
+    gateway.signal("-9").await;
+    gateway.end().await;
+
+    let gateway = restart.start().await;
+    let fourth = gateway.tasks(SUPPORT, "?page=4").await;
+
+    fourth.assert_error("upstream_quota_exhausted");
+    assert_eq!(control.requests(), 3);
 }

@@ -411,12 +411,12 @@ fn a_new_process_goes_on_where_the_last_one_ended() {
     before.begin();
     before.learn(&[("x-ratelimit-limit", "30"), ("x-ratelimit-remaining", "20")]);
     let spent = before.window.snapshot(before.now);
-    for is_all in [false, true] {
+    // A burst and two seconds may be missing: with them half of a minute's calls are spent.
+    for (missing, left) in [(None, 20), (Some(2 * SECOND), 0)] {
         let mut after = Bench::new(60);
-        after.window.resume(&spent, is_all, after.now);
+        after.window.resume(&spent, missing, 60, after.now);
         assert_eq!(after.limit(), Some(30));
-        let left = if is_all { 20 } else { 5 };
-        assert_eq!(after.remaining(), left, "the rest of half a minute's");
+        assert_eq!(after.remaining(), left, "{missing:?}");
     }
 }
 
@@ -449,6 +449,45 @@ proptest! {
         // At any moment, calls under way and those that ended within the minute.
         for (at, _) in &made {
             let counted = made.iter().filter(|(sent, takes)| sent <= at && *at < *sent + *takes + MINUTE);
+            prop_assert!(counted.count() <= quota as usize);
+        }
+    }
+
+    #[test]
+    fn after_a_crash_no_minute_sees_more_calls_than_the_quota(
+        quota in 1_u32..80,
+        before in prop::collection::vec(0_u64..20_000, 0..40),
+        after_it_was_written in prop::collection::vec(0_u64..500, 0..40),
+        restart in 0_u64..30_000,
+    ) {
+        const MISSING: Duration = Duration::from_secs(4);
+        let mut bench = Bench::settled(quota);
+        let (began, mut made) = (bench.now, Vec::new());
+        let mut spend = |bench: &mut Bench, pauses: Vec<u64>, until: Option<Instant>| {
+            for pause in pauses {
+                bench.pass(Duration::from_millis(pause));
+                if bench.wait().is_zero() && until.is_none_or(|until| bench.now <= until) {
+                    bench.call();
+                    made.push(bench.now - began);
+                }
+            }
+        };
+        spend(&mut bench, before, None);
+        let (mut spent, written) = (bench.window.snapshot(bench.now), bench.now);
+        spend(&mut bench, after_it_was_written, Some(written + MISSING));
+
+        let mut next = Bench::new(quota);
+        next.now = bench.now + Duration::from_millis(restart);
+        next.window = CallWindow::new(next.now);
+        for ago in &mut spent.ago {
+            *ago = (*ago + (next.now - written)).saturating_sub(MISSING);
+        }
+        next.window.resume(&spent, Some(MISSING), quota, next.now);
+        let since = next.now - began;
+        let sent = next.calls_for(2 * MINUTE, Duration::ZERO);
+        made.extend(sent.into_iter().map(|at| since + at));
+        for at in &made {
+            let counted = made.iter().filter(|sent| *sent <= at && *at < **sent + MINUTE);
             prop_assert!(counted.count() <= quota as usize);
         }
     }
