@@ -125,6 +125,9 @@ fn check(file: Option<&Path>) -> ExitCode {
     match runtime.block_on(async { Prepared::new(Config::draft(file)) }) {
         Ok(prepared) => {
             print!("{}", prepared.config().effective());
+            for warning in prepared.warnings() {
+                eprintln!("warning: {warning}");
+            }
             ExitCode::SUCCESS
         }
         Err(problems) => refused(&problems),

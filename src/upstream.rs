@@ -32,7 +32,9 @@ mod waiters;
 
 use self::retry::RetryLayer;
 pub use self::{
-    call_budget::{AcquiredCall, BudgetExhausted, BudgetRules, Call, CallBudget},
+    call_budget::{
+        AcquiredCall, BudgetExhausted, BudgetRules, Call, CallBudget, interval_beyond_timeout,
+    },
     call_window::BudgetSnapshot,
     circuit::{Circuit, CircuitState},
     circuit_breaker::CircuitLayer,

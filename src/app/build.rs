@@ -8,7 +8,7 @@ use crate::{
     config::{Config, Draft, Problems, TelemetryConfig},
     server::Tls,
     telemetry::traces::Collector,
-    upstream::{BuildError, Client, Credentials, Succession},
+    upstream::{BuildError, Client, Credentials, Succession, interval_beyond_timeout},
 };
 
 /// Everything of a configuration whose building can fail.
@@ -116,5 +116,20 @@ impl Prepared {
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// What of it works, and will hardly be meant, each under its key.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let upstream = &self.config.upstream;
+        let beyond = interval_beyond_timeout(upstream).map(|interval| {
+            format!(
+                "upstream.timeout: shorter than the {} s between two calls of upstream.quota_per_minute = {}: a request for a page that is \
+                 not stored may never live to see its call",
+                interval.as_secs(),
+                upstream.quota_per_minute
+            )
+        });
+        beyond.into_iter().collect()
     }
 }

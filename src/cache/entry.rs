@@ -174,9 +174,7 @@ impl StoredPage {
     /// Whether its rows may be shown as part of a stale fallback for `reason`.
     #[must_use]
     pub fn can_be_cut_stale(&self, reason: StaleIf, now: Instant) -> bool {
-        self.is_of_known_state()
-            && !self.is_invalidated()
-            && self.stale_if(reason, now).is_some()
+        self.is_of_known_state() && !self.is_invalidated() && self.stale_if(reason, now).is_some()
     }
 
     /// Its `ttl` if it may be served as a stale fallback for `reason`.

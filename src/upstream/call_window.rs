@@ -65,7 +65,7 @@ pub struct BudgetSnapshot {
 }
 
 /// How many calls may be made at once after a quiet time, of a `limit` a minute.
-fn burst(limit: u32) -> u32 {
+pub(super) fn burst(limit: u32) -> u32 {
     (limit / 6).max(limit.saturating_sub(1).min(3)).max(1)
 }
 

@@ -265,6 +265,18 @@ async fn check_prints_a_good_configuration_without_its_secrets() {
 }
 
 #[tokio::test]
+async fn check_warns_where_a_request_never_lives_to_see_its_call() {
+    for (quota, warns) in [(0, false), (1, true), (3, true), (4, false), (60, false)] {
+        let quota = format!("[upstream]\nquota_per_minute = {quota}");
+        let file = ConfigFile::new(&setup().with(&quota).toml("https://unpod.example"));
+        let output = run(&["check", "--config", &file.path()]).await;
+        assert!(output.status.success());
+        let told = text(&output.stderr);
+        assert_eq!(told.contains("warning: upstream.timeout"), warns, "{told}");
+    }
+}
+
+#[tokio::test]
 async fn serve_refuses_a_bad_configuration_before_it_binds() {
     // A port that is taken would be the error of a gateway that binds first.
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
