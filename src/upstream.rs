@@ -32,9 +32,7 @@ mod waiters;
 
 use self::retry::RetryLayer;
 pub use self::{
-    call_budget::{
-        AcquiredCall, BudgetExhausted, BudgetRules, Call, CallBudget, interval_beyond_timeout,
-    },
+    call_budget::{AcquiredCall, BudgetExhausted, BudgetRules, Call, CallBudget},
     call_window::BudgetSnapshot,
     circuit::{Circuit, CircuitState},
     circuit_breaker::CircuitLayer,
@@ -46,7 +44,7 @@ pub use self::{
     error::{ClientError, Evidence, FailureSource, InvalidAnswer, UpstreamError},
     normalize::{NormalizeLayer, Rules},
     pause::CallLimits,
-    quota::{QuotaLayer, acquire},
+    quota::{QuotaLayer, acquire, interval_beyond_timeout},
     request::{Calls, LastError, PageRequest, Sent, Validators},
     tokens::TokensLayer,
     waiters::{Attendance, Need, Progress, Waiter, Waiters},

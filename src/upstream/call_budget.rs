@@ -16,7 +16,7 @@ use tokio::{
 
 pub use self::call::{AcquiredCall, Call};
 use super::{
-    call_window::{BudgetSnapshot, CallWindow, MINUTE, burst},
+    call_window::{BudgetSnapshot, CallWindow, MINUTE},
     pause::CallLimits,
     turns::{Candidate, Turn, Turns},
     waiters::{Need, Progress, Waiter, Waiters},
@@ -74,15 +74,6 @@ pub struct BudgetRules {
     max_queue: usize,
     /// How long a request waits for a call at most.
     patience: Duration,
-}
-
-/// The time between two calls where `upstream.timeout` ends a request before its call comes, and no burst of calls helps; `None`: requests
-/// have the time.
-#[must_use]
-pub fn interval_beyond_timeout(config: &UpstreamConfig) -> Option<Duration> {
-    let quota = config.quota_per_minute;
-    let interval = MINUTE.checked_div(quota)?;
-    (config.timeout < interval && burst(quota) < 3).then_some(interval)
 }
 
 impl BudgetRules {

@@ -3,6 +3,7 @@
 use std::{
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use futures_util::future::BoxFuture;
@@ -11,12 +12,13 @@ use tower::{Layer, Service};
 
 use super::{
     call_budget::{BudgetExhausted, Call},
+    call_window::{MINUTE, burst},
     credential::Credential,
     error::UpstreamError,
     request::{PageRequest, Sent},
     waiters::{Need, Waiter, Waiters},
 };
-use crate::domain::SpaceToken;
+use crate::{config::UpstreamConfig, domain::SpaceToken};
 
 /// Waits for the call of a fill of `space`: until it has one, or nobody wants it, or the upstream is not asked at all.
 ///
@@ -54,6 +56,15 @@ pub async fn acquire(
             () = opened => {}
         }
     }
+}
+
+/// The time between two calls where `upstream.timeout` ends a request before its call comes, and no burst of calls helps; `None`: requests
+/// have the time.
+#[must_use]
+pub fn interval_beyond_timeout(config: &UpstreamConfig) -> Option<Duration> {
+    let quota = config.quota_per_minute;
+    let interval = MINUTE.checked_div(quota)?;
+    (config.timeout < interval && burst(quota) < 3).then_some(interval)
 }
 
 /// Takes a call for each try.
