@@ -15,7 +15,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 const SHARE_OUT_EVERY: Duration = Duration::from_secs(1);
 /// What is assumed of a page before its requests tell: so many of them in so long a time. A young page's first few requests say
 /// little about their rate.
-const PRIOR_REQUESTS: f64 = 10.0;
+const PRIOR_REQUESTS: f64 = 2.0;
 const PRIOR_TIME: Duration = Duration::from_secs(600);
 
 /// What the pages of one credential need, against what it may spend.
