@@ -88,7 +88,7 @@ fn x(pages: usize) -> f64 {
 
 /// Where an age in seconds is drawn.
 fn y(seconds: f64) -> f64 {
-    236.0 - 62.0 * (seconds.max(1.0)).log10()
+    236.0 - 56.0 * (seconds.max(1.0)).log10()
 }
 
 /// Draws `points`, both axes logarithmic.

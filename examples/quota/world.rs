@@ -52,24 +52,20 @@ pub(crate) struct World {
 
 impl World {
     /// A gateway that has just started, with `[upstream] quota_per_minute` and `[cache]` settings, before an upstream of that quota.
-    ///
-    /// `None` where the build does not know a setting yet.
-    pub(crate) fn with_cache(
-        quota: u32,
-        cache: &str,
-        behavior: Behavior,
-        seed: u64,
-    ) -> Option<Self> {
+    pub(crate) fn with_cache(quota: u32, cache: &str, behavior: Behavior, seed: u64) -> Self {
         let config = Config::from_toml(&format!(
             "[upstream]\nbase_url = 'https://upstream.test'\nquota_per_minute = {quota}\n\
              [upstream.credentials.default]\ntoken = 't'\n[cache]\n{cache}\n"
         ));
-        let config = config.ok()?;
+        let config = config.expect("the settings are good");
         let model = Model::new(behavior, seed);
         let metrics = Metrics::new();
         let upstream = stack(model.clone(), &config.upstream, &config.normalize, &metrics);
-        let credentials = Credentials::load(&config.upstream).ok()?;
-        Some(Self {
+        let credentials = Credentials::load(&config.upstream).expect("its token is given");
+        let credential = credentials
+            .named("default")
+            .expect("it is the one there is");
+        Self {
             model,
             pages: Pages::new(
                 PageStore::new(&config.cache),
@@ -77,10 +73,10 @@ impl World {
                 config.server.request_timeout,
                 config.server.max_waiting(),
             ),
-            credential: credentials.named("default")?.clone(),
+            credential: credential.clone(),
             upstream: Arc::new(upstream),
             began: Instant::now(),
-        })
+        }
     }
 
     /// As [`Self::with_cache`], with the defaults; the upstream has the quota that is configured.
@@ -94,7 +90,7 @@ impl World {
 
     /// As [`Self::with_cache`], with the defaults.
     pub(crate) fn behaving(quota: u32, behavior: Behavior, seed: u64) -> Self {
-        Self::with_cache(quota, "", behavior, seed).expect("the settings are those by default")
+        Self::with_cache(quota, "", behavior, seed)
     }
 
     /// One request of `client`.
