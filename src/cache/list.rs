@@ -186,8 +186,11 @@ impl List {
             return (began.of_no_generation(), None);
         }
         let is_overtaken = began.generation != version.generation;
+        let was_unknown = state.known.head.count.is_none();
         let verdict = state.known.observe(page, is_overtaken, lifetime, now);
-        if verdict.moved {
+        // The first state that is known overtakes the fills that were sent before it: an older one of them moves nothing back.
+        let is_first = was_unknown && state.known.head.count.is_some();
+        if verdict.moved || is_first {
             self.advance(&mut state, now);
         }
         let in_force = self.version();

@@ -152,6 +152,23 @@ fn a_fill_that_brings_what_is_current_is_not_paid_for_twice() {
 }
 
 #[test]
+fn an_older_answer_to_one_of_the_first_fills_moves_nothing_back() {
+    let mut upstream = Upstream::new();
+    let [slow, fast] = [2, 1].map(|number| begin(&upstream.store, key(number)));
+    let old = upstream.page(2);
+    upstream.length += 1;
+    let new = upstream.page(1);
+
+    upstream.arrive(&fast, &new);
+    upstream.arrive(&slow, &old);
+
+    let stored = |number| upstream.store.get(&key(number)).unwrap();
+    assert_eq!(stored(1).moved_at(), None);
+    assert!(stored(2).moved_at().is_some());
+    assert_ne!(stored(2).list_generation, stored(1).list_generation);
+}
+
+#[test]
 fn a_row_on_both_sides_of_a_seam_moves_the_list() {
     // Without a word of it in the count: one row came as another went.
     for (first, second) in [(1, 2), (2, 1)] {
