@@ -97,6 +97,8 @@ pub(super) fn write(
     });
     if let Err(error) = &written {
         warn!(snapshot.file = %path.display(), %error, "call times are not written: the next start is cautious for a minute");
+        // An older one would be taken for the last few seconds' word.
+        let _ = fs::remove_file(path);
     }
     written.is_ok()
 }

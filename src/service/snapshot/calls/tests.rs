@@ -97,6 +97,19 @@ async fn after_a_crash_what_may_be_missing_counts_too() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn where_none_can_be_written_an_older_file_says_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("calls");
+    let credentials = credentials("token");
+    let owners = owners(&credentials, "token");
+    let write = || write(&path, &credentials, &owners, Moment::Meanwhile, NOW_MS);
+    assert!(write() && path.exists());
+    // In the way of the file that takes its place.
+    fs::create_dir(folder.path().join("calls.new")).unwrap();
+    assert!(!write() && !path.exists());
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_another_tokens_or_damaged_is_not_used() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("calls");
