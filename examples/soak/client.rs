@@ -1,4 +1,4 @@
-//! A keep-alive HTTP/1.1 connection to a gateway, and one that is closed at a random point.
+//! A keep-alive HTTP/1.1 connection to a gateway. `examples/replicas` uses it too.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -7,12 +7,7 @@ use http::{HeaderMap, Request};
 use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-    time::timeout,
-};
-use unpod_gateway::simulator::SplitMix64;
+use tokio::{net::TcpStream, time::timeout};
 
 /// Longer than `server.request_timeout`: a request without a response by then was forgotten.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -89,28 +84,4 @@ async fn connect(address: SocketAddr) -> Result<SendRequest<Empty<Bytes>>, Strin
     let (sender, connection) = shaken.map_err(|error| format!("no handshake: {error}"))?;
     tokio::spawn(connection);
     Ok(sender)
-}
-
-/// Sends a part of `request`, reads a part of the response, and disconnects, by a close or a reset.
-pub(crate) async fn leave(
-    address: SocketAddr,
-    request: &str,
-    random: &mut SplitMix64,
-) -> std::io::Result<()> {
-    let mut stream = TcpStream::connect(address).await?;
-    let whole = request.as_bytes();
-    let sent = match random.below(3) {
-        0 => random.below(whole.len() as u64) as usize,
-        _ => whole.len(),
-    };
-    stream.write_all(&whole[..sent]).await?;
-    if sent == whole.len() && random.below(2) == 0 {
-        let mut part = vec![0; 1 + random.below(2000) as usize];
-        // A response may take as long as the upstream: a client that disconnects does not wait for it.
-        let _ = timeout(Duration::from_millis(50), stream.read(&mut part)).await;
-    }
-    match random.below(2) {
-        0 => stream.set_zero_linger(),
-        _ => stream.shutdown().await,
-    }
 }

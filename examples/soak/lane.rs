@@ -19,7 +19,7 @@ use unpod_gateway::{
 
 use crate::{
     ask::{Ask, NARROW, READER, REFRESHER},
-    client::{Answer, Connection, leave},
+    client::{Answer, Connection},
     report::{Left, Report},
     rough,
     truth::{Key, Truth, any_key, any_space, keys, spaces},
@@ -314,7 +314,7 @@ async fn come_and_go(place: Place, number: u64, mut random: SplitMix64) {
     for asked in 0.. {
         let ask = Ask::draw(&mut random, format!("l{number}-{asked}"), None);
         // The gateway may close the connection after half a request; what matters is what it still holds.
-        let _ = leave(place.data, &ask.text(), &mut random).await;
+        let _ = rough::leave(place.data, &ask.text(), &mut random).await;
         place.report.left();
         sleep(Duration::from_millis(random.below(THINKS))).await;
     }

@@ -1,4 +1,4 @@
-//! Misbehaving clients: readers that stall, clients that half-close, and clients of proxies that spoof forwarded addresses.
+//! Misbehaving clients: readers that stall, clients that disconnect at any point or half-close, and clients of proxies that spoof forwarded addresses.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -92,6 +92,30 @@ pub(crate) async fn stall_http2(address: SocketAddr) -> Result<(), String> {
     timeout(ENDS_WITHIN, ended)
         .await
         .map_err(|_| "a reader that stalls over HTTP/2 was kept".to_owned())
+}
+
+/// Sends a part of `request`, reads a part of the response, and disconnects, by a close or a reset.
+pub(crate) async fn leave(
+    address: SocketAddr,
+    request: &str,
+    random: &mut SplitMix64,
+) -> io::Result<()> {
+    let mut stream = TcpStream::connect(address).await?;
+    let whole = request.as_bytes();
+    let sent = match random.below(3) {
+        0 => random.below(whole.len() as u64) as usize,
+        _ => whole.len(),
+    };
+    stream.write_all(&whole[..sent]).await?;
+    if sent == whole.len() && random.below(2) == 0 {
+        let mut part = vec![0; 1 + random.below(2000) as usize];
+        // A response may take as long as the upstream: a client that disconnects does not wait for it.
+        let _ = timeout(Duration::from_millis(50), stream.read(&mut part)).await;
+    }
+    match random.below(2) {
+        0 => stream.set_zero_linger(),
+        _ => stream.shutdown().await,
+    }
 }
 
 /// Sends all of `request`, closes its sending side, and reads the whole response.

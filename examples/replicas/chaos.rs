@@ -1,0 +1,363 @@
+//! What breaks: gateways, Redis, and the way between them.
+
+use std::{ops::Range, path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::time::{Instant, sleep, timeout};
+use unpod_gateway::simulator::{Fault as UpstreamFault, FaultKind, SplitMix64};
+
+use crate::{
+    checks::{OutageKind, RECONNECTS},
+    lane::Place,
+    proxy::State,
+    redis_server::{Data, RedisServer},
+};
+
+/// How long a fault lasts and how long it is calm after it, in milliseconds.
+const LASTS: Range<u64> = 200..3000;
+const CALM: Range<u64> = 500..8000;
+/// How long before its promotion a copy that lacks writes was cut off.
+const LACKS: Duration = Duration::from_millis(500);
+/// A gateway may say for a moment that it is connected to what has just gone.
+const BELIEVED_AFTER: Duration = Duration::from_millis(500);
+const POLL: Duration = Duration::from_millis(100);
+/// After that, a gateway that does not connect is given up.
+const GIVES_UP: Duration = Duration::from_secs(60);
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Fault {
+    Kill,
+    Restart,
+    Reset,
+    Silent,
+    Slow,
+    RedisKill,
+    RedisRestart,
+    RedisStop,
+    Failover,
+    FailoverLossy,
+    Full,
+    WrongType,
+    ClientKill,
+    Flush,
+    Upstream,
+}
+
+/// What a fault is done to; two faults at once are of different sides.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Side {
+    Gateway,
+    Redis,
+    Upstream,
+}
+
+const FAULTS: [(&str, Fault, Side); 15] = [
+    ("kill", Fault::Kill, Side::Gateway),
+    ("restart", Fault::Restart, Side::Gateway),
+    ("reset", Fault::Reset, Side::Gateway),
+    ("silent", Fault::Silent, Side::Gateway),
+    ("slow", Fault::Slow, Side::Gateway),
+    ("redis-kill", Fault::RedisKill, Side::Redis),
+    ("redis-restart", Fault::RedisRestart, Side::Redis),
+    ("redis-stop", Fault::RedisStop, Side::Redis),
+    ("failover", Fault::Failover, Side::Redis),
+    ("failover-lossy", Fault::FailoverLossy, Side::Redis),
+    ("full", Fault::Full, Side::Redis),
+    ("wrong-type", Fault::WrongType, Side::Redis),
+    ("client-kill", Fault::ClientKill, Side::Redis),
+    ("flush", Fault::Flush, Side::Redis),
+    ("upstream", Fault::Upstream, Side::Upstream),
+];
+
+pub(crate) fn names() -> impl Iterator<Item = &'static str> {
+    FAULTS.iter().map(|(name, ..)| *name)
+}
+
+/// The servers of a lane; the proxies lead to the primary.
+pub(crate) struct Servers {
+    pub(crate) primary: RedisServer,
+    copy: RedisServer,
+}
+
+impl Servers {
+    pub(crate) async fn start(directory: PathBuf) -> Self {
+        let servers = Self {
+            primary: RedisServer::start(directory.join("redis-0")).await,
+            copy: RedisServer::start(directory.join("redis-1")).await,
+        };
+        servers.copy.follow(&servers.primary).await;
+        servers
+    }
+
+    fn lead(&self, place: &Place) {
+        for proxy in &place.proxies {
+            proxy.lead_to(self.primary.port);
+        }
+    }
+
+    async fn restart(&mut self, data: Data, place: &Place) {
+        self.primary.restart(data).await;
+        self.lead(place);
+        self.copy.follow(&self.primary).await;
+    }
+
+    /// Promotes the copy; the old primary becomes an empty copy of it.
+    async fn fail_over(&mut self, lacks: Duration, place: &Place) {
+        self.copy
+            .run::<()>("REPLICAOF NO ONE")
+            .await
+            .expect("a copy can be promoted");
+        sleep(lacks).await;
+        std::mem::swap(&mut self.primary, &mut self.copy);
+        self.copy.kill().await;
+        self.lead(place);
+        self.copy.restart(Data::None).await;
+        self.copy.follow(&self.primary).await;
+    }
+
+    /// Puts a value of another type in a key's place; returns the key.
+    async fn spoil(&self, random: &mut SplitMix64) -> Option<String> {
+        let keys: Vec<String> = self.primary.run("KEYS *").await.ok()?;
+        let key = keys.get(random.below(keys.len().max(1) as u64) as usize)?;
+        let kind: String = self.primary.run_words(&["TYPE", key]).await.ok()?;
+        self.primary.run_words::<()>(&["DEL", key]).await.ok()?;
+        let spoil: &[&str] = match &*kind {
+            "string" => &["RPUSH", key, "spoilt"],
+            _ => &["SET", key, "spoilt"],
+        };
+        self.primary.run_words::<()>(spoil).await.ok()?;
+        Some(key.clone())
+    }
+}
+
+/// One fault, drawn beforehand: what happens depends on the seed alone.
+struct Draw {
+    name: &'static str,
+    fault: Fault,
+    side: Side,
+    gateway: usize,
+    lasts: Duration,
+    random: SplitMix64,
+}
+
+impl Draw {
+    fn new(random: &mut SplitMix64, place: &Place) -> Option<Self> {
+        let allowed: Vec<_> = FAULTS
+            .into_iter()
+            .filter(|(name, ..)| place.allows(name))
+            .collect();
+        if allowed.is_empty() {
+            return None;
+        }
+        let (name, fault, side) = random.pick(&allowed);
+        Some(Self {
+            name,
+            fault,
+            side,
+            gateway: random.below(place.gateways.len() as u64) as usize,
+            lasts: between(random, LASTS),
+            random: SplitMix64::new(random.below(u64::MAX)),
+        })
+    }
+}
+
+fn between(random: &mut SplitMix64, range: Range<u64>) -> Duration {
+    Duration::from_millis(range.start + random.below(range.end - range.start))
+}
+
+/// Breaks one thing, or two at once, and mends them, until `end`.
+pub(crate) async fn rage(
+    place: Arc<Place>,
+    servers: &mut Servers,
+    mut random: SplitMix64,
+    end: Instant,
+) {
+    loop {
+        let calm = between(&mut random, CALM);
+        if Instant::now() + calm >= end {
+            sleep(end - Instant::now()).await;
+            return;
+        }
+        sleep(calm).await;
+        let (first, second) = (
+            Draw::new(&mut random, &place),
+            Draw::new(&mut random, &place),
+        );
+        let is_double = random.below(3) == 0;
+        let Some(first) = first else { continue };
+        let second = second.filter(|second| is_double && second.side != first.side);
+        // The servers are needed by one of the two at most.
+        let both = match second {
+            Some(second) if second.side == Side::Redis => (second, Some(first)),
+            second => (first, second),
+        };
+        let aside = async {
+            if let Some(draw) = both.1 {
+                return strike(&place, None, draw).await;
+            }
+            Vec::new()
+        };
+        let (one, other) = tokio::join!(strike(&place, Some(servers), both.0), aside);
+        let ended = Instant::now();
+        let place = &place;
+        let settling = one
+            .into_iter()
+            .chain(other)
+            .map(|(gateway, number)| async move {
+                settle(place, gateway, ended).await;
+                place.truth.outage_ended(gateway, number);
+            });
+        futures_util::future::join_all(settling).await;
+    }
+}
+
+/// Runs a fault to its end; returns the outages that it caused, by gateway and number, which end when the gateway is connected again.
+async fn strike(
+    place: &Place,
+    servers: Option<&mut Servers>,
+    mut draw: Draw,
+) -> Vec<(usize, usize)> {
+    let concerned: Vec<_> = match draw.side {
+        Side::Gateway => vec![draw.gateway],
+        Side::Redis => (0..place.gateways.len()).collect(),
+        Side::Upstream => Vec::new(),
+    };
+    let began = concerned.iter().map(|gateway| {
+        (
+            *gateway,
+            place.truth.outage_began(*gateway, OutageKind::Redis),
+        )
+    });
+    let began: Vec<_> = began.collect();
+    place.count(format!("fault: {}", draw.name));
+    place.event(format!(
+        "{} of gateway {} for {:?}",
+        draw.name, draw.gateway, draw.lasts
+    ));
+    match (draw.side, servers) {
+        (Side::Gateway, _) => strike_gateway(place, &mut draw).await,
+        (Side::Redis, Some(servers)) => strike_redis(place, servers, &mut draw).await,
+        (Side::Upstream | Side::Redis, _) => strike_upstream(place, &draw).await,
+    }
+    place.event(format!("{} is over", draw.name));
+    began
+}
+
+/// Waits until a gateway says that it is connected.
+pub(crate) async fn settle(place: &Place, gateway: usize, since: Instant) {
+    sleep(BELIEVED_AFTER).await;
+    let connected = async {
+        while place.gateways[gateway].is_connected().await != Some(true) {
+            sleep(POLL).await;
+        }
+    };
+    let within = timeout(GIVES_UP, connected).await;
+    let took = since.elapsed();
+    if within.is_err() || took > RECONNECTS {
+        place.wrong(
+            "recovery",
+            format!("gateway {gateway} connects {took:.1?} after Redis was back"),
+        );
+    }
+    place.event(format!("gateway {gateway} is connected after {took:.1?}"));
+}
+
+async fn strike_gateway(place: &Place, draw: &mut Draw) {
+    let (gateway, proxy) = (&place.gateways[draw.gateway], &place.proxies[draw.gateway]);
+    match draw.fault {
+        Fault::Kill | Fault::Restart => {
+            let (kind, signal) = match draw.fault {
+                Fault::Kill => (OutageKind::Killed, "-KILL"),
+                _ => (OutageKind::Stopped, "-TERM"),
+            };
+            let down = place.truth.outage_began(draw.gateway, kind);
+            if let Err(error) = gateway.end(signal).await {
+                place.wrong("process", format!("gateway {}: {error}", draw.gateway));
+            }
+            sleep(draw.lasts / 2).await;
+            gateway.start().await;
+            place.truth.outage_ended(draw.gateway, down);
+        }
+        Fault::Reset => {
+            proxy.set(State::Reset);
+            sleep(draw.lasts * 2).await;
+        }
+        Fault::Silent => {
+            proxy.set(State::Silent);
+            sleep(draw.lasts * 3).await;
+            if draw.random.below(2) == 0 {
+                proxy.cut();
+            }
+        }
+        _ => {
+            proxy.set(State::Slow(Duration::from_millis(
+                20 + draw.random.below(200),
+            )));
+            sleep(draw.lasts).await;
+        }
+    }
+    proxy.set(State::Open);
+}
+
+async fn strike_redis(place: &Place, servers: &mut Servers, draw: &mut Draw) {
+    let run = async |servers: &Servers, command: &str| {
+        let ran = servers.primary.run::<redis::Value>(command).await;
+        ran.unwrap_or_else(|error| panic!("{command}: {error}"));
+    };
+    match draw.fault {
+        Fault::RedisKill => {
+            servers.primary.kill().await;
+            sleep(draw.lasts).await;
+            servers.restart(Data::None, place).await;
+        }
+        Fault::RedisRestart => {
+            run(servers, "SAVE").await;
+            sleep(LACKS).await;
+            servers.primary.kill().await;
+            sleep(draw.lasts).await;
+            servers.restart(Data::Saved, place).await;
+        }
+        Fault::RedisStop => {
+            servers.primary.signal("-STOP");
+            sleep(draw.lasts * 2).await;
+            servers.primary.signal("-CONT");
+        }
+        Fault::Failover => servers.fail_over(Duration::ZERO, place).await,
+        Fault::FailoverLossy => servers.fail_over(LACKS, place).await,
+        Fault::Full => {
+            run(servers, "CONFIG SET maxmemory 1mb").await;
+            sleep(draw.lasts).await;
+            run(servers, "CONFIG SET maxmemory 0").await;
+        }
+        Fault::WrongType => {
+            if let Some(key) = servers.spoil(&mut draw.random).await {
+                place.event(format!("{key} is spoilt"));
+                sleep(draw.lasts).await;
+                let _ = servers.primary.run_words::<()>(&["DEL", &key]).await;
+            }
+        }
+        Fault::ClientKill => {
+            run(servers, "CLIENT KILL TYPE normal").await;
+            run(servers, "CLIENT KILL TYPE pubsub").await;
+        }
+        _ => run(servers, "FLUSHALL").await,
+    }
+}
+
+async fn strike_upstream(place: &Place, draw: &Draw) {
+    let kinds = [FaultKind::Unavailable, FaultKind::Reset, FaultKind::Hang];
+    let kind = draw.random.clone().pick(&kinds);
+    place.truth.changed(None);
+    place
+        .truth
+        .with(|truth| truth.failing.push((Instant::now(), None)));
+    place
+        .upstream
+        .set_faults(vec![UpstreamFault { kind, ratio: 0.7 }]);
+    sleep(draw.lasts).await;
+    place.upstream.set_faults(Vec::new());
+    place.truth.with(|truth| {
+        let last = truth.failing.last_mut();
+        last.expect("it has begun").1 = Some(Instant::now());
+    });
+    place.truth.changed(None);
+}
