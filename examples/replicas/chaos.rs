@@ -6,7 +6,7 @@ use tokio::time::{Instant, sleep, timeout};
 use unpod_gateway::simulator::{Fault as UpstreamFault, FaultKind, SplitMix64};
 
 use crate::{
-    checks::{OutageKind, RECONNECTS},
+    checks::{Outage, OutageKind, RECONNECTS},
     lane::Place,
     proxy::State,
     redis_server::{Data, RedisServer},
@@ -178,10 +178,8 @@ pub(crate) async fn rage(
             return;
         }
         sleep(calm).await;
-        let (first, second) = (
-            Draw::new(&mut random, &place),
-            Draw::new(&mut random, &place),
-        );
+        let first = Draw::new(&mut random, &place);
+        let second = Draw::new(&mut random, &place);
         let is_double = random.below(3) == 0;
         let Some(first) = first else { continue };
         let second = second.filter(|second| is_double && second.side != first.side);
@@ -221,13 +219,13 @@ async fn strike(
         Side::Redis => (0..place.gateways.len()).collect(),
         Side::Upstream => Vec::new(),
     };
-    let began = concerned.iter().map(|gateway| {
+    let begin = |gateway| {
         (
-            *gateway,
-            place.truth.outage_began(*gateway, OutageKind::Redis),
+            gateway,
+            place.truth.outage_began(gateway, OutageKind::Redis),
         )
-    });
-    let began: Vec<_> = began.collect();
+    };
+    let began: Vec<_> = concerned.into_iter().map(begin).collect();
     place.count(format!("fault: {}", draw.name));
     place.event(format!(
         "{} of gateway {} for {:?}",
@@ -325,13 +323,13 @@ async fn strike_redis(place: &Place, servers: &mut Servers, draw: &mut Draw) {
         Fault::FailoverLossy => servers.fail_over(LACKS, place).await,
         Fault::Full => {
             run(servers, "CONFIG SET maxmemory 1mb").await;
-            sleep(draw.lasts).await;
+            keep_connected(place, draw.lasts).await;
             run(servers, "CONFIG SET maxmemory 0").await;
         }
         Fault::WrongType => {
             if let Some(key) = servers.spoil(&mut draw.random).await {
                 place.event(format!("{key} is spoilt"));
-                sleep(draw.lasts).await;
+                keep_connected(place, draw.lasts).await;
                 let _ = servers.primary.run_words::<()>(&["DEL", &key]).await;
             }
         }
@@ -340,6 +338,29 @@ async fn strike_redis(place: &Place, servers: &mut Servers, draw: &mut Draw) {
             run(servers, "CLIENT KILL TYPE pubsub").await;
         }
         _ => run(servers, "FLUSHALL").await,
+    }
+}
+
+/// Waits, while nothing but commands fail: that costs no gateway its connection.
+async fn keep_connected(place: &Place, lasts: Duration) {
+    let until = Instant::now() + lasts;
+    while Instant::now() < until {
+        sleep(POLL).await;
+        for (number, gateway) in place.gateways.iter().enumerate() {
+            let is_lost = gateway.is_connected().await == Some(false);
+            // This fault's outage is one; with another, the connection may be gone.
+            let open = |outage: &&Outage| outage.to.is_none();
+            let outages = place
+                .truth
+                .with(|known| known.outages[number].iter().filter(open).count());
+            if is_lost && outages == 1 {
+                place.wrong(
+                    "connection",
+                    format!("gateway {number} lost it by an error of a key"),
+                );
+                return sleep(until - Instant::now()).await;
+            }
+        }
     }
 }
 

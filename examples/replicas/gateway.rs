@@ -178,7 +178,7 @@ pub(crate) fn config(base_url: &str, redis: SocketAddr, replicas: usize, lane: &
         upstream.credentials.default.org_handle = "{organization}"
         cache.redis.url = "redis://{redis}"
         cache.redis.replicas = {replicas}
-        cache.redis.timeout = "250ms"
+        cache.redis.timeout = "500ms"
         "#,
         token = world::ACME_TOKEN,
         organization = world::ACME,

@@ -168,7 +168,13 @@ impl Lane {
         let mut gateways = Vec::new();
         for number in 0..GATEWAYS {
             let proxy = Proxy::start(servers.primary.port).await;
-            let config = gateway::config(&base_url, proxy.address, GATEWAYS, plan.config);
+            // One of them remembers what the others forget.
+            let snapshot = match number {
+                0 => format!("cache.snapshot_file = {:?}\n", directory.join("pages")),
+                _ => String::new(),
+            };
+            let settings = snapshot + plan.config;
+            let config = gateway::config(&base_url, proxy.address, GATEWAYS, &settings);
             let gateway = Gateway::new(&directory, &format!("gateway-{number}"), &config);
             gateway.start().await;
             proxies.push(proxy);
