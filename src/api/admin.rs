@@ -178,13 +178,27 @@ async fn reload(State(admin): State<Admin>, Extension(operator): Extension<Opera
     }
 }
 
-async fn purge(State(admin): State<Admin>, Extension(operator): Extension<Operator>) -> StatusCode {
+async fn purge(State(admin): State<Admin>, Extension(operator): Extension<Operator>) -> Response {
     to_its_end(async move {
         admin.pages.purge().await;
         info!(%operator, "operator purged the whole cache");
+        purged(&admin)
     })
-    .await;
-    StatusCode::NO_CONTENT
+    .await
+}
+
+/// 204 where every replica was told, else 202 and how many purges wait for Redis.
+fn purged(admin: &Admin) -> Response {
+    let pending = admin.pages.pending_purges();
+    if pending == 0 {
+        return StatusCode::NO_CONTENT.into_response();
+    }
+    let body = Json(json!({
+        "status_code": 202,
+        "message": "Purged here; other replicas follow when Redis is back",
+        "data": { "pending": pending },
+    }));
+    (StatusCode::ACCEPTED, body).into_response()
 }
 
 /// The pages of a space, for each credential that reads it.
@@ -310,9 +324,9 @@ async fn purge_space(
             to_its_end(async move {
                 admin.pages.purge_space(&space).await;
                 info!(%space, %operator, "operator purged a space");
+                purged(&admin)
             })
-            .await;
-            StatusCode::NO_CONTENT.into_response()
+            .await
         }
         Err(_) => bad_request("expected a space token"),
     }
@@ -325,15 +339,11 @@ async fn purge_fingerprint(
     Path(fingerprint): Path<String>,
 ) -> Response {
     let purge = async move {
-        let is_known = admin.pages.purge_fingerprint(&fingerprint).await;
-        if is_known {
+        if admin.pages.purge_fingerprint(&fingerprint).await {
             info!(space = fingerprint, %operator, "operator purged a space");
+            return purged(&admin);
         }
-        is_known
-    };
-    if to_its_end(purge).await {
-        StatusCode::NO_CONTENT.into_response()
-    } else {
         (StatusCode::NOT_FOUND, "nothing is known of such a space").into_response()
-    }
+    };
+    to_its_end(purge).await
 }

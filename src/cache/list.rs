@@ -6,8 +6,10 @@
 //! - The *generation* belongs to the list and is raised when the list moves or is dropped. Pages of an earlier generation are stale.
 //! - A page of no known state has the generation 0, which is never in force: it was overtaken, or comes from another process.
 //!
-//! Clients, and replicas through Redis, see a *name* in place of the numbers. The first page of a generation gives it its name, which it
-//! keeps. A page that was not cut from the state in force never has its name.
+//! Clients see a *name* in place of the numbers. The first page of a generation gives it its name, which it keeps. A page that was not cut
+//! from the state in force never has its name.
+//!
+//! Replicas that share a Redis agree on the order of generations by a number of its own ([`SharedList`]): of two, the larger is in force.
 
 use std::{
     sync::{
@@ -43,8 +45,8 @@ pub struct List {
 
 #[derive(Debug, Default)]
 pub(super) struct State {
-    /// What all replicas knew its state by when this one asked last.
-    pub(super) mark: Option<Mark>,
+    /// The newest generation that all replicas know of; 0 where none is known.
+    shared: u64,
     known: ListState,
     /// What the generation in force is called; `None` until a page of it came.
     name: Option<u64>,
@@ -87,6 +89,11 @@ impl Began {
         self.list.name_of(self.version)
     }
 
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.version.epoch
+    }
+
     /// The same, of another state of the list.
     pub(super) fn at(&self, version: Version, name: Option<u64>) -> Self {
         Self {
@@ -97,28 +104,14 @@ impl Began {
     }
 }
 
-/// The state of a list as all replicas name it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Mark {
-    /// What its space is called: another name for another token of its credential, which knows of other states.
-    pub name: u64,
-    /// What the whole store they share was written under.
-    pub era: [u64; 2],
-    /// That of the space.
-    pub epoch: u64,
-    /// What the list's generation is called.
+/// The state of a list that all replicas know of.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SharedList {
+    /// Larger than that of every state before.
     pub generation: u64,
-}
-
-/// What taking up another's state of a list comes to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Adopted {
-    /// It is this list's state now.
-    Done(Version),
-    /// What is stored of the space was dropped elsewhere, or may have been: drop it, and take the state up then.
-    MustInvalidate,
-    /// It was dropped or moved on while the other's state was asked for, which may be from before.
-    Overtaken,
+    /// What the state is called.
+    pub name: u64,
+    pub head: ListHead,
 }
 
 impl List {
@@ -200,7 +193,7 @@ impl List {
         let mut named = Named {
             space: self.space.fingerprint(),
             list: &self.id,
-            epoch: state.mark.map_or(version.epoch, |mark| mark.epoch),
+            epoch: version.epoch,
             count,
             marker: state.known.marker.as_deref().unwrap_or_default(),
         };
@@ -221,78 +214,41 @@ impl List {
         state.known = ListState::default();
     }
 
-    /// Goes by `mark`, which all replicas share, and by what they know of the list; asked for when this was of `seen`.
+    /// Goes by `told`, unless it is older than what is known. Hearing the same twice, or in another order, comes to the same.
     ///
     /// A move that this replica saw and the others have not heard of yet stays.
-    pub fn adopt(&self, seen: Version, mark: Mark, head: &ListHead, now: Instant) -> Adopted {
-        let mut of_space = self.space.lock();
-        if of_space.must_drop_for(mark) {
-            return match self.version() == seen {
-                true => Adopted::MustInvalidate,
-                false => Adopted::Overtaken,
-            };
-        }
+    pub fn hear(&self, told: &SharedList, now: Instant) {
         let mut state = self.lock();
-        if self.version() != seen {
-            return Adopted::Overtaken;
+        let is_newer = told.generation > state.shared;
+        if is_newer {
+            state.shared = told.generation;
+            if state.name != Some(told.name) {
+                self.advance(&mut state, now);
+                state.known = ListState::default();
+                state.name = Some(told.name);
+            }
         }
-        of_space.mark = Some(mark);
-        let known = state.mark.replace(mark);
-        let is_ahead = known
-            .is_some_and(|known| (known.name, known.generation) == (mark.name, mark.generation));
-        if is_ahead {
-            return Adopted::Done(seen);
+        if told.generation == state.shared && state.name == Some(told.name) {
+            state.known.adopt(&told.head);
         }
-        self.go_to(&mut state, mark.generation, now);
-        state.known.adopt(head);
-        Adopted::Done(self.version())
     }
 
-    /// Goes by the generation that another replica's list moved on to, and calls `name`.
-    pub fn move_to(&self, name: u64, now: Instant) {
-        let mut state = self.lock();
-        if let Some(mark) = &mut state.mark {
-            mark.generation = name;
-        }
-        self.go_to(&mut state, name, now);
-    }
-
-    /// What all replicas knew its state by when this one asked last.
+    /// The newest generation that all replicas know of; 0 where none is known.
     #[must_use]
-    pub fn mark(&self) -> Option<Mark> {
-        let of_space = self.space.lock().mark;
+    pub fn shared_generation(&self) -> u64 {
+        self.lock().shared
+    }
+
+    /// The state of `version` to tell the other replicas, and the newest generation that they know of; `None` once it is not in force.
+    /// Without coherent pages a state has no name.
+    #[must_use]
+    pub fn to_share(&self, version: Version) -> Option<SharedList> {
         let state = self.lock();
-        state.mark.or_else(|| {
-            // One that was filled for the first time while nobody could be asked is still of the space's epoch.
-            let (mark, generation) = of_space.zip(state.name)?;
-            Some(Mark { generation, ..mark })
+        (self.version() == version).then(|| SharedList {
+            generation: state.shared,
+            name: state.name.unwrap_or_default(),
+            head: state.known.head.clone(),
         })
-    }
-
-    /// Goes by `mark`, whose epoch names what is stored here.
-    pub fn confirm(&self, mark: Mark, now: Instant) {
-        self.space.lock().mark = Some(mark);
-        let mut state = self.lock();
-        let known = state.mark.replace(mark);
-        let is_ahead = known.is_some_and(|known| known.generation == mark.generation);
-        if !is_ahead {
-            self.go_to(&mut state, mark.generation, now);
-        }
-    }
-
-    /// How it begins and how long it is, as far as known.
-    #[must_use]
-    pub fn head(&self) -> ListHead {
-        self.lock().known.head.clone()
-    }
-
-    /// Turns what is stored stale, unless the state in force is called `name`.
-    fn go_to(&self, state: &mut State, name: u64, now: Instant) {
-        if state.name != Some(name) {
-            self.advance(state, now);
-            state.known = ListState::default();
-            state.name = Some(name);
-        }
     }
 
     fn advance(&self, state: &mut State, now: Instant) {

@@ -12,7 +12,6 @@ use bytes::Bytes;
 use http::HeaderMap;
 
 use self::format::{decode, encode};
-use super::list::Mark;
 use crate::domain::PageKey;
 
 mod file;
@@ -35,10 +34,8 @@ pub struct SavedPage {
     /// The upstream's fields that outlive an answer.
     pub headers: HeaderMap,
     pub body: Bytes,
-    /// That of its space in the process that saved it.
+    /// That of its space.
     pub epoch: u64,
-    /// Under which state of the space all replicas share it.
-    pub mark: Option<Mark>,
 }
 
 /// Why a file or a record is not used.

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::{
     failing::FailingPages,
-    list::{List, Mark, Version},
+    list::{List, Version},
     page_set::PageSet,
     refresh_plan::RefreshPlan,
 };
@@ -39,8 +39,6 @@ pub struct Space {
 
 #[derive(Debug)]
 pub(super) struct State {
-    /// Of the list that was looked at last: what all replicas knew the space's epoch by.
-    pub(super) mark: Option<Mark>,
     /// Each for as long as a page of it is stored or a fill of one is under way.
     lists: HashMap<ListId, Weak<List>>,
     sweep_at: usize,
@@ -75,7 +73,6 @@ impl Space {
             demand,
             epoch: AtomicU64::new(epoch),
             state: Mutex::new(State {
-                mark: None,
                 lists: HashMap::new(),
                 sweep_at: FIRST_SWEEP_AT,
                 refused: None,
@@ -135,17 +132,12 @@ impl Space {
         self.lock().lists().collect()
     }
 
-    /// What all replicas knew its epoch by when this one asked last.
-    #[must_use]
-    pub fn mark(&self) -> Option<Mark> {
-        self.lock().mark
-    }
-
-    /// Drops what is stored and remembered; pages of fills under way will not be stored. Returns what was stored of each list.
-    pub fn invalidate(&self) -> Vec<(ListId, PageSet)> {
+    /// Drops what is stored and remembered; pages of fills under way will not be stored. The next epoch is `epoch`, or a later one.
+    /// Returns what was stored of each list.
+    pub fn invalidate(&self, epoch: u64) -> Vec<(ListId, PageSet)> {
         let mut state = self.lock();
-        self.epoch.fetch_add(1, Ordering::AcqRel);
-        state.mark = None;
+        let epoch = epoch.max(self.epoch() + 1);
+        self.epoch.store(epoch, Ordering::Release);
         state.refused = None;
         state.refused_pages.clear();
         let lists = state.lists();
@@ -253,16 +245,6 @@ impl State {
 
     fn has_no_pages(&self) -> bool {
         self.lists().all(|list| list.page_count() == 0)
-    }
-
-    /// Whether what is stored was dropped by another replica, or may have been, if `mark` is the state they share.
-    pub(super) fn must_drop_for(&self, mark: Mark) -> bool {
-        match self.mark {
-            None => !self.has_no_pages(),
-            // Invalidations are published under every name of a space, so this one was heard.
-            Some(known) if known.name != mark.name => false,
-            Some(known) => (known.era, known.epoch) != (mark.era, mark.epoch),
-        }
     }
 }
 

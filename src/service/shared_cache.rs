@@ -1,8 +1,8 @@
 //! Pages that replicas share by way of Redis: where they lie there, under which state of their space, and who fills them.
 //!
-//! It knows Redis and names; what a page is worth is judged by [`super::pages`], which asks here after its memory and before the
-//! upstream. A space is named by a digest keyed with the secret of the credential that reads it, so that no key of Redis tells a
-//! space's token and none is found by who reads with another.
+//! `docs/replicas.md` is the protocol. This knows Redis and names; what a page is worth is judged by [`super::pages`], which asks here after
+//! its memory and before the upstream. A space is named by a digest keyed with the secret of the credential that reads it, so that no key of
+//! Redis tells a space's token and none is found by who reads with another.
 
 use std::{
     collections::HashMap,
@@ -18,39 +18,35 @@ use tokio::sync::Notify;
 
 use crate::{
     cache::{
-        list::{ListHead, Mark},
+        list::{ListHead, SharedList},
         snapshot::{SavedPage, SnapshotError, seal, unseal},
         store::Shared,
     },
     domain::{ListPage, PageKey},
     off_runtime::by_size,
-    shared::{Nonce, RedisConnection, Unavailable},
+    shared::{Nonce, RedisConnection, Session, Unavailable},
     telemetry::metrics::RedisOperation,
     upstream::{Credentials, read_page},
 };
 
-mod catch_up;
+mod drops;
 mod events;
-mod invalidations;
 mod keys;
 mod lease;
 mod scripts;
 
+use self::{drops::Drops, keys::KnownSpaces, lease::LOCK_FOR};
 pub(super) use self::{
     events::Event,
     keys::RedisKeys,
     lease::{FillLock, Lease},
 };
-use self::{
-    invalidations::PendingInvalidations,
-    keys::{KnownSpaces, mark},
-};
 
 const LONGEST_PAGE: Duration = Duration::from_secs(24 * 60 * 60);
-/// How long a list is kept of which no page was stored.
+/// How long a list is kept of which no page was stored: clients choose the ids of runs.
 const UNSTORED_LIST_FOR: Duration = Duration::from_secs(10 * 60);
-/// How long a space's state outlives the last look at it: longer than any page that was written under it.
-const STATE_FOR: Duration = Duration::from_secs(2 * 24 * 60 * 60);
+/// How long an epoch outlives the last page of its space: longer than any page that was stored under one before.
+const EPOCH_FOR: Duration = Duration::from_secs(2 * 24 * 60 * 60);
 /// A larger page would hold up what else goes over the connection for longer than an operation may take.
 const LARGEST_PAGE: usize = 4 << 20;
 
@@ -65,16 +61,34 @@ pub struct SharedCache {
     spaces: Mutex<KnownSpaces>,
     /// Who waits for another replica to fill a page.
     waiting: Mutex<HashMap<String, Weak<Notify>>>,
-    pending: Mutex<PendingInvalidations>,
+    drops: Mutex<Drops>,
+}
+
+/// The newest epoch of a space and generation of a list that a replica knows of.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Known {
+    pub epoch: u64,
+    pub generation: u64,
+}
+
+/// Whether who looks for a page wants to fill it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// If it is not there, or not fresh.
+    Missing,
+    /// In any case, also while another replica does.
+    Newest,
 }
 
 /// What Redis holds of a page and its space.
 #[derive(Debug)]
-pub(super) struct SharedState {
-    pub mark: Mark,
-    pub head: ListHead,
+pub(super) struct Looked {
+    pub epoch: u64,
+    /// Where any replica has told of it in this epoch.
+    pub list: Option<SharedList>,
     /// One of the state in force.
     pub page: Option<SharedPage>,
+    pub lease: Lease,
 }
 
 /// A page that another replica filled, `age` ago.
@@ -94,7 +108,7 @@ impl SharedCache {
             credentials: ArcSwap::new(credentials),
             spaces: Mutex::default(),
             waiting: Mutex::default(),
-            pending: Mutex::default(),
+            drops: Mutex::default(),
         }
     }
 
@@ -113,61 +127,52 @@ impl SharedCache {
         self.redis.until_lost().await;
     }
 
-    pub(super) fn redis(&self) -> &RedisConnection {
-        &self.redis
+    /// Redis' clock in Unix milliseconds, which all replicas use.
+    pub(super) fn unix_ms(&self) -> Option<u64> {
+        self.redis.unix_ms()
     }
 
-    /// Looks for a page and for the state of its space. Where nobody knows of another, its list begins with the generation called `name`.
+    /// Looks for a page and for the state of its space, and takes the right to fill it where it is `wanted`.
     pub(super) async fn look_up(
         &self,
         keys: &RedisKeys,
         key: &PageKey,
-        name: Option<u64>,
-    ) -> Result<SharedState, Unavailable> {
-        let era = self.redis.era().ok_or(Unavailable)?;
+        known: Known,
+        wanted: Wanted,
+    ) -> Result<Looked, Unavailable> {
+        let token = Nonce::fresh();
         let script = Script::new(scripts::LOOK);
-        let mut look_up = script.key(self.redis.era_key());
+        let mut look_up = script.key(&keys.epoch);
         look_up
-            .key(&keys.state)
             .key(&keys.list)
             .key(&keys.page)
-            .arg(Nonce::fresh())
-            .arg(name.map_or_else(Nonce::fresh, Nonce))
-            .arg(ms(STATE_FOR))
-            .arg(ms(UNSTORED_LIST_FOR));
+            .key(&keys.lock)
+            .arg(known.epoch)
+            .arg(known.generation)
+            .arg(token)
+            .arg(ms(LOCK_FOR))
+            .arg(u8::from(wanted == Wanted::Newest));
         let answer: LookAnswer = self.redis.ask(RedisOperation::Look, &look_up).await?;
-        let (birth, purge, epoch, generation, count, first, value) = answer;
-        if birth != Some(era.birth) {
-            self.redis.doubt();
-            return Err(Unavailable);
-        }
-        // A purge of which word is on its way.
-        if purge != Some(era.purge) {
-            return Err(Unavailable);
-        }
-        let mark = mark(&keys.space, era, epoch, generation);
+        let (epoch, generation, name, count, first, value, held_for) = answer;
+        let lease = match held_for {
+            0 => Lease::Acquired(FillLock::new(self.redis.clone(), keys, token)),
+            held @ 1.. => Lease::HeldElsewhere(Duration::from_millis(held.unsigned_abs())),
+            ..0 => Lease::NotWanted,
+        };
         let page = match value {
-            Some(value) => self.read(value, keys, key, mark).await,
+            Some(value) => self.read(value, keys, key).await,
             None => None,
         };
-        Ok(SharedState {
-            mark,
-            head: ListHead {
-                count,
-                first_row: first.map(CompactString::from),
-            },
+        Ok(Looked {
+            epoch,
+            list: shared_list(generation, name, count, first),
             page,
+            lease,
         })
     }
 
-    /// The page that `value` holds, if it is this one and of the state in force.
-    async fn read(
-        &self,
-        value: Vec<u8>,
-        keys: &RedisKeys,
-        key: &PageKey,
-        mark: Mark,
-    ) -> Option<SharedPage> {
+    /// The page that `value` holds, if it is this one.
+    async fn read(&self, value: Vec<u8>, keys: &RedisKeys, key: &PageKey) -> Option<SharedPage> {
         let (owners, key) = (keys.owners.clone(), key.clone());
         let read = by_size(value.len(), move || {
             let saved = unseal(&value, &owners, &key)?;
@@ -185,7 +190,7 @@ impl SharedCache {
         };
         let now = self.redis.unix_ms()?;
         let age = Duration::from_millis(now.saturating_sub(saved.born_unix_ms));
-        (saved.mark == Some(mark)).then_some(SharedPage { saved, page, age })
+        Some(SharedPage { saved, page, age })
     }
 
     /// Is told when who fills the page has ended.
@@ -208,81 +213,124 @@ impl SharedCache {
         }
     }
 
-    /// Puts a page where the others find it, and lets `lock` go. Returns the state of the space that is in force.
+    /// Tells the others what a fill saw of its list, puts its page where they find it if it may be `kept` and `lock` is still held, and
+    /// lets that go. Returns the epoch, and the state of the list in force.
     pub(super) async fn publish(
         &self,
         keys: &RedisKeys,
         shared: Shared,
+        kept: bool,
         lock: Option<FillLock>,
-    ) -> Result<Option<(Mark, ListHead)>, Unavailable> {
-        let era = self.redis.era().ok_or(Unavailable)?;
-        let (before, at, head) = (shared.before, shared.mark, shared.head);
+    ) -> Result<(u64, Option<SharedList>), Unavailable> {
+        let (epoch, known) = (shared.page.epoch, shared.list);
         let keep_for = shared.useful_for.min(LONGEST_PAGE);
-        if at.era != [era.birth.0, era.purge.0] || keep_for.is_zero() {
-            return Ok(None);
-        }
-        let (owners, page) = (keys.owners.clone(), shared.page);
-        let list = page.key.list.id.to_string();
-        let sealed = by_size(page.body.len(), move || seal(&owners, page)).await;
-        let Some(value) = sealed.filter(|value| value.len() <= LARGEST_PAGE) else {
-            return Ok(None);
+        let list = shared.page.key.list.id.to_string();
+        let value = match kept && lock.is_some() && !keep_for.is_zero() {
+            true => self.sealed(keys, shared.page).await,
+            false => None,
         };
-        let moved = Event::Moved {
-            space: keys.space.clone(),
-            list,
-            generation: Nonce(at.generation),
+        let list_for = match value {
+            Some(_) => keep_for.max(UNSTORED_LIST_FOR),
+            None => UNSTORED_LIST_FOR,
         };
         let script = Script::new(scripts::STORE);
-        let mut store = script.key(self.redis.era_key());
+        let mut store = script.key(&keys.epoch);
         store
-            .key(&keys.state)
             .key(&keys.list)
             .key(&keys.page)
             .key(&keys.lock)
-            .arg(era.birth)
-            .arg(era.purge)
-            .arg(Nonce(at.epoch))
-            .arg(Nonce(before.generation))
-            .arg(Nonce(at.generation))
+            .arg(epoch)
+            .arg(ms(EPOCH_FOR))
+            .arg(known.generation)
+            .arg(Nonce(known.name))
             .arg(
-                head.count
+                known
+                    .head
+                    .count
                     .map_or_else(String::new, |count| count.to_string()),
             )
-            .arg(head.first_row.as_deref().unwrap_or_default())
-            .arg(value)
-            .arg(ms(keep_for).max(1))
+            .arg(known.head.first_row.as_deref().unwrap_or_default())
+            .arg(ms(list_for))
             .arg(lock.as_ref().map_or(Nonce(0), |lock| lock.token))
-            .arg(self.redis.channel())
-            .arg(self.message(moved))
-            .arg(self.message(Event::Filled {
-                page: keys.page.clone(),
-            }));
+            .arg(value.unwrap_or_default())
+            .arg(ms(shared.fresh_for))
+            .arg(ms(keep_for).max(1));
         let answer: StoreAnswer = self.redis.ask(RedisOperation::Store, &store).await?;
+        let (in_force, generation, name, count, first) = answer;
+        let state = shared_list(generation, name, count, first);
+        if let Some(state) = state.clone().filter(|state| {
+            in_force == epoch && state.name == known.name && state.generation > known.generation
+        }) {
+            let moved = Event::Moved {
+                space: keys.space.clone(),
+                epoch,
+                list,
+                state,
+            };
+            self.log(&moved).await?;
+        }
         if let Some(lock) = lock {
             lock.released();
+            let page = keys.page.clone();
+            self.log(&Event::Filled { page }).await?;
         }
-        Ok(answer.map(|(epoch, generation, count, first)| {
-            let head = ListHead {
-                count,
-                first_row: first.map(CompactString::from),
-            };
-            (mark(&keys.space, era, epoch, generation), head)
-        }))
+        Ok((in_force, state))
+    }
+
+    async fn sealed(&self, keys: &RedisKeys, page: SavedPage) -> Option<Vec<u8>> {
+        let owners = keys.owners.clone();
+        let sealed = by_size(page.body.len(), move || seal(&owners, page)).await;
+        sealed.filter(|value| value.len() <= LARGEST_PAGE)
+    }
+
+    /// Tells Redis of the calls of the upstream that this replica made by itself.
+    pub(super) async fn report_calls(&self, session: &Session) -> Result<(), Unavailable> {
+        let credentials = self.credentials.load_full();
+        for credential in credentials.all() {
+            if let Some(calls) = credential.budget().shared() {
+                calls.report(session).await?;
+            }
+        }
+        Ok(())
     }
 }
 
-/// Birth and purge; epoch and generation; how the list begins; the page.
+/// Epoch; generation, name, count and first row of the list; the page; for how long another holds the lock.
 type LookAnswer = (
-    Option<Nonce>,
-    Option<Nonce>,
-    Nonce,
-    Nonce,
+    u64,
     Option<u64>,
+    Option<Nonce>,
+    Option<String>,
     Option<String>,
     Option<Vec<u8>>,
+    i64,
 );
-/// Epoch, generation, and how the list begins.
-type StoreAnswer = Option<(Nonce, Nonce, Option<u64>, Option<String>)>;
+/// Epoch; generation, name, count and first row of the list.
+type StoreAnswer = (
+    u64,
+    Option<u64>,
+    Option<Nonce>,
+    Option<String>,
+    Option<String>,
+);
+
+fn shared_list(
+    generation: Option<u64>,
+    name: Option<Nonce>,
+    count: Option<String>,
+    first: Option<String>,
+) -> Option<SharedList> {
+    let (generation, Nonce(name)) = generation.zip(name)?;
+    let head = ListHead {
+        count: count.and_then(|count| count.parse().ok()),
+        first_row: first.map(CompactString::from),
+    };
+    Some(SharedList {
+        generation,
+        name,
+        head,
+    })
+}
 
 fn ms(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)

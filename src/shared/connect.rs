@@ -2,17 +2,12 @@
 
 use std::{io, sync::Arc, time::Duration};
 
-use parking_lot::Mutex;
-use redis::{
-    AsyncConnectionConfig, ProtocolVersion, PushInfo, RedisConnectionInfo, RedisError,
-    aio::{MultiplexedConnection, SendError},
-};
+use redis::{AsyncConnectionConfig, RedisConnectionInfo, RedisError, aio::MultiplexedConnection};
 use rustls::pki_types::ServerName;
 use secrecy::ExposeSecret;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
-    sync::mpsc,
     task::JoinHandle,
 };
 use tokio_rustls::TlsConnector;
@@ -41,10 +36,12 @@ pub enum DialError {
     CatchUp,
 }
 
+pub(super) type Commands = MultiplexedConnection;
+
 /// A connection and the task that drives it, which ends with it.
 #[derive(Debug)]
 pub(super) struct Connection {
-    pub(super) commands: MultiplexedConnection,
+    pub(super) commands: Commands,
     driver: JoinHandle<()>,
 }
 
@@ -54,22 +51,19 @@ impl Drop for Connection {
     }
 }
 
-/// Connects to `address`; published messages go to `pushes`.
-pub(super) async fn dial(
-    address: &RedisAddress,
-    pushes: mpsc::Sender<PushInfo>,
-) -> Result<Connection, DialError> {
+/// Connects to `address`.
+pub(super) async fn dial(address: &RedisAddress) -> Result<Connection, DialError> {
     let tcp = TcpStream::connect((address.host.as_str(), address.port))
         .await
         .map_err(DialError::Connect)?;
     tcp.set_nodelay(true).map_err(DialError::Connect)?;
     match address.encryption {
-        Encryption::None => greet(address, tcp, pushes).await,
+        Encryption::None => greet(address, tcp).await,
         Encryption::Tls => {
             let name = ServerName::try_from(address.host.clone())
                 .map_err(|_| DialError::Address("expected a host name".to_owned()))?;
             let tls = tls()?.connect(name, tcp).await.map_err(DialError::Tls)?;
-            greet(address, tls, pushes).await
+            greet(address, tls).await
         }
     }
 }
@@ -89,11 +83,8 @@ fn tls() -> Result<TlsConnector, rustls::Error> {
 async fn greet(
     address: &RedisAddress,
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    pushes: mpsc::Sender<PushInfo>,
 ) -> Result<Connection, DialError> {
-    // RESP3: answers and published messages share one connection, so that neither is lost without the other.
     let mut info = RedisConnectionInfo::default()
-        .set_protocol(ProtocolVersion::RESP3)
         .set_db(address.database)
         .set_skip_set_lib_name();
     if let Some(username) = &address.username {
@@ -102,23 +93,9 @@ async fn greet(
     if let Some(password) = &address.password {
         info = info.set_password(password.expose_secret());
     }
-    // A message that finds no room is lost and ends the connection: reconnecting finds out what it said.
-    let pushes = Mutex::new(Some(pushes));
-    let take = move |push: PushInfo| {
-        let mut pushes = pushes.lock();
-        let sent = pushes.as_ref().map(|pushes| pushes.try_send(push));
-        match sent {
-            Some(Ok(())) => Ok(()),
-            Some(Err(_)) | None => {
-                *pushes = None;
-                Err(SendError)
-            }
-        }
-    };
     let config = AsyncConnectionConfig::new()
         .set_response_timeout(None)
-        .set_pipeline_buffer_size(QUEUED)
-        .set_push_sender(take);
+        .set_pipeline_buffer_size(QUEUED);
     let (commands, driver) = MultiplexedConnection::new_with_config(&info, stream, config)
         .await
         .map_err(DialError::Refused)?;

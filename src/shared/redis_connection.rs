@@ -1,12 +1,13 @@
-//! The one connection to Redis: maintained by a task of its own, and given up at the first failure.
+//! The connection to Redis: maintained by a task of its own. A second one reads the log that replicas write for each other.
 //!
 //! An operation is answered within `cache.redis.timeout`, or fails at once while there is no connection; only
-//! [`RedisConnection::maintain`] waits for one. A Redis that is gone or hangs costs one timeout, then nothing until it answers again.
+//! [`RedisConnection::maintain`] waits for one. A command that Redis refuses fails alone. A Redis that is gone, or hangs three times in a row, is
+//! done without until it answers again.
 
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicI64, Ordering},
+        atomic::{AtomicI64, AtomicU32, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -14,16 +15,21 @@ use std::{
 use arc_swap::ArcSwapOption;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
-use redis::{FromRedisValue, RedisError, ScriptInvocation, aio::MultiplexedConnection};
+use redis::{ErrorKind, FromRedisValue, RedisError, ScriptInvocation, ServerErrorKind};
 use tokio::{sync::Notify, time::Instant};
 use tracing::warn;
 
-use super::{Nonce, connect::Connection};
+use self::log::EntryId;
+use super::{
+    Nonce,
+    connect::{Commands, Connection},
+};
 use crate::{
     config::cache::RedisConfig,
     telemetry::metrics::{Metrics, RedisOperation},
 };
 
+mod log;
 mod maintain;
 
 /// For connecting and catching up: longer than for an operation, since nobody waits for it.
@@ -32,20 +38,15 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 pub(super) const MINUTE: Duration = Duration::from_secs(60);
 /// A replica without a heartbeat for this long counts as disconnected.
 pub(super) const MEMBER_FOR: Duration = Duration::from_secs(5);
+/// Keys of another version are not touched.
+const FORMAT: &str = "v3";
+/// After so many timeouts in a row Redis is lost.
+const MOST_TIMEOUTS: u32 = 3;
 
-/// There is no connection to Redis: the replica continues alone.
+/// Redis has no answer: the replica continues alone, for now or for this key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("Redis is unavailable")]
 pub struct Unavailable;
-
-/// The era that everything in a Redis was written in; values of another era are ignored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Era {
-    /// Given to an empty Redis: a new one means that Redis lost its data.
-    pub birth: Nonce,
-    /// Changes with each purge of everything.
-    pub purge: Nonce,
-}
 
 /// Whether Redis answers, and for how long it has or has not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,20 +55,19 @@ pub struct Health {
     pub since: Instant,
 }
 
-/// Holds copies of what is in Redis, and is told what other replicas publish.
+/// Holds copies of what is in Redis, and hears what replicas log.
 pub trait Subscriber: Send + Sync {
-    /// Handles a message of another replica. Must not block.
-    fn heard(&self, message: &[u8]);
+    /// Handles an entry of the log, of this replica or another, in the log's order; some more than once. Must not block.
+    fn heard(&self, entry: &[u8]);
+
+    /// Entries were trimmed before this replica could read them.
+    fn missed(&self);
 
     /// Called every second while there is a connection, for what is left to do. Must not block.
     fn beat(&self);
 
-    /// Catches up with what changed while there was no connection; the connection is not used before. Returns the purge in force if it
-    /// purged everything itself.
-    fn catch_up<'a>(
-        &'a self,
-        session: &'a Session,
-    ) -> BoxFuture<'a, Result<Option<Nonce>, Unavailable>>;
+    /// Tells Redis what it must know before the connection is used.
+    fn catch_up<'a>(&'a self, session: &'a Session) -> BoxFuture<'a, Result<(), Unavailable>>;
 }
 
 /// The connection to the Redis that replicas share.
@@ -78,6 +78,10 @@ pub struct RedisConnection {
     replica: Nonce,
     live: ArcSwapOption<Live>,
     standing: Mutex<Standing>,
+    /// How many replicas the last heartbeat saw.
+    members: AtomicU32,
+    /// The id of the last entry of the log that was read; `None` before the first connection.
+    log_position: Mutex<Option<EntryId>>,
     /// Makes [`RedisConnection::maintain`] reconnect.
     failed: Notify,
     /// Notified whenever the connection is lost.
@@ -88,18 +92,16 @@ pub struct RedisConnection {
 #[derive(Debug)]
 struct Live {
     connection: Connection,
-    era: Mutex<Era>,
+    /// Waits for entries of the log, and would hold up whatever else went over it.
+    reader: Connection,
     /// How far Redis' clock is ahead of ours, in milliseconds.
     clock: AtomicI64,
-    /// Whether the last heartbeat showed a purge that this replica has not heard of.
-    purge_is_unheard: AtomicBool,
+    timeouts: AtomicU32,
 }
 
 #[derive(Debug)]
 struct Standing {
     health: Health,
-    /// The era of the last connection.
-    last_era: Option<Era>,
     /// When the connection was last lost, and whether Redis has lost its data since.
     lost: Option<(Instant, bool)>,
 }
@@ -107,16 +109,7 @@ struct Standing {
 /// A connection that is not in general use yet, for [`Subscriber::catch_up`].
 #[derive(Debug)]
 pub struct Session {
-    commands: MultiplexedConnection,
-    pub era: Era,
-    /// The era of the connection before, where there was one.
-    pub before: Option<Era>,
-}
-
-impl Live {
-    fn era(&self) -> Era {
-        *self.era.lock()
-    }
+    commands: Commands,
 }
 
 impl Session {
@@ -153,31 +146,20 @@ impl RedisConnection {
                     is_up: false,
                     since: Instant::now(),
                 },
-                last_era: None,
                 lost: None,
             }),
+            members: AtomicU32::new(1),
+            log_position: Mutex::default(),
             failed: Notify::new(),
             lost: Notify::new(),
             metrics,
         })
     }
 
-    /// A key or channel name with the configured prefix.
+    /// A key with the configured prefix and the version of the format.
     #[must_use]
     pub fn name(&self, rest: &str) -> String {
-        format!("{}{rest}", self.config.prefix)
-    }
-
-    /// The channel on which replicas publish.
-    #[must_use]
-    pub fn channel(&self) -> String {
-        self.name("news")
-    }
-
-    /// The key of the era in force.
-    #[must_use]
-    pub fn era_key(&self) -> String {
-        self.name("era")
+        format!("{}{FORMAT}:{rest}", self.config.prefix)
     }
 
     pub(super) fn members_key(&self) -> String {
@@ -216,19 +198,10 @@ impl RedisConnection {
         self.standing.lock().health
     }
 
-    /// The era of the connection there is.
+    /// How many replicas the last heartbeat saw, this one among them.
     #[must_use]
-    pub fn era(&self) -> Option<Era> {
-        self.live.load().as_ref().map(|live| live.era())
-    }
-
-    /// Adopts a purge after which everything older was dropped here.
-    pub fn purged(&self, purge: Nonce) {
-        if let Some(live) = self.live.load_full() {
-            let mut era = live.era.lock();
-            era.purge = purge;
-            self.standing.lock().last_era = Some(*era);
-        }
+    pub fn members(&self) -> u32 {
+        self.members.load(Ordering::Relaxed)
     }
 
     /// When the connection was last lost, and whether Redis has lost its data since.
@@ -243,6 +216,11 @@ impl RedisConnection {
         let live = self.live.load();
         let ahead = live.as_ref()?.clock.load(Ordering::Relaxed);
         Some(unix_ms().saturating_add_signed(ahead))
+    }
+
+    /// Shows how many purges wait to be told.
+    pub fn pending_purges(&self, count: usize) {
+        self.metrics.shared.pending_purges(count);
     }
 
     /// Counts a value that is damaged or foreign.
@@ -263,21 +241,33 @@ impl RedisConnection {
         let live = self.live.load_full().ok_or(Unavailable)?;
         let mut commands = live.connection.commands.clone();
         let answer = script.invoke_async(&mut commands);
-        let reason = match tokio::time::timeout(self.config.timeout, answer).await {
-            Ok(Ok(answer)) => return Ok(answer),
-            Ok(Err(error)) => reason(&error),
-            Err(_) => "timeout",
-        };
-        self.metrics.shared.failed(operation);
-        self.give_up(&live, reason);
-        Err(Unavailable)
+        let answer = tokio::time::timeout(self.config.timeout, answer).await;
+        self.judge(&live, operation, answer.map_err(|_| ()))
     }
 
-    /// Gives up the connection because Redis and this replica disagree: reconnecting finds out.
-    pub fn doubt(&self) {
-        if let Some(live) = self.live.load_full() {
-            self.give_up(&live, "another era");
+    /// What is left of an answer: a failure is counted, and tells whether Redis is lost.
+    fn judge<T>(
+        &self,
+        live: &Arc<Live>,
+        operation: RedisOperation,
+        answer: Result<Result<T, RedisError>, ()>,
+    ) -> Result<T, Unavailable> {
+        let loss = match answer {
+            Ok(Ok(answer)) => {
+                live.timeouts.store(0, Ordering::Relaxed);
+                return Ok(answer);
+            }
+            Ok(Err(error)) => loss(&error),
+            Err(()) => {
+                let before = live.timeouts.fetch_add(1, Ordering::Relaxed);
+                (before + 1 >= MOST_TIMEOUTS).then_some("timeout")
+            }
+        };
+        self.metrics.shared.failed(operation);
+        if let Some(reason) = loss {
+            self.give_up(live, reason);
         }
+        Err(Unavailable)
     }
 
     /// Retires `live` and makes [`RedisConnection::maintain`] reconnect.
@@ -313,14 +303,15 @@ impl RedisConnection {
     }
 }
 
-/// The kind of an error, without anything of what was sent.
-fn reason(error: &RedisError) -> &'static str {
-    if error.is_timeout() {
-        "timeout"
-    } else if error.is_io_error() || error.is_connection_dropped() {
-        "disconnected"
-    } else {
-        "refused"
+/// Why an error means that Redis is lost; `None`: it concerns its command alone.
+fn loss(error: &RedisError) -> Option<&'static str> {
+    match error.kind() {
+        // Another server is in charge now, or none.
+        ErrorKind::Server(
+            ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown | ServerErrorKind::BusyLoading,
+        ) => Some("not in charge"),
+        _ if error.is_io_error() || error.is_connection_dropped() => Some("disconnected"),
+        _ => None,
     }
 }
 

@@ -90,9 +90,9 @@ impl Redis {
         command.query(&mut connection).unwrap()
     }
 
-    /// The keys whose names begin so, after the prefix.
+    /// The keys of this kind.
     pub(crate) fn keys(&self, kind: &str) -> Vec<String> {
-        self.run(&["KEYS", &format!("unpod-gateway:{kind}*")])
+        self.run(&["KEYS", &format!("unpod-gateway:v3:*{kind}*")])
     }
 
     /// Waits until so many pages are kept.

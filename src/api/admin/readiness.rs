@@ -107,6 +107,8 @@ struct ProviderKeys {
 #[derive(Debug, Serialize)]
 struct Answers {
     answers: bool,
+    /// Purges that the other replicas have not been told of.
+    pending_purges: usize,
 }
 
 impl Readiness {
@@ -118,7 +120,10 @@ impl Readiness {
             credentials: accepted(admin, &credentials),
             circuits: circuits(admin, &credentials),
             answers: Answerable::of(admin, &credentials),
-            redis: admin.redis.as_deref().map(redis),
+            redis: admin
+                .redis
+                .as_deref()
+                .map(|connection| redis(admin, connection)),
             identity: policy.clients.issuers().keys_health().map(identity),
         };
         let is_draining = admin.draining.since().is_some();
@@ -206,13 +211,14 @@ fn circuits(admin: &Admin, credentials: &[&Arc<Credential>]) -> Part<NotClosed> 
     }
 }
 
-fn redis(connection: &RedisConnection) -> Part<Answers> {
+fn redis(admin: &Admin, connection: &RedisConnection) -> Part<Answers> {
     let redis = connection.health();
     Part {
         status: health(redis.is_up),
         since: redis.since.into(),
         why: Answers {
             answers: redis.is_up,
+            pending_purges: admin.pages.pending_purges(),
         },
     }
 }

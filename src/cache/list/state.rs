@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use compact_str::CompactString;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::domain::PageQuery;
@@ -11,7 +12,7 @@ use crate::domain::PageQuery;
 const UNSETTLED_FOR: Duration = Duration::from_secs(60);
 
 /// How a list begins and how long it is, as far as known.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListHead {
     pub count: Option<u64>,
     pub first_row: Option<CompactString>,

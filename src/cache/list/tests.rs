@@ -1,3 +1,5 @@
+use proptest::{collection::vec, prelude::*};
+
 use super::*;
 use crate::{cache::refresh_plan::RefreshPlan, domain::SpaceToken};
 
@@ -113,7 +115,7 @@ fn a_page_that_was_overtaken_has_the_name_in_force_only_where_it_shows_that_stat
 fn a_drop_begins_a_generation_and_a_name() {
     let watched = Watched::new();
     let (before, name) = watched.see(1, 5, "a");
-    watched.list.space.invalidate();
+    watched.list.space.invalidate(0);
 
     let late = watched.observe(before, 1, 5, "a");
     assert!(watched.list.space.invalidated_since(late.0));
@@ -133,119 +135,109 @@ fn what_was_asked_for_before_nothing_was_known_any_more_is_of_no_known_state() {
     assert_eq!((version.generation, name), (0, None));
 }
 
-fn mark(epoch: u64, generation: u64) -> Mark {
-    Mark {
-        name: 1,
-        era: [1, 1],
-        epoch,
+fn told(generation: u64, name: u64, count: u64, first: &str) -> SharedList {
+    SharedList {
         generation,
+        name,
+        head: ListHead {
+            count: Some(count),
+            first_row: Some(first.into()),
+        },
     }
 }
 
 impl Watched {
-    fn adopt(&self, mark: Mark, head: &ListHead) -> Adopted {
-        let now = self.list.version();
-        self.list.adopt(now, mark, head, self.now)
-    }
-}
-
-fn head(count: u64, first: &str) -> ListHead {
-    ListHead {
-        count: Some(count),
-        first_row: Some(first.into()),
+    fn hear(&self, told: &SharedList) {
+        self.list.hear(told, self.now);
     }
 }
 
 #[test]
 fn anothers_state_is_taken_up_as_far_as_it_is_news() {
-    let of_another_token = Mark {
-        name: 2,
-        ..mark(7, 8)
-    };
-    let of_another_store = Mark {
-        era: [2, 1],
-        ..mark(10, 20)
-    };
-    // (what was known, what is stored, what another says, whether that drops it, what the state is called then)
+    // (what is known, what another tells, what is known then)
     let table = [
-        (None, 0, mark(10, 20), false, Some(20)),
-        // Of what nobody said anything before nobody can say that it was not dropped.
-        (None, 1, mark(10, 20), true, None),
-        (Some(mark(10, 20)), 1, mark(10, 20), false, Some(20)),
-        (Some(mark(10, 20)), 1, mark(10, 21), false, Some(21)),
-        (Some(mark(10, 20)), 1, mark(11, 20), true, Some(20)),
-        (Some(mark(10, 20)), 0, mark(11, 20), true, Some(20)),
-        (Some(mark(10, 20)), 1, of_another_store, true, Some(20)),
-        (Some(mark(10, 20)), 1, of_another_token, false, Some(8)),
+        ((0, None), (20, 7), (20, Some(7))),
+        ((20, Some(7)), (20, 7), (20, Some(7))),
+        ((20, Some(7)), (21, 8), (21, Some(8))),
+        ((20, Some(7)), (19, 6), (20, Some(7))),
+        // The same state, told by one that saw it after it was lost.
+        ((20, Some(7)), (21, 7), (21, Some(7))),
     ];
-    for (known, stored, told, drops, name) in table {
+    for (known, (generation, name), then) in table {
         let watched = Watched::new();
-        if let Some(known) = known {
-            watched.adopt(known, &ListHead::default());
+        if let (generation, Some(name)) = known {
+            watched.hear(&told(generation, name, 5, "a"));
         }
-        if stored > 0 {
-            watched.list.add_page(query(1));
-        }
-        let adopted = watched.adopt(told, &head(5, "a"));
-        let must_invalidate = adopted == Adopted::MustInvalidate;
-        assert_eq!(must_invalidate, drops, "{known:?} {stored} {told:?}");
-        assert_eq!(watched.name(), name, "{known:?} {stored} {told:?}");
+        let before = watched.list.version();
+        watched.hear(&told(generation, name, 5, "a"));
+        assert_eq!((watched.list.shared_generation(), watched.name()), then);
+        let has_moved = watched.list.moved_since(before).is_some();
+        assert_eq!(has_moved, known.1 != then.1, "{known:?} {then:?}");
     }
 }
 
 #[test]
-fn a_move_that_the_others_have_not_heard_of_stays() {
+fn a_move_that_the_others_have_not_heard_of_stays_until_they_tell_of_another() {
     let watched = Watched::new();
-    watched.adopt(mark(10, 20), &head(5, "a"));
+    watched.hear(&told(20, 7, 5, "a"));
     watched.see(1, 6, "n");
     let ours = watched.name();
-    assert!(ours.is_some() && ours != Some(20));
+    assert!(ours.is_some() && ours != Some(7));
 
-    watched.adopt(mark(10, 20), &head(5, "a"));
+    watched.hear(&told(20, 7, 5, "a"));
     assert_eq!(watched.name(), ours);
+    let shared = watched.list.to_share(watched.list.version()).unwrap();
+    assert_eq!((shared.generation, Some(shared.name)), (20, ours));
+    assert_eq!(shared.head.count, Some(6));
 
-    watched.adopt(mark(10, 21), &head(7, "m"));
-    assert_eq!(watched.name(), Some(21));
+    watched.hear(&told(21, 8, 7, "m"));
+    assert_eq!(watched.name(), Some(8));
     watched.see(1, 7, "m");
-    assert_eq!(watched.name(), Some(21), "it is the list the others saw");
+    assert_eq!(watched.name(), Some(8), "it is the list the others saw");
 }
 
 #[test]
 fn a_list_that_another_replica_saw_is_the_one_to_compare_with() {
     let watched = Watched::new();
-    watched.adopt(mark(10, 20), &head(5, "a"));
+    watched.hear(&told(20, 7, 5, "a"));
     watched.see(1, 5, "a");
-    assert_eq!(watched.name(), Some(20));
+    assert_eq!(watched.name(), Some(7));
     watched.see(2, 6, "b");
-    assert_ne!(watched.name(), Some(20));
+    assert_ne!(watched.name(), Some(7));
 }
 
 #[test]
-fn who_shares_a_store_calls_a_move_the_same_whatever_each_dropped_before() {
-    let names = [0, 2].map(|drops| {
-        let watched = Watched::new();
-        (0..drops).for_each(|_| drop(watched.list.space.invalidate()));
-        watched.adopt(mark(10, 20), &head(5, "a"));
-        watched.see(1, 6, "n").1
-    });
-    assert_eq!(names[0], names[1]);
-}
-
-#[test]
-fn what_was_told_while_another_was_asked_is_newer() {
+fn a_page_of_a_state_that_is_not_in_force_is_not_shared() {
     let watched = Watched::new();
-    watched.adopt(mark(10, 20), &head(5, "a"));
-    let asked = watched.list.version();
-    watched.list.move_to(21, watched.now);
-    let adopt = |asked, told| {
-        let ours = &watched.list;
-        ours.adopt(asked, told, &head(5, "a"), watched.now)
-    };
-    assert_eq!(adopt(asked, mark(10, 20)), Adopted::Overtaken);
-    assert_eq!(watched.name(), Some(21));
+    let (old, _) = watched.see(1, 5, "a");
+    watched.see(1, 6, "n");
+    assert_eq!(watched.list.to_share(old), None);
+    let now = watched.list.version();
+    assert!(watched.list.to_share(now).is_some());
+    watched.list.space.invalidate(0);
+    assert_eq!(watched.list.to_share(now), None);
+}
 
-    let asked = watched.list.version();
-    watched.list.space.invalidate();
-    assert_eq!(adopt(asked, mark(10, 21)), Adopted::Overtaken);
-    assert_eq!(watched.list.mark(), None);
+proptest! {
+    /// However often and in whatever order replicas tell of states, all that heard the same come to the same.
+    #[test]
+    fn what_is_heard_comes_to_the_same_in_any_order(
+        states in vec((1_u64..5, 1_u64..5), 1..6),
+        order in vec(any::<prop::sample::Index>(), 6..20),
+    ) {
+        // Redis calls no two states by one number.
+        let tell = |(generation, name): &(u64, u64)| told(10 * generation + name, *name, *name, "a");
+        let [one, other] = [(); 2].map(|()| Watched::new());
+        for state in &states {
+            one.hear(&tell(state));
+        }
+        for place in order {
+            other.hear(&tell(place.get(&states)));
+        }
+        for state in states.iter().rev() {
+            other.hear(&tell(state));
+        }
+        prop_assert_eq!(one.list.shared_generation(), other.list.shared_generation());
+        prop_assert_eq!(one.name(), other.name());
+    }
 }

@@ -17,10 +17,7 @@ use super::{
     Restored, SavedPage, SnapshotError,
     owners::{Known, Owner, Owners},
 };
-use crate::{
-    cache::list::Mark,
-    domain::{CredentialId, ListId, ListKey, PageKey, PageQuery, SpaceKey, SpaceToken},
-};
+use crate::domain::{CredentialId, ListId, ListKey, PageKey, PageQuery, SpaceKey, SpaceToken};
 
 /// Raised whenever what was written before could be misread.
 const VERSION: u32 = 4;
@@ -49,8 +46,6 @@ struct PageHead {
     headers: Vec<(String, String)>,
     #[serde(default)]
     epoch: u64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    mark: Option<Mark>,
 }
 
 /// Proves that who has the key of `owner` wrote both frames.
@@ -159,7 +154,6 @@ fn head_of(page: &SavedPage, known: &Known) -> Option<PageHead> {
         lifetime_ms: u64::try_from(page.lifetime.as_millis()).ok()?,
         headers,
         epoch: page.epoch,
-        mark: page.mark,
     })
 }
 
@@ -188,7 +182,6 @@ fn saved(head: PageHead, body: Bytes, credential: CredentialId) -> Option<SavedP
         headers,
         body,
         epoch: head.epoch,
-        mark: head.mark,
     })
 }
 

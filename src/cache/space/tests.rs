@@ -136,7 +136,7 @@ fn dropping_forgets_everything_and_returns_what_was_stored() {
     space.refuse_page(&TASKS, query(3), remembered(Refusal::Rejected, second, now));
     let before = list.version();
 
-    let dropped = space.invalidate().into_iter();
+    let dropped = space.invalidate(0).into_iter();
     let dropped: Vec<_> = dropped
         .map(|(list, pages)| (list, pages.iter().collect::<Vec<_>>()))
         .collect();

@@ -1,7 +1,7 @@
 //! Invalidates pages: from then on nobody is served them, however many there are; their memory is freed in the background.
 
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
 use super::PageStore;
 use crate::{
@@ -41,11 +41,34 @@ impl PageStore {
 
     /// Invalidates everything, and leaves it to [`Self::free_invalidated`] to free it.
     pub fn purge(&self) {
-        let known: Vec<_> = self.spaces.lock().known.clone().into_iter().collect();
+        self.purge_before(u64::MAX, 0);
+    }
+
+    /// Invalidates what is of an epoch before `epoch`.
+    pub fn hear_purge(&self, epoch: u64) {
+        self.purge_before(epoch, epoch);
+    }
+
+    fn purge_before(&self, before: u64, epoch: u64) {
+        let known: Vec<_> = self.spaces.lock().purged(epoch);
         for (key, space) in known {
-            for (list, pages) in self.mark_invalid(&key, &space) {
-                self.free_later(list, pages);
+            if space.epoch() < before {
+                for (list, pages) in self.mark_invalid(&key, &space, epoch) {
+                    self.free_later(list, pages);
+                }
             }
+        }
+    }
+
+    /// Invalidates what is of an epoch of a space before `epoch`; `refused`: because the upstream refused the space, which is remembered on.
+    pub fn hear_drop(&self, key: &SpaceKey, epoch: u64, refused: bool, now: Instant) {
+        let Some(space) = self.known(key).filter(|space| space.epoch() < epoch) else {
+            return;
+        };
+        let known = space.refused(now).filter(|_| refused);
+        self.invalidate_to(key, &space, epoch);
+        if let Some(known) = known {
+            space.refuse(known);
         }
     }
 
@@ -58,7 +81,11 @@ impl PageStore {
     }
 
     pub(super) fn invalidate(&self, key: &SpaceKey, space: &Space) {
-        for (list, pages) in self.mark_invalid(key, space) {
+        self.invalidate_to(key, space, 0);
+    }
+
+    fn invalidate_to(&self, key: &SpaceKey, space: &Space, epoch: u64) {
+        for (list, pages) in self.mark_invalid(key, space, epoch) {
             if pages.len() <= FEW {
                 self.free(&list, &pages);
             } else {
@@ -68,10 +95,10 @@ impl PageStore {
     }
 
     /// From now on nobody is served the pages that it returns.
-    fn mark_invalid(&self, key: &SpaceKey, space: &Space) -> Vec<(ListKey, PageSet)> {
+    fn mark_invalid(&self, key: &SpaceKey, space: &Space, epoch: u64) -> Vec<(ListKey, PageSet)> {
         self.invalidated.notify_one();
         let _writing = self.writing.lock();
-        let pages = space.invalidate().into_iter();
+        let pages = space.invalidate(epoch).into_iter();
         let of_space = |(id, pages)| {
             let space = key.clone();
             (ListKey { space, id }, pages)

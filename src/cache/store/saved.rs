@@ -53,15 +53,14 @@ impl PageStore {
                 headers: page.stored_headers().clone(),
                 body: page.content.page().body,
                 epoch: page.version.epoch,
-                mark: None,
             })
         })
     }
 
     /// Stores a page of a snapshot, of which `page` was read.
     pub fn restore(&self, saved: &SavedPage, page: ListPage, now: Instant, now_unix_ms: u64) {
-        // What the process before this one called its states is no name for those of this one.
-        self.space(&saved.key.list.space, saved.epoch.saturating_add(1), now);
+        // Other replicas may share it.
+        self.space(&saved.key.list.space, saved.epoch, now);
         let began = self.begin(saved.key.clone(), now);
         let began = began.at(began.version.of_no_generation(), None);
         let answer = Received {

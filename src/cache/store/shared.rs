@@ -6,92 +6,30 @@ use tokio::time::Instant;
 
 use super::{Began, PageStore, StoreDecision, StoreOutcome};
 use crate::{
-    cache::{
-        Received, StoredPage,
-        list::{Adopted, ListHead, Mark},
-        snapshot::SavedPage,
-    },
+    cache::{Received, StoredPage, list::SharedList, snapshot::SavedPage},
     domain::{ListKey, ListPage, PageKey, SpaceKey, SpaceToken},
 };
 
 impl PageStore {
-    /// Adopts the state of a list that all replicas share: pages invalidated elsewhere are invalidated here, pages of a list that moved are stale.
-    ///
-    /// `asked` is from before the state was read. Returns the fill with that state; `None` where it may be out of date already.
+    /// Goes by what all replicas know of a list of the space's `epoch`.
+    pub fn hear_list(&self, key: &ListKey, epoch: u64, told: &SharedList, now: Instant) {
+        let list = self.known_list(key).filter(|_| self.is_coherent());
+        if let Some(list) = list.filter(|list| list.space.epoch() == epoch) {
+            list.hear(told, now);
+        }
+    }
+
+    /// What is known of the space and the list of a page.
     #[must_use]
-    pub fn adopt(&self, asked: &Began, mark: Mark, head: &ListHead, now: Instant) -> Option<Began> {
-        let list = &asked.list;
-        let adopted = match list.adopt(asked.version, mark, head, now) {
-            Adopted::MustInvalidate => {
-                self.invalidate(&asked.key.list.space, &list.space);
-                list.adopt(list.version(), mark, head, now)
-            }
-            adopted => adopted,
-        };
-        match adopted {
-            Adopted::Done(version) => Some(asked.at(version, None)),
-            Adopted::MustInvalidate | Adopted::Overtaken => None,
-        }
+    pub fn known_numbers(&self, key: &PageKey) -> (u64, u64) {
+        let list = self.known_list(&key.list);
+        let generation = list.map_or(0, |list| list.shared_generation());
+        (self.epoch(&key.list.space), generation)
     }
 
-    /// Invalidates the pages of a space that are not of `epoch`; `refused`: because the upstream refused the space.
-    pub fn invalidate_other_epochs(&self, key: &SpaceKey, epoch: u64, refused: bool, now: Instant) {
-        let Some(space) = self.known(key) else {
-            return;
-        };
-        if space.mark().is_some_and(|mark| mark.epoch == epoch) {
-            return;
-        }
-        if refused {
-            self.invalidate_refused(key, now);
-        } else {
-            self.invalidate(key, &space);
-        }
-    }
-
-    /// Invalidates the pages of a space that the upstream refused, and keeps the refusal.
-    pub fn invalidate_refused(&self, key: &SpaceKey, now: Instant) {
-        let Some(space) = self.known(key) else {
-            return;
-        };
-        let known = space.refused(now);
-        self.invalidate(key, &space);
-        if let Some(known) = known {
-            space.refuse(known);
-        }
-    }
-
-    /// Turns the pages of a list stale that are of another generation than that called `name`.
-    pub fn move_to(&self, key: &ListKey, name: u64, now: Instant) {
-        if let Some(list) = self.known_list(key) {
-            list.move_to(name, now);
-        }
-    }
-
-    /// Every list of which pages are stored, those of a space one after another, what all replicas know its state by, and what its
-    /// generation is called here.
-    #[must_use]
-    pub fn marks(&self) -> Vec<(ListKey, Option<Mark>, Option<u64>)> {
-        let spaces = self.spaces.lock();
-        let lists = spaces.known.iter().flat_map(|(key, space)| {
-            let lists = space.lists().into_iter();
-            lists.map(|list| (key.clone(), list))
-        });
-        lists
-            .filter(|(_, list)| list.page_count() > 0)
-            .map(|(space, list)| {
-                let id = list.id().clone();
-                let key = ListKey { space, id };
-                (key, list.mark(), list.name_of(list.version()))
-            })
-            .collect()
-    }
-
-    /// Adopts `mark`, whose epoch is that of the pages stored here.
-    pub fn confirm(&self, key: &ListKey, mark: Mark, now: Instant) {
-        if let Some(list) = self.known_list(key) {
-            list.confirm(mark, now);
-        }
+    /// Turns every page stale: its list may have moved without a word.
+    pub fn miss_moves(&self, now: Instant) {
+        self.distrust_all(now);
     }
 
     /// The spaces of which anything is known and that are `meant`.
@@ -103,21 +41,25 @@ impl PageStore {
         meant.into_iter().collect()
     }
 
-    /// Invalidates what is stored of a space.
-    pub fn invalidate_space(&self, key: &SpaceKey) {
-        if let Some(space) = self.known(key) {
-            self.invalidate(key, &space);
-        }
-    }
-
     /// Whether anything is known of a space.
     #[must_use]
     pub fn knows(&self, key: &SpaceKey) -> bool {
         self.known(key).is_some()
     }
 
-    /// Stores a page that another replica filled, `age` ago, if it shows the state of the list that is in force here and is better than what
-    /// is stored.
+    /// Notes that a page is taken over of the list's state called `name`, if that is in force here: this replica may have seen the list move,
+    /// and the others not have heard of it yet.
+    #[must_use]
+    pub fn begin_shared(&self, key: PageKey, name: u64, now: Instant) -> Option<Began> {
+        let began = self.begin(key, now);
+        if !self.is_coherent() {
+            return Some(began);
+        }
+        let is_in_force = began.state_name() == Some(name);
+        is_in_force.then(|| began.at(began.version, Some(name)))
+    }
+
+    /// Stores a page that another replica filled, `age` ago, if it is better than what is stored.
     pub fn take_shared(
         &self,
         began: &Began,
@@ -126,13 +68,7 @@ impl PageStore {
         age: Duration,
         now: Instant,
         now_unix: i64,
-    ) -> Option<StoreOutcome> {
-        // This replica may have seen the list move, and the others not have heard of it yet.
-        let name = began.state_name()?;
-        if saved.mark.is_none_or(|mark| mark.generation != name) {
-            return None;
-        }
-        let began = &began.at(began.version, self.is_coherent().then_some(name));
+    ) -> StoreOutcome {
         let seconds = i64::try_from(age.as_secs()).unwrap_or(i64::MAX);
         let answer = Received {
             headers: &saved.headers,
@@ -155,16 +91,16 @@ impl PageStore {
             }
         };
         if let Some(stored) = self.get(&saved.key).filter(is_no_better) {
-            return Some(StoreOutcome {
+            return StoreOutcome {
                 page: stored,
                 stored: true,
                 is_storable: true,
-            });
+            };
         }
-        Some(self.store_page(began, page, &answer, StoreDecision::Store))
+        self.store_page(began, page, &answer, StoreDecision::Store)
     }
 
-    /// A page for the other replicas, if it is one of the state in force that they share. `now_unix_ms` is of the clock they share.
+    /// What a fill tells the other replicas, if it shows the state in force. `now_unix_ms` is of the clock they share.
     #[must_use]
     pub fn share(
         &self,
@@ -173,14 +109,8 @@ impl PageStore {
         now: Instant,
         now_unix_ms: u64,
     ) -> Option<Shared> {
-        let is_current = page.moved_at().is_none() && !page.is_invalidated();
-        let before = page.list.mark().filter(|_| is_current)?;
+        let list = page.list.to_share(page.version)?;
         let age = u64::try_from(page.age(now).as_millis()).unwrap_or(u64::MAX);
-        let generation = page.list.name_of(page.version)?;
-        let mark = Mark {
-            generation,
-            ..before
-        };
         Some(Shared {
             page: SavedPage {
                 key: key.clone(),
@@ -189,25 +119,21 @@ impl PageStore {
                 headers: page.stored_headers().clone(),
                 body: page.content.page().body,
                 epoch: page.version.epoch,
-                mark: Some(mark),
             },
-            before,
-            mark,
-            head: page.list.head(),
+            list,
+            fresh_for: page.fresh_for(now),
             useful_for: page.useful_for(now),
         })
     }
 }
 
-/// A page on its way to the other replicas.
+/// A page on its way to the other replicas, and what its fill saw of its list.
 #[derive(Debug)]
 pub struct Shared {
     pub page: SavedPage,
-    /// The state they knew when this replica asked last.
-    pub before: Mark,
-    /// The state the page shows: another generation where its fill saw the list move.
-    pub mark: Mark,
-    pub head: ListHead,
+    /// The state it shows, and the newest generation that the others know of.
+    pub list: SharedList,
+    pub fresh_for: Duration,
     /// How long anybody could use it.
     pub useful_for: Duration,
 }

@@ -16,8 +16,11 @@ pub(super) const FIRST_SWEEP_AT: usize = 1024;
 #[derive(Debug)]
 pub(super) struct Spaces {
     pub(super) known: HashMap<SpaceKey, Arc<Space>>,
-    /// The highest of the spaces that were forgotten: one that comes back does not return to an epoch that it had left.
+    /// With which a space begins that nothing is known of: the epoch in which everything was purged last.
     first_epoch: u64,
+    /// Redis knows the epochs of spaces that were forgotten here. Else the highest of them is the first of those that come back: none returns
+    /// to an epoch that it had left.
+    are_shared: bool,
     sweep_at: usize,
 }
 
@@ -26,6 +29,7 @@ impl Default for Spaces {
         Self {
             known: HashMap::new(),
             first_epoch: 0,
+            are_shared: false,
             sweep_at: FIRST_SWEEP_AT,
         }
     }
@@ -54,6 +58,11 @@ impl PageStore {
         let space = Arc::new(Space::new(&key.space, epoch, demand));
         spaces.known.insert(key.clone(), space.clone());
         space
+    }
+
+    /// Other replicas know the epochs of spaces too, from now on.
+    pub fn share_epochs(&self) {
+        self.spaces.lock().are_shared = true;
     }
 
     pub(super) fn spaces_of(&self, credential: CredentialId) -> HashMap<SpaceKey, Arc<Space>> {
@@ -96,14 +105,20 @@ impl Spaces {
     }
 
     fn retain(&mut self, is_kept: impl Fn(&Arc<Space>) -> bool) {
-        let first_epoch = &mut self.first_epoch;
+        let (first_epoch, are_shared) = (&mut self.first_epoch, self.are_shared);
         self.known.retain(|_, space| {
             let is_kept = is_kept(space);
-            if !is_kept {
+            if !is_kept && !are_shared {
                 *first_epoch = space.epoch().max(*first_epoch);
             }
             is_kept
         });
+    }
+
+    /// Notes that everything was purged; returns what is known.
+    pub(super) fn purged(&mut self, epoch: u64) -> Vec<(SpaceKey, Arc<Space>)> {
+        self.first_epoch = self.first_epoch.max(epoch);
+        self.known.clone().into_iter().collect()
     }
 
     /// Forgets spaces of which nothing is left, each time their number has doubled.

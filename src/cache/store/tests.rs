@@ -707,7 +707,7 @@ fn an_evicted_page_leaves_its_spaces_set() {
     let held: Vec<_> = held.map(|number| key(number).query).collect();
     assert!((1..=10).contains(&held.len()), "{}", held.len());
     let space = store.space(&key(1).list.space, 0, Instant::now());
-    let listed = space.invalidate();
+    let listed = space.invalidate(0);
     let listed: Vec<_> = listed.iter().flat_map(|(_, pages)| pages.iter()).collect();
     assert_eq!(listed, held);
 }
@@ -739,7 +739,7 @@ fn each_list_names_what_is_stored_whoever_writes_and_reads_at_once() {
     let stored: Vec<_> = stored.map(|number| key(number).query).collect();
     let named = store
         .space(&key(1).list.space, 0, Instant::now())
-        .invalidate();
+        .invalidate(0);
     let named: Vec<_> = named.iter().flat_map(|(_, pages)| pages.iter()).collect();
     assert_eq!(named, stored);
 }

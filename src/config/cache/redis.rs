@@ -24,7 +24,10 @@ pub struct RedisConfig {
     /// How long one operation may take.
     #[serde(deserialize_with = "value::duration")]
     pub timeout: Duration,
-    /// What every key and channel begins with.
+    /// How long a replica waits for an entry in the log before it asks again.
+    #[serde(deserialize_with = "value::duration")]
+    pub recheck: Duration,
+    /// What every key begins with.
     pub prefix: String,
 }
 

@@ -1,4 +1,4 @@
-//! What other replicas publish, and catching up with what was published while Redis was lost.
+//! What other replicas log, and what is told to Redis when it is back.
 
 use std::sync::Arc;
 
@@ -9,43 +9,39 @@ use super::Pages;
 use crate::{
     domain::{ListId, ListKey},
     service::{SharedCache, shared_cache::Event},
-    shared::{Nonce, Session, Subscriber, Unavailable},
+    shared::{Session, Subscriber, Unavailable},
 };
 
-impl Subscriber for Arc<Pages> {
-    fn heard(&self, message: &[u8]) {
-        let Some(shared_cache) = self.shared_cache.get() else {
-            return;
-        };
-        let Some(event) = shared_cache.event(message) else {
-            return;
-        };
+impl Pages {
+    fn hear(self: &Arc<Self>, shared_cache: &SharedCache, event: Event) {
+        let now = Instant::now();
         match event {
             Event::Filled { page } => shared_cache.filled(&page),
-            Event::Purged { purge } => {
-                self.store.purge();
-                shared_cache.redis().purged(purge);
+            Event::Purged { epoch } => {
+                self.store.hear_purge(epoch);
+                shared_cache.heard_purge(epoch);
             }
             Event::Dropped {
                 space,
                 epoch,
                 refused,
             } => {
+                // Of a space that nobody here has asked for there is nothing to tell others.
                 if let Some(key) = shared_cache.space(&space) {
-                    let now = Instant::now();
-                    self.store
-                        .invalidate_other_epochs(&key, epoch.0, refused, now);
+                    self.store.hear_drop(&key, epoch, refused, now);
+                    shared_cache.heard_drop(&space, epoch);
                 }
             }
             Event::Moved {
                 space,
+                epoch,
                 list,
-                generation,
+                state,
             } => {
                 let list = shared_cache.space(&space).zip(ListId::of_path(&list));
                 if let Some((space, id)) = list {
                     let key = ListKey { space, id };
-                    self.store.move_to(&key, generation.0, Instant::now());
+                    self.store.hear_list(&key, epoch, &state, now);
                 }
             }
             Event::Unwanted { fingerprint } => {
@@ -55,46 +51,56 @@ impl Subscriber for Arc<Pages> {
         }
     }
 
+    /// Goes by what this replica has told: it is in force when its caller goes on, though the log says it again.
+    pub(super) fn hear_all(
+        self: &Arc<Self>,
+        shared_cache: &SharedCache,
+        told: impl IntoIterator<Item = Event>,
+    ) {
+        for event in told {
+            self.hear(shared_cache, event);
+        }
+    }
+}
+
+impl Subscriber for Arc<Pages> {
+    fn heard(&self, entry: &[u8]) {
+        if let Some(shared_cache) = self.shared_cache.get()
+            && let Some(event) = Event::read(entry)
+        {
+            self.hear(shared_cache, event);
+        }
+    }
+
+    fn missed(&self) {
+        self.store.miss_moves(Instant::now());
+    }
+
     fn beat(&self) {
         let pages = self.clone();
         let has_pending = self
             .shared_cache
             .get()
-            .is_some_and(SharedCache::has_pending);
+            .is_some_and(|shared_cache| shared_cache.pending_drops() > 0);
         if has_pending {
             tokio::spawn(async move {
                 if let Some(shared_cache) = pages.shared_cache.get() {
-                    shared_cache.send_pending_late().await;
+                    let sent = shared_cache.send_pending().await;
+                    pages.hear_all(shared_cache, sent);
                 }
             });
         }
     }
 
-    fn catch_up<'a>(
-        &'a self,
-        session: &'a Session,
-    ) -> BoxFuture<'a, Result<Option<Nonce>, Unavailable>> {
+    fn catch_up<'a>(&'a self, session: &'a Session) -> BoxFuture<'a, Result<(), Unavailable>> {
         Box::pin(async move {
             let Some(shared_cache) = self.shared_cache.get() else {
-                return Ok(None);
+                return Ok(());
             };
-            let purge = shared_cache.send_pending(session).await?;
-            shared_cache.report_calls(session).await?;
-            let is_purged = session
-                .before
-                .is_some_and(|before| before.purge != session.era.purge);
-            if purge.is_some() || is_purged {
-                self.store.purge();
-                return Ok(purge);
-            }
-            let stored = self.store.marks();
-            for (key, mark) in shared_cache.still(session, stored).await? {
-                match mark {
-                    Some(mark) => self.store.confirm(&key, mark, Instant::now()),
-                    None => self.store.invalidate_space(&key.space),
-                }
-            }
-            Ok(None)
+            let purged = shared_cache.assert_drops(session).await?;
+            self.store.hear_purge(purged);
+            shared_cache.heard_purge(purged);
+            shared_cache.report_calls(session).await
         })
     }
 }

@@ -3,20 +3,17 @@
 use std::sync::Arc;
 
 use super::Pages;
-use crate::{cache::PageStore, domain::SpaceToken, off_runtime::on_a_thread};
+use crate::{cache::PageStore, domain::SpaceToken, off_runtime::on_a_thread, service::SharedCache};
 
 impl Pages {
     /// Drops all pages of `space`, of every credential, on every replica. For a task that nobody ends before it.
     pub async fn purge_space(self: &Arc<Self>, space: &SpaceToken) {
-        let of_space = || {
-            let space = space.clone();
-            move |store: &PageStore| store.purge_space(&space)
-        };
-        self.purge_here(of_space()).await;
+        let of_space = space.clone();
+        self.purge_here(move |store: &PageStore| store.purge_space(&of_space))
+            .await;
         if let Some(shared_cache) = self.shared_cache.get() {
-            shared_cache.purge_space(space).await;
-            // A look in between may have brought back what nobody knew to be dropped.
-            self.purge_here(of_space()).await;
+            let dropped = shared_cache.drop_space(space).await;
+            self.hear_all(shared_cache, dropped);
         }
     }
 
@@ -27,16 +24,16 @@ impl Pages {
         let Some(shared_cache) = self.shared_cache.get().filter(|_| !is_known) else {
             return is_known;
         };
-        shared_cache.purge_fingerprint(fingerprint).await
+        // Another replica may know of it.
+        shared_cache.drop_fingerprint(fingerprint).await.is_ok()
     }
 
     /// Drops everything, on every replica. As [`Self::purge_space`].
     pub async fn purge(self: &Arc<Self>) {
         self.purge_here(PageStore::purge).await;
         if let Some(shared_cache) = self.shared_cache.get() {
-            shared_cache.purge().await;
-            // As above.
-            self.purge_here(PageStore::purge).await;
+            let purged = shared_cache.drop_everything().await;
+            self.hear_all(shared_cache, purged);
         }
     }
 
@@ -52,6 +49,13 @@ impl Pages {
             self.purge_space(space).await;
         }
         !known.is_empty()
+    }
+
+    /// How many purges the other replicas have not been told of, since Redis is lost.
+    #[must_use]
+    pub fn pending_purges(&self) -> usize {
+        let shared_cache = self.shared_cache.get();
+        shared_cache.map_or(0, SharedCache::pending_drops)
     }
 
     /// Drops pages of this replica and frees what they take: there may be many.

@@ -18,7 +18,7 @@ use crate::{
     off_runtime::by_size,
     service::{
         SharedCache,
-        shared_cache::{FillLock, Lease, RedisKeys, SharedPage},
+        shared_cache::{FillLock, Known, Lease, RedisKeys, SharedPage, Wanted},
         snapshot::{owners, unix_ms},
     },
     shared::Unavailable,
@@ -41,6 +41,7 @@ enum Found {
 impl Pages {
     /// Shares pages with other replicas from now on.
     pub fn share_pages(&self, shared_cache: SharedCache) {
+        self.store.share_epochs();
         // The gateway is built once.
         let _ = self.shared_cache.set(shared_cache);
     }
@@ -133,12 +134,10 @@ impl Pages {
             .fill(request, context, call, stored, wanted)
             .await;
         self.spread_refusal(&key, &credential, &filled).await;
-        if let Ok(fill) = &filled
-            && fill.kept.is_storable
-        {
-            let page = fill.kept.page.clone();
+        if let Ok(fill) = &filled {
+            let kept = fill.kept.clone();
             // Whoever waits here need not wait for that.
-            tokio::spawn(async move { self.publish(&key, page, &keys, lock).await });
+            tokio::spawn(async move { self.publish(&key, kept, &keys, lock).await });
         }
         filled
     }
@@ -164,77 +163,73 @@ impl Pages {
     ) -> Found {
         let deadline = Instant::now() + self.patience;
         let told = shared_cache.listen(keys);
+        let is_forced = sources == Sources::UpstreamAlone || request.directives.no_cache;
+        let wanted = match is_forced {
+            true => Wanted::Newest,
+            false => Wanted::Missing,
+        };
         loop {
             // From before the look on: nothing that is told after it goes unheard.
             let notified = told.notified();
             tokio::pin!(notified);
             notified.as_mut().enable();
-            match self.look_up_shared(shared_cache, keys, request).await {
-                Err(Unavailable) => return Found::Ours(None),
-                Ok(kept) => {
-                    let wanted = kept.filter(|kept| {
-                        sources == Sources::All
-                            && is_found(&kept.page, request, waiters, Instant::now())
-                    });
-                    self.metrics.shared.looked_up(wanted.is_some());
-                    if let Some(kept) = wanted {
-                        return Found::Page(kept);
-                    }
-                }
-            }
-            if sources == Sources::UpstreamAlone || request.directives.no_cache {
+            let looked = self.look_up_shared(shared_cache, keys, request, wanted);
+            let Ok((kept, lease)) = looked.await else {
                 return Found::Ours(None);
+            };
+            let kept = kept.filter(|kept| {
+                let shown = is_found(&kept.page, request, waiters, Instant::now());
+                shown && !is_forced
+            });
+            self.metrics.shared.looked_up(kept.is_some());
+            if let Some(kept) = kept {
+                return Found::Page(kept);
             }
-            match shared_cache.acquire_lease(keys).await {
-                Err(Unavailable) => return Found::Ours(None),
-                Ok(Lease::Acquired(lock)) => {
-                    // Who filled it may have ended between the look and this.
-                    let found = self.look_up_shared(shared_cache, keys, request).await;
-                    return match found.ok().flatten() {
-                        Some(kept) if is_found(&kept.page, request, waiters, Instant::now()) => {
-                            Found::Page(kept)
-                        }
-                        Some(_) | None => Found::Ours(Some(lock)),
-                    };
-                }
-                Ok(Lease::HeldElsewhere(held_for)) => {
-                    let now = Instant::now();
-                    if now >= deadline {
-                        return Found::NotInTime(self.patience);
-                    }
-                    let until = deadline.min(now + held_for + SLACK);
-                    tokio::select! {
-                        () = notified.as_mut() => {}
-                        () = shared_cache.until_lost() => return Found::Ours(None),
-                        () = tokio::time::sleep_until(until) => {}
-                    }
-                }
+            let held_for = match lease {
+                Lease::Acquired(lock) => return Found::Ours(Some(lock)),
+                // One that is fresh, but not for this client.
+                Lease::NotWanted => return Found::Ours(None),
+                Lease::HeldElsewhere(held_for) => held_for,
+            };
+            let now = Instant::now();
+            if now >= deadline {
+                return Found::NotInTime(self.patience);
+            }
+            let until = deadline.min(now + held_for + SLACK);
+            tokio::select! {
+                () = notified.as_mut() => {}
+                () = shared_cache.until_lost() => return Found::Ours(None),
+                () = tokio::time::sleep_until(until) => {}
             }
         }
     }
 
-    /// Takes up what Redis says of a page and its space; the page where there is one.
+    /// Goes by what Redis says of a page's space and list; the page where there is one, and the right to fill it.
     async fn look_up_shared(
         self: &Arc<Self>,
         shared_cache: &SharedCache,
         keys: &RedisKeys,
         request: &ClientRequest,
-    ) -> Result<Option<StoreOutcome>, Unavailable> {
+        wanted: Wanted,
+    ) -> Result<(Option<StoreOutcome>, Lease), Unavailable> {
         let key = &request.key();
-        let (began, shared) = loop {
-            let asked = self.store.begin(key.clone(), Instant::now());
-            let shared = shared_cache.look_up(keys, key, asked.state_name()).await?;
-            if !request.credential.is_in_force() {
-                return Ok(None);
-            }
-            let (mark, head) = (shared.mark, &shared.head);
-            // What was told in between is newer.
-            if let Some(began) = self.store.adopt(&asked, mark, head, Instant::now()) {
-                break (began, shared);
-            }
+        let (epoch, generation) = self.store.known_numbers(key);
+        let known = Known { epoch, generation };
+        let looked = shared_cache.look_up(keys, key, known, wanted).await?;
+        if !request.credential.is_in_force() {
+            return Ok((None, looked.lease));
+        }
+        let (space, now) = (&key.list.space, Instant::now());
+        self.store.hear_drop(space, looked.epoch, false, now);
+        if let Some(list) = &looked.list {
+            self.store.hear_list(&key.list, looked.epoch, list, now);
+        }
+        let Some((found, list)) = looked.page.zip(looked.list) else {
+            return Ok((None, looked.lease));
         };
-        let Some(found) = shared.page else {
-            return Ok(None);
+        let began = self.store.begin_shared(key.clone(), list.name, now);
+        let Some(began) = began.filter(|began| began.epoch() == looked.epoch) else {
+            return Ok((None, looked.lease));
         };
         let bytes = found.saved.body.len();
         let pages = self.clone();
@@ -244,7 +239,7 @@ impl Pages {
             let (store, now) = (&pages.store, Instant::now());
             store.take_shared(&began, &saved, page, age, now, now_unix)
         };
-        Ok(by_size(bytes, take).await)
+        Ok((Some(by_size(bytes, take).await), looked.lease))
     }
 
     /// Answers with a page that another replica filled, as with one of its own; `None` where this client wants another.
@@ -278,18 +273,19 @@ impl Pages {
     }
 
     /// A right revoked here is revoked everywhere.
-    async fn spread_refusal(&self, key: &PageKey, credential: &Arc<Credential>, filled: &Filled) {
+    async fn spread_refusal(
+        self: &Arc<Self>,
+        key: &PageKey,
+        credential: &Arc<Credential>,
+        filled: &Filled,
+    ) {
         if let Some(shared_cache) = self.shared_cache.get()
             && credential.is_in_force()
             && let Err(UpstreamError::SpaceNotFound { .. } | UpstreamError::SpaceAccessDenied) =
                 filled
         {
-            shared_cache
-                .invalidate_refused(credential, &key.list.space.space)
-                .await;
-            // As above.
-            self.store
-                .invalidate_refused(&key.list.space, Instant::now());
+            let dropped = shared_cache.drop_refused(credential, &key.list.space.space);
+            self.hear_all(shared_cache, dropped.await);
         }
     }
 
@@ -297,29 +293,34 @@ impl Pages {
     async fn publish(
         self: Arc<Self>,
         key: &PageKey,
-        page: Arc<StoredPage>,
+        fill: StoreOutcome,
         keys: &RedisKeys,
         lock: Option<FillLock>,
     ) {
         let Some(shared_cache) = self.shared_cache.get() else {
             return;
         };
-        let Some(now_unix_ms) = shared_cache.redis().unix_ms() else {
+        let Some(now_unix_ms) = shared_cache.unix_ms() else {
             return;
         };
-        let (now, bytes) = (Instant::now(), page.content.length());
-        let asked = self.store.begin(key.clone(), now);
+        let (now, bytes) = (Instant::now(), fill.page.content.length());
         let (pages, of) = (self.clone(), key.clone());
-        let share = move || pages.store.share(&of, &page, now, now_unix_ms);
+        let share = move || pages.store.share(&of, &fill.page, now, now_unix_ms);
         let Some(shared) = by_size(bytes, share).await else {
             return;
         };
-        match shared_cache.publish(keys, shared, lock).await {
-            // As this replica says, or dropped, or moved on as another saw it. What was told in between is newer.
-            Ok(Some((mark, head))) => {
-                let _ = self.store.adopt(&asked, mark, &head, Instant::now());
+        match shared_cache
+            .publish(keys, shared, fill.is_storable, lock)
+            .await
+        {
+            // As this replica says, or dropped, or moved on as another saw it.
+            Ok((epoch, list)) => {
+                let now = Instant::now();
+                self.store.hear_drop(&key.list.space, epoch, false, now);
+                if let Some(list) = list {
+                    self.store.hear_list(&key.list, epoch, &list, now);
+                }
             }
-            Ok(None) => {}
             Err(Unavailable) => debug!(space = %key.list.space.space, "page is not shared"),
         }
     }

@@ -1,54 +1,48 @@
-//! What replicas tell each other.
+//! What replicas tell each other in the log. Hearing an entry twice, or late, changes nothing.
 
 use serde::{Deserialize, Serialize};
 
 use super::SharedCache;
-use crate::shared::Nonce;
-
-#[derive(Debug, Serialize, Deserialize)]
-struct Message {
-    from: Nonce,
-    #[serde(rename = "news")]
-    event: Event,
-}
+use crate::{cache::list::SharedList, shared::Unavailable};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(in crate::service) enum Event {
-    /// Everything was dropped.
-    Purged { purge: Nonce },
-    /// A space was dropped; where Unpod refused it, each replica may go on remembering that.
+    /// Everything before this epoch is gone.
+    Purged { epoch: u64 },
+    /// What is of a space before this epoch is gone; where the upstream refused it, each replica may go on remembering that.
     Dropped {
         space: String,
-        epoch: Nonce,
-        #[serde(default)]
+        epoch: u64,
         refused: bool,
     },
-    /// A list moved on.
+    /// A list is in this state.
     Moved {
         space: String,
+        epoch: u64,
         /// Its path below the space.
         list: String,
-        generation: Nonce,
+        state: SharedList,
     },
-    /// An operator wants the space dropped that the log calls so; who knows it drops it for all.
+    /// An operator wants the space gone that the log calls so; who knows it drops it for all.
     Unwanted { fingerprint: String },
     /// Who filled a page has ended, with a page or without.
     Filled { page: String },
 }
 
-impl SharedCache {
-    pub(super) fn message(&self, event: Event) -> Vec<u8> {
-        to_bytes(self.redis.replica(), event)
+impl Event {
+    /// `None` for what another version of this program logged.
+    pub(in crate::service) fn read(entry: &[u8]) -> Option<Self> {
+        serde_json::from_slice(entry).ok()
     }
 
-    /// What another replica told; what this one told itself is no event.
-    pub(in crate::service) fn event(&self, message: &[u8]) -> Option<Event> {
-        let message: Message = serde_json::from_slice(message).ok()?;
-        (message.from != self.redis.replica()).then_some(message.event)
+    pub(super) fn to_bytes(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("an entry is plain JSON")
     }
 }
 
-pub(super) fn to_bytes(from: Nonce, event: Event) -> Vec<u8> {
-    serde_json::to_vec(&Message { from, event }).expect("a message is plain JSON")
+impl SharedCache {
+    pub(super) async fn log(&self, event: &Event) -> Result<(), Unavailable> {
+        self.redis.append(&event.to_bytes()).await
+    }
 }

@@ -4,13 +4,9 @@ use std::{collections::HashMap, sync::Arc};
 
 use super::SharedCache;
 use crate::{
-    cache::{
-        list::Mark,
-        snapshot::{Owner, Owners},
-    },
-    domain::{ListId, PageKey, SpaceKey, SpaceToken},
+    cache::snapshot::{Owner, Owners},
+    domain::{PageKey, SpaceKey, SpaceToken},
     service::snapshot::owners,
-    shared::{Era, Nonce},
     upstream::Credential,
 };
 
@@ -38,7 +34,7 @@ impl Default for KnownSpaces {
 pub(in crate::service) struct RedisKeys {
     pub(super) owners: Owners,
     pub(super) space: String,
-    pub(super) state: String,
+    pub(super) epoch: String,
     pub(super) list: String,
     pub(super) page: String,
     pub(super) lock: String,
@@ -54,26 +50,28 @@ impl SharedCache {
         let owners = owners(std::iter::once(credential));
         let space = space_name(&owners, &key.list.space)?;
         let (page, size, list) = (key.query.page, key.query.page_size, &key.list.id);
-        let named = |kind| {
-            self.redis
-                .name(&format!("{kind}:{space}:{list}:{page}:{size}"))
-        };
+        let of_page = |kind| self.key(&space, &format!("{kind}:{list}:{page}:{size}"));
         Some(RedisKeys {
             owners,
-            state: self.state_key(&space),
-            list: self.list_key(&space, list),
-            page: named("page"),
-            lock: named("lock"),
+            epoch: self.epoch_key(&space),
+            list: self.key(&space, &format!("list:{list}")),
+            page: of_page("page"),
+            lock: of_page("lock"),
             space,
         })
     }
 
-    pub(super) fn state_key(&self, space: &str) -> String {
-        self.redis.name(&format!("space:{space}"))
+    /// A key of a space. In braces is what decides its slot in a cluster.
+    fn key(&self, space: &str, rest: &str) -> String {
+        self.redis.name(&format!("{{{space}}}:{rest}"))
     }
 
-    pub(super) fn list_key(&self, space: &str, list: &ListId) -> String {
-        self.redis.name(&format!("list:{space}:{list}"))
+    pub(super) fn epoch_key(&self, space: &str) -> String {
+        self.key(space, "epoch")
+    }
+
+    pub(super) fn everything_key(&self) -> String {
+        self.redis.name("{log}:epoch")
     }
 
     /// Remembers what `key` is called; those are let go that the caller does not know.
@@ -111,7 +109,7 @@ impl SharedCache {
     }
 }
 
-pub(super) fn space_name(owners: &Owners, key: &SpaceKey) -> Option<String> {
+fn space_name(owners: &Owners, key: &SpaceKey) -> Option<String> {
     let (owner, seal) = owners.known(key.credential).next()?;
     Some(named(owner, seal, &key.space))
 }
@@ -130,15 +128,4 @@ fn named(owner: &Owner, seal: &[u8; blake3::KEY_LEN], space: &SpaceToken) -> Str
     let owner = &owner.fingerprint()[..32];
     let space = blake3::keyed_hash(seal, space.as_str().as_bytes());
     format!("{owner}:{}", &space.to_hex()[..32])
-}
-
-pub(super) fn mark(space: &str, era: Era, epoch: Nonce, generation: Nonce) -> Mark {
-    let digest: [u8; blake3::OUT_LEN] = blake3::hash(space.as_bytes()).into();
-    let (name, _) = digest.split_first_chunk().expect("a digest is longer");
-    Mark {
-        name: u64::from_le_bytes(*name),
-        era: [era.birth.0, era.purge.0],
-        epoch: epoch.0,
-        generation: generation.0,
-    }
 }

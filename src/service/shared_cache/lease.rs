@@ -5,14 +5,14 @@ use std::{sync::Arc, time::Duration};
 use redis::Script;
 use tokio::task::JoinHandle;
 
-use super::{Event, RedisKeys, SharedCache, events::to_bytes, ms, scripts};
+use super::{Event, RedisKeys, ms, scripts};
 use crate::{
     shared::{Nonce, RedisConnection, Unavailable},
     telemetry::metrics::RedisOperation,
 };
 
 /// How long a page is some replica's to fill, unless it says again that it is: what one that died costs the others.
-const LOCK_FOR: Duration = Duration::from_secs(3);
+pub(super) const LOCK_FOR: Duration = Duration::from_secs(3);
 
 /// Who fills a page.
 #[derive(Debug)]
@@ -20,6 +20,7 @@ pub(in crate::service) enum Lease {
     Acquired(FillLock),
     /// Another replica, for so long unless it says again that it does.
     HeldElsewhere(Duration),
+    NotWanted,
 }
 
 /// The right to fill a page, until it is dropped.
@@ -33,32 +34,19 @@ pub(in crate::service) struct FillLock {
     is_released: bool,
 }
 
-impl SharedCache {
-    /// Asks to be the one who fills a page.
-    pub(in crate::service) async fn acquire_lease(
-        &self,
-        keys: &RedisKeys,
-    ) -> Result<Lease, Unavailable> {
-        let token = Nonce::fresh();
-        let script = Script::new(scripts::LOCK);
-        let mut acquire = script.key(&keys.lock);
-        acquire.arg(token).arg(ms(LOCK_FOR));
-        let wait: u64 = self.redis.ask(RedisOperation::Lock, &acquire).await?;
-        if wait > 0 {
-            return Ok(Lease::HeldElsewhere(Duration::from_millis(wait)));
-        }
-        Ok(Lease::Acquired(FillLock {
-            renewing: tokio::spawn(renew(self.redis.clone(), keys.lock.clone(), token)),
-            redis: self.redis.clone(),
+impl FillLock {
+    /// That which `token` was just taken for.
+    pub(super) fn new(redis: Arc<RedisConnection>, keys: &RedisKeys, token: Nonce) -> Self {
+        Self {
+            renewing: tokio::spawn(renew(redis.clone(), keys.lock.clone(), token)),
+            redis,
             key: keys.lock.clone(),
             page: keys.page.clone(),
             token,
             is_released: false,
-        }))
+        }
     }
-}
 
-impl FillLock {
     /// It is gone in Redis already.
     pub(super) fn released(mut self) {
         self.is_released = true;
@@ -76,13 +64,15 @@ impl Drop for FillLock {
         };
         let (redis, key, token) = (self.redis.clone(), self.key.clone(), self.token);
         let page = self.page.clone();
-        let message = to_bytes(redis.replica(), Event::Filled { page });
         runtime.spawn(async move {
             let script = Script::new(scripts::UNLOCK);
             let mut unlock = script.key(key);
-            unlock.arg(token).arg(redis.channel()).arg(message);
+            unlock.arg(token);
             // One that stays ends by itself.
-            let _: Result<u8, Unavailable> = redis.ask(RedisOperation::Lock, &unlock).await;
+            let unlocked: Result<u8, Unavailable> = redis.ask(RedisOperation::Lock, &unlock).await;
+            if unlocked.is_ok() {
+                let _ = redis.append(&Event::Filled { page }.to_bytes()).await;
+            }
         });
     }
 }

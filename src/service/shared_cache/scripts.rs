@@ -1,34 +1,38 @@
-//! What is done in Redis in one step each.
+//! What is done in Redis in one step each. Every script keeps to one space, and so to one slot of a cluster.
 //!
-//! The state of a space is a hash: `epoch`, which names what is stored of it and is another after it was dropped; and `guessed` where the
-//! epoch is that of the first who came, not knowing of another, and gives way to one that a replica knew before Redis forgot it. Each
-//! of its lists has a hash of its own: `epoch`, that of its space when it was written, without which it counts for nothing;
-//! `generation`, which names what the list looked like; `count` and `first`, by which a move of it is seen. Pages are values of their
-//! own, which carry the names under which they were written.
+//! `docs/replicas.md` says what the keys hold. Numbers only grow; whoever knows a larger one than Redis holds goes by that, so that a Redis
+//! that lost writes is put right.
 
-/// `KEYS`: era, state, list, page. `ARGV`: an epoch for a space and a generation for a list that has none, how long both are kept, and how
-/// long a list is of which no page was stored: clients choose the ids of runs.
+/// `KEYS`: epoch, list, page, lock. `ARGV`: the epoch and the generation that the replica knows; the token of the lock that it wants where
+/// the page is not fresh (empty: none), for how long, and whether it takes it from another. Answers the epoch; the list's generation,
+/// name, count and first row; the page, if it is of the state in force; and of the lock 0 where it was taken, the milliseconds for
+/// which another holds it, or -1 where it was not wanted.
 pub(super) const LOOK: &str = r"
-if redis.call('HSETNX', KEYS[2], 'epoch', ARGV[1]) == 1 then
-    redis.call('HSET', KEYS[2], 'guessed', '1')
+local kept = redis.call('GET', KEYS[1])
+local epoch = math.max(tonumber(kept or 0), tonumber(ARGV[1]))
+local list = redis.call('HMGET', KEYS[2], 'generation', 'name', 'count', 'first', 'epoch')
+if tonumber(list[5] or -1) ~= epoch then
+    list = {}
 end
-redis.call('PEXPIRE', KEYS[2], ARGV[3])
-local era = redis.call('HMGET', KEYS[1], 'birth', 'purge')
-local epoch = redis.call('HGET', KEYS[2], 'epoch')
-if redis.call('HGET', KEYS[3], 'epoch') ~= epoch then
-    redis.call('DEL', KEYS[3])
-    redis.call('HSET', KEYS[3], 'epoch', epoch, 'generation', ARGV[2])
+local generation = math.max(tonumber(list[1] or 0), tonumber(ARGV[2]))
+local page = redis.call('HMGET', KEYS[3], 'epoch', 'generation', 'fresh_until')
+-- Where the epoch was evicted, nobody knows whether the page is of it.
+local is_current = kept and tonumber(page[1] or -1) == epoch and tonumber(page[2] or -1) == generation
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local held = -1
+if ARGV[5] == '1' then
+    redis.call('SET', KEYS[4], ARGV[3], 'PX', ARGV[4])
+    held = 0
+elseif ARGV[3] ~= '' and not (is_current and tonumber(page[3]) > now) then
+    if redis.call('SET', KEYS[4], ARGV[3], 'NX', 'PX', ARGV[4]) then
+        held = 0
+    else
+        held = math.max(1, redis.call('PTTL', KEYS[4]))
+    end
 end
-local list = redis.call('HMGET', KEYS[3], 'generation', 'count', 'first')
-redis.call('PEXPIRE', KEYS[3], list[2] and ARGV[3] or ARGV[4])
-return {era[1], era[2], epoch, list[1], list[2], list[3], redis.call('GET', KEYS[4])}";
-
-/// `KEYS`: lock. `ARGV`: token, how long it is held. Answers 0, or the milliseconds for which another holds it.
-pub(super) const LOCK: &str = r"
-if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then
-    return 0
-end
-return math.max(1, redis.call('PTTL', KEYS[1]))";
+local value = is_current and redis.call('HGET', KEYS[3], 'page')
+return {epoch, list[1] or false, list[2] or false, list[3] or false, list[4] or false, value, held}";
 
 /// `KEYS`: lock. `ARGV`: token, how long it is held from now. Answers whether it is still held.
 pub(super) const RENEW: &str = r"
@@ -37,92 +41,80 @@ if redis.call('GET', KEYS[1]) ~= ARGV[1] then
 end
 return redis.call('PEXPIRE', KEYS[1], ARGV[2])";
 
-/// `KEYS`: lock. `ARGV`: token, channel, what is told there.
+/// `KEYS`: lock. `ARGV`: token.
 pub(super) const UNLOCK: &str = r"
 if redis.call('GET', KEYS[1]) == ARGV[1] then
     redis.call('DEL', KEYS[1])
-    redis.call('PUBLISH', ARGV[2], ARGV[3])
 end
 return 0";
 
-/// `KEYS`: era, state, list, page, lock. `ARGV`: birth, purge, epoch; the generation known before and that of the page; count, first;
-/// the page and how long it is kept; the lock's token; channel, what is told of a move, and what is told at the end.
+/// `KEYS`: epoch, list, page, lock. `ARGV`: the epoch in which the fill began, how long epochs are kept; the newest generation that the
+/// replica knows, the name, count and first row of the list's state that it saw, and how long a list is kept; the lock's token; the page
+/// (empty: none), how long it is fresh and how long it is kept. Answers the epoch, and the list's state in force.
 ///
-/// What was dropped meanwhile stays dropped; a list that moved for another replica meanwhile did not move as this one says.
+/// What was dropped meanwhile stays dropped; a list that moved for another replica meanwhile did not move as this one says; and no page is
+/// kept without the lock, which the fill that began last holds.
 pub(super) const STORE: &str = r"
-local era = redis.call('HMGET', KEYS[1], 'birth', 'purge')
-local epoch = redis.call('HGET', KEYS[2], 'epoch')
-local list = redis.call('HMGET', KEYS[3], 'epoch', 'generation')
-if era[1] == ARGV[1] and era[2] == ARGV[2] and epoch == ARGV[3] and list[1] == epoch then
-    if list[2] == ARGV[4] and ARGV[4] ~= ARGV[5] then
-        redis.call('HDEL', KEYS[3], 'count', 'first')
-        redis.call('HSET', KEYS[3], 'generation', ARGV[5])
-        redis.call('PUBLISH', ARGV[11], ARGV[12])
-        list[2] = ARGV[5]
+local known = tonumber(redis.call('GET', KEYS[1]) or 0)
+local epoch, had_lock = tonumber(ARGV[1]), redis.call('GET', KEYS[4]) == ARGV[8]
+if had_lock then
+    redis.call('DEL', KEYS[4])
+end
+local list = redis.call('HMGET', KEYS[2], 'generation', 'name', 'count', 'first', 'epoch')
+if known > epoch then
+    return {known, false, false, false, false}
+end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+if tonumber(list[5] or -1) ~= epoch then
+    list = {}
+    redis.call('DEL', KEYS[2])
+end
+local generation, before = tonumber(list[1] or 0), tonumber(ARGV[3])
+if list[2] ~= ARGV[4] then
+    if generation > before then
+        return {epoch, list[1], list[2], list[3], list[4]}
     end
-    if list[2] == ARGV[5] then
-        if ARGV[6] ~= '' then
-            redis.call('HSET', KEYS[3], 'count', ARGV[6])
-        end
-        if ARGV[7] ~= '' then
-            redis.call('HSET', KEYS[3], 'first', ARGV[7])
-        end
-        redis.call('SET', KEYS[4], ARGV[8], 'PX', ARGV[9])
-        redis.call('PEXPIRE', KEYS[3], math.max(redis.call('PTTL', KEYS[2]), 1))
-    end
+    redis.call('DEL', KEYS[2])
+    local time = redis.call('TIME')
+    generation = math.max(before + 1, time[1] * 1000 + math.floor(time[2] / 1000))
+else
+    generation = math.max(generation, before)
 end
-if redis.call('GET', KEYS[5]) == ARGV[10] then
-    redis.call('DEL', KEYS[5])
+local text = string.format('%.0f', generation)
+redis.call('HSET', KEYS[2], 'epoch', ARGV[1], 'generation', text, 'name', ARGV[4])
+if ARGV[5] ~= '' then
+    redis.call('HSET', KEYS[2], 'count', ARGV[5])
 end
-redis.call('PUBLISH', ARGV[11], ARGV[13])
-list = redis.call('HMGET', KEYS[3], 'epoch', 'generation', 'count', 'first')
-if not epoch then
-    return false
+if ARGV[6] ~= '' then
+    redis.call('HSET', KEYS[2], 'first', ARGV[6])
 end
-if list[1] ~= epoch then
-    return {epoch, ARGV[5], false, false}
+redis.call('PEXPIRE', KEYS[2], math.max(redis.call('PTTL', KEYS[2]), tonumber(ARGV[7])))
+if had_lock and ARGV[9] ~= '' then
+    redis.call('DEL', KEYS[3])
+    redis.call('HSET', KEYS[3], 'epoch', ARGV[1], 'generation', text, 'page', ARGV[9])
+    local time = redis.call('TIME')
+    redis.call('HSET', KEYS[3], 'fresh_until', string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[10]))
+    redis.call('PEXPIRE', KEYS[3], ARGV[11])
 end
-return list";
+list = redis.call('HMGET', KEYS[2], 'generation', 'name', 'count', 'first')
+return {epoch, list[1], list[2], list[3], list[4]}";
 
-/// `KEYS`: state. `ARGV`: another epoch, how long the state is kept, channel, what is told there.
-pub(super) const DROP: &str = r"
-redis.call('HSET', KEYS[1], 'epoch', ARGV[1])
-redis.call('HDEL', KEYS[1], 'guessed')
-redis.call('PEXPIRE', KEYS[1], ARGV[2])
-redis.call('PUBLISH', ARGV[3], ARGV[4])
-return 0";
-
-/// `KEYS`: era. `ARGV`: another purge, channel, what is told there.
-pub(super) const PURGE: &str = r"
-redis.call('HSET', KEYS[1], 'purge', ARGV[1])
-redis.call('PUBLISH', ARGV[2], ARGV[3])
-return 0";
-
-/// `KEYS`: channel. `ARGV`: what is told there. Answers how many were told.
-pub(super) const TELL: &str = "return redis.call('PUBLISH', KEYS[1], ARGV[1])";
-
-/// `KEYS`: state and list, for each list. `ARGV`: how long they are kept, then for each an epoch and a generation, should it have none, and
-/// whether those were known before.
-pub(super) const STILL: &str = r"
-local found = {}
-for place = 1, #KEYS / 2 do
-    local state_key, list_key = KEYS[2 * place - 1], KEYS[2 * place]
-    local epoch, generation, is_known = ARGV[3 * place - 1], ARGV[3 * place], ARGV[3 * place + 1] == '1'
-    local state = redis.call('HMGET', state_key, 'epoch', 'guessed')
-    if not state[1] or is_known and state[2] then
-        redis.call('DEL', state_key)
-        redis.call('HSET', state_key, 'epoch', epoch)
-        if not is_known then
-            redis.call('HSET', state_key, 'guessed', '1')
-        end
-        state[1] = epoch
-    end
-    if redis.call('HGET', list_key, 'epoch') ~= state[1] then
-        redis.call('DEL', list_key)
-        redis.call('HSET', list_key, 'epoch', state[1], 'generation', generation)
-    end
-    redis.call('PEXPIRE', state_key, ARGV[1])
-    redis.call('PEXPIRE', list_key, ARGV[1])
-    found[place] = {state[1], redis.call('HGET', list_key, 'generation')}
+/// `KEYS`: epoch. `ARGV`: the largest that the replica knows, how long it is kept (0: for ever), whether there is to be a new one, and whether
+/// the upstream refused the space, of which nothing is written then where Redis knows nothing of it: clients may invent spaces. Answers
+/// the epoch in force, and whether it is written.
+pub(super) const RAISE: &str = r"
+local known, epoch = tonumber(redis.call('GET', KEYS[1]) or 0), tonumber(ARGV[1])
+if ARGV[3] == '1' then
+    local time = redis.call('TIME')
+    epoch = math.max(epoch + 1, known + 1, time[1] * 1000 + math.floor(time[2] / 1000))
+else
+    epoch = math.max(epoch, known)
 end
-return found";
+if epoch == 0 or ARGV[4] == '1' and redis.call('EXISTS', KEYS[1]) == 0 then
+    return {epoch, 0}
+end
+redis.call('SET', KEYS[1], string.format('%.0f', epoch))
+if ARGV[2] ~= '0' then
+    redis.call('PEXPIRE', KEYS[1], ARGV[2])
+end
+return {epoch, 1}";

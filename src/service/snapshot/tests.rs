@@ -92,7 +92,6 @@ prop_compose! {
             headers: headers.into_iter().collect::<HeaderMap>(),
             body: body.into(),
             epoch: 0,
-        mark: None,
         }
     }
 }

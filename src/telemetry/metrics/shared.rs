@@ -8,6 +8,7 @@ use super::declare::{CounterBy, gauge, label_values};
 #[derive(Debug)]
 pub struct SharedMetrics {
     up: Gauge,
+    pending_purges: Gauge,
     errors: CounterBy,
     pages: CounterBy,
 }
@@ -22,6 +23,11 @@ impl SharedMetrics {
         up.set(-1);
         Self {
             up,
+            pending_purges: gauge(
+                registry,
+                "redis_pending_purges",
+                "Purges that Redis, and so the other replicas, have not been told of yet",
+            ),
             errors: CounterBy::new(
                 registry,
                 "redis_errors",
@@ -42,6 +48,12 @@ impl SharedMetrics {
     /// Whether Redis answers.
     pub fn up(&self, up: bool) {
         self.up.set(up.into());
+    }
+
+    /// So many purges wait for Redis.
+    pub fn pending_purges(&self, count: usize) {
+        self.pending_purges
+            .set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// An operation of Redis failed.
@@ -66,8 +78,10 @@ label_values! {
         Look = "look",
         /// Storing a page.
         Store = "store",
-        /// Taking the lease of a fill.
+        /// Keeping the lease of a fill, and giving it back.
         Lock = "lock",
+        /// What replicas tell each other.
+        Log = "log",
         /// Invalidating pages on all replicas.
         Drop = "drop",
         /// A client's rate limit.

@@ -1,0 +1,200 @@
+//! What is dropped here is dropped on all replicas. What Redis has not got yet is sent again until it has; what it had and lost, too.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use redis::Script;
+
+use super::{EPOCH_FOR, Event, SharedCache, keys::names_of, ms, scripts};
+use crate::{
+    domain::SpaceToken,
+    shared::{Session, Unavailable},
+    telemetry::metrics::RedisOperation,
+    upstream::Credential,
+};
+
+/// Drops that are remembered at least, to tell a Redis that lost them.
+const REMEMBERED: usize = 1000;
+/// Drops that Redis has not got; beyond them everything is dropped there.
+const MOST_PENDING: usize = 10_000;
+
+/// The drops that this replica made or heard of.
+#[derive(Debug, Default)]
+pub(super) struct Drops {
+    /// The epoch in which everything was purged last.
+    everything: u64,
+    is_everything_pending: bool,
+    /// The newest epoch of each space.
+    spaces: HashMap<String, u64>,
+    pending: HashSet<String>,
+}
+
+impl Drops {
+    fn add(&mut self, space: &str, epoch: u64) {
+        let known = self.spaces.entry(space.to_owned()).or_default();
+        *known = epoch.max(*known);
+        // Half of them go at once.
+        if self.spaces.len() > 2 * REMEMBERED {
+            let mut epochs: Vec<_> = self.spaces.values().copied().collect();
+            epochs.sort_unstable();
+            let oldest_kept = epochs[REMEMBERED];
+            self.spaces.retain(|_, epoch| *epoch > oldest_kept);
+        }
+    }
+
+    fn add_pending(&mut self, space: String) {
+        self.pending.insert(space);
+        if self.pending.len() > MOST_PENDING {
+            self.pending.clear();
+            self.is_everything_pending = true;
+        }
+    }
+}
+
+impl SharedCache {
+    /// Drops a space on all replicas, as each credential that may read it sees it. Returns what Redis has made of it; what it has not got
+    /// is sent again.
+    pub(in crate::service) async fn drop_space(&self, space: &SpaceToken) -> Vec<Event> {
+        let credentials = self.credentials.load_full();
+        let names = credentials.all().flat_map(|known| names_of(known, space));
+        self.drop_all(names.collect(), false).await
+    }
+
+    /// The same, as `credential` alone sees it: the upstream refused it.
+    pub(in crate::service) async fn drop_refused(
+        &self,
+        credential: &Arc<Credential>,
+        space: &SpaceToken,
+    ) -> Vec<Event> {
+        self.drop_all(names_of(credential, space), true).await
+    }
+
+    async fn drop_all(&self, spaces: Vec<String>, refused: bool) -> Vec<Event> {
+        let mut dropped = Vec::new();
+        for space in spaces {
+            match self.raise_space(&space, refused).await {
+                Ok(event) => dropped.push(event),
+                Err(Unavailable) => self.drops.lock().add_pending(space),
+            }
+        }
+        self.redis.pending_purges(self.pending_drops());
+        dropped
+    }
+
+    /// Drops everything on all replicas, and returns what Redis has made of it; where Redis has not got it, it is sent again.
+    pub(in crate::service) async fn drop_everything(&self) -> Option<Event> {
+        let purged = self.raise_everything().await.ok();
+        self.drops.lock().is_everything_pending |= purged.is_none();
+        self.redis.pending_purges(self.pending_drops());
+        purged
+    }
+
+    /// Has every replica that knows the space of this fingerprint drop it.
+    pub(in crate::service) async fn drop_fingerprint(
+        &self,
+        fingerprint: &str,
+    ) -> Result<(), Unavailable> {
+        let fingerprint = fingerprint.to_owned();
+        self.log(&Event::Unwanted { fingerprint }).await
+    }
+
+    /// Remembers a drop that this replica heard of.
+    pub(in crate::service) fn heard_drop(&self, space: &str, epoch: u64) {
+        self.drops.lock().add(space, epoch);
+    }
+
+    /// Remembers a purge of everything that this replica heard of.
+    pub(in crate::service) fn heard_purge(&self, epoch: u64) {
+        let mut drops = self.drops.lock();
+        drops.everything = epoch.max(drops.everything);
+    }
+
+    /// How many drops of this process Redis has not got yet.
+    #[must_use]
+    pub fn pending_drops(&self) -> usize {
+        let drops = self.drops.lock();
+        drops.pending.len() + usize::from(drops.is_everything_pending)
+    }
+
+    /// Sends what Redis has not got yet; returns what it has made of it.
+    pub(in crate::service) async fn send_pending(&self) -> Vec<Event> {
+        let (everything, spaces) = {
+            let drops = self.drops.lock();
+            (drops.is_everything_pending, drops.pending.clone())
+        };
+        let mut sent = Vec::new();
+        if everything && let Ok(purged) = self.raise_everything().await {
+            self.drops.lock().is_everything_pending = false;
+            sent.push(purged);
+        }
+        for space in spaces {
+            let Ok(dropped) = self.raise_space(&space, false).await else {
+                break;
+            };
+            self.drops.lock().pending.remove(&space);
+            sent.push(dropped);
+        }
+        self.redis.pending_purges(self.pending_drops());
+        sent
+    }
+
+    /// Tells a Redis that may have lost them of the drops that this replica knows, and returns the epoch in which everything was purged last.
+    pub(in crate::service) async fn assert_drops(
+        &self,
+        session: &Session,
+    ) -> Result<u64, Unavailable> {
+        let script = Script::new(scripts::RAISE);
+        let (everything, spaces) = {
+            let drops = self.drops.lock();
+            (drops.everything, drops.spaces.clone())
+        };
+        let mut assertion = script.key(self.everything_key());
+        assertion.arg(everything).arg(0).arg(0).arg(0);
+        let (everything, _): (u64, bool) = session.ask(&assertion).await?;
+        for (space, epoch) in spaces {
+            let mut assertion = script.key(self.epoch_key(&space));
+            assertion.arg(epoch).arg(ms(EPOCH_FOR)).arg(0).arg(0);
+            // One that cannot be told is that space's own trouble.
+            let _: Result<(u64, bool), Unavailable> = session.ask(&assertion).await;
+        }
+        Ok(everything)
+    }
+
+    /// Begins a new epoch of a space in Redis, and tells of it.
+    async fn raise_space(&self, space: &str, refused: bool) -> Result<Event, Unavailable> {
+        let known = self.drops.lock().spaces.get(space).copied();
+        let script = Script::new(scripts::RAISE);
+        let mut raise = script.key(self.epoch_key(space));
+        raise
+            .arg(known.unwrap_or_default())
+            .arg(ms(EPOCH_FOR))
+            .arg(1)
+            .arg(u8::from(refused));
+        let (epoch, is_kept): (u64, bool) = self.redis.ask(RedisOperation::Drop, &raise).await?;
+        if is_kept {
+            self.heard_drop(space, epoch);
+        }
+        let space = space.to_owned();
+        let dropped = Event::Dropped {
+            space,
+            epoch,
+            refused,
+        };
+        self.log(&dropped).await?;
+        Ok(dropped)
+    }
+
+    async fn raise_everything(&self) -> Result<Event, Unavailable> {
+        let known = self.drops.lock().everything;
+        let script = Script::new(scripts::RAISE);
+        let mut raise = script.key(self.everything_key());
+        raise.arg(known).arg(0).arg(1).arg(0);
+        let answer = self.redis.ask(RedisOperation::Drop, &raise).await;
+        let (epoch, _): (u64, bool) = answer?;
+        let purged = Event::Purged { epoch };
+        self.log(&purged).await?;
+        Ok(purged)
+    }
+}

@@ -1,0 +1,187 @@
+//! The log: a stream that replicas write for each other and read in its order, each on a connection of its own.
+//!
+//! A replica remembers the last entry that it read. After a lost connection it goes on from there, so nothing goes unheard but what was
+//! trimmed meanwhile; that it is told.
+
+use std::{str::FromStr, sync::Arc, time::Duration};
+
+use redis::RedisError;
+use tracing::warn;
+
+use super::{Live, RedisConnection, Subscriber, Unavailable, ms};
+use crate::{
+    shared::connect::{Commands, DialError},
+    telemetry::metrics::RedisOperation,
+};
+
+/// Entries that the log keeps at least.
+const KEPT: usize = 10_000;
+/// Entries that are read at once.
+const AT_ONCE: usize = 500;
+/// After so many failed reads in a row Redis is lost.
+const MOST_FAILURES: u32 = 2;
+
+/// The name of an entry: milliseconds, then a number among those of the same. Redis never gives a smaller one after a larger.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct EntryId(u64, u64);
+
+/// Entries by id, each with its one field.
+type Entries = Vec<(String, Vec<Vec<u8>>)>;
+/// By stream. Nothing where none came in time.
+type Read = Option<Vec<(String, Entries)>>;
+
+impl FromStr for EntryId {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (time, number) = text.split_once('-').ok_or(())?;
+        let parse = |text: &str| text.parse().map_err(|_| ());
+        Ok(Self(parse(time)?, parse(number)?))
+    }
+}
+
+impl RedisConnection {
+    /// Logs `entry` for all replicas, this one too.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Unavailable`] where Redis has not got it, or may not have.
+    pub async fn append(&self, entry: &[u8]) -> Result<(), Unavailable> {
+        let live = self.live.load_full().ok_or(Unavailable)?;
+        let mut append = redis::cmd("XADD");
+        append
+            .arg(self.log_key())
+            .arg(&["MAXLEN", "~"])
+            .arg(KEPT)
+            .arg(&["*", "e"])
+            .arg(entry);
+        let mut commands = live.connection.commands.clone();
+        let appended = append.query_async(&mut commands);
+        let answer = tokio::time::timeout(self.config.timeout, appended).await;
+        let _: String = self.judge(&live, RedisOperation::Log, answer.map_err(|_| ()))?;
+        Ok(())
+    }
+
+    fn log_key(&self) -> String {
+        self.name("{log}")
+    }
+
+    /// Finds from where to read on: the end, at first. Returns whether Redis has lost entries since this replica read them.
+    pub(super) async fn find_position(
+        &self,
+        commands: &mut Commands,
+        subscriber: &dyn Subscriber,
+    ) -> Result<bool, DialError> {
+        let newest = self.edge(commands, "XREVRANGE", ["+", "-"]).await?;
+        let Some(position) = *self.log_position.lock() else {
+            *self.log_position.lock() = Some(newest.unwrap_or_default());
+            return Ok(false);
+        };
+        if newest.unwrap_or_default() < position {
+            // All that it has may be new.
+            *self.log_position.lock() = Some(EntryId::default());
+            return Ok(true);
+        }
+        let oldest = self.edge(commands, "XRANGE", ["-", "+"]).await?;
+        let length: usize = redis::cmd("XLEN")
+            .arg(self.log_key())
+            .query_async(commands)
+            .await
+            .map_err(DialError::Refused)?;
+        if oldest.is_some_and(|oldest| oldest > position) && length >= KEPT {
+            subscriber.missed();
+        }
+        Ok(false)
+    }
+
+    async fn edge(
+        &self,
+        commands: &mut Commands,
+        command: &str,
+        range: [&str; 2],
+    ) -> Result<Option<EntryId>, DialError> {
+        let mut edge = redis::cmd(command);
+        edge.arg(self.log_key()).arg(&range).arg(&["COUNT", "1"]);
+        let entries: Entries = edge
+            .query_async(commands)
+            .await
+            .map_err(DialError::Refused)?;
+        Ok(entries.first().and_then(|(id, _)| id.parse().ok()))
+    }
+
+    /// Reads what was logged since, without waiting for more.
+    pub(super) async fn read_backlog(
+        &self,
+        commands: &mut Commands,
+        subscriber: &dyn Subscriber,
+    ) -> Result<(), DialError> {
+        while self
+            .read(commands, subscriber, None)
+            .await
+            .map_err(DialError::Refused)?
+            == AT_ONCE
+        {}
+        Ok(())
+    }
+
+    /// Reads entries as they come, until the connection is lost.
+    pub(super) async fn follow_log(&self, live: &Arc<Live>, subscriber: &dyn Subscriber) {
+        let mut commands = live.reader.commands.clone();
+        let recheck = self.config.recheck;
+        let mut failures = 0;
+        loop {
+            let read = self.read(&mut commands, subscriber, Some(recheck));
+            let read = tokio::time::timeout(recheck + self.config.timeout, read).await;
+            if let Ok(Ok(_)) = read {
+                failures = 0;
+                continue;
+            }
+            failures += 1;
+            self.metrics.shared.failed(RedisOperation::Log);
+            if let Ok(Err(error)) = &read {
+                warn!(redis.error = error.code(), "the log cannot be read");
+            }
+            let is_broken = matches!(&read, Ok(Err(error)) if super::loss(error).is_some());
+            if is_broken || failures >= MOST_FAILURES {
+                self.give_up(live, "the log cannot be read");
+                return;
+            }
+            // One that fails at once fails again at once.
+            tokio::time::sleep(self.config.timeout).await;
+        }
+    }
+
+    /// Reads entries after the last one, and waits for one for so long where there is none. Returns how many there were.
+    async fn read(
+        &self,
+        commands: &mut Commands,
+        subscriber: &dyn Subscriber,
+        wait: Option<Duration>,
+    ) -> Result<usize, RedisError> {
+        let EntryId(time, number) = self.log_position.lock().unwrap_or_default();
+        let mut read = redis::cmd("XREAD");
+        read.arg("COUNT").arg(AT_ONCE);
+        if let Some(wait) = wait {
+            read.arg("BLOCK").arg(ms(wait));
+        }
+        read.arg("STREAMS")
+            .arg(self.log_key())
+            .arg(format!("{time}-{number}"));
+        let streams: Read = read.query_async(commands).await?;
+        let entries = streams
+            .into_iter()
+            .flatten()
+            .flat_map(|(_, entries)| entries);
+        let mut count = 0;
+        for (id, fields) in entries {
+            if let Some(entry) = fields.last() {
+                subscriber.heard(entry);
+            }
+            if let Ok(id) = id.parse() {
+                *self.log_position.lock() = Some(id);
+            }
+            count += 1;
+        }
+        Ok(count)
+    }
+}
