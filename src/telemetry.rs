@@ -71,7 +71,10 @@ impl LogLosses {
 }
 
 fn filter(config: &TelemetryConfig) -> EnvFilter {
-    EnvFilter::try_new(&config.filter).unwrap_or_else(|_| EnvFilter::new("info"))
+    let configured = EnvFilter::try_new(&config.filter);
+    let configured = configured.unwrap_or_else(|_| EnvFilter::new("info"));
+    // Quotes what the server said. We report ourselves why there is no connection.
+    configured.add_directive("redis=off".parse().expect("a target and a level"))
 }
 
 /// Writes the process's log to standard error in the configured form, on a thread of its own.

@@ -11,7 +11,7 @@ use super::{Problems, value};
 
 mod redis;
 
-pub use self::redis::{Encryption, RedisAddress, RedisConfig};
+pub use self::redis::{HostPort, RedisAddress, RedisConfig, RedisCredentials, RedisServers};
 
 /// `[cache]`: lifetimes, stale fallbacks and capacity.
 #[derive(Clone, Debug, Deserialize)]

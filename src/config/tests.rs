@@ -972,7 +972,7 @@ fn a_problem_is_told_as_key_and_text() {
 }
 
 /// Paths that no default names.
-const OPTIONAL: [&str; 54] = [
+const OPTIONAL: [&str; 57] = [
     "server.tls",
     "server.tls.cert_file",
     "server.tls.key_file",
@@ -1006,6 +1006,9 @@ const OPTIONAL: [&str; 54] = [
     "cache.ttl_min",
     "cache.redis.url",
     "cache.redis.url_file",
+    "cache.redis.ca_file",
+    "cache.redis.client_cert_file",
+    "cache.redis.client_key_file",
     "telemetry.otlp_endpoint",
     "telemetry.otlp_headers_file",
     "clients",
@@ -1089,13 +1092,15 @@ fn a_redis_is_used_where_it_has_an_address() {
     let redis = |changes: &[(&str, &str)]| Config::from_toml(&with(changes)).map(|c| c.cache.redis);
     assert!(!redis(&[]).unwrap().is_configured());
     let used = redis(&[("cache.redis.url", "'redis://:secret@r:6380/1'")]).unwrap();
-    let address = used.read_address().unwrap();
-    assert_eq!((address.host.as_str(), address.port), ("r", 6380));
+    assert!(used.is_configured() && used.read_address().is_ok());
     for (key, value) in [
         ("cache.redis.url", "'http://r'"),
         ("cache.redis.url_file", "'/nowhere/at/all'"),
         ("cache.redis.timeout", "'0s'"),
         ("cache.redis.timeout", "'1m'"),
+        ("cache.redis.recheck", "'999ms'"),
+        ("cache.redis.recheck", "'61s'"),
+        ("cache.redis.cluster", "'yes'"),
         ("cache.redis.replicas", "0"),
         ("cache.redis.prefix", "'a b'"),
     ] {
@@ -1107,10 +1112,23 @@ fn a_redis_is_used_where_it_has_an_address() {
 
 #[test]
 fn the_address_of_a_redis_is_not_shown() {
-    let text = with(&[("cache.redis.url", "'redis://:c4n4ry@r:6380/1'")]);
-    let config = Config::from_toml(&text).unwrap();
-    let shown = format!("{} {:?}", config.effective(), config.cache.redis);
-    assert!(!shown.contains("c4n4ry"), "{shown}");
+    for (url, cluster) in [
+        ("redis://:c4n4ry@r:6380/1", "false"),
+        ("redis://:c4n4ry@r:1,q:2", "true"),
+        ("redis+unix://:c4n4ry@/run/redis.sock", "false"),
+        ("redis+sentinel://s/main?sentinel_password=c4n4ry", "false"),
+    ] {
+        let url = format!("'{url}'");
+        let text = with(&[("cache.redis.url", &url), ("cache.redis.cluster", cluster)]);
+        let config = Config::from_toml(&text).unwrap();
+        let address = config.cache.redis.read_address().unwrap();
+        let shown = format!(
+            "{} {:?} {address:?}",
+            config.effective(),
+            config.cache.redis
+        );
+        assert!(!shown.contains("c4n4ry"), "{shown}");
+    }
 }
 
 #[test]

@@ -45,18 +45,16 @@ impl TlsConfig {
     /// Returns every problem, each by its key; never a file's content.
     pub fn read(&self) -> Result<TlsMaterial, Problems> {
         let mut problems = Problems::default();
-        let chain = required(self.cert_file.as_deref(), CERT_FILE, &mut problems, chain);
-        let key = required(self.key_file.as_deref(), KEY_FILE, &mut problems, key);
+        let pair = [
+            (CERT_FILE, self.cert_file.as_deref()),
+            (KEY_FILE, self.key_file.as_deref()),
+        ];
+        let pair = read_pair(pair, &mut problems);
         let roots = self.client_ca_file.as_deref().map(authorities).transpose();
         let roots = noted(roots, CLIENT_CA_FILE, &mut problems);
-        let pair = chain.zip(key).and_then(|(chain, key)| {
-            certified(chain, key)
-                .map_err(|(key, text)| problems.add(key, text))
-                .ok()
-        });
         match (pair, roots) {
-            (Some(certified_key), Some(client_roots)) => Ok(TlsMaterial {
-                certified_key,
+            (Some(pair), Some(client_roots)) => Ok(TlsMaterial {
+                certified_key: pair.certified_key,
                 client_roots,
             }),
             _ => Err(problems),
@@ -64,23 +62,50 @@ impl TlsConfig {
     }
 }
 
-fn required<T>(
-    file: Option<&Path>,
-    key: &str,
+/// A certificate chain and its key.
+pub(super) struct Pair {
+    pub(super) certified_key: CertifiedKey,
+    /// Both as their files hold them, in PEM form.
+    pub(super) pem: [Vec<u8>; 2],
+}
+
+/// Reads a certificate chain and its key from files, each given with its configuration key. Both are required.
+pub(super) fn read_pair(
+    [(cert_file, cert), (key_file, key)]: [(&'static str, Option<&Path>); 2],
     problems: &mut Problems,
-    read: impl FnOnce(&Path) -> Result<T, String>,
-) -> Option<T> {
-    let read = file.ok_or_else(|| "required".to_owned()).and_then(read);
-    noted(read, key, problems)
+) -> Option<Pair> {
+    let mut required = |file: Option<&Path>, key| {
+        let text = file.ok_or_else(|| "required".to_owned()).and_then(read);
+        noted(text, key, problems)
+    };
+    let [cert, key] = [required(cert, cert_file), required(key, key_file)];
+    let chain = cert.as_deref().map(chain).transpose();
+    let chain = noted(chain, cert_file, problems).flatten();
+    let private = key.as_deref().map(private_key).transpose();
+    let private = noted(private, key_file, problems).flatten();
+    let provider = rustls::crypto::ring::default_provider();
+    let certified_key = CertifiedKey::from_der(chain?, private?, &provider);
+    let certified_key = certified_key.map_err(|error| match error {
+        rustls::Error::InvalidCertificate(_) => {
+            problems.add(cert_file, "holds a certificate that cannot be used");
+        }
+        rustls::Error::InconsistentKeys(_) => problems.add(
+            key_file,
+            format!("is not the key of the certificate in {cert_file}"),
+        ),
+        _ => problems.add(key_file, "holds a key that cannot be used"),
+    });
+    let certified_key = certified_key.ok()?;
+    let pem = [cert?, key?];
+    Some(Pair { certified_key, pem })
 }
 
 fn noted<T>(read: Result<T, String>, key: &str, problems: &mut Problems) -> Option<T> {
     read.map_err(|text| problems.add(key, text)).ok()
 }
 
-fn chain(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let text = read(file)?;
-    let chain: Vec<_> = CertificateDer::pem_slice_iter(&text)
+fn chain(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(pem)
         .collect::<Result<_, _>>()
         .map_err(|error| unreadable(&error, "certificate"))?;
     if chain.is_empty() {
@@ -89,11 +114,16 @@ fn chain(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     Ok(chain)
 }
 
-fn key(file: &Path) -> Result<PrivateKeyDer<'static>, String> {
-    PrivateKeyDer::from_pem_slice(&read(file)?).map_err(|error| unreadable(&error, "private key"))
+fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, String> {
+    PrivateKeyDer::from_pem_slice(pem).map_err(|error| unreadable(&error, "private key"))
 }
 
-fn read(file: &Path) -> Result<Vec<u8>, String> {
+/// What `file` holds.
+///
+/// # Errors
+///
+/// Says why it cannot be read.
+pub(super) fn read(file: &Path) -> Result<Vec<u8>, String> {
     files::read(file).map_err(|error| format!("cannot be read: {error}"))
 }
 
@@ -103,27 +133,18 @@ fn read(file: &Path) -> Result<Vec<u8>, String> {
 ///
 /// Says what is wrong with the file, without quoting it.
 pub fn authorities(file: &Path) -> Result<RootCertStore, String> {
+    authorities_in(&read(file)?)
+}
+
+/// As [`authorities`], from a file's content.
+pub(super) fn authorities_in(pem: &[u8]) -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
-    for certificate in chain(file)? {
+    for certificate in chain(pem)? {
         roots
             .add(certificate)
             .map_err(|_| "holds a certificate that cannot be an authority's".to_owned())?;
     }
     Ok(roots)
-}
-
-/// The chain with its key, or which of the two is wrong and how.
-fn certified(
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
-) -> Result<CertifiedKey, (&'static str, &'static str)> {
-    use rustls::Error;
-    let provider = rustls::crypto::ring::default_provider();
-    CertifiedKey::from_der(chain, key, &provider).map_err(|error| match error {
-        Error::InvalidCertificate(_) => (CERT_FILE, "holds a certificate that cannot be used"),
-        Error::InconsistentKeys(_) => (KEY_FILE, "is not the key of the certificate in cert_file"),
-        _ => (KEY_FILE, "holds a key that cannot be used"),
-    })
 }
 
 /// Not the parser's own text, which quotes the file.

@@ -176,6 +176,34 @@ fn refused() -> Vec<(String, &'static str)> {
             "cache.redis.url_file",
         ));
     }
+    for (url, rest, key) in [
+        ("redis://r/1", "cluster = true", "cache.redis.url"),
+        ("redis://r", "ca_file = @ca", "cache.redis.ca_file"),
+        ("redis+unix:///r", "ca_file = @ca", "cache.redis.ca_file"),
+        ("rediss://r", "ca_file = @text", "cache.redis.ca_file"),
+        (
+            "valkeys+sentinel://s/m",
+            "ca_file = @none",
+            "cache.redis.ca_file",
+        ),
+        (
+            "rediss://r",
+            "client_cert_file = @cert",
+            "cache.redis.client_key_file",
+        ),
+        (
+            "rediss://r",
+            "client_key_file = @key",
+            "cache.redis.client_cert_file",
+        ),
+        (
+            "rediss://r",
+            "client_cert_file = @cert\nclient_key_file = @other-key",
+            "cache.redis.client_key_file",
+        ),
+    ] {
+        table.push((format!("[cache.redis]\nurl = '{url}'\n{rest}"), key));
+    }
     table
 }
 

@@ -45,6 +45,7 @@ mod proxy_protocol;
 mod quota;
 mod rate_limit;
 mod redis;
+mod redis_kinds;
 mod reload;
 mod secrets;
 mod service_manager;

@@ -15,33 +15,32 @@ pub(crate) struct Redis {
     server: Child,
     port: u16,
     password: Option<&'static str>,
+    arguments: Vec<String>,
 }
 
 impl Redis {
     /// Starts one on a port of its own; `None`, with a word, where none is installed and no CI insists.
-    #[expect(clippy::print_stdout, reason = "says that a test is skipped")]
     pub(crate) fn start(password: Option<&'static str>) -> Option<Self> {
-        #[expect(clippy::disallowed_methods, reason = "asks whether this is CI")]
-        let must_run = std::env::var_os("CI").is_some();
-        if Command::new("redis-server")
-            .arg("--version")
-            .output()
-            .is_err()
-        {
-            assert!(!must_run, "redis-server is not installed");
-            println!("skipped: redis-server is not installed");
-            return None;
-        }
+        is_installed().then(|| Self::start_with(password, Vec::new))
+    }
+
+    /// Starts one with these arguments besides; it must be installed.
+    pub(crate) fn start_with(
+        password: Option<&'static str>,
+        arguments: impl Fn() -> Vec<String>,
+    ) -> Self {
         // Another process may take the port in between.
         for _ in 0..10 {
             let port = free_port();
-            let mut server = serve(port, password);
+            let arguments = arguments();
+            let mut server = serve(port, password, &arguments);
             if is_served(&mut server, port, password) {
-                return Some(Self {
+                return Self {
                     server,
                     port,
                     password,
-                });
+                    arguments,
+                };
             }
         }
         panic!("no redis-server would start");
@@ -68,7 +67,7 @@ impl Redis {
 
     /// Starts it again, empty, where it was.
     pub(crate) fn restart(&mut self) {
-        self.server = serve(self.port, self.password);
+        self.server = serve(self.port, self.password, &self.arguments);
         assert!(is_served(&mut self.server, self.port, self.password));
     }
 
@@ -90,6 +89,12 @@ impl Redis {
         command.query(&mut connection).unwrap()
     }
 
+    /// The value of a configuration parameter.
+    pub(crate) fn config(&self, name: &str) -> String {
+        let [_, value] = self.run(&["CONFIG", "GET", name]);
+        value
+    }
+
     /// The keys of this kind.
     pub(crate) fn keys(&self, kind: &str) -> Vec<String> {
         self.run(&["KEYS", &format!("unpod-gateway:v3:*{kind}*")])
@@ -109,13 +114,31 @@ impl Drop for Redis {
     }
 }
 
-fn free_port() -> u16 {
+/// Whether there is a redis-server to test with.
+#[expect(clippy::print_stdout, reason = "says that a test is skipped")]
+pub(crate) fn is_installed() -> bool {
+    #[expect(clippy::disallowed_methods, reason = "asks whether this is CI")]
+    let must_run = std::env::var_os("CI").is_some();
+    let is_installed = Command::new("redis-server")
+        .arg("--version")
+        .output()
+        .is_ok();
+    assert!(is_installed || !must_run, "redis-server is not installed");
+    if !is_installed {
+        println!("skipped: redis-server is not installed");
+    }
+    is_installed
+}
+
+pub(crate) fn free_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     listener.local_addr().unwrap().port()
 }
 
-fn serve(port: u16, password: Option<&str>) -> Child {
+fn serve(port: u16, password: Option<&str>, arguments: &[String]) -> Child {
     let mut command = Command::new("redis-server");
+    // First, since a configuration file comes before all else.
+    command.args(arguments);
     command.args(["--port", &port.to_string(), "--bind", "127.0.0.1"]);
     command.args(["--save", "", "--appendonly", "no"]);
     if let Some(word) = password {
@@ -185,7 +208,7 @@ impl Fleet {
 }
 
 /// As patient with Redis as a machine under load may need, unless a test says otherwise.
-fn sharing(url: &str) -> Setup {
+pub(crate) fn sharing(url: &str) -> Setup {
     setup().with(&format!("[cache.redis]\nurl = '{url}'\ntimeout = '5s'"))
 }
 

@@ -2,14 +2,22 @@
 
 use std::{num::NonZeroU32, path::PathBuf, time::Duration};
 
+use redis::{ClientTlsConfig, TlsCertificates};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
-use url::Url;
 
-use crate::config::{Problems, files, value};
+pub use self::address::{HostPort, RedisAddress, RedisCredentials, RedisServers};
+use crate::config::{Problems, files, tls, value};
 
+mod address;
+
+const CA_FILE: &str = "cache.redis.ca_file";
+const CLIENT_CERT_FILE: &str = "cache.redis.client_cert_file";
+const CLIENT_KEY_FILE: &str = "cache.redis.client_key_file";
 /// A longer timeout would delay requests.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(10);
+const SHORTEST_RECHECK: Duration = Duration::from_secs(1);
+const LONGEST_RECHECK: Duration = Duration::from_secs(60);
 const LONGEST_PREFIX: usize = 128;
 
 /// `[cache.redis]`: its address and use. Without an address there is none.
@@ -19,6 +27,13 @@ pub struct RedisConfig {
     /// A secret: it may hold a password.
     url: Option<SecretString>,
     url_file: Option<PathBuf>,
+    /// Whether the URL names servers of a cluster.
+    cluster: bool,
+    /// The authorities of its certificate, in place of the system's.
+    ca_file: Option<PathBuf>,
+    /// The certificate that the gateway presents, and its key.
+    client_cert_file: Option<PathBuf>,
+    client_key_file: Option<PathBuf>,
     /// The number of gateways that share it.
     pub replicas: NonZeroU32,
     /// How long one operation may take.
@@ -31,24 +46,6 @@ pub struct RedisConfig {
     pub prefix: String,
 }
 
-/// Where a Redis is and who asks there.
-#[derive(Clone, Debug)]
-pub struct RedisAddress {
-    pub host: String,
-    pub port: u16,
-    pub encryption: Encryption,
-    pub username: Option<String>,
-    pub password: Option<SecretString>,
-    pub database: i64,
-}
-
-/// Whether a connection is encrypted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Encryption {
-    Tls,
-    None,
-}
-
 impl RedisConfig {
     /// Whether there is one to use.
     #[must_use]
@@ -56,35 +53,91 @@ impl RedisConfig {
         self.url.is_some() || self.url_file.is_some()
     }
 
-    /// Its address, read from its file where one is named.
+    /// Its address, with what stands in the files that are named.
     ///
     /// # Errors
     ///
-    /// Says what is wrong with the address or its file.
-    pub fn read_address(&self) -> Result<RedisAddress, String> {
-        let text = match (&self.url, &self.url_file) {
-            (Some(url), None) => url.clone(),
+    /// Returns every problem of the address and the files, each by its key; never a file's content.
+    pub fn read_address(&self) -> Result<RedisAddress, Problems> {
+        let mut problems = Problems::default();
+        let certificates = self.certificates(&mut problems);
+        let address = self.url().and_then(|url| {
+            let url = url.expose_secret().trim();
+            address::parse(url, self.cluster).map_err(str::to_owned)
+        });
+        let mut address = address.map_err(|text| Problems::one(self.url_key(), text));
+        match &mut address {
+            Ok(RedisAddress { tls: Some(tls), .. }) => *tls = certificates,
+            Ok(RedisAddress { tls: None, .. }) => {
+                let named = [
+                    (CA_FILE, &self.ca_file),
+                    (CLIENT_CERT_FILE, &self.client_cert_file),
+                    (CLIENT_KEY_FILE, &self.client_key_file),
+                ];
+                for (key, _) in named.iter().filter(|(_, file)| file.is_some()) {
+                    problems.add(
+                        *key,
+                        "needs a rediss:// URL: without TLS nobody looks at it",
+                    );
+                }
+            }
+            Err(found) => problems.append(std::mem::take(found)),
+        }
+        match address {
+            Ok(address) if problems.is_empty() => Ok(address),
+            Ok(_) | Err(_) => Err(problems),
+        }
+    }
+
+    fn url(&self) -> Result<SecretString, String> {
+        match (&self.url, &self.url_file) {
+            (Some(url), None) => Ok(url.clone()),
             (None, Some(file)) => files::read_text(file)
-                .map_err(|error| format!("cannot be read: {error}"))?
-                .into(),
-            (Some(_), Some(_)) => return Err("give `url` or `url_file`, not both".to_owned()),
-            (None, None) => return Err("required: `url` or `url_file`".to_owned()),
-        };
-        parse(text.expose_secret().trim()).ok_or_else(|| {
-            "expected a URL such as \"redis://HOST:6379\" or \"rediss://USER:PASSWORD@HOST:6379/0\""
-                .to_owned()
-        })
+                .map(Into::into)
+                .map_err(|error| format!("cannot be read: {error}")),
+            (Some(_), Some(_)) => Err("give `url` or `url_file`, not both".to_owned()),
+            (None, None) => Err("required: `url` or `url_file`".to_owned()),
+        }
+    }
+
+    fn url_key(&self) -> &'static str {
+        match (&self.url, &self.url_file) {
+            (None, Some(_)) => "cache.redis.url_file",
+            _ => "cache.redis.url",
+        }
+    }
+
+    fn certificates(&self, problems: &mut Problems) -> TlsCertificates {
+        let root_cert = self.ca_file.as_deref().and_then(|file| {
+            let read = tls::read(file).and_then(|pem| {
+                tls::authorities_in(&pem)?;
+                Ok(pem)
+            });
+            read.map_err(|text| problems.add(CA_FILE, text)).ok()
+        });
+        let pair = [
+            (CLIENT_CERT_FILE, self.client_cert_file.as_deref()),
+            (CLIENT_KEY_FILE, self.client_key_file.as_deref()),
+        ];
+        let is_named = pair.iter().any(|(_, file)| file.is_some());
+        let pair = is_named.then(|| tls::read_pair(pair, problems)).flatten();
+        TlsCertificates {
+            root_cert,
+            client_tls: pair.map(|pair| {
+                let [client_cert, client_key] = pair.pem;
+                ClientTlsConfig {
+                    client_cert,
+                    client_key,
+                }
+            }),
+        }
     }
 
     pub(super) fn check(&self, problems: &mut Problems) {
         if self.is_configured()
-            && let Err(text) = self.read_address()
+            && let Err(found) = self.read_address()
         {
-            let key = match (&self.url, &self.url_file) {
-                (None, Some(_)) => "cache.redis.url_file",
-                _ => "cache.redis.url",
-            };
-            problems.add(key, text);
+            problems.append(found);
         }
         if self.timeout.is_zero() || self.timeout > LONGEST_TIMEOUT {
             problems.add(
@@ -92,105 +145,15 @@ impl RedisConfig {
                 "expected more than 0s and 10s or less",
             );
         }
+        if self.recheck < SHORTEST_RECHECK || self.recheck > LONGEST_RECHECK {
+            problems.add("cache.redis.recheck", "expected 1s or more and 60s or less");
+        }
         let visible = self.prefix.bytes().all(|byte| byte.is_ascii_graphic());
         if !visible || self.prefix.len() > LONGEST_PREFIX {
             problems.add(
                 "cache.redis.prefix",
                 "expected at most 128 visible ASCII characters without spaces",
             );
-        }
-    }
-}
-
-fn parse(text: &str) -> Option<RedisAddress> {
-    let url = Url::parse(text).ok()?;
-    let encryption = match url.scheme() {
-        "redis" => Encryption::None,
-        "rediss" => Encryption::Tls,
-        _ => return None,
-    };
-    if url.query().is_some() || url.fragment().is_some() {
-        return None;
-    }
-    let host = url.host_str().filter(|host| !host.is_empty())?;
-    let database = match url.path().trim_start_matches('/') {
-        "" => 0,
-        number => number.parse().ok().filter(|number| *number >= 0)?,
-    };
-    let decoded = |text: &str| percent_decoded(text).filter(|text| !text.is_empty());
-    Some(RedisAddress {
-        host: host.trim_matches(['[', ']']).to_owned(),
-        port: url.port().unwrap_or(6379),
-        encryption,
-        username: decoded(url.username()),
-        password: match url.password() {
-            Some(password) => Some(decoded(password)?.into()),
-            None => None,
-        },
-        database,
-    })
-}
-
-/// Decodes `%XX` in a URL's password.
-fn percent_decoded(text: &str) -> Option<String> {
-    let mut bytes = text.bytes();
-    let mut decoded = Vec::with_capacity(text.len());
-    while let Some(byte) = bytes.next() {
-        if byte != b'%' {
-            decoded.push(byte);
-            continue;
-        }
-        let digit = |byte: Option<u8>| char::from(byte?).to_digit(16);
-        let value = digit(bytes.next())? * 16 + digit(bytes.next())?;
-        decoded.push(u8::try_from(value).ok()?);
-    }
-    String::from_utf8(decoded).ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_address_is_read_from_its_url() {
-        let read = |text| {
-            let address = parse(text)?;
-            let password = address.password.map(|word| word.expose_secret().to_owned());
-            let tls = address.encryption == Encryption::Tls;
-            let who = (address.username, password);
-            Some((address.host, address.port, tls, who, address.database))
-        };
-        let text = |text: &str| text.to_owned();
-        assert_eq!(
-            read("redis://r"),
-            Some((text("r"), 6379, false, (None, None), 0))
-        );
-        assert_eq!(
-            read("rediss://u:p%40%2Fs@r.internal:6380/3"),
-            Some((
-                text("r.internal"),
-                6380,
-                true,
-                (Some(text("u")), Some(text("p@/s"))),
-                3
-            ))
-        );
-        assert_eq!(
-            read("redis://:word@[::1]/"),
-            Some((text("::1"), 6379, false, (None, Some(text("word"))), 0))
-        );
-        for bad in [
-            "",
-            "r:6379",
-            "http://r",
-            "redis://",
-            "redis://r/x",
-            "redis://r/-1",
-            "redis://r?protocol=resp2",
-            "redis://r#0",
-            "redis://u:%zz@r",
-        ] {
-            assert_eq!(read(bad), None, "{bad}");
         }
     }
 }

@@ -71,7 +71,7 @@ fn what_is_wrong_with_a_file_is_told_by_its_key_and_never_its_content() {
     let missing = "cannot be read: No such file or directory (os error 2)";
     let no_cert = "holds no certificate in PEM form";
     let no_key = "holds no private key in PEM form";
-    let mismatch = "is not the key of the certificate in cert_file";
+    let mismatch = "is not the key of the certificate in server.tls.cert_file";
     let unusable_cert = "holds a certificate that cannot be used";
     let no_authority = "holds a certificate that cannot be an authority's";
     let not_pem = "is not valid PEM";
@@ -131,7 +131,7 @@ fn what_is_wrong_with_a_file_is_told_by_its_key_and_never_its_content() {
         // A pair that does not match and bad authorities: both at once.
         (
             ["cert", "other_key", "empty"],
-            &[(CLIENT_CA_FILE, no_cert), (KEY_FILE, mismatch)],
+            &[(KEY_FILE, mismatch), (CLIENT_CA_FILE, no_cert)],
         ),
     ];
     for (names, expected) in table {
@@ -190,8 +190,8 @@ fn the_files_are_read_with_the_rest_of_the_configuration() {
     assert_eq!(
         keys,
         [
-            CLIENT_CA_FILE,
             KEY_FILE,
+            CLIENT_CA_FILE,
             "cache.jitter",
             "clients[0].key_sha256"
         ]

@@ -19,7 +19,7 @@ use super::{
     ms, unix_ms,
 };
 use crate::{
-    shared::connect::{DialError, dial},
+    shared::connect::{DialError, dial, reason},
     telemetry::metrics::RedisOperation,
 };
 
@@ -78,13 +78,12 @@ impl RedisConnection {
     }
 
     /// Each reason once: this may go on for hours.
-    fn tell(&self, error: &DialError, told: &mut Option<String>) {
-        let text = error.to_string();
+    fn tell(&self, error: &DialError, told: &mut Option<(String, Option<String>)>) {
+        let text = (error.to_string(), error.source().map(source_text));
         if told.as_ref() != Some(&text) {
-            let source = error.source().map(source_text);
             warn!(
-                redis.error = text,
-                redis.source = source,
+                redis.error = text.0,
+                redis.source = text.1,
                 "cannot connect to Redis"
             );
             *told = Some(text);
@@ -96,8 +95,8 @@ impl RedisConnection {
         // Blocking: the address may be in a file.
         let address = tokio::task::spawn_blocking(move || config.read_address())
             .await
-            .unwrap_or_else(|_| Err("reading it ended in a bug".to_owned()))
-            .map_err(DialError::Address)?;
+            .map_err(|_| DialError::Address("reading it ended in a bug".to_owned()))?
+            .map_err(|problems| DialError::Address(problems.to_string()))?;
         let connecting = async {
             let mut connection = dial(&address).await?;
             let reader = dial(&address).await?;
@@ -222,12 +221,9 @@ impl RedisConnection {
     }
 }
 
-/// The code of a refusal such as `WRONGPASS`, or the kind of any other error. Never the server's text, which may repeat what was sent.
 fn source_text(source: &(dyn Error + 'static)) -> String {
-    match source.downcast_ref::<RedisError>() {
-        Some(error) => error.code().unwrap_or_else(|| error.category()).to_owned(),
-        None => source.to_string(),
-    }
+    let error = source.downcast_ref::<RedisError>();
+    error.map_or_else(|| source.to_string(), reason)
 }
 
 /// How far ahead of ours a clock is that said `now` between `sent` and `received`, taken as halfway.
