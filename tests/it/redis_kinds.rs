@@ -268,48 +268,58 @@ fn start_sentinel(folder: &Path) -> Redis {
     })
 }
 
-/// Three servers that have all slots among them.
+/// Three servers that have all slots among them, and what is added to them.
 struct Cluster {
-    servers: [Redis; 3],
-    _folders: [TempDir; 3],
+    servers: Vec<Redis>,
+    folders: Vec<TempDir>,
 }
 
 impl Cluster {
     async fn start(arguments: impl Fn() -> Vec<String>) -> Self {
-        let folders = [(); 3].map(|()| tempfile::tempdir().unwrap());
-        let servers = folders.each_ref().map(|folder| {
-            Redis::start_with(None, || {
-                let port = free_port().to_string();
-                let folder = folder.path().to_str().unwrap();
-                let own = [
-                    "--cluster-enabled",
-                    "yes",
-                    "--cluster-port",
-                    &port,
-                    "--dir",
-                    folder,
-                ];
-                [texts(&own), arguments()].concat()
-            })
-        });
-        let slots = [("0", "5460"), ("5461", "10922"), ("10923", "16383")];
-        for (server, (first, last)) in servers.iter().zip(slots) {
+        let mut cluster = Self {
+            servers: Vec::new(),
+            folders: Vec::new(),
+        };
+        for (first, last) in [("0", "5460"), ("5461", "10922"), ("10923", "16383")] {
+            let server = cluster.add(&arguments);
             let _: String = server.run(&["CLUSTER", "ADDSLOTSRANGE", first, last]);
         }
-        for other in &servers[1..] {
+        cluster.wait_until_agreed().await;
+        cluster
+    }
+
+    /// Starts a server, which meets the others.
+    fn add(&mut self, arguments: impl Fn() -> Vec<String>) -> &Redis {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = folder.path().to_str().unwrap();
+        let server = Redis::start_with(None, || {
+            let port = free_port().to_string();
+            let own = [
+                ["--cluster-enabled", "yes"],
+                ["--cluster-port", &port],
+                ["--cluster-node-timeout", "1000"],
+                ["--dir", directory],
+            ];
+            [texts(own.as_flattened()), arguments()].concat()
+        });
+        if let Some(other) = self.servers.first() {
             let [port, bus] = [meeting_port(other), other.config("cluster-port")];
             let meet = ["CLUSTER", "MEET", "127.0.0.1", &port, &bus];
-            let _: String = servers[0].run(&meet);
+            let _: String = server.run(&meet);
         }
+        self.folders.push(folder);
+        self.servers.push(server);
+        &self.servers[self.servers.len() - 1]
+    }
+
+    /// Waits until all servers know each other and have all slots.
+    async fn wait_until_agreed(&self) {
+        let known = format!("cluster_known_nodes:{}\r\n", self.servers.len());
         let agrees = |server: &Redis| {
             let info: String = server.run(&["CLUSTER", "INFO"]);
-            info.contains("cluster_state:ok") && info.contains("cluster_known_nodes:3")
+            info.contains("cluster_state:ok") && info.contains(&known)
         };
-        until(|| servers.iter().all(agrees)).await;
-        Self {
-            servers,
-            _folders: folders,
-        }
+        until(|| self.servers.iter().all(agrees)).await;
     }
 }
 
@@ -329,13 +339,51 @@ async fn replicas_share_a_cluster() {
     }
     let cluster = Cluster::start(Vec::new).await;
     // Nobody answers at the first; the third is found.
-    let [one, two, _] = cluster.servers.each_ref().map(Redis::port);
+    let [one, two] = [&cluster.servers[0], &cluster.servers[1]].map(Redis::port);
     let url = format!(
         "redis://127.0.0.1:{},127.0.0.1:{one},127.0.0.1:{two}",
         free_port()
     );
     let replicas = Replicas::start(&url, CLUSTER).await;
     replicas.assert_shared(&cluster.servers, "").await;
+}
+
+#[tokio::test]
+async fn replicas_follow_a_cluster_whose_server_is_replaced() {
+    if !is_installed() {
+        return;
+    }
+    let mut cluster = Cluster::start(Vec::new).await;
+    let hosts: Vec<_> = cluster
+        .servers
+        .iter()
+        .map(|server| format!("127.0.0.1:{}", server.port()))
+        .collect();
+    let url = format!("redis://{}", hosts.join(","));
+    let replicas = Replicas::start(&url, CLUSTER).await;
+    replicas.assert_shared(&cluster.servers, "").await;
+    // The one that has this space's pages.
+    let has_pages = |server: &Redis| !server.run::<Vec<String>>(&["KEYS", "*page:*"]).is_empty();
+    let owner = cluster.servers.iter().position(has_pages).unwrap();
+    let id: String = cluster.servers[owner].run(&["CLUSTER", "MYID"]);
+    cluster.add(Vec::new);
+    cluster.wait_until_agreed().await;
+    let next = &cluster.servers[3];
+    let _: String = next.run(&["CLUSTER", "REPLICATE", &id]);
+    let says = |line: &str| next.run::<String>(&["INFO", "replication"]).contains(line);
+    until(|| says("master_link_status:up")).await;
+
+    cluster.servers[owner].signal("-KILL");
+    until(|| says("role:master")).await;
+    cluster.servers.remove(owner);
+    let serves = |server: &Redis| {
+        let info: String = server.run(&["CLUSTER", "INFO"]);
+        info.contains("cluster_state:ok")
+    };
+    until(|| cluster.servers.iter().all(serves)).await;
+    replicas.wait_until_up(true).await;
+
+    replicas.assert_shared(&cluster.servers, "?page=2").await;
 }
 
 #[tokio::test]

@@ -141,6 +141,8 @@ fn serve(port: u16, password: Option<&str>, arguments: &[String]) -> Child {
     command.args(arguments);
     command.args(["--port", &port.to_string(), "--bind", "127.0.0.1"]);
     command.args(["--save", "", "--appendonly", "no"]);
+    // A replica need not wait for others to come.
+    command.args(["--repl-diskless-sync-delay", "0"]);
     if let Some(word) = password {
         command.args(["--requirepass", word]);
     }
