@@ -60,32 +60,35 @@ impl RedisConfig {
     /// Returns every problem of the address and the files, each by its key; never a file's content.
     pub fn read_address(&self) -> Result<RedisAddress, Problems> {
         let mut problems = Problems::default();
-        let certificates = self.certificates(&mut problems);
-        let address = self.url().and_then(|url| {
+        let url = self.url().and_then(|url| {
             let url = url.expose_secret().trim();
             address::parse(url, self.cluster).map_err(str::to_owned)
         });
-        let mut address = address.map_err(|text| Problems::one(self.url_key(), text));
-        match &mut address {
-            Ok(RedisAddress { tls: Some(tls), .. }) => *tls = certificates,
-            Ok(RedisAddress { tls: None, .. }) => {
-                let named = [
-                    (CA_FILE, &self.ca_file),
-                    (CLIENT_CERT_FILE, &self.client_cert_file),
-                    (CLIENT_KEY_FILE, &self.client_key_file),
-                ];
-                for (key, _) in named.iter().filter(|(_, file)| file.is_some()) {
-                    problems.add(
-                        *key,
-                        "needs a rediss:// URL: without TLS nobody looks at it",
-                    );
-                }
-            }
-            Err(found) => problems.append(std::mem::take(found)),
+        let address = url.map_err(|text| problems.add(self.url_key(), text));
+        let certificates = self.certificates(&mut problems);
+        let Ok(mut address) = address else {
+            return Err(problems);
+        };
+        match &mut address.tls {
+            Some(tls) => *tls = certificates,
+            None => self.refuse_certificates(&mut problems),
         }
-        match address {
-            Ok(address) if problems.is_empty() => Ok(address),
-            Ok(_) | Err(_) => Err(problems),
+        if problems.is_empty() {
+            Ok(address)
+        } else {
+            Err(problems)
+        }
+    }
+
+    fn refuse_certificates(&self, problems: &mut Problems) {
+        for (key, file) in [
+            (CA_FILE, &self.ca_file),
+            (CLIENT_CERT_FILE, &self.client_cert_file),
+            (CLIENT_KEY_FILE, &self.client_key_file),
+        ] {
+            if file.is_some() {
+                problems.add(key, "needs a rediss:// URL: without TLS nobody looks at it");
+            }
         }
     }
 

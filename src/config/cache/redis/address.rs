@@ -91,42 +91,7 @@ pub(super) fn parse(text: &str, is_cluster: bool) -> Result<RedisAddress, &'stat
     let parts = Parts::of(rest)?;
     let (username, password) = parts.who.split_once(':').unwrap_or((parts.who, ""));
     let credentials = RedisCredentials::of(username, password)?;
-    let (servers, database) = match kind {
-        "" if is_cluster => {
-            parts.no_parameters()?;
-            (RedisServers::Cluster(parts.hosts(PORT)?), parts.path)
-        }
-        "" => {
-            parts.no_parameters()?;
-            let [one] = <[_; 1]>::try_from(parts.hosts(PORT)?).map_err(
-                |_| "names several servers: set `cluster = true`, or use redis+sentinel://",
-            )?;
-            (RedisServers::One(one), parts.path)
-        }
-        "unix" | "sentinel" if is_cluster => {
-            return Err("`cluster = true` needs a redis:// or rediss:// URL");
-        }
-        "unix" if tls.is_none() && parts.hosts.is_empty() && !parts.path.is_empty() => {
-            let path = PathBuf::from(format!("/{}", decoded(parts.path)?));
-            let [database] = parts.parameters(["db"])?;
-            (RedisServers::UnixSocket(path), database.unwrap_or_default())
-        }
-        "sentinel" => {
-            let names = ["sentinel_user", "sentinel_password"];
-            let [username, password] = parts.parameters(names)?.map(Option::unwrap_or_default);
-            let (master, database) = parts.path.split_once('/').unwrap_or((parts.path, ""));
-            let servers = RedisServers::Sentinel {
-                sentinels: parts.hosts(SENTINEL_PORT)?,
-                credentials: RedisCredentials::of(username, password)?,
-                master: decoded(master)?,
-            };
-            if master.is_empty() {
-                return Err(EXPECTED);
-            }
-            (servers, database)
-        }
-        _ => return Err(EXPECTED),
-    };
+    let (servers, database) = parts.servers(kind, tls.is_some(), is_cluster)?;
     let database = match database {
         "" => 0,
         number => number.parse().map_err(|_| NOT_A_DATABASE)?,
@@ -167,6 +132,51 @@ impl<'a> Parts<'a> {
             path,
             query,
         })
+    }
+
+    /// The servers of a URL of this kind, and the text of the database.
+    fn servers(
+        &self,
+        kind: &str,
+        has_tls: bool,
+        is_cluster: bool,
+    ) -> Result<(RedisServers, &'a str), &'static str> {
+        match kind {
+            "" if is_cluster => {
+                self.no_parameters()?;
+                Ok((RedisServers::Cluster(self.hosts(PORT)?), self.path))
+            }
+            "" => {
+                self.no_parameters()?;
+                let [one] = <[_; 1]>::try_from(self.hosts(PORT)?).map_err(
+                    |_| "names several servers: set `cluster = true`, or use redis+sentinel://",
+                )?;
+                Ok((RedisServers::One(one), self.path))
+            }
+            "unix" | "sentinel" if is_cluster => {
+                Err("`cluster = true` needs a redis:// or rediss:// URL")
+            }
+            "unix" if !has_tls && self.hosts.is_empty() && !self.path.is_empty() => {
+                let path = PathBuf::from(format!("/{}", decoded(self.path)?));
+                let [database] = self.parameters(["db"])?;
+                Ok((RedisServers::UnixSocket(path), database.unwrap_or_default()))
+            }
+            "sentinel" => {
+                let names = ["sentinel_user", "sentinel_password"];
+                let [username, password] = self.parameters(names)?.map(Option::unwrap_or_default);
+                let (master, database) = self.path.split_once('/').unwrap_or((self.path, ""));
+                let servers = RedisServers::Sentinel {
+                    sentinels: self.hosts(SENTINEL_PORT)?,
+                    credentials: RedisCredentials::of(username, password)?,
+                    master: decoded(master)?,
+                };
+                if master.is_empty() {
+                    return Err(EXPECTED);
+                }
+                Ok((servers, database))
+            }
+            _ => Err(EXPECTED),
+        }
     }
 
     fn hosts(&self, port: u16) -> Result<Vec<HostPort>, &'static str> {
