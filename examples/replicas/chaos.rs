@@ -6,8 +6,10 @@ use tokio::time::{Instant, sleep, timeout};
 use unpod_gateway::simulator::{Fault as UpstreamFault, FaultKind, SplitMix64};
 
 use crate::{
+    call,
     checks::{Outage, OutageKind, RECONNECTS},
     lane::Place,
+    operator,
     proxy::State,
     redis_server::{Data, RedisServer},
 };
@@ -15,7 +17,7 @@ use crate::{
 /// How long a fault lasts and how long it is calm after it, in milliseconds.
 const LASTS: Range<u64> = 200..3000;
 const CALM: Range<u64> = 500..8000;
-/// How long before its promotion a copy that lacks writes was cut off.
+/// For how long Redis loses what is written before it fails over or restarts.
 const LACKS: Duration = Duration::from_millis(500);
 /// A gateway may say for a moment that it is connected to what has just gone.
 const BELIEVED_AFTER: Duration = Duration::from_millis(500);
@@ -100,13 +102,14 @@ impl Servers {
         self.copy.follow(&self.primary).await;
     }
 
-    /// Promotes the copy; the old primary becomes an empty copy of it.
-    async fn fail_over(&mut self, lacks: Duration, place: &Place) {
-        self.copy
-            .run::<()>("REPLICAOF NO ONE")
-            .await
-            .expect("a copy can be promoted");
-        sleep(lacks).await;
+    /// From here on the copy lacks what is written.
+    async fn promote(&self) {
+        let promoted = self.copy.run::<()>("REPLICAOF NO ONE").await;
+        promoted.expect("a copy can be promoted");
+    }
+
+    /// Leads to the promoted copy; the old primary becomes an empty copy of it.
+    async fn fail_over(&mut self, place: &Place) {
         std::mem::swap(&mut self.primary, &mut self.copy);
         self.copy.kill().await;
         self.lead(place);
@@ -309,7 +312,7 @@ async fn strike_redis(place: &Place, servers: &mut Servers, draw: &mut Draw) {
         }
         Fault::RedisRestart => {
             run(servers, "SAVE").await;
-            sleep(LACKS).await;
+            write_in_vain(place, draw).await;
             servers.primary.kill().await;
             sleep(draw.lasts).await;
             servers.restart(Data::Saved, place).await;
@@ -319,8 +322,13 @@ async fn strike_redis(place: &Place, servers: &mut Servers, draw: &mut Draw) {
             sleep(draw.lasts * 2).await;
             servers.primary.signal("-CONT");
         }
-        Fault::Failover => servers.fail_over(Duration::ZERO, place).await,
-        Fault::FailoverLossy => servers.fail_over(LACKS, place).await,
+        Fault::Failover | Fault::FailoverLossy => {
+            servers.promote().await;
+            if draw.fault == Fault::FailoverLossy {
+                write_in_vain(place, draw).await;
+            }
+            servers.fail_over(place).await;
+        }
         Fault::Full => {
             run(servers, "CONFIG SET maxmemory 1mb").await;
             keep_connected(place, draw.lasts).await;
@@ -339,6 +347,16 @@ async fn strike_redis(place: &Place, servers: &mut Servers, draw: &mut Draw) {
         }
         _ => run(servers, "FLUSHALL").await,
     }
+}
+
+/// Waits while what is written will be lost; a purge is among it.
+async fn write_in_vain(place: &Place, draw: &mut Draw) {
+    sleep(LACKS / 2).await;
+    if place.allows("purge") {
+        let space = call::any_space(&mut draw.random);
+        operator::purge(place, draw.gateway, Some(space)).await;
+    }
+    sleep(LACKS / 2).await;
 }
 
 /// Waits, while nothing but commands fail: that costs no gateway its connection.

@@ -52,7 +52,8 @@ pub(crate) async fn operate(place: Arc<Place>, mut random: SplitMix64) {
     }
 }
 
-async fn purge(place: &Place, gateway: usize, space: Option<&'static str>) {
+/// Drops the pages of a space, or of all, through one gateway.
+pub(crate) async fn purge(place: &Place, gateway: usize, space: Option<&'static str>) {
     let cause = Instant::now();
     place.truth.changed(space);
     let path = space.map_or_else(
