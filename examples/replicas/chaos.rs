@@ -2,12 +2,13 @@
 
 use std::{ops::Range, path::PathBuf, sync::Arc, time::Duration};
 
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 use unpod_gateway::simulator::{Fault as UpstreamFault, FaultKind, SplitMix64};
 
 use crate::{
     call,
     checks::{Outage, OutageKind, RECONNECTS},
+    gateway::RedisHealth,
     lane::Place,
     operator,
     proxy::State,
@@ -22,6 +23,9 @@ const LACKS: Duration = Duration::from_millis(500);
 /// A gateway may say for a moment that it is connected to what has just gone.
 const BELIEVED_AFTER: Duration = Duration::from_millis(500);
 const POLL: Duration = Duration::from_millis(100);
+/// Longer than a task should ever wait for its turn.
+const STANDS_STILL: Duration = Duration::from_millis(500);
+const WATCHES: Duration = Duration::from_millis(250);
 /// After that, a gateway that does not connect is given up.
 const GIVES_UP: Duration = Duration::from_secs(60);
 
@@ -204,8 +208,15 @@ pub(crate) async fn rage(
             .into_iter()
             .chain(other)
             .map(|(gateway, number)| async move {
-                settle(place, gateway, ended).await;
+                settle(place, gateway).await;
                 place.truth.outage_ended(gateway, number);
+                let took = ended.elapsed();
+                if took > RECONNECTS {
+                    place.wrong(
+                        "recovery",
+                        format!("gateway {gateway} connects {took:.1?} after Redis was back"),
+                    );
+                }
             });
         futures_util::future::join_all(settling).await;
     }
@@ -244,22 +255,74 @@ async fn strike(
 }
 
 /// Waits until a gateway says that it is connected.
-pub(crate) async fn settle(place: &Place, gateway: usize, since: Instant) {
+pub(crate) async fn settle(place: &Place, gateway: usize) {
+    let since = Instant::now();
     sleep(BELIEVED_AFTER).await;
-    let connected = async {
-        while place.gateways[gateway].is_connected().await != Some(true) {
-            sleep(POLL).await;
-        }
-    };
-    let within = timeout(GIVES_UP, connected).await;
-    let took = since.elapsed();
-    if within.is_err() || took > RECONNECTS {
-        place.wrong(
-            "recovery",
-            format!("gateway {gateway} connects {took:.1?} after Redis was back"),
-        );
+    while since.elapsed() < GIVES_UP
+        && !place.gateways[gateway]
+            .redis()
+            .await
+            .is_some_and(|redis| redis.is_up)
+    {
+        sleep(POLL).await;
     }
-    place.event(format!("gateway {gateway} is connected after {took:.1?}"));
+    place.event(format!(
+        "gateway {gateway} is connected after {:.1?}",
+        since.elapsed()
+    ));
+}
+
+/// Notes where operations fail while nothing is broken, until it is cancelled: a busy machine may be too slow for them.
+pub(crate) async fn watch(place: Arc<Place>, gateway: usize) {
+    let mut last = RedisHealth::default();
+    loop {
+        sleep(WATCHES).await;
+        let Some(health) = place.gateways[gateway].redis().await else {
+            continue;
+        };
+        let is_known = place.truth.with(|known| {
+            known.outages[gateway]
+                .iter()
+                .any(|outage| outage.to.is_none())
+        });
+        let is_worse = !health.is_up || health.errors > last.errors;
+        last = health;
+        if !is_worse || is_known {
+            continue;
+        }
+        place.event(format!(
+            "gateway {gateway} lacks Redis by itself: {health:?}"
+        ));
+        place.count("lacked Redis without a fault");
+        let number = place.truth.outage_began(gateway, OutageKind::Redis);
+        settle(&place, gateway).await;
+        place.truth.outage_ended(gateway, number);
+    }
+}
+
+/// Notes where this machine stood still, until it is cancelled: nobody could keep a deadline meanwhile.
+pub(crate) async fn watch_machine(place: Arc<Place>) {
+    loop {
+        let from = Instant::now();
+        sleep(POLL).await;
+        let to = Some(Instant::now());
+        if from.elapsed() < STANDS_STILL {
+            continue;
+        }
+        place.event(format!(
+            "the machine stood still for {:.1?}",
+            from.elapsed()
+        ));
+        place.count("the machine stood still");
+        place.truth.with(|known| {
+            known.failing.push((from, to));
+            let kind = OutageKind::Redis;
+            known
+                .outages
+                .iter_mut()
+                .for_each(|outages| outages.push(Outage { kind, from, to }));
+        });
+    }
 }
 
 async fn strike_gateway(place: &Place, draw: &mut Draw) {
@@ -365,7 +428,7 @@ async fn keep_connected(place: &Place, lasts: Duration) {
     while Instant::now() < until {
         sleep(POLL).await;
         for (number, gateway) in place.gateways.iter().enumerate() {
-            let is_lost = gateway.is_connected().await == Some(false);
+            let is_lost = gateway.redis().await.is_some_and(|redis| !redis.is_up);
             // This fault's outage is one; with another, the connection may be gone.
             let open = |outage: &&Outage| outage.to.is_none();
             let outages = place

@@ -40,6 +40,14 @@ pub(crate) struct Addresses {
     pub(crate) admin: SocketAddr,
 }
 
+/// What a gateway says of Redis.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct RedisHealth {
+    pub(crate) is_up: bool,
+    /// Operations that failed since its start.
+    pub(crate) errors: u64,
+}
+
 /// A gateway that is started again and again.
 pub(crate) struct Gateway {
     config: PathBuf,
@@ -127,11 +135,18 @@ impl Gateway {
         Some(Connection::new(admin).ask(request).await)
     }
 
-    /// Whether it says that Redis answers; `None` while it does not run.
-    pub(crate) async fn is_connected(&self) -> Option<bool> {
+    /// What it says of Redis; `None` while it does not run.
+    pub(crate) async fn redis(&self) -> Option<RedisHealth> {
         let answer = self.operate("GET", "/metrics").await?.ok()?;
         let metrics = String::from_utf8_lossy(&answer.body);
-        Some(metrics.lines().any(|line| line == "gateway_redis_up 1"))
+        let errors = metrics
+            .lines()
+            .filter(|line| line.starts_with("gateway_redis_errors_total{"));
+        let errors = errors.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
+        Some(RedisHealth {
+            is_up: metrics.lines().any(|line| line == "gateway_redis_up 1"),
+            errors: errors.sum(),
+        })
     }
 }
 
@@ -178,7 +193,7 @@ pub(crate) fn config(base_url: &str, redis: SocketAddr, replicas: usize, lane: &
         upstream.credentials.default.org_handle = "{organization}"
         cache.redis.url = "redis://{redis}"
         cache.redis.replicas = {replicas}
-        cache.redis.timeout = "500ms"
+        cache.redis.timeout = "1s"
         "#,
         token = world::ACME_TOKEN,
         organization = world::ACME,

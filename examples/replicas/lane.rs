@@ -51,8 +51,8 @@ pub(crate) const FREE: Plan = Plan {
         cache.stale_if_error = "8s"
     "#,
     quota_per_minute: None,
-    // `settled_ttl` and its jitter, `stale_while_revalidate`, and a second for a busy machine.
-    most_age: Duration::from_millis(5300),
+    // `settled_ttl` and its jitter, `stale_while_revalidate`, and two seconds for the call on a busy machine.
+    most_age: Duration::from_millis(6300),
     // `settled_ttl`, `stale_if_error`, and the duration of a slow fill.
     most_age_of_fallbacks: Duration::from_secs(15),
     // `ttl` less its jitter, and some milliseconds that the call took.
@@ -75,7 +75,7 @@ pub(crate) const QUOTA: Plan = Plan {
     "#,
     quota_per_minute: Some(60),
     // `stretch_max` and its jitter, and as above.
-    most_age: Duration::from_secs(13),
+    most_age: Duration::from_secs(14),
     most_age_of_fallbacks: Duration::from_secs(30),
     fresh_for: None,
 };
@@ -190,7 +190,7 @@ impl Lane {
             tally: tally.clone(),
         };
         for gateway in 0..GATEWAYS {
-            chaos::settle(&place, gateway, Instant::now()).await;
+            chaos::settle(&place, gateway).await;
         }
         Self {
             place: Arc::new(place),
@@ -211,15 +211,22 @@ impl Lane {
         for _ in 0..READERS {
             running.spawn(reader::read(self.place.clone(), fork(), stop.clone()));
         }
+        for gateway in 0..GATEWAYS {
+            let watching = chaos::watch(self.place.clone(), gateway);
+            running.spawn(until(stop.clone(), watching));
+        }
+        running.spawn(until(
+            stop.clone(),
+            chaos::watch_machine(self.place.clone()),
+        ));
         let operating = operator::operate(self.place.clone(), operator);
-        let operating = tokio::spawn(stop.clone().run_until_cancelled_owned(operating));
+        running.spawn(until(stop.clone(), operating));
         let end = Instant::now() + length;
         chaos::rage(self.place.clone(), &mut self.servers, chaos, end).await;
         stop.cancel();
-        while let Some(reader) = running.join_next().await {
-            reader.expect("a reader does not panic");
+        while let Some(ended) = running.join_next().await {
+            ended.expect("nobody panics");
         }
-        operating.await.expect("an operator does not panic");
         self.check_calls();
         if self.place.plan.quota_per_minute.is_none() {
             self.heal().await;
@@ -297,4 +304,8 @@ impl Lane {
             }
         }
     }
+}
+
+async fn until(stop: CancellationToken, running: impl Future) {
+    stop.run_until_cancelled_owned(running).await;
 }
