@@ -1,6 +1,9 @@
 //! The kinds of Redis that replicas can share: each over real servers, and each refusal in the log by its code.
 
-use std::path::Path;
+use std::{
+    net::{SocketAddr, TcpListener},
+    path::Path,
+};
 
 use tempfile::TempDir;
 use unpod_gateway::simulator::{Options, Simulator, world::SUPPORT};
@@ -68,6 +71,19 @@ async fn assert_alone(url: &str, toml: &str) {
 
 fn texts(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+/// Takes connections and never says a word.
+struct Silent(TcpListener);
+
+impl Silent {
+    fn new() -> Self {
+        Self(TcpListener::bind("127.0.0.1:0").unwrap())
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.0.local_addr().unwrap()
+    }
 }
 
 /// The files of a server and its clients.
@@ -240,10 +256,10 @@ async fn replicas_follow_sentinel_to_the_next_primary() {
         known.len() == 1
     };
     until(knows_replica).await;
-    // Nobody answers at the first.
+    let silent = Silent::new();
     let url = format!(
-        "redis+sentinel://:c4n4ry@127.0.0.1:{},127.0.0.1:{}/main?sentinel_password=s3ntinel",
-        free_port(),
+        "redis+sentinel://:c4n4ry@{},127.0.0.1:{}/main?sentinel_password=s3ntinel",
+        silent.address(),
         sentinel.port()
     );
     let replicas = Replicas::start(&url, "").await;
@@ -338,11 +354,12 @@ async fn replicas_share_a_cluster() {
         return;
     }
     let cluster = Cluster::start(Vec::new).await;
-    // Nobody answers at the first; the third is found.
+    // The third is found.
     let [one, two] = [&cluster.servers[0], &cluster.servers[1]].map(Redis::port);
+    let silent = Silent::new();
     let url = format!(
-        "redis://127.0.0.1:{},127.0.0.1:{one},127.0.0.1:{two}",
-        free_port()
+        "redis://{},127.0.0.1:{one},127.0.0.1:{two}",
+        silent.address()
     );
     let replicas = Replicas::start(&url, CLUSTER).await;
     replicas.assert_shared(&cluster.servers, "").await;
