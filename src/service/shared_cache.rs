@@ -13,7 +13,6 @@ use std::{
 use arc_swap::ArcSwap;
 use compact_str::CompactString;
 use parking_lot::Mutex;
-use redis::Script;
 use tokio::sync::Notify;
 
 use crate::{
@@ -35,7 +34,11 @@ mod keys;
 mod lease;
 mod scripts;
 
-use self::{drops::Drops, keys::KnownSpaces, lease::LOCK_FOR};
+use self::{
+    drops::Drops,
+    keys::KnownSpaces,
+    scripts::{LookAnswer, StoreAnswer, Stored},
+};
 pub(super) use self::{
     events::Event,
     keys::RedisKeys,
@@ -141,17 +144,7 @@ impl SharedCache {
         wanted: Wanted,
     ) -> Result<Looked, Unavailable> {
         let token = Nonce::fresh();
-        let script = Script::new(scripts::LOOK);
-        let mut look_up = script.key(&keys.epoch);
-        look_up
-            .key(&keys.list)
-            .key(&keys.page)
-            .key(&keys.lock)
-            .arg(known.epoch)
-            .arg(known.generation)
-            .arg(token)
-            .arg(ms(LOCK_FOR))
-            .arg(u8::from(wanted == Wanted::Newest));
+        let look_up = scripts::look(keys, known, token, wanted);
         let answer: LookAnswer = self.redis.ask(RedisOperation::Look, &look_up).await?;
         let (epoch, generation, name, count, first, value, held_for) = answer;
         let lease = match held_for {
@@ -233,30 +226,30 @@ impl SharedCache {
             Some(_) => keep_for.max(UNSTORED_LIST_FOR),
             None => UNSTORED_LIST_FOR,
         };
-        let script = Script::new(scripts::STORE);
-        let mut store = script.key(&keys.epoch);
-        store
-            .key(&keys.list)
-            .key(&keys.page)
-            .key(&keys.lock)
-            .arg(epoch)
-            .arg(ms(EPOCH_FOR))
-            .arg(known.generation)
-            .arg(Nonce(known.name))
-            .arg(
-                known
-                    .head
-                    .count
-                    .map_or_else(String::new, |count| count.to_string()),
-            )
-            .arg(known.head.first_row.as_deref().unwrap_or_default())
-            .arg(ms(list_for))
-            .arg(lock.as_ref().map_or(Nonce(0), |lock| lock.token))
-            .arg(value.unwrap_or_default())
-            .arg(ms(shared.fresh_for))
-            .arg(ms(keep_for).max(1));
+        let store = scripts::store(
+            keys,
+            &Stored {
+                epoch,
+                list: &known,
+                list_for,
+                token: lock.as_ref().map(|lock| lock.token),
+                value: value.as_deref().unwrap_or_default(),
+                fresh_for: shared.fresh_for,
+                keep_for,
+            },
+        );
         let answer: StoreAnswer = self.redis.ask(RedisOperation::Store, &store).await?;
-        let (in_force, generation, name, count, first) = answer;
+        let (in_force, was_behind, generation, name, count, first) = answer;
+        if was_behind {
+            let space = keys.space.clone();
+            let refused = false;
+            self.log(&Event::Dropped {
+                space,
+                epoch,
+                refused,
+            })
+            .await?;
+        }
         let state = shared_list(generation, name, count, first);
         if let Some(state) = state.clone().filter(|state| {
             in_force == epoch && state.name == known.name && state.generation > known.generation
@@ -283,6 +276,14 @@ impl SharedCache {
         sealed.filter(|value| value.len() <= LARGEST_PAGE)
     }
 
+    /// Has Redis know the scripts before they are needed.
+    pub(super) async fn load_scripts(&self, session: &Session) -> Result<(), Unavailable> {
+        for script in scripts::all() {
+            session.load(script).await?;
+        }
+        Ok(())
+    }
+
     /// Tells Redis of the calls of the upstream that this replica made by itself.
     pub(super) async fn report_calls(&self, session: &Session) -> Result<(), Unavailable> {
         let credentials = self.credentials.load_full();
@@ -294,25 +295,6 @@ impl SharedCache {
         Ok(())
     }
 }
-
-/// Epoch; generation, name, count and first row of the list; the page; for how long another holds the lock.
-type LookAnswer = (
-    u64,
-    Option<u64>,
-    Option<Nonce>,
-    Option<String>,
-    Option<String>,
-    Option<Vec<u8>>,
-    i64,
-);
-/// Epoch; generation, name, count and first row of the list.
-type StoreAnswer = (
-    u64,
-    Option<u64>,
-    Option<Nonce>,
-    Option<String>,
-    Option<String>,
-);
 
 fn shared_list(
     generation: Option<u64>,
@@ -336,5 +318,7 @@ fn ms(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod tests;

@@ -72,6 +72,12 @@ pub(super) enum Commands {
     Cluster(ClusterConnection),
 }
 
+impl Commands {
+    pub(super) fn is_cluster(&self) -> bool {
+        matches!(self, Self::Cluster(_))
+    }
+}
+
 impl fmt::Debug for Commands {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -109,16 +115,10 @@ impl ConnectionLike for Commands {
     }
 }
 
-/// A connection. It ends with the last clone of its commands.
-#[derive(Debug)]
-pub(super) struct Connection {
-    pub(super) commands: Commands,
-}
-
-/// Connects to `address`.
-pub(super) async fn dial(address: &RedisAddress) -> Result<Connection, DialError> {
+/// Connects to `address`. The connection ends with the last clone of its commands.
+pub(super) async fn dial(address: &RedisAddress) -> Result<Commands, DialError> {
     let info = info(&address.credentials, address.database);
-    let commands = match &address.servers {
+    Ok(match &address.servers {
         RedisServers::One(server) => {
             let client = client(address, server, info)?;
             Commands::Single(connect(&client).await?)
@@ -144,8 +144,7 @@ pub(super) async fn dial(address: &RedisAddress) -> Result<Connection, DialError
         RedisServers::Cluster(servers) => {
             Commands::Cluster(cluster(address, servers, &info).await?)
         }
-    };
-    Ok(Connection { commands })
+    })
 }
 
 /// RESP3, since with RESP2 the error of a refused password lacks the server's code.

@@ -5,6 +5,7 @@
 //! done without until it answers again.
 
 use std::{
+    collections::HashSet,
     sync::{
         Arc,
         atomic::{AtomicI64, AtomicU32, Ordering},
@@ -15,14 +16,14 @@ use std::{
 use arc_swap::ArcSwapOption;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
-use redis::{ErrorKind, FromRedisValue, RedisError, ScriptInvocation, ServerErrorKind};
+use redis::{ErrorKind, FromRedisValue, RedisError, Script, ScriptInvocation, ServerErrorKind};
 use tokio::{sync::Notify, time::Instant};
 use tracing::warn;
 
 use self::log::EntryId;
 use super::{
     Nonce,
-    connect::{Commands, Connection},
+    connect::{Commands, reason},
 };
 use crate::{
     config::cache::RedisConfig,
@@ -41,7 +42,7 @@ pub(super) const MEMBER_FOR: Duration = Duration::from_secs(5);
 /// Keys of another version are not touched.
 const FORMAT: &str = "v3";
 /// After so many timeouts in a row Redis is lost.
-const MOST_TIMEOUTS: u32 = 3;
+const MOST_FAILURES: u32 = 3;
 
 /// Redis has no answer: the replica continues alone, for now or for this key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -80,8 +81,8 @@ pub struct RedisConnection {
     standing: Mutex<Standing>,
     /// How many replicas the last heartbeat saw.
     members: AtomicU32,
-    /// The id of the last entry of the log that was read; `None` before the first connection.
-    log_position: Mutex<Option<EntryId>>,
+    /// The id of the last entry of the log that was read.
+    log_position: Mutex<EntryId>,
     /// Makes [`RedisConnection::maintain`] reconnect.
     failed: Notify,
     /// Notified whenever the connection is lost.
@@ -91,12 +92,22 @@ pub struct RedisConnection {
 
 #[derive(Debug)]
 struct Live {
-    connection: Connection,
+    commands: Commands,
     /// Waits for entries of the log, and would hold up whatever else went over it.
-    reader: Connection,
+    reader: Commands,
     /// How far Redis' clock is ahead of ours, in milliseconds.
     clock: AtomicI64,
-    timeouts: AtomicU32,
+    /// Failures in a row that alone mean nothing.
+    failures: AtomicU32,
+    /// What was logged of refusals.
+    told: Mutex<HashSet<(&'static str, String)>>,
+}
+
+impl Live {
+    /// Whether that was one failure too many.
+    fn fails_again(&self) -> bool {
+        self.failures.fetch_add(1, Ordering::Relaxed) + 1 >= MOST_FAILURES
+    }
 }
 
 #[derive(Debug)]
@@ -110,9 +121,25 @@ struct Standing {
 #[derive(Debug)]
 pub struct Session {
     commands: Commands,
+    log: String,
 }
 
 impl Session {
+    /// Has Redis know `script`, so that it can be run by its digest.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Unavailable`] where it fails.
+    pub async fn load(&self, script: &Script) -> Result<(), Unavailable> {
+        let mut commands = self.commands.clone();
+        let invocation = script.prepare_invoke();
+        let loaded = invocation.load_async(&mut commands);
+        match tokio::time::timeout(CONNECT_TIMEOUT, loaded).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(Unavailable),
+        }
+    }
+
     /// Runs `script`, as part of connecting.
     ///
     /// # Errors
@@ -239,7 +266,7 @@ impl RedisConnection {
         script: &ScriptInvocation<'_>,
     ) -> Result<T, Unavailable> {
         let live = self.live.load_full().ok_or(Unavailable)?;
-        let mut commands = live.connection.commands.clone();
+        let mut commands = live.commands.clone();
         let answer = script.invoke_async(&mut commands);
         let answer = tokio::time::timeout(self.config.timeout, answer).await;
         self.judge(&live, operation, answer.map_err(|_| ()))
@@ -254,20 +281,38 @@ impl RedisConnection {
     ) -> Result<T, Unavailable> {
         let loss = match answer {
             Ok(Ok(answer)) => {
-                live.timeouts.store(0, Ordering::Relaxed);
+                live.failures.store(0, Ordering::Relaxed);
                 return Ok(answer);
             }
-            Ok(Err(error)) => loss(&error),
-            Err(()) => {
-                let before = live.timeouts.fetch_add(1, Ordering::Relaxed);
-                (before + 1 >= MOST_TIMEOUTS).then_some("timeout")
+            Ok(Err(error)) => {
+                self.tell_refusal(live, operation, &error);
+                // Of a cluster, one server may be gone.
+                let is_lost = !live.commands.is_cluster() || live.fails_again();
+                loss(&error).filter(|_| is_lost)
             }
+            Err(()) => live.fails_again().then_some("timeout"),
         };
         self.metrics.shared.failed(operation);
         if let Some(reason) = loss {
             self.give_up(live, reason);
         }
         Err(Unavailable)
+    }
+
+    /// Each reason once a connection: whatever uses the key, or the command, meets it again.
+    fn tell_refusal(&self, live: &Live, operation: RedisOperation, error: &RedisError) {
+        let reason = reason(error);
+        if live
+            .told
+            .lock()
+            .insert((operation.as_str(), reason.clone()))
+        {
+            warn!(
+                redis.operation = operation.as_str(),
+                redis.error = reason,
+                "Redis refused a command"
+            );
+        }
     }
 
     /// Retires `live` and makes [`RedisConnection::maintain`] reconnect.

@@ -32,12 +32,13 @@ impl PageStore {
         self.distrust_all(now);
     }
 
-    /// The spaces of which anything is known and that are `meant`.
+    /// The spaces of which anything is known and that are `meant`, by their tokens and epochs.
     #[must_use]
-    pub fn spaces_where(&self, meant: impl Fn(&SpaceToken) -> bool) -> Vec<SpaceToken> {
+    pub fn spaces_where(&self, meant: impl Fn(&SpaceToken, u64) -> bool) -> Vec<SpaceToken> {
         let spaces = self.spaces.lock();
-        let known = spaces.known.keys().map(|key| &key.space);
-        let meant: HashSet<_> = known.filter(|space| meant(space)).cloned().collect();
+        let known = spaces.known.iter();
+        let meant = known.filter(|(key, space)| meant(&key.space, space.epoch()));
+        let meant: HashSet<_> = meant.map(|(key, _)| key.space.clone()).collect();
         meant.into_iter().collect()
     }
 

@@ -1018,7 +1018,7 @@ fn spaces_are_found_by_description_once_whoever_reads_them() {
     put(&store, key_of(1, "A", 1), page(5, "a"));
     put(&store, key_of(0, "B", 1), page(5, "a"));
 
-    let named = |name| store.spaces_where(|space| space.as_str() == name);
+    let named = |name| store.spaces_where(|space, _| space.as_str() == name);
     assert_eq!(named("A"), [SpaceToken::new("A").unwrap()]);
     assert!(named("C").is_empty());
 }

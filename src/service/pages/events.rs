@@ -26,9 +26,12 @@ impl Pages {
                 epoch,
                 refused,
             } => {
-                // Of a space that nobody here has asked for there is nothing to tell others.
-                if let Some(key) = shared_cache.space(&space) {
-                    self.store.hear_drop(&key, epoch, refused, now);
+                let key = shared_cache.space(&space);
+                if let Some(key) = &key {
+                    self.store.hear_drop(key, epoch, refused, now);
+                }
+                // Clients may invent spaces, which are refused: what is remembered is bounded, and of those there is nothing to tell.
+                if key.is_some() || !refused {
                     shared_cache.heard_drop(&space, epoch);
                 }
             }
@@ -44,9 +47,13 @@ impl Pages {
                     self.store.hear_list(&key, epoch, &state, now);
                 }
             }
-            Event::Unwanted { fingerprint } => {
+            Event::Unwanted {
+                fingerprint,
+                before,
+            } => {
                 let pages = self.clone();
-                tokio::spawn(async move { pages.purge_spaces_called(&fingerprint).await });
+                let purge = async move { pages.purge_spaces_called(&fingerprint, before).await };
+                tokio::spawn(purge);
             }
         }
     }
@@ -78,18 +85,13 @@ impl Subscriber for Arc<Pages> {
 
     fn beat(&self) {
         let pages = self.clone();
-        let has_pending = self
-            .shared_cache
-            .get()
-            .is_some_and(|shared_cache| shared_cache.pending_drops() > 0);
-        if has_pending {
-            tokio::spawn(async move {
-                if let Some(shared_cache) = pages.shared_cache.get() {
-                    let sent = shared_cache.send_pending().await;
-                    pages.hear_all(shared_cache, sent);
-                }
-            });
-        }
+        tokio::spawn(async move {
+            if let Some(shared_cache) = pages.shared_cache.get() {
+                let sent = shared_cache.send_pending().await;
+                pages.hear_all(shared_cache, sent);
+                shared_cache.assert_everything().await;
+            }
+        });
     }
 
     fn catch_up<'a>(&'a self, session: &'a Session) -> BoxFuture<'a, Result<(), Unavailable>> {
@@ -97,6 +99,7 @@ impl Subscriber for Arc<Pages> {
             let Some(shared_cache) = self.shared_cache.get() else {
                 return Ok(());
             };
+            shared_cache.load_scripts(session).await?;
             let purged = shared_cache.assert_drops(session).await?;
             self.store.hear_purge(purged);
             shared_cache.heard_purge(purged);

@@ -20,7 +20,7 @@ impl Pages {
     /// Drops all pages of the space that prints as `fingerprint`, on every replica. `false` where nobody knows of one. As
     /// [`Self::purge_space`].
     pub async fn purge_fingerprint(self: &Arc<Self>, fingerprint: &str) -> bool {
-        let is_known = self.purge_spaces_called(fingerprint).await;
+        let is_known = self.purge_spaces_called(fingerprint, u64::MAX).await;
         let Some(shared_cache) = self.shared_cache.get().filter(|_| !is_known) else {
             return is_known;
         };
@@ -37,11 +37,16 @@ impl Pages {
         }
     }
 
-    /// Whether there was any.
-    pub(super) async fn purge_spaces_called(self: &Arc<Self>, fingerprint: &str) -> bool {
+    /// Drops the spaces of this fingerprint that are of an earlier epoch. Whether there was any.
+    pub(super) async fn purge_spaces_called(
+        self: &Arc<Self>,
+        fingerprint: &str,
+        before: u64,
+    ) -> bool {
         let (pages, fingerprint) = (self.clone(), fingerprint.to_owned());
         let called = move || {
-            let is_meant = |space: &SpaceToken| space.to_string() == fingerprint;
+            let is_meant =
+                |space: &SpaceToken, epoch| epoch < before && space.to_string() == fingerprint;
             pages.store.spaces_where(is_meant)
         };
         let known = on_a_thread(called).await;

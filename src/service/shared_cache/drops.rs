@@ -5,9 +5,9 @@ use std::{
     sync::Arc,
 };
 
-use redis::Script;
+use futures_util::future::try_join_all;
 
-use super::{EPOCH_FOR, Event, SharedCache, keys::names_of, ms, scripts};
+use super::{EPOCH_FOR, Event, SharedCache, keys::names_of, scripts};
 use crate::{
     domain::SpaceToken,
     shared::{Session, Unavailable},
@@ -27,12 +27,12 @@ pub(super) struct Drops {
     everything: u64,
     is_everything_pending: bool,
     /// The newest epoch of each space.
-    spaces: HashMap<String, u64>,
-    pending: HashSet<String>,
+    pub(super) spaces: HashMap<String, u64>,
+    pub(super) pending: HashSet<String>,
 }
 
 impl Drops {
-    fn add(&mut self, space: &str, epoch: u64) {
+    pub(super) fn add(&mut self, space: &str, epoch: u64) {
         let known = self.spaces.entry(space.to_owned()).or_default();
         *known = epoch.max(*known);
         // Half of them go at once.
@@ -44,7 +44,7 @@ impl Drops {
         }
     }
 
-    fn add_pending(&mut self, space: String) {
+    pub(super) fn add_pending(&mut self, space: String) {
         self.pending.insert(space);
         if self.pending.len() > MOST_PENDING {
             self.pending.clear();
@@ -96,8 +96,11 @@ impl SharedCache {
         &self,
         fingerprint: &str,
     ) -> Result<(), Unavailable> {
-        let fingerprint = fingerprint.to_owned();
-        self.log(&Event::Unwanted { fingerprint }).await
+        let unwanted = Event::Unwanted {
+            fingerprint: fingerprint.to_owned(),
+            before: self.redis.unix_ms().ok_or(Unavailable)? * 1000,
+        };
+        self.log(&unwanted).await
     }
 
     /// Remembers a drop that this replica heard of.
@@ -116,6 +119,16 @@ impl SharedCache {
     pub fn pending_drops(&self) -> usize {
         let drops = self.drops.lock();
         drops.pending.len() + usize::from(drops.is_everything_pending)
+    }
+
+    /// Has Redis know in which epoch everything was purged last: it may have been evicted.
+    pub(in crate::service) async fn assert_everything(&self) {
+        let everything = self.drops.lock().everything;
+        if everything > 0 {
+            let assertion = scripts::assert_epoch(&self.everything_key(), everything, None);
+            let _: Result<(u64, bool), Unavailable> =
+                self.redis.ask(RedisOperation::Drop, &assertion).await;
+        }
     }
 
     /// Sends what Redis has not got yet; returns what it has made of it.
@@ -145,33 +158,38 @@ impl SharedCache {
         &self,
         session: &Session,
     ) -> Result<u64, Unavailable> {
-        let script = Script::new(scripts::RAISE);
         let (everything, spaces) = {
             let drops = self.drops.lock();
             (drops.everything, drops.spaces.clone())
         };
-        let mut assertion = script.key(self.everything_key());
-        assertion.arg(everything).arg(0).arg(0).arg(0);
-        let (everything, _): (u64, bool) = session.ask(&assertion).await?;
-        for (space, epoch) in spaces {
-            let mut assertion = script.key(self.epoch_key(&space));
-            assertion.arg(epoch).arg(ms(EPOCH_FOR)).arg(0).arg(0);
-            // One that cannot be told is that space's own trouble.
-            let _: Result<(u64, bool), Unavailable> = session.ask(&assertion).await;
+        let assertion = scripts::assert_epoch(&self.everything_key(), everything, None);
+        let (epoch, is_news): (u64, bool) = session.ask(&assertion).await?;
+        if is_news {
+            session.append(&Event::Purged { epoch }.to_bytes()).await?;
         }
-        Ok(everything)
+        let asserted = spaces.into_iter().map(|(space, known)| async move {
+            let assertion = scripts::assert_epoch(&self.epoch_key(&space), known, Some(EPOCH_FOR));
+            // One that cannot be told is that space's own trouble.
+            let Ok((epoch, true)) = session.ask(&assertion).await else {
+                return Ok(());
+            };
+            let dropped = Event::Dropped {
+                space,
+                epoch,
+                refused: false,
+            };
+            session.append(&dropped.to_bytes()).await
+        });
+        // Sent one after another, and waited for together.
+        try_join_all(asserted).await?;
+        Ok(epoch)
     }
 
     /// Begins a new epoch of a space in Redis, and tells of it.
     async fn raise_space(&self, space: &str, refused: bool) -> Result<Event, Unavailable> {
         let known = self.drops.lock().spaces.get(space).copied();
-        let script = Script::new(scripts::RAISE);
-        let mut raise = script.key(self.epoch_key(space));
-        raise
-            .arg(known.unwrap_or_default())
-            .arg(ms(EPOCH_FOR))
-            .arg(1)
-            .arg(u8::from(refused));
+        let key = self.epoch_key(space);
+        let raise = scripts::raise(&key, known.unwrap_or_default(), Some(EPOCH_FOR), refused);
         let (epoch, is_kept): (u64, bool) = self.redis.ask(RedisOperation::Drop, &raise).await?;
         if is_kept {
             self.heard_drop(space, epoch);
@@ -188,9 +206,7 @@ impl SharedCache {
 
     async fn raise_everything(&self) -> Result<Event, Unavailable> {
         let known = self.drops.lock().everything;
-        let script = Script::new(scripts::RAISE);
-        let mut raise = script.key(self.everything_key());
-        raise.arg(known).arg(0).arg(1).arg(0);
+        let raise = scripts::raise(&self.everything_key(), known, None, false);
         let answer = self.redis.ask(RedisOperation::Drop, &raise).await;
         let (epoch, _): (u64, bool) = answer?;
         let purged = Event::Purged { epoch };

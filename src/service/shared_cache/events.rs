@@ -24,8 +24,8 @@ pub(in crate::service) enum Event {
         list: String,
         state: SharedList,
     },
-    /// An operator wants the space gone that the log calls so; who knows it drops it for all.
-    Unwanted { fingerprint: String },
+    /// An operator wants the space gone that is logged under this fingerprint; who knows it in an earlier epoch drops it for all.
+    Unwanted { fingerprint: String, before: u64 },
     /// Who filled a page has ended, with a page or without.
     Filled { page: String },
 }

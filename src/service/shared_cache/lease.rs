@@ -2,10 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use redis::Script;
 use tokio::task::JoinHandle;
 
-use super::{Event, RedisKeys, ms, scripts};
+use super::{Event, RedisKeys, scripts};
 use crate::{
     shared::{Nonce, RedisConnection, Unavailable},
     telemetry::metrics::RedisOperation,
@@ -65,9 +64,7 @@ impl Drop for FillLock {
         let (redis, key, token) = (self.redis.clone(), self.key.clone(), self.token);
         let page = self.page.clone();
         runtime.spawn(async move {
-            let script = Script::new(scripts::UNLOCK);
-            let mut unlock = script.key(key);
-            unlock.arg(token);
+            let unlock = scripts::unlock(&key, token);
             // One that stays ends by itself.
             let unlocked: Result<u8, Unavailable> = redis.ask(RedisOperation::Lock, &unlock).await;
             if unlocked.is_ok() {
@@ -79,10 +76,7 @@ impl Drop for FillLock {
 
 /// Says again and again that a page is still being filled.
 async fn renew(redis: Arc<RedisConnection>, key: String, token: Nonce) {
-    let script = Script::new(scripts::RENEW);
-    let mut renew = script.key(key);
-    renew.arg(token).arg(ms(LOCK_FOR));
-    let renew = renew;
+    let renew = scripts::renew(&key, token);
     loop {
         tokio::time::sleep(LOCK_FOR / 3).await;
         let held: Result<bool, Unavailable> = redis.ask(RedisOperation::Lock, &renew).await;

@@ -3,11 +3,140 @@
 //! `docs/replicas.md` says what the keys hold. Numbers only grow; whoever knows a larger one than Redis holds goes by that, so that a Redis
 //! that lost writes is put right.
 
+use std::{sync::LazyLock, time::Duration};
+
+use redis::{Script, ScriptInvocation};
+
+use super::{EPOCH_FOR, Known, RedisKeys, Wanted, lease::LOCK_FOR, ms};
+use crate::{cache::list::SharedList, shared::Nonce};
+
+/// All of them, to be loaded before they are needed.
+pub(super) fn all() -> [&'static Script; 6] {
+    [&LOOK, &RENEW, &UNLOCK, &STORE, &RAISE, &ASSERT]
+}
+
+/// Epoch; generation, name, count and first row of the list; the page; for how long another holds the lock.
+pub(super) type LookAnswer = (
+    u64,
+    Option<u64>,
+    Option<Nonce>,
+    Option<String>,
+    Option<String>,
+    Option<Vec<u8>>,
+    i64,
+);
+
+/// Looks for a page, and takes the lock for `token` where it is `wanted`.
+pub(super) fn look(
+    keys: &RedisKeys,
+    known: Known,
+    token: Nonce,
+    wanted: Wanted,
+) -> ScriptInvocation<'static> {
+    let mut look = LOOK.key(&keys.epoch);
+    look.key(&keys.list)
+        .key(&keys.page)
+        .key(&keys.lock)
+        .arg(known.epoch)
+        .arg(known.generation)
+        .arg(token)
+        .arg(ms(LOCK_FOR))
+        .arg(u8::from(wanted == Wanted::Newest));
+    look
+}
+
+/// What a fill leaves in Redis.
+#[derive(Debug)]
+pub(super) struct Stored<'a> {
+    /// That in which it began.
+    pub epoch: u64,
+    pub list: &'a SharedList,
+    pub list_for: Duration,
+    /// That of its lock, where it has one.
+    pub token: Option<Nonce>,
+    /// The page; empty: none.
+    pub value: &'a [u8],
+    pub fresh_for: Duration,
+    pub keep_for: Duration,
+}
+
+/// Epoch, and whether Redis had an earlier one; generation, name, count and first row of the list.
+pub(super) type StoreAnswer = (
+    u64,
+    bool,
+    Option<u64>,
+    Option<Nonce>,
+    Option<String>,
+    Option<String>,
+);
+
+pub(super) fn store(keys: &RedisKeys, stored: &Stored<'_>) -> ScriptInvocation<'static> {
+    let head = &stored.list.head;
+    let count = head.count.map(|count| count.to_string());
+    let mut store = STORE.key(&keys.epoch);
+    store
+        .key(&keys.list)
+        .key(&keys.page)
+        .key(&keys.lock)
+        .arg(stored.epoch)
+        .arg(ms(EPOCH_FOR))
+        .arg(stored.list.generation)
+        .arg(Nonce(stored.list.name))
+        .arg(count.unwrap_or_default())
+        .arg(head.first_row.as_deref().unwrap_or_default())
+        .arg(ms(stored.list_for))
+        .arg(stored.token.unwrap_or(Nonce(0)))
+        .arg(stored.value)
+        .arg(ms(stored.fresh_for))
+        .arg(ms(stored.keep_for).max(1));
+    store
+}
+
+/// Begins a new epoch; `refused`: because the upstream refused the space.
+pub(super) fn raise(
+    key: &str,
+    known: u64,
+    keep_for: Option<Duration>,
+    refused: bool,
+) -> ScriptInvocation<'static> {
+    let mut raise = RAISE.key(key);
+    raise
+        .arg(known)
+        .arg(keep_for.map_or(0, ms))
+        .arg(u8::from(refused));
+    raise
+}
+
+/// Tells Redis of an epoch that it may have lost.
+pub(super) fn assert_epoch(
+    key: &str,
+    known: u64,
+    keep_for: Option<Duration>,
+) -> ScriptInvocation<'static> {
+    let mut assert = ASSERT.key(key);
+    assert.arg(known).arg(keep_for.map_or(0, ms));
+    assert
+}
+
+pub(super) fn renew(lock: &str, token: Nonce) -> ScriptInvocation<'static> {
+    let mut renew = RENEW.key(lock);
+    renew.arg(token).arg(ms(LOCK_FOR));
+    renew
+}
+
+pub(super) fn unlock(lock: &str, token: Nonce) -> ScriptInvocation<'static> {
+    let mut unlock = UNLOCK.key(lock);
+    unlock.arg(token);
+    unlock
+}
+
 /// `KEYS`: epoch, list, page, lock. `ARGV`: the epoch and the generation that the replica knows; the token of the lock that it wants where
 /// the page is not fresh (empty: none), for how long, and whether it takes it from another. Answers the epoch; the list's generation,
 /// name, count and first row; the page, if it is of the state in force; and of the lock 0 where it was taken, the milliseconds for
 /// which another holds it, or -1 where it was not wanted.
-pub(super) const LOOK: &str = r"
+static LOOK: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
 local kept = redis.call('GET', KEYS[1])
 local epoch = math.max(tonumber(kept or 0), tonumber(ARGV[1]))
 local list = redis.call('HMGET', KEYS[2], 'generation', 'name', 'count', 'first', 'epoch')
@@ -32,29 +161,41 @@ elseif ARGV[3] ~= '' and not (is_current and tonumber(page[3]) > now) then
     end
 end
 local value = is_current and redis.call('HGET', KEYS[3], 'page')
-return {epoch, list[1] or false, list[2] or false, list[3] or false, list[4] or false, value, held}";
+return {epoch, list[1] or false, list[2] or false, list[3] or false, list[4] or false, value, held}",
+    )
+});
 
 /// `KEYS`: lock. `ARGV`: token, how long it is held from now. Answers whether it is still held.
-pub(super) const RENEW: &str = r"
+static RENEW: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
     return 0
 end
-return redis.call('PEXPIRE', KEYS[1], ARGV[2])";
+return redis.call('PEXPIRE', KEYS[1], ARGV[2])",
+    )
+});
 
 /// `KEYS`: lock. `ARGV`: token.
-pub(super) const UNLOCK: &str = r"
+static UNLOCK: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
 if redis.call('GET', KEYS[1]) == ARGV[1] then
     redis.call('DEL', KEYS[1])
 end
-return 0";
+return 0",
+    )
+});
 
 /// `KEYS`: epoch, list, page, lock. `ARGV`: the epoch in which the fill began, how long epochs are kept; the newest generation that the
 /// replica knows, the name, count and first row of the list's state that it saw, and how long a list is kept; the lock's token; the page
-/// (empty: none), how long it is fresh and how long it is kept. Answers the epoch, and the list's state in force.
+/// (empty: none), how long it is fresh and how long it is kept. Answers the epoch, whether Redis had lost it, and the list's state in force.
 ///
 /// What was dropped meanwhile stays dropped; a list that moved for another replica meanwhile did not move as this one says; and no page is
 /// kept without the lock, which the fill that began last holds.
-pub(super) const STORE: &str = r"
+static STORE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
 local known = tonumber(redis.call('GET', KEYS[1]) or 0)
 local epoch, had_lock = tonumber(ARGV[1]), redis.call('GET', KEYS[4]) == ARGV[8]
 if had_lock then
@@ -62,9 +203,10 @@ if had_lock then
 end
 local list = redis.call('HMGET', KEYS[2], 'generation', 'name', 'count', 'first', 'epoch')
 if known > epoch then
-    return {known, false, false, false, false}
+    return {known, 0, false, false, false, false}
 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+local was_behind = known < epoch and 1 or 0
 if tonumber(list[5] or -1) ~= epoch then
     list = {}
     redis.call('DEL', KEYS[2])
@@ -72,11 +214,11 @@ end
 local generation, before = tonumber(list[1] or 0), tonumber(ARGV[3])
 if list[2] ~= ARGV[4] then
     if generation > before then
-        return {epoch, list[1], list[2], list[3], list[4]}
+        return {epoch, was_behind, list[1], list[2], list[3], list[4]}
     end
     redis.call('DEL', KEYS[2])
     local time = redis.call('TIME')
-    generation = math.max(before + 1, time[1] * 1000 + math.floor(time[2] / 1000))
+    generation = math.max(before + 1, time[1] * 1000000 + time[2])
 else
     generation = math.max(generation, before)
 end
@@ -97,24 +239,42 @@ if had_lock and ARGV[9] ~= '' then
     redis.call('PEXPIRE', KEYS[3], ARGV[11])
 end
 list = redis.call('HMGET', KEYS[2], 'generation', 'name', 'count', 'first')
-return {epoch, list[1], list[2], list[3], list[4]}";
+return {epoch, was_behind, list[1], list[2], list[3], list[4]}",
+    )
+});
 
-/// `KEYS`: epoch. `ARGV`: the largest that the replica knows, how long it is kept (0: for ever), whether there is to be a new one, and whether
-/// the upstream refused the space, of which nothing is written then where Redis knows nothing of it: clients may invent spaces. Answers
-/// the epoch in force, and whether it is written.
-pub(super) const RAISE: &str = r"
-local known, epoch = tonumber(redis.call('GET', KEYS[1]) or 0), tonumber(ARGV[1])
-if ARGV[3] == '1' then
-    local time = redis.call('TIME')
-    epoch = math.max(epoch + 1, known + 1, time[1] * 1000 + math.floor(time[2] / 1000))
-else
-    epoch = math.max(epoch, known)
-end
-if epoch == 0 or ARGV[4] == '1' and redis.call('EXISTS', KEYS[1]) == 0 then
+/// `KEYS`: epoch. `ARGV`: the largest that the replica knows, how long it is kept (0: for ever), and whether the upstream refused the space, of
+/// which nothing is written then where Redis knows nothing of it: clients may invent spaces. Begins a new one; answers it, and whether it
+/// is written.
+static RAISE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+local known, time = redis.call('GET', KEYS[1]), redis.call('TIME')
+local epoch = math.max(ARGV[1] + 1, tonumber(known or 0) + 1, time[1] * 1000000 + time[2])
+if ARGV[3] == '1' and not known then
     return {epoch, 0}
 end
 redis.call('SET', KEYS[1], string.format('%.0f', epoch))
 if ARGV[2] ~= '0' then
     redis.call('PEXPIRE', KEYS[1], ARGV[2])
 end
-return {epoch, 1}";
+return {epoch, 1}",
+    )
+});
+
+/// `KEYS`: epoch. `ARGV`: the largest that the replica knows, and how long it is kept (0: for ever). Answers the one in force, and whether
+/// others may not have heard of it: it was lost here, or is of the last minute, whose log may be lost.
+static ASSERT: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+local before, known, time = tonumber(redis.call('GET', KEYS[1]) or 0), tonumber(ARGV[1]), redis.call('TIME')
+if known > before then
+    redis.call('SET', KEYS[1], ARGV[1])
+    if ARGV[2] ~= '0' then
+        redis.call('PEXPIRE', KEYS[1], ARGV[2])
+    end
+end
+local is_news = known > before or known == before and known > (time[1] - 60) * 1000000
+return {math.max(known, before), is_news and 1 or 0}",
+    )
+});

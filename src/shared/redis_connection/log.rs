@@ -5,14 +5,12 @@
 
 use std::{str::FromStr, sync::Arc, time::Duration};
 
-use redis::RedisError;
-use tracing::warn;
-
-use super::{Live, RedisConnection, Subscriber, Unavailable, ms};
+use super::{CONNECT_TIMEOUT, Live, RedisConnection, Session, Subscriber, Unavailable, ms};
 use crate::{
     shared::connect::{Commands, DialError},
     telemetry::metrics::RedisOperation,
 };
+use redis::{Cmd, RedisError};
 
 /// Entries that the log keeps at least.
 const KEPT: usize = 10_000;
@@ -40,6 +38,34 @@ impl FromStr for EntryId {
     }
 }
 
+fn appending(log: &str, entry: &[u8]) -> Cmd {
+    let mut append = redis::cmd("XADD");
+    append
+        .arg(log)
+        .arg(&["MAXLEN", "~"])
+        .arg(KEPT)
+        .arg(&["*", "e"])
+        .arg(entry);
+    append
+}
+
+impl Session {
+    /// As [`RedisConnection::append`], as part of connecting.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Unavailable`] where Redis has not got it, or may not have.
+    pub async fn append(&self, entry: &[u8]) -> Result<(), Unavailable> {
+        let append = appending(&self.log, entry);
+        let mut commands = self.commands.clone();
+        let appended = append.query_async(&mut commands);
+        match tokio::time::timeout(CONNECT_TIMEOUT, appended).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(Unavailable),
+        }
+    }
+}
+
 impl RedisConnection {
     /// Logs `entry` for all replicas, this one too.
     ///
@@ -48,46 +74,39 @@ impl RedisConnection {
     /// Returns [`Unavailable`] where Redis has not got it, or may not have.
     pub async fn append(&self, entry: &[u8]) -> Result<(), Unavailable> {
         let live = self.live.load_full().ok_or(Unavailable)?;
-        let mut append = redis::cmd("XADD");
-        append
-            .arg(self.log_key())
-            .arg(&["MAXLEN", "~"])
-            .arg(KEPT)
-            .arg(&["*", "e"])
-            .arg(entry);
-        let mut commands = live.connection.commands.clone();
+        let append = appending(&self.log_key(), entry);
+        let mut commands = live.commands.clone();
         let appended = append.query_async(&mut commands);
         let answer = tokio::time::timeout(self.config.timeout, appended).await;
         let _: String = self.judge(&live, RedisOperation::Log, answer.map_err(|_| ()))?;
         Ok(())
     }
 
-    fn log_key(&self) -> String {
+    pub(super) fn log_key(&self) -> String {
         self.name("{log}")
     }
 
-    /// Finds from where to read on: the end, at first. Returns whether Redis has lost entries since this replica read them.
+    /// Finds from where to read on: the beginning, at first. Returns whether Redis has lost entries since this replica read them.
     pub(super) async fn find_position(
         &self,
         commands: &mut Commands,
         subscriber: &dyn Subscriber,
     ) -> Result<bool, DialError> {
-        let newest = self.edge(commands, "XREVRANGE", ["+", "-"]).await?;
-        let Some(position) = *self.log_position.lock() else {
-            *self.log_position.lock() = Some(newest.unwrap_or_default());
+        let position = *self.log_position.lock();
+        if position == EntryId::default() {
             return Ok(false);
-        };
+        }
+        let newest = self.edge(commands, "XREVRANGE", ["+", "-"]).await?;
         if newest.unwrap_or_default() < position {
             // All that it has may be new.
-            *self.log_position.lock() = Some(EntryId::default());
+            *self.log_position.lock() = EntryId::default();
             return Ok(true);
         }
         let oldest = self.edge(commands, "XRANGE", ["-", "+"]).await?;
         let length: usize = redis::cmd("XLEN")
             .arg(self.log_key())
             .query_async(commands)
-            .await
-            .map_err(DialError::Refused)?;
+            .await?;
         if oldest.is_some_and(|oldest| oldest > position) && length >= KEPT {
             subscriber.missed();
         }
@@ -102,10 +121,7 @@ impl RedisConnection {
     ) -> Result<Option<EntryId>, DialError> {
         let mut edge = redis::cmd(command);
         edge.arg(self.log_key()).arg(&range).arg(&["COUNT", "1"]);
-        let entries: Entries = edge
-            .query_async(commands)
-            .await
-            .map_err(DialError::Refused)?;
+        let entries: Entries = edge.query_async(commands).await?;
         Ok(entries.first().and_then(|(id, _)| id.parse().ok()))
     }
 
@@ -115,18 +131,13 @@ impl RedisConnection {
         commands: &mut Commands,
         subscriber: &dyn Subscriber,
     ) -> Result<(), DialError> {
-        while self
-            .read(commands, subscriber, None)
-            .await
-            .map_err(DialError::Refused)?
-            == AT_ONCE
-        {}
+        while self.read(commands, subscriber, None).await? == AT_ONCE {}
         Ok(())
     }
 
     /// Reads entries as they come, until the connection is lost.
     pub(super) async fn follow_log(&self, live: &Arc<Live>, subscriber: &dyn Subscriber) {
-        let mut commands = live.reader.commands.clone();
+        let mut commands = live.reader.clone();
         let recheck = self.config.recheck;
         let mut failures = 0;
         loop {
@@ -139,7 +150,7 @@ impl RedisConnection {
             failures += 1;
             self.metrics.shared.failed(RedisOperation::Log);
             if let Ok(Err(error)) = &read {
-                warn!(redis.error = error.code(), "the log cannot be read");
+                self.tell_refusal(live, RedisOperation::Log, error);
             }
             let is_broken = matches!(&read, Ok(Err(error)) if super::loss(error).is_some());
             if is_broken || failures >= MOST_FAILURES {
@@ -158,7 +169,7 @@ impl RedisConnection {
         subscriber: &dyn Subscriber,
         wait: Option<Duration>,
     ) -> Result<usize, RedisError> {
-        let EntryId(time, number) = self.log_position.lock().unwrap_or_default();
+        let EntryId(time, number) = *self.log_position.lock();
         let mut read = redis::cmd("XREAD");
         read.arg("COUNT").arg(AT_ONCE);
         if let Some(wait) = wait {
@@ -178,7 +189,7 @@ impl RedisConnection {
                 subscriber.heard(entry);
             }
             if let Ok(id) = id.parse() {
-                *self.log_position.lock() = Some(id);
+                *self.log_position.lock() = id;
             }
             count += 1;
         }

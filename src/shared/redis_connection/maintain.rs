@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use redis::{RedisError, Script, ScriptInvocation};
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -98,29 +99,27 @@ impl RedisConnection {
             .map_err(|_| DialError::Address("reading it ended in a bug".to_owned()))?
             .map_err(|problems| DialError::Address(problems.to_string()))?;
         let connecting = async {
-            let mut connection = dial(&address).await?;
-            let reader = dial(&address).await?;
-            let forgot = self
-                .find_position(&mut connection.commands, subscriber)
-                .await?;
+            let (mut commands, reader) = tokio::try_join!(dial(&address), dial(&address))?;
+            let forgot = self.find_position(&mut commands, subscriber).await?;
             // Too slow for one operation is too slow: it would be lost again with the first one.
             let ping = redis::cmd("PING");
-            let answered = ping.query_async(&mut connection.commands);
+            let answered = ping.query_async(&mut commands);
             let answered: Result<(), _> = tokio::time::timeout(self.config.timeout, answered)
                 .await
                 .map_err(|_| DialError::Timeout(self.config.timeout))?;
-            answered.map_err(DialError::Refused)?;
-            Ok((connection, reader, forgot))
+            answered?;
+            Ok((commands, reader, forgot))
         };
-        let (connection, mut reader, forgot) = tokio::time::timeout(CONNECT_TIMEOUT, connecting)
+        let (commands, mut reader, forgot) = tokio::time::timeout(CONNECT_TIMEOUT, connecting)
             .await
             .unwrap_or(Err(DialError::Timeout(CONNECT_TIMEOUT)))?;
         let session = Session {
-            commands: connection.commands.clone(),
+            commands: commands.clone(),
+            log: self.log_key(),
         };
         let told = subscriber.catch_up(&session).await;
         told.map_err(|Unavailable| DialError::CatchUp)?;
-        let heard = self.read_backlog(&mut reader.commands, subscriber);
+        let heard = self.read_backlog(&mut reader, subscriber);
         tokio::time::timeout(CONNECT_TIMEOUT, heard)
             .await
             .unwrap_or(Err(DialError::Timeout(CONNECT_TIMEOUT)))?;
@@ -131,10 +130,11 @@ impl RedisConnection {
         let answer = session.ask(&beat).await;
         let (members, now) = answer.map_err(|Unavailable| DialError::CatchUp)?;
         let live = Arc::new(Live {
-            connection,
+            commands,
             reader,
             clock: AtomicI64::new(ahead(now, sent, now_ms())),
-            timeouts: AtomicU32::new(0),
+            failures: AtomicU32::new(0),
+            told: Mutex::default(),
         });
         self.note_members(members);
         self.connected(&live, forgot);
@@ -215,7 +215,7 @@ impl RedisConnection {
         };
         let mut leave = redis::cmd("ZREM");
         leave.arg(self.members_key()).arg(self.replica);
-        let mut commands = live.connection.commands.clone();
+        let mut commands = live.commands.clone();
         let left = leave.query_async(&mut commands);
         let _: Result<Result<(), _>, _> = tokio::time::timeout(self.config.timeout, left).await;
     }
