@@ -60,8 +60,8 @@ pub struct Gateway {
     converse: Converse,
     admin: Serving,
     snapshot: Option<Snapshotting>,
-    /// Ends the connection to Redis when dropped.
-    sharing: Option<DropGuard>,
+    /// Ends the connection to Redis when dropped, and the task that ends it.
+    sharing: Option<(DropGuard, JoinHandle<()>)>,
     /// Ends the compression of idle pages when dropped.
     tidying: DropGuard,
     traces: Option<Export>,
@@ -221,7 +221,10 @@ impl Gateway {
             let _ = task.await;
         }
         drop(self.tidying);
-        drop(self.sharing);
+        if let Some((end, task)) = self.sharing {
+            drop(end);
+            let _ = task.await;
+        }
         if let Some(traces) = self.traces {
             traces.end().await;
         }

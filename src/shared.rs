@@ -13,5 +13,5 @@ pub use self::{
     connect::DialError,
     limit::{SharedLimit, Taken},
     nonce::Nonce,
-    redis_connection::{Health, RedisConnection, Session, Subscriber, Unavailable},
+    redis_connection::{Health, Members, RedisConnection, Session, Subscriber, Unavailable},
 };

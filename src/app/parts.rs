@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use tokio::sync::Notify;
+use tokio::{sync::Notify, task::JoinHandle};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::build::Built;
@@ -75,10 +75,11 @@ impl Parts {
         self.policy.load().clients.credentials().clone()
     }
 
-    /// Shares pages and calls with the other replicas, where Redis is configured, until the guard is dropped.
+    /// Shares pages and calls with the other replicas, where Redis is configured, until the guard is dropped; the task then says good-bye to
+    /// the others.
     ///
     /// Waits for the first attempt to connect, so that a new replica starts with what the others have.
-    pub(super) async fn share(&self) -> Option<DropGuard> {
+    pub(super) async fn share(&self) -> Option<(DropGuard, JoinHandle<()>)> {
         let redis = self.redis.clone()?;
         let credentials = self.credentials();
         share_calls(&redis, &credentials);
@@ -87,9 +88,9 @@ impl Parts {
         let end = CancellationToken::new();
         let first = Arc::new(Notify::new());
         let subscriber = Arc::new(self.pages.clone());
-        tokio::spawn(redis.maintain(subscriber, first.clone(), end.clone()));
+        let task = tokio::spawn(redis.maintain(subscriber, first.clone(), end.clone()));
         first.notified().await;
-        Some(end.drop_guard())
+        Some((end.drop_guard(), task))
     }
 }
 

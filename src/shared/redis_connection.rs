@@ -32,6 +32,9 @@ use crate::{
 
 mod log;
 mod maintain;
+mod members;
+
+pub use self::members::Members;
 
 /// For connecting and catching up: longer than for an operation, since nobody waits for it.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -79,8 +82,7 @@ pub struct RedisConnection {
     replica: Nonce,
     live: ArcSwapOption<Live>,
     standing: Mutex<Standing>,
-    /// How many replicas the last heartbeat saw.
-    members: AtomicU32,
+    seen: Mutex<members::Seen>,
     /// The id of the last entry of the log that was read.
     log_position: Mutex<EntryId>,
     /// Makes [`RedisConnection::maintain`] reconnect.
@@ -175,7 +177,7 @@ impl RedisConnection {
                 },
                 lost: None,
             }),
-            members: AtomicU32::new(1),
+            seen: Mutex::default(),
             log_position: Mutex::default(),
             failed: Notify::new(),
             lost: Notify::new(),
@@ -223,12 +225,6 @@ impl RedisConnection {
     #[must_use]
     pub fn health(&self) -> Health {
         self.standing.lock().health
-    }
-
-    /// How many replicas the last heartbeat saw, this one among them.
-    #[must_use]
-    pub fn members(&self) -> u32 {
-        self.members.load(Ordering::Relaxed)
     }
 
     /// When the connection was last lost, and whether Redis has lost its data since.

@@ -10,14 +10,14 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use redis::{RedisError, Script, ScriptInvocation};
+use redis::{RedisError, Script};
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
-    CONNECT_TIMEOUT, Health, Live, MEMBER_FOR, RedisConnection, Session, Subscriber, Unavailable,
-    ms, unix_ms,
+    CONNECT_TIMEOUT, Health, Live, RedisConnection, Session, Subscriber, Unavailable, members,
+    unix_ms,
 };
 use crate::{
     shared::connect::{DialError, dial, reason},
@@ -31,18 +31,6 @@ const MOST_FAILURES: u32 = 2;
 /// The longest pauses before connecting again: doubled after each failure, and any part of one, so that replicas do not come all at once.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-
-/// `KEYS`: members. `ARGV`: this replica, how long a member counts. Answers how many there are, and the time. In a full Redis nobody is
-/// added, and those count who are there.
-const HEARTBEATS: &str = r"
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[2])
-local added = redis.pcall('ZADD', KEYS[1], now, ARGV[1])
-if type(added) == 'table' and added.err and not string.find(added.err, 'OOM', 1, true) then
-    return added
-end
-return {redis.call('ZCARD', KEYS[1]), now}";
 
 impl RedisConnection {
     /// Connects, and reconnects whenever the connection is lost, until `end`. `first` is notified when the first attempt has ended,
@@ -124,11 +112,10 @@ impl RedisConnection {
             .await
             .unwrap_or(Err(DialError::Timeout(CONNECT_TIMEOUT)))?;
         // Only after the other replicas know what this one did alone: a member has a share of the quota.
-        let script = Script::new(HEARTBEATS);
-        let beat = self.heartbeat(&script);
+        let script = Script::new(members::HEARTBEAT);
         let sent = now_ms();
-        let answer = session.ask(&beat).await;
-        let (members, now) = answer.map_err(|Unavailable| DialError::CatchUp)?;
+        let answer = session.ask(&self.heartbeat(&script)).await;
+        let now = self.saw(answer.map_err(|Unavailable| DialError::CatchUp)?);
         let live = Arc::new(Live {
             commands,
             reader,
@@ -136,19 +123,8 @@ impl RedisConnection {
             failures: AtomicU32::new(0),
             told: Mutex::default(),
         });
-        self.note_members(members);
         self.connected(&live, forgot);
         Ok(live)
-    }
-
-    fn heartbeat<'a>(&self, script: &'a Script) -> ScriptInvocation<'a> {
-        let mut beat = script.key(self.members_key());
-        beat.arg(self.replica).arg(ms(MEMBER_FOR));
-        beat
-    }
-
-    fn note_members(&self, members: u32) {
-        self.members.store(members.max(1), Ordering::Relaxed);
     }
 
     fn connected(&self, live: &Arc<Live>, forgot: bool) {
@@ -188,17 +164,17 @@ impl RedisConnection {
     async fn beat(&self, live: &Arc<Live>, subscriber: &dyn Subscriber) {
         let mut interval = tokio::time::interval(HEARTBEAT);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let script = Script::new(HEARTBEATS);
-        let beat = self.heartbeat(&script);
+        let script = Script::new(members::HEARTBEAT);
         let mut failures = 0;
         while failures < MOST_FAILURES {
             interval.tick().await;
             subscriber.beat();
+            let beat = self.heartbeat(&script);
             let sent = now_ms();
             match self.ask(RedisOperation::Heartbeat, &beat).await {
-                Ok((members, now)) => {
+                Ok(seen) => {
                     failures = 0;
-                    self.note_members(members);
+                    let now = self.saw(seen);
                     live.clock
                         .store(ahead(now, sent, now_ms()), Ordering::Relaxed);
                 }
@@ -206,18 +182,6 @@ impl RedisConnection {
             }
         }
         self.give_up(live, "no heartbeat");
-    }
-
-    /// Is no member from now on: the others need not wait until it has been silent for long.
-    async fn leave(&self) {
-        let Some(live) = self.live.load_full() else {
-            return;
-        };
-        let mut leave = redis::cmd("ZREM");
-        leave.arg(self.members_key()).arg(self.replica);
-        let mut commands = live.commands.clone();
-        let left = leave.query_async(&mut commands);
-        let _: Result<Result<(), _>, _> = tokio::time::timeout(self.config.timeout, left).await;
     }
 }
 
