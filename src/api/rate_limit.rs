@@ -6,19 +6,11 @@ use std::{
     time::Duration,
 };
 
-use governor::{
-    Quota, RateLimiter,
-    clock::Clock,
-    middleware::StateInformationMiddleware,
-    state::{InMemoryState, NotKeyed},
-};
 use http::{HeaderMap, HeaderName, HeaderValue};
-use tokio::time::Instant;
+use parking_lot::Mutex;
+use tokio::{sync::Semaphore, time::Instant};
 
-use crate::{
-    config::RateLimitConfig,
-    shared::{SharedLimit, Taken},
-};
+use crate::{config::RateLimitConfig, shared::SharedLimit};
 
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
@@ -71,35 +63,34 @@ pub(super) fn whole_seconds(time: Duration) -> u64 {
     time.as_secs() + u64::from(time.subsec_nanos() > 0)
 }
 
-/// A budget of requests that fills up again at a steady rate.
+/// A budget of requests that fills up again at a steady rate: the generic cell rate algorithm (ITU-T I.371), by hand, since its state is
+/// also told by Redis.
 #[derive(Debug)]
 pub struct Limiter {
     policy: &'static str,
     config: RateLimitConfig,
     /// In which one more request is allowed.
     period: Duration,
-    cells: RateLimiter<NotKeyed, InMemoryState, TokioClock, StateInformationMiddleware>,
+    /// When the budget is full again, as far as it is known here.
+    full_at: Mutex<Instant>,
     /// The same budget as all replicas count it.
     shared: OnceLock<SharedLimit>,
+    /// One permit for each request that may be allowed before Redis has answered those before it.
+    unanswered: Arc<Semaphore>,
 }
 
 impl Limiter {
     /// A full budget; `policy` is its name towards clients.
     #[must_use]
     pub fn new(policy: &'static str, config: &RateLimitConfig) -> Self {
-        let period = Duration::from_secs_f64(1.0 / config.per_second);
-        let quota =
-            Quota::with_period(period).expect("a rate is checked to be no more than 1000000");
+        let at_once = (config.burst.get() / 20).clamp(1, 1000) as usize;
         Self {
             policy,
             config: config.clone(),
-            period,
-            cells: RateLimiter::new(
-                quota.allow_burst(config.burst),
-                InMemoryState::default(),
-                TokioClock(Instant::now()),
-            ),
+            period: Duration::from_secs_f64(1.0 / config.per_second),
+            full_at: Mutex::new(Instant::now()),
             shared: OnceLock::new(),
+            unanswered: Arc::new(Semaphore::new(at_once)),
         }
     }
 
@@ -116,44 +107,88 @@ impl Limiter {
 
     /// Takes one request out of the budget and says what is left.
     ///
+    /// It is decided by what is known here, and Redis is told afterwards. Only while a twentieth of the budget is told and not answered,
+    /// the next request waits for the answer to it.
+    ///
     /// # Errors
     ///
     /// Returns how long it takes until there is one, where there is none.
-    pub async fn take(&self) -> Result<RateLimit, RateLimit> {
-        // Always: if Redis becomes unreachable, what was spent here still counts.
-        let own = self.take_own();
-        let Some(shared) = self.shared.get() else {
-            return own;
+    pub async fn take(self: &Arc<Self>) -> Result<RateLimit, RateLimit> {
+        let Some(shared) = self.shared.get().filter(|shared| shared.is_up()) else {
+            return self.take_own();
         };
+        if let Ok(permit) = self.unanswered.clone().try_acquire_owned() {
+            let own = self.take_own()?;
+            let (limiter, shared) = (self.clone(), shared.clone());
+            tokio::spawn(async move {
+                let sent = Instant::now();
+                let charged = shared.charge(limiter.period, limiter.config.burst.get());
+                if let Ok(taken) = charged.await {
+                    limiter.learn(sent + taken.full_in);
+                }
+                drop(permit);
+            });
+            return Ok(own);
+        }
+        self.look()?;
+        let sent = Instant::now();
         // Boxed, as whatever a hit does not wait for.
         let taken = Box::pin(shared.take(self.period, self.config.burst.get())).await;
-        match taken {
-            Ok(Taken::Yes { left, full_in }) => Ok(self.state(left, full_in)),
-            Ok(Taken::No { wait }) => Err(self.state(0, wait)),
-            Err(_lost) => own,
+        let Ok(taken) = taken else {
+            return self.take_own();
+        };
+        self.learn(sent + taken.full_in);
+        match taken.is_allowed {
+            true => Ok(self.allowed(taken.full_in)),
+            false => Err(self.refused(taken.full_in)),
         }
     }
 
+    /// Takes in when Redis knows the budget to be full again: of two times the later counts.
+    fn learn(&self, full_at: Instant) {
+        let mut known = self.full_at.lock();
+        *known = full_at.max(*known);
+    }
+
     fn take_own(&self) -> Result<RateLimit, RateLimit> {
-        match self.cells.check() {
-            Ok(state) => {
-                let remaining = state.remaining_burst_capacity();
-                let missing = self.config.burst.get().saturating_sub(remaining);
-                Ok(self.state(remaining, self.period * missing))
-            }
-            Err(refused) => {
-                let wait = refused.wait_time_from(self.cells.clock().now());
-                // It may have come between the two looks at the clock: but this request was refused.
-                Err(self.state(0, wait.max(Duration::from_nanos(1))))
-            }
+        let mut full_at = self.full_at.lock();
+        let now = Instant::now();
+        let full_in = full_at.saturating_duration_since(now);
+        if full_in + self.period > self.window() {
+            return Err(self.refused(full_in));
         }
+        *full_at = now + full_in + self.period;
+        Ok(self.allowed(full_in + self.period))
+    }
+
+    /// Whether there is one, as far as it is known here.
+    fn look(&self) -> Result<(), RateLimit> {
+        let full_in = (*self.full_at.lock()).saturating_duration_since(Instant::now());
+        match full_in + self.period > self.window() {
+            true => Err(self.refused(full_in)),
+            false => Ok(()),
+        }
+    }
+
+    fn window(&self) -> Duration {
+        self.period * self.config.burst.get()
+    }
+
+    /// The state after a request was taken out of a budget that is full again after `full_in`.
+    fn allowed(&self, full_in: Duration) -> RateLimit {
+        let left = self.window().saturating_sub(full_in).as_nanos() / self.period.as_nanos();
+        self.state(u32::try_from(left).unwrap_or(u32::MAX), full_in)
+    }
+
+    fn refused(&self, full_in: Duration) -> RateLimit {
+        self.state(0, (full_in + self.period).saturating_sub(self.window()))
     }
 
     fn state(&self, remaining: u32, reset_after: Duration) -> RateLimit {
         RateLimit {
             policy: self.policy,
             quota: self.config.burst.get(),
-            window: self.period * self.config.burst.get(),
+            window: self.window(),
             remaining,
             reset_after,
         }
@@ -174,18 +209,6 @@ pub(super) async fn take_all(limiters: &[Arc<Limiter>]) -> Result<Vec<RateLimit>
         limits.push(limiter.take().await?);
     }
     Ok(limits)
-}
-
-/// tokio's clock, which tests can turn, as time since some moment.
-#[derive(Clone, Copy, Debug)]
-struct TokioClock(Instant);
-
-impl Clock for TokioClock {
-    type Instant = Duration;
-
-    fn now(&self) -> Duration {
-        self.0.elapsed()
-    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
-//! The calls of one upstream credential across all replicas: no more than its quota in any minute.
+//! The calls of one upstream credential across all replicas: no more than its quota in any minute, at the pace of one process.
 //!
-//! Redis holds each call from its grant until a minute after its end, or after its lease if the end is never reported. Disconnected
-//! replicas may use their share of the quota; the connected ones have the rest: quota × connected ÷ configured replicas.
+//! Redis holds each call from its grant until a minute after its end, or after its lease if the end is never reported. What replicas may
+//! spend that Redis does not count, and what they leave to each other, is told in `docs/quota.md`.
 
 use std::{
     collections::HashMap,
@@ -9,98 +9,50 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use parking_lot::Mutex;
 use redis::Script;
 use tokio::{runtime::Handle, time::Instant};
 
+use self::share::{reserved, share, turn_after};
 use super::{
     RedisConnection, Session, Unavailable,
     redis_connection::{MEMBER_FOR, MINUTE, ms},
 };
 use crate::telemetry::metrics::RedisOperation;
 
+mod share;
+
 /// How long a call may take; one whose end is never reported counts as ended then.
 const LEASE: Duration = Duration::from_secs(60);
-
-/// `KEYS`: calls, hold, members. `ARGV`: the quota, replicas, this call, its lease, whether all replicas must be there, how long a
-/// member counts. Answers 0, or the milliseconds until there may be a call.
-const GRANT: &str = r"
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local quota, replicas, minute = tonumber(ARGV[1]), tonumber(ARGV[2]), 60000
-local hold = redis.call('PTTL', KEYS[2])
-if hold > 0 then
-    return hold
-end
-local members = redis.call('ZCOUNT', KEYS[3], now - ARGV[6], '+inf')
-if ARGV[5] == '1' and members < replicas then
-    return 1000
-end
-local allowed = math.floor(quota * math.min(members, replicas) / replicas)
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - minute)
--- How long until one more keeps to `most` within `window`: what is in flight stays for all of it.
-local function room(most, window)
-    local from = '(' .. (now - window)
-    local over = redis.call('ZCOUNT', KEYS[1], from, '+inf') - most + 1
-    if over <= 0 then
-        return 0
-    end
-    local ended = redis.call('ZRANGEBYSCORE', KEYS[1], from, now, 'WITHSCORES', 'LIMIT', over - 1, 1)
-    if most <= 0 or not ended[2] then
-        return window
-    end
-    return math.max(1, ended[2] + window - now)
-end
-local burst = math.ceil(quota / 2)
-local wait = math.max(room(allowed, minute), room(math.min(burst, allowed), math.floor(minute * burst / quota)))
-if wait > 0 then
-    return math.ceil(wait)
-end
-redis.call('ZADD', KEYS[1], now + ARGV[4], ARGV[3])
-redis.call('PEXPIRE', KEYS[1], ARGV[4] + 2 * minute)
-return 0";
-
-/// `KEYS`: calls. `ARGV`: this call. It ended now.
-const END: &str = r"
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-redis.call('ZADD', KEYS[1], 'XX', now, ARGV[1])
-return 0";
-
-/// `KEYS`: calls. `ARGV`: this call. It was never made.
-const GIVE_BACK: &str = r"
-return redis.call('ZREM', KEYS[1], ARGV[1])";
-
-/// `KEYS`: hold. `ARGV`: how long there is no call. The longest that any replica was told holds.
-const BLOCK: &str = r"
-if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[1]) then
-    redis.call('SET', KEYS[1], '1', 'PX', ARGV[1])
-end
-return 0";
-
-/// `KEYS`: calls. `ARGV`: pairs of a call and how long ago it ended, or less than nothing for the rest of its lease.
-const REPORT: &str = r"
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-for place = 1, #ARGV, 2 do
-    redis.call('ZADD', KEYS[1], now - ARGV[place + 1], ARGV[place])
-end
-redis.call('PEXPIRE', KEYS[1], 180000)
-return 0";
+/// Without Redis there is no call for so long: until the others' calls have left the minute, and they have noticed that this replica is
+/// gone. That takes them [`MEMBER_FOR`] and a heartbeat.
+const SILENCE: Duration = MINUTE.saturating_add(MEMBER_FOR.saturating_mul(2));
+/// How soon a Redis is asked again that answers but does not count.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+const CALLS: &str = include_str!("calls/calls.lua");
 
 /// The calls of one credential, as all replicas make them.
 #[derive(Debug)]
 pub struct Calls {
     redis: Arc<RedisConnection>,
     key: String,
-    block_key: String,
-    grant: Script,
+    script: Script,
+    began: Instant,
     next: AtomicU64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
     /// This replica's calls of the last minute, to report to a Redis that does not know them.
-    made: Mutex<HashMap<u64, Made>>,
+    made: HashMap<u64, Made>,
+    /// Until when the upstream asked this replica to make no call.
+    held_until: Option<Instant>,
+    /// Since when Redis does not count although it answers, and when it was asked last.
+    failing: Option<(Instant, Instant)>,
 }
 
 /// The state of a call.
@@ -119,6 +71,10 @@ pub enum Grant {
 }
 
 impl Calls {
+    /// What is done in Redis, for the test that compares it with the policy of one process.
+    #[cfg(test)]
+    pub(crate) const SCRIPT: &str = CALLS;
+
     /// The calls of the credential `name` at `origin`: replacing its token does not reset the quota.
     #[must_use]
     pub fn new(redis: Arc<RedisConnection>, origin: &str, name: &str) -> Arc<Self> {
@@ -128,76 +84,103 @@ impl Calls {
             hasher.update(part.as_bytes());
         }
         let digest = hasher.finalize().to_hex();
-        let of = |kind| redis.name(&format!("{kind}:{}", &digest[..32]));
         Arc::new(Self {
-            key: of("calls"),
-            block_key: of("hold"),
+            key: redis.name(&format!("{{{}}}:calls", &digest[..32])),
             redis,
-            grant: Script::new(GRANT),
+            script: Script::new(CALLS),
+            began: Instant::now(),
             next: AtomicU64::new(0),
-            made: Mutex::default(),
+            state: Mutex::default(),
         })
     }
 
-    /// The part of `quota` that this replica may use: all of it while Redis counts, else its share.
+    /// The calls of `quota` that this replica may count on: what Redis counts for all, or its share.
     #[must_use]
-    pub fn share_of(&self, quota: u32) -> u32 {
-        if self.redis.is_up() {
-            quota
-        } else {
-            quota / self.redis.replicas()
+    pub fn limit(&self, quota: u32, now: Instant) -> u32 {
+        let (absent, of) = (self.redis.members().absent, self.replicas());
+        match self.counts(now) {
+            true => quota.saturating_sub(reserved(quota, absent, of)).max(1),
+            false => share(quota, of),
         }
     }
 
     /// Whether Redis counts.
     #[must_use]
-    pub fn is_counted(&self) -> bool {
-        self.redis.is_up()
+    pub fn counts(&self, now: Instant) -> bool {
+        let failing = self.state.lock().failing;
+        self.redis.is_up() && failing.is_none_or(|(_, asked)| now - asked >= ASK_AGAIN)
     }
 
-    /// How long no call may be made after Redis was lost: until the other replicas' last calls have expired and they count this one as
-    /// disconnected.
+    /// How long this replica stays silent because Redis does not count.
     #[must_use]
-    pub fn blocked_for(&self, now: Instant) -> Option<Duration> {
-        if self.redis.is_up() {
-            return None;
+    pub fn silent_for(&self, now: Instant) -> Duration {
+        if self.counts(now) {
+            return Duration::ZERO;
         }
-        let (lost, _) = self.redis.lost()?;
-        let until = lost + MINUTE + MEMBER_FOR;
-        (until > now).then(|| until - now)
+        let failing = self.state.lock().failing.map(|(since, _)| since);
+        let lost = self.redis.lost().map(|(lost, _)| lost);
+        let lost = lost.filter(|_| !self.redis.is_up());
+        let since = match lost.max(failing) {
+            Some(since) => since,
+            // Alone by what is configured, it is as any process that begins.
+            None if self.redis.replicas() == 1 => return Duration::ZERO,
+            None => self.began,
+        };
+        (since + SILENCE).saturating_duration_since(now)
     }
 
-    /// Requests a call within `quota`.
+    /// How long until this replica's turn, where Redis does not count and `quota` is too small for a share.
+    #[must_use]
+    pub fn turn_after(&self, quota: u32, now: Instant) -> Duration {
+        let (members, of) = (self.redis.members(), self.replicas());
+        if self.counts(now) || quota >= of {
+            return Duration::ZERO;
+        }
+        if members.places == 0 {
+            // Nobody told it which turn is its own.
+            return MINUTE;
+        }
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH);
+        turn_after(members.index, of, quota, unix.unwrap_or_default())
+    }
+
+    fn replicas(&self) -> u32 {
+        self.redis.replicas().max(self.redis.members().places)
+    }
+
+    /// Requests a call within `limit`.
     ///
     /// # Errors
     ///
-    /// Returns [`Unavailable`] without Redis: the caller then has its share.
-    pub async fn ask(self: &Arc<Self>, quota: u32) -> Result<Grant, Unavailable> {
+    /// Returns [`Unavailable`] where Redis does not count: the caller then has its share.
+    pub async fn ask(self: &Arc<Self>, limit: u32) -> Result<Grant, Unavailable> {
         let call = self.begin();
-        // A Redis that lost its data knows only the replicas that are back.
-        let needs_all = self
-            .redis
-            .lost()
-            .is_some_and(|(lost, forgotten)| forgotten && lost.elapsed() < MINUTE + MEMBER_FOR);
-        let mut grant = self.grant.key(&self.key);
+        let mut grant = self.script.key(&self.key);
         grant
-            .key(&self.block_key)
-            .key(self.redis.members_key())
-            .arg(quota)
-            .arg(self.redis.replicas())
-            .arg(self.member(call.id))
-            .arg(ms(LEASE))
-            .arg(u8::from(needs_all))
-            .arg(ms(MEMBER_FOR));
+            .arg(&["grant", "", &self.member(call.id)])
+            .arg(limit)
+            .arg(ms(LEASE));
         // Dropped while waiting, it counts as made: it may have been granted.
-        match self.redis.ask(RedisOperation::Quota, &grant).await {
+        let answer = self.redis.ask(RedisOperation::Quota, &grant).await;
+        let mut state = self.state.lock();
+        let now = Instant::now();
+        state.failing = match &answer {
+            Ok(_) => None,
+            Err(Unavailable) if self.redis.is_up() => {
+                Some((state.failing.map_or(now, |(since, _)| since), now))
+            }
+            Err(Unavailable) => state.failing,
+        };
+        drop(state);
+        match answer {
             Ok(0_u64) => Ok(Grant::Granted(call)),
             Ok(wait) => {
                 call.unmake();
                 Ok(Grant::Refused(Duration::from_millis(wait)))
             }
             Err(Unavailable) => {
-                call.unmake();
+                // It may have been granted.
+                call.give_back();
                 Err(Unavailable)
             }
         }
@@ -209,43 +192,41 @@ impl Calls {
         self.begin()
     }
 
-    /// Blocks all replicas' calls for `time`, as the upstream asked.
-    pub fn block_all(self: &Arc<Self>, time: Duration) {
-        let calls = self.clone();
-        self.in_background(async move {
-            let script = Script::new(BLOCK);
-            let mut block = script.key(&calls.block_key);
-            block.arg(ms(time).max(1));
-            let _: Result<u8, Unavailable> = calls.redis.ask(RedisOperation::Quota, &block).await;
-        });
+    /// Holds all replicas' calls for `time`, as the upstream asked.
+    pub fn hold_all(self: &Arc<Self>, time: Duration) {
+        let until = Instant::now() + time;
+        let mut state = self.state.lock();
+        // Each answer of a burst says the same.
+        if state.held_until.is_none_or(|held| held + ASK_AGAIN < until) {
+            state.held_until = Some(until);
+            drop(state);
+            self.tell(&["report", "", &ms(time).to_string()]);
+        }
     }
 
-    /// Reports all calls of the last minute; Redis counts none twice.
+    /// Reports all calls of the last minute, and until when there is none; Redis counts no call twice.
     ///
     /// # Errors
     ///
     /// Returns [`Unavailable`] where it fails.
     pub async fn report(&self, session: &Session) -> Result<(), Unavailable> {
-        let script = Script::new(REPORT);
-        let mut report = script.key(&self.key);
+        let mut report = self.script.key(&self.key);
         let now = Instant::now();
-        let lease = i64::try_from(ms(LEASE)).unwrap_or(i64::MAX);
-        let elapsed = |at: Instant| i64::try_from(ms(now - at)).unwrap_or(i64::MAX);
-        let made: Vec<_> = self
-            .made
-            .lock()
-            .iter()
-            .map(|(id, made)| (*id, *made))
-            .collect();
-        if made.is_empty() {
-            return Ok(());
-        }
-        for (id, made) in made {
-            let ago = match made {
-                Made::Since(began) => elapsed(began) - lease,
-                Made::EndedAt(ended) => elapsed(ended),
-            };
-            report.arg(self.member(id)).arg(ago);
+        let signed = |time: Duration| i64::try_from(ms(time)).unwrap_or(i64::MAX);
+        {
+            let state = self.state.lock();
+            let held = state.held_until.unwrap_or(now) - now;
+            if state.made.is_empty() && held.is_zero() {
+                return Ok(());
+            }
+            report.arg(&["report", ""]).arg(ms(held));
+            for (id, made) in &state.made {
+                let ago = match made {
+                    Made::Since(began) => signed(now - *began) - signed(LEASE),
+                    Made::EndedAt(ended) => signed(now - *ended),
+                };
+                report.arg(self.member(*id)).arg(ago);
+            }
         }
         let _: u8 = session.ask(&report).await?;
         Ok(())
@@ -254,7 +235,7 @@ impl Calls {
     fn begin(self: &Arc<Self>) -> SharedCall {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let now = Instant::now();
-        let mut made = self.made.lock();
+        let made = &mut self.state.lock().made;
         made.retain(|_, made| match made {
             Made::Since(_) => true,
             Made::EndedAt(ended) => now - *ended < MINUTE,
@@ -271,11 +252,18 @@ impl Calls {
         format!("{}:{id}", self.redis.replica())
     }
 
-    /// Runs a task that nobody waits for.
-    fn in_background(&self, task: impl Future<Output = ()> + Send + 'static) {
-        if let Some(runtime) = self.redis.is_up().then(Handle::try_current) {
-            // Outside a runtime the process is ending.
-            let _ = runtime.map(|runtime| runtime.spawn(task));
+    /// Tells Redis something that nobody waits for.
+    fn tell(self: &Arc<Self>, words: &[&str]) {
+        let calls = self.clone();
+        let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+        // Outside a runtime the process is ending.
+        if let Some(Ok(runtime)) = self.redis.is_up().then(Handle::try_current) {
+            runtime.spawn(async move {
+                let mut told = calls.script.key(&calls.key);
+                told.arg(words);
+                let _: Result<u8, Unavailable> =
+                    calls.redis.ask(RedisOperation::Quota, &told).await;
+            });
         }
     }
 }
@@ -291,7 +279,7 @@ pub struct SharedCall {
 impl SharedCall {
     /// Gives it back: it was granted and never made.
     pub fn give_back(self) {
-        self.tell(GIVE_BACK);
+        self.tell("give_back");
         self.unmake();
     }
 
@@ -300,26 +288,21 @@ impl SharedCall {
         self.is_made = false;
     }
 
-    fn tell(&self, script: &'static str) {
-        let (calls, id) = (self.calls.clone(), self.id);
-        self.calls.in_background(async move {
-            let script = Script::new(script);
-            let mut told = script.key(&calls.key);
-            told.arg(calls.member(id));
-            let _: Result<u8, Unavailable> = calls.redis.ask(RedisOperation::Quota, &told).await;
-        });
+    fn tell(&self, what: &str) {
+        self.calls.tell(&[what, "", &self.calls.member(self.id)]);
     }
 }
 
 impl Drop for SharedCall {
     fn drop(&mut self) {
-        let mut made = self.calls.made.lock();
+        let mut state = self.calls.state.lock();
         if !self.is_made {
-            made.remove(&self.id);
+            state.made.remove(&self.id);
             return;
         }
-        made.insert(self.id, Made::EndedAt(Instant::now()));
-        drop(made);
-        self.tell(END);
+        let ended = Made::EndedAt(Instant::now());
+        state.made.insert(self.id, ended);
+        drop(state);
+        self.tell("end");
     }
 }

@@ -152,7 +152,11 @@ impl CallBudget {
 
     /// Changes what is configured; what was spent stays spent.
     pub fn configure(&self, rules: BudgetRules) {
-        self.state.lock().rules = rules;
+        let mut state = self.state.lock();
+        state.rules = rules;
+        // What replicas had left was left of another quota.
+        state.shared_until = None;
+        drop(state);
         self.changed.notify_one();
     }
 
@@ -314,7 +318,7 @@ impl CallBudget {
     fn limit(&self, state: &State, now: Instant) -> Option<u32> {
         let limit = state.window.limit(state.rules.per_minute, now)?;
         Some(match self.shared.get() {
-            Some(calls) => calls.share_of(limit),
+            Some(calls) => calls.limit(limit, now),
             None => limit,
         })
     }
@@ -324,7 +328,7 @@ impl CallBudget {
         if state.is_closed {
             return MINUTE;
         }
-        if self.shared.get().is_some_and(|calls| calls.is_counted()) {
+        if self.shared.get().is_some_and(|calls| calls.counts(now)) {
             state.window.end_caution();
         }
         let limit = self.limit(state, now);
@@ -363,7 +367,7 @@ impl CallBudget {
     fn spread_block(&self, state: &State, now: Instant) {
         let blocked = state.window.blocked_for(now);
         if let Some(calls) = self.shared.get().filter(|_| !blocked.is_zero()) {
-            calls.block_all(blocked);
+            calls.hold_all(blocked);
         }
     }
 }

@@ -21,10 +21,7 @@ impl CallBudget {
                 return;
             };
             if !wait.is_zero() {
-                tokio::select! {
-                    () = sleep(wait) => {}
-                    () = self.changed.notified() => {}
-                }
+                self.pause(wait).await;
                 continue;
             }
             // Everything is looked at again once there is a slot: an answer may have told of a limit.
@@ -43,15 +40,23 @@ impl CallBudget {
                     Err(wait) => {
                         self.expect_calls_after(wait);
                         drop(slot);
-                        tokio::select! {
-                            () = sleep(wait) => {}
-                            () = self.changed.notified() => {}
-                        }
+                        self.pause(wait).await;
                         continue;
                     }
                 },
             };
             self.grant(slot, shared);
+        }
+    }
+
+    /// Waits for `wait`, or until something changes: Redis may be back at any moment.
+    async fn pause(&self, wait: Duration) {
+        let calls = self.shared.get();
+        let is_alone = calls.is_some_and(|calls| !calls.counts(Instant::now()));
+        let wait = if is_alone { wait.min(LOOK_AGAIN) } else { wait };
+        tokio::select! {
+            () = sleep(wait) => {}
+            () = self.changed.notified() => {}
         }
     }
 
@@ -134,12 +139,10 @@ impl CallBudget {
                 self.state.lock().shared_until = Some(Instant::now() + wait);
                 Err(wait)
             }
-            // Redis may have gone just now: then what other replicas spent is not known.
+            // What others spend is not known any more: as much as without Redis.
             Err(Unavailable) => {
-                match self.blocked_by_replicas(&self.state.lock(), Instant::now()) {
-                    wait if wait.is_zero() => Ok(Some(calls.alone())),
-                    wait => Err(wait),
-                }
+                let wait = self.wait_for(&mut self.state.lock(), 1, Instant::now());
+                wait.is_zero().then(|| Some(calls.alone())).ok_or(wait)
             }
         }
     }
@@ -158,12 +161,13 @@ impl CallBudget {
         let Some(calls) = self.shared.get() else {
             return Duration::ZERO;
         };
-        if let Some(wait) = calls.blocked_for(now) {
-            return wait.min(LOOK_AGAIN);
+        if calls.counts(now) {
+            let until = state.shared_until.unwrap_or(now);
+            return until.saturating_duration_since(now);
         }
-        match state.shared_until {
-            Some(until) if calls.is_counted() => until.saturating_duration_since(now),
-            Some(_) | None => Duration::ZERO,
-        }
+        // It may be back before that.
+        let silent = calls.silent_for(now).min(LOOK_AGAIN);
+        let quota = state.window.limit(state.rules.per_minute, now);
+        silent.max(calls.turn_after(quota.unwrap_or(u32::MAX), now))
     }
 }

@@ -4,6 +4,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::upstream::Head;
 
+mod replicas;
+
 const SECOND: Duration = Duration::from_secs(1);
 
 /// A window whose clock is set by hand.
