@@ -74,13 +74,15 @@ pub(super) struct Known {
     pub generation: u64,
 }
 
-/// Whether who looks for a page wants to fill it.
+/// When who looks for a page wants to fill it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wanted {
     /// If it is not there, or not fresh.
-    Missing,
+    Missing = 0,
+    /// In any case, unless another replica does.
+    Other = 1,
     /// In any case, also while another replica does.
-    Newest,
+    Newest = 2,
 }
 
 /// What Redis holds of a page and its space.
@@ -234,7 +236,7 @@ impl SharedCache {
                 list_for,
                 token: lock.as_ref().map(|lock| lock.token),
                 value: value.as_deref().unwrap_or_default(),
-                fresh_for: shared.fresh_for,
+                fresh_until: shared.fresh_until_ms,
                 keep_for,
             },
         );

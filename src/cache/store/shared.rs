@@ -111,7 +111,8 @@ impl PageStore {
         now_unix_ms: u64,
     ) -> Option<Shared> {
         let list = page.list.to_share(page.version)?;
-        let age = u64::try_from(page.age(now).as_millis()).unwrap_or(u64::MAX);
+        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let (age, fresh_for) = (ms(page.age(now)), ms(page.fresh_for(now)));
         Some(Shared {
             page: SavedPage {
                 key: key.clone(),
@@ -122,7 +123,7 @@ impl PageStore {
                 epoch: page.version.epoch,
             },
             list,
-            fresh_for: page.fresh_for(now),
+            fresh_until_ms: now_unix_ms.saturating_add(fresh_for),
             useful_for: page.useful_for(now),
         })
     }
@@ -134,7 +135,8 @@ pub struct Shared {
     pub page: SavedPage,
     /// The state it shows, and the newest generation that the others know of.
     pub list: SharedList,
-    pub fresh_for: Duration,
+    /// By the clock that all share.
+    pub fresh_until_ms: u64,
     /// How long anybody could use it.
     pub useful_for: Duration,
 }

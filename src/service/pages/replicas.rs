@@ -164,7 +164,7 @@ impl Pages {
         let deadline = Instant::now() + self.patience;
         let told = shared_cache.listen(keys);
         let is_forced = sources == Sources::UpstreamAlone || request.directives.no_cache;
-        let wanted = match is_forced {
+        let mut wanted = match is_forced {
             true => Wanted::Newest,
             false => Wanted::Missing,
         };
@@ -187,8 +187,11 @@ impl Pages {
             }
             let held_for = match lease {
                 Lease::Acquired(lock) => return Found::Ours(Some(lock)),
-                // One that is fresh, but not for this client.
-                Lease::NotWanted => return Found::Ours(None),
+                // It is fresh by Redis' clock, but not for this client.
+                Lease::NotWanted => {
+                    wanted = Wanted::Other;
+                    continue;
+                }
                 Lease::HeldElsewhere(held_for) => held_for,
             };
             let now = Instant::now();

@@ -396,7 +396,7 @@ impl World {
                 list_for: HOUR,
                 token: fill.token,
                 value: &body,
-                fresh_for: HOUR,
+                fresh_until: u64::MAX >> 12,
                 keep_for: HOUR,
             },
         );

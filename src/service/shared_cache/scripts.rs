@@ -41,7 +41,7 @@ pub(super) fn look(
         .arg(known.generation)
         .arg(token)
         .arg(ms(LOCK_FOR))
-        .arg(u8::from(wanted == Wanted::Newest));
+        .arg(wanted as u8);
     look
 }
 
@@ -56,7 +56,8 @@ pub(super) struct Stored<'a> {
     pub token: Option<Nonce>,
     /// The page; empty: none.
     pub value: &'a [u8],
-    pub fresh_for: Duration,
+    /// By Redis' clock, in Unix milliseconds.
+    pub fresh_until: u64,
     pub keep_for: Duration,
 }
 
@@ -87,7 +88,7 @@ pub(super) fn store(keys: &RedisKeys, stored: &Stored<'_>) -> ScriptInvocation<'
         .arg(ms(stored.list_for))
         .arg(stored.token.unwrap_or(Nonce(0)))
         .arg(stored.value)
-        .arg(ms(stored.fresh_for))
+        .arg(stored.fresh_until)
         .arg(ms(stored.keep_for).max(1));
     store
 }
@@ -130,8 +131,8 @@ pub(super) fn unlock(lock: &str, token: Nonce) -> ScriptInvocation<'static> {
     unlock
 }
 
-/// `KEYS`: epoch, list, page, lock. `ARGV`: the epoch and the generation that the replica knows; the token of the lock that it wants where
-/// the page is not fresh (empty: none), for how long, and whether it takes it from another. Answers the epoch; the list's generation,
+/// `KEYS`: epoch, list, page, lock. `ARGV`: the epoch and the generation that the replica knows; the token of the lock, for how long it is
+/// held, and when it is wanted: where the page is not fresh (0), in any case (1), or also from who holds it (2). Answers the epoch; the list's generation,
 /// name, count and first row; the page, if it is of the state in force; and of the lock 0 where it was taken, the milliseconds for
 /// which another holds it, or -1 where it was not wanted.
 static LOOK: LazyLock<Script> = LazyLock::new(|| {
@@ -150,10 +151,10 @@ local is_current = kept and tonumber(page[1] or -1) == epoch and tonumber(page[2
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local held = -1
-if ARGV[5] == '1' then
+if ARGV[5] == '2' then
     redis.call('SET', KEYS[4], ARGV[3], 'PX', ARGV[4])
     held = 0
-elseif ARGV[3] ~= '' and not (is_current and tonumber(page[3]) > now) then
+elseif ARGV[5] == '1' or not (is_current and tonumber(page[3]) > now) then
     if redis.call('SET', KEYS[4], ARGV[3], 'NX', 'PX', ARGV[4]) then
         held = 0
     else
@@ -189,7 +190,7 @@ return 0",
 
 /// `KEYS`: epoch, list, page, lock. `ARGV`: the epoch in which the fill began, how long epochs are kept; the newest generation that the
 /// replica knows, the name, count and first row of the list's state that it saw, and how long a list is kept; the lock's token; the page
-/// (empty: none), how long it is fresh and how long it is kept. Answers the epoch, whether Redis had lost it, and the list's state in force.
+/// (empty: none), until when it is fresh and how long it is kept. Answers the epoch, whether Redis had lost it, and the list's state in force.
 ///
 /// What was dropped meanwhile stays dropped; a list that moved for another replica meanwhile did not move as this one says; and no page is
 /// kept without the lock, which the fill that began last holds.
@@ -233,9 +234,7 @@ end
 redis.call('PEXPIRE', KEYS[2], math.max(redis.call('PTTL', KEYS[2]), tonumber(ARGV[7])))
 if had_lock and ARGV[9] ~= '' then
     redis.call('DEL', KEYS[3])
-    redis.call('HSET', KEYS[3], 'epoch', ARGV[1], 'generation', text, 'page', ARGV[9])
-    local time = redis.call('TIME')
-    redis.call('HSET', KEYS[3], 'fresh_until', string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[10]))
+    redis.call('HSET', KEYS[3], 'epoch', ARGV[1], 'generation', text, 'fresh_until', ARGV[10], 'page', ARGV[9])
     redis.call('PEXPIRE', KEYS[3], ARGV[11])
 end
 list = redis.call('HMGET', KEYS[2], 'generation', 'name', 'count', 'first')
