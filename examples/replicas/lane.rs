@@ -1,6 +1,6 @@
 //! One upstream, one Redis, the gateways that share them, and their clients.
 
-use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{net::Ipv4Addr, path::Path, sync::Arc, time::Duration};
 
 use tokio::{
     net::TcpListener,
@@ -164,22 +164,8 @@ impl Lane {
             truth.clone(),
         ));
         let servers = Servers::start(directory.clone()).await;
-        let mut proxies = Vec::new();
-        let mut gateways = Vec::new();
-        for number in 0..GATEWAYS {
-            let proxy = Proxy::start(servers.primary.port).await;
-            // One of them remembers what the others forget.
-            let snapshot = match number {
-                0 => format!("cache.snapshot_file = {:?}\n", directory.join("pages")),
-                _ => String::new(),
-            };
-            let settings = snapshot + plan.config;
-            let config = gateway::config(&base_url, proxy.address, GATEWAYS, &settings);
-            let gateway = Gateway::new(&directory, &format!("gateway-{number}"), &config);
-            gateway.start().await;
-            proxies.push(proxy);
-            gateways.push(gateway);
-        }
+        let (gateways, proxies) =
+            start_gateways(&directory, &base_url, servers.primary.port, plan).await;
         let place = Place {
             plan,
             gateways,
@@ -304,6 +290,31 @@ impl Lane {
             }
         }
     }
+}
+
+/// Starts the gateways, and each one's way to Redis.
+async fn start_gateways(
+    directory: &Path,
+    base_url: &str,
+    redis: u16,
+    plan: Plan,
+) -> (Vec<Gateway>, Vec<Proxy>) {
+    let mut started = (Vec::new(), Vec::new());
+    for number in 0..GATEWAYS {
+        let proxy = Proxy::start(redis).await;
+        // One of them remembers what the others forget.
+        let snapshot = match number {
+            0 => format!("cache.snapshot_file = {:?}\n", directory.join("pages")),
+            _ => String::new(),
+        };
+        let settings = snapshot + plan.config;
+        let config = gateway::config(base_url, proxy.address, GATEWAYS, &settings);
+        let gateway = Gateway::new(directory, &format!("gateway-{number}"), &config);
+        gateway.start().await;
+        started.0.push(gateway);
+        started.1.push(proxy);
+    }
+    started
 }
 
 async fn until(stop: CancellationToken, running: impl Future) {
