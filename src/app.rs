@@ -127,7 +127,7 @@ impl Gateway {
         let (admin, admin_address) = bind(&config.admin.listen).await?;
         // Not before the addresses are ours: another gateway may still be writing the file.
         let snapshot = start_snapshot(&config, &parts).await;
-        let sharing = parts.share().await;
+        let sharing = parts.share(config.cache.snapshot_file.as_deref()).await;
         let access_log = log.access_log(&config.telemetry);
         let log_losses = log.losses().cloned();
         let effective = Arc::new(ArcSwap::from_pointee(config.effective()));

@@ -1,6 +1,6 @@
 //! Parts that are built at start and by reloads.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use arc_swap::ArcSwap;
 use tokio::{sync::Notify, task::JoinHandle};
@@ -79,12 +79,19 @@ impl Parts {
     /// the others.
     ///
     /// Waits for the first attempt to connect, so that a new replica starts with what the others have.
-    pub(super) async fn share(&self) -> Option<(DropGuard, JoinHandle<()>)> {
+    /// Purges that the last process could not tell of are beside `snapshot`.
+    pub(super) async fn share(
+        &self,
+        snapshot: Option<&Path>,
+    ) -> Option<(DropGuard, JoinHandle<()>)> {
         let redis = self.redis.clone()?;
         let credentials = self.credentials();
         share_calls(&redis, &credentials);
-        self.pages
-            .share_pages(SharedCache::new(redis.clone(), credentials));
+        let mut shared_cache = SharedCache::new(redis.clone(), credentials);
+        if let Some(snapshot) = snapshot {
+            shared_cache.keep_pending(snapshot);
+        }
+        self.pages.share_pages(shared_cache);
         let end = CancellationToken::new();
         let first = Arc::new(Notify::new());
         let subscriber = Arc::new(self.pages.clone());

@@ -6,6 +6,7 @@
 
 use std::{
     collections::HashMap,
+    path::PathBuf,
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -32,6 +33,7 @@ mod drops;
 mod events;
 mod keys;
 mod lease;
+mod pending_file;
 mod scripts;
 
 use self::{
@@ -65,6 +67,8 @@ pub struct SharedCache {
     /// Who waits for another replica to fill a page.
     waiting: Mutex<HashMap<String, Weak<Notify>>>,
     drops: Mutex<Drops>,
+    pending_file: Option<PathBuf>,
+    saving: tokio::sync::Mutex<()>,
 }
 
 /// The newest epoch of a space and generation of a list that a replica knows of.
@@ -114,6 +118,8 @@ impl SharedCache {
             spaces: Mutex::default(),
             waiting: Mutex::default(),
             drops: Mutex::default(),
+            pending_file: None,
+            saving: tokio::sync::Mutex::default(),
         }
     }
 

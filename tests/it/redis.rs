@@ -314,6 +314,40 @@ async fn a_purge_while_redis_is_lost_reaches_the_others_when_it_is_back() {
 }
 
 #[tokio::test]
+async fn a_purge_while_redis_is_lost_outlives_a_restart_where_there_is_a_snapshot() {
+    let Some(fleet) = Fleet::start().await else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pages");
+    let keeps = format!("[cache]\nsnapshot_file = '{}'", file.display());
+    for purge in [format!("/cache/spaces/{SUPPORT}"), "/cache".to_owned()] {
+        let mut cable = Cable::lay(&fleet.redis).await;
+        let first = fleet.gateway_at(&cable.url, &keeps).await;
+        let second = fleet.gateway("").await;
+        for gateway in [&first, &second] {
+            wait_until_up(gateway, true).await;
+        }
+        second.tasks(SUPPORT, "").await;
+        cable.cut().await;
+        wait_until_up(&first, false).await;
+        let (status, _) = operators::ask(&first, "DELETE", &purge).await;
+        assert_eq!(status, 202);
+        assert!(first.app.drain().await);
+
+        let again = fleet.gateway_at(&cable.url, &keeps).await;
+        assert!(again.counts("gateway_redis_pending_purges 1"));
+        assert_eq!(pages(&second), 1);
+        cable.mend().await;
+
+        until(|| pages(&second) == 0).await;
+        until(|| again.counts("gateway_redis_pending_purges 0")).await;
+        until(|| !folder.path().join("pages.purges").exists()).await;
+        assert!(again.app.drain().await);
+    }
+}
+
+#[tokio::test]
 async fn a_page_is_found_by_the_same_token_alone() {
     let Some(fleet) = Fleet::start().await else {
         return;

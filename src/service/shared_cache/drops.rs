@@ -1,13 +1,10 @@
 //! What is dropped here is dropped on all replicas. What Redis has not got yet is sent again until it has; what it had and lost, too.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-};
+use std::{collections::HashMap, sync::Arc};
 
 use futures_util::future::try_join_all;
 
-use super::{EPOCH_FOR, Event, SharedCache, keys::names_of, scripts};
+use super::{EPOCH_FOR, Event, SharedCache, keys::names_of, pending_file::Pending, scripts};
 use crate::{
     domain::SpaceToken,
     shared::{Session, Unavailable},
@@ -25,10 +22,9 @@ const MOST_PENDING: usize = 10_000;
 pub(super) struct Drops {
     /// The epoch in which everything was purged last.
     everything: u64,
-    is_everything_pending: bool,
     /// The newest epoch of each space.
     pub(super) spaces: HashMap<String, u64>,
-    pub(super) pending: HashSet<String>,
+    pub(super) pending: Pending,
 }
 
 impl Drops {
@@ -45,10 +41,11 @@ impl Drops {
     }
 
     pub(super) fn add_pending(&mut self, space: String) {
-        self.pending.insert(space);
-        if self.pending.len() > MOST_PENDING {
-            self.pending.clear();
-            self.is_everything_pending = true;
+        let pending = &mut self.pending;
+        pending.spaces.insert(space);
+        if pending.spaces.len() > MOST_PENDING {
+            pending.spaces.clear();
+            pending.everything = true;
         }
     }
 }
@@ -72,22 +69,26 @@ impl SharedCache {
     }
 
     async fn drop_all(&self, spaces: Vec<String>, refused: bool) -> Vec<Event> {
-        let mut dropped = Vec::new();
+        let (mut dropped, count) = (Vec::new(), spaces.len());
         for space in spaces {
             match self.raise_space(&space, refused).await {
                 Ok(event) => dropped.push(event),
                 Err(Unavailable) => self.drops.lock().add_pending(space),
             }
         }
-        self.redis.pending_purges(self.pending_drops());
+        if dropped.len() < count {
+            self.save_pending().await;
+        }
         dropped
     }
 
     /// Drops everything on all replicas, and returns what Redis has made of it; where Redis has not got it, it is sent again.
     pub(in crate::service) async fn drop_everything(&self) -> Option<Event> {
         let purged = self.raise_everything().await.ok();
-        self.drops.lock().is_everything_pending |= purged.is_none();
-        self.redis.pending_purges(self.pending_drops());
+        if purged.is_none() {
+            self.drops.lock().pending.everything = true;
+            self.save_pending().await;
+        }
         purged
     }
 
@@ -117,8 +118,7 @@ impl SharedCache {
     /// How many drops of this process Redis has not got yet.
     #[must_use]
     pub fn pending_drops(&self) -> usize {
-        let drops = self.drops.lock();
-        drops.pending.len() + usize::from(drops.is_everything_pending)
+        self.drops.lock().pending.count()
     }
 
     /// Has Redis know in which epoch everything was purged last: it may have been evicted.
@@ -133,23 +133,24 @@ impl SharedCache {
 
     /// Sends what Redis has not got yet; returns what it has made of it.
     pub(in crate::service) async fn send_pending(&self) -> Vec<Event> {
-        let (everything, spaces) = {
-            let drops = self.drops.lock();
-            (drops.is_everything_pending, drops.pending.clone())
-        };
+        let pending = self.drops.lock().pending.clone();
         let mut sent = Vec::new();
-        if everything && let Ok(purged) = self.raise_everything().await {
-            self.drops.lock().is_everything_pending = false;
+        if pending.everything
+            && let Ok(purged) = self.raise_everything().await
+        {
+            self.drops.lock().pending.everything = false;
             sent.push(purged);
         }
-        for space in spaces {
+        for space in pending.spaces {
             let Ok(dropped) = self.raise_space(&space, false).await else {
                 break;
             };
-            self.drops.lock().pending.remove(&space);
+            self.drops.lock().pending.spaces.remove(&space);
             sent.push(dropped);
         }
-        self.redis.pending_purges(self.pending_drops());
+        if !sent.is_empty() {
+            self.save_pending().await;
+        }
         sent
     }
 

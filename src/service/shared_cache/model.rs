@@ -270,7 +270,7 @@ impl World {
         let mut others = self.replicas.iter().enumerate();
         let is_known = others
             .any(|(other, one)| other != replica && one.is_connected && one.position == newest);
-        if is_known && !self.is_behind && self.replicas[replica].drops.pending.is_empty() {
+        if is_known && !self.is_behind && self.replicas[replica].drops.pending.count() == 0 {
             self.fills.retain(|fill| fill.replica != replica);
             let mut fresh = Replica::new();
             fresh.read(&self.log);
@@ -459,7 +459,7 @@ impl World {
 
     fn send_pending(&mut self, replica: usize) {
         let pending = &mut self.replicas[replica];
-        if pending.is_connected && pending.drops.pending.remove("space") {
+        if pending.is_connected && pending.drops.pending.spaces.remove("space") {
             self.raise(replica);
         }
     }
