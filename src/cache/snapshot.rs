@@ -12,6 +12,10 @@ use bytes::Bytes;
 use http::HeaderMap;
 
 use self::format::{decode, encode};
+use super::{
+    compression::{compress, decompress},
+    http_semantics::ContentCoding,
+};
 use crate::domain::PageKey;
 
 mod file;
@@ -22,6 +26,9 @@ pub use self::{
     file::{FileError, open, replace},
     owners::{Owner, Owners},
 };
+
+/// No page is longer, with its header.
+const LONGEST_SEALED: usize = 64 << 20;
 
 /// A page as it is saved.
 #[derive(Clone, Debug, PartialEq)]
@@ -92,12 +99,18 @@ pub fn read(path: &Path, owners: &Owners, most: u64) -> Result<Option<Restored>,
     decode(BufReader::new(file), |owner| owners.called(owner)).map(Some)
 }
 
-/// One page for other replicas, sealed by its owner. `None` where it cannot be written as it is, or is nobody's.
+/// One page for other replicas, sealed by its owner: the length of what follows in four bytes, and that compressed by zstd. `None` where it
+/// cannot be written as it is, or is nobody's.
 #[must_use]
 pub fn seal(owners: &Owners, page: SavedPage) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
     let count = encode(&mut bytes, owners, std::iter::once(page)).ok()?;
-    (count == 1).then_some(bytes)
+    if count != 1 || bytes.len() > LONGEST_SEALED {
+        return None;
+    }
+    let length = u32::try_from(bytes.len()).ok()?.to_le_bytes();
+    let packed = compress(ContentCoding::Zstd, &bytes).ok()?;
+    Some([&length[..], &packed].concat())
 }
 
 /// The page under `key` that [`seal`] wrote.
@@ -113,7 +126,16 @@ pub fn unseal(bytes: &[u8], owners: &Owners, key: &PageKey) -> Result<SavedPage,
         let writer = writer.filter(|writer| writer.owner == *owner)?;
         Some((credential, writer))
     };
-    let pages = decode(bytes, known)?.pages;
+    let (length, packed) = bytes.split_first_chunk().ok_or(SnapshotError::Foreign)?;
+    let length = u32::from_le_bytes(*length) as usize;
+    // Who writes there may claim any length.
+    if length > LONGEST_SEALED {
+        return Err(SnapshotError::Foreign);
+    }
+    let packed = Bytes::copy_from_slice(packed);
+    let bytes = decompress(ContentCoding::Zstd, &packed, length);
+    let bytes = bytes.map_err(|_| SnapshotError::Damaged)?;
+    let pages = decode(&bytes[..], known)?.pages;
     let mut pages = pages.into_iter().filter(|page| page.key == *key);
     pages.next().ok_or(SnapshotError::Foreign)
 }

@@ -52,7 +52,9 @@ const LONGEST_PAGE: Duration = Duration::from_secs(24 * 60 * 60);
 const UNSTORED_LIST_FOR: Duration = Duration::from_secs(10 * 60);
 /// How long an epoch outlives the last page of its space: longer than any page that was stored under one before.
 const EPOCH_FOR: Duration = Duration::from_secs(2 * 24 * 60 * 60);
-/// A larger page would hold up what else goes over the connection for longer than an operation may take.
+/// How much longer a page is than what Redis holds of it, at most as a rule.
+const PACKED: usize = 8;
+/// A larger value would hold up what else goes over the connection for longer than an operation may take.
 const LARGEST_PAGE: usize = 4 << 20;
 
 /// What a replica shares with the others.
@@ -175,7 +177,7 @@ impl SharedCache {
     /// The page that `value` holds, if it is this one.
     async fn read(&self, value: Vec<u8>, keys: &RedisKeys, key: &PageKey) -> Option<SharedPage> {
         let (owners, key) = (keys.owners.clone(), key.clone());
-        let read = by_size(value.len(), move || {
+        let read = by_size(PACKED * value.len(), move || {
             let saved = unseal(&value, &owners, &key)?;
             let page = read_page(&saved.body);
             Ok((saved, page))

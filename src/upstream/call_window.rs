@@ -209,8 +209,9 @@ impl CallWindow {
 
     /// Notes that a call ended: it counts for a minute from now.
     pub(super) fn end(&mut self, now: Instant) {
-        self.in_flight -= 1;
+        // While it counts: a minute that it filled saves nothing up.
         self.forget(self.paced_for.unwrap_or(u32::MAX), now);
+        self.in_flight -= 1;
         if self.ended.len() == MOST_REMEMBERED {
             self.ended.pop_front();
         }
