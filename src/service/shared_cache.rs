@@ -25,7 +25,7 @@ use crate::{
     domain::{ListPage, PageKey},
     off_runtime::by_size,
     shared::{Nonce, RedisConnection, Session, Unavailable},
-    telemetry::metrics::RedisOperation,
+    telemetry::metrics::{RedisOperation, RedisStore},
     upstream::{Credentials, read_page},
 };
 
@@ -187,7 +187,7 @@ impl SharedCache {
             // That of another version of this program is no damage.
             Err(SnapshotError::Version(_)) => return None,
             Ok((_, Err(_))) | Err(_) => {
-                self.redis.unreadable();
+                self.redis.metrics().failed(RedisOperation::Read);
                 return None;
             }
         };
@@ -249,18 +249,15 @@ impl SharedCache {
             },
         );
         let answer: StoreAnswer = self.redis.ask(RedisOperation::Store, &store).await?;
-        let (in_force, was_behind, generation, name, count, first) = answer;
-        if was_behind {
-            let space = keys.space.clone();
-            let refused = false;
-            self.log(&Event::Dropped {
-                space,
-                epoch,
-                refused,
-            })
-            .await?;
-        }
+        let (in_force, was_behind, is_kept, generation, name, count, first) = answer;
         let state = shared_list(generation, name, count, first);
+        self.redis.metrics().stored(match value {
+            Some(_) => store_outcome(is_kept, in_force > epoch, state.as_ref(), &known),
+            None => RedisStore::NotStorable,
+        });
+        if was_behind {
+            self.reassert(keys, epoch).await?;
+        }
         if let Some(state) = state.clone().filter(|state| {
             in_force == epoch && state.name == known.name && state.generation > known.generation
         }) {
@@ -278,6 +275,17 @@ impl SharedCache {
             self.log(&Event::Filled { page }).await?;
         }
         Ok((in_force, state))
+    }
+
+    /// Tells the others of a drop that Redis had lost.
+    async fn reassert(&self, keys: &RedisKeys, epoch: u64) -> Result<(), Unavailable> {
+        self.redis.metrics().reasserted();
+        let dropped = Event::Dropped {
+            space: keys.space.clone(),
+            epoch,
+            refused: false,
+        };
+        self.log(&dropped).await
     }
 
     async fn sealed(&self, keys: &RedisKeys, page: SavedPage) -> Option<Vec<u8>> {
@@ -303,6 +311,24 @@ impl SharedCache {
             }
         }
         Ok(())
+    }
+}
+
+/// What became of a page whose fill saw its list as `seen`; `in_force` is the list's state afterwards.
+fn store_outcome(
+    is_kept: bool,
+    was_dropped: bool,
+    in_force: Option<&SharedList>,
+    seen: &SharedList,
+) -> RedisStore {
+    if is_kept {
+        RedisStore::Stored
+    } else if was_dropped {
+        RedisStore::Dropped
+    } else if in_force.is_some_and(|list| list.name != seen.name) {
+        RedisStore::Overtaken
+    } else {
+        RedisStore::Fenced
     }
 }
 

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     config::cache::RedisConfig,
-    telemetry::metrics::{Metrics, RedisOperation},
+    telemetry::metrics::{Metrics, RedisOperation, SharedMetrics},
 };
 
 mod log;
@@ -166,6 +166,7 @@ impl RedisConnection {
     #[must_use]
     pub fn new(config: RedisConfig, metrics: Arc<Metrics>) -> Arc<Self> {
         metrics.shared.up(false);
+        metrics.shared.members(0);
         Arc::new(Self {
             config,
             replica: Nonce::fresh(),
@@ -241,14 +242,10 @@ impl RedisConnection {
         Some(unix_ms().saturating_add_signed(ahead))
     }
 
-    /// Shows how many purges wait to be told.
-    pub fn pending_purges(&self, count: usize) {
-        self.metrics.shared.pending_purges(count);
-    }
-
-    /// Counts a value that is damaged or foreign.
-    pub fn unreadable(&self) {
-        self.metrics.shared.failed(RedisOperation::Read);
+    /// Where whoever uses the connection counts what came of it.
+    #[must_use]
+    pub fn metrics(&self) -> &SharedMetrics {
+        &self.metrics.shared
     }
 
     /// Runs `script`.
@@ -264,8 +261,20 @@ impl RedisConnection {
         let live = self.live.load_full().ok_or(Unavailable)?;
         let mut commands = live.commands.clone();
         let answer = script.invoke_async(&mut commands);
+        self.answer(&live, operation, answer).await
+    }
+
+    /// Waits for an answer, for `cache.redis.timeout` at most.
+    async fn answer<T>(
+        &self,
+        live: &Arc<Live>,
+        operation: RedisOperation,
+        answer: impl Future<Output = Result<T, RedisError>>,
+    ) -> Result<T, Unavailable> {
+        let asked = Instant::now();
         let answer = tokio::time::timeout(self.config.timeout, answer).await;
-        self.judge(&live, operation, answer.map_err(|_| ()))
+        self.metrics.shared.took(operation, asked.elapsed());
+        self.judge(live, operation, answer.map_err(|_| ()))
     }
 
     /// What is left of an answer: a failure is counted, and tells whether Redis is lost.

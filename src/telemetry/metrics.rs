@@ -13,7 +13,7 @@ pub use self::{
     http::{CANCELLED, ConnectionFailure, HttpMetrics, NO_CLIENT, Route, Shed},
     live::{LiveCredential, LiveMetrics},
     process::{ProcessMetrics, ReloadOutcome, SpanLoss},
-    shared::{RedisOperation, SharedMetrics},
+    shared::{RedisOperation, RedisStore, SharedMetrics},
     upstream::{BACKGROUND, UpstreamMetrics},
 };
 
@@ -196,6 +196,10 @@ mod tests {
             "gateway_redis_up",
             "gateway_redis_errors_total",
             "gateway_redis_pages_total",
+            "gateway_redis_members",
+            "gateway_redis_operation_duration_seconds",
+            "gateway_redis_stores_total",
+            "gateway_redis_reasserted_total",
             "gateway_upstream_token_switches_total",
         ] {
             assert!(described.contains(&name), "{name} is missing");

@@ -46,6 +46,7 @@ mod quota;
 mod rate_limit;
 mod redis;
 mod redis_kinds;
+mod redis_metrics;
 mod redis_quota;
 mod reload;
 mod secrets;

@@ -4,7 +4,12 @@ use std::{collections::HashMap, sync::Arc};
 
 use futures_util::future::try_join_all;
 
-use super::{EPOCH_FOR, Event, SharedCache, keys::names_of, pending_file::Pending, scripts};
+use super::{
+    EPOCH_FOR, Event, SharedCache,
+    keys::names_of,
+    pending_file::Pending,
+    scripts::{self, AssertAnswer},
+};
 use crate::{
     domain::SpaceToken,
     shared::{Session, Unavailable},
@@ -126,8 +131,11 @@ impl SharedCache {
         let everything = self.drops.lock().everything;
         if everything > 0 {
             let assertion = scripts::assert_epoch(&self.everything_key(), everything, None);
-            let _: Result<(u64, bool), Unavailable> =
+            let answer: Result<AssertAnswer, Unavailable> =
                 self.redis.ask(RedisOperation::Drop, &assertion).await;
+            if let Ok((_, _, true)) = answer {
+                self.redis.metrics().reasserted();
+            }
         }
     }
 
@@ -164,16 +172,26 @@ impl SharedCache {
             (drops.everything, drops.spaces.clone())
         };
         let assertion = scripts::assert_epoch(&self.everything_key(), everything, None);
-        let (epoch, is_news): (u64, bool) = session.ask(&assertion).await?;
+        let (epoch, is_news, was_lost): AssertAnswer = session.ask(&assertion).await?;
+        if was_lost {
+            self.redis.metrics().reasserted();
+        }
         if is_news {
             session.append(&Event::Purged { epoch }.to_bytes()).await?;
         }
         let asserted = spaces.into_iter().map(|(space, known)| async move {
             let assertion = scripts::assert_epoch(&self.epoch_key(&space), known, Some(EPOCH_FOR));
             // One that cannot be told is that space's own trouble.
-            let Ok((epoch, true)) = session.ask(&assertion).await else {
+            let Ok((epoch, is_news, was_lost)) = session.ask::<AssertAnswer>(&assertion).await
+            else {
                 return Ok(());
             };
+            if was_lost {
+                self.redis.metrics().reasserted();
+            }
+            if !is_news {
+                return Ok(());
+            }
             let dropped = Event::Dropped {
                 space,
                 epoch,

@@ -401,7 +401,7 @@ impl World {
             },
         );
         let answer: StoreAnswer = store.invoke(&mut self.redis).unwrap();
-        let (in_force, was_behind, generation, name, count, first) = answer;
+        let (in_force, was_behind, _, generation, name, count, first) = answer;
         replica.store.hear_drop(&space(), in_force, false, now);
         let state = shared_list(generation, name, count, first);
         if was_behind {
@@ -470,7 +470,8 @@ impl World {
         }
         for (_, known) in self.replicas[replica].drops.spaces.clone() {
             let assertion = scripts::assert_epoch("epoch", known, Some(HOUR));
-            let (epoch, is_news): (u64, bool) = assertion.invoke(&mut self.redis).unwrap();
+            let (epoch, is_news, _): scripts::AssertAnswer =
+                assertion.invoke(&mut self.redis).unwrap();
             if is_news {
                 self.append(dropped(epoch));
             }

@@ -77,12 +77,12 @@ impl SharedCache {
         let path = PathBuf::from(path);
         self.drops.get_mut().pending = Pending::read(&path);
         self.pending_file = Some(path);
-        self.redis.pending_purges(self.pending_drops());
+        self.redis.metrics().pending_purges(self.pending_drops());
     }
 
     /// Writes what Redis has not got yet, where there is a file for it, and shows how much that is.
     pub(super) async fn save_pending(&self) {
-        self.redis.pending_purges(self.pending_drops());
+        self.redis.metrics().pending_purges(self.pending_drops());
         let Some(path) = self.pending_file.clone() else {
             return;
         };

@@ -61,9 +61,10 @@ pub(super) struct Stored<'a> {
     pub keep_for: Duration,
 }
 
-/// Epoch, and whether Redis had an earlier one; generation, name, count and first row of the list.
+/// Epoch, and whether Redis had an earlier one; whether the page is kept; generation, name, count and first row of the list.
 pub(super) type StoreAnswer = (
     u64,
+    bool,
     bool,
     Option<u64>,
     Option<Nonce>,
@@ -107,6 +108,9 @@ pub(super) fn raise(
         .arg(u8::from(refused));
     raise
 }
+
+/// Epoch; whether others may not have heard of it; whether Redis had lost it.
+pub(super) type AssertAnswer = (u64, bool, bool);
 
 /// Tells Redis of an epoch that it may have lost.
 pub(super) fn assert_epoch(
@@ -190,7 +194,8 @@ return 0",
 
 /// `KEYS`: epoch, list, page, lock. `ARGV`: the epoch in which the fill began, how long epochs are kept; the newest generation that the
 /// replica knows, the name, count and first row of the list's state that it saw, and how long a list is kept; the lock's token; the page
-/// (empty: none), until when it is fresh and how long it is kept. Answers the epoch, whether Redis had lost it, and the list's state in force.
+/// (empty: none), until when it is fresh and how long it is kept. Answers the epoch, whether Redis had lost it,
+/// whether the page is kept, and the list's state in force.
 ///
 /// What was dropped meanwhile stays dropped; a list that moved for another replica meanwhile did not move as this one says; and no page is
 /// kept without the lock, which the fill that began last holds.
@@ -204,7 +209,7 @@ if had_lock then
 end
 local list = redis.call('HMGET', KEYS[2], 'generation', 'name', 'count', 'first', 'epoch')
 if known > epoch then
-    return {known, 0, false, false, false, false}
+    return {known, 0, 0, false, false, false, false}
 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 local was_behind = known < epoch and 1 or 0
@@ -215,7 +220,7 @@ end
 local generation, before = tonumber(list[1] or 0), tonumber(ARGV[3])
 if list[2] ~= ARGV[4] then
     if generation > before then
-        return {epoch, was_behind, list[1], list[2], list[3], list[4]}
+        return {epoch, was_behind, 0, list[1], list[2], list[3], list[4]}
     end
     redis.call('DEL', KEYS[2])
     local time = redis.call('TIME')
@@ -232,13 +237,14 @@ if ARGV[6] ~= '' then
     redis.call('HSET', KEYS[2], 'first', ARGV[6])
 end
 redis.call('PEXPIRE', KEYS[2], math.max(redis.call('PTTL', KEYS[2]), tonumber(ARGV[7])))
-if had_lock and ARGV[9] ~= '' then
+local is_kept = had_lock and ARGV[9] ~= ''
+if is_kept then
     redis.call('DEL', KEYS[3])
     redis.call('HSET', KEYS[3], 'epoch', ARGV[1], 'generation', text, 'fresh_until', ARGV[10], 'page', ARGV[9])
     redis.call('PEXPIRE', KEYS[3], ARGV[11])
 end
 list = redis.call('HMGET', KEYS[2], 'generation', 'name', 'count', 'first')
-return {epoch, was_behind, list[1], list[2], list[3], list[4]}",
+return {epoch, was_behind, is_kept and 1 or 0, list[1], list[2], list[3], list[4]}",
     )
 });
 
@@ -261,19 +267,20 @@ return {epoch, 1}",
     )
 });
 
-/// `KEYS`: epoch. `ARGV`: the largest that the replica knows, and how long it is kept (0: for ever). Answers the one in force, and whether
-/// others may not have heard of it: it was lost here, or is of the last minute, whose log may be lost.
+/// `KEYS`: epoch. `ARGV`: the largest that the replica knows, and how long it is kept (0: for ever). Answers the one in force, whether
+/// others may not have heard of it (it was lost here, or is of the last minute, whose log may be lost), and whether it was lost here.
 static ASSERT: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
 local before, known, time = tonumber(redis.call('GET', KEYS[1]) or 0), tonumber(ARGV[1]), redis.call('TIME')
-if known > before then
+local was_lost = known > before
+if was_lost then
     redis.call('SET', KEYS[1], ARGV[1])
     if ARGV[2] ~= '0' then
         redis.call('PEXPIRE', KEYS[1], ARGV[2])
     end
 end
-local is_news = known > before or known == before and known > (time[1] - 60) * 1000000
-return {math.max(known, before), is_news and 1 or 0}",
+local is_news = was_lost or known == before and known > (time[1] - 60) * 1000000
+return {math.max(known, before), is_news and 1 or 0, was_lost and 1 or 0}",
     )
 });

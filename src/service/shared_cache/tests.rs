@@ -45,3 +45,28 @@ fn a_page_is_called_by_who_reads_it_whatever_else_a_reload_has_changed_yet() {
     assert_ne!(keys[0], keys[1], "another upstream has other pages");
     assert_eq!(keys, again);
 }
+
+#[test]
+fn what_became_of_a_page_is_told_by_what_stood_against_it() {
+    let list = |name| SharedList {
+        generation: 1,
+        name,
+        head: ListHead {
+            count: None,
+            first_row: None,
+        },
+    };
+    let (seen, other) = (list(1), list(2));
+    let cases = [
+        (true, false, Some(&seen), RedisStore::Stored),
+        (false, true, None, RedisStore::Dropped),
+        (false, false, Some(&other), RedisStore::Overtaken),
+        (false, false, Some(&seen), RedisStore::Fenced),
+    ];
+    for (is_kept, was_dropped, in_force, outcome) in cases {
+        assert_eq!(
+            store_outcome(is_kept, was_dropped, in_force, &seen),
+            outcome
+        );
+    }
+}

@@ -77,8 +77,7 @@ impl RedisConnection {
         let append = appending(&self.log_key(), entry);
         let mut commands = live.commands.clone();
         let appended = append.query_async(&mut commands);
-        let answer = tokio::time::timeout(self.config.timeout, appended).await;
-        let _: String = self.judge(&live, RedisOperation::Log, answer.map_err(|_| ()))?;
+        let _: String = self.answer(&live, RedisOperation::Log, appended).await?;
         Ok(())
     }
 

@@ -69,6 +69,14 @@ pub struct Members {
     pub index: u32,
 }
 
+impl Members {
+    /// Those that are connected.
+    #[must_use]
+    pub fn present(self) -> u32 {
+        self.places - self.absent
+    }
+}
+
 impl RedisConnection {
     /// The members at the last heartbeat, also while there is no connection.
     #[must_use]
@@ -102,6 +110,7 @@ impl RedisConnection {
             absent: count(&|(member, last)| *last < gone && *member != self.replica),
             index: count(&|(member, _)| member.0 < self.replica.0),
         };
+        self.metrics.shared.members(last.present());
         let mut seen = self.seen.lock();
         seen.since.get_or_insert(now);
         seen.took_a_place |= took;

@@ -22,6 +22,10 @@ const AGE_BOUNDS: [f64; 10] = [
 const DURATION_BOUNDS: [f64; 13] = [
     0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 ];
+/// In seconds: a round trip to Redis beside us lies in the first half, one to another zone in the second, a timeout at the end.
+const ROUND_TRIP_BOUNDS: [f64; 13] = [
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
+];
 
 /// Counts durations or ages. Clones share the counts.
 #[derive(Clone, Debug)]
@@ -48,6 +52,10 @@ struct Counts {
 impl Histogram {
     pub(super) fn of_durations() -> Self {
         Self::new(&DURATION_BOUNDS, Grain::Nanoseconds)
+    }
+
+    pub(super) fn of_round_trips() -> Self {
+        Self::new(&ROUND_TRIP_BOUNDS, Grain::Nanoseconds)
     }
 
     pub(super) fn of_ages() -> Self {

@@ -1,17 +1,31 @@
 //! What replicas share through Redis.
 
-use prometheus_client::{metrics::gauge::Gauge, registry::Registry};
+use std::time::Duration;
 
-use super::declare::{CounterBy, gauge, label_values};
+use prometheus_client::{
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+use super::{
+    declare::{CounterBy, counter, declare, gauge, label_values},
+    histogram::Histogram,
+};
 
 /// Redis: whether it answers, and what it was asked for.
 #[derive(Debug)]
 pub struct SharedMetrics {
     up: Gauge,
+    members: Gauge,
+    durations: Durations,
     pending_purges: Gauge,
     errors: CounterBy,
     pages: CounterBy,
+    stores: CounterBy,
+    reasserted: Counter,
 }
+
+type Durations = Family<[(&'static str, &'static str); 1], Histogram, fn() -> Histogram>;
 
 impl SharedMetrics {
     pub(super) fn new(registry: &mut Registry) -> Self {
@@ -21,8 +35,16 @@ impl SharedMetrics {
             "Whether Redis is up: 1 yes, 0 no; -1 if none is configured",
         );
         up.set(-1);
+        let members = gauge(
+            registry,
+            "redis_members",
+            "Replicas connected to Redis, this one among them, as the last heartbeat saw them; -1 if none is configured",
+        );
+        members.set(-1);
         Self {
             up,
+            members,
+            durations: durations(registry),
             pending_purges: gauge(
                 registry,
                 "redis_pending_purges",
@@ -42,12 +64,35 @@ impl SharedMetrics {
                 "outcome",
                 ["hit", "miss"],
             ),
+            stores: CounterBy::new(
+                registry,
+                "redis_stores",
+                "Fills reported to Redis, by what became of their page there",
+                "outcome",
+                RedisStore::ALL.map(RedisStore::as_str),
+            ),
+            reasserted: counter(
+                registry,
+                "redis_reasserted",
+                "Drops that Redis had lost and was told again",
+            ),
         }
     }
 
     /// Whether Redis answers.
     pub fn up(&self, up: bool) {
         self.up.set(up.into());
+    }
+
+    /// So many replicas are connected.
+    pub fn members(&self, count: u32) {
+        self.members.set(count.into());
+    }
+
+    /// Redis answered an operation, refused it, or gave no answer in time.
+    pub fn took(&self, operation: RedisOperation, time: Duration) {
+        let labels = [("operation", operation.as_str())];
+        self.durations.get_or_create(&labels).observe(time);
     }
 
     /// So many purges wait for Redis.
@@ -64,6 +109,47 @@ impl SharedMetrics {
     /// A page was looked up in Redis.
     pub fn looked_up(&self, found: bool) {
         self.pages.inc(if found { "hit" } else { "miss" });
+    }
+
+    /// A fill was reported to Redis.
+    pub fn stored(&self, outcome: RedisStore) {
+        self.stores.inc(outcome.as_str());
+    }
+
+    /// Redis had lost a drop and knows it again.
+    pub fn reasserted(&self) {
+        self.reasserted.inc();
+    }
+}
+
+fn durations(registry: &mut Registry) -> Durations {
+    let durations = declare(
+        registry,
+        "redis_operation_duration_seconds",
+        "Time until Redis answered or refused an operation, or the operation timed out",
+        Durations::new_with_constructor(Histogram::of_round_trips),
+    );
+    for operation in RedisOperation::ALL {
+        if operation.is_timed() {
+            let _ = durations.get_or_create(&[("operation", operation.as_str())]);
+        }
+    }
+    durations
+}
+
+label_values! {
+    /// What became of a filled page in Redis.
+    pub enum RedisStore {
+        /// Other replicas find it.
+        Stored = "stored",
+        /// Its lock had run out, or another fill had taken it.
+        Fenced = "fenced",
+        /// Its space was dropped after the fill began.
+        Dropped = "dropped",
+        /// Another replica has seen its list move on.
+        Overtaken = "overtaken",
+        /// Only its list was told of: it may not be stored, is too large, or was filled without a lock.
+        NotStorable = "not_storable",
     }
 }
 
@@ -90,5 +176,12 @@ label_values! {
         Quota = "quota",
         /// Reading a value that is damaged or not ours: Redis itself is well.
         Read = "read",
+    }
+}
+
+impl RedisOperation {
+    /// Whether it is one round trip, rather than several or none.
+    fn is_timed(self) -> bool {
+        !matches!(self, Self::Connect | Self::Read)
     }
 }
