@@ -20,6 +20,8 @@ const LASTS: Range<u64> = 200..3000;
 const CALM: Range<u64> = 500..8000;
 /// For how long Redis loses what is written before it fails over or restarts.
 const LACKS: Duration = Duration::from_millis(500);
+/// The ends of the keys by which replicas hear of each other: without them a replica goes on alone, as without Redis.
+const OF_ALL: [&str; 2] = ["{log}", "members"];
 /// A gateway may say for a moment that it is connected to what has just gone.
 const BELIEVED_AFTER: Duration = Duration::from_millis(500);
 const POLL: Duration = Duration::from_millis(100);
@@ -394,13 +396,16 @@ async fn strike_redis(place: &Place, servers: &mut Servers, draw: &mut Draw) {
         }
         Fault::Full => {
             run(servers, "CONFIG SET maxmemory 1mb").await;
-            keep_connected(place, draw.lasts).await;
+            keep_connected(place, draw.lasts * 2).await;
             run(servers, "CONFIG SET maxmemory 0").await;
         }
         Fault::WrongType => {
             if let Some(key) = servers.spoil(&mut draw.random).await {
                 place.event(format!("{key} is spoilt"));
-                keep_connected(place, draw.lasts).await;
+                match OF_ALL.iter().any(|of_all| key.ends_with(of_all)) {
+                    true => sleep(draw.lasts * 2).await,
+                    false => keep_connected(place, draw.lasts * 2).await,
+                }
                 let _ = servers.primary.run_words::<()>(&["DEL", &key]).await;
             }
         }
