@@ -95,7 +95,7 @@ fn the_dashboard_is_json_with_a_query_in_each_panel() {
         serde_json::from_str(&read("deploy/grafana/dashboard.json")).unwrap();
     let panels = dashboard["panels"].as_array().unwrap();
     assert!(panels.len() > 10);
-    for panel in panels {
+    for panel in panels.iter().filter(|panel| panel["type"] != "row") {
         let queries = panel["targets"].as_array().unwrap();
         let has_text = |query: &serde_json::Value| !query["expr"].as_str().unwrap().is_empty();
         assert!(
