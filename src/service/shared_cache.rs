@@ -83,6 +83,8 @@ pub(super) struct Known {
 /// When who looks for a page wants to fill it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wanted {
+    /// Not now.
+    Page = 3,
     /// If it is not there, or not fresh.
     Missing = 0,
     /// In any case, unless another replica does.

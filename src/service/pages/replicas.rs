@@ -38,6 +38,13 @@ enum Found {
     NotInTime(Duration),
 }
 
+/// What becomes of a fill among replicas.
+enum Turn {
+    Served(StoreOutcome),
+    /// This replica fills, or has no call to fill with.
+    Fill(Option<FillLock>, Result<Call, UpstreamError>),
+}
+
 impl Pages {
     /// Shares pages with other replicas from now on.
     pub fn share_pages(&self, shared_cache: SharedCache) {
@@ -97,34 +104,17 @@ impl Pages {
             self.spread_refusal(&key, &credential, &filled).await;
             return filled;
         };
-        let mut call = None;
-        let (lock, call) = loop {
-            let found = self.find(shared_cache, &keys, &request, sources, &context.waiters);
-            let lock = match found.await {
-                Found::Page(kept) => {
-                    return Ok(Fill {
-                        kept,
-                        status: 200,
-                        source: Source::SharedCache,
-                    });
-                }
-                Found::NotInTime(patience) => return Err(UpstreamError::Timeout(patience)),
-                Found::Ours(lock) => lock,
-            };
-            if let Some(call) = call {
-                break (lock, call);
+        let is_forced = sources == Sources::UpstreamAlone || request.directives.no_cache;
+        let turn = self.take_turn(shared_cache, &keys, &request, is_forced, &context);
+        let (lock, call) = match turn.await? {
+            Turn::Served(kept) => {
+                return Ok(Fill {
+                    kept,
+                    status: 200,
+                    source: Source::SharedCache,
+                });
             }
-            if !self.store.is_failing(&key, Instant::now())
-                && let Ok(call) = request.credential.budget().acquire_now().await
-            {
-                break (lock, Ok(call));
-            }
-            // Who waits for a call keeps no other replica from filling, and looks again once it has one.
-            drop(lock);
-            call = match self.acquire(&request, &context).await {
-                Ok(acquired) => Some(Ok(acquired)),
-                Err(error) => break (None, Err(error)),
-            };
+            Turn::Fill(lock, call) => (lock, call),
         };
         // Another replica's page is as good to ask by, or to show in place of an error.
         let stored = self.store.get(&key).or(stored);
@@ -140,6 +130,59 @@ impl Pages {
             tokio::spawn(async move { self.publish(&key, kept, &keys, lock).await });
         }
         filled
+    }
+
+    /// Finds the page among the replicas, or waits until this one may fill it.
+    async fn take_turn(
+        self: &Arc<Self>,
+        shared_cache: &SharedCache,
+        keys: &RedisKeys,
+        request: &ClientRequest,
+        is_forced: bool,
+        context: &FillContext,
+    ) -> Result<Turn, UpstreamError> {
+        let mut call = None;
+        loop {
+            // Who would wait for a call keeps no other replica from filling.
+            let may_fill = call.is_some() || self.may_call_now(request);
+            let wanted = match (is_forced, may_fill) {
+                (true, true) => Some(Wanted::Newest),
+                (false, true) => Some(Wanted::Missing),
+                (false, false) => Some(Wanted::Page),
+                (true, false) => None,
+            };
+            let found = match wanted {
+                Some(wanted) => {
+                    let found = self.find(shared_cache, keys, request, wanted, &context.waiters);
+                    found.await
+                }
+                None => Found::Ours(None),
+            };
+            let lock = match found {
+                Found::Page(kept) => return Ok(Turn::Served(kept)),
+                Found::NotInTime(patience) => return Err(UpstreamError::Timeout(patience)),
+                Found::Ours(lock) => lock,
+            };
+            if let Some(call) = call {
+                return Ok(Turn::Fill(lock, Ok(call)));
+            }
+            if may_fill && let Ok(call) = request.credential.budget().acquire_now().await {
+                return Ok(Turn::Fill(lock, Ok(call)));
+            }
+            // It looks again once it has one.
+            drop(lock);
+            call = match self.acquire(request, context).await {
+                Ok(acquired) => Some(acquired),
+                Err(error) => return Ok(Turn::Fill(None, Err(error))),
+            };
+        }
+    }
+
+    /// Whether a fill need not wait for its call, as far as this replica knows.
+    fn may_call_now(&self, request: &ClientRequest) -> bool {
+        let (now, budget) = (Instant::now(), request.credential.budget());
+        !self.store.is_failing(&request.key(), now)
+            && budget.wait_expected(&"".into(), now).is_none()
     }
 
     /// Waits for the call of a fill.
@@ -158,16 +201,11 @@ impl Pages {
         shared_cache: &SharedCache,
         keys: &RedisKeys,
         request: &ClientRequest,
-        sources: Sources,
+        mut wanted: Wanted,
         waiters: &Waiters,
     ) -> Found {
         let deadline = Instant::now() + self.patience;
         let told = shared_cache.listen(keys);
-        let is_forced = sources == Sources::UpstreamAlone || request.directives.no_cache;
-        let mut wanted = match is_forced {
-            true => Wanted::Newest,
-            false => Wanted::Missing,
-        };
         loop {
             // From before the look on: nothing that is told after it goes unheard.
             let notified = told.notified();
@@ -179,7 +217,7 @@ impl Pages {
             };
             let kept = kept.filter(|kept| {
                 let shown = is_found(&kept.page, request, waiters, Instant::now());
-                shown && !is_forced
+                shown && wanted != Wanted::Newest
             });
             self.metrics.shared.looked_up(kept.is_some());
             if let Some(kept) = kept {
@@ -187,6 +225,7 @@ impl Pages {
             }
             let held_for = match lease {
                 Lease::Acquired(lock) => return Found::Ours(Some(lock)),
+                Lease::NotWanted if wanted == Wanted::Page => return Found::Ours(None),
                 // It is fresh by Redis' clock, but not for this client.
                 Lease::NotWanted => {
                     wanted = Wanted::Other;

@@ -136,7 +136,7 @@ pub(super) fn unlock(lock: &str, token: Nonce) -> ScriptInvocation<'static> {
 }
 
 /// `KEYS`: epoch, list, page, lock. `ARGV`: the epoch and the generation that the replica knows; the token of the lock, for how long it is
-/// held, and when it is wanted: where the page is not fresh (0), in any case (1), or also from who holds it (2). Answers the epoch; the list's generation,
+/// held, and when it is wanted: where the page is not fresh (0), in any case (1), also from who holds it (2), or not at all (3). Answers the epoch; the list's generation,
 /// name, count and first row; the page, if it is of the state in force; and of the lock 0 where it was taken, the milliseconds for
 /// which another holds it, or -1 where it was not wanted.
 static LOOK: LazyLock<Script> = LazyLock::new(|| {
@@ -158,7 +158,7 @@ local held = -1
 if ARGV[5] == '2' then
     redis.call('SET', KEYS[4], ARGV[3], 'PX', ARGV[4])
     held = 0
-elseif ARGV[5] == '1' or not (is_current and tonumber(page[3]) > now) then
+elseif ARGV[5] == '1' or ARGV[5] == '0' and not (is_current and tonumber(page[3]) > now) then
     if redis.call('SET', KEYS[4], ARGV[3], 'NX', 'PX', ARGV[4]) then
         held = 0
     else
