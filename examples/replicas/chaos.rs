@@ -1,6 +1,6 @@
 //! What breaks: gateways, Redis, and the way between them.
 
-use std::{ops::Range, path::PathBuf, sync::Arc, time::Duration};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep};
 use unpod_gateway::simulator::{Fault as UpstreamFault, FaultKind, SplitMix64};
@@ -8,11 +8,11 @@ use unpod_gateway::simulator::{Fault as UpstreamFault, FaultKind, SplitMix64};
 use crate::{
     call,
     checks::{Outage, OutageKind, RECONNECTS},
-    gateway::RedisHealth,
     lane::Place,
     operator,
     proxy::State,
-    redis_server::{Data, RedisServer},
+    redis_server::{Data, Servers},
+    watch::{POLL, settle},
 };
 
 /// How long a fault lasts and how long it is calm after it, in milliseconds.
@@ -22,14 +22,6 @@ const CALM: Range<u64> = 500..8000;
 const LACKS: Duration = Duration::from_millis(500);
 /// The ends of the keys by which replicas hear of each other: without them a replica goes on alone, as without Redis.
 const OF_ALL: [&str; 2] = ["{log}", "members"];
-/// A gateway may say for a moment that it is connected to what has just gone.
-const BELIEVED_AFTER: Duration = Duration::from_millis(500);
-const POLL: Duration = Duration::from_millis(100);
-/// Longer than a task should ever wait for its turn.
-const STANDS_STILL: Duration = Duration::from_millis(500);
-const WATCHES: Duration = Duration::from_millis(250);
-/// After that, a gateway that does not connect is given up.
-const GIVES_UP: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Fault {
@@ -78,64 +70,6 @@ const FAULTS: [(&str, Fault, Side); 15] = [
 
 pub(crate) fn names() -> impl Iterator<Item = &'static str> {
     FAULTS.iter().map(|(name, ..)| *name)
-}
-
-/// The servers of a lane; the proxies lead to the primary.
-pub(crate) struct Servers {
-    pub(crate) primary: RedisServer,
-    copy: RedisServer,
-}
-
-impl Servers {
-    pub(crate) async fn start(directory: PathBuf) -> Self {
-        let servers = Self {
-            primary: RedisServer::start(directory.join("redis-0")).await,
-            copy: RedisServer::start(directory.join("redis-1")).await,
-        };
-        servers.copy.follow(&servers.primary).await;
-        servers
-    }
-
-    fn lead(&self, place: &Place) {
-        for proxy in &place.proxies {
-            proxy.lead_to(self.primary.port);
-        }
-    }
-
-    async fn restart(&mut self, data: Data, place: &Place) {
-        self.primary.restart(data).await;
-        self.lead(place);
-        self.copy.follow(&self.primary).await;
-    }
-
-    /// From here on the copy lacks what is written.
-    async fn promote(&self) {
-        let promoted = self.copy.run::<()>("REPLICAOF NO ONE").await;
-        promoted.expect("a copy can be promoted");
-    }
-
-    /// Leads to the promoted copy; the old primary becomes an empty copy of it.
-    async fn fail_over(&mut self, place: &Place) {
-        std::mem::swap(&mut self.primary, &mut self.copy);
-        self.copy.kill().await;
-        self.lead(place);
-        self.copy.restart(Data::None).await;
-        self.copy.follow(&self.primary).await;
-    }
-
-    /// Puts a value of another type in a key's place; returns the key.
-    async fn spoil(&self, random: &mut SplitMix64) -> Option<String> {
-        let keys: Vec<String> = self.primary.run("KEYS *").await.ok()?;
-        let key = keys.get(random.below(keys.len().max(1) as u64) as usize)?;
-        let kind: String = self.primary.run_words(&["TYPE", key]).await.ok()?;
-        self.primary.run_words::<()>(&["DEL", key]).await.ok()?;
-        let spoil: &[&str] = match &*kind {
-            "string" => &["RPUSH", key, "spoilt"],
-            _ => &["SET", key, "spoilt"],
-        };
-        self.primary.run_words::<()>(spoil).await.ok()?;
-        Some(key.clone())
-    }
 }
 
 /// One fault, drawn beforehand: what happens depends on the seed alone.
@@ -256,77 +190,6 @@ async fn strike(
     began
 }
 
-/// Waits until a gateway says that it is connected.
-pub(crate) async fn settle(place: &Place, gateway: usize) {
-    let since = Instant::now();
-    sleep(BELIEVED_AFTER).await;
-    while since.elapsed() < GIVES_UP
-        && !place.gateways[gateway]
-            .redis()
-            .await
-            .is_some_and(|redis| redis.is_up)
-    {
-        sleep(POLL).await;
-    }
-    place.event(format!(
-        "gateway {gateway} is connected after {:.1?}",
-        since.elapsed()
-    ));
-}
-
-/// Notes where operations fail while nothing is broken, until it is cancelled: a busy machine may be too slow for them.
-pub(crate) async fn watch(place: Arc<Place>, gateway: usize) {
-    let mut last = RedisHealth::default();
-    loop {
-        sleep(WATCHES).await;
-        let Some(health) = place.gateways[gateway].redis().await else {
-            continue;
-        };
-        let is_known = place.truth.with(|known| {
-            known.outages[gateway]
-                .iter()
-                .any(|outage| outage.to.is_none())
-        });
-        let is_worse = !health.is_up || health.errors > last.errors;
-        last = health;
-        if !is_worse || is_known {
-            continue;
-        }
-        place.event(format!(
-            "gateway {gateway} lacks Redis by itself: {health:?}"
-        ));
-        place.count("lacked Redis without a fault");
-        let number = place.truth.outage_began(gateway, OutageKind::Redis);
-        settle(&place, gateway).await;
-        place.truth.outage_ended(gateway, number);
-    }
-}
-
-/// Notes where this machine stood still, until it is cancelled: nobody could keep a deadline meanwhile.
-pub(crate) async fn watch_machine(place: Arc<Place>) {
-    loop {
-        let from = Instant::now();
-        sleep(POLL).await;
-        let to = Some(Instant::now());
-        if from.elapsed() < STANDS_STILL {
-            continue;
-        }
-        place.event(format!(
-            "the machine stood still for {:.1?}",
-            from.elapsed()
-        ));
-        place.count("the machine stood still");
-        place.truth.with(|known| {
-            known.failing.push((from, to));
-            let kind = OutageKind::Redis;
-            known
-                .outages
-                .iter_mut()
-                .for_each(|outages| outages.push(Outage { kind, from, to }));
-        });
-    }
-}
-
 async fn strike_gateway(place: &Place, draw: &mut Draw) {
     let (gateway, proxy) = (&place.gateways[draw.gateway], &place.proxies[draw.gateway]);
     match draw.fault {
@@ -373,14 +236,14 @@ async fn strike_redis(place: &Place, servers: &mut Servers, draw: &mut Draw) {
         Fault::RedisKill => {
             servers.primary.kill().await;
             sleep(draw.lasts).await;
-            servers.restart(Data::None, place).await;
+            servers.restart(Data::None, &place.proxies).await;
         }
         Fault::RedisRestart => {
             run(servers, "SAVE").await;
             write_in_vain(place, draw).await;
             servers.primary.kill().await;
             sleep(draw.lasts).await;
-            servers.restart(Data::Saved, place).await;
+            servers.restart(Data::Saved, &place.proxies).await;
         }
         Fault::RedisStop => {
             servers.primary.signal("-STOP");
@@ -392,7 +255,7 @@ async fn strike_redis(place: &Place, servers: &mut Servers, draw: &mut Draw) {
             if draw.fault == Fault::FailoverLossy {
                 write_in_vain(place, draw).await;
             }
-            servers.fail_over(place).await;
+            servers.fail_over(&place.proxies).await;
         }
         Fault::Full => {
             run(servers, "CONFIG SET maxmemory 1mb").await;

@@ -13,15 +13,17 @@ use unpod_gateway::simulator::{Control, Options, Simulator, SplitMix64};
 use crate::{
     Arguments,
     call::keys,
-    chaos::{self, Servers},
+    chaos,
     checks::{busiest_minute, double_fills},
     client::Connection,
     gateway::{self, Gateway},
     operator,
     proxy::Proxy,
     reader, recorder,
+    redis_server::Servers,
     tally::Tally,
     truth::Truth,
+    watch,
 };
 
 /// The setup of a lane.
@@ -176,7 +178,7 @@ impl Lane {
             tally: tally.clone(),
         };
         for gateway in 0..GATEWAYS {
-            chaos::settle(&place, gateway).await;
+            watch::settle(&place, gateway).await;
         }
         Self {
             place: Arc::new(place),
@@ -198,12 +200,12 @@ impl Lane {
             running.spawn(reader::read(self.place.clone(), fork(), stop.clone()));
         }
         for gateway in 0..GATEWAYS {
-            let watching = chaos::watch(self.place.clone(), gateway);
+            let watching = watch::watch_redis(self.place.clone(), gateway);
             running.spawn(until(stop.clone(), watching));
         }
         running.spawn(until(
             stop.clone(),
-            chaos::watch_machine(self.place.clone()),
+            watch::watch_machine(self.place.clone()),
         ));
         let operating = operator::operate(self.place.clone(), operator);
         running.spawn(until(stop.clone(), operating));

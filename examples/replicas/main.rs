@@ -24,6 +24,7 @@ mod recorder;
 mod redis_server;
 mod tally;
 mod truth;
+mod watch;
 
 use std::{process::ExitCode, time::Duration};
 

@@ -12,6 +12,9 @@ use tokio::{
     process::{Child, Command},
     time::{Instant, sleep, timeout},
 };
+use unpod_gateway::simulator::SplitMix64;
+
+use crate::proxy::Proxy;
 
 /// How long a command, a start or the first copy may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -117,6 +120,64 @@ pub(crate) enum Data {
     None,
     /// What it had when it last saved.
     Saved,
+}
+
+/// The servers of a lane; the proxies lead to the primary.
+pub(crate) struct Servers {
+    pub(crate) primary: RedisServer,
+    copy: RedisServer,
+}
+
+impl Servers {
+    pub(crate) async fn start(directory: PathBuf) -> Self {
+        let servers = Self {
+            primary: RedisServer::start(directory.join("redis-0")).await,
+            copy: RedisServer::start(directory.join("redis-1")).await,
+        };
+        servers.copy.follow(&servers.primary).await;
+        servers
+    }
+
+    fn lead(&self, proxies: &[Proxy]) {
+        for proxy in proxies {
+            proxy.lead_to(self.primary.port);
+        }
+    }
+
+    pub(crate) async fn restart(&mut self, data: Data, proxies: &[Proxy]) {
+        self.primary.restart(data).await;
+        self.lead(proxies);
+        self.copy.follow(&self.primary).await;
+    }
+
+    /// From here on the copy lacks what is written.
+    pub(crate) async fn promote(&self) {
+        let promoted = self.copy.run::<()>("REPLICAOF NO ONE").await;
+        promoted.expect("a copy can be promoted");
+    }
+
+    /// Leads to the promoted copy; the old primary becomes an empty copy of it.
+    pub(crate) async fn fail_over(&mut self, proxies: &[Proxy]) {
+        std::mem::swap(&mut self.primary, &mut self.copy);
+        self.copy.kill().await;
+        self.lead(proxies);
+        self.copy.restart(Data::None).await;
+        self.copy.follow(&self.primary).await;
+    }
+
+    /// Puts a value of another type in a key's place; returns the key.
+    pub(crate) async fn spoil(&self, random: &mut SplitMix64) -> Option<String> {
+        let keys: Vec<String> = self.primary.run("KEYS *").await.ok()?;
+        let key = keys.get(random.below(keys.len().max(1) as u64) as usize)?;
+        let kind: String = self.primary.run_words(&["TYPE", key]).await.ok()?;
+        self.primary.run_words::<()>(&["DEL", key]).await.ok()?;
+        let spoil: &[&str] = match &*kind {
+            "string" => &["RPUSH", key, "spoilt"],
+            _ => &["SET", key, "spoilt"],
+        };
+        self.primary.run_words::<()>(spoil).await.ok()?;
+        Some(key.clone())
+    }
 }
 
 /// Sends a signal to a process that runs.
