@@ -159,6 +159,28 @@ test('p50 and p95 are where the buckets say', async (t) => {
   assertQuiet()
 })
 
+test('each part says how it is and why', async (t) => {
+  const gateway = await startOwn(t)
+  const { page, assertQuiet } = await openPage(t)
+  await page.route('**/status', async (route) => {
+    const answer = await route.fetch()
+    const status = await answer.json()
+    const since = '2026-01-01T00:00:00Z'
+    status.readiness.parts.circuits = { status: 'degraded', since, not_closed: { default: 'open' } }
+    status.readiness.parts.redis = { status: 'degraded', since, answers: false, members: 2, pending_purges: 1 }
+    status.readiness.parts.identity = { status: 'ready', since, keys: 'current' }
+    await route.fulfill({ response: answer, json: status })
+  })
+  await page.goto(gateway.admin)
+  const readiness = page.locator('#readiness > *')
+  await readiness.first().waitFor()
+  assert.deepEqual(await readiness.allTextContents(), [
+    'Listener', 'ready', 'Credentials', 'ready', 'Circuit breakers', 'degraded: default open', 'Service', 'ready',
+    'Redis', 'degraded: members 2, pending purges 1', 'Identity provider', 'ready: keys current',
+  ])
+  assertQuiet()
+})
+
 test('pages are purged by token, by fingerprint and all at once, each after a question', async (t) => {
   const gateway = await startOwn(t)
   const { page, assertQuiet } = await openPage(t)

@@ -52,6 +52,9 @@ async fn a_page_that_one_replica_stores_and_another_finds_is_counted_by_both() {
     }
     for gateway in [&first, &second] {
         until(|| gateway.counts("gateway_redis_members 2")).await;
+        let (_, ready) = operators::ask(gateway, "GET", "/readyz").await;
+        let ready: serde_json::Value = serde_json::from_str(&ready).unwrap();
+        assert_eq!(ready["parts"]["redis"]["members"], 2, "{ready}");
     }
 }
 

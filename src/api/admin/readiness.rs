@@ -107,6 +107,8 @@ struct ProviderKeys {
 #[derive(Debug, Serialize)]
 struct Answers {
     answers: bool,
+    /// Replicas connected to it, as the last heartbeat saw them.
+    members: u32,
     /// Purges that the other replicas have not been told of.
     pending_purges: usize,
 }
@@ -218,6 +220,7 @@ fn redis(admin: &Admin, connection: &RedisConnection) -> Part<Answers> {
         since: redis.since.into(),
         why: Answers {
             answers: redis.is_up,
+            members: connection.members().present(),
             pending_purges: admin.pages.pending_purges(),
         },
     }

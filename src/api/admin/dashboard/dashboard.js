@@ -362,16 +362,20 @@ function purgeButton(fingerprint) {
   return button
 }
 
-const PARTS = { listener: 'Listener', credentials: 'Credentials', circuits: 'Circuit breakers', answers: 'Service', redis: 'Redis' }
+const PARTS = { listener: 'Listener', credentials: 'Credentials', circuits: 'Circuit breakers', answers: 'Service', redis: 'Redis', identity: 'Identity provider' }
 
 function showReadiness({ status, parts }) {
   const state = $('state')
   setText(state, { ready: 'Ready', degraded: 'Degraded', draining: 'Draining', unavailable: 'Unavailable' }[status] ?? status)
   state.className = status === 'ready' ? 'good' : 'bad'
   const list = $('readiness')
-  const wanted = Object.entries(parts).flatMap(([part, { status, ...why }]) => {
-    const reasons = Object.values(why).flatMap((reason) =>
-      Array.isArray(reason) ? reason : Object.entries(reason).map(([name, state]) => `${name} ${state}`))
+  const wanted = Object.entries(parts).flatMap(([part, { status, since: _, ...why }]) => {
+    const reasons = Object.entries(why).flatMap(([name, reason]) => {
+      // That Redis answers says no more than its status.
+      if (typeof reason === 'boolean') return []
+      if (typeof reason !== 'object') return `${name.replaceAll('_', ' ')} ${reason}`
+      return Array.isArray(reason) ? reason : Object.entries(reason).map(([name, state]) => `${name} ${state}`)
+    })
     return [PARTS[part] ?? part, reasons.length > 0 ? `${status}: ${reasons.join(', ')}` : status]
   })
   if (list.children.length !== wanted.length) {
