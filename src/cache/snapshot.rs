@@ -11,7 +11,10 @@ use std::{
 use bytes::Bytes;
 use http::HeaderMap;
 
-use self::format::{decode, encode};
+use self::{
+    format::{decode, encode},
+    owners::Known,
+};
 use super::{
     compression::{compress, decompress},
     http_semantics::ContentCoding,
@@ -120,10 +123,11 @@ pub fn seal(owners: &Owners, page: SavedPage) -> Option<Vec<u8>> {
 /// Returns in which way the bytes are not to be trusted; those of another page are foreign.
 pub fn unseal(bytes: &[u8], owners: &Owners, key: &PageKey) -> Result<SavedPage, SnapshotError> {
     let credential = key.list.space.credential;
-    // What another token of the credential sees is not this one's.
+    // What another token of the credential sees is not this one's; what a replica calls the credential is its own affair.
     let writer = owners.writer(credential);
     let known = |owner: &Owner| {
-        let writer = writer.filter(|writer| writer.owner == *owner)?;
+        let sees_the_same = |writer: &&Known| writer.owner.fingerprint() == owner.fingerprint();
+        let writer = writer.filter(sees_the_same)?;
         Some((credential, writer))
     };
     let (length, packed) = bytes.split_first_chunk().ok_or(SnapshotError::Foreign)?;

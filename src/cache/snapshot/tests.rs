@@ -273,6 +273,10 @@ fn a_sealed_page_is_read_by_its_owner_alone_and_for_itself_alone() {
         let taken = read(&bad, "token", &first).ok();
         assert!(taken.is_none_or(|page| page == first), "bit {place}");
     }
+    // Whatever the credential is called where it is read.
+    let mut renamed = Owners::default();
+    renamed.add(CredentialId(0), "renamed", &[b"https://a.test", b"token"]);
+    assert_eq!(unseal(&sealed, &renamed, &first.key).unwrap(), first);
     // With a token that its credential has besides.
     let mut both = owners("token");
     both.add(CredentialId(0), "default", &[b"besides"]);

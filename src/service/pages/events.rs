@@ -26,12 +26,12 @@ impl Pages {
                 epoch,
                 refused,
             } => {
-                let key = shared_cache.space(&space);
-                if let Some(key) = &key {
+                let keys = shared_cache.spaces(&space);
+                for key in &keys {
                     self.store.hear_drop(key, epoch, refused, now);
                 }
                 // Clients may invent spaces, which are refused: what is remembered is bounded, and of those there is nothing to tell.
-                if key.is_some() || !refused {
+                if !keys.is_empty() || !refused {
                     shared_cache.heard_drop(&space, epoch);
                 }
             }
@@ -41,8 +41,11 @@ impl Pages {
                 list,
                 state,
             } => {
-                let list = shared_cache.space(&space).zip(ListId::of_path(&list));
-                if let Some((space, id)) = list {
+                let Some(id) = ListId::of_path(&list) else {
+                    return;
+                };
+                for space in shared_cache.spaces(&space) {
+                    let id = id.clone();
                     let key = ListKey { space, id };
                     self.store.hear_list(&key, epoch, &state, now);
                 }

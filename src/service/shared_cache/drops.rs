@@ -1,6 +1,9 @@
 //! What is dropped here is dropped on all replicas. What Redis has not got yet is sent again until it has; what it had and lost, too.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use futures_util::future::try_join_all;
 
@@ -60,6 +63,7 @@ impl SharedCache {
     /// is sent again.
     pub(in crate::service) async fn drop_space(&self, space: &SpaceToken) -> Vec<Event> {
         let credentials = self.credentials.load_full();
+        // Credentials with one token call it the same.
         let names = credentials.all().flat_map(|known| names_of(known, space));
         self.drop_all(names.collect(), false).await
     }
@@ -70,10 +74,11 @@ impl SharedCache {
         credential: &Arc<Credential>,
         space: &SpaceToken,
     ) -> Vec<Event> {
-        self.drop_all(names_of(credential, space), true).await
+        let names = names_of(credential, space);
+        self.drop_all(names.into_iter().collect(), true).await
     }
 
-    async fn drop_all(&self, spaces: Vec<String>, refused: bool) -> Vec<Event> {
+    async fn drop_all(&self, spaces: HashSet<String>, refused: bool) -> Vec<Event> {
         let (mut dropped, count) = (Vec::new(), spaces.len());
         for space in spaces {
             match self.raise_space(&space, refused).await {

@@ -13,10 +13,10 @@ use crate::{
 /// Spaces whose names are remembered before those are let go that nothing is known of any more.
 const FIRST_SWEEP_AT: usize = 1024;
 
-/// The spaces that other replicas may name, by their names in Redis.
+/// The spaces that other replicas may name, by their names in Redis: credentials with one token see the same space.
 #[derive(Debug)]
 pub(super) struct KnownSpaces {
-    known: HashMap<String, SpaceKey>,
+    known: HashMap<String, Vec<SpaceKey>>,
     sweep_at: usize,
 }
 
@@ -77,14 +77,22 @@ impl SharedCache {
     /// Remembers what `key` is called; those are let go that the caller does not know.
     pub(super) fn remember(&self, space: &str, key: &SpaceKey, knows: impl Fn(&SpaceKey) -> bool) {
         let mut spaces = self.spaces.lock();
-        if spaces.known.get(space) == Some(key) {
+        if spaces
+            .known
+            .get(space)
+            .is_some_and(|keys| keys.contains(key))
+        {
             return;
         }
         if spaces.known.len() >= spaces.sweep_at {
-            spaces.known.retain(|_, key| knows(key));
+            spaces.known.retain(|_, keys| {
+                keys.retain(&knows);
+                !keys.is_empty()
+            });
             spaces.sweep_at = (2 * spaces.known.len()).max(FIRST_SWEEP_AT);
         }
-        spaces.known.insert(space.to_owned(), key.clone());
+        let keys = spaces.known.entry(space.to_owned()).or_default();
+        keys.push(key.clone());
     }
 
     /// Remembers all that other replicas may call a space, whichever of its credential's tokens they use.
@@ -103,9 +111,10 @@ impl SharedCache {
         }
     }
 
-    /// The space that others call so.
-    pub(in crate::service) fn space(&self, name: &str) -> Option<SpaceKey> {
-        self.spaces.lock().known.get(name).cloned()
+    /// The spaces that others call so: one for each credential that sees it with the same token.
+    pub(in crate::service) fn spaces(&self, name: &str) -> Vec<SpaceKey> {
+        let spaces = self.spaces.lock();
+        spaces.known.get(name).cloned().unwrap_or_default()
     }
 }
 
