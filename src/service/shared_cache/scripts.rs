@@ -155,14 +155,15 @@ local is_current = kept and tonumber(page[1] or -1) == epoch and tonumber(page[2
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local held = -1
-if ARGV[5] == '2' then
-    redis.call('SET', KEYS[4], ARGV[3], 'PX', ARGV[4])
-    held = 0
-elseif ARGV[5] == '1' or ARGV[5] == '0' and not (is_current and tonumber(page[3]) > now) then
-    if redis.call('SET', KEYS[4], ARGV[3], 'NX', 'PX', ARGV[4]) then
+local is_missing = not (is_current and tonumber(page[3]) > now)
+if ARGV[5] == '1' or ARGV[5] == '2' or ARGV[5] == '0' and is_missing then
+    -- One without an end is nobody's.
+    local left = redis.call('PTTL', KEYS[4])
+    if ARGV[5] == '2' or left < 0 then
+        redis.call('SET', KEYS[4], ARGV[3], 'PX', ARGV[4])
         held = 0
     else
-        held = math.max(1, redis.call('PTTL', KEYS[4]))
+        held = math.max(1, left)
     end
 end
 local value = is_current and redis.call('HGET', KEYS[3], 'page')
