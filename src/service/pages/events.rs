@@ -32,7 +32,7 @@ impl Pages {
                 }
                 // Clients may invent spaces, which are refused: what is remembered is bounded, and of those there is nothing to tell.
                 if !keys.is_empty() || !refused {
-                    shared_cache.heard_drop(&space, epoch);
+                    shared_cache.heard_drop(&space, epoch, refused);
                 }
             }
             Event::Moved {

@@ -31,26 +31,36 @@ pub(super) struct Drops {
     /// The epoch in which everything was purged last.
     everything: u64,
     /// The newest epoch of each space.
-    pub(super) spaces: HashMap<String, u64>,
+    pub(super) spaces: HashMap<String, SpaceDrop>,
     pub(super) pending: Pending,
 }
 
+/// The newest drop of a space.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SpaceDrop {
+    pub(super) epoch: u64,
+    /// The upstream refused it, each time: a client may have invented it.
+    refused: bool,
+}
+
 impl Drops {
-    pub(super) fn add(&mut self, space: &str, epoch: u64) {
-        let known = self.spaces.entry(space.to_owned()).or_default();
-        *known = epoch.max(*known);
+    pub(super) fn add(&mut self, space: &str, epoch: u64, refused: bool) {
+        let added = SpaceDrop { epoch, refused };
+        let known = self.spaces.entry(space.to_owned()).or_insert(added);
+        known.epoch = epoch.max(known.epoch);
+        known.refused &= refused;
         // Half of them go at once.
         if self.spaces.len() > 2 * REMEMBERED {
-            let mut epochs: Vec<_> = self.spaces.values().copied().collect();
+            let mut epochs: Vec<_> = self.spaces.values().map(|known| known.epoch).collect();
             epochs.sort_unstable();
             let oldest_kept = epochs[REMEMBERED];
-            self.spaces.retain(|_, epoch| *epoch > oldest_kept);
+            self.spaces.retain(|_, known| known.epoch > oldest_kept);
         }
     }
 
-    pub(super) fn add_pending(&mut self, space: String) {
+    pub(super) fn add_pending(&mut self, space: String, refused: bool) {
         let pending = &mut self.pending;
-        pending.spaces.insert(space);
+        *pending.spaces.entry(space).or_insert(refused) &= refused;
         if pending.spaces.len() > MOST_PENDING {
             pending.spaces.clear();
             pending.everything = true;
@@ -83,7 +93,7 @@ impl SharedCache {
         for space in spaces {
             match self.raise_space(&space, refused).await {
                 Ok(event) => dropped.push(event),
-                Err(Unavailable) => self.drops.lock().add_pending(space),
+                Err(Unavailable) => self.drops.lock().add_pending(space, refused),
             }
         }
         if dropped.len() < count {
@@ -115,8 +125,8 @@ impl SharedCache {
     }
 
     /// Remembers a drop that this replica heard of.
-    pub(in crate::service) fn heard_drop(&self, space: &str, epoch: u64) {
-        self.drops.lock().add(space, epoch);
+    pub(in crate::service) fn heard_drop(&self, space: &str, epoch: u64, refused: bool) {
+        self.drops.lock().add(space, epoch, refused);
     }
 
     /// Remembers a purge of everything that this replica heard of.
@@ -135,7 +145,7 @@ impl SharedCache {
     pub(in crate::service) async fn assert_everything(&self) {
         let everything = self.drops.lock().everything;
         if everything > 0 {
-            let assertion = scripts::assert_epoch(&self.everything_key(), everything, None);
+            let assertion = scripts::assert_epoch(&self.everything_key(), everything, None, false);
             let answer: Result<AssertAnswer, Unavailable> =
                 self.redis.ask(RedisOperation::Drop, &assertion).await;
             if let Ok((_, _, true)) = answer {
@@ -154,11 +164,16 @@ impl SharedCache {
             self.drops.lock().pending.everything = false;
             sent.push(purged);
         }
-        for space in pending.spaces {
-            let Ok(dropped) = self.raise_space(&space, false).await else {
+        for (space, refused) in pending.spaces {
+            let Ok(dropped) = self.raise_space(&space, refused).await else {
                 break;
             };
-            self.drops.lock().pending.spaces.remove(&space);
+            let mut drops = self.drops.lock();
+            // An operator may have purged it meanwhile.
+            if drops.pending.spaces.get(&space) == Some(&refused) {
+                drops.pending.spaces.remove(&space);
+            }
+            drop(drops);
             sent.push(dropped);
         }
         if !sent.is_empty() {
@@ -176,7 +191,7 @@ impl SharedCache {
             let drops = self.drops.lock();
             (drops.everything, drops.spaces.clone())
         };
-        let assertion = scripts::assert_epoch(&self.everything_key(), everything, None);
+        let assertion = scripts::assert_epoch(&self.everything_key(), everything, None, false);
         let (epoch, is_news, was_lost): AssertAnswer = session.ask(&assertion).await?;
         if was_lost {
             self.redis.metrics().reasserted();
@@ -185,7 +200,9 @@ impl SharedCache {
             session.append(&Event::Purged { epoch }.to_bytes()).await?;
         }
         let asserted = spaces.into_iter().map(|(space, known)| async move {
-            let assertion = scripts::assert_epoch(&self.epoch_key(&space), known, Some(EPOCH_FOR));
+            let SpaceDrop { epoch, refused } = known;
+            let key = self.epoch_key(&space);
+            let assertion = scripts::assert_epoch(&key, epoch, Some(EPOCH_FOR), refused);
             // One that cannot be told is that space's own trouble.
             let Ok((epoch, is_news, was_lost)) = session.ask::<AssertAnswer>(&assertion).await
             else {
@@ -200,7 +217,7 @@ impl SharedCache {
             let dropped = Event::Dropped {
                 space,
                 epoch,
-                refused: false,
+                refused,
             };
             session.append(&dropped.to_bytes()).await
         });
@@ -212,11 +229,11 @@ impl SharedCache {
     /// Begins a new epoch of a space in Redis, and tells of it.
     async fn raise_space(&self, space: &str, refused: bool) -> Result<Event, Unavailable> {
         let known = self.drops.lock().spaces.get(space).copied();
-        let key = self.epoch_key(space);
-        let raise = scripts::raise(&key, known.unwrap_or_default(), Some(EPOCH_FOR), refused);
+        let (key, known) = (self.epoch_key(space), known.map_or(0, |known| known.epoch));
+        let raise = scripts::raise(&key, known, Some(EPOCH_FOR), refused);
         let (epoch, is_kept): (u64, bool) = self.redis.ask(RedisOperation::Drop, &raise).await?;
         if is_kept {
-            self.heard_drop(space, epoch);
+            self.heard_drop(space, epoch, false);
         }
         let space = space.to_owned();
         let dropped = Event::Dropped {

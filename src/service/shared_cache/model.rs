@@ -159,7 +159,7 @@ impl Replica {
                 space: of, epoch, ..
             } => {
                 self.store.hear_drop(&space(), *epoch, false, now);
-                self.drops.add(of, *epoch);
+                self.drops.add(of, *epoch, false);
             }
             Event::Moved { epoch, state, .. } => {
                 let list = ListKey {
@@ -444,14 +444,20 @@ impl World {
         self.replicas[replica].store.purge_space(&space().space);
         match self.replicas[replica].is_connected {
             true => self.raise(replica),
-            false => self.replicas[replica].drops.add_pending("space".to_owned()),
+            false => self.replicas[replica]
+                .drops
+                .add_pending("space".to_owned(), false),
         }
     }
 
     fn raise(&mut self, replica: usize) {
         let replica = &mut self.replicas[replica];
-        let known = replica.drops.spaces.get("space").copied();
-        let raise = scripts::raise("epoch", known.unwrap_or_default(), Some(HOUR), false);
+        let known = replica
+            .drops
+            .spaces
+            .get("space")
+            .map_or(0, |known| known.epoch);
+        let raise = scripts::raise("epoch", known, Some(HOUR), false);
         let (epoch, _): (u64, bool) = raise.invoke(&mut self.redis).unwrap();
         replica.hear(&dropped(epoch));
         self.append(dropped(epoch));
@@ -459,7 +465,7 @@ impl World {
 
     fn send_pending(&mut self, replica: usize) {
         let pending = &mut self.replicas[replica];
-        if pending.is_connected && pending.drops.pending.spaces.remove("space") {
+        if pending.is_connected && pending.drops.pending.spaces.remove("space").is_some() {
             self.raise(replica);
         }
     }
@@ -469,7 +475,7 @@ impl World {
             return;
         }
         for (_, known) in self.replicas[replica].drops.spaces.clone() {
-            let assertion = scripts::assert_epoch("epoch", known, Some(HOUR));
+            let assertion = scripts::assert_epoch("epoch", known.epoch, Some(HOUR), false);
             let (epoch, is_news, _): scripts::AssertAnswer =
                 assertion.invoke(&mut self.redis).unwrap();
             if is_news {

@@ -1,7 +1,7 @@
 //! The drops that Redis has not got yet, carried over a restart: a purge that was answered reaches the other replicas.
 
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     fs,
     io::{self, Read},
     path::{Path, PathBuf},
@@ -23,8 +23,8 @@ const LONGEST_FILE: u64 = 4 << 20;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Pending {
     pub everything: bool,
-    /// By their names in Redis.
-    pub spaces: HashSet<String>,
+    /// By their names in Redis, each with whether the upstream refused it, and nobody purged it.
+    pub spaces: HashMap<String, bool>,
 }
 
 impl Pending {

@@ -112,14 +112,18 @@ pub(super) fn raise(
 /// Epoch; whether others may not have heard of it; whether Redis had lost it.
 pub(super) type AssertAnswer = (u64, bool, bool);
 
-/// Tells Redis of an epoch that it may have lost.
+/// Tells Redis of an epoch that it may have lost; `refused`: of a space that the upstream refused.
 pub(super) fn assert_epoch(
     key: &str,
     known: u64,
     keep_for: Option<Duration>,
+    refused: bool,
 ) -> ScriptInvocation<'static> {
     let mut assert = ASSERT.key(key);
-    assert.arg(known).arg(keep_for.map_or(0, ms));
+    assert
+        .arg(known)
+        .arg(keep_for.map_or(0, ms))
+        .arg(u8::from(refused));
     assert
 }
 
@@ -268,14 +272,15 @@ return {epoch, 1}",
     )
 });
 
-/// `KEYS`: epoch. `ARGV`: the largest that the replica knows, and how long it is kept (0: for ever). Answers the one in force, whether
-/// others may not have heard of it (it was lost here, or is of the last minute, whose log may be lost), and whether it was lost here.
+/// `KEYS`: epoch. `ARGV`: the largest that the replica knows, how long it is kept (0: for ever), and whether the upstream refused the space,
+/// of which nothing is written then where Redis knows nothing of it. Answers the one in force, whether others may not have heard of it (it was lost here, or is of the last minute, whose log may be lost), and whether it was lost here.
 static ASSERT: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
-local before, known, time = tonumber(redis.call('GET', KEYS[1]) or 0), tonumber(ARGV[1]), redis.call('TIME')
+local kept, known, time = redis.call('GET', KEYS[1]), tonumber(ARGV[1]), redis.call('TIME')
+local before = tonumber(kept or 0)
 local was_lost = known > before
-if was_lost then
+if was_lost and (kept or ARGV[3] == '0') then
     redis.call('SET', KEYS[1], ARGV[1])
     if ARGV[2] ~= '0' then
         redis.call('PEXPIRE', KEYS[1], ARGV[2])
