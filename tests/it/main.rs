@@ -45,6 +45,7 @@ mod proxy_protocol;
 mod quota;
 mod rate_limit;
 mod redis;
+mod redis_faults;
 mod redis_kinds;
 mod redis_metrics;
 mod redis_quota;

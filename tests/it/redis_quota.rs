@@ -35,7 +35,7 @@ async fn calls_key(fleet: &Fleet, gateway: &Gateway) -> String {
 }
 
 /// Has Redis know that nothing was spent. A counter that it does not know begins with nothing to spend.
-async fn count_from_now(fleet: &Fleet, gateway: &Gateway) -> String {
+pub(crate) async fn count_from_now(fleet: &Fleet, gateway: &Gateway) -> String {
     let key = calls_key(fleet, gateway).await;
     let _: i64 = fleet.redis.run(&["ZADD", &key, "-1", "pace"]);
     key

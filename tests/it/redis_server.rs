@@ -89,6 +89,27 @@ impl Redis {
         command.query(&mut connection).unwrap()
     }
 
+    /// All that it holds, to be put back.
+    pub(crate) fn dump(&self) -> Vec<(String, Vec<u8>)> {
+        let keys: Vec<String> = self.run(&["KEYS", "*"]);
+        let dumped = keys.into_iter().map(|key| {
+            let value = self.run(&["DUMP", &key]);
+            (key, value)
+        });
+        dumped.collect()
+    }
+
+    /// Holds what was dumped, and nothing else.
+    pub(crate) fn restore(&self, dumped: &[(String, Vec<u8>)]) {
+        let mut connection = connect(self.port, self.password).unwrap();
+        let mut restore = redis::pipe();
+        restore.atomic().cmd("FLUSHALL").ignore();
+        for (key, value) in dumped {
+            restore.cmd("RESTORE").arg(key).arg(0).arg(value).ignore();
+        }
+        let () = restore.query(&mut connection).unwrap();
+    }
+
     /// The value of a configuration parameter.
     pub(crate) fn config(&self, name: &str) -> String {
         let [_, value] = self.run(&["CONFIG", "GET", name]);
@@ -186,6 +207,10 @@ impl Fleet {
 
     pub(crate) fn upstream(&self) -> Control {
         self.simulator.control()
+    }
+
+    pub(crate) fn upstream_url(&self) -> String {
+        self.simulator.base_url()
     }
 
     /// A gateway, and what its configuration has besides.
