@@ -165,8 +165,11 @@ impl SharedCache {
             sent.push(purged);
         }
         for (space, refused) in pending.spaces {
-            let Ok(dropped) = self.raise_space(&space, refused).await else {
-                break;
+            let dropped = match self.raise_space(&space, refused).await {
+                Ok(dropped) => dropped,
+                // That space's own trouble.
+                Err(Unavailable) if self.redis.is_up() => continue,
+                Err(Unavailable) => break,
             };
             let mut drops = self.drops.lock();
             // An operator may have purged it meanwhile.
