@@ -345,6 +345,48 @@ async fn a_page_that_was_purged_while_its_replica_was_cut_off_is_used_by_nobody(
 }
 
 #[tokio::test]
+async fn a_snapshot_brings_back_nothing_that_was_dropped_meanwhile() {
+    let Some(fleet) = Fleet::start().await else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pages");
+    let snapshot = format!("[cache]\nsnapshot_file = '{}'", file.display());
+    let mut cable = Cable::lay(&fleet.redis).await;
+    let first = fleet.gateway("").await;
+    let second = fleet.gateway_at(&cable.url, &snapshot).await;
+    for gateway in [&first, &second] {
+        wait_until_up(gateway, true).await;
+    }
+    for space in [SUPPORT, ARCHIVE] {
+        second.tasks(space, "").await;
+    }
+    wait_for_locks(&fleet.redis).await;
+    assert!(second.app.drain().await);
+    purge(&first, &format!("/cache/spaces/{SUPPORT}")).await;
+    fleet.upstream().revoke_space(ARCHIVE);
+    let refused = first
+        .tasks(ARCHIVE, "")
+        .key(REFRESHER)
+        .cache_control("no-cache")
+        .await;
+    refused.assert_error("space_access_denied");
+    until(|| fleet.redis.run::<u64>(&["XLEN", "unpod-gateway:v3:{log}"]) >= 6).await;
+
+    let again = fleet.gateway_at(&cable.url, &snapshot).await;
+    wait_until_up(&again, true).await;
+    cable.cut().await;
+    wait_until_up(&again, false).await;
+    let down = Fault::always(FaultKind::ServerError);
+    fleet.upstream().set_faults(vec![down]);
+
+    for space in [SUPPORT, ARCHIVE] {
+        let failed = again.tasks(space, "").await;
+        failed.assert_error("upstream_failed");
+    }
+}
+
+#[tokio::test]
 async fn a_key_of_another_type_costs_what_it_holds_and_no_more() {
     let Some(fleet) = Fleet::start().await else {
         return;

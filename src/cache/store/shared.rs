@@ -42,6 +42,12 @@ impl PageStore {
         meant.into_iter().collect()
     }
 
+    /// Every space of which anything is known.
+    #[must_use]
+    pub fn known_spaces(&self) -> Vec<SpaceKey> {
+        self.spaces.lock().known.keys().cloned().collect()
+    }
+
     /// Whether anything is known of a space.
     #[must_use]
     pub fn knows(&self, key: &SpaceKey) -> bool {

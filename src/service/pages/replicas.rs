@@ -49,6 +49,8 @@ impl Pages {
     /// Shares pages with other replicas from now on.
     pub fn share_pages(&self, shared_cache: SharedCache) {
         self.store.share_epochs();
+        // What a snapshot brought may have been dropped since.
+        shared_cache.remember_restored(self.store.known_spaces());
         // The gateway is built once.
         let _ = self.shared_cache.set(shared_cache);
     }

@@ -111,6 +111,17 @@ impl SharedCache {
         }
     }
 
+    /// The same of all that is known before there is a connection.
+    pub(in crate::service) fn remember_restored(&self, spaces: Vec<SpaceKey>) {
+        let credentials = self.credentials.load_full();
+        for SpaceKey { credential, space } in spaces {
+            let known = credentials.all().find(|known| known.id == credential);
+            if let Some(credential) = known {
+                self.remember_space(credential, &space, |_| true);
+            }
+        }
+    }
+
     /// The spaces that others call so: one for each credential that sees it with the same token.
     pub(in crate::service) fn spaces(&self, name: &str) -> Vec<SpaceKey> {
         let spaces = self.spaces.lock();
