@@ -132,11 +132,15 @@ impl Space {
         self.lock().lists().collect()
     }
 
-    /// Drops what is stored and remembered; pages of fills under way will not be stored. The next epoch is `epoch`, or a later one.
-    /// Returns what was stored of each list.
+    /// Drops what is stored and remembered; pages of fills under way will not be stored. The next epoch is `epoch`, unless it is one of
+    /// before; 0: any. Returns what was stored of each list.
     pub fn invalidate(&self, epoch: u64) -> Vec<(ListId, PageSet)> {
         let mut state = self.lock();
-        let epoch = epoch.max(self.epoch() + 1);
+        // Two may have heard of it at once.
+        if epoch > 0 && epoch <= self.epoch() {
+            return Vec::new();
+        }
+        let epoch = epoch.max(self.epoch().saturating_add(1));
         self.epoch.store(epoch, Ordering::Release);
         state.refused = None;
         state.refused_pages.clear();

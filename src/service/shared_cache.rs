@@ -52,6 +52,10 @@ const LONGEST_PAGE: Duration = Duration::from_secs(24 * 60 * 60);
 const UNSTORED_LIST_FOR: Duration = Duration::from_secs(10 * 60);
 /// How long an epoch outlives the last page of its space: longer than any page that was stored under one before.
 const EPOCH_FOR: Duration = Duration::from_secs(2 * 24 * 60 * 60);
+/// The largest number that Redis' scripts can add one to.
+const LARGEST_NUMBER: u64 = (1 << 53) - 2;
+/// How far the clock of Redis may have been set back since a page was stored.
+const CLOCK_SKEW_MS: u64 = 60_000;
 /// How much longer a page is than what Redis holds of it, at most as a rule.
 const PACKED: usize = 8;
 /// A larger value would hold up what else goes over the connection for longer than an operation may take.
@@ -71,6 +75,7 @@ pub struct SharedCache {
     drops: Mutex<Drops>,
     pending_file: Option<PathBuf>,
     saving: tokio::sync::Mutex<()>,
+    sending: tokio::sync::Mutex<()>,
 }
 
 /// The newest epoch of a space and generation of a list that a replica knows of.
@@ -124,6 +129,7 @@ impl SharedCache {
             drops: Mutex::default(),
             pending_file: None,
             saving: tokio::sync::Mutex::default(),
+            sending: tokio::sync::Mutex::default(),
         }
     }
 
@@ -157,8 +163,16 @@ impl SharedCache {
     ) -> Result<Looked, Unavailable> {
         let token = Nonce::fresh();
         let look_up = scripts::look(keys, known, token, wanted);
-        let answer: LookAnswer = self.redis.ask(RedisOperation::Look, &look_up).await?;
-        let (epoch, generation, name, count, first, value, held_for) = answer;
+        let answer = self.redis.ask(RedisOperation::Look, &look_up).await;
+        let answer = answer.and_then(|answer: LookAnswer| {
+            let is_sound = answer.0 <= LARGEST_NUMBER && answer.1 <= Some(LARGEST_NUMBER);
+            is_sound.then_some(answer).ok_or(Unavailable)
+        });
+        let Ok((epoch, generation, name, count, first, value, held_for)) = answer else {
+            // It may have been taken all the same.
+            drop(FillLock::new(self.redis.clone(), keys, token));
+            return Err(Unavailable);
+        };
         let lease = match held_for {
             0 => Lease::Acquired(FillLock::new(self.redis.clone(), keys, token)),
             held @ 1.. => Lease::HeldElsewhere(Duration::from_millis(held.unsigned_abs())),
@@ -194,6 +208,10 @@ impl SharedCache {
             }
         };
         let now = self.redis.unix_ms()?;
+        // Redis' clock was set back: nobody knows how old it is.
+        if saved.born_unix_ms > now + CLOCK_SKEW_MS {
+            return None;
+        }
         let age = Duration::from_millis(now.saturating_sub(saved.born_unix_ms));
         Some(SharedPage { saved, page, age })
     }

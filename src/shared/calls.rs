@@ -167,7 +167,9 @@ impl Calls {
         state.failing = match &answer {
             Ok(_) => None,
             Err(Unavailable) if self.redis.is_up() => {
-                Some((state.failing.map_or(now, |(since, _)| since), now))
+                // Who has not asked for so long may have been counted by the others meanwhile.
+                let before = state.failing.filter(|(_, asked)| now - *asked < MEMBER_FOR);
+                Some((before.map_or(now, |(since, _)| since), now))
             }
             Err(Unavailable) => state.failing,
         };

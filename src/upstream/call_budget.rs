@@ -366,13 +366,24 @@ impl CallBudget {
 
     fn spread_block(&self, state: &State, now: Instant) {
         let blocked = state.window.blocked_for(now);
-        if let Some(calls) = self.shared.get().filter(|_| !blocked.is_zero()) {
+        if blocked.is_zero() {
+            return;
+        }
+        state.note_delay(now + blocked);
+        if let Some(calls) = self.shared.get() {
             calls.hold_all(blocked);
         }
     }
 }
 
 impl State {
+    /// Tells those who wait that there is no call before `at`.
+    fn note_delay(&self, at: Instant) {
+        for queued in &self.queue {
+            queued.waiters.note_delay(at);
+        }
+    }
+
     /// Takes the fill out of the queue whose turn it is.
     fn take_next(&mut self, now: Instant) -> Option<(Queued, Turn)> {
         self.queue.retain(Queued::is_wanted);

@@ -147,8 +147,7 @@ impl FurtherTry {
             client: self.client,
             need: match self.is_retry {
                 true => Need::Nothing,
-                // The fill has had its turn.
-                false => Need::Oldest,
+                false => Need::Begun,
             },
         });
         acquire(&self.credential, &self.space, &waiters, false).await

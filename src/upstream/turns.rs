@@ -49,11 +49,13 @@ struct Place {
     turn: u64,
     due: Option<Instant>,
     is_unattended: bool,
+    /// Whether what is shown meanwhile may be shown for another reason than the missing call.
+    is_younger: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
-    Oldest,
+    Begun,
     First,
     Second,
 }
@@ -98,6 +100,7 @@ impl Turns {
                     turn: self.turn_of(&waiter.client),
                     due: None,
                     is_unattended,
+                    is_younger: waiter.need != Need::Oldest,
                 };
                 (place, Turn::Client(waiter.client.clone()))
             };
@@ -106,8 +109,8 @@ impl Turns {
                 false => (Kind::First, Kind::Second),
             };
             match waiter.need {
-                Need::Oldest => client(Kind::Oldest),
-                Need::Nothing | Need::Forced => client(clients),
+                Need::Begun => client(Kind::Begun),
+                Need::Oldest | Need::Nothing | Need::Forced => client(clients),
                 // Twice as old as its lifetime: its client waits for it as for any other.
                 Need::Refresh(due) if due <= now => client(clients),
                 Need::Refresh(due) => {
@@ -116,6 +119,7 @@ impl Turns {
                         turn: 0,
                         due: Some(due),
                         is_unattended: false,
+                        is_younger: true,
                     };
                     (place, Turn::Refresh)
                 }
@@ -184,16 +188,16 @@ impl Turns {
         now: Instant,
     ) -> usize {
         let mut clients: HashMap<Arc<str>, usize> = HashMap::new();
-        let (mut oldest, mut refreshes) = (0, 0);
+        let (mut begun, mut refreshes) = (0, 0);
         for candidate in candidates {
             match self.place(candidate, now) {
-                (place, _) if place.kind == Kind::Oldest => oldest += 1,
+                (place, _) if place.kind == Kind::Begun => begun += 1,
                 (_, Turn::Refresh) => refreshes += 1,
                 (_, Turn::Client(client)) => *clients.entry(client).or_default() += 1,
             }
         }
-        if waiter.need == Need::Oldest {
-            return oldest;
+        if waiter.need == Need::Begun {
+            return begun;
         }
         let ours = clients.remove(&waiter.client).unwrap_or(0);
         let first = self.turn_of(&waiter.client);
@@ -203,7 +207,7 @@ impl Turns {
             rounds.min(*waiting)
         });
         let ahead = ours + others.sum::<usize>();
-        oldest + ahead + refreshes.min(ahead + usize::from(self.owes_refresh))
+        begun + ahead + refreshes.min(ahead + usize::from(self.owes_refresh))
     }
 }
 

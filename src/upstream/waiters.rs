@@ -18,6 +18,8 @@ pub struct Waiter {
 /// How much a client needs a fill: the greatest need first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Need {
+    /// Its fill has had its turn, and needs one more call.
+    Begun,
     /// It is shown a page that is too old for any other reason than a missing call.
     Oldest,
     /// It has nothing to show.
@@ -110,6 +112,21 @@ impl Waiters {
 
     pub(super) fn note_progress(&self, progress: Progress) {
         self.0.progress.send_replace(progress);
+    }
+
+    /// There is no call before `at`.
+    pub(super) fn note_delay(&self, at: Instant) {
+        self.0.progress.send_if_modified(|progress| {
+            let is_sooner = match progress {
+                Progress::Started => true,
+                Progress::Queued(expected) => *expected < at,
+                Progress::Sent(_) => false,
+            };
+            if is_sooner {
+                *progress = Progress::Queued(at);
+            }
+            is_sooner
+        });
     }
 }
 

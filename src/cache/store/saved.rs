@@ -60,7 +60,12 @@ impl PageStore {
     /// Stores a page of a snapshot, of which `page` was read.
     pub fn restore(&self, saved: &SavedPage, page: ListPage, now: Instant, now_unix_ms: u64) {
         // Other replicas may share it.
-        self.space(&saved.key.list.space, saved.epoch, now);
+        let space = self.space(&saved.key.list.space, saved.epoch, now);
+        // The file may have been written while the space was dropped.
+        if saved.epoch < space.epoch() {
+            return;
+        }
+        self.hear_drop(&saved.key.list.space, saved.epoch, false, now);
         let began = self.begin(saved.key.clone(), now);
         let began = began.at(began.version.of_no_generation(), None);
         let answer = Received {

@@ -151,11 +151,12 @@ impl RedisConfig {
         if self.recheck < SHORTEST_RECHECK || self.recheck > LONGEST_RECHECK {
             problems.add("cache.redis.recheck", "expected 1s or more and 60s or less");
         }
-        let visible = self.prefix.bytes().all(|byte| byte.is_ascii_graphic());
-        if !visible || self.prefix.len() > LONGEST_PREFIX {
+        // Braces would decide the slots of a cluster.
+        let is_plain = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'{' | b'}');
+        if !self.prefix.bytes().all(is_plain) || self.prefix.len() > LONGEST_PREFIX {
             problems.add(
                 "cache.redis.prefix",
-                "expected at most 128 visible ASCII characters without spaces",
+                "expected at most 128 visible ASCII characters without spaces and braces",
             );
         }
     }

@@ -54,6 +54,7 @@ impl Pages {
                 fingerprint,
                 before,
             } => {
+                shared_cache.heard_unwanted(&fingerprint, before);
                 let pages = self.clone();
                 let purge = async move { pages.purge_spaces_called(&fingerprint, before).await };
                 tokio::spawn(purge);

@@ -65,6 +65,8 @@ impl Pages {
         self.store.set_names(names.collect());
         if let Some(shared_cache) = self.shared_cache.get() {
             shared_cache.set_credentials(credentials);
+            // They may be called otherwise now.
+            shared_cache.remember_restored(self.store.known_spaces());
         }
     }
 
@@ -258,6 +260,8 @@ impl Pages {
     ) -> Result<(Option<StoreOutcome>, Lease), Unavailable> {
         let key = &request.key();
         let (epoch, generation) = self.store.known_numbers(key);
+        // This replica may have heard of a drop before it knew the space.
+        let epoch = epoch.max(shared_cache.epoch_of(keys, &request.space));
         let known = Known { epoch, generation };
         let looked = shared_cache.look_up(keys, key, known, wanted).await?;
         if !request.credential.is_in_force() {

@@ -159,7 +159,7 @@ impl Pages {
                         // It has a page to show.
                         Need::Refresh(_) | Need::Oldest => now,
                         Need::Nothing | Need::Forced if call_at > for_a_call => now,
-                        Need::Nothing | Need::Forced => for_a_call,
+                        Need::Begun | Need::Nothing | Need::Forced => for_a_call,
                     };
                     let wait = call_at.saturating_duration_since(until.max(Instant::now()));
                     let retry_after = Some(wait.max(SHORTEST_WAIT));

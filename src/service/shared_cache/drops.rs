@@ -8,7 +8,7 @@ use std::{
 use futures_util::future::try_join_all;
 
 use super::{
-    EPOCH_FOR, Event, SharedCache,
+    EPOCH_FOR, Event, RedisKeys, SharedCache,
     keys::names_of,
     pending_file::Pending,
     scripts::{self, AssertAnswer},
@@ -32,6 +32,8 @@ pub(super) struct Drops {
     everything: u64,
     /// The newest epoch of each space.
     pub(super) spaces: HashMap<String, SpaceDrop>,
+    /// The newest epoch of spaces that operators purged by their fingerprints, which nobody may have known then.
+    unwanted: HashMap<String, u64>,
     pub(super) pending: Pending,
 }
 
@@ -49,22 +51,43 @@ impl Drops {
         let known = self.spaces.entry(space.to_owned()).or_insert(added);
         known.epoch = epoch.max(known.epoch);
         known.refused &= refused;
-        // Half of them go at once.
+        // Half of them go at once, first those that clients may have invented.
         if self.spaces.len() > 2 * REMEMBERED {
-            let mut epochs: Vec<_> = self.spaces.values().map(|known| known.epoch).collect();
-            epochs.sort_unstable();
-            let oldest_kept = epochs[REMEMBERED];
-            self.spaces.retain(|_, known| known.epoch > oldest_kept);
+            let order = |known: &SpaceDrop| (!known.refused, known.epoch);
+            let mut kept: Vec<_> = self.spaces.values().map(order).collect();
+            kept.sort_unstable();
+            let oldest_kept = kept[REMEMBERED];
+            self.spaces.retain(|_, known| order(known) > oldest_kept);
+        }
+    }
+
+    fn add_unwanted(&mut self, fingerprint: &str, epoch: u64) {
+        let known = self.unwanted.entry(fingerprint.to_owned()).or_default();
+        *known = epoch.max(*known);
+        if self.unwanted.len() > REMEMBERED {
+            let oldest = self.unwanted.values().copied().min();
+            self.unwanted.retain(|_, epoch| Some(*epoch) != oldest);
         }
     }
 
     pub(super) fn add_pending(&mut self, space: String, refused: bool) {
         let pending = &mut self.pending;
-        *pending.spaces.entry(space).or_insert(refused) &= refused;
-        if pending.spaces.len() > MOST_PENDING {
-            pending.spaces.clear();
-            pending.everything = true;
+        let is_full = pending.spaces.len() >= MOST_PENDING && !pending.spaces.contains_key(&space);
+        match (is_full, refused) {
+            (false, _) => *pending.spaces.entry(space).or_insert(refused) &= refused,
+            // What a refusal drops ends with its lifetime, and clients may have invented the spaces.
+            (true, true) => {}
+            (true, false) => {
+                pending.spaces.clear();
+                pending.everything = true;
+            }
         }
+    }
+
+    /// The epoch that a space is at least in.
+    fn epoch_of(&self, space: &str) -> u64 {
+        let known = self.spaces.get(space).map_or(0, |known| known.epoch);
+        known.max(self.everything)
     }
 }
 
@@ -117,11 +140,30 @@ impl SharedCache {
         &self,
         fingerprint: &str,
     ) -> Result<(), Unavailable> {
-        let unwanted = Event::Unwanted {
-            fingerprint: fingerprint.to_owned(),
-            before: self.redis.unix_ms().ok_or(Unavailable)? * 1000,
-        };
-        self.log(&unwanted).await
+        let before = self.redis.unix_ms().ok_or(Unavailable)? * 1000;
+        self.heard_unwanted(fingerprint, before);
+        let fingerprint = fingerprint.to_owned();
+        self.log(&Event::Unwanted {
+            fingerprint,
+            before,
+        })
+        .await
+    }
+
+    /// Remembers a purge by fingerprint: the space may be in Redis alone.
+    pub(in crate::service) fn heard_unwanted(&self, fingerprint: &str, before: u64) {
+        self.drops.lock().add_unwanted(fingerprint, before);
+    }
+
+    /// The epoch that a space is at least in, by the drops that this replica knows.
+    pub(in crate::service) fn epoch_of(&self, keys: &RedisKeys, space: &SpaceToken) -> u64 {
+        let drops = self.drops.lock();
+        let of_space = drops.epoch_of(&keys.space);
+        if drops.unwanted.is_empty() {
+            return of_space;
+        }
+        let unwanted = drops.unwanted.get(&space.to_string());
+        of_space.max(unwanted.copied().unwrap_or_default())
     }
 
     /// Remembers a drop that this replica heard of.
@@ -156,28 +198,32 @@ impl SharedCache {
 
     /// Sends what Redis has not got yet; returns what it has made of it.
     pub(in crate::service) async fn send_pending(&self) -> Vec<Event> {
+        // The one before may still be at it.
+        let Ok(_sending) = self.sending.try_lock() else {
+            return Vec::new();
+        };
         let pending = self.drops.lock().pending.clone();
         let mut sent = Vec::new();
-        if pending.everything
-            && let Ok(purged) = self.raise_everything().await
-        {
+        // Each is taken out before it is sent: a purge meanwhile puts it in again.
+        if pending.everything {
             self.drops.lock().pending.everything = false;
-            sent.push(purged);
+            match self.raise_everything().await {
+                Ok(purged) => sent.push(purged),
+                Err(Unavailable) => self.drops.lock().pending.everything = true,
+            }
         }
         for (space, refused) in pending.spaces {
-            let dropped = match self.raise_space(&space, refused).await {
-                Ok(dropped) => dropped,
-                // That space's own trouble.
-                Err(Unavailable) if self.redis.is_up() => continue,
-                Err(Unavailable) => break,
-            };
-            let mut drops = self.drops.lock();
-            // An operator may have purged it meanwhile.
-            if drops.pending.spaces.get(&space) == Some(&refused) {
-                drops.pending.spaces.remove(&space);
+            self.drops.lock().pending.spaces.remove(&space);
+            match self.raise_space(&space, refused).await {
+                Ok(dropped) => sent.push(dropped),
+                Err(Unavailable) => {
+                    self.drops.lock().add_pending(space, refused);
+                    // Else it is that space's own trouble.
+                    if !self.redis.is_up() {
+                        break;
+                    }
+                }
             }
-            drop(drops);
-            sent.push(dropped);
         }
         if !sent.is_empty() {
             self.save_pending().await;
@@ -231,8 +277,7 @@ impl SharedCache {
 
     /// Begins a new epoch of a space in Redis, and tells of it.
     async fn raise_space(&self, space: &str, refused: bool) -> Result<Event, Unavailable> {
-        let known = self.drops.lock().spaces.get(space).copied();
-        let (key, known) = (self.epoch_key(space), known.map_or(0, |known| known.epoch));
+        let (key, known) = (self.epoch_key(space), self.drops.lock().epoch_of(space));
         let raise = scripts::raise(&key, known, Some(EPOCH_FOR), refused);
         let (epoch, is_kept): (u64, bool) = self.redis.ask(RedisOperation::Drop, &raise).await?;
         if is_kept {

@@ -2,8 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::SharedCache;
+use super::{LARGEST_NUMBER, SharedCache};
 use crate::{cache::list::SharedList, shared::Unavailable};
+
+/// No name and no first row is longer.
+const LONGEST_ENTRY: usize = 16 << 10;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -31,9 +34,19 @@ pub(in crate::service) enum Event {
 }
 
 impl Event {
-    /// `None` for what another version of this program logged.
+    /// `None` for what this version of this program does not log.
     pub(in crate::service) fn read(entry: &[u8]) -> Option<Self> {
-        serde_json::from_slice(entry).ok()
+        if entry.len() > LONGEST_ENTRY {
+            return None;
+        }
+        let event: Self = serde_json::from_slice(entry).ok()?;
+        let largest = match &event {
+            Self::Purged { epoch } | Self::Dropped { epoch, .. } => *epoch,
+            Self::Moved { epoch, state, .. } => state.generation.max(*epoch),
+            Self::Unwanted { before, .. } => *before,
+            Self::Filled { .. } => 0,
+        };
+        (largest <= LARGEST_NUMBER).then_some(event)
     }
 
     pub(super) fn to_bytes(&self) -> Vec<u8> {
@@ -44,5 +57,24 @@ impl Event {
 impl SharedCache {
     pub(super) async fn log(&self, event: &Event) -> Result<(), Unavailable> {
         self.redis.append(&event.to_bytes()).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_entry_has_a_number_that_cannot_be_raised() {
+        let purged = |epoch| Event::Purged { epoch }.to_bytes();
+        assert!(Event::read(&purged(LARGEST_NUMBER)).is_some());
+        for epoch in [LARGEST_NUMBER + 1, 1 << 53, u64::MAX] {
+            assert_eq!(Event::read(&purged(epoch)), None);
+        }
+        let long = Event::Filled {
+            page: "p".repeat(LONGEST_ENTRY),
+        };
+        assert_eq!(Event::read(&long.to_bytes()), None);
+        assert_eq!(Event::read(b"{\"unknown\":{}}"), None);
     }
 }

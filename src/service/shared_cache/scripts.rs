@@ -161,9 +161,9 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local held = -1
 local is_missing = not (is_current and tonumber(page[3]) > now)
 if ARGV[5] == '1' or ARGV[5] == '2' or ARGV[5] == '0' and is_missing then
-    -- One without an end is nobody's.
+    -- One without an end is nobody's, nor is one that lasts since the clock was set back.
     local left = redis.call('PTTL', KEYS[4])
-    if ARGV[5] == '2' or left < 0 then
+    if ARGV[5] == '2' or left < 0 or left > tonumber(ARGV[4]) then
         redis.call('SET', KEYS[4], ARGV[3], 'PX', ARGV[4])
         held = 0
     else

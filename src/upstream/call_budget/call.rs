@@ -36,6 +36,8 @@ impl Drop for Call {
         } else {
             let limit = self.budget.limit(&state, now);
             state.window.give_back(limit, now);
+            // It is there for another.
+            state.shared_until = None;
         }
         drop(state);
         if let Some(shared) = self.shared.take().filter(|_| !self.was_sent) {

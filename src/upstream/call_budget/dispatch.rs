@@ -8,10 +8,7 @@ use tokio::{
 };
 
 use super::{Call, CallBudget, LOOK_AGAIN, Queued, State};
-use crate::{
-    shared::{Calls, Grant, SharedCall, Unavailable},
-    upstream::waiters::Progress,
-};
+use crate::shared::{Calls, Grant, SharedCall, Unavailable};
 
 impl CallBudget {
     /// Hands out calls until nobody waits for one.
@@ -38,7 +35,7 @@ impl CallBudget {
                 Some(calls) => match self.ask_replicas(calls).await {
                     Ok(shared) => shared,
                     Err(wait) => {
-                        self.expect_calls_after(wait);
+                        self.expect_no_call_for(wait);
                         drop(slot);
                         self.pause(wait).await;
                         continue;
@@ -147,13 +144,9 @@ impl CallBudget {
         }
     }
 
-    /// Tells those who wait when there may be a call.
-    fn expect_calls_after(&self, wait: Duration) {
-        let state = self.state.lock();
-        let at = Instant::now() + wait;
-        for queued in &state.queue {
-            queued.waiters.note_progress(Progress::Queued(at));
-        }
+    /// Tells those who wait that there is no call for so long.
+    fn expect_no_call_for(&self, wait: Duration) {
+        self.state.lock().note_delay(Instant::now() + wait);
     }
 
     /// How long all replicas together have no call left, as far as this one knows without asking.

@@ -22,7 +22,7 @@ pub struct BudgetSnapshot {
 impl CallWindow {
     /// What the next process must know.
     pub(in crate::upstream) fn snapshot(&mut self, now: Instant) -> BudgetSnapshot {
-        self.forget(u32::MAX, now);
+        self.forget(self.paced_for.unwrap_or(u32::MAX), now);
         // A call in flight ends by now, or is never heard of again.
         let in_flight = (0..self.in_flight).map(|_| Duration::ZERO);
         let blocked_for = Some(self.blocked_for(now));

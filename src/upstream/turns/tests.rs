@@ -53,7 +53,7 @@ fn order(turns: &mut Turns, mut waiting: Vec<Candidate>, now: Instant) -> Vec<St
 }
 
 #[test]
-fn clients_take_turns_refreshes_alternate_and_the_oldest_go_first() {
+fn clients_take_turns_and_refreshes_alternate() {
     let now = Instant::now();
     let due = |seconds| Need::Refresh(now + seconds * SECOND);
     let overdue = Need::Refresh(now);
@@ -90,8 +90,23 @@ fn clients_take_turns_refreshes_alternate_and_the_oldest_go_first() {
             "a b a",
         ),
         (
-            "the oldest",
-            vec![one("a"), of(&[("b", Need::Oldest)])],
+            "the oldest first in its client's turn",
+            vec![one("b"), of(&[("b", Need::Oldest)]), one("a")],
+            "b a b",
+        ),
+        (
+            "who walks old pages delays another by one call",
+            vec![
+                of(&[("b", Need::Oldest)]),
+                of(&[("b", Need::Oldest)]),
+                of(&[("b", Need::Oldest)]),
+                one("a"),
+            ],
+            "b a b b",
+        ),
+        (
+            "what has begun goes on",
+            vec![one("a"), of(&[("b", Need::Begun)])],
             "b a",
         ),
         (
@@ -195,7 +210,11 @@ fn what_is_ahead_is_what_is_served_before() {
             2,
         ),
         (
-            vec![of(&[("b", Need::Oldest)]), of(&[("c", Need::Oldest)])],
+            vec![of(&[("b", Need::Oldest)]), of(&[("b", Need::Oldest)])],
+            1,
+        ),
+        (
+            vec![of(&[("b", Need::Begun)]), of(&[("b", Need::Begun)])],
             2,
         ),
     ] {
