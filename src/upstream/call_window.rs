@@ -169,13 +169,18 @@ impl CallWindow {
         if self.paced_for == Some(limit) {
             return;
         }
-        let is_first = self.paced_for.replace(limit).is_none();
-        let used = match is_first && self.is_cautious(now) && self.own() == 0 {
+        let used = match self.paced_for.replace(limit) {
+            // What was spent of the pace stays spent, in calls.
+            Some(before) => {
+                let spent = self.paced_until.saturating_duration_since(now);
+                let spent = spent.div_duration_f64(MINUTE / before.max(1));
+                spent.min(f64::from(burst(limit)))
+            }
             // Nobody knows what was spent: as much as may have been.
-            true => burst(limit) + 1,
-            false => self.own().min(burst(limit)),
+            None if self.is_cautious(now) && self.own() == 0 => f64::from(burst(limit) + 1),
+            None => f64::from(self.own().min(burst(limit))),
         };
-        self.paced_until = now + MINUTE / limit * used;
+        self.paced_until = now + (MINUTE / limit).mul_f64(used);
         self.save_nothing_while_blocked();
     }
 

@@ -38,7 +38,9 @@ local function grant(call, limit, lease)
         -- Nobody knows what was spent: at most a burst, and the pace until now.
         pace = now + interval * (2 * burst - 1)
     elseif known('limit') ~= limit then
-        pace = now + interval * math.min(used, burst)
+        -- What was spent of the pace stays spent, in calls: replicas may know of different limits.
+        local spent = math.max(pace - now, 0) / (minute / (known('limit') or limit))
+        pace = now + interval * math.min(spent, burst)
     end
     -- Nothing is saved up during a hold.
     pace = math.max(pace, (known('hold') or 0) + slack)

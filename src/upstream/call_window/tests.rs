@@ -431,6 +431,23 @@ fn little_is_wasted() {
     }
 }
 
+#[test]
+fn a_limit_that_goes_up_and_down_starts_no_pace_anew() {
+    let mut bench = Bench::settled(60);
+    let mut made = Vec::new();
+    for second in 0..300 {
+        // As two replicas ask of which one has heard of another limit.
+        bench.quota = [60, 50][second % 2];
+        if bench.wait().is_zero() {
+            bench.call();
+            made.push(second);
+        }
+        bench.pass(SECOND);
+    }
+    let last_minute = made.iter().filter(|second| **second >= 240).count();
+    assert!((45..=60).contains(&last_minute), "{last_minute}");
+}
+
 proptest! {
     #[test]
     fn no_minute_sees_more_calls_than_the_quota(
