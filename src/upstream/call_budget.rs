@@ -19,12 +19,13 @@ use super::{
     call_window::{BudgetSnapshot, CallWindow, MINUTE},
     pause::CallLimits,
     turns::{Candidate, Turn, Turns},
-    waiters::{Need, Progress, Waiter, Waiters},
+    waiters::{Progress, Waiter, Waiters},
 };
 use crate::{config::UpstreamConfig, shared::Calls};
 
 mod call;
 mod dispatch;
+mod expect;
 
 /// A fill whose call is further away than this does not wait for it.
 const LONGEST_QUEUE: Duration = Duration::from_secs(60);
@@ -226,17 +227,6 @@ impl CallBudget {
         self.state.lock().rules.patience
     }
 
-    /// How long a client that has nothing to show would wait for a call; `None`: it would get one now.
-    #[must_use]
-    pub fn wait_expected(&self, client: &Arc<str>, now: Instant) -> Option<Duration> {
-        let waiter = Waiter {
-            client: client.clone(),
-            need: Need::Nothing,
-        };
-        let wait = self.expected(&mut self.state.lock(), &waiter, now);
-        Some(wait).filter(|wait| !wait.is_zero())
-    }
-
     /// Waits for a call until nobody wants it any more, and tells `waiters` how far it is.
     ///
     /// # Errors
@@ -339,14 +329,6 @@ impl CallBudget {
         state.window.wait_for(nth, limit, now).max(of_replicas)
     }
 
-    /// How long one more fill that `waiter` wants would wait for its call.
-    fn expected(&self, state: &mut State, waiter: &Waiter, now: Instant) -> Duration {
-        let candidates: Vec<_> = state.queue.iter().map(Queued::candidate).collect();
-        let ahead = state.turns.ahead_of(waiter, candidates.iter(), now);
-        let nth = u32::try_from(ahead).unwrap_or(u32::MAX).saturating_add(1);
-        self.wait_for(state, nth, now)
-    }
-
     /// Takes in what the header of an answer says that was asked for at `sent` and received at `now`.
     pub fn learn(&self, limits: &CallLimits, sent: Instant, now: Instant) {
         let mut state = self.state.lock();
@@ -377,13 +359,6 @@ impl CallBudget {
 }
 
 impl State {
-    /// Tells those who wait that there is no call before `at`.
-    fn note_delay(&self, at: Instant) {
-        for queued in &self.queue {
-            queued.waiters.note_delay(at);
-        }
-    }
-
     /// Takes the fill out of the queue whose turn it is.
     fn take_next(&mut self, now: Instant) -> Option<(Queued, Turn)> {
         self.queue.retain(Queued::is_wanted);

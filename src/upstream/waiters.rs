@@ -116,16 +116,29 @@ impl Waiters {
 
     /// There is no call before `at`.
     pub(super) fn note_delay(&self, at: Instant) {
+        self.requeue(|expected| expected.is_none_or(|expected| expected < at), at);
+    }
+
+    /// One who joined has a turn at `at`.
+    pub(super) fn note_sooner(&self, at: Instant) {
+        self.requeue(
+            |expected| expected.is_some_and(|expected| expected > at),
+            at,
+        );
+    }
+
+    /// Expects the call at `at` where that is other than `expected` so far.
+    fn requeue(&self, is_other: impl Fn(Option<Instant>) -> bool, at: Instant) {
         self.0.progress.send_if_modified(|progress| {
-            let is_sooner = match progress {
-                Progress::Started => true,
-                Progress::Queued(expected) => *expected < at,
+            let is_other = match progress {
+                Progress::Started => is_other(None),
+                Progress::Queued(expected) => is_other(Some(*expected)),
                 Progress::Sent(_) => false,
             };
-            if is_sooner {
+            if is_other {
                 *progress = Progress::Queued(at);
             }
-            is_sooner
+            is_other
         });
     }
 }

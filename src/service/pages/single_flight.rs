@@ -78,8 +78,12 @@ impl Pages {
                 }
             })?;
         let attendance = attendance.unwrap_or_else(|| {
-            waiting.shared.waiters.add(waiter.clone());
-            waiting.shared.waiters.attend()
+            let waiters = &waiting.shared.waiters;
+            let attendance = waiters.attend();
+            waiters.add(waiter.clone());
+            let budget = request.credential.budget();
+            budget.note_joined(waiters, waiter, Instant::now());
+            attendance
         });
         Some((waiting, attendance))
     }

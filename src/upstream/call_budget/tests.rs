@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::task::{JoinHandle, yield_now};
 
 use super::*;
-use crate::upstream::fixtures;
+use crate::upstream::{Need, fixtures};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -95,6 +95,50 @@ async fn who_is_further_away_than_a_minute_is_told_and_does_not_wait() {
     for waiting in waiting.into_iter().chain([other, refresh]) {
         waiting.await.unwrap().unwrap();
     }
+}
+
+/// Fills of `client` that wait, or were made, in this order.
+async fn queue(budget: &Arc<CallBudget>, client: &str, count: usize) -> Vec<Waiters> {
+    let all: Vec<_> = (0..count).map(|_| want(client, Need::Nothing)).collect();
+    for waiters in &all {
+        in_background(budget, waiters);
+        settle().await;
+    }
+    all
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_joins_a_fill_brings_its_own_turn() {
+    let budget = settled(60).await;
+    let waiting = queue(&budget, "a", 30).await;
+    let now = Instant::now();
+    assert_eq!(progress(&waiting[29]), Progress::Queued(now + 20 * SECOND));
+
+    let forced = Waiter {
+        client: "c".into(),
+        need: Need::Forced,
+    };
+    waiting[29].add(forced.clone());
+    budget.note_joined(&waiting[29], &forced, now);
+
+    assert_eq!(progress(&waiting[29]), Progress::Queued(now + 3 * SECOND));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_hears_of_a_hold() {
+    let budget = settled(60).await;
+    let waiting = queue(&budget, "a", 13).await;
+    let now = Instant::now();
+    assert_eq!(progress(&waiting[12]), Progress::Queued(now + 3 * SECOND));
+
+    let limits = CallLimits {
+        retry_after: Some(40 * SECOND),
+        ..CallLimits::default()
+    };
+    let held = budget.throttled(&limits, now, now);
+
+    assert!(held >= 40 * SECOND);
+    assert_eq!(progress(&waiting[12]), Progress::Queued(now + 40 * SECOND));
 }
 
 #[tokio::test(start_paused = true)]

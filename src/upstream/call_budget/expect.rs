@@ -1,0 +1,44 @@
+//! When a fill may expect its call.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{CallBudget, Queued, State};
+use crate::upstream::waiters::{Need, Waiter, Waiters};
+
+impl CallBudget {
+    /// How long a client that has nothing to show would wait for a call; `None`: it would get one now.
+    #[must_use]
+    pub fn wait_expected(&self, client: &Arc<str>, now: Instant) -> Option<Duration> {
+        let waiter = Waiter {
+            client: client.clone(),
+            need: Need::Nothing,
+        };
+        let wait = self.expected(&mut self.state.lock(), &waiter, now);
+        Some(wait).filter(|wait| !wait.is_zero())
+    }
+
+    /// Tells `waiters` of a fill that waits for its call if that comes sooner since `waiter` has joined.
+    pub fn note_joined(&self, waiters: &Waiters, waiter: &Waiter, now: Instant) {
+        let expected = self.expected(&mut self.state.lock(), waiter, now);
+        waiters.note_sooner(now + expected);
+    }
+
+    /// How long one more fill that `waiter` wants would wait for its call.
+    pub(super) fn expected(&self, state: &mut State, waiter: &Waiter, now: Instant) -> Duration {
+        let candidates: Vec<_> = state.queue.iter().map(Queued::candidate).collect();
+        let ahead = state.turns.ahead_of(waiter, candidates.iter(), now);
+        let nth = u32::try_from(ahead).unwrap_or(u32::MAX).saturating_add(1);
+        self.wait_for(state, nth, now)
+    }
+}
+
+impl State {
+    /// Tells those who wait that there is no call before `at`.
+    pub(super) fn note_delay(&self, at: Instant) {
+        for queued in &self.queue {
+            queued.waiters.note_delay(at);
+        }
+    }
+}
