@@ -30,6 +30,8 @@ const LEASE: Duration = Duration::from_secs(60);
 /// Without Redis there is no call for so long: until the others' calls have left the minute, and they have noticed that this replica is
 /// gone. That takes them [`MEMBER_FOR`] and a heartbeat.
 const SILENCE: Duration = MINUTE.saturating_add(MEMBER_FOR.saturating_mul(2));
+/// How long replicas that lost a connection at once may differ in having another: the longest pause between attempts, and an attempt.
+const SETTLE: Duration = Duration::from_secs(3);
 /// How soon a Redis is asked again that answers but does not count.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 const CALLS: &str = include_str!("calls/calls.lua");
@@ -109,6 +111,16 @@ impl Calls {
     pub fn counts(&self, now: Instant) -> bool {
         let failing = self.state.lock().failing;
         self.redis.is_up() && failing.is_none_or(|(_, asked)| now - asked >= ASK_AGAIN)
+    }
+
+    /// How long no call is asked for after a lost connection: the others report theirs as they come back, which Redis may have lost.
+    #[must_use]
+    pub fn settles_for(&self, now: Instant) -> Duration {
+        let health = self.redis.health();
+        if !health.is_up || self.redis.lost().is_none() {
+            return Duration::ZERO;
+        }
+        (health.since + SETTLE).saturating_duration_since(now)
     }
 
     /// How long this replica stays silent because Redis does not count.

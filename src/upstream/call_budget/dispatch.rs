@@ -156,7 +156,8 @@ impl CallBudget {
         };
         if calls.counts(now) {
             let until = state.shared_until.unwrap_or(now);
-            return until.saturating_duration_since(now);
+            let refused = until.saturating_duration_since(now);
+            return refused.max(calls.settles_for(now));
         }
         // It may be back before that.
         let silent = calls.silent_for(now).min(LOOK_AGAIN);
