@@ -7,7 +7,10 @@ mod connect;
 mod limit;
 mod nonce;
 mod redis_connection;
+#[cfg(test)]
+pub(crate) mod test_redis;
 
+pub(crate) use self::redis_connection::ms;
 pub use self::{
     calls::{Calls, Grant, SharedCall},
     connect::DialError,

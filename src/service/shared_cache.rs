@@ -24,7 +24,8 @@ use crate::{
     },
     domain::{ListPage, PageKey},
     off_runtime::by_size,
-    shared::{Nonce, RedisConnection, Session, Unavailable},
+    service::snapshot::CLOCK_SKEW_MS,
+    shared::{Nonce, RedisConnection, Session, Unavailable, ms},
     telemetry::metrics::{RedisOperation, RedisStore},
     upstream::{Credentials, read_page},
 };
@@ -54,8 +55,6 @@ const UNSTORED_LIST_FOR: Duration = Duration::from_secs(10 * 60);
 const EPOCH_FOR: Duration = Duration::from_secs(2 * 24 * 60 * 60);
 /// The largest number that Redis' scripts can add one to.
 const LARGEST_NUMBER: u64 = (1 << 53) - 2;
-/// How far the clock of Redis may have been set back since a page was stored.
-const CLOCK_SKEW_MS: u64 = 60_000;
 /// How much longer a page is than what Redis holds of it, at most as a rule.
 const PACKED: usize = 8;
 /// A larger value would hold up what else goes over the connection for longer than an operation may take.
@@ -370,11 +369,5 @@ fn shared_list(
     })
 }
 
-fn ms(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
-#[cfg(test)]
-mod model;
 #[cfg(test)]
 mod tests;

@@ -27,7 +27,7 @@ const SOON: Duration = Duration::from_secs(1);
 /// After a failed write: the old file may hold what was revoked since.
 const AGAIN: Duration = Duration::from_secs(10);
 /// How far the clock may have been set back since a page was written.
-const CLOCK_SKEW_MS: u64 = 60_000;
+pub(super) const CLOCK_SKEW_MS: u64 = 60_000;
 
 /// The snapshot file of one gateway.
 #[derive(Debug)]

@@ -130,8 +130,7 @@ impl Calls {
             return Duration::ZERO;
         }
         let failing = self.state.lock().failing.map(|(since, _)| since);
-        let lost = self.redis.lost().map(|(lost, _)| lost);
-        let lost = lost.filter(|_| !self.redis.is_up());
+        let lost = self.redis.lost().filter(|_| !self.redis.is_up());
         let since = match lost.max(failing) {
             Some(since) => since,
             // Alone by what is configured, it is as any process that begins.

@@ -115,8 +115,8 @@ impl Live {
 #[derive(Debug)]
 struct Standing {
     health: Health,
-    /// When the connection was last lost, and whether Redis has lost its data since.
-    lost: Option<(Instant, bool)>,
+    /// When the connection was last lost.
+    lost: Option<Instant>,
 }
 
 /// A connection that is not in general use yet, for [`Subscriber::catch_up`].
@@ -135,11 +135,8 @@ impl Session {
     pub async fn load(&self, script: &Script) -> Result<(), Unavailable> {
         let mut commands = self.commands.clone();
         let invocation = script.prepare_invoke();
-        let loaded = invocation.load_async(&mut commands);
-        match tokio::time::timeout(CONNECT_TIMEOUT, loaded).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(_)) | Err(_) => Err(Unavailable),
-        }
+        in_time(invocation.load_async(&mut commands)).await?;
+        Ok(())
     }
 
     /// Runs `script`, as part of connecting.
@@ -152,12 +149,15 @@ impl Session {
         script: &ScriptInvocation<'_>,
     ) -> Result<T, Unavailable> {
         let mut commands = self.commands.clone();
-        let answer = script.invoke_async(&mut commands);
-        let answer = tokio::time::timeout(CONNECT_TIMEOUT, answer).await;
-        match answer {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(_)) | Err(_) => Err(Unavailable),
-        }
+        in_time(script.invoke_async(&mut commands)).await
+    }
+}
+
+/// An answer while connecting.
+async fn in_time<T>(answer: impl Future<Output = Result<T, RedisError>>) -> Result<T, Unavailable> {
+    match tokio::time::timeout(CONNECT_TIMEOUT, answer).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(_)) | Err(_) => Err(Unavailable),
     }
 }
 
@@ -228,9 +228,9 @@ impl RedisConnection {
         self.standing.lock().health
     }
 
-    /// When the connection was last lost, and whether Redis has lost its data since.
+    /// When the connection was last lost.
     #[must_use]
-    pub fn lost(&self) -> Option<(Instant, bool)> {
+    pub fn lost(&self) -> Option<Instant> {
         self.standing.lock().lost
     }
 
@@ -264,7 +264,7 @@ impl RedisConnection {
         self.answer(&live, operation, answer).await
     }
 
-    /// Waits for an answer, for `cache.redis.timeout` at most.
+    /// Waits for an answer, for `cache.redis.timeout` at most. A failure is counted, and tells whether Redis is lost.
     async fn answer<T>(
         &self,
         live: &Arc<Live>,
@@ -274,16 +274,6 @@ impl RedisConnection {
         let asked = Instant::now();
         let answer = tokio::time::timeout(self.config.timeout, answer).await;
         self.metrics.shared.took(operation, asked.elapsed());
-        self.judge(live, operation, answer.map_err(|_| ()))
-    }
-
-    /// What is left of an answer: a failure is counted, and tells whether Redis is lost.
-    fn judge<T>(
-        &self,
-        live: &Arc<Live>,
-        operation: RedisOperation,
-        answer: Result<Result<T, RedisError>, ()>,
-    ) -> Result<T, Unavailable> {
         let loss = match answer {
             Ok(Ok(answer)) => {
                 live.failures.store(0, Ordering::Relaxed);
@@ -295,7 +285,7 @@ impl RedisConnection {
                 let is_lost = !live.commands.is_cluster() || live.fails_again();
                 loss(&error).filter(|_| is_lost)
             }
-            Err(()) => live.fails_again().then_some("timeout"),
+            Err(_) => live.fails_again().then_some("timeout"),
         };
         self.metrics.shared.failed(operation);
         if let Some(reason) = loss {
@@ -337,11 +327,7 @@ impl RedisConnection {
             is_up: false,
             since: now,
         };
-        // Lost data count for as long as they could have mattered.
-        let forgot_lately = standing
-            .lost
-            .is_some_and(|(lost, forgot)| forgot && now - lost < MINUTE + MEMBER_FOR);
-        standing.lost = Some((now, forgot_lately));
+        standing.lost = Some(now);
         drop(standing);
         self.metrics.shared.up(false);
         warn!(
@@ -365,7 +351,7 @@ fn loss(error: &RedisError) -> Option<&'static str> {
     }
 }
 
-pub(super) fn ms(time: Duration) -> u64 {
+pub(crate) fn ms(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 

@@ -318,12 +318,7 @@ async fn a_page_that_was_purged_while_its_replica_was_cut_off_is_used_by_nobody(
     let Some(fleet) = Fleet::start().await else {
         return;
     };
-    let mut cable = Cable::lay(&fleet.redis).await;
-    let cut = fleet.gateway_at(&cable.url, "").await;
-    let other = fleet.gateway("").await;
-    for gateway in [&cut, &other] {
-        wait_until_up(gateway, true).await;
-    }
+    let (mut cable, [cut, other]) = fleet.cable_pair().await;
     cable.cut().await;
     wait_until_up(&cut, false).await;
     let hold = fleet.upstream().hold();
@@ -580,12 +575,7 @@ async fn invented_spaces_leave_nothing_in_redis() {
     let Some(fleet) = Fleet::start().await else {
         return;
     };
-    let mut cable = Cable::lay(&fleet.redis).await;
-    let first = fleet.gateway_at(&cable.url, "").await;
-    let second = fleet.gateway("").await;
-    for gateway in [&first, &second] {
-        wait_until_up(gateway, true).await;
-    }
+    let (mut cable, [first, _second]) = fleet.cable_pair().await;
     let invent = async |kind: &str| {
         for number in 0..50 {
             let refused = first.tasks(&format!("{kind}{number}"), "").await;

@@ -224,6 +224,19 @@ impl Fleet {
         setup.start_before(&self.simulator.base_url()).await
     }
 
+    /// Two gateways, both connected: the first by a cable that can be cut.
+    pub(crate) async fn cable_pair(&self) -> (Cable, [Gateway; 2]) {
+        let cable = Cable::lay(&self.redis).await;
+        let pair = [
+            self.gateway_at(&cable.url, "").await,
+            self.gateway("").await,
+        ];
+        for gateway in &pair {
+            wait_until_up(gateway, true).await;
+        }
+        (cable, pair)
+    }
+
     /// Two gateways alike, both connected.
     pub(crate) async fn pair(&self, toml: &str) -> [Gateway; 2] {
         let pair = [self.gateway(toml).await, self.gateway(toml).await];

@@ -27,11 +27,6 @@ impl PageStore {
         (self.epoch(&key.list.space), generation)
     }
 
-    /// Turns every page stale: its list may have moved without a word.
-    pub fn miss_moves(&self, now: Instant) {
-        self.distrust_all(now);
-    }
-
     /// The spaces of which anything is known and that are `meant`, by their tokens and epochs.
     #[must_use]
     pub fn spaces_where(&self, meant: impl Fn(&SpaceToken, u64) -> bool) -> Vec<SpaceToken> {

@@ -75,7 +75,7 @@ impl PageStore {
     }
 
     /// Turns all pages stale: nobody watched which state of its list each shows.
-    pub(super) fn distrust_all(&self, now: Instant) {
+    pub fn distrust_all(&self, now: Instant) {
         let known: Vec<_> = self.spaces.lock().known.values().cloned().collect();
         for space in known {
             move_on(&space, now);

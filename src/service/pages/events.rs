@@ -84,7 +84,7 @@ impl Subscriber for Arc<Pages> {
     }
 
     fn missed(&self) {
-        self.store.miss_moves(Instant::now());
+        self.store.distrust_all(Instant::now());
     }
 
     fn beat(&self) {

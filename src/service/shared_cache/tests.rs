@@ -5,6 +5,8 @@ use crate::{
     telemetry::metrics::Metrics,
 };
 
+mod model;
+
 fn config(base_url: &str) -> Config {
     let text = format!(
         "[upstream]\nbase_url = '{base_url}'\n[upstream.credentials.default]\ntoken = 'token'\n\

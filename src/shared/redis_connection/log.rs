@@ -5,12 +5,13 @@
 
 use std::{str::FromStr, sync::Arc, time::Duration};
 
-use super::{CONNECT_TIMEOUT, Live, RedisConnection, Session, Subscriber, Unavailable, ms};
+use redis::{Cmd, RedisError};
+
+use super::{Live, RedisConnection, Session, Subscriber, Unavailable, in_time, ms};
 use crate::{
     shared::connect::{Commands, DialError},
     telemetry::metrics::RedisOperation,
 };
-use redis::{Cmd, RedisError};
 
 /// Entries that the log keeps at least.
 const KEPT: usize = 10_000;
@@ -58,11 +59,7 @@ impl Session {
     pub async fn append(&self, entry: &[u8]) -> Result<(), Unavailable> {
         let append = appending(&self.log, entry);
         let mut commands = self.commands.clone();
-        let appended = append.query_async(&mut commands);
-        match tokio::time::timeout(CONNECT_TIMEOUT, appended).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) | Err(_) => Err(Unavailable),
-        }
+        in_time(append.query_async(&mut commands)).await
     }
 }
 

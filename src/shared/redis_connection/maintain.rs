@@ -134,9 +134,6 @@ impl RedisConnection {
             is_up: true,
             since: Instant::now(),
         };
-        if let Some((_, forgotten)) = &mut standing.lost {
-            *forgotten |= forgot;
-        }
         drop(standing);
         self.live.store(Some(live.clone()));
         self.metrics.shared.up(true);

@@ -1,14 +1,9 @@
 //! Redis counts calls as [`CallWindow`] does: both are asked the same, by a clock set by hand.
 
-use std::{
-    net::{Ipv4Addr, TcpListener},
-    process::{Child, Command, Stdio},
-};
-
 use redis::{Connection, Script};
 
 use super::*;
-use crate::shared::Calls;
+use crate::shared::{Calls, test_redis::TestRedis};
 
 const KEY: &str = "{credential}:calls";
 /// Longer than any test.
@@ -16,31 +11,18 @@ const LEASE: u64 = 1 << 40;
 
 /// The calls of a credential in a Redis that ends with the test.
 struct Counter {
-    server: Child,
+    _server: TestRedis,
     redis: Connection,
     script: Script,
 }
 
 impl Counter {
-    /// `None` where no Redis is installed.
+    /// `None` where no Redis is installed and no CI insists.
     fn start() -> Option<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let port = listener.local_addr().unwrap().port();
-        drop(listener);
-        let mut command = Command::new("redis-server");
-        command.args(["--bind", "127.0.0.1", "--port", &port.to_string()]);
-        command.args(["--save", "", "--appendonly", "no"]);
-        let server = command.stdout(Stdio::null()).spawn().ok()?;
-        let client = redis::Client::open(format!("redis://127.0.0.1:{port}")).unwrap();
-        let redis = loop {
-            match client.get_connection() {
-                Ok(redis) => break redis,
-                Err(_) => std::thread::yield_now(),
-            }
-        };
+        let server = TestRedis::start()?;
         Some(Self {
-            server,
-            redis,
+            redis: server.connect(),
+            _server: server,
             script: Script::new(Calls::SCRIPT),
         })
     }
@@ -71,13 +53,6 @@ impl Counter {
     /// How many milliseconds until there is a call; 0: it is granted.
     fn grant(&mut self, now: u64, call: u64, limit: u32) -> u64 {
         self.run("grant", now, &[call, limit.into(), LEASE])
-    }
-}
-
-impl Drop for Counter {
-    fn drop(&mut self) {
-        let _ = self.server.kill();
-        let _ = self.server.wait();
     }
 }
 

@@ -1,18 +1,13 @@
 //! `docs/replicas.md`, checked: the stores of several replicas and a real Redis, in random interleavings of fills, moves, purges, lost connections,
 //! restarts, and a Redis that loses its last writes or all of them.
 
-use std::{
-    net::{Ipv4Addr, TcpListener},
-    process::{Child, Command, Stdio},
-};
-
 use bytes::Bytes;
 use http::HeaderMap;
 use proptest::{collection::vec, prelude::*};
-use redis::{Connection, ConnectionLike};
+use redis::Connection;
 use tokio::time::Instant;
 
-use super::*;
+use super::super::*;
 use crate::{
     cache::{
         PageStore, Received,
@@ -22,6 +17,7 @@ use crate::{
     },
     config::Config,
     domain::{CredentialId, ListId, ListKey, PageQuery, SpaceKey, SpaceToken},
+    shared::test_redis::TestRedis,
 };
 
 const REPLICAS: usize = 3;
@@ -577,49 +573,9 @@ impl World {
     }
 }
 
-/// A Redis of the test's own.
-struct Server(Child, u16);
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-#[expect(clippy::disallowed_methods, reason = "asks whether this is CI")]
-fn server() -> Option<Server> {
-    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let port = port.local_addr().unwrap().port();
-    let mut command = Command::new("redis-server");
-    command.args(["--port", &port.to_string(), "--bind", "127.0.0.1"]);
-    command.args(["--save", "", "--appendonly", "no"]);
-    let started = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-    let Ok(server) = started else {
-        assert!(std::env::var_os("CI").is_none(), "redis-server is missing");
-        return None;
-    };
-    Some(Server(server, port))
-}
-
-impl Server {
-    fn connect(&self) -> Connection {
-        let port = self.1;
-        let client = redis::Client::open(format!("redis://127.0.0.1:{port}")).unwrap();
-        loop {
-            if let Ok(mut connection) = client.get_connection()
-                && connection.check_connection()
-            {
-                return connection;
-            }
-            std::thread::yield_now();
-        }
-    }
-}
-
 #[test]
 fn whatever_happens_in_whatever_order_replicas_come_to_the_same_and_show_nothing_that_was_purged() {
-    let Some(server) = server() else {
+    let Some(redis) = TestRedis::start() else {
         return;
     };
     let config = ProptestConfig {
@@ -627,7 +583,7 @@ fn whatever_happens_in_whatever_order_replicas_come_to_the_same_and_show_nothing
         ..ProptestConfig::default()
     };
     proptest!(config, |(steps in vec(step(), 1..60))| {
-        let mut world = World::new(server.connect());
+        let mut world = World::new(redis.connect());
         for step in &steps {
             world.run(step);
         }
