@@ -165,29 +165,31 @@ fn text_of(path: &str) -> String {
     fs::read_to_string(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
 
-/// The README's block of `language` that holds `part`.
-fn readme_block(language: &str, part: &str) -> String {
-    let found = blocks(&text_of("README.md"), language);
+/// The block of `language` in `page` that holds `part`.
+fn block(page: &str, language: &str, part: &str) -> String {
+    let found = blocks(&text_of(page), language);
     let mut found = found.into_iter().filter(|block| block.contains(part));
     found
         .next()
-        .unwrap_or_else(|| panic!("README has no {part}"))
+        .unwrap_or_else(|| panic!("{page} has no {part}"))
 }
 
+const PROGRAM: &str = env!("CARGO_BIN_EXE_unpod-gateway");
+const CONFIGURE: &str = "docs/configure.md";
 const TOKEN_FILE: &str = "/etc/unpod-gateway/unpod-token";
 
 /// The README's first configuration, with the token and the digest that it leaves to the reader.
 fn readme_configuration(folder: &Path, base_url: &str) -> String {
     let token = folder.join("token");
     fs::write(&token, world::ACME_TOKEN).unwrap();
-    readme_block("toml", "[upstream.credentials.default]")
+    block("README.md", "toml", "[upstream.credentials.default]")
         .replace("https://unpod.dev", base_url)
         .replace(TOKEN_FILE, token.to_str().unwrap())
         .replace("<64 hex digits>", &digest(READER))
 }
 
 #[tokio::test]
-async fn the_readmes_browser_tokens_work_as_written() {
+async fn browser_tokens_work_as_the_page_on_configuring_says() {
     let simulator = Simulator::start(Options::default()).await.unwrap();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("gateway.toml");
@@ -213,10 +215,7 @@ async fn the_readmes_browser_tokens_work_as_written() {
     let address = ready["server.listen"].as_str().unwrap();
     let shell = async |script: String| {
         let script = script
-            .replace(
-                "target/release/unpod-gateway",
-                env!("CARGO_BIN_EXE_unpod-gateway"),
-            )
+            .replace("unpod-gateway key", &format!("{PROGRAM} key"))
             .replace("127.0.0.1:8080", address)
             .replace("8KZAMRAHSXXXXXXMAYNASMJC", world::SUPPORT);
         let run = Command::new("sh")
@@ -224,16 +223,16 @@ async fn the_readmes_browser_tokens_work_as_written() {
             .current_dir(folder.path())
             .env("KEY", READER)
             .output();
-        let output = patiently("a block of the README", run).await.unwrap();
+        let output = patiently("a block of the page", run).await.unwrap();
         assert!(output.status.success(), "{script}: {output:?}");
         String::from_utf8(output.stdout).unwrap()
     };
 
-    shell(readme_block("sh", "key browser-signing")).await;
-    let more = readme_block("toml", "[auth.browser_tokens]");
+    shell(block(CONFIGURE, "sh", "key browser-signing")).await;
+    let more = block(CONFIGURE, "toml", "[auth.browser_tokens]");
     fs::write(&path, format!("{first}\n{more}")).unwrap();
     line_with("configuration is reloaded").await;
-    let minted = shell(readme_block("sh", "/browser-tokens")).await;
+    let minted = shell(block(CONFIGURE, "sh", "/browser-tokens")).await;
 
     let minted: serde_json::Value = serde_json::from_str(&minted).unwrap();
     let token = minted["token"].as_str().unwrap();
@@ -267,7 +266,7 @@ async fn the_systemd_units_configuration_passes_its_own_check() {
     let checked = check.output().await.unwrap();
     assert!(checked.status.success(), "{checked:?}");
     // The steps name what the unit expects.
-    let steps = text_of("docs/operations.md");
+    let steps = text_of("docs/install.md");
     for part in [TOKEN_FILE, "check --config /etc/unpod-gateway/config.toml"] {
         assert!(steps.contains(part) || unit.contains(part), "{part}");
     }
@@ -334,4 +333,56 @@ fn the_document_of_the_listener_names_every_code_and_leaves_tasks_open() {
     let view = &schemas["BrowserTokenRequest"]["properties"]["view"]["description"];
     assert!(view.as_str().unwrap().contains("configured"));
     assert!(!document.to_string().contains("None can be configured"));
+}
+
+/// Every Markdown page of the project, by its path.
+fn pages() -> Vec<String> {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let in_folder = |folder: &'static str| {
+        let entries = fs::read_dir(root.join(folder)).unwrap();
+        entries.map(move |entry| format!("{folder}{}", entry.unwrap().file_name().display()))
+    };
+    let folders = ["", "docs/", "deploy/"].into_iter();
+    let files = folders.flat_map(in_folder);
+    files.filter(|file| file.ends_with(".md")).collect()
+}
+
+/// What a heading is called in a URL.
+fn anchor(heading: &str) -> String {
+    let heading = heading.trim_start_matches('#').trim().to_lowercase();
+    let kept = |c: &char| c.is_alphanumeric() || matches!(c, '-' | '_' | ' ');
+    heading
+        .chars()
+        .filter(kept)
+        .collect::<String>()
+        .replace(' ', "-")
+}
+
+#[test]
+fn every_link_between_the_pages_leads_somewhere() {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let mut followed = 0;
+    for page in pages() {
+        let text = text_of(&page);
+        let links = text
+            .split("](")
+            .skip(1)
+            .filter_map(|rest| rest.split(')').next());
+        for link in links.filter(|link| !link.starts_with("http")) {
+            let (path, heading) = link.split_once('#').unwrap_or((link, ""));
+            let target = match path {
+                "" => root.join(&page),
+                path => root.join(&page).parent().unwrap().join(path),
+            };
+            assert!(target.exists(), "{page} links to {link}");
+            if !heading.is_empty() {
+                let text = fs::read_to_string(&target).unwrap();
+                let mut headings = text.lines().filter(|line| line.starts_with('#'));
+                let is_there = headings.any(|line| anchor(line) == heading);
+                assert!(is_there, "{page} links to {link}");
+            }
+            followed += 1;
+        }
+    }
+    assert!(followed > 50, "{followed}");
 }
