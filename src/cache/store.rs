@@ -203,6 +203,12 @@ impl PageStore {
         names.entry(credential).or_insert_with(own).clone()
     }
 
+    /// Whether pages are cut from pages of other sizes.
+    #[must_use]
+    pub fn assembles(&self) -> bool {
+        self.rules().assembles
+    }
+
     /// Whether pages of a list that moved turn stale.
     fn is_coherent(&self) -> bool {
         self.rules().coherent

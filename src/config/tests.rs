@@ -221,6 +221,8 @@ fn every_rule_refuses_under_its_key() {
         ("upstream.max_concurrency", "0", ""),
         ("upstream.max_concurrency", "1025", ""),
         ("upstream.max_body", "'0B'", ""),
+        ("upstream.fill_size", "1001", ""),
+        ("upstream.fill_size", "-1", ""),
         ("upstream.retries", "11", ""),
         ("upstream.retry_budget", "1.01", ""),
         ("upstream.retry_budget", "-0.01", ""),

@@ -45,6 +45,8 @@ pub struct UpstreamConfig {
     pub allow_plain_http: bool,
     /// Calls a minute per credential; 0: unlimited.
     pub quota_per_minute: u32,
+    /// Rows that one call fetches where several pages of a list are wanted; 0: each page by itself.
+    pub fill_size: u32,
     pub circuit: CircuitConfig,
     #[serde(skip)]
     pub credentials: BTreeMap<String, CredentialConfig>,
@@ -247,6 +249,9 @@ impl UpstreamConfig {
         }
         if self.max_body == 0 {
             problems.add("upstream.max_body", "must be larger than 0B");
+        }
+        if self.fill_size > 1000 {
+            problems.add("upstream.fill_size", "expected 1000 or fewer");
         }
         if self.retries > 10 {
             problems.add("upstream.retries", "expected 10 or fewer");

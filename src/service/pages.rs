@@ -37,6 +37,9 @@ use self::{
     single_flight::{FillContext, FlightKey},
 };
 
+/// How many rows to fetch at once where no setting says.
+const DEFAULT_RANGE: u32 = 100;
+
 /// What a fill brought: every waiter gets the same.
 type Filled = Result<Fill, UpstreamError>;
 
@@ -105,6 +108,16 @@ impl Pages {
     #[must_use]
     pub fn store(&self) -> &PageStore {
         &self.store
+    }
+
+    /// How many rows a call of the list fetches that `request` names, where more than one page of it is wanted.
+    #[must_use]
+    pub fn range_size(&self, request: &ClientRequest) -> u32 {
+        match request.credential.fill_size() {
+            0 => DEFAULT_RANGE,
+            _ if !self.store.assembles() => DEFAULT_RANGE,
+            size => size,
+        }
     }
 
     /// A page as it goes out: all of it, or what `view` shows.

@@ -45,6 +45,7 @@ pub struct Credential {
     pub(super) standing: Arc<Standing>,
     pub(super) budget: Arc<CallBudget>,
     pub(super) circuit: Arc<Circuit>,
+    pub(super) fill_size: u32,
 }
 
 /// How a credential stands with the upstream: outlives a reload.
@@ -135,6 +136,12 @@ impl Credential {
     #[must_use]
     pub fn circuit(&self) -> &Arc<Circuit> {
         &self.circuit
+    }
+
+    /// How many rows one call of it fetches where several pages of a list are wanted; 0: each page as it is wanted.
+    #[must_use]
+    pub fn fill_size(&self) -> u32 {
+        self.fill_size
     }
 
     /// Whether the upstream refused it, and has taken it for no page since.

@@ -35,6 +35,7 @@ pub struct Credentials {
     default: Option<Arc<Credential>>,
     next_id: u32,
     circuit: CircuitConfig,
+    fill_size: u32,
     rules: BudgetRules,
     /// Requests that the upstream gets at once: as many after a reload as before.
     slots: Arc<Semaphore>,
@@ -126,6 +127,7 @@ impl Credentials {
             default: None,
             next_id: before.map_or(0, |before| before.next_id),
             circuit: config.circuit.clone(),
+            fill_size: config.fill_size,
             rules: BudgetRules::new(config),
             slots: match before {
                 Some(before) => before.slots.clone(),
@@ -206,6 +208,7 @@ impl Credentials {
             standing,
             budget,
             circuit,
+            fill_size: self.fill_size,
         })
     }
 
