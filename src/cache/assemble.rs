@@ -11,8 +11,8 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 
-use super::StoredPage;
-use crate::domain::{Collection, ListPage, PageQuery, Row, Span};
+use super::{StoredPage, row_table::RowTable};
+use crate::domain::{ListPage, PageQuery, Row, Span};
 
 /// A stored page and the query it answers.
 #[derive(Clone, Debug)]
@@ -95,12 +95,22 @@ impl Cuts {
         }
     }
 
-    /// The page; `None` where the parts' bytes do not fit together.
+    /// The page and what is known of its rows; `None` where the parts' bytes do not fit together.
     #[must_use]
-    pub fn join(&self) -> Option<ListPage> {
+    pub fn join(&self) -> Option<(ListPage, RowTable)> {
+        let cuts = self.cuts.iter();
+        let table = cuts.map(|cut| (cut.page.content.table(), cut.rows.clone()));
+        let table = RowTable::joined(table);
+        // A row without an id cannot be told from its double.
+        let mut seen = HashSet::new();
+        if !table
+            .iter()
+            .all(|row| row.id.is_some_and(|id| seen.insert(id)))
+        {
+            return None;
+        }
         let pieces: Vec<_> = self.cuts.iter().map(Piece::of).collect();
-        let first = self.cuts.first()?;
-        join(&pieces, self.count, first.page.key().list.id.collection())
+        Some((join(&pieces, self.count)?, table))
     }
 }
 
@@ -187,21 +197,16 @@ impl Piece {
     }
 }
 
-fn join(pieces: &[Piece], count: u64, collection: Collection) -> Option<ListPage> {
+fn join(pieces: &[Piece], count: u64) -> Option<ListPage> {
     // All have the vendor's envelope, and one count.
     let first = &pieces.first()?.page;
     let (start, end) = (first.rows.first()?.span.start, first.rows.last()?.span.end);
     let (head, tail) = (bytes(first, 0..start), &first.body[end as usize..]);
-    let mut seen = HashSet::new();
     let mut body = BytesMut::with_capacity(head.len() + size(pieces) + tail.len());
     let mut rows = Vec::new();
     body.extend_from_slice(head);
     for piece in pieces {
         for row in piece.rows() {
-            // A row without an id cannot be told from its double.
-            if !seen.insert(piece.page.text_of(row, collection.id_member)?) {
-                return None;
-            }
             if !rows.is_empty() {
                 body.extend_from_slice(b",");
             }

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::{
     encodings::IdleCompression, http_semantics::ContentCoding, memory::BodyMemory,
-    representation::Representation, variants::Variants,
+    representation::Representation, row_table::RowTable, variants::Variants,
 };
 use crate::domain::{ListPage, PageQuery, Row, View, ViewId};
 
@@ -19,6 +19,7 @@ pub struct Content {
     /// How many rows the list has, over all pages.
     pub count: u64,
     rows: Arc<[Row]>,
+    table: RowTable,
     /// When its age was nothing: what a 304 says later makes the bytes no younger.
     pub(super) born: Instant,
     whole: Arc<Representation>,
@@ -29,13 +30,20 @@ pub struct Content {
 }
 
 impl Content {
-    /// What `page` brought, which was of `age` by `now`.
+    /// What `page` brought, which was of `age` by `now`; `table` tells of its rows.
     #[must_use]
-    pub fn new(page: ListPage, now: Instant, age: Duration, memory: &BodyMemory) -> Self {
+    pub fn new(
+        page: ListPage,
+        table: RowTable,
+        now: Instant,
+        age: Duration,
+        memory: &BodyMemory,
+    ) -> Self {
         Self {
             born: now.checked_sub(age).unwrap_or(now),
             count: page.count,
             rows: page.rows,
+            table,
             whole: Arc::new(Representation::new(page.body, now, memory)),
             views: Variants::new(View::MOST),
             cuts: Variants::new(MOST_CUTS),
@@ -74,6 +82,12 @@ impl Content {
         self.rows.len()
     }
 
+    /// What is known of its rows without its bytes.
+    #[must_use]
+    pub fn table(&self) -> &RowTable {
+        &self.table
+    }
+
     /// The page as it goes out.
     #[must_use]
     pub fn whole(&self) -> &Arc<Representation> {
@@ -102,12 +116,13 @@ impl Content {
         &self,
         query: PageQuery,
         now: Instant,
-        cut: impl FnOnce() -> Option<ListPage>,
+        cut: impl FnOnce() -> Option<(ListPage, RowTable)>,
     ) -> (Option<Arc<Self>>, bool) {
         self.cuts.get_or_make(&query, || {
             let age = now.saturating_duration_since(self.born);
             let memory = self.whole.encodings.memory();
-            Some(Arc::new(Self::new(cut()?, now, age, memory)))
+            let (page, table) = cut()?;
+            Some(Arc::new(Self::new(page, table, now, age, memory)))
         })
     }
 
@@ -149,7 +164,8 @@ impl Content {
         let views = views.map(|view| OVERHEAD + view.encodings.weight());
         let cuts = self.cuts().map(|cut| OVERHEAD + cut.heap_bytes());
         let parts: usize = views.chain(cuts).sum();
-        size_of_val(&*self.rows) + self.whole.encodings.weight() + parts
+        let rows = size_of_val(&*self.rows) + self.table.heap_bytes();
+        rows + self.whole.encodings.weight() + parts
     }
 }
 
@@ -167,7 +183,8 @@ mod tests {
             rows: Arc::default(),
         };
         let now = Instant::now();
-        Content::new(page, now, Duration::ZERO, &BodyMemory::default())
+        let table = RowTable::default();
+        Content::new(page, table, now, Duration::ZERO, &BodyMemory::default())
     }
 
     fn view(name: &str) -> View {

@@ -2,6 +2,7 @@
 
 use compact_str::CompactString;
 
+use super::row_table::RowTable;
 use crate::domain::{Collection, ListPage, Row};
 
 /// What is known of a page without its bytes.
@@ -16,14 +17,11 @@ pub struct Outline {
 
 impl Outline {
     #[must_use]
-    pub fn of(page: &ListPage, collection: Collection) -> Self {
-        let id = |row: &Row| {
-            page.text_of(row, collection.id_member)
-                .map(CompactString::from)
-        };
+    pub fn of(page: &ListPage, table: &RowTable, collection: Collection) -> Self {
+        let id = |place: usize| table.get(place)?.id.map(CompactString::from);
         Self {
-            first_row: page.rows.first().and_then(id),
-            last_row: page.rows.last().and_then(id),
+            first_row: id(0),
+            last_row: table.len().checked_sub(1).and_then(id),
             rows: page.rows.len(),
             is_plain: is_plain(page, collection),
         }
@@ -57,12 +55,15 @@ fn is_plain(page: &ListPage, collection: Collection) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::Instant;
+
     use super::*;
-    use crate::{domain::Collection, upstream::read_page};
+    use crate::upstream::read_page;
 
     fn outline(body: &'static str) -> Outline {
         let page = read_page(&body.into()).unwrap();
-        Outline::of(&page, Collection::TASKS)
+        let table = RowTable::read(&page, Collection::TASKS, Instant::now());
+        Outline::of(&page, &table, Collection::TASKS)
     }
 
     #[test]

@@ -44,6 +44,9 @@ pub struct CacheConfig {
     pub coherent_pages: bool,
     #[serde(deserialize_with = "value::duration")]
     pub settled_ttl: Duration,
+    /// How long a finished task must have been the same for that.
+    #[serde(deserialize_with = "value::duration")]
+    pub settled_after: Duration,
     pub final_states: Vec<String>,
     pub assemble_pages: bool,
     pub stretch_to_quota: bool,
@@ -70,6 +73,7 @@ impl CacheConfig {
             ("cache.stale_if_slow", self.stale_if_slow),
             ("cache.client_max_age", self.client_max_age),
             ("cache.settled_ttl", self.settled_ttl),
+            ("cache.settled_after", self.settled_after),
             ("cache.stretch_max", self.stretch_max),
         ] {
             if time > LONGEST {

@@ -281,6 +281,7 @@ fn every_rule_refuses_under_its_key() {
         ("cache.stale_if_error", "'500000000000years'", ""),
         ("cache.client_max_age", "'500000000000years'", ""),
         ("cache.settled_ttl", "'500000000000years'", ""),
+        ("cache.settled_after", "'500000000000years'", ""),
         ("cache.stretch_max", "'500000000000years'", ""),
         ("cache.obey_upstream", "'yes'", ""),
         ("cache.final_states", "[1]", "cache.final_states[0]"),

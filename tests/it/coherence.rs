@@ -155,7 +155,8 @@ async fn an_overtaken_page_stands_in_for_an_error() {
 
 #[tokio::test]
 async fn a_page_whose_tasks_are_all_settled_lives_longer() {
-    let gateway = setup().with("[cache]\nsettled_ttl = '10m'").start().await;
+    let settled = "[cache]\nsettled_ttl = '10m'\nsettled_after = '0s'";
+    let gateway = setup().with(settled).start().await;
     let ttl = |answer: &Answer| {
         let status = answer.header("cache-status").unwrap();
         let (_, ttl) = status.split_once("ttl=").unwrap();

@@ -305,10 +305,10 @@ async fn a_cut_is_kept_in_its_entry_counts_in_its_bytes_and_goes_with_it() {
 #[tokio::test(start_paused = true)]
 async fn an_entry_keeps_the_cuts_that_it_has_room_for() {
     // Most of the quarter of the cache that one entry may take.
-    let list = List::of(3000);
+    let list = List::of(1800);
     let kept = Kept::with("max_bytes = '1MiB'");
-    kept.fill(query(1, 3000), list.body(query(1, 3000)));
-    for (wanted, is_kept) in [(query(1, 20), true), (query(1, 2900), false)] {
+    kept.fill(query(1, 1800), list.body(query(1, 1800)));
+    for (wanted, is_kept) in [(query(1, 20), true), (query(1, 1700), false)] {
         let pages = [(); 2].map(|()| kept.assemble(wanted).unwrap());
         let is_same = Arc::ptr_eq(&pages[0].content, &pages[1].content);
         assert_eq!(is_same, is_kept, "{wanted}");

@@ -1,6 +1,6 @@
 //! What fills bring: pages, renewals and refusals.
 
-use std::{sync::Arc, time::Duration};
+use std::{cmp::Reverse, sync::Arc, time::Duration};
 
 use compact_str::CompactString;
 use tokio::time::Instant;
@@ -13,9 +13,10 @@ use crate::{
         freshness::{Received, initial_age, may_store, refusal_lifetime},
         list::Observation,
         outline::Outline,
+        row_table::RowTable,
         space::Remembered,
     },
-    domain::{ListPage, PageKey, PageQuery, Refusal},
+    domain::{ListPage, PageKey, PageQuery, Refusal, Span},
 };
 
 /// What became of a page that a fill brought.
@@ -46,16 +47,14 @@ impl PageStore {
         answer: &Received<'_>,
         decision: StoreDecision,
     ) -> StoreOutcome {
-        let outline = Outline::of(&page, began.key.list.id.collection());
-        let shown = self.observe(began, page.count, &outline, answer.received, decision);
-        let lifetimes = self.rules().lifetimes_of(&began.key, &page);
+        let age = self.age_of(answer);
+        let (content, outline) = self.content(&began.key, page, answer.received, age);
+        let shown = self.observe(began, content.count, &outline, answer.received, decision);
+        let lifetimes = self
+            .rules()
+            .lifetimes_of(&began.key, content.table(), answer.received);
         let page = StoredPage::new(
-            Arc::new(Content::new(
-                page,
-                answer.received,
-                self.age_of(answer),
-                &self.memory,
-            )),
+            Arc::new(content),
             outline,
             answer,
             &lifetimes,
@@ -64,6 +63,38 @@ impl PageStore {
             self.request_rate(&began.key, answer.received),
         );
         self.store_page(began, page, answer, decision)
+    }
+
+    /// What `page` holds, which was of `age` by `now`. Its rows have been the same for as long as stored pages of its list show.
+    pub(super) fn content(
+        &self,
+        key: &PageKey,
+        page: ListPage,
+        now: Instant,
+        age: Duration,
+    ) -> (Content, Outline) {
+        let collection = key.list.id.collection();
+        let born = now.checked_sub(age).unwrap_or(now);
+        let table = RowTable::read(&page, collection, born);
+        let before = self.read_before(key);
+        let table = table.continuing(before.iter().map(|page| page.content.table()));
+        let outline = Outline::of(&page, &table, collection);
+        (Content::new(page, table, now, age, &self.memory), outline)
+    }
+
+    /// Stored pages of the list that may hold rows of `key`, what was read last first. Rows move on by those that are inserted before them,
+    /// and never back.
+    fn read_before(&self, key: &PageKey) -> Vec<Arc<StoredPage>> {
+        let Some(list) = self.known_list(&key.list) else {
+            return Vec::new();
+        };
+        let Span { start, end } = key.query.span();
+        let page_before = start.saturating_sub(u64::from(key.query.page_size));
+        let touching = list.pages_touching(&(page_before..end));
+        let parts = self.stored_of(&key.list, touching).into_iter();
+        let mut pages: Vec<_> = parts.map(|part| part.page).collect();
+        pages.sort_by_key(|page| Reverse(page.content.born));
+        pages
     }
 
     fn age_of(&self, answer: &Received<'_>) -> Duration {
@@ -78,15 +109,17 @@ impl PageStore {
         answer: &Received<'_>,
         decision: StoreDecision,
     ) -> StoreOutcome {
-        let list_page = page.content.page();
         let shown = self.observe(
             began,
-            list_page.count,
+            page.content.count,
             &page.outline,
             answer.received,
             decision,
         );
-        let lifetimes = self.rules().lifetimes_of(&began.key, &list_page);
+        let table = page.content.table();
+        let lifetimes = self
+            .rules()
+            .lifetimes_of(&began.key, table, answer.received);
         let page = page.renewed(answer, &lifetimes, self.jitter_factor(), shown);
         self.store_page(began, page, answer, decision)
     }

@@ -64,12 +64,8 @@ impl PageStore {
             }
             content?
         } else {
-            Arc::new(Content::new(
-                cuts.join()?,
-                now,
-                Duration::ZERO,
-                &self.memory,
-            ))
+            let (page, table) = cuts.join()?;
+            Arc::new(Content::new(page, table, now, Duration::ZERO, &self.memory))
         };
         StoredPage::cut(query, content, &parts, now)
     }
@@ -129,7 +125,7 @@ impl PageStore {
         counted.into_iter().map(|(_, key)| key.clone()).collect()
     }
 
-    fn stored_of(&self, list: &ListKey, pages: Vec<PageQuery>) -> Vec<Part> {
+    pub(super) fn stored_of(&self, list: &ListKey, pages: Vec<PageQuery>) -> Vec<Part> {
         let stored = |query| {
             let key = PageKey {
                 list: list.clone(),

@@ -2,10 +2,15 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::{
-    cache::freshness::Lifetimes,
+    cache::{
+        freshness::Lifetimes,
+        row_table::{RowFacts, RowTable},
+    },
     config::CacheConfig,
-    domain::{ListPage, PageKey, Row, RowKind},
+    domain::{PageKey, RowKind},
 };
 
 /// How long pages and refusals live, and what is made of them.
@@ -24,10 +29,12 @@ pub(super) struct Rules {
     final_pages: Option<FinalPages>,
 }
 
-/// How long a page lives whose tasks will not change.
+/// How long a page lives whose tasks will hardly change.
 #[derive(Debug)]
 struct FinalPages {
     ttl: Duration,
+    /// How long a task must have been the same. The upstream adds to finished tasks for a while.
+    unchanged_for: Duration,
     final_states: Vec<String>,
 }
 
@@ -46,10 +53,10 @@ impl Rules {
         }
     }
 
-    /// The lifetimes that apply to `page` where the upstream states none.
-    pub(super) fn lifetimes_of(&self, key: &PageKey, page: &ListPage) -> Lifetimes {
+    /// The lifetimes that apply to a page of the rows of `table`, read at `now`, where the upstream states none.
+    pub(super) fn lifetimes_of(&self, key: &PageKey, table: &RowTable, now: Instant) -> Lifetimes {
         match &self.final_pages {
-            Some(pages) if pages.covers(key, page) => {
+            Some(pages) if pages.covers(key, table, now) => {
                 self.lifetimes.lasting(pages.ttl.max(self.lifetimes.ttl))
             }
             _ => self.lifetimes,
@@ -63,20 +70,23 @@ impl FinalPages {
         let wanted = config.coherent_pages && !config.settled_ttl.is_zero();
         wanted.then(|| Self {
             ttl: config.settled_ttl,
+            unchanged_for: config.settled_after,
             final_states: config.final_states.clone(),
         })
     }
 
-    /// Whether `page` is one: after the first, where new tasks appear, with every task in a final state.
-    fn covers(&self, key: &PageKey, page: &ListPage) -> bool {
-        let collection = key.list.id.collection();
-        let is_final = |row: &Row| {
-            let status = page.text_of(row, collection.state_member);
-            status.is_some_and(|status| self.final_states.iter().any(|known| *known == status))
+    /// Whether a page is one: after the first, where new tasks appear, with every task in a final state and long the same.
+    fn covers(&self, key: &PageKey, table: &RowTable, now: Instant) -> bool {
+        let is_final = |row: RowFacts<'_>| {
+            let unchanged_for = now.saturating_duration_since(row.unchanged_since);
+            unchanged_for >= self.unchanged_for
+                && row
+                    .status
+                    .is_some_and(|status| self.final_states.iter().any(|known| known == status))
         };
         key.query.page > 1
-            && collection.rows == RowKind::Task
-            && !page.rows.is_empty()
-            && page.rows.iter().all(is_final)
+            && key.list.id.collection().rows == RowKind::Task
+            && !table.is_empty()
+            && table.iter().all(is_final)
     }
 }

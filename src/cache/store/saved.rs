@@ -6,10 +6,7 @@ use tokio::time::Instant;
 
 use super::{Began, PageStore, StoreDecision};
 use crate::{
-    cache::{
-        Received, StoredPage, content::Content, outline::Outline, refresh_plan::RequestRate,
-        snapshot::SavedPage,
-    },
+    cache::{Received, StoredPage, refresh_plan::RequestRate, snapshot::SavedPage},
     domain::ListPage,
 };
 
@@ -89,10 +86,12 @@ impl PageStore {
         age: Duration,
         request_rate: RequestRate,
     ) -> StoredPage {
-        let outline = Outline::of(&page, began.key.list.id.collection());
-        let lifetimes = self.rules().lifetimes_of(&began.key, &page);
+        let (content, outline) = self.content(&began.key, page, answer.received, age);
+        let lifetimes = self
+            .rules()
+            .lifetimes_of(&began.key, content.table(), answer.received);
         StoredPage::new(
-            Arc::new(Content::new(page, answer.received, age, &self.memory)),
+            Arc::new(content),
             outline,
             answer,
             &lifetimes,

@@ -229,6 +229,42 @@ fn what_nobody_wants_kept_is_answered_and_leaves_the_old_page_in_place() {
     assert_eq!(store.get(&key(1)).unwrap().content.page().body, body("old"));
 }
 
+/// Page `number` of a list of finished tasks, those `first` to `last`, of which the last says `note`.
+fn finished(first: u32, last: u32, note: &str) -> ListPage {
+    let task = |number| {
+        let note = if number == last { note } else { "" };
+        format!(r#"{{"task_id":"T{number}","status":"completed","note":"{note}"}}"#)
+    };
+    let tasks: Vec<_> = (first..=last).map(task).collect();
+    read_page(&format!(r#"{{"count":60,"data":[{}]}}"#, tasks.join(",")).into()).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_page_of_finished_tasks_lives_longer_once_they_have_not_changed_for_long() {
+    let store = store("jitter = 0.0\nsettled_after = '2h'");
+    let hours = |hours: u64| tokio::time::advance(Duration::from_secs(hours * 3600));
+    let lifetime = |page, first, last, note: &str| {
+        let stored = put(&store, key(page), finished(first, last, note)).page;
+        stored.stated_lifetime().as_secs()
+    };
+    assert_eq!(lifetime(2, 20, 39, ""), 30);
+    hours(1).await;
+    assert_eq!(lifetime(2, 20, 39, ""), 30);
+    hours(1).await;
+    assert_eq!(lifetime(2, 20, 39, ""), 600);
+    // Page 1 is where new tasks appear.
+    assert_eq!(lifetime(1, 0, 19, ""), 30);
+    // Two tasks have come: rows of the page before are known as long.
+    hours(2).await;
+    assert_eq!(lifetime(2, 18, 37, ""), 600);
+    // A recording was added.
+    assert_eq!(lifetime(2, 18, 37, "url"), 30);
+    hours(1).await;
+    assert_eq!(lifetime(2, 18, 37, "url"), 30);
+    hours(1).await;
+    assert_eq!(lifetime(2, 18, 37, "url"), 600);
+}
+
 #[test]
 fn a_moved_list_turns_the_spaces_other_pages_stale_and_no_others() {
     let store = store("");
@@ -670,7 +706,11 @@ fn the_stored_bytes_never_exceed_the_bound() {
                 for turn in 0..60_u32 {
                     let bytes = 1024 << ((turn + thread) % 11);
                     let space = format!("S{}", turn % 7);
-                    put(store, key_of(0, &space, thread * 1000 + turn), sized(bytes));
+                    put(
+                        store,
+                        key_of(0, &space, 1 + thread * 1000 + turn),
+                        sized(bytes),
+                    );
                     let held = store.pages.weighted_size();
                     assert!(held <= MAX, "{held}");
                 }
