@@ -6,23 +6,13 @@ use std::{
     fmt::Write,
     fs,
     path::{Path, PathBuf},
-    process::Stdio,
 };
 
 use serde_json::json;
-use tokio::{
-    io::{AsyncBufReadExt, BufReader},
-    process::Command,
-};
-use unpod_gateway::{
-    api::error::CODES,
-    config::DEFAULTS,
-    simulator::{Options, Simulator, world},
-};
+use unpod_gateway::{api::error::CODES, config::DEFAULTS, simulator::world};
 
 use crate::{
-    answer::{Ask, http_client},
-    gateway::{READER, digest, patiently, setup},
+    gateway::{READER, digest, setup},
     process::{command, run},
 };
 
@@ -154,19 +144,19 @@ fn the_page_of_the_configuration_says_what_the_defaults_say() {
 }
 
 /// What stands between the fences of `language` in a page, in order.
-fn blocks(page: &str, language: &str) -> Vec<String> {
+pub(crate) fn blocks(page: &str, language: &str) -> Vec<String> {
     let fence = format!("```{language}\n");
     let begun = page.split(&fence).skip(1);
     let ended = begun.map(|rest| rest.split("```").next().unwrap().to_owned());
     ended.collect()
 }
 
-fn text_of(path: &str) -> String {
+pub(crate) fn text_of(path: &str) -> String {
     fs::read_to_string(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
 
 /// The block of `language` in `page` that holds `part`.
-fn block(page: &str, language: &str, part: &str) -> String {
+pub(crate) fn block(page: &str, language: &str, part: &str) -> String {
     let found = blocks(&text_of(page), language);
     let mut found = found.into_iter().filter(|block| block.contains(part));
     found
@@ -174,71 +164,16 @@ fn block(page: &str, language: &str, part: &str) -> String {
         .unwrap_or_else(|| panic!("{page} has no {part}"))
 }
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_unpod-gateway");
-const CONFIGURE: &str = "docs/configure.md";
 const TOKEN_FILE: &str = "/etc/unpod-gateway/unpod-token";
 
 /// The README's first configuration, with the token and the digest that it leaves to the reader.
-fn readme_configuration(folder: &Path, base_url: &str) -> String {
+pub(crate) fn readme_configuration(folder: &Path, base_url: &str) -> String {
     let token = folder.join("token");
     fs::write(&token, world::ACME_TOKEN).unwrap();
     block("README.md", "toml", "[upstream.credentials.default]")
         .replace("https://unpod.dev", base_url)
         .replace(TOKEN_FILE, token.to_str().unwrap())
         .replace("<64 hex digits>", &digest(READER))
-}
-
-#[tokio::test]
-async fn browser_tokens_work_as_the_page_on_configuring_says() {
-    let simulator = Simulator::start(Options::default()).await.unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("gateway.toml");
-    let first = readme_configuration(folder.path(), &simulator.base_url());
-    fs::write(&path, &first).unwrap();
-    let mut gateway = command(&["serve", "--config", "gateway.toml"])
-        .current_dir(folder.path())
-        .env("UNPOD_GATEWAY__SERVER__LISTEN", "127.0.0.1:0")
-        .env("UNPOD_GATEWAY__ADMIN__LISTEN", "127.0.0.1:0")
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut log = BufReader::new(gateway.stderr.take().unwrap()).lines();
-    let mut line_with = async |part: &str| loop {
-        let line = patiently(part, log.next_line()).await.unwrap();
-        let line = line.unwrap_or_else(|| panic!("ended without {part}"));
-        if line.contains(part) {
-            return line;
-        }
-    };
-    let ready: serde_json::Value =
-        serde_json::from_str(&line_with("gateway is ready").await).unwrap();
-    let address = ready["server.listen"].as_str().unwrap();
-    let shell = async |script: String| {
-        let script = script
-            .replace("unpod-gateway key", &format!("{PROGRAM} key"))
-            .replace("127.0.0.1:8080", address)
-            .replace("8KZAMRAHSXXXXXXMAYNASMJC", world::SUPPORT);
-        let run = Command::new("sh")
-            .args(["-euc", &script])
-            .current_dir(folder.path())
-            .env("KEY", READER)
-            .output();
-        let output = patiently("a block of the page", run).await.unwrap();
-        assert!(output.status.success(), "{script}: {output:?}");
-        String::from_utf8(output.stdout).unwrap()
-    };
-
-    shell(block(CONFIGURE, "sh", "key browser-signing")).await;
-    let more = block(CONFIGURE, "toml", "[auth.browser_tokens]");
-    fs::write(&path, format!("{first}\n{more}")).unwrap();
-    line_with("configuration is reloaded").await;
-    let minted = shell(block(CONFIGURE, "sh", "/browser-tokens")).await;
-
-    let minted: serde_json::Value = serde_json::from_str(&minted).unwrap();
-    let token = minted["token"].as_str().unwrap();
-    let path = format!("/spaces/{}/tasks", world::SUPPORT);
-    let read = Ask::new(http_client(), "GET", format!("http://{address}"), &path).key(token);
-    assert_eq!(read.await.status, 200);
 }
 
 #[tokio::test]
@@ -336,7 +271,7 @@ fn the_document_of_the_listener_names_every_code_and_leaves_tasks_open() {
 }
 
 /// Every Markdown page of the project, by its path.
-fn pages() -> Vec<String> {
+pub(crate) fn pages() -> Vec<String> {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     let in_folder = |folder: &'static str| {
         let entries = fs::read_dir(root.join(folder)).unwrap();

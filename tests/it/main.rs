@@ -23,6 +23,7 @@ mod claims;
 mod client_address;
 mod coherence;
 mod collections;
+mod commands;
 mod cors;
 mod deploy;
 mod documents;
