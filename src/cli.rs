@@ -84,7 +84,12 @@ enum KeyCommand {
 #[derive(Debug, clap::Args)]
 struct ConfigArgs {
     /// A TOML file; default: only the defaults and UNPOD_GATEWAY__SECTION__KEY
-    #[arg(long, value_name = "FILE")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "UNPOD_GATEWAY_CONFIG",
+        hide_env_values = true
+    )]
     config: Option<PathBuf>,
 }
 

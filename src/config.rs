@@ -16,6 +16,7 @@ pub mod auth;
 pub mod cache;
 pub mod cors;
 pub mod files;
+mod known;
 pub mod normalize;
 mod problem;
 mod reader;
@@ -27,8 +28,8 @@ pub mod tls;
 pub mod upstream;
 pub mod value;
 pub mod views;
+mod wording;
 
-use self::reader::Reader;
 pub use self::{
     admin::AdminConfig,
     auth::{AuthConfig, BrowserTokensConfig, ClientConfig, JwtConfig, RateLimitConfig},
@@ -38,11 +39,15 @@ pub use self::{
     problem::{Problem, Problems},
     routes::RoutesConfig,
     server::{ForwardedHeader, ServerConfig},
-    sources::notify_socket,
+    sources::{journal_stream, notify_socket},
     telemetry::TelemetryConfig,
     tls::TlsConfig,
     upstream::{CircuitConfig, CredentialConfig, UpstreamConfig},
     views::{Field, RunViewConfig, ViewConfig, ViewsConfig},
+};
+use self::{
+    reader::Reader,
+    sources::{FILE_KEY, Text},
 };
 
 /// The defaults, and the documentation of every key.
@@ -92,8 +97,8 @@ impl Config {
     #[must_use]
     pub fn draft(file: Option<&Path>) -> Draft {
         let source = Source::Process(file.map(Path::to_owned));
-        match file.map(sources::read_file).transpose() {
-            Ok(text) => Draft::read(text.as_deref(), sources::environment(), source),
+        match file.map(Text::read).transpose() {
+            Ok(text) => Draft::read(text.as_ref(), sources::environment(), source),
             Err(problems) => Draft {
                 config: None,
                 problems,
@@ -116,9 +121,9 @@ impl Config {
         let Source::Process(own) = &self.source else {
             return sources::named_files(&self.merged.0);
         };
-        let text = own.as_deref().and_then(|own| sources::read_file(own).ok());
+        let text = own.as_deref().and_then(|own| Text::read(own).ok());
         let unheard = &mut Problems::default();
-        let merged = sources::merge(text.as_deref(), sources::environment(), unheard);
+        let merged = sources::merge(text.as_ref(), sources::environment(), unheard);
         let named = sources::named_files(&merged.unwrap_or_default());
         own.iter().cloned().chain(named).collect()
     }
@@ -135,11 +140,11 @@ impl Config {
     ///
     /// As [`Config::load`].
     pub fn load_admin(file: Option<&Path>) -> Result<AdminConfig, Problems> {
-        let text = file.map(sources::read_file).transpose()?;
+        let text = file.map(Text::read).transpose()?;
         let mut problems = Problems::default();
-        let merged = sources::merge(text.as_deref(), sources::environment(), &mut problems);
+        let merged = sources::merge(text.as_ref(), sources::environment(), &mut problems);
         // Problems of other sections do not matter here.
-        problems.retain(|problem| problem.key == "--config" || problem.key.starts_with("admin"));
+        problems.retain(|problem| problem.key == FILE_KEY || problem.key.starts_with("admin"));
         let admin = merged.and_then(|merged| {
             let mut reader = Reader {
                 merged: &merged,
@@ -173,7 +178,8 @@ impl Config {
     ) -> Result<Self, Problems> {
         let environment = environment.into_iter();
         let environment = environment.map(|(name, value)| (name.into(), value.into()));
-        Draft::read(text, environment.collect(), Source::Text)
+        let text = text.map(Text::of);
+        Draft::read(text.as_ref(), environment.collect(), Source::Text)
             .finish(|_| Ok(()))
             .map(|(config, ())| config)
     }
@@ -217,7 +223,7 @@ pub struct Draft {
 }
 
 impl Draft {
-    fn read(text: Option<&str>, environment: sources::Variables, source: Source) -> Self {
+    fn read(text: Option<&Text>, environment: sources::Variables, source: Source) -> Self {
         let mut problems = Problems::default();
         let merged = sources::merge(text, environment, &mut problems);
         let config = merged.and_then(|merged| {
@@ -226,7 +232,9 @@ impl Draft {
                 problems: &mut problems,
             };
             reader.unknown_sections();
-            let config = reader.read()?;
+            let config = reader.read();
+            problems.name_files(&merged);
+            let config = config?;
             Some(Config {
                 merged: Merged(merged),
                 source,
@@ -265,6 +273,7 @@ impl Draft {
             Ok(_) => {}
             Err(found) => problems.append_news(found),
         }
+        problems.name_files(&config.merged.0);
         Err(problems)
     }
 }

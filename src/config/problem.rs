@@ -2,15 +2,20 @@
 
 use std::fmt;
 
-use figment::{error::Kind, value::Value};
+use figment::{
+    error::Kind,
+    value::{Dict, Value},
+};
 use serde::Deserialize;
+
+use super::{sources, wording::describe};
 
 /// A problem and where it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// The dotted key, such as `cache.ttl` or `clients[0].spaces`.
     pub key: String,
-    /// What is wrong with it; holds no configured value.
+    /// What is wrong with it; holds no configured value but the path of a file.
     pub text: String,
     /// Other keys: a problem of one of them may be the cause of this one.
     depends_on: Vec<String>,
@@ -48,6 +53,17 @@ impl Problems {
         };
         let news: Vec<_> = found.0.into_iter().filter(is_news).collect();
         self.0.extend(news);
+    }
+
+    /// Names the file, where the problem's key does so in `merged`: the message has only what is wrong with it.
+    pub(super) fn name_files(&mut self, merged: &Dict) {
+        for problem in &mut self.0 {
+            if let Some(file) = sources::file_of(&problem.key, merged)
+                && !problem.text.contains(file)
+            {
+                problem.text = format!("{}: {}", sources::shown(file), problem.text);
+            }
+        }
     }
 
     /// Adds all of `found`.
@@ -215,22 +231,6 @@ fn shown_path(path: &[String]) -> String {
         }
         shown
     })
-}
-
-/// figment's own texts quote the value; these do not.
-fn describe(kind: &Kind) -> String {
-    match kind {
-        Kind::MissingField(_) => "required".to_owned(),
-        Kind::UnknownField(_, known) => format!("unknown key; known here: {}", known.join(", ")),
-        Kind::UnknownVariant(_, known) => format!("expected one of: {}", known.join(", ")),
-        Kind::InvalidType(_, expected) | Kind::InvalidValue(_, expected) => {
-            format!("expected {expected}")
-        }
-        Kind::InvalidLength(_, expected) => format!("expected {expected}"),
-        // These are the texts of `value`, which say only what is expected.
-        Kind::Message(text) => text.clone(),
-        _ => "not a valid value".to_owned(),
-    }
 }
 
 /// Puts the value of `fallback` at `path`, or removes the key. `false` if nothing changed, so that reading again is pointless.

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::{
     AdminConfig, AuthConfig, CacheConfig, ClientConfig, Config, Merged, NormalizeConfig, Problems,
     RoutesConfig, ServerConfig, Source, TelemetryConfig, UpstreamConfig, ViewsConfig, auth,
-    problem, sources, views,
+    problem, sources, views, wording,
 };
 
 pub(super) const SECTIONS: [&str; 11] = [
@@ -35,7 +35,8 @@ impl Reader<'_> {
     pub(super) fn unknown_sections(&mut self) {
         for name in self.merged.keys() {
             if !SECTIONS.contains(&name.as_str()) {
-                self.problems.add(name, "unknown section");
+                self.problems
+                    .add(name, wording::unknown("section", name, &SECTIONS));
             }
         }
     }
@@ -191,8 +192,8 @@ impl Reader<'_> {
             return NormalizeConfig::default();
         };
         for name in dict.keys().filter(|name| *name != "rules") {
-            self.problems
-                .add(format!("normalize.{name}"), "unknown key");
+            let text = wording::unknown("key", name, &["rules"]);
+            self.problems.add(format!("normalize.{name}"), text);
         }
         let rules = dict.get("rules").cloned();
         let normalize = NormalizeConfig {

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeSet,
-    ffi::OsString,
     path::{Path, PathBuf},
     sync::LazyLock,
 };
@@ -15,9 +14,17 @@ use figment::{
 
 use super::{DEFAULTS, Problems, files, value};
 
-const PREFIX: &str = "UNPOD_GATEWAY__";
-/// Set by systemd for a service of `Type=notify`.
-const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
+mod environment;
+mod paths;
+
+pub use self::environment::{journal_stream, notify_socket};
+pub(super) use self::{
+    environment::{Variables, environment},
+    paths::{file_of, named_files, shown},
+};
+
+/// What problems of the operator's file as a whole are told under.
+pub(super) const FILE_KEY: &str = "--config";
 const SECRET_KEYS: [&str; 2] = ["token", "next_token"];
 /// Shown without the parts that may be secret.
 const URL_KEYS: [&str; 5] = ["base_url", "jwks_url", "otlp_endpoint", "proxy", "url"];
@@ -61,104 +68,78 @@ pub(super) fn fallbacks() -> &'static Value {
     &READ
 }
 
-pub(super) fn read_file(path: &Path) -> Result<String, Problems> {
-    files::read_text(path)
-        .map_err(|error| Problems::one("--config", format!("{}: {error}", path.display())))
+/// The operator's settings as TOML.
+#[derive(Clone, Debug)]
+pub(super) struct Text {
+    text: String,
+    /// The file they are from.
+    file: Option<PathBuf>,
 }
 
-/// Environment variables, which need not be UTF-8.
-pub(super) type Variables = Vec<(OsString, OsString)>;
+impl Text {
+    pub(super) fn of(text: &str) -> Self {
+        Self {
+            text: text.to_owned(),
+            file: None,
+        }
+    }
 
-/// The process's variables with our prefix.
-pub(super) fn environment() -> Variables {
-    variables()
-        .filter(|(name, _)| name.as_encoded_bytes().starts_with(PREFIX.as_bytes()))
-        .collect()
-}
+    pub(super) fn read(file: &Path) -> Result<Self, Problems> {
+        let text = files::read_text(file).map_err(|error| {
+            let text = format!("{}: cannot be read: {error}", file.display());
+            Problems::one(FILE_KEY, text)
+        })?;
+        Ok(Self {
+            text,
+            file: Some(file.to_owned()),
+        })
+    }
 
-/// The service manager's notification socket. Not a setting, but the environment is read only here.
-#[must_use]
-pub fn notify_socket() -> Option<OsString> {
-    variables()
-        .find(|(name, value)| name == NOTIFY_SOCKET && !value.is_empty())
-        .map(|(_, value)| value)
-}
+    fn table(&self) -> Result<Dict, Problems> {
+        let mut table = toml::from_str(&self.text).map_err(|error| self.not_toml(&error))?;
+        if let Some(folder) = self.file.as_deref().and_then(Path::parent) {
+            paths::resolve(&mut table, folder);
+        }
+        Ok(table)
+    }
 
-fn variables() -> std::env::VarsOs {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the one place that reads the environment"
-    )]
-    std::env::vars_os()
+    /// Reports where the error is, without quoting the line: it may hold a token.
+    fn not_toml(&self, error: &toml::de::Error) -> Problems {
+        let place = error.span().map_or(0, |span| span.start);
+        let before = self.text.get(..place).unwrap_or(&self.text);
+        let line = before.matches('\n').count() + 1;
+        let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+        let cause = error.message();
+        let text = match &self.file {
+            Some(file) => format!("{}:{line}:{column}: {cause}", file.display()),
+            None => format!("line {line}, column {column}: {cause}"),
+        };
+        Problems::one(FILE_KEY, text)
+    }
 }
 
 /// Merges the defaults, `text` and `environment`, later ones over earlier ones. An invalid variable is reported and left out. `None` if
 /// `text` is not TOML.
 pub(super) fn merge(
-    text: Option<&str>,
+    text: Option<&Text>,
     environment: Variables,
     problems: &mut Problems,
 ) -> Option<Dict> {
     let mut figment = Figment::from(Serialized::defaults(defaults()));
-    let table: Result<Dict, _> = text.map_or(Ok(Dict::new()), toml::from_str);
-    match &table {
+    let table = text.map_or(Ok(Dict::new()), Text::table);
+    let is_readable = table.is_ok();
+    match table {
         Ok(table) => figment = figment.merge(Serialized::defaults(table)),
-        Err(error) => problems.append(not_toml(text.unwrap_or_default(), error)),
+        Err(found) => problems.append(found),
     }
     let known = Value::from(defaults().clone());
-    for (name, value) in environment {
-        let Ok(name) = name.into_string().map_err(|name| {
-            let shown = name.to_string_lossy();
-            problems.add(shown, "the variable's name is not UTF-8");
-        }) else {
-            continue;
-        };
-        let key = name[PREFIX.len()..].to_ascii_lowercase().replace("__", ".");
-        if key.is_empty() || key.split('.').any(str::is_empty) {
-            problems.add(name, "expected UNPOD_GATEWAY__SECTION__KEY");
-            continue;
-        }
-        let Some(value) = value.to_str() else {
-            problems.add(key, "the variable's value is not UTF-8");
-            continue;
-        };
-        match typed(value, known.find_ref(&key)) {
-            Some(value) => figment = figment.merge(Serialized::default(&key, value)),
-            None => problems.add(key, "the variable's value is not of the key's type"),
+    for variable in environment {
+        if let Some((key, value)) = environment::setting(variable, &known, problems) {
+            figment = figment.merge(Serialized::default(&key, value));
         }
     }
     let merged = figment.extract().expect("each source is a table");
-    table.ok().map(|_| merged)
-}
-
-/// Reports the line of the error without quoting it: it may hold a token.
-fn not_toml(text: &str, error: &toml::de::Error) -> Problems {
-    let place = error.span().map_or(0, |span| span.start).min(text.len());
-    let line = text.as_bytes()[..place]
-        .iter()
-        .filter(|byte| **byte == b'\n')
-        .count()
-        + 1;
-    Problems::one("--config", format!("line {line}: not valid TOML"))
-}
-
-/// A variable's text as the type of the key's default; without a default it stays text, so that a token of digits is not a number.
-fn typed(text: &str, known: Option<&Value>) -> Option<Value> {
-    match known {
-        Some(Value::Bool(..)) => text.parse::<bool>().ok().map(Value::from),
-        Some(Value::Num(_, number)) if number.to_f64().is_some() && number.to_u128().is_none() => {
-            text.parse::<f64>().ok().map(Value::from)
-        }
-        Some(Value::Num(..)) => text.parse::<i64>().ok().map(Value::from),
-        Some(Value::Array(..)) => list(text),
-        _ if text.starts_with('[') => list(text),
-        _ => Some(Value::from(text)),
-    }
-}
-
-fn list(text: &str) -> Option<Value> {
-    let mut table: Dict = toml::from_str(&format!("value = {text}")).ok()?;
-    table.remove("value")
+    is_readable.then_some(merged)
 }
 
 /// Replaces every secret by `<hidden>`.
@@ -210,26 +191,6 @@ pub(super) fn copy(key: &str, from: &Dict, to: &mut Dict) {
     }
 }
 
-/// All files that `dict` names to be read.
-pub(super) fn named_files(dict: &Dict) -> Vec<PathBuf> {
-    let paths = |value: &Value| match value {
-        Value::String(_, path) => Some(PathBuf::from(path)),
-        _ => None,
-    };
-    let in_value = |(key, value): (&String, &Value)| match value {
-        Value::Dict(_, inner) => named_files(inner),
-        Value::Array(_, items) if key.ends_with("_files") => {
-            items.iter().filter_map(paths).collect()
-        }
-        // The snapshot is written, not read.
-        other if key.ends_with("_file") && key != "snapshot_file" => {
-            paths(other).into_iter().collect()
-        }
-        _ => Vec::new(),
-    };
-    dict.iter().flat_map(in_value).collect()
-}
-
 /// The dotted keys whose values differ, sorted.
 pub(super) fn changed_keys(before: &Dict, after: &Dict) -> Vec<String> {
     let names: BTreeSet<_> = before.keys().chain(after.keys()).collect();
@@ -245,29 +206,4 @@ pub(super) fn changed_keys(before: &Dict, after: &Dict) -> Vec<String> {
         }
     }
     changed
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_files_to_read_are_found_wherever_they_are_named() {
-        let text = "
-            [server.tls]
-            cert_file = 'a'
-            key_file = 1
-            [upstream]
-            ca_file = 'b'
-            credentials.other.token_file = 'c'
-            [auth.browser_tokens]
-            verify_key_files = ['d', 'e']
-            [cache]
-            snapshot_file = 'written'
-            no_such_file = { inner_file = 'f' }
-        ";
-        let mut named = named_files(&toml::from_str(text).unwrap());
-        named.sort();
-        assert_eq!(named, ["a", "b", "c", "d", "e", "f"].map(PathBuf::from));
-    }
 }

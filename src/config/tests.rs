@@ -1046,6 +1046,16 @@ fn every_path() -> Vec<String> {
         .collect()
 }
 
+/// A problem of a file begins with its path.
+fn without_paths(problems: &Problems) -> String {
+    let lines = problems.iter().map(|Problem { key, text, .. }| {
+        let is_of_file = key.ends_with("_file") || key.contains("_files[");
+        let (_, rest) = text.split_once(": ").unwrap_or(("", text));
+        format!("{key}: {}\n", if is_of_file { rest } else { text })
+    });
+    lines.collect()
+}
+
 #[test]
 fn no_value_is_ever_told() {
     const WORD: &str = "c4n4ry";
@@ -1068,7 +1078,7 @@ fn no_value_is_ever_told() {
             let Err(problems) = Config::from_toml(&text) else {
                 continue;
             };
-            let told = format!("{problems} {problems:?}");
+            let told = without_paths(&problems);
             assert!(!problems.is_empty(), "{path} = {value}");
             assert!(!told.contains(WORD), "{path} = {value}: {told}");
             assert!(!told.contains(NUMBER), "{path} = {value}: {told}");
@@ -1081,10 +1091,48 @@ fn no_value_is_ever_told() {
         let variable = path.to_uppercase().replace('.', "__");
         for value in ["c4n4ry", "86753", "[\"c4n4ry\"]", "[c4n4ry"] {
             if let Err(problems) = from_environment(&[(&variable, value)]) {
-                let told = format!("{problems} {problems:?}");
+                let told = without_paths(&problems);
                 assert!(!problems.is_empty(), "{variable}={value}");
                 assert!(!told.contains(WORD), "{variable}={value}: {told}");
                 assert!(!told.contains(NUMBER), "{variable}={value}: {told}");
+            }
+        }
+    }
+}
+
+#[test]
+fn no_type_of_rusts_is_ever_told() {
+    let is_rusts = |word: &str| {
+        let number = word.strip_prefix(['u', 'i', 'f']);
+        number.is_some_and(|bits| bits == "size" || bits.parse::<u32>().is_ok())
+            || [
+                "struct", "enum", "sequence", "map", "boolean", "string", "bool", "str", "unit",
+            ]
+            .contains(&word)
+            || word.contains("::")
+    };
+    for path in every_path() {
+        for value in [
+            "-1",
+            "5",
+            "99999999999",
+            "1.5",
+            "true",
+            "'x'",
+            "[]",
+            "[1]",
+            "{}",
+            "{a = 1}",
+        ] {
+            let Err(problems) = Config::from_toml(&with(&[(&path, value)])) else {
+                continue;
+            };
+            for problem in problems.iter() {
+                let mut words = problem
+                    .text
+                    .split(|c: char| !c.is_alphanumeric() && c != ':');
+                let rusts = words.find(|word| is_rusts(word));
+                assert_eq!(rusts, None, "{path} = {value}: {problem:?}");
             }
         }
     }
@@ -1135,17 +1183,33 @@ fn the_address_of_a_redis_is_not_shown() {
 }
 
 #[test]
-fn an_unknown_key_names_the_known_ones() {
-    for (path, key, one_known) in [
-        ("cache.tll", "cache.tll", "negative_ttl"),
-        ("upstream.circuit.x", "upstream.circuit.x", "open_for"),
+fn an_unknown_key_names_the_one_that_was_meant_or_all_that_are_known() {
+    for (path, key, expected) in [
+        ("cache.tll", "cache.tll", "key; did you mean `ttl`?"),
+        ("cache.TTL", "cache.TTL", "key; did you mean `ttl`?"),
+        (
+            "upstream.circuit.x",
+            "upstream.circuit.x",
+            "key; known here: enabled, failure_ratio, min_calls, window, open_for",
+        ),
         (
             "upstream.credentials.default.tokens",
             "upstream.credentials.default.tokens",
-            "token_file",
+            "key; did you mean `token`?",
         ),
-        ("clients.0.space", "clients[0].space", "spaces"),
-        ("routes.jobs", "routes.jobs", "tasks"),
+        (
+            "clients.0.space",
+            "clients[0].space",
+            "key; did you mean `spaces`?",
+        ),
+        ("routes.jobs", "routes.jobs", "key; known here: tasks"),
+        (
+            "normalize.rule",
+            "normalize.rule",
+            "key; did you mean `rules`?",
+        ),
+        ("client", "client", "section; did you mean `clients`?"),
+        ("up", "up", "section; known here: server, admin, auth, cors"),
     ] {
         let problems = refused(&with(&[(path, "1")]));
         let told: Vec<_> = problems
@@ -1154,8 +1218,7 @@ fn an_unknown_key_names_the_known_ones() {
             .collect();
         assert_eq!(told, [key]);
         let text = &problems[0].text;
-        assert!(text.starts_with("unknown key; known here: "), "{text}");
-        assert!(text.contains(one_known), "{text}");
+        assert!(text.starts_with(&format!("unknown {expected}")), "{text}");
     }
 }
 
@@ -1451,17 +1514,136 @@ fn the_token_does_not_leave_this_machine_in_the_clear() {
 }
 
 #[test]
-fn broken_toml_is_told_by_its_line_alone() {
-    for (text, line) in [
-        ("[upstream]\ntoken = c4n4ry\n", 2),
-        ("[cache]\nttl = '1s'\n\nttl = 'c4n4ry'\n", 4),
-        ("[cache]\nttl = 'c4n4ry\n", 2),
-        ("c4n4ry", 1),
+fn broken_toml_is_told_by_its_place_and_cause_and_not_quoted() {
+    for (text, told) in [
+        (
+            "[upstream]\ntoken = c4n4ry\n",
+            "2:9: string values must be quoted, expected literal string",
+        ),
+        (
+            "[cache]\nttl = '1s'\n\nttl = 'c4n4ry'\n",
+            "4:1: duplicate key",
+        ),
+        (
+            "[cache]\nttl = 'c4n4ry\n",
+            "2:14: invalid literal string, expected `'`",
+        ),
+        ("c4n4ry", "1:7: key with no value, expected `=`"),
+        (
+            "# ä\n'ä' = c4n4ry",
+            "2:7: string values must be quoted, expected literal string",
+        ),
+        ("[[c4n4ry", "1:9: unclosed array table, expected `]]`"),
+        ("c4n4ry = 1\n[c4n4ry]", "2:2: duplicate key"),
+        (
+            "c4n4ry = 1\nc4n4ry.a = 1",
+            "2:1: cannot extend value of type integer with a dotted key",
+        ),
+        ("a = 2000-99-99T00:00:00c4n4ry", ""),
+        ("a = 99999999999999999999c4n4ry", ""),
+        ("a = \"\\c4n4ry\"", ""),
+        ("a = { b = 1, c4n4ry", ""),
+        ("a = [c4n4ry", ""),
     ] {
-        let problems = refused(text);
-        let told = format!("line {line}: not valid TOML");
-        assert_eq!(keys_of(&problems), ["--config"]);
-        assert_eq!(problems[0].text, told);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        let problems = Config::load(Some(file.path())).unwrap_err();
+        let problems: Vec<_> = problems.iter().collect();
+        let [
+            Problem {
+                key, text: shown, ..
+            },
+        ] = problems[..]
+        else {
+            panic!("{text}: {problems:?}");
+        };
+        assert_eq!(key, "--config");
+        let place = shown.strip_prefix(&format!("{}:", file.path().display()));
+        let place = place.unwrap_or_else(|| panic!("{shown}"));
+        assert!(!place.contains("c4n4ry"), "{text}: {place}");
+        if !told.is_empty() {
+            assert_eq!(place, told, "{text}");
+        }
+        let of_text = &refused(text)[0];
+        assert!(of_text.text.starts_with("line "), "{of_text:?}");
+    }
+}
+
+#[test]
+fn a_path_in_a_file_counts_from_that_files_folder_and_one_in_a_variable_does_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("gateway.toml");
+    std::fs::create_dir(folder.path().join("secrets")).unwrap();
+    std::fs::write(folder.path().join("secrets/token"), "s3cret").unwrap();
+    let text = with(&[(
+        "upstream.credentials.default",
+        "{token_file = 'secrets/token'}",
+    )]);
+    std::fs::write(&file, &text).unwrap();
+
+    let config = Config::load(Some(&file)).unwrap();
+
+    let token = config.upstream.credentials["default"].read_token().unwrap();
+    assert_eq!(token.expose_secret(), "s3cret");
+    assert_eq!(
+        config.files(),
+        [file.clone(), folder.path().join("secrets/token")]
+    );
+    let elsewhere = [(
+        "UNPOD_GATEWAY__UPSTREAM__CREDENTIALS__DEFAULT__TOKEN_FILE",
+        "secrets/token",
+    )];
+    let problems = Config::from_sources(Some(MINIMAL), elsewhere).unwrap_err();
+    assert!(!problems.is_empty());
+}
+
+#[test]
+fn a_problem_of_a_file_names_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::write(path("words"), "two words").unwrap();
+    let text = "
+        [server.tls]
+        cert_file = 'words'
+        key_file = 'none'
+        [upstream]
+        base_url = 'https://unpod.example'
+        ca_file = 'words'
+        [upstream.credentials.default]
+        token_file = 'words'
+        next_token_file = 'none'
+        [auth.browser_tokens]
+        signing_key_file = 'words'
+        verify_key_files = ['words', 'none']
+        [cache.redis]
+        url_file = 'none'
+        [telemetry]
+        otlp_headers_file = 'words'
+    ";
+    std::fs::write(path("gateway.toml"), text).unwrap();
+
+    let problems = Config::load(Some(path("gateway.toml").as_ref())).unwrap_err();
+
+    assert_eq!(problems.iter().count(), 10, "{problems}");
+    for problem in problems.iter() {
+        let named = ["words", "none"].map(|name| format!("{}: ", path(name)));
+        let is_named = |name| problem.text.matches(name).count() == 1;
+        assert!(named.iter().any(is_named), "{problem:?}");
+    }
+}
+
+#[test]
+fn a_variable_that_is_almost_a_settings_is_a_problem() {
+    for (name, meant) in [
+        ("UNPOD_GATEWAY_CACHE_TTL", "UNPOD_GATEWAY__CACHE__TTL"),
+        ("UNPOD_GATEWAY__CACHE_TTL", "UNPOD_GATEWAY__CACHE__TTL"),
+        ("unpod_gateway__cache__ttl", "UNPOD_GATEWAY__CACHE__TTL"),
+    ] {
+        let problems = Config::from_sources(Some(MINIMAL), [(name, "c4n4ry")]).unwrap_err();
+        assert_eq!(
+            problems.to_string(),
+            format!("{name}: no setting has this name; did you mean {meant}?")
+        );
     }
 }
 

@@ -241,15 +241,36 @@ async fn check_tells_what_one_key_says_against_another() {
 }
 
 #[tokio::test]
-async fn broken_toml_is_told_by_its_line_alone() {
+async fn broken_toml_is_told_by_file_line_column_and_cause() {
     let file = ConfigFile::new("[upstream.credentials.default]\ntoken = canary-token\n");
 
     let output = run(&["check", "--config", &file.path()]).await;
 
     assert_eq!(output.status.code(), EX_CONFIG);
-    let problems = text(&output.stderr);
-    assert!(problems.contains("line 2"), "{problems}");
-    assert!(!problems.contains("canary"), "{problems}");
+    let expected = format!(
+        "--config: {}:2:9: string values must be quoted, expected literal string\n",
+        file.path()
+    );
+    assert_eq!(text(&output.stderr), expected);
+}
+
+#[tokio::test]
+async fn the_configuration_may_be_named_by_a_variable_and_names_files_beside_it() {
+    let file = ConfigFile::new(&setup().token_file("token").toml("https://unpod.example"));
+    file.put("token", world::ACME_TOKEN);
+    let check = |arguments: &'static [&'static str], variable: String| {
+        let mut command = command(arguments);
+        command.env("UNPOD_GATEWAY_CONFIG", variable);
+        async move { command.output().await.unwrap() }
+    };
+
+    let read = check(&["check"], file.path()).await;
+
+    assert!(read.status.success(), "{read:?}");
+    assert!(text(&read.stdout).contains("https://unpod.example"));
+    let other = check(&["check", "--config", "/nowhere.toml"], file.path()).await;
+    assert_eq!(other.status.code(), EX_CONFIG);
+    assert!(text(&other.stderr).contains("/nowhere.toml"), "{other:?}");
 }
 
 #[tokio::test]
@@ -434,6 +455,13 @@ async fn settings_come_from_the_environment_too() {
     assert_eq!(bad.status.code(), EX_CONFIG);
     let problems = text(&bad.stderr);
     assert!(problems.contains("cache.ttl") && !problems.contains("canary"));
+
+    let slip = check("UNPOD_GATEWAY_CACHE_TTL", "canary").await;
+    assert_eq!(slip.status.code(), EX_CONFIG);
+    assert_eq!(
+        text(&slip.stderr),
+        "UNPOD_GATEWAY_CACHE_TTL: no setting has this name; did you mean UNPOD_GATEWAY__CACHE__TTL?\n"
+    );
 
     let foreign = check("UNPOD_GATEWAY_PORT", "tcp://10.0.0.1:80").await;
     assert!(foreign.status.success());
