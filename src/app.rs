@@ -215,6 +215,8 @@ impl Gateway {
         self.data.shutdown.begin();
         tokio::time::sleep(self.config.server.drain_delay).await;
         let complete = self.data.end().await;
+        // Before the last snapshot: what an operator was told is purged is in none. Its idle connections are nobody's loss.
+        self.admin.end().await;
         if let Some(Snapshotting { task, end, .. }) = self.snapshot {
             end.cancel();
             // It reports its own failures.
@@ -228,8 +230,6 @@ impl Gateway {
         if let Some(traces) = self.traces {
             traces.end().await;
         }
-        // Last, so that probes and metrics are answered to the end. Its idle connections are nobody's loss.
-        self.admin.end().await;
         info!(drain.complete = complete, "gateway has ended");
         complete
     }
