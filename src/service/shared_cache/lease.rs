@@ -37,7 +37,7 @@ impl FillLock {
     /// That which `token` was just taken for.
     pub(super) fn new(redis: Arc<RedisConnection>, keys: &RedisKeys, token: Nonce) -> Self {
         Self {
-            renewing: tokio::spawn(renew(redis.clone(), keys.lock.clone(), token)),
+            renewing: tokio::spawn(renewing(redis.clone(), keys.lock.clone(), token)),
             redis,
             key: keys.lock.clone(),
             page: keys.page.clone(),
@@ -75,13 +75,45 @@ impl Drop for FillLock {
 }
 
 /// Says again and again that a page is still being filled.
-async fn renew(redis: Arc<RedisConnection>, key: String, token: Nonce) {
-    let renew = scripts::renew(&key, token);
+async fn renewing(redis: Arc<RedisConnection>, key: String, token: Nonce) {
+    let renew = || {
+        let (redis, renew) = (redis.clone(), scripts::renew(&key, token));
+        async move { redis.ask(RedisOperation::Lock, &renew).await }
+    };
+    keep_renewing(renew).await;
+}
+
+/// Calls `renew` until the lock is not held any more; each time early enough for another, whether Redis answers or not.
+async fn keep_renewing<F>(renew: impl Fn() -> F)
+where
+    F: Future<Output = Result<bool, Unavailable>>,
+{
     loop {
         tokio::time::sleep(LOCK_FOR / 3).await;
-        let held: Result<bool, Unavailable> = redis.ask(RedisOperation::Lock, &renew).await;
-        if held == Ok(false) {
+        if let Ok(Ok(false)) = tokio::time::timeout(LOCK_FOR / 3, renew()).await {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::Cell, future::pending};
+
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_renewal_that_is_not_answered_is_sent_again_before_the_lock_ends() {
+        let (renewed, began) = (Cell::new(0), Instant::now());
+        let renew = || {
+            renewed.set(renewed.get() + 1);
+            let is_first = renewed.get() == 1;
+            async move { if is_first { pending().await } else { Ok(false) } }
+        };
+        keep_renewing(renew).await;
+        assert_eq!(renewed.get(), 2);
+        assert!(began.elapsed() <= LOCK_FOR, "{:?}", began.elapsed());
     }
 }
