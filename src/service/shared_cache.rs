@@ -53,6 +53,9 @@ const LONGEST_PAGE: Duration = Duration::from_secs(24 * 60 * 60);
 const UNSTORED_LIST_FOR: Duration = Duration::from_secs(10 * 60);
 /// How long an epoch outlives the last page of its space: longer than any page that was stored under one before.
 const EPOCH_FOR: Duration = Duration::from_secs(2 * 24 * 60 * 60);
+/// How long an epoch is kept of a space of which nothing is known but that the upstream refused it: longer than a fill that began before
+/// may take.
+const REFUSED_FOR: Duration = Duration::from_secs(60);
 /// The largest number that Redis' scripts can add one to.
 const LARGEST_NUMBER: u64 = (1 << 53) - 2;
 /// How much longer a page is than what Redis holds of it, at most as a rule.

@@ -7,7 +7,7 @@ use std::{sync::LazyLock, time::Duration};
 
 use redis::{Script, ScriptInvocation};
 
-use super::{EPOCH_FOR, Known, RedisKeys, Wanted, lease::LOCK_FOR, ms};
+use super::{EPOCH_FOR, Known, REFUSED_FOR, RedisKeys, Wanted, lease::LOCK_FOR, ms};
 use crate::{cache::list::SharedList, shared::Nonce};
 
 /// All of them, to be loaded before they are needed.
@@ -94,7 +94,7 @@ pub(super) fn store(keys: &RedisKeys, stored: &Stored<'_>) -> ScriptInvocation<'
     store
 }
 
-/// Begins a new epoch; `refused`: because the upstream refused the space.
+/// Begins a new epoch; `refused`: because the upstream refused the space, of which Redis may know nothing: clients may invent spaces.
 pub(super) fn raise(
     key: &str,
     known: u64,
@@ -105,7 +105,7 @@ pub(super) fn raise(
     raise
         .arg(known)
         .arg(keep_for.map_or(0, ms))
-        .arg(u8::from(refused));
+        .arg(if refused { ms(REFUSED_FOR) } else { 0 });
     raise
 }
 
@@ -147,15 +147,17 @@ static LOOK: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
 local kept = redis.call('GET', KEYS[1])
-local epoch = math.max(tonumber(kept or 0), tonumber(ARGV[1]))
+local known, since = string.match(kept or '0', '^(%d+) ?(%d*)$')
+local epoch = math.max(tonumber(known), tonumber(ARGV[1]))
 local list = redis.call('HMGET', KEYS[2], 'generation', 'name', 'count', 'first', 'epoch')
-if tonumber(list[5] or -1) ~= epoch then
+-- Where the epoch was evicted, nobody knows what is of it.
+if not kept or tonumber(list[5] or -1) ~= epoch then
     list = {}
 end
 local generation = math.max(tonumber(list[1] or 0), tonumber(ARGV[2]))
-local page = redis.call('HMGET', KEYS[3], 'epoch', 'generation', 'fresh_until')
--- Where the epoch was evicted, nobody knows whether the page is of it.
+local page = redis.call('HMGET', KEYS[3], 'epoch', 'generation', 'fresh_until', 'stored')
 local is_current = kept and tonumber(page[1] or -1) == epoch and tonumber(page[2] or -1) == generation
+    and tonumber(page[4] or 0) >= (tonumber(since) or 0)
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local held = -1
@@ -202,12 +204,15 @@ return 0",
 /// (empty: none), until when it is fresh and how long it is kept. Answers the epoch, whether Redis had lost it,
 /// whether the page is kept, and the list's state in force.
 ///
+/// An epoch that Redis knows nothing of is noted with the time: what was stored before that may have been dropped, and is not used.
+///
 /// What was dropped meanwhile stays dropped; a list that moved for another replica meanwhile did not move as this one says; and no page is
 /// kept without the lock, which the fill that began last holds.
 static STORE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
-local known = tonumber(redis.call('GET', KEYS[1]) or 0)
+local kept = redis.call('GET', KEYS[1])
+local known = tonumber(string.match(kept or '0', '^%d+'))
 local epoch, had_lock = tonumber(ARGV[1]), redis.call('GET', KEYS[4]) == ARGV[8]
 if had_lock then
     redis.call('DEL', KEYS[4])
@@ -216,9 +221,16 @@ local list = redis.call('HMGET', KEYS[2], 'generation', 'name', 'count', 'first'
 if known > epoch then
     return {known, 0, 0, false, false, false, false}
 end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+local time = redis.call('TIME')
+local now = string.format('%.0f', time[1] * 1000000 + time[2])
+if not kept then
+    redis.call('SET', KEYS[1], ARGV[1] .. ' ' .. now)
+elseif known < epoch then
+    redis.call('SET', KEYS[1], ARGV[1])
+end
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
 local was_behind = known < epoch and 1 or 0
-if tonumber(list[5] or -1) ~= epoch then
+if not kept or tonumber(list[5] or -1) ~= epoch then
     list = {}
     redis.call('DEL', KEYS[2])
 end
@@ -228,8 +240,7 @@ if list[2] ~= ARGV[4] then
         return {epoch, was_behind, 0, list[1], list[2], list[3], list[4]}
     end
     redis.call('DEL', KEYS[2])
-    local time = redis.call('TIME')
-    generation = math.max(before + 1, time[1] * 1000000 + time[2])
+    generation = math.max(before + 1, tonumber(now))
 else
     generation = math.max(generation, before)
 end
@@ -245,7 +256,7 @@ redis.call('PEXPIRE', KEYS[2], math.max(redis.call('PTTL', KEYS[2]), tonumber(AR
 local is_kept = had_lock and ARGV[9] ~= ''
 if is_kept then
     redis.call('DEL', KEYS[3])
-    redis.call('HSET', KEYS[3], 'epoch', ARGV[1], 'generation', text, 'fresh_until', ARGV[10], 'page', ARGV[9])
+    redis.call('HSET', KEYS[3], 'epoch', ARGV[1], 'generation', text, 'fresh_until', ARGV[10], 'stored', now, 'page', ARGV[9])
     redis.call('PEXPIRE', KEYS[3], ARGV[11])
 end
 list = redis.call('HMGET', KEYS[2], 'generation', 'name', 'count', 'first')
@@ -253,22 +264,21 @@ return {epoch, was_behind, is_kept and 1 or 0, list[1], list[2], list[3], list[4
     )
 });
 
-/// `KEYS`: epoch. `ARGV`: the largest that the replica knows, how long it is kept (0: for ever), and whether the upstream refused the space, of
-/// which nothing is written then where Redis knows nothing of it: clients may invent spaces. Begins a new one; answers it, and whether it
-/// is written.
+/// `KEYS`: epoch. `ARGV`: the largest that the replica knows, how long it is kept (0: for ever), and how long where Redis knew none (0: the
+/// same). Begins a new one; answers it, and whether it is kept for the former time.
 static RAISE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
-local known, time = redis.call('GET', KEYS[1]), redis.call('TIME')
-local epoch = math.max(ARGV[1] + 1, tonumber(known or 0) + 1, time[1] * 1000000 + time[2])
-if ARGV[3] == '1' and not known then
-    return {epoch, 0}
-end
+local kept, time = redis.call('GET', KEYS[1]), redis.call('TIME')
+local known = string.match(kept or '0', '^%d+')
+local epoch = math.max(ARGV[1] + 1, known + 1, time[1] * 1000000 + time[2])
+local is_brief = not kept and ARGV[3] ~= '0'
+local keep_for = is_brief and ARGV[3] or ARGV[2]
 redis.call('SET', KEYS[1], string.format('%.0f', epoch))
-if ARGV[2] ~= '0' then
-    redis.call('PEXPIRE', KEYS[1], ARGV[2])
+if keep_for ~= '0' then
+    redis.call('PEXPIRE', KEYS[1], keep_for)
 end
-return {epoch, 1}",
+return {epoch, is_brief and 0 or 1}",
     )
 });
 
@@ -278,7 +288,7 @@ static ASSERT: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
 local kept, known, time = redis.call('GET', KEYS[1]), tonumber(ARGV[1]), redis.call('TIME')
-local before = tonumber(kept or 0)
+local before = tonumber(string.match(kept or '0', '^%d+'))
 local was_lost = known > before
 if was_lost and (kept or ARGV[3] == '0') then
     redis.call('SET', KEYS[1], ARGV[1])

@@ -7,6 +7,8 @@ use crate::{
 
 mod model;
 
+use crate::{cache::snapshot::Owners, shared::test_redis::TestRedis};
+
 fn config(base_url: &str) -> Config {
     let text = format!(
         "[upstream]\nbase_url = '{base_url}'\n[upstream.credentials.default]\ntoken = 'token'\n\
@@ -71,4 +73,48 @@ fn what_became_of_a_page_is_told_by_what_stood_against_it() {
             outcome
         );
     }
+}
+
+#[test]
+fn no_page_is_kept_of_a_space_that_was_refused_a_moment_ago() {
+    let Some(server) = TestRedis::start() else {
+        return;
+    };
+    let mut redis = server.connect();
+    let keys = RedisKeys {
+        owners: Owners::default(),
+        space: "space".to_owned(),
+        epoch: "epoch".to_owned(),
+        list: "list".to_owned(),
+        page: "page".to_owned(),
+        lock: "lock".to_owned(),
+    };
+    let known = Known {
+        epoch: 0,
+        generation: 0,
+    };
+    let look = scripts::look(&keys, known, Nonce(1), Wanted::Missing);
+    let looked: LookAnswer = look.invoke(&mut redis).unwrap();
+    assert_eq!((looked.0, looked.6), (0, 0));
+
+    let refused = scripts::raise("epoch", 0, Some(EPOCH_FOR), true);
+    let (epoch, is_kept): (u64, bool) = refused.invoke(&mut redis).unwrap();
+    let store = scripts::store(
+        &keys,
+        &Stored {
+            epoch: 0,
+            list: &SharedList::default(),
+            list_for: EPOCH_FOR,
+            token: Some(Nonce(1)),
+            value: b"page",
+            fresh_until: LARGEST_NUMBER,
+            keep_for: LONGEST_PAGE,
+        },
+    );
+    let stored: StoreAnswer = store.invoke(&mut redis).unwrap();
+
+    assert_eq!((stored.0, stored.2), (epoch, false));
+    // Clients may invent spaces.
+    let left: u64 = redis::cmd("PTTL").arg("epoch").query(&mut redis).unwrap();
+    assert!(!is_kept && left <= ms(REFUSED_FOR), "{left}");
 }

@@ -22,6 +22,8 @@ use crate::{
 
 const REPLICAS: usize = 3;
 const PAGES: usize = 2;
+/// What may be evicted.
+const EVICTED: [&str; 4] = ["epoch", "list", "page:1", "page:2"];
 const HOUR: Duration = Duration::from_secs(3600);
 
 #[derive(Clone, Debug)]
@@ -43,6 +45,8 @@ enum Step {
     Restart(usize),
     /// Locks run out.
     Expire,
+    /// Redis has no room for a key.
+    Evict(usize),
     /// The copy takes over has what Redis has now, or what it had then.
     Copy,
     FailOver,
@@ -63,6 +67,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => replica.clone().prop_map(Step::SendPending),
         1 => replica.prop_map(Step::Restart),
         1 => Just(Step::Expire),
+        1 => (0..EVICTED.len()).prop_map(Step::Evict),
         2 => Just(Step::Copy),
         1 => Just(Step::FailOver),
         1 => Just(Step::Flush),
@@ -248,6 +253,14 @@ impl World {
                 let locks = self.keys.clone().map(|(_, keys)| keys.lock);
                 let _: () = redis::cmd("DEL")
                     .arg(&locks)
+                    .query(&mut self.redis)
+                    .unwrap();
+            }
+            // An epoch is no older than a fill under way: one whose drop nobody knows any more would be kept.
+            Step::Evict(0) if self.fills.iter().any(|fill| fill.sent < self.purged) => {}
+            Step::Evict(key) => {
+                let _: () = redis::cmd("DEL")
+                    .arg(EVICTED[*key])
                     .query(&mut self.redis)
                     .unwrap();
             }
