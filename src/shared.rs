@@ -16,5 +16,7 @@ pub use self::{
     connect::DialError,
     limit::{SharedLimit, Taken},
     nonce::Nonce,
-    redis_connection::{Health, Members, RedisConnection, Session, Subscriber, Unavailable},
+    redis_connection::{
+        Backlog, Health, Members, RedisConnection, Session, Subscriber, Unavailable,
+    },
 };

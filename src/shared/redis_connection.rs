@@ -64,14 +64,25 @@ pub trait Subscriber: Send + Sync {
     /// Handles an entry of the log, of this replica or another, in the log's order; some more than once. Must not block.
     fn heard(&self, entry: &[u8]);
 
-    /// Entries were trimmed before this replica could read them.
-    fn missed(&self);
-
     /// Called every second while there is a connection, for what is left to do. Must not block.
     fn beat(&self);
 
-    /// Tells Redis what it must know before the connection is used.
-    fn catch_up<'a>(&'a self, session: &'a Session) -> BoxFuture<'a, Result<(), Unavailable>>;
+    /// Tells Redis what it must know before the connection is used, and learns from it what the log tells no more.
+    fn catch_up<'a>(
+        &'a self,
+        session: &'a Session,
+        backlog: Backlog,
+    ) -> BoxFuture<'a, Result<(), Unavailable>>;
+}
+
+/// What is there of the entries that were logged since a replica read the log last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backlog {
+    Complete,
+    /// Redis has lost what was read last, and maybe more.
+    Forgotten,
+    /// Entries were trimmed before this replica could read them.
+    Trimmed,
 }
 
 /// The connection to the Redis that replicas share.

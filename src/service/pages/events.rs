@@ -9,7 +9,7 @@ use super::Pages;
 use crate::{
     domain::{ListId, ListKey},
     service::{SharedCache, shared_cache::Event},
-    shared::{Session, Subscriber, Unavailable},
+    shared::{Backlog, Session, Subscriber, Unavailable},
 };
 
 impl Pages {
@@ -83,10 +83,6 @@ impl Subscriber for Arc<Pages> {
         }
     }
 
-    fn missed(&self) {
-        self.store.distrust_all(Instant::now());
-    }
-
     fn beat(&self) {
         let pages = self.clone();
         tokio::spawn(async move {
@@ -98,16 +94,24 @@ impl Subscriber for Arc<Pages> {
         });
     }
 
-    fn catch_up<'a>(&'a self, session: &'a Session) -> BoxFuture<'a, Result<(), Unavailable>> {
+    fn catch_up<'a>(
+        &'a self,
+        session: &'a Session,
+        backlog: Backlog,
+    ) -> BoxFuture<'a, Result<(), Unavailable>> {
         Box::pin(async move {
             let Some(shared_cache) = self.shared_cache.get() else {
                 return Ok(());
             };
             shared_cache.load_scripts(session).await?;
-            let purged = shared_cache.assert_drops(session).await?;
-            self.store.hear_purge(purged);
-            shared_cache.heard_purge(purged);
-            shared_cache.report_calls(session).await
+            let told = shared_cache.assert_drops(session, backlog).await?;
+            self.hear_all(shared_cache, told);
+            shared_cache.report_calls(session).await?;
+            // Once, when nothing more can fail.
+            if backlog == Backlog::Trimmed {
+                self.store.distrust_all(Instant::now());
+            }
+            Ok(())
         })
     }
 }

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use futures_util::future::try_join_all;
+use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::{
     EPOCH_FOR, Event, RedisKeys, SharedCache,
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     domain::SpaceToken,
-    shared::{Session, Unavailable},
+    shared::{Backlog, Session, Unavailable},
     telemetry::metrics::RedisOperation,
     upstream::Credential,
 };
@@ -24,6 +24,8 @@ use crate::{
 const REMEMBERED: usize = 1000;
 /// Drops that Redis has not got; beyond them everything is dropped there.
 const MOST_PENDING: usize = 10_000;
+/// Questions that a Redis which is back is asked at once.
+const AT_ONCE: usize = 500;
 
 /// The drops that this replica made or heard of.
 #[derive(Debug, Default)]
@@ -43,6 +45,14 @@ pub(super) struct SpaceDrop {
     pub(super) epoch: u64,
     /// The upstream refused it, each time: a client may have invented it.
     refused: bool,
+}
+
+impl SpaceDrop {
+    /// Of a space that was dropped before this replica knew it, or never.
+    const UNKNOWN: Self = Self {
+        epoch: 0,
+        refused: true,
+    };
 }
 
 impl Drops {
@@ -231,48 +241,65 @@ impl SharedCache {
         sent
     }
 
-    /// Tells a Redis that may have lost them of the drops that this replica knows, and returns the epoch in which everything was purged last.
+    /// Tells a Redis that may have lost them of the drops that this replica knows, and returns those that Redis knows later ones of. Where
+    /// entries of the log were trimmed it is asked for the epochs of all spaces of which anything is known here.
     pub(in crate::service) async fn assert_drops(
         &self,
         session: &Session,
-    ) -> Result<u64, Unavailable> {
-        let (everything, spaces) = {
+        backlog: Backlog,
+    ) -> Result<Vec<Event>, Unavailable> {
+        let (everything, mut spaces) = {
             let drops = self.drops.lock();
             (drops.everything, drops.spaces.clone())
         };
         let assertion = scripts::assert_epoch(&self.everything_key(), everything, None, false);
         let (epoch, is_news, was_lost): AssertAnswer = session.ask(&assertion).await?;
+        let purged = Event::Purged { epoch };
         if was_lost {
             self.redis.metrics().reasserted();
         }
         if is_news {
-            session.append(&Event::Purged { epoch }.to_bytes()).await?;
+            session.append(&purged.to_bytes()).await?;
         }
-        let asserted = spaces.into_iter().map(|(space, known)| async move {
-            let SpaceDrop { epoch, refused } = known;
-            let key = self.epoch_key(&space);
-            let assertion = scripts::assert_epoch(&key, epoch, Some(EPOCH_FOR), refused);
-            // One that cannot be told is that space's own trouble.
-            let Ok((epoch, is_news, was_lost)) = session.ask::<AssertAnswer>(&assertion).await
-            else {
-                return Ok(());
-            };
-            if was_lost {
-                self.redis.metrics().reasserted();
+        if backlog == Backlog::Trimmed {
+            for space in self.space_names() {
+                spaces.entry(space).or_insert(SpaceDrop::UNKNOWN);
             }
-            if !is_news {
-                return Ok(());
-            }
-            let dropped = Event::Dropped {
-                space,
-                epoch,
-                refused,
-            };
-            session.append(&dropped.to_bytes()).await
-        });
-        // Sent one after another, and waited for together.
-        try_join_all(asserted).await?;
-        Ok(epoch)
+        }
+        let asserted = stream::iter(spaces)
+            .map(|(space, known)| self.assert_drop(session, space, known))
+            .buffer_unordered(AT_ONCE);
+        let later: Vec<_> = asserted.try_collect().await?;
+        Ok([Some(purged)].into_iter().chain(later).flatten().collect())
+    }
+
+    /// Returns the drop that Redis knows, if it is a later one.
+    async fn assert_drop(
+        &self,
+        session: &Session,
+        space: String,
+        known: SpaceDrop,
+    ) -> Result<Option<Event>, Unavailable> {
+        let key = self.epoch_key(&space);
+        let assertion = scripts::assert_epoch(&key, known.epoch, Some(EPOCH_FOR), known.refused);
+        // One that cannot be told is that space's own trouble.
+        let Ok((epoch, is_news, was_lost)) = session.ask::<AssertAnswer>(&assertion).await else {
+            return Ok(None);
+        };
+        if was_lost {
+            self.redis.metrics().reasserted();
+        }
+        let is_later = epoch > known.epoch;
+        let dropped = Event::Dropped {
+            space,
+            epoch,
+            // What Redis holds the epoch of was invented by nobody.
+            refused: known.refused && !is_later,
+        };
+        if is_news {
+            session.append(&dropped.to_bytes()).await?;
+        }
+        Ok(is_later.then_some(dropped))
     }
 
     /// Begins a new epoch of a space in Redis, and tells of it.

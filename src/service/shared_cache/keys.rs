@@ -122,6 +122,11 @@ impl SharedCache {
         }
     }
 
+    /// What others call the spaces of which anything is known.
+    pub(super) fn space_names(&self) -> Vec<String> {
+        self.spaces.lock().known.keys().cloned().collect()
+    }
+
     /// The spaces that others call so: one for each credential that sees it with the same token.
     pub(in crate::service) fn spaces(&self, name: &str) -> Vec<SpaceKey> {
         let spaces = self.spaces.lock();

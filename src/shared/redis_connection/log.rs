@@ -1,13 +1,13 @@
 //! The log: a stream that replicas write for each other and read in its order, each on a connection of its own.
 //!
-//! A replica remembers the last entry that it read. After a lost connection it goes on from there, so nothing goes unheard but what was
-//! trimmed meanwhile; that it is told.
+//! A replica remembers the last entry that it read. After a lost connection it goes on from a minute before, so nothing goes unheard but
+//! what was trimmed meanwhile; that it is told.
 
 use std::{str::FromStr, sync::Arc, time::Duration};
 
 use redis::{Cmd, RedisError};
 
-use super::{Live, RedisConnection, Session, Subscriber, Unavailable, in_time, ms};
+use super::{Backlog, Live, RedisConnection, Session, Subscriber, Unavailable, in_time, ms};
 use crate::{
     shared::connect::{Commands, DialError},
     telemetry::metrics::RedisOperation,
@@ -15,6 +15,8 @@ use crate::{
 
 /// Entries that the log keeps at least.
 const KEPT: usize = 10_000;
+/// What is read again on connecting: the clock of a server that took over may be behind by this much, and so the entries that it was told first.
+const OVERLAP: Duration = Duration::from_secs(60);
 /// Entries that are read at once.
 const AT_ONCE: usize = 500;
 /// After so many failed reads in a row Redis is lost.
@@ -28,6 +30,12 @@ pub(super) struct EntryId(u64, u64);
 type Entries = Vec<(String, Vec<Vec<u8>>)>;
 /// By stream. Nothing where none came in time.
 type Read = Option<Vec<(String, Entries)>>;
+
+impl EntryId {
+    fn before(self, time: Duration) -> Self {
+        Self(self.0.saturating_sub(ms(time)), 0)
+    }
+}
 
 impl FromStr for EntryId {
     type Err = ();
@@ -82,31 +90,30 @@ impl RedisConnection {
         self.name("{log}")
     }
 
-    /// Finds from where to read on: the beginning, at first. Returns whether Redis has lost entries since this replica read them.
+    /// Finds from where to read on: the beginning, at first, and where Redis has lost entries.
     pub(super) async fn find_position(
         &self,
         commands: &mut Commands,
-        subscriber: &dyn Subscriber,
-    ) -> Result<bool, DialError> {
+    ) -> Result<Backlog, DialError> {
         let position = *self.log_position.lock();
         if position == EntryId::default() {
-            return Ok(false);
+            return Ok(Backlog::Complete);
         }
         let newest = self.edge(commands, "XREVRANGE", ["+", "-"]).await?;
         if newest.unwrap_or_default() < position {
             // All that it has may be new.
             *self.log_position.lock() = EntryId::default();
-            return Ok(true);
+            return Ok(Backlog::Forgotten);
         }
         let oldest = self.edge(commands, "XRANGE", ["-", "+"]).await?;
         let length: usize = redis::cmd("XLEN")
             .arg(self.log_key())
             .query_async(commands)
             .await?;
-        if oldest.is_some_and(|oldest| oldest > position) && length >= KEPT {
-            subscriber.missed();
-        }
-        Ok(false)
+        Ok(match oldest {
+            Some(oldest) if oldest > position && length >= KEPT => Backlog::Trimmed,
+            _ => Backlog::Complete,
+        })
     }
 
     async fn edge(
@@ -127,7 +134,10 @@ impl RedisConnection {
         commands: &mut Commands,
         subscriber: &dyn Subscriber,
     ) -> Result<(), DialError> {
-        while self.read(commands, subscriber, None).await? == AT_ONCE {}
+        let mut position = self.log_position.lock().before(OVERLAP);
+        while self.read(commands, subscriber, &mut position, None).await? == AT_ONCE {}
+        let mut known = self.log_position.lock();
+        *known = position.max(*known);
         Ok(())
     }
 
@@ -136,10 +146,12 @@ impl RedisConnection {
         let mut commands = live.reader.clone();
         let recheck = self.config.recheck;
         let mut failures = 0;
+        let mut position = *self.log_position.lock();
         loop {
-            let read = self.read(&mut commands, subscriber, Some(recheck));
+            let read = self.read(&mut commands, subscriber, &mut position, Some(recheck));
             let read = tokio::time::timeout(recheck + self.config.timeout, read).await;
             if let Ok(Ok(_)) = read {
+                *self.log_position.lock() = position;
                 failures = 0;
                 continue;
             }
@@ -158,14 +170,15 @@ impl RedisConnection {
         }
     }
 
-    /// Reads entries after the last one, and waits for one for so long where there is none. Returns how many there were.
+    /// Reads entries after `position`, and waits for one for so long where there is none. Returns how many there were.
     async fn read(
         &self,
         commands: &mut Commands,
         subscriber: &dyn Subscriber,
+        position: &mut EntryId,
         wait: Option<Duration>,
     ) -> Result<usize, RedisError> {
-        let EntryId(time, number) = *self.log_position.lock();
+        let EntryId(time, number) = *position;
         let mut read = redis::cmd("XREAD");
         read.arg("COUNT").arg(AT_ONCE);
         if let Some(wait) = wait {
@@ -185,7 +198,7 @@ impl RedisConnection {
                 subscriber.heard(entry);
             }
             if let Ok(id) = id.parse() {
-                *self.log_position.lock() = id;
+                *position = id;
             }
             count += 1;
         }

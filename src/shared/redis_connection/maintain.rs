@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
-    CONNECT_TIMEOUT, Health, Live, RedisConnection, Session, Subscriber, Unavailable, members,
-    unix_ms,
+    Backlog, CONNECT_TIMEOUT, Health, Live, RedisConnection, Session, Subscriber, Unavailable,
+    members, unix_ms,
 };
 use crate::{
     shared::connect::{DialError, dial, reason},
@@ -31,6 +31,8 @@ const MOST_FAILURES: u32 = 2;
 /// The longest pauses before connecting again: doubled after each failure, and any part of one, so that replicas do not come all at once.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// A connection that lasts for so long is no part of what failed before it.
+const LASTING: Duration = Duration::from_secs(5);
 
 impl RedisConnection {
     /// Connects, and reconnects whenever the connection is lost, until `end`. `first` is notified when the first attempt has ended,
@@ -50,8 +52,9 @@ impl RedisConnection {
                 match connected {
                     Ok(live) => {
                         told = None;
-                        pause = FIRST_PAUSE;
+                        let since = Instant::now();
                         self.watch(&live, &*subscriber).await;
+                        pause = pause_after(pause, since.elapsed());
                     }
                     Err(error) => {
                         self.metrics.shared.failed(RedisOperation::Connect);
@@ -88,7 +91,7 @@ impl RedisConnection {
             .map_err(|problems| DialError::Address(problems.to_string()))?;
         let connecting = async {
             let (mut commands, reader) = tokio::try_join!(dial(&address), dial(&address))?;
-            let forgot = self.find_position(&mut commands, subscriber).await?;
+            let backlog = self.find_position(&mut commands).await?;
             // Too slow for one operation is too slow: it would be lost again with the first one.
             let ping = redis::cmd("PING");
             let answered = ping.query_async(&mut commands);
@@ -96,16 +99,16 @@ impl RedisConnection {
                 .await
                 .map_err(|_| DialError::Timeout(self.config.timeout))?;
             answered?;
-            Ok((commands, reader, forgot))
+            Ok((commands, reader, backlog))
         };
-        let (commands, mut reader, forgot) = tokio::time::timeout(CONNECT_TIMEOUT, connecting)
+        let (commands, mut reader, backlog) = tokio::time::timeout(CONNECT_TIMEOUT, connecting)
             .await
             .unwrap_or(Err(DialError::Timeout(CONNECT_TIMEOUT)))?;
         let session = Session {
             commands: commands.clone(),
             log: self.log_key(),
         };
-        let told = subscriber.catch_up(&session).await;
+        let told = subscriber.catch_up(&session, backlog).await;
         told.map_err(|Unavailable| DialError::CatchUp)?;
         let heard = self.read_backlog(&mut reader, subscriber);
         tokio::time::timeout(CONNECT_TIMEOUT, heard)
@@ -123,11 +126,11 @@ impl RedisConnection {
             failures: AtomicU32::new(0),
             told: Mutex::default(),
         });
-        self.connected(&live, forgot);
+        self.connected(&live, backlog);
         Ok(live)
     }
 
-    fn connected(&self, live: &Arc<Live>, forgot: bool) {
+    fn connected(&self, live: &Arc<Live>, backlog: Backlog) {
         let mut standing = self.standing.lock();
         let down_for = standing.health.since.elapsed();
         standing.health = Health {
@@ -139,7 +142,7 @@ impl RedisConnection {
         self.metrics.shared.up(true);
         info!(
             redis.down_ms = u64::try_from(down_for.as_millis()).unwrap_or(u64::MAX),
-            redis.forgot = forgot,
+            redis.forgot = backlog == Backlog::Forgotten,
             "Redis answers"
         );
     }
@@ -182,6 +185,14 @@ impl RedisConnection {
     }
 }
 
+/// The longest pause after a connection that lasted for so long; `before`: that of the failures before it.
+fn pause_after(before: Duration, lasted: Duration) -> Duration {
+    match lasted < LASTING {
+        true => before,
+        false => FIRST_PAUSE,
+    }
+}
+
 fn source_text(source: &(dyn Error + 'static)) -> String {
     let error = source.downcast_ref::<RedisError>();
     error.map_or_else(|| source.to_string(), reason)
@@ -194,4 +205,20 @@ fn ahead(now: i64, sent: i64, received: i64) -> i64 {
 
 fn now_ms() -> i64 {
     i64::try_from(unix_ms()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_that_ends_at_once_is_one_more_failure() {
+        for (lasted, pause) in [
+            (Duration::ZERO, LONGEST_PAUSE),
+            (LASTING - Duration::from_millis(1), LONGEST_PAUSE),
+            (LASTING, FIRST_PAUSE),
+        ] {
+            assert_eq!(pause_after(LONGEST_PAUSE, lasted), pause, "{lasted:?}");
+        }
+    }
 }
