@@ -112,8 +112,8 @@ pub(super) fn tidy(pages: &Arc<Pages>) -> DropGuard {
 /// Counts the calls of `credentials` across all replicas.
 pub(super) fn share_calls(redis: &Arc<RedisConnection>, credentials: &Credentials) {
     for credential in credentials.all() {
-        let origin = credentials.origin().as_str();
-        let calls = Calls::new(redis.clone(), origin, &credential.name);
+        let [origin, token, _] = credential.current_secrets();
+        let calls = Calls::new(redis.clone(), origin, token);
         credential.budget().share(calls);
     }
 }

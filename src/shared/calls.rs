@@ -40,15 +40,16 @@ const CALLS: &str = include_str!("calls/calls.lua");
 #[derive(Debug)]
 pub struct Calls {
     redis: Arc<RedisConnection>,
-    key: String,
     script: Script,
     began: Instant,
     next: AtomicU64,
     state: Mutex<State>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
+    /// What they are called in Redis.
+    key: String,
     /// This replica's calls of the last minute, to report to a Redis that does not know them.
     made: HashMap<u64, Made>,
     /// Until when the upstream asked this replica to make no call.
@@ -77,23 +78,39 @@ impl Calls {
     #[cfg(test)]
     pub(crate) const SCRIPT: &str = CALLS;
 
-    /// The calls of the credential `name` at `origin`: replacing its token does not reset the quota.
+    /// The calls with `token` at `origin`, whatever the configuration calls its credential.
     #[must_use]
-    pub fn new(redis: Arc<RedisConnection>, origin: &str, name: &str) -> Arc<Self> {
+    pub fn new(redis: Arc<RedisConnection>, origin: &[u8], token: &[u8]) -> Self {
         let mut hasher = blake3::Hasher::new_derive_key("unpod-gateway shared quota");
-        for part in [origin, name] {
+        for part in [origin, token] {
             hasher.update(&(part.len() as u64).to_le_bytes());
-            hasher.update(part.as_bytes());
+            hasher.update(part);
         }
         let digest = hasher.finalize().to_hex();
-        Arc::new(Self {
-            key: redis.name(&format!("{{{}}}:calls", &digest[..32])),
+        let key = redis.name(&format!("{{{}}}:calls", &digest[..32]));
+        Self {
             redis,
             script: Script::new(CALLS),
             began: Instant::now(),
             next: AtomicU64::new(0),
-            state: Mutex::default(),
-        })
+            state: Mutex::new(State {
+                key,
+                made: HashMap::new(),
+                held_until: None,
+                failing: None,
+            }),
+        }
+    }
+
+    /// Counts as `other` does from now on: these calls go on with another token. Those of the last minute stay spent.
+    pub(crate) fn go_on_as(self: &Arc<Self>, other: Self) {
+        let key = other.state.into_inner().key;
+        let before = std::mem::replace(&mut self.state.lock().key, key.clone());
+        if before != key
+            && let Some(report) = self.made(Instant::now())
+        {
+            self.tell(report);
+        }
     }
 
     /// The calls of `quota` that this replica may count on: what Redis counts for all, or its share.
@@ -166,7 +183,7 @@ impl Calls {
     /// Returns [`Unavailable`] where Redis does not count: the caller then has its share.
     pub async fn ask(self: &Arc<Self>, limit: u32) -> Result<Grant, Unavailable> {
         let call = self.begin();
-        let mut grant = self.script.key(&self.key);
+        let mut grant = self.script.key(self.key());
         grant
             .arg(&["grant", "", &self.member(call.id)])
             .arg(limit)
@@ -213,7 +230,11 @@ impl Calls {
         if state.held_until.is_none_or(|held| held + ASK_AGAIN < until) {
             state.held_until = Some(until);
             drop(state);
-            self.tell(&["report", "", &ms(time).to_string()]);
+            self.tell(
+                ["report", "", &ms(time).to_string()]
+                    .map(String::from)
+                    .into(),
+            );
         }
     }
 
@@ -223,26 +244,35 @@ impl Calls {
     ///
     /// Returns [`Unavailable`] where it fails.
     pub async fn report(&self, session: &Session) -> Result<(), Unavailable> {
-        let mut report = self.script.key(&self.key);
-        let now = Instant::now();
-        let signed = |time: Duration| i64::try_from(ms(time)).unwrap_or(i64::MAX);
-        {
-            let state = self.state.lock();
-            let held = state.held_until.unwrap_or(now) - now;
-            if state.made.is_empty() && held.is_zero() {
-                return Ok(());
-            }
-            report.arg(&["report", ""]).arg(ms(held));
-            for (id, made) in &state.made {
-                let ago = match made {
-                    Made::Since(began) => signed(now - *began) - signed(LEASE),
-                    Made::EndedAt(ended) => signed(now - *ended),
-                };
-                report.arg(self.member(*id)).arg(ago);
-            }
+        if let Some(made) = self.made(Instant::now()) {
+            let mut report = self.script.key(self.key());
+            report.arg(made);
+            let _: u8 = session.ask(&report).await?;
         }
-        let _: u8 = session.ask(&report).await?;
         Ok(())
+    }
+
+    /// What there is to report.
+    fn made(&self, now: Instant) -> Option<Vec<String>> {
+        let signed = |time: Duration| i64::try_from(ms(time)).unwrap_or(i64::MAX);
+        let state = self.state.lock();
+        let held = state.held_until.unwrap_or(now) - now;
+        if state.made.is_empty() && held.is_zero() {
+            return None;
+        }
+        let mut report = vec!["report".to_owned(), String::new(), ms(held).to_string()];
+        for (id, made) in &state.made {
+            let ago = match made {
+                Made::Since(began) => signed(now - *began) - signed(LEASE),
+                Made::EndedAt(ended) => signed(now - *ended),
+            };
+            report.extend([self.member(*id), ago.to_string()]);
+        }
+        Some(report)
+    }
+
+    fn key(&self) -> String {
+        self.state.lock().key.clone()
     }
 
     fn begin(self: &Arc<Self>) -> SharedCall {
@@ -266,13 +296,12 @@ impl Calls {
     }
 
     /// Tells Redis something that nobody waits for.
-    fn tell(self: &Arc<Self>, words: &[&str]) {
+    fn tell(self: &Arc<Self>, words: Vec<String>) {
         let calls = self.clone();
-        let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
         // Outside a runtime the process is ending.
         if let Some(Ok(runtime)) = self.redis.is_up().then(Handle::try_current) {
             runtime.spawn(async move {
-                let mut told = calls.script.key(&calls.key);
+                let mut told = calls.script.key(calls.key());
                 told.arg(words);
                 let _: Result<u8, Unavailable> =
                     calls.redis.ask(RedisOperation::Quota, &told).await;
@@ -302,7 +331,9 @@ impl SharedCall {
     }
 
     fn tell(&self, what: &str) {
-        self.calls.tell(&[what, "", &self.calls.member(self.id)]);
+        let member = self.calls.member(self.id);
+        self.calls
+            .tell(vec![what.to_owned(), String::new(), member]);
     }
 }
 

@@ -140,9 +140,13 @@ impl CallBudget {
         }
     }
 
-    /// Asks for each call among all replicas from now on; what is shared already stays so.
-    pub fn share(&self, calls: Arc<Calls>) {
-        let _ = self.shared.set(calls);
+    /// Asks for each call among all replicas from now on, as they count `calls`.
+    pub fn share(&self, calls: Calls) {
+        if let Err(calls) = self.shared.set(Arc::new(calls))
+            && let (Some(shared), Some(calls)) = (self.shared.get(), Arc::into_inner(calls))
+        {
+            shared.go_on_as(calls);
+        }
     }
 
     /// What replicas share.
@@ -281,9 +285,14 @@ impl CallBudget {
         let all = waiters.all();
         let expected = all
             .iter()
-            .map(|waiter| self.expected(&mut state, waiter, now));
+            .map(|waiter| self.expected(&mut state, waiter, is_failing, now));
         let expected = expected.min().unwrap_or_default();
-        if expected > LONGEST_QUEUE && !waiters.have_stale_pages() {
+        // Redis may be back at any moment.
+        let silent = self
+            .shared
+            .get()
+            .map_or(Duration::ZERO, |calls| calls.silent_for(now));
+        if expected > LONGEST_QUEUE + silent && !waiters.have_stale_pages() {
             return Err(BudgetExhausted::RetryAfter(expected));
         }
         state.make_room(&all, now)?;
@@ -363,7 +372,7 @@ impl State {
     fn take_next(&mut self, now: Instant) -> Option<(Queued, Turn)> {
         self.queue.retain(Queued::is_wanted);
         let candidates: Vec<_> = self.queue.iter().map(Queued::candidate).collect();
-        let may_fail = self.window.may_fail(now);
+        let may_fail = self.window.wait_to_fail(now).is_zero();
         let (index, turn) = self.turns.choose(candidates.iter(), may_fail, now)?;
         Some((self.queue.remove(index), turn))
     }

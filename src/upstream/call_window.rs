@@ -232,9 +232,9 @@ impl CallWindow {
         }
     }
 
-    /// Whether a failing page may be asked for although others wait.
-    pub(super) fn may_fail(&mut self, now: Instant) -> bool {
-        self.failing.allows(now)
+    /// How long until a failing page may be asked for although others wait.
+    pub(super) fn wait_to_fail(&mut self, now: Instant) -> Duration {
+        self.failing.wait(now)
     }
 
     /// Takes in what the header of an answer says that was asked for at `sent` and received at `now`.

@@ -71,13 +71,23 @@ impl Credential {
     /// What decides what it sees: the upstream, the token in use and its organization, then the same with the other token.
     pub fn secrets(&self) -> impl Iterator<Item = [&[u8]; 3]> {
         let in_use = self.preferred();
-        let origin = self.origin.as_str().as_bytes();
-        let organization = self.org_handle.as_ref();
-        let organization = organization.map_or(&[] as &[u8], HeaderValue::as_bytes);
         [Some(in_use), self.other(in_use)]
             .into_iter()
             .flatten()
-            .map(move |slot| [origin, self.authorization(slot).as_bytes(), organization])
+            .map(|slot| self.secrets_of(slot))
+    }
+
+    /// The same of the current token, whichever is in use.
+    #[must_use]
+    pub fn current_secrets(&self) -> [&[u8]; 3] {
+        self.secrets_of(TokenSlot::Current)
+    }
+
+    fn secrets_of(&self, slot: TokenSlot) -> [&[u8]; 3] {
+        let origin = self.origin.as_str().as_bytes();
+        let organization = self.org_handle.as_ref();
+        let organization = organization.map_or(&[] as &[u8], HeaderValue::as_bytes);
+        [origin, self.authorization(slot).as_bytes(), organization]
     }
 
     /// The value of `Authorization` that proves the token in `slot`; the current one where there is no next.

@@ -63,6 +63,11 @@ impl Waiters {
         }))
     }
 
+    /// Whether these are the waiters on the same fill.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Adds a waiter; a client keeps its greatest need.
     pub fn add(&self, waiter: Waiter) {
         let mut list = self.0.list.lock();

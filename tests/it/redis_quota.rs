@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use unpod_gateway::simulator::{
     Scripted,
-    world::{ARCHIVE, SUPPORT},
+    world::{ACME, ACME_NEXT_TOKEN, ACME_TOKEN, ARCHIVE, SUPPORT},
 };
 use url::Url;
 
@@ -13,30 +13,30 @@ use crate::{
     answer::Answer,
     gateway::{Gateway, client, patiently, until},
     operators,
-    redis_server::{Cable, Fleet, wait_until_up},
+    redis_server::{Cable, Fleet, Redis, sharing, wait_until_up},
 };
 
 const LIMITED: &str = "ugw_limited_key";
 
-/// The name of the calls of the one credential, in Redis.
-async fn calls_key(fleet: &Fleet, gateway: &Gateway) -> String {
+/// The name of the calls with `token`, in Redis.
+async fn calls_key(redis: &Redis, gateway: &Gateway, token: &str) -> String {
     wait_until_up(gateway, true).await;
     let (_, config) = operators::ask(gateway, "GET", "/config").await;
     let config: toml::Value = toml::from_str(&config).unwrap();
     let base_url = Url::parse(config["upstream"]["base_url"].as_str().unwrap()).unwrap();
     let mut hasher = blake3::Hasher::new_derive_key("unpod-gateway shared quota");
-    for part in [base_url.as_str(), "default"] {
+    for part in [base_url.as_str(), &format!("Token {token}")] {
         hasher.update(&(part.len() as u64).to_le_bytes());
         hasher.update(part.as_bytes());
     }
-    let members: Vec<String> = fleet.redis.run(&["KEYS", "*members"]);
+    let members: Vec<String> = redis.run(&["KEYS", "*members"]);
     let prefix = members[0].strip_suffix("members").unwrap();
     format!("{prefix}{{{}}}:calls", &hasher.finalize().to_hex()[..32])
 }
 
 /// Has Redis know that nothing was spent. A counter that it does not know begins with nothing to spend.
 pub(crate) async fn count_from_now(fleet: &Fleet, gateway: &Gateway) -> String {
-    let key = calls_key(fleet, gateway).await;
+    let key = calls_key(&fleet.redis, gateway, ACME_TOKEN).await;
     let _: i64 = fleet.redis.run(&["ZADD", &key, "-1", "pace"]);
     key
 }
@@ -132,7 +132,10 @@ async fn a_replica_that_loses_redis_spends_nothing_for_a_minute() {
     fleet.redis.kill();
     for gateway in &pair {
         wait_until_up(gateway, false).await;
-        assert_eq!(ask_cold(gateway, SUPPORT, 2..3).await, 0);
+        let refused = gateway.tasks(SUPPORT, "?page_size=2").await;
+        refused.assert_error("upstream_quota_exhausted");
+        let wait: u64 = refused.header("retry-after").unwrap().parse().unwrap();
+        assert!((30..=70).contains(&wait), "{wait}");
     }
     assert_eq!(fleet.upstream().requests(), 1);
     let hit = pair[0].tasks(SUPPORT, "?page_size=1").await;
@@ -146,6 +149,49 @@ async fn a_replica_that_loses_redis_spends_nothing_for_a_minute() {
     assert_eq!(ask_cold(&pair[1], SUPPORT, 3..5).await, 0);
     count_from_now(&fleet, &pair[1]).await;
     until(|| fleet.upstream().requests() > 1).await;
+}
+
+#[tokio::test]
+async fn a_token_has_one_quota_whatever_its_section_is_called() {
+    let Some(fleet) = Fleet::start().await else {
+        return;
+    };
+    let renamed = format!(
+        "[upstream.credentials.default]\ntoken = '{ACME_NEXT_TOKEN}'\n\
+         [upstream.credentials.other]\ntoken = '{ACME_TOKEN}'\norg_handle = '{ACME}'\nspaces = ['{ARCHIVE}']\n{}",
+        quota(6, 2)
+    );
+    let first = fleet.gateway(&quota(6, 2)).await;
+    let second = fleet.gateway(&renamed).await;
+    wait_until_up(&second, true).await;
+    count_from_now(&fleet, &first).await;
+
+    assert_eq!(ask_cold(&second, ARCHIVE, 1..4).await, 3);
+    assert_eq!(ask_cold(&first, SUPPORT, 4..6).await, 0);
+    assert_eq!(fleet.upstream().requests(), 3);
+    assert_eq!(fleet.redis.keys(":calls").len(), 1);
+}
+
+#[tokio::test]
+async fn what_was_spent_with_a_replaced_token_is_told_to_who_counts_by_the_next() {
+    let Some(redis) = Redis::start(None) else {
+        return;
+    };
+    let setup = || sharing(&redis.url()).with(&quota(60, 2));
+    let running = setup().start_from_file().await;
+    let gateway = &running.gateway;
+    let [before, after] = [
+        calls_key(&redis, gateway, ACME_TOKEN).await,
+        calls_key(&redis, gateway, ACME_NEXT_TOKEN).await,
+    ];
+    let _: i64 = redis.run(&["ZADD", &before, "-1", "pace"]);
+    assert_eq!(ask_cold(gateway, SUPPORT, 1..4).await, 3);
+    let next = format!("[upstream.credentials.default]\ntoken = '{ACME_NEXT_TOKEN}'");
+
+    running.rewrite(setup().with(&next));
+    assert_eq!(running.reload().await.0, 200);
+
+    until(|| redis.run::<usize>(&["ZCOUNT", &after, "0", "+inf"]) == 3).await;
 }
 
 #[tokio::test]
@@ -169,7 +215,7 @@ async fn a_counter_of_another_kind_hangs_nobody_and_spends_nothing() {
         return;
     };
     let gateway = fleet.gateway(&quota(60, 2)).await;
-    let key = calls_key(&fleet, &gateway).await;
+    let key = calls_key(&fleet.redis, &gateway, ACME_TOKEN).await;
     let _: String = fleet.redis.run(&["SET", &key, "spoilt"]);
 
     assert_eq!(ask_cold(&gateway, SUPPORT, 1..4).await, 0);

@@ -24,6 +24,10 @@ local function grant(call, limit, lease)
     local interval = minute / limit
     local slack = interval * (burst - 1)
     local pace = known('pace')
+    -- No call lasts longer: these are of before the clock was set back.
+    for _, late in ipairs(redis.call('ZRANGEBYSCORE', calls, '(' .. now + lease, '+inf')) do
+        redis.call('ZADD', calls, now, late)
+    end
     local used = redis.call('ZCOUNT', calls, 0, '+inf')
     local old = redis.call('ZRANGEBYSCORE', calls, 0, now - minute, 'WITHSCORES')
     for at = 2, #old, 2 do
@@ -42,6 +46,8 @@ local function grant(call, limit, lease)
         local spent = math.max(pace - now, 0) / (minute / (known('limit') or limit))
         pace = now + interval * math.min(spent, burst)
     end
+    -- No more is ever spent of it, unless the clock was set back.
+    pace = math.min(pace, now + interval * (2 * burst - 1))
     -- Nothing is saved up during a hold.
     pace = math.max(pace, (known('hold') or 0) + slack)
     local wait = pace - slack - now

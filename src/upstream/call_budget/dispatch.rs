@@ -10,9 +10,21 @@ use tokio::{
 use super::{Call, CallBudget, LOOK_AGAIN, Queued, State};
 use crate::shared::{Calls, Grant, SharedCall, Unavailable};
 
+/// Lets who asks next begin another task where this one ends in a bug.
+pub(super) struct Dispatching(pub(super) Arc<CallBudget>);
+
+impl Drop for Dispatching {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.state.lock().is_dispatching = false;
+        }
+    }
+}
+
 impl CallBudget {
     /// Hands out calls until nobody waits for one.
     pub(super) async fn dispatch(self: Arc<Self>) {
+        let _dispatching = Dispatching(self.clone());
         loop {
             let Some(wait) = self.next_wait() else {
                 return;
@@ -159,8 +171,7 @@ impl CallBudget {
             let refused = until.saturating_duration_since(now);
             return refused.max(calls.settles_for(now));
         }
-        // It may be back before that.
-        let silent = calls.silent_for(now).min(LOOK_AGAIN);
+        let silent = calls.silent_for(now);
         let quota = state.window.limit(state.rules.per_minute, now);
         silent.max(calls.turn_after(quota.unwrap_or(u32::MAX), now))
     }

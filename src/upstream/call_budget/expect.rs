@@ -15,22 +15,36 @@ impl CallBudget {
             client: client.clone(),
             need: Need::Nothing,
         };
-        let wait = self.expected(&mut self.state.lock(), &waiter, now);
+        let wait = self.expected(&mut self.state.lock(), &waiter, false, now);
         Some(wait).filter(|wait| !wait.is_zero())
     }
 
     /// Tells `waiters` of a fill that waits for its call if that comes sooner since `waiter` has joined.
     pub fn note_joined(&self, waiters: &Waiters, waiter: &Waiter, now: Instant) {
-        let expected = self.expected(&mut self.state.lock(), waiter, now);
+        let mut state = self.state.lock();
+        let joined = state.queue.iter().find(|queued| queued.waiters.is(waiters));
+        let is_failing = joined.is_some_and(|queued| queued.is_failing);
+        let expected = self.expected(&mut state, waiter, is_failing, now);
         waiters.note_sooner(now + expected);
     }
 
     /// How long one more fill that `waiter` wants would wait for its call.
-    pub(super) fn expected(&self, state: &mut State, waiter: &Waiter, now: Instant) -> Duration {
+    pub(super) fn expected(
+        &self,
+        state: &mut State,
+        waiter: &Waiter,
+        is_failing: bool,
+        now: Instant,
+    ) -> Duration {
         let candidates: Vec<_> = state.queue.iter().map(Queued::candidate).collect();
         let ahead = state.turns.ahead_of(waiter, candidates.iter(), now);
         let nth = u32::try_from(ahead).unwrap_or(u32::MAX).saturating_add(1);
-        self.wait_for(state, nth, now)
+        let wait = self.wait_for(state, nth, now);
+        let others_wait = state.queue.iter().any(|queued| !queued.is_failing);
+        match is_failing && others_wait {
+            true => wait.max(state.window.wait_to_fail(now)),
+            false => wait,
+        }
     }
 }
 

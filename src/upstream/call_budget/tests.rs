@@ -342,3 +342,42 @@ async fn a_closed_budget_makes_no_call_and_tells_what_it_made() {
     assert!(make(&budget, &want("a", Need::Nothing)).await.is_err());
     assert!(budget.acquire_now().await.is_err());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_failing_page_is_told_of_its_share_while_others_wait() {
+    let budget = settled(60).await;
+    let failing = want("a", Need::Nothing);
+    let mut call = budget.acquire(&failing, true).await.unwrap();
+    call.note_sent(true);
+    drop(call);
+    let failed = Instant::now();
+    queue(&budget, "b", 12).await;
+    let again = want("a", Need::Nothing);
+    let (asked, waiters) = (budget.clone(), again.clone());
+    tokio::spawn(async move { asked.acquire(&waiters, true).await });
+    settle().await;
+
+    assert_eq!(progress(&again), Progress::Queued(failed + MINUTE));
+    let other = Waiter {
+        client: "c".into(),
+        need: Need::Nothing,
+    };
+    again.add(other.clone());
+    budget.note_joined(&again, &other, failed);
+    assert_eq!(progress(&again), Progress::Queued(failed + MINUTE));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bug_while_calls_are_handed_out_holds_up_nobody_who_asks_later() {
+    let budget = settled(60).await;
+    queue(&budget, "a", 11).await;
+    // As where the task panics.
+    assert!(budget.state.lock().is_dispatching);
+    let dispatching = dispatch::Dispatching(budget.clone());
+    let bug = std::panic::AssertUnwindSafe(move || {
+        let _dispatching = dispatching;
+        std::panic::resume_unwind(Box::new("a bug"));
+    });
+    assert!(std::panic::catch_unwind(bug).is_err());
+    assert!(!budget.state.lock().is_dispatching);
+}

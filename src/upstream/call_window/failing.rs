@@ -36,13 +36,18 @@ impl FailingShare {
         }
     }
 
-    /// At most a tenth, and at least one a minute.
-    pub(super) fn allows(&mut self, now: Instant) -> bool {
+    /// How long until there may be one more: at most a tenth, and at least one a minute.
+    pub(super) fn wait(&mut self, now: Instant) -> Duration {
         self.forget(now);
         let sum =
             |(all, failing), (_, one, other): &(Instant, u32, u32)| (all + one, failing + other);
         let (all, failing) = self.minutes.iter().fold((0, 0), sum);
-        (failing + 1) * 10 <= all || self.last.is_none_or(|last| now - last >= MINUTE)
+        match self.last {
+            Some(last) if (failing + 1) * 10 > all => {
+                (last + MINUTE).saturating_duration_since(now)
+            }
+            _ => Duration::ZERO,
+        }
     }
 
     fn forget(&mut self, now: Instant) {

@@ -397,7 +397,7 @@ fn failing_pages_get_a_tenth_and_one_a_minute() {
         let mut failing = 0;
         // The first ten minutes fill the window.
         for call in 0..20 * calls_a_minute {
-            let is_failing = share.allows(now);
+            let is_failing = share.wait(now).is_zero();
             share.note(is_failing, now);
             failing += u32::from(is_failing && call >= 10 * calls_a_minute);
             now += MINUTE / calls_a_minute;

@@ -164,3 +164,27 @@ fn what_was_made_alone_counts_and_what_was_never_made_does_not() {
     counter.run("report", now, &[1000]);
     assert_eq!(counter.grant(now, 25, 5), 90_000);
 }
+
+#[test]
+fn a_clock_that_is_set_back_costs_a_minute_at_most() {
+    let Some(mut counter) = Counter::start() else {
+        return;
+    };
+    for limit in [1, 5, 60] {
+        counter.clear(limit);
+        let (mut now, mut call) = (1_000_000_000, 0);
+        // The minute and the pace are spent, and one call is under way.
+        while now < 1_000_000_000 + 70_000 {
+            match counter.run("grant", now, &[call, limit.into(), 60_000]) {
+                0 if call > 0 => {
+                    counter.run("end", now, &[call]);
+                }
+                wait => now += wait,
+            }
+            call += 1;
+        }
+        let back = now - 3_600_000;
+        let wait = counter.run("grant", back, &[call, limit.into(), 60_000]);
+        assert!(wait <= 60_000, "{wait} ms at {limit} a minute");
+    }
+}
