@@ -97,7 +97,11 @@ impl Truth {
 
     /// An outage of `gateway` begins; returns its number for [`Self::outage_ended`].
     pub(crate) fn outage_began(&self, gateway: usize, kind: OutageKind) -> usize {
-        let from = Instant::now();
+        self.outage_began_at(Instant::now(), gateway, kind)
+    }
+
+    /// The same, for one that is noticed late.
+    pub(crate) fn outage_began_at(&self, from: Instant, gateway: usize, kind: OutageKind) -> usize {
         let outages = &mut self.0.lock().outages[gateway];
         outages.push(Outage {
             kind,

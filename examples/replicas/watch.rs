@@ -41,11 +41,14 @@ pub(crate) async fn settle(place: &Place, gateway: usize) {
 /// Notes where operations fail while nothing is broken, until it is cancelled: a busy machine may be too slow for them.
 pub(crate) async fn watch_redis(place: Arc<Place>, gateway: usize) {
     let mut last = RedisHealth::default();
+    let mut looked = Instant::now();
     loop {
         sleep(WATCHES).await;
+        let now = Instant::now();
         let Some(health) = place.gateways[gateway].redis().await else {
             continue;
         };
+        let before = std::mem::replace(&mut looked, now);
         let is_known = place.truth.with(|known| {
             known.outages[gateway]
                 .iter()
@@ -60,7 +63,10 @@ pub(crate) async fn watch_redis(place: Arc<Place>, gateway: usize) {
             "gateway {gateway} lacks Redis by itself: {health:?}"
         ));
         place.count("lacked Redis without a fault");
-        let number = place.truth.outage_began(gateway, OutageKind::Redis);
+        // The operation failed at some moment since.
+        let number = place
+            .truth
+            .outage_began_at(before, gateway, OutageKind::Redis);
         settle(&place, gateway).await;
         place.truth.outage_ended(gateway, number);
     }
