@@ -157,17 +157,15 @@ pub(crate) struct Change {
     pub(crate) at: Instant,
 }
 
-/// Pairs of calls for one page, the second within `lifetime` of the first, with nothing to excuse it; and how many pairs were
-/// judged. `calls` are in the order of their starts.
-pub(crate) fn double_fills<'a>(
+/// How long after a call for a page the next one for it started, where nothing excuses another before the page's lifetime is over. `calls`
+/// are in the order of their starts.
+pub(crate) fn times_between_fills<'a>(
     calls: &'a [Call],
-    lifetime: Duration,
     changes: &[Change],
     outages: &[Vec<Outage>],
-) -> (u64, Vec<(&'a Call, &'a Call)>) {
+) -> Vec<(Duration, &'a Call)> {
     let mut last: HashMap<Key, &Call> = HashMap::new();
-    let mut judged = 0;
-    let mut doubles = Vec::new();
+    let mut times = Vec::new();
     for second in calls {
         let Some(first) = last.insert(second.key, second) else {
             continue;
@@ -183,12 +181,9 @@ pub(crate) fn double_fills<'a>(
         if is_excused {
             continue;
         }
-        judged += 1;
-        if second.started - first.started < lifetime {
-            doubles.push((first, second));
-        }
+        times.push((second.started - first.started, second));
     }
-    (judged, doubles)
+    times
 }
 
 /// What was seen of each state of a list, by its name: the count, and which task stands where.
