@@ -14,6 +14,7 @@ use figment::value::Dict;
 pub mod admin;
 pub mod auth;
 pub mod cache;
+mod certificates;
 pub mod cors;
 pub mod files;
 mod known;

@@ -211,6 +211,12 @@ impl Clients {
         self.by_name.get(name)
     }
 
+    /// When each client's key expires, of those whose key does.
+    pub fn expiries(&self) -> impl Iterator<Item = (&Arc<str>, SystemTime)> {
+        let clients = self.by_name.values();
+        clients.filter_map(|client| Some((client.name(), client.expires?)))
+    }
+
     /// The view of this name.
     #[must_use]
     pub fn view(&self, name: &str) -> Option<&ViewSet> {

@@ -1,6 +1,11 @@
 //! The part of the configuration that requests are judged by, replaced atomically on reload.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use arc_swap::ArcSwap;
 
@@ -23,11 +28,18 @@ pub struct Policy {
     /// How long clients may reuse an answer without asking.
     pub client_max_age: Duration,
     pub cors: CorsConfig,
+    /// When the certificates in each file end.
+    pub certificate_ends: BTreeMap<PathBuf, SystemTime>,
 }
 
 impl Policy {
     #[must_use]
-    pub fn new(config: &Config, clients: Clients, upstream: Arc<Upstream>) -> Self {
+    pub fn new(
+        config: &Config,
+        clients: Clients,
+        upstream: Arc<Upstream>,
+        certificate_ends: BTreeMap<PathBuf, SystemTime>,
+    ) -> Self {
         Self {
             clients,
             upstream,
@@ -36,6 +48,7 @@ impl Policy {
             coherent_pages: config.cache.coherent_pages,
             client_max_age: config.cache.client_max_age,
             cors: config.cors.clone(),
+            certificate_ends,
         }
     }
 }

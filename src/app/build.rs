@@ -1,7 +1,7 @@
 //! Builds everything of a configuration that needs no listener and no network: `check`, `serve` and a reload share it, so that all accept
 //! the same configurations.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::SystemTime};
 
 use crate::{
     api::{Clients, Issuers},
@@ -19,6 +19,8 @@ pub(super) struct Built {
     pub(super) client: Client,
     pub(super) tls: Option<Arc<rustls::ServerConfig>>,
     pub(super) issuers: Issuers,
+    /// When the certificates in each file end.
+    pub(super) certificate_ends: BTreeMap<PathBuf, SystemTime>,
     /// Sends traces, where a collector is named.
     pub(super) collector: Option<Collector>,
 }
@@ -59,6 +61,7 @@ pub(super) fn build(config: &Config, running: Option<&Clients>) -> Result<Built,
             client,
             tls,
             issuers,
+            certificate_ends: config.certificate_ends(),
             collector,
         }),
         _ => Err(problems),

@@ -48,7 +48,7 @@ impl Parts {
             clients.share_limits(redis);
         }
         let upstream = upstream(built.client, config, &metrics);
-        let policy = Policy::new(config, clients, Arc::new(upstream));
+        let policy = Policy::new(config, clients, Arc::new(upstream), built.certificate_ends);
         let collector_headers = built.collector.as_ref().map(Collector::headers);
         let exporting = |collector| Tracer::exporting_to(collector, metrics.clone());
         let (tracer, traces) = built.collector.map(exporting).unzip();

@@ -277,7 +277,7 @@ impl Reloader {
         } else {
             before.upstream.clone()
         };
-        let policy = Policy::new(&config, clients, upstream);
+        let policy = Policy::new(&config, clients, upstream, next.certificate_ends);
         // First, so that a purge reaches pages filled under the new policy.
         self.pages.set_credentials(credentials.clone());
         self.policy.store(Arc::new(policy));

@@ -104,7 +104,7 @@ fn noted<T>(read: Result<T, String>, key: &str, problems: &mut Problems) -> Opti
     read.map_err(|text| problems.add(key, text)).ok()
 }
 
-fn chain(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+pub(super) fn chain(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     let chain: Vec<_> = CertificateDer::pem_slice_iter(pem)
         .collect::<Result<_, _>>()
         .map_err(|error| unreadable(&error, "certificate"))?;

@@ -3,14 +3,16 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 use tokio::{io::AsyncWriteExt, net::TcpStream};
-use unpod_gateway::simulator::world;
+use unpod_gateway::simulator::{Scripted, world};
 
 use crate::{
-    gateway::{Gateway, READER, setup, start, until},
+    gateway::{Gateway, READER, client, setup, start, until},
     operators::ask,
+    pki::{Authority, TlsFiles},
 };
 
 const DOCUMENT: &str = "docs/metrics.md";
+const EXPIRES: &str = "spaces = [\"*\"]\nexpires = \"2100-01-01T00:00:00Z\"";
 
 async fn scraped(gateway: &Gateway) -> String {
     let (status, text) = ask(gateway, "GET", "/metrics").await;
@@ -70,7 +72,12 @@ fn labels(text: &str, name: &str) -> Vec<String> {
 
 #[tokio::test]
 async fn the_document_describes_every_metric_as_it_is_exported() {
-    let gateway = start().await;
+    let files = TlsFiles::new(&Authority::new().server(), None);
+    let gateway = setup()
+        .with(&files.toml())
+        .with(&client("guest", "ugw_guest", EXPIRES))
+        .start()
+        .await;
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(DOCUMENT);
     let document = fs::read_to_string(path).unwrap();
     let documented: Vec<&str> = document
@@ -87,6 +94,49 @@ async fn the_document_describes_every_metric_as_it_is_exported() {
         documented == exported,
         "the table in {DOCUMENT} should be\n{whole}"
     );
+}
+
+#[tokio::test]
+async fn what_expires_says_when_and_only_that_is_there() {
+    let name = "_expiry_timestamp_seconds";
+    assert!(!scraped(&start().await).await.contains(name));
+    let authority = Authority::new();
+    let own = authority.issue(&["localhost"], |params| {
+        params.not_after = rcgen::date_time_ymd(2100, 1, 2);
+    });
+    let files = TlsFiles::new(&own, None);
+    let running = setup()
+        .with(&files.toml())
+        .with(&client("guest", "ugw_guest", EXPIRES))
+        .start_from_file()
+        .await;
+    let expiries = async || {
+        let text = scraped(&running.gateway).await;
+        let samples = text.lines().filter(|line| line.contains(name));
+        let samples = samples.filter(|line| !line.starts_with('#'));
+        samples.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let of_client = "gateway_client_expiry_timestamp_seconds{client=\"guest\"} 4102444800.0";
+    let told = expiries().await;
+    let [client_key, certificate] = &*told else {
+        panic!("{told:?}")
+    };
+    assert_eq!(client_key, of_client);
+    assert!(certificate.starts_with("gateway_certificate_expiry_timestamp_seconds{file=\""));
+    assert!(
+        certificate.ends_with("/cert.pem\"} 4102531200.0"),
+        "{certificate}"
+    );
+
+    files.put_pair(&authority.issue(&["localhost"], |params| {
+        params.not_after = rcgen::date_time_ymd(2100, 1, 3);
+    }));
+    running.rewrite(setup().with(&files.toml()));
+    running.reload().await;
+
+    let told = expiries().await;
+    assert_eq!(told.len(), 1, "the client is gone: {told:?}");
+    assert!(told[0].ends_with("/cert.pem\"} 4102617600.0"), "{told:?}");
 }
 
 #[tokio::test]
@@ -167,6 +217,26 @@ async fn who_is_turned_away_is_counted_by_what_there_was_no_room_for() {
         assert!(gateway.counts(&line), "{line}");
         hold.release();
         assert_eq!(first.await.unwrap().status, 200);
+    }
+}
+
+#[tokio::test]
+async fn a_fetch_that_was_refused_a_call_has_no_duration() {
+    let gateway = start().await;
+    let spent = Scripted::json(429, "{}").header("retry-after", "3600");
+    gateway.upstream().script(world::SUPPORT, vec![spent]);
+
+    for _ in 0..2 {
+        let answer = gateway.tasks(world::SUPPORT, "").await;
+        answer.assert_error("upstream_quota_exhausted");
+    }
+
+    assert_eq!(gateway.upstream().requests(), 1);
+    for line in [
+        "gateway_fills_total{outcome=\"upstream_quota_exhausted\"} 2",
+        "gateway_fill_duration_seconds_count 1",
+    ] {
+        assert!(gateway.counts(line), "{line}");
     }
 }
 

@@ -55,6 +55,16 @@ impl Live {
                 .sum(),
             log_lines_dropped: self.log_losses.as_ref().map_or(0, LogLosses::count),
             credentials: credentials.all().map(|known| of(known, &pages)).collect(),
+            client_expiries: policy
+                .clients
+                .expiries()
+                .map(|(client, end)| (client.to_string(), end))
+                .collect(),
+            certificate_expiries: policy
+                .certificate_ends
+                .iter()
+                .map(|(file, end)| (file.display().to_string(), *end))
+                .collect(),
         })
     }
 }

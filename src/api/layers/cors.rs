@@ -189,7 +189,7 @@ where
 
 #[cfg(test)]
 mod tests {
-    use std::{convert::Infallible, future::ready, sync::Arc};
+    use std::{collections::BTreeMap, convert::Infallible, future::ready, sync::Arc};
 
     use tower::{ServiceExt, service_fn, util::BoxCloneSyncService};
 
@@ -216,7 +216,7 @@ mod tests {
         let clients = Clients::new(&config.clients, &config.views, credentials, issuers, None);
         let upstream = service_fn(|_: PageRequest| ready(Err(UpstreamError::Overloaded)));
         let upstream = Arc::new(BoxCloneSyncService::new(upstream));
-        Arc::new(Policy::new(&config, clients, upstream))
+        Arc::new(Policy::new(&config, clients, upstream, BTreeMap::new()))
     }
 
     fn request(policy: Arc<Policy>, method: &str, lines: &Lines) -> Request<()> {

@@ -1,6 +1,10 @@
 //! `[cache.redis]`: the Redis or Valkey that replicas share.
 
-use std::{num::NonZeroU32, path::PathBuf, time::Duration};
+use std::{
+    num::NonZeroU32,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use redis::{ClientTlsConfig, TlsCertificates};
 use secrecy::{ExposeSecret, SecretString};
@@ -51,6 +55,14 @@ impl RedisConfig {
     #[must_use]
     pub fn is_configured(&self) -> bool {
         self.url.is_some() || self.url_file.is_some()
+    }
+
+    pub(in crate::config) fn ca_file(&self) -> Option<&Path> {
+        self.ca_file.as_deref()
+    }
+
+    pub(in crate::config) fn client_cert_file(&self) -> Option<&Path> {
+        self.client_cert_file.as_deref()
     }
 
     /// Its address, with what stands in the files that are named.

@@ -54,7 +54,7 @@ impl Pages {
             call: call.into(),
             is_retry: false,
             sent: Sent::default(),
-            calls: context.calls,
+            calls: context.calls.clone(),
             last_error: LastError::default(),
             trace: span.context().clone(),
         };
@@ -84,7 +84,11 @@ impl Pages {
             span.fail(error.as_str());
         }
         drop(span);
-        self.note(&request, &began, &filled, keep(&request, &wanted), started);
+        // One that was refused a call has no duration worth the name.
+        if context.calls.count() > 0 {
+            self.metrics.cache.fetched(started.elapsed());
+        }
+        self.note(&request, &began, &filled, keep(&request, &wanted));
         if let Err(error) = &filled {
             log_failure(&request, error);
         }
@@ -132,16 +136,9 @@ impl Pages {
     }
 
     /// Draws the consequences of a fill's end, once for all its waiters.
-    fn note(
-        &self,
-        request: &ClientRequest,
-        began: &Began,
-        filled: &Filled,
-        keep: StoreDecision,
-        started: Instant,
-    ) {
+    fn note(&self, request: &ClientRequest, began: &Began, filled: &Filled, keep: StoreDecision) {
         let now = Instant::now();
-        self.metrics.cache.filled(outcome_of(filled), now - started);
+        self.metrics.cache.filled(outcome_of(filled));
         match filled {
             Ok(_) => {
                 self.store.note_good(began);

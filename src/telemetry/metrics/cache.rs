@@ -51,7 +51,7 @@ impl CacheMetrics {
             fill_duration: declare(
                 registry,
                 "fill_duration_seconds",
-                "Duration of a fetch from the upstream, including waiting and retries",
+                "Duration of a fetch that asked the upstream, including retries",
                 Histogram::of_durations(),
             ),
             fill_waiters: gauge(
@@ -78,9 +78,13 @@ impl CacheMetrics {
         self.page_age.observe(age);
     }
 
-    /// A fill ended.
-    pub fn filled(&self, outcome: &'static str, took: Duration) {
+    /// A fill ended, with a call or without one.
+    pub fn filled(&self, outcome: &'static str) {
         self.fills.inc(outcome);
+    }
+
+    /// A fill that made a call took so long.
+    pub fn fetched(&self, took: Duration) {
         self.fill_duration.observe(took);
     }
 

@@ -1,6 +1,9 @@
 //! What is true only at the moment of a scrape, and is read then.
 
-use std::{fmt, time::Duration};
+use std::{
+    fmt,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use prometheus_client::{
     collector::Collector,
@@ -22,6 +25,10 @@ pub struct LiveMetrics {
     pub log_lines_dropped: u64,
     /// Those of the configuration in force.
     pub credentials: Vec<LiveCredential>,
+    /// When each client's key expires, of those whose key does.
+    pub client_expiries: Vec<(String, SystemTime)>,
+    /// When the certificates in each file expire.
+    pub certificate_expiries: Vec<(String, SystemTime)>,
 }
 
 /// How a credential stands with the upstream.
@@ -76,6 +83,20 @@ impl Collector for LiveMetrics {
             "log_lines_dropped",
             "Log lines dropped because they were written faster than read",
             &ConstCounter::new(self.log_lines_dropped),
+        )?;
+        encode_expiries(
+            &mut encoder,
+            "client_expiry_timestamp_seconds",
+            "When a client's key expires, in Unix seconds",
+            "client",
+            &self.client_expiries,
+        )?;
+        encode_expiries(
+            &mut encoder,
+            "certificate_expiry_timestamp_seconds",
+            "When a certificate expires, in Unix seconds: the first of a chain that is presented, the last of the authorities that are trusted",
+            "file",
+            &self.certificate_expiries,
         )?;
         self.encode_credentials(encoder)
     }
@@ -135,6 +156,26 @@ impl LiveMetrics {
         }
         Ok(())
     }
+}
+
+/// Nothing at all where nothing expires: what is described has a sample.
+fn encode_expiries(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    label: &str,
+    expiries: &[(String, SystemTime)],
+) -> fmt::Result {
+    if expiries.is_empty() {
+        return Ok(());
+    }
+    let mut family = encoder.encode_descriptor(name, help, None, ConstGauge::<f64>::TYPE)?;
+    for (of, end) in expiries {
+        let end = end.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let labels = [(label, of.as_str())];
+        ConstGauge::new(end.as_secs_f64()).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
 }
 
 fn gauge(value: u64) -> ConstGauge {
