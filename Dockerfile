@@ -5,7 +5,7 @@ FROM rust:1.95-bookworm AS build
 WORKDIR /build
 COPY Cargo.toml Cargo.lock ./
 COPY config config
-COPY docs/openapi.json docs/openapi.json
+COPY docs docs
 COPY deploy/build deploy/workload deploy/
 COPY src src
 # A profile-guided build; `--build-arg GUIDED=no` takes half the time, for a slower binary: see docs/performance.md.

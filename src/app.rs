@@ -28,7 +28,7 @@ use crate::{
     peer::{Peer, TrustedProxies},
     server::{Acceptor, Connection, Limits, Listener, Server, Shutdown, descriptors},
     service::{Pages, Snapshot},
-    telemetry::{AccessLog, Log, metrics::Metrics, traces::Export},
+    telemetry::{AccessLog, Log, history::History, metrics::Metrics, traces::Export},
 };
 
 /// Connections of operators and probes.
@@ -62,7 +62,7 @@ pub struct Gateway {
     snapshot: Option<Snapshotting>,
     /// Ends the connection to Redis when dropped, and the task that ends it.
     sharing: Option<(DropGuard, JoinHandle<()>)>,
-    /// Ends the compression of idle pages when dropped.
+    /// Ends what no request waits for when dropped: compression of idle pages, the history.
     tidying: DropGuard,
     traces: Option<Export>,
     reloads: Reloads,
@@ -137,10 +137,12 @@ impl Gateway {
         let limits = limits(&config);
         let (data, converse) = serve_data(data, &config, limits, &parts, access_log);
         let draining = Draining::default();
+        let history = History::new(parts.metrics.clone());
         let admin_state = Admin {
             pages: parts.pages.clone(),
             policy: parts.policy.clone(),
             metrics: parts.metrics.clone(),
+            history: history.clone(),
             log_losses,
             redis: parts.redis.clone(),
             draining: draining.clone(),
@@ -155,7 +157,7 @@ impl Gateway {
         Ok(Self {
             data_address,
             admin_address,
-            tidying: parts::tidy(&parts.pages),
+            tidying: parts::tidy(&parts.pages, history),
             pages: parts.pages,
             metrics: parts.metrics,
             draining,

@@ -16,6 +16,7 @@ pub use self::{access::AccessLog, lines::LogWriter};
 use crate::config::{TelemetryConfig, telemetry::LogFormat};
 
 pub mod access;
+pub mod history;
 mod lines;
 pub mod metrics;
 pub mod traces;

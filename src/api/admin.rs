@@ -23,6 +23,7 @@ use tracing::info;
 
 mod access;
 mod dashboard;
+mod docs;
 mod live;
 mod readiness;
 mod status;
@@ -36,7 +37,7 @@ use crate::{
     off_runtime::{on_a_thread, to_its_end},
     service::Pages,
     shared::RedisConnection,
-    telemetry::{LogLosses, metrics::Metrics},
+    telemetry::{LogLosses, history::History, metrics::Metrics},
 };
 
 /// Since when the gateway drains, if it does.
@@ -60,6 +61,7 @@ pub struct Admin {
     pub pages: Arc<Pages>,
     pub policy: LivePolicy,
     pub metrics: Arc<Metrics>,
+    pub history: Arc<History>,
     /// Counts dropped log lines; `None` where the log is another gateway's.
     pub log_losses: Option<LogLosses>,
     /// What replicas share, where they do.
@@ -98,6 +100,8 @@ pub fn router(admin: Admin, auth: AdminAuth) -> Router {
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .route("/status", get(status::status))
+        .route("/history", get(status::history))
+        .route("/docs/{page}", get(docs::docs))
         .route("/config", get(config))
         .route("/reload", post(reload))
         .route("/cache", delete(purge))

@@ -18,6 +18,7 @@ use crate::{
     },
     shared::{Calls, RedisConnection},
     telemetry::{
+        history::History,
         metrics::Metrics,
         traces::{Collector, CollectorHeaders, Export, Tracer},
     },
@@ -101,11 +102,12 @@ impl Parts {
     }
 }
 
-/// Compresses the idle pages of `pages` and frees the invalidated ones, until the guard is dropped.
-pub(super) fn tidy(pages: &Arc<Pages>) -> DropGuard {
+/// Compresses the idle pages of `pages`, frees the invalidated ones and records `history`, until the guard is dropped.
+pub(super) fn tidy(pages: &Arc<Pages>, history: Arc<History>) -> DropGuard {
     let end = CancellationToken::new();
     tokio::spawn(compress_idle_pages(pages.clone(), end.clone()));
     tokio::spawn(free_invalidated_pages(pages.clone(), end.clone()));
+    tokio::spawn(history.keep_recording(end.clone()));
     end.drop_guard()
 }
 

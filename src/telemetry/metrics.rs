@@ -8,7 +8,7 @@ use prometheus_client::{collector::Collector, encoding::text, registry::Registry
 pub use self::{
     account::Account,
     auth::{AuthFailure, AuthMetrics},
-    cache::{CacheMetrics, CacheOutcome},
+    cache::{CacheMetrics, CacheOutcome, LookupKind},
     declare::GaugeGuard,
     http::{CANCELLED, ConnectionFailure, HttpMetrics, NO_CLIENT, Route, Shed},
     live::{LiveCredential, LiveMetrics},

@@ -13,12 +13,15 @@ const CLIENT_KEY = 'ugw_dashboard_test_client'
 const OPERATOR_KEY = 'ugw_dashboard_test_operator'
 const SUPPORT = 'SUPPORT0000000000000000A'
 const SPACES = [SUPPORT, 'ARCHIVE0000000000000000C', 'UNICODE0000000000000000D', 'TRANSCRIPTS000000000000B']
+// Those with a height are shown in docs/.
 const LOOKS = [
   { width: 360, colorScheme: 'light' },
-  { width: 360, colorScheme: 'dark' },
-  { width: 1280, colorScheme: 'light' },
+  { width: 360, colorScheme: 'dark', height: 1100 },
+  { width: 1280, colorScheme: 'light', height: 900 },
   { width: 1280, colorScheme: 'dark' },
 ]
+
+const FOCUSABLE = 'a, button, input, select, summary, [tabindex="0"]'
 
 const sha256 = (text) => createHash('sha256').update(text).digest('hex')
 
@@ -78,6 +81,7 @@ function startLoad(gateway) {
   }
 }
 
+const hitRatio = (hits, lookups) => `${((100 * hits) / lookups).toFixed(1)} %`
 const metricsOf = async (gateway) => (await fetch(`${gateway.admin}/metrics`)).text()
 
 // The sum of the samples of `name` whose line contains `part`.
@@ -89,9 +93,14 @@ function sampled(metrics, name, part = '') {
     .reduce((sum, line) => sum + Number(line.slice(line.lastIndexOf(' '))), 0)
 }
 
+const FROM_STORE = ['hit', 'stale_while_revalidate', 'stale_if_error', 'stale_if_slow', 'quota', 'max_stale', 'only_if_cached', 'assembled']
+const sampledHits = (metrics) => FROM_STORE.reduce((sum, outcome) => sum + sampled(metrics, 'gateway_cache_lookups_total', `outcome="${outcome}"`), 0)
+
 const numberIn = (text) => Number(text.replaceAll(',', ''))
 const shown = async (page, name) => numberIn(await page.locator(`[data-number="${name}"]`).textContent())
 const cell = async (page, body, key, column) => numberIn(await page.locator(`#${body} tr[data-key="${key}"] > *`).nth(column).textContent())
+
+const stateIs = (page, state) => page.locator('#state').filter({ hasText: new RegExp(`^${state}$`) }).waitFor()
 
 // Waits until a poll that starts from now on is drawn.
 async function nextPoll(page) {
@@ -106,11 +115,10 @@ test('the numbers on the page are those of /metrics', async (t) => {
   const endLoad = startLoad(gateway)
   const { page, assertQuiet } = await openPage(t)
   await page.goto(gateway.admin)
-  await page.getByText('Ready', { exact: true }).waitFor()
+  await stateIs(page, 'Ready')
   // It grows during the load.
   const first = await shown(page, 'requests')
   await until(() => shown(page, 'requests'), (requests) => requests > first)
-  await until(() => page.locator('#rate path').getAttribute('d'), (path) => path.includes('L'))
   await endLoad()
 
   await nextPoll(page)
@@ -121,16 +129,31 @@ test('the numbers on the page are those of /metrics', async (t) => {
   assert.equal(await cell(page, 'outcomes', 'hit', 1), sampled(metrics, 'gateway_cache_lookups_total', 'outcome="hit"'))
   assert.equal(await cell(page, 'outcomes', 'miss', 1), sampled(metrics, 'gateway_cache_lookups_total', 'outcome="miss"'))
   assert.equal(await cell(page, 'latency', 'tasks', 1), sampled(metrics, 'gateway_http_request_duration_seconds_count', 'route="tasks"'))
-  assert.equal(await cell(page, 'latency', 'fill', 1), sampled(metrics, 'gateway_fill_duration_seconds_count'))
+  assert.equal(await cell(page, 'latency', 'fill', 1), sampled(metrics, 'gateway_upstream_requests_total'))
   for (const code of ['space_not_found', 'invalid_parameter', 'unauthenticated']) {
     const counted = sampled(metrics, 'gateway_http_errors_total', `code="${code}"`)
     assert.ok(counted > 0, code)
     assert.equal(await cell(page, 'errors', code, 2), counted, code)
   }
   const lookups = sampled(metrics, 'gateway_cache_lookups_total')
-  const fromStore = ['hit', 'stale_while_revalidate', 'stale_if_error', 'stale_if_slow', 'quota', 'max_stale', 'only_if_cached', 'assembled']
-  const hits = fromStore.reduce((sum, outcome) => sum + sampled(metrics, 'gateway_cache_lookups_total', `outcome="${outcome}"`), 0)
-  assert.equal(await page.locator('[data-number="hit-ratio"]').textContent(), `${((100 * hits) / lookups).toFixed(1)} %`)
+  const hits = sampledHits(metrics)
+  assert.equal(await page.locator('[data-number="hit-ratio"]').textContent(), hitRatio(hits, lookups))
+  assert.equal(await page.locator('#hit-ratio-of').textContent(), `of ${lookups.toLocaleString('en')} cache lookups`)
+  const clients = [['crm', 'client="crm"'], ['none', 'client="none"']]
+  for (const [client, label] of clients) {
+    const requests = (status = '') => sampled(metrics, 'gateway_http_requests_total', `${status}${label}`)
+    assert.equal(await cell(page, 'clients', client, 1), requests(), client)
+    assert.equal(await cell(page, 'clients', client, 3), sampled(metrics, 'gateway_upstream_requests_total', label), client)
+    assert.equal(await cell(page, 'clients', client, 4), requests('status="401",'), client)
+    assert.equal(await cell(page, 'clients', client, 5), requests('status="429",'), client)
+  }
+  assert.equal(await page.locator('#clients tr[data-key="crm"] > *').nth(2).textContent(), hitRatio(hits, lookups))
+  assert.ok((await cell(page, 'clients', 'none', 4)) > 0)
+  // All rows that are shown have requests; the others are folded.
+  const zero = metrics.split('\n').filter((line) => /^gateway_cache_lookups_total\{.*client="none"\} 0$/.test(line)).length
+  const rows = await page.locator('#outcomes tr').count()
+  assert.equal(await page.locator('#outcomes-more summary').textContent(), `${zero - rows} more without requests`)
+  assert.equal(await page.locator('#calls-left').textContent(), await page.locator('#credentials tr td').nth(2).textContent())
   const quota = await page.locator('#credentials tr[data-key="default"] td').nth(2).textContent()
   assert.match(quota, /^\d+ of 600$/)
   const pages = await page.locator('#spaces tr').evaluateAll((rows) => rows.map((row) => Number(row.cells[2].textContent)))
@@ -167,16 +190,23 @@ test('each part says how it is and why', async (t) => {
     const status = await answer.json()
     const since = '2026-01-01T00:00:00Z'
     status.readiness.parts.circuits = { status: 'degraded', since, not_closed: { default: 'open' } }
+    status.readiness.parts.answers = { status: 'degraded', nothing_with: { default: 'upstream_unavailable' } }
     status.readiness.parts.redis = { status: 'degraded', since, answers: false, members: 2, pending_purges: 1 }
     status.readiness.parts.identity = { status: 'ready', since, keys: 'current' }
     await route.fulfill({ response: answer, json: status })
   })
   await page.goto(gateway.admin)
-  const readiness = page.locator('#readiness > *')
-  await readiness.first().waitFor()
-  assert.deepEqual(await readiness.allTextContents(), [
-    'Listener', 'ready', 'Credentials', 'ready', 'Circuit breakers', 'degraded: default open', 'Service', 'ready',
-    'Redis', 'degraded: members 2, pending purges 1', 'Identity provider', 'ready: keys current',
+  const rows = page.locator('#readiness tr')
+  await rows.first().waitFor()
+  // All but since when.
+  const cells = await rows.evaluateAll((rows) => rows.map(({ cells }) => [0, 1, 3].map((place) => cells[place].textContent)))
+  assert.deepEqual(cells, [
+    ['Listener', 'Ready', ''],
+    ['Credentials', 'Ready', ''],
+    ['Circuit breakers', 'Degraded', 'default – Open: Unpod keeps failing'],
+    ['Responses', 'Degraded', 'default – The circuit breaker is open: Unpod keeps failing.'],
+    ['Redis', 'Degraded', 'No answer. Purges pending: 1.'],
+    ['Identity provider', 'Ready', 'Keys: current.'],
   ])
   assertQuiet()
 })
@@ -244,22 +274,93 @@ test('a browser asks for the key, and the page works with it', async (t) => {
 
   const { page, assertQuiet } = await openPage(t, { httpCredentials: { username: 'anybody', password: OPERATOR_KEY } })
   await page.goto(gateway.admin)
-  await page.getByText('Ready', { exact: true }).waitFor()
+  await stateIs(page, 'Ready')
   await page.getByRole('button', { name: 'Purge all pages' }).click()
   await page.getByRole('dialog').getByRole('button', { name: 'Purge', exact: true }).click()
   await page.getByText('All pages are purged.').waitFor()
   assertQuiet()
 })
 
+test('the charts begin before the page was opened, and add up to /metrics', async (t) => {
+  const gateway = await startOwn(t)
+  const endLoad = startLoad(gateway)
+  await until(() => metricsOf(gateway), (metrics) => sampled(metrics, 'gateway_http_requests_total') > 100)
+  await endLoad()
+  const { page, assertQuiet } = await openPage(t)
+  const polled = page.waitForResponse((response) => response.url().endsWith('/history'))
+  await page.goto(gateway.admin)
+  const { windows } = await (await polled).json()
+
+  const metrics = await metricsOf(gateway)
+  const sum = (...names) => windows.reduce((sum, window) => names.reduce((sum, name) => sum + window[name], sum), 0)
+  assert.equal(sum('fresh', 'stale'), sampledHits(metrics))
+  assert.equal(sum('fresh', 'stale', 'fetched', 'rejected'), sampled(metrics, 'gateway_cache_lookups_total'))
+  assert.equal(sum('client_errors'), sampled(metrics, 'gateway_http_requests_total', 'status="4'))
+  assert.equal(sum('upstream_calls'), sampled(metrics, 'gateway_upstream_requests_total'))
+  assert.ok(sum('fresh') > 0 && sum('client_errors') > 0)
+  for (const [chart, lines, unit] of [['requests', 5, /^\d/], ['latency', 2, / (µs|ms|s)$/], ['cache', 2, / %$/]]) {
+    const figure = page.locator(`#${chart}-chart`)
+    await figure.locator('path.line-0').waitFor({ state: 'attached' })
+    assert.equal(await figure.locator('path.line').count(), lines, chart)
+    assert.match(await figure.locator('path.line-0').getAttribute('d'), /^M[\d.]+ [\d.]+H[\d.]+/, chart)
+    const texts = await figure.locator('svg text').allTextContents()
+    assert.ok(texts.some((text) => /^\d\d:\d\d/.test(text)), `${chart} has times: ${texts}`)
+    assert.ok(texts.filter((text) => unit.test(text)).length >= 3, `${chart} has units: ${texts}`)
+    assert.match(await figure.locator('svg').getAttribute('aria-label'), / from \d\d:\d\d:\d\d to .*Now: /, chart)
+  }
+  assertQuiet()
+})
+
+test('a request is explained as the gateway explains it', async (t) => {
+  const gateway = await startOwn(t)
+  const { page, assertQuiet } = await openPage(t)
+  await page.goto(gateway.admin)
+  const explanation = page.getByLabel('Explanation')
+  const explain = () => page.getByRole('button', { name: 'Explain a request' }).click()
+
+  await page.getByLabel('Space token').fill(SUPPORT)
+  await explain()
+  await explanation.getByText('fill: not stored: fetched').waitFor()
+  await (await askTasks(gateway, SUPPORT)).text()
+  await page.getByLabel('Client (optional)').fill('crm')
+  await explain()
+  await explanation.getByText('hit: stored and fresh').waitFor()
+  await explanation.getByText('default, accepted').waitFor()
+  await page.getByLabel('Page', { exact: true }).fill('2')
+  await page.getByLabel('Page size').fill('5')
+  await explain()
+  await explanation.getByText(/^(fill|assembled): /).waitFor()
+  assertQuiet()
+
+  await page.getByLabel('Client (optional)').fill('nobody')
+  await explain()
+  await explanation.getByText('client: no client of this name is configured').waitFor()
+})
+
 test('a gateway that has gone is told, and so is its return', async (t) => {
   const gateway = await startOwn(t)
   const { page } = await openPage(t)
   await page.goto(gateway.admin)
-  await page.getByText('Ready', { exact: true }).waitFor()
-  await page.route('**/status', (route) => route.abort())
-  await page.getByRole('alert').getByText('The numbers are out of date.').waitFor()
-  await page.unroute('**/status')
-  await until(() => page.getByRole('alert').textContent(), (text) => text === '')
+  await stateIs(page, 'Ready')
+  const colours = () => page.evaluate(() => {
+    const of = (selector, name) => getComputedStyle(document.querySelector(selector))[name]
+    return { strip: of('#strip', 'backgroundColor'), number: of('[data-number]', 'color'), bad: of('#lost', 'color'), title: document.title }
+  })
+  const before = await colours()
+  // One fails, the other hangs.
+  for (const gone of [(route) => route.abort(), () => {}]) {
+    await page.route('**/status', gone)
+    await stateIs(page, 'Not answering')
+    await page.getByRole('alert').getByText(/^No answer from the gateway since \d\d:\d\d:\d\d\. .*out of date\./).waitFor()
+    const during = await colours()
+    assert.equal(during.strip, during.bad, 'the strip is red')
+    assert.notEqual(during.number, before.number, 'the numbers are grey')
+    assert.match(during.title, /^Not answering/)
+    await page.unroute('**/status')
+    await stateIs(page, 'Ready')
+    assert.equal(await page.getByRole('alert').textContent(), '')
+    assert.equal((await colours()).number, before.number)
+  }
 })
 
 test('everything is reached and done by keyboard, and a poll takes no focus away', async (t) => {
@@ -269,16 +370,16 @@ test('everything is reached and done by keyboard, and a poll takes no focus away
   await page.goto(gateway.admin)
   await page.locator('#spaces button').nth(SPACES.length - 1).waitFor()
 
-  const all = await page.locator('a, button, input, [tabindex="0"]').filter({ visible: true }).count()
+  const all = await page.locator(FOCUSABLE).filter({ visible: true }).count()
   const reached = new Set()
   for (let presses = 0; presses < all; presses += 1) {
     await page.keyboard.press('Tab')
-    reached.add(await page.evaluate(() => {
+    reached.add(await page.evaluate((focusable) => {
       const at = document.activeElement
-      const every = [...document.querySelectorAll('a, button, input, [tabindex="0"]')]
+      const every = [...document.querySelectorAll(focusable)]
       const { outlineStyle } = getComputedStyle(at)
       return outlineStyle === 'none' ? `no outline: ${at.outerHTML}` : every.indexOf(at)
-    }))
+    }, FOCUSABLE))
   }
   assert.equal(reached.size, all)
   assert.ok([...reached].every((place) => Number.isInteger(place) && place >= 0), [...reached].join())
@@ -300,14 +401,17 @@ test('everything is reached and done by keyboard, and a poll takes no focus away
   assertQuiet()
 })
 
-for (const { width, colorScheme } of LOOKS) {
+for (const { width, colorScheme, height } of LOOKS) {
   test(`axe finds nothing serious at ${width} px, ${colorScheme}`, async (t) => {
     const gateway = await startOwn(t)
     const endLoad = startLoad(gateway)
     const { page, assertQuiet } = await openPage(t, { viewport: { width, height: 800 }, colorScheme })
     await page.goto(gateway.admin)
-    // Enough polls to draw a line.
-    await until(() => page.locator('#rate path').getAttribute('d'), (path) => (path.match(/L/g) ?? []).length > 4)
+    await page.locator('#requests-chart path.line').first().waitFor({ state: 'attached' })
+    const screenshot = process.env.DASHBOARD_SCREENSHOTS && height
+    // Some windows, so that there is something to see.
+    const windows = async () => (await page.locator('#requests-chart path.line').first().getAttribute('d')).split('H').length - 1
+    if (screenshot) await until(windows, (count) => count > 3, 90_000)
     await endLoad()
     await nextPoll(page)
 
@@ -319,13 +423,17 @@ for (const { width, colorScheme } of LOOKS) {
     await judge()
     const overflow = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth)
     assert.equal(overflow, 0, 'the page does not scroll sideways')
-    if (process.env.DASHBOARD_SCREENSHOTS) {
+    if (screenshot) {
       const path = join(process.env.DASHBOARD_SCREENSHOTS, `dashboard-${width}-${colorScheme}.png`)
-      await page.screenshot({ path, fullPage: true, clip: { x: 0, y: 0, width, height: width < 500 ? 1500 : 920 } })
+      await page.screenshot({ path, fullPage: true, clip: { x: 0, y: 0, width, height } })
     }
     await page.getByRole('button', { name: 'Purge all pages' }).click()
     await page.getByRole('dialog').waitFor()
     await judge()
     assertQuiet()
+    await page.keyboard.press('Escape')
+    await page.route('**/status', (route) => route.abort())
+    await stateIs(page, 'Not answering')
+    await judge()
   })
 }

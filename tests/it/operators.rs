@@ -428,6 +428,8 @@ async fn the_dashboard_may_load_its_own_files_alone() {
         ("/", "text/html; charset=utf-8"),
         ("/dashboard.css", "text/css; charset=utf-8"),
         ("/dashboard.js", "text/javascript; charset=utf-8"),
+        ("/charts.js", "text/javascript; charset=utf-8"),
+        ("/docs/runbook", "text/html; charset=utf-8"),
     ] {
         let url = format!("{}{path}", gateway.admin_url());
         let response = gateway.http().get(url).send().await.unwrap();
@@ -438,6 +440,60 @@ async fn the_dashboard_may_load_its_own_files_alone() {
         assert!(policy.starts_with("default-src 'none'; "), "{policy}");
         assert!(!policy.contains("unsafe"), "{policy}");
         assert_eq!(field("x-content-type-options"), "nosniff");
+    }
+}
+
+#[tokio::test]
+async fn the_last_hour_adds_up_to_the_metrics() {
+    let gateway = start().await;
+    gateway.tasks(world::SUPPORT, "").await;
+    gateway.tasks(world::SUPPORT, "").await;
+    gateway.tasks(world::SUPPORT, "?page=0").await;
+    gateway.tasks(world::UNKNOWN_SPACE, "").await;
+
+    let (status, body) = ask(&gateway, "GET", "/history").await;
+
+    assert_eq!(status, 200);
+    let told: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(told["interval_seconds"], 10);
+    let windows = told["windows"].as_array().unwrap();
+    let sum = |name: &str| -> u64 {
+        let counts = windows.iter().map(|window| window[name].as_u64());
+        counts.map(Option::unwrap).sum()
+    };
+    for (name, expected) in [
+        ("fresh", 1),
+        ("stale", 0),
+        ("fetched", 2),
+        ("rejected", 0),
+        ("client_errors", 2),
+        ("server_errors", 0),
+        ("upstream_calls", 2),
+    ] {
+        assert_eq!(sum(name), expected, "{name}: {body}");
+    }
+    let last = windows.last().unwrap();
+    assert!(last["end"].as_f64() > Some(1.7e9), "{body}");
+    assert!(last["p50"].as_f64() <= last["p95"].as_f64(), "{body}");
+}
+
+#[tokio::test]
+async fn the_documents_an_alert_links_to_are_served() {
+    let gateway = start().await;
+    for (page, part) in [
+        ("runbook", "<h2 id=\"unpodgatewaydown\">"),
+        ("metrics", "gateway_http_requests_total"),
+        ("operations", "<h2 id=\"sizing\">"),
+        ("resilience", "upstream_timeout"),
+        ("troubleshooting", "overloaded"),
+    ] {
+        let (status, text) = ask(&gateway, "GET", &format!("/docs/{page}")).await;
+        assert_eq!(status, 200, "{page}");
+        assert!(text.contains(part), "{page}");
+    }
+    for page in ["", "nothing", "runbook.md", "..%2Frunbook"] {
+        let (status, _) = ask(&gateway, "GET", &format!("/docs/{page}")).await;
+        assert_eq!(status, 404, "{page}");
     }
 }
 
@@ -496,6 +552,8 @@ async fn no_answer_to_operators_is_stored_or_sniffed() {
         ("GET", "/readyz", 200),
         ("GET", "/metrics", 200),
         ("GET", "/status", 200),
+        ("GET", "/history", 200),
+        ("GET", "/docs/runbook", 200),
         ("GET", "/config", 200),
         ("GET", "/", 200),
         ("GET", "/dashboard.js", 200),

@@ -1,4 +1,4 @@
-//! `GET /status`: what the dashboard shows beside `/metrics`, as JSON.
+//! `GET /status` and `GET /history`: what the dashboard shows beside `/metrics`, as JSON.
 
 use axum::{
     Json,
@@ -9,13 +9,20 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::{Admin, readiness::Readiness};
-use crate::{off_runtime::on_a_thread, service::inspect::SpaceReport, upstream::Credential};
+use crate::{
+    off_runtime::on_a_thread,
+    service::inspect::SpaceReport,
+    telemetry::history::{self, Window},
+    upstream::Credential,
+};
 
 /// Spaces that are listed: what a page can show.
 const MOST_SPACES: usize = 20;
 
 #[derive(Debug, Serialize)]
 struct Status {
+    /// The machine's, container's or pod's name.
+    instance: Option<String>,
     version: &'static str,
     uptime_seconds: f64,
     readiness: Readiness,
@@ -47,6 +54,7 @@ fn status_of(admin: &Admin) -> Response {
     let policy = admin.policy.load();
     let credentials = policy.clients.credentials();
     let body = Status {
+        instance: hostname(),
         version: env!("CARGO_PKG_VERSION"),
         uptime_seconds: (now - admin.started).as_secs_f64(),
         readiness: Readiness::of(admin),
@@ -57,6 +65,30 @@ fn status_of(admin: &Admin) -> Response {
         spaces: admin.pages.largest_spaces(MOST_SPACES, credentials, now),
     };
     Json(body).into_response()
+}
+
+/// `None` on systems without `/proc`.
+fn hostname() -> Option<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+    Some(name.trim().to_owned())
+}
+
+#[derive(Debug, Serialize)]
+struct LastHour {
+    interval_seconds: u64,
+    windows: Vec<Window>,
+}
+
+/// What happened in the last hour, for charts.
+pub(super) async fn history(State(admin): State<Admin>) -> Response {
+    on_a_thread(move || {
+        let body = LastHour {
+            interval_seconds: history::EVERY.as_secs(),
+            windows: admin.history.windows(),
+        };
+        Json(body).into_response()
+    })
+    .await
 }
 
 fn report(admin: &Admin, credential: &Credential, now: Instant) -> CredentialReport {

@@ -109,6 +109,44 @@ fn lookups(registry: &mut Registry) -> Family<LookupLabels, Counter> {
     lookups
 }
 
+/// What a lookup meant to the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LookupKind {
+    /// A fresh page of the store.
+    Fresh,
+    /// A stale page of the store.
+    Stale,
+    /// It waited for the upstream.
+    Fetched,
+    /// An error without an upstream request.
+    Rejected,
+}
+
+impl CacheOutcome {
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        let mut all = Self::ALL.into_iter();
+        all.find(|outcome| outcome.as_str() == name)
+    }
+
+    #[must_use]
+    pub fn kind(self) -> LookupKind {
+        match self {
+            Self::Hit | Self::Assembled => LookupKind::Fresh,
+            Self::StaleWhileRevalidate
+            | Self::StaleIfError
+            | Self::StaleIfSlow
+            | Self::Quota
+            | Self::MaxStale
+            | Self::OnlyIfCached => LookupKind::Stale,
+            Self::Miss | Self::Stale | Self::Joined => LookupKind::Fetched,
+            Self::NotCached | Self::QuotaExhausted | Self::CircuitOpen | Self::Overloaded => {
+                LookupKind::Rejected
+            }
+        }
+    }
+}
+
 label_values! {
     /// Cache lookups, by outcome and client.
     pub enum CacheOutcome {
