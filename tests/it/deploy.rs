@@ -106,19 +106,63 @@ fn every_alert_has_its_section_in_the_runbook() {
     }
 }
 
+fn dashboard() -> Value {
+    serde_json::from_str(&read("deploy/grafana/dashboard.json")).unwrap()
+}
+
+/// The expressions of a panel.
+fn queries(panel: &Value) -> Vec<&str> {
+    let targets = panel["targets"].as_array().into_iter().flatten();
+    targets
+        .map(|query| query["expr"].as_str().unwrap())
+        .collect()
+}
+
 #[test]
-fn the_dashboard_is_json_with_a_query_in_each_panel() {
-    let dashboard: serde_json::Value =
-        serde_json::from_str(&read("deploy/grafana/dashboard.json")).unwrap();
+fn each_panel_of_the_dashboard_asks_for_the_chosen_instances_and_clients() {
+    let dashboard = dashboard();
     let panels = dashboard["panels"].as_array().unwrap();
-    assert!(panels.len() > 10);
+    assert_eq!(panels[0]["type"], "row");
     for panel in panels.iter().filter(|panel| panel["type"] != "row") {
-        let queries = panel["targets"].as_array().unwrap();
-        let has_text = |query: &serde_json::Value| !query["expr"].as_str().unwrap().is_empty();
-        assert!(
-            !queries.is_empty() && queries.iter().all(has_text),
-            "{}",
-            panel["title"]
-        );
+        let queries = queries(panel);
+        assert!(!queries.is_empty(), "{}", panel["title"]);
+        for query in queries {
+            // Each selector, from its brace on.
+            for selector in query.split('{').skip(1) {
+                let chosen = "job=\"$job\",instance=~\"$instance\"";
+                assert!(selector.starts_with(chosen), "{query}");
+            }
+            for metric in ["http_requests_total{", "cache_lookups_total{"] {
+                for selector in query.split(metric).skip(1) {
+                    let labels = selector.split('}').next().unwrap();
+                    assert!(labels.contains("client=~\"$client\""), "{query}");
+                }
+            }
+        }
+    }
+    let variables = dashboard["templating"]["list"].as_array().unwrap();
+    let names: Vec<_> = variables.iter().map(|variable| &variable["name"]).collect();
+    assert_eq!(names, ["datasource", "job", "instance", "client"]);
+}
+
+#[test]
+fn a_state_is_shown_by_its_name() {
+    let dashboard = dashboard();
+    let panels = dashboard["panels"].as_array().unwrap();
+    for (metric, first, last) in [
+        ("gateway_circuit_state", 0, 2),
+        ("gateway_credential_state", 0, 2),
+        ("gateway_redis_up", -1, 1),
+    ] {
+        let shows = |panel: &&Value| queries(panel).iter().any(|query| query.contains(metric));
+        let showing: Vec<_> = panels.iter().filter(shows).collect();
+        assert!(showing.len() > 1, "{metric} has a stat and a history");
+        for panel in showing {
+            let names = &panel["fieldConfig"]["defaults"]["mappings"][0]["options"];
+            for state in first..=last {
+                let name = &names[state.to_string()]["text"];
+                assert!(name.is_string(), "{} {state}", panel["title"]);
+            }
+        }
     }
 }
