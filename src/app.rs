@@ -9,11 +9,12 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{info, warn};
 
 mod build;
+mod online;
 mod parts;
 mod reload;
 mod watch;
 
-pub use self::build::Prepared;
+pub use self::{build::Prepared, online::Asked};
 use self::{
     parts::Parts,
     reload::{Reloader, Reloads},
@@ -119,6 +120,7 @@ impl Gateway {
     ///
     /// Returns the address that cannot be had.
     pub async fn start_prepared(prepared: Prepared, log: Log) -> Result<Self, StartError> {
+        let warnings = prepared.warnings();
         let Prepared { config, built } = prepared;
         // Before anything else, so that later changes are noticed.
         let files = reload::digests(config.files());
@@ -154,6 +156,12 @@ impl Gateway {
         let router = api::admin::router(admin_state, auth);
         let admin = serve_admin(admin, router, limits);
         announce(&config, &data_address, &admin_address);
+        for warning in warnings {
+            warn!(
+                config.warning = warning,
+                "the configuration is hardly meant like this"
+            );
+        }
         Ok(Self {
             data_address,
             admin_address,
@@ -262,9 +270,6 @@ fn announce(config: &Config, data: &ListenAddress, admin: &ListenAddress) {
         clients.count = config.clients.len(),
         "gateway is ready"
     );
-    if config.clients.is_empty() {
-        warn!("no client is configured: every request will be refused; add [[clients]]");
-    }
 }
 
 /// Restores what the last process left, then keeps the file up to date.

@@ -26,6 +26,7 @@ use crate::{
     telemetry,
 };
 
+mod check;
 mod demo;
 mod healthcheck;
 mod key;
@@ -56,7 +57,7 @@ enum Command {
     /// Run a simulated upstream alone
     SimulateUpstream(SimulateArgs),
     /// Check a configuration and print the effective one, secrets redacted
-    Check(ConfigArgs),
+    Check(check::CheckArgs),
     /// Create keys
     Key {
         #[command(subcommand)]
@@ -101,7 +102,7 @@ impl Cli {
             Command::Serve(args) => serve(args.config.as_deref()),
             Command::Demo => demo::run(),
             Command::SimulateUpstream(args) => simulate(args),
-            Command::Check(args) => check(args.config.as_deref()),
+            Command::Check(args) => check::run(&args),
             Command::Key {
                 command: KeyCommand::New { client, admin },
             } => key::new(if admin {
@@ -114,28 +115,6 @@ impl Cli {
             } => key::browser_signing(),
             Command::Healthcheck(args) => healthcheck::run(args.config.as_deref()),
         }
-    }
-}
-
-/// Does everything that `serve` does before it binds an address.
-fn check(file: Option<&Path>) -> ExitCode {
-    // On this thread and without I/O to other services: nothing is contacted yet.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    let runtime = match runtime {
-        Ok(runtime) => runtime,
-        Err(error) => return failed(&error),
-    };
-    match runtime.block_on(async { Prepared::new(Config::draft(file)) }) {
-        Ok(prepared) => {
-            print!("{}", prepared.config().effective());
-            for warning in prepared.warnings() {
-                eprintln!("warning: {warning}");
-            }
-            ExitCode::SUCCESS
-        }
-        Err(problems) => refused(&problems),
     }
 }
 

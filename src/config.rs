@@ -7,6 +7,7 @@ use std::{
     ffi::OsString,
     fmt,
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use figment::value::Dict;
@@ -19,6 +20,7 @@ pub mod cors;
 pub mod files;
 mod known;
 pub mod normalize;
+mod paths;
 mod problem;
 mod reader;
 pub mod routes;
@@ -29,6 +31,7 @@ pub mod tls;
 pub mod upstream;
 pub mod value;
 pub mod views;
+mod warnings;
 mod wording;
 
 pub use self::{
@@ -120,12 +123,12 @@ impl Config {
     #[must_use]
     pub fn files(&self) -> Vec<PathBuf> {
         let Source::Process(own) = &self.source else {
-            return sources::named_files(&self.merged.0);
+            return paths::named_files(&self.merged.0);
         };
         let text = own.as_deref().and_then(|own| Text::read(own).ok());
         let unheard = &mut Problems::default();
         let merged = sources::merge(text.as_ref(), sources::environment(), unheard);
-        let named = sources::named_files(&merged.unwrap_or_default());
+        let named = paths::named_files(&merged.unwrap_or_default());
         own.iter().cloned().chain(named).collect()
     }
 
@@ -133,6 +136,12 @@ impl Config {
     #[must_use]
     pub fn changed_since(&self, before: &Self) -> Vec<String> {
         sources::changed_keys(&before.merged.0, &self.merged.0)
+    }
+
+    /// What of it works at `now`, and will hardly be meant, each under its key.
+    #[must_use]
+    pub fn warnings(&self, now: SystemTime) -> Vec<String> {
+        warnings::warnings(self, now)
     }
 
     /// Reads only `[admin]`, for the health check, whatever problems the rest has.

@@ -23,6 +23,7 @@ mod envelope;
 mod error;
 mod normalize;
 mod pause;
+mod probe;
 mod quota;
 mod request;
 mod retry;
@@ -44,6 +45,7 @@ pub use self::{
     error::{ClientError, Evidence, FailureSource, InvalidAnswer, UpstreamError},
     normalize::{NormalizeLayer, Rules},
     pause::CallLimits,
+    probe::{Probe, probe_all},
     quota::{QuotaLayer, acquire, interval_beyond_timeout},
     request::{Calls, LastError, PageRequest, Sent, Validators},
     tokens::TokensLayer,

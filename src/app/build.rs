@@ -133,6 +133,8 @@ impl Prepared {
                 upstream.quota_per_minute
             )
         });
-        beyond.into_iter().collect()
+        let mut warnings = self.config.warnings(SystemTime::now());
+        warnings.extend(beyond);
+        warnings
     }
 }

@@ -8,7 +8,7 @@ use figment::{
 };
 use serde::Deserialize;
 
-use super::{sources, wording::describe};
+use super::{paths, wording::describe};
 
 /// A problem and where it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,10 +58,10 @@ impl Problems {
     /// Names the file, where the problem's key does so in `merged`: the message has only what is wrong with it.
     pub(super) fn name_files(&mut self, merged: &Dict) {
         for problem in &mut self.0 {
-            if let Some(file) = sources::file_of(&problem.key, merged)
+            if let Some(file) = paths::file_of(&problem.key, merged)
                 && !problem.text.contains(file)
             {
-                problem.text = format!("{}: {}", sources::shown(file), problem.text);
+                problem.text = format!("{}: {}", paths::shown(file), problem.text);
             }
         }
     }

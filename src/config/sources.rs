@@ -12,16 +12,12 @@ use figment::{
     value::{Dict, Value},
 };
 
-use super::{DEFAULTS, Problems, files, value};
+use super::{DEFAULTS, Problems, files, paths, value};
 
 mod environment;
-mod paths;
 
+pub(super) use self::environment::{Variables, environment};
 pub use self::environment::{journal_stream, notify_socket};
-pub(super) use self::{
-    environment::{Variables, environment},
-    paths::{file_of, named_files, shown},
-};
 
 /// What problems of the operator's file as a whole are told under.
 pub(super) const FILE_KEY: &str = "--config";

@@ -61,6 +61,18 @@ fn normalize(rules: &Rules, raw: RawAnswer, limits: &CallLimits) -> Verdict {
     Verdict::Known(by_status(&told, page, raw))
 }
 
+/// As the layer reads it, for a call that nobody waits for.
+pub(super) fn meaning(
+    rules: &Rules,
+    raw: RawAnswer,
+    limits: &CallLimits,
+) -> Result<Answer, UpstreamError> {
+    match normalize(rules, raw, limits) {
+        Verdict::Known(outcome) => outcome,
+        Verdict::UnknownMessage(_) => Err(UpstreamError::Rejected),
+    }
+}
+
 /// What an answer tells of the request, as far as that is the upstream's own word.
 ///
 /// What stands in between answers too, in text, in HTML or in JSON of its own; of access, spaces and tokens only the upstream knows.
@@ -324,7 +336,7 @@ fn report_unknown(metrics: &Metrics, message: Option<&str>) {
     );
 }
 
-fn from_client(error: ClientError) -> UpstreamError {
+pub(super) fn from_client(error: ClientError) -> UpstreamError {
     match error {
         ClientError::TooLarge(limit) => {
             UpstreamError::InvalidResponse(InvalidAnswer::TooLarge(limit))

@@ -3,6 +3,7 @@
 use std::{path::Path, process::Stdio};
 
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519};
+use unpod_gateway::simulator::{Options, Simulator, world};
 
 use crate::{
     gateway::{ConfigFile, setup},
@@ -338,4 +339,168 @@ async fn no_secret_is_printed_by_check() {
     }
     assert!(!shown.contains(CANARY), "{shown}");
     assert!(output.stderr.is_empty());
+}
+
+fn lines(bytes: &[u8]) -> Vec<&str> {
+    std::str::from_utf8(bytes).unwrap().lines().collect()
+}
+
+#[tokio::test]
+async fn check_ends_with_what_would_run_and_ok() {
+    let file = ConfigFile::new(&setup().toml("https://unpod.example"));
+
+    let output = run(&["check", "--config", &file.path()]).await;
+
+    let told = lines(&output.stdout);
+    let (shown, summary) = told.split_at(told.len() - 8);
+    assert!(toml::from_str::<toml::Table>(&shown.join("\n")).is_ok());
+    assert_eq!(
+        summary,
+        [
+            "",
+            "listeners:    127.0.0.1:0 for clients (plain HTTP), 127.0.0.1:0 for operators (no key)",
+            "upstream:     https://unpod.example/, as many calls as its headers allow",
+            "credentials:  default",
+            "clients:      reader, refresher",
+            "cache:        256.0 MiB, pages fresh for 30s, not kept over a restart",
+            "Redis:        off",
+            "OK",
+        ]
+    );
+    assert!(output.stderr.is_empty(), "{output:?}");
+}
+
+#[tokio::test]
+async fn what_is_hardly_meant_is_a_warning_and_no_error() {
+    let config = setup().with(
+        "[server]\nlisten = '0.0.0.0:80'\n\
+         [[clients]]\nname = 'old'\nspaces = ['*']\nexpires = '2001-01-01T00:00:00Z'\n\
+         key_sha256 = ['0000000000000000000000000000000000000000000000000000000000000001']",
+    );
+    let file = ConfigFile::new(&config.toml("https://unpod.example"));
+
+    let output = run(&["check", "--config", &file.path()]).await;
+
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(lines(&output.stdout).last(), Some(&"OK"));
+    let told = lines(&output.stderr);
+    let [expired, in_the_clear] = told[..] else {
+        panic!("{told:?}");
+    };
+    assert!(
+        expired.starts_with("warning: clients[2].expires: "),
+        "{expired}"
+    );
+    assert!(
+        in_the_clear.starts_with("warning: server.listen: "),
+        "{in_the_clear}"
+    );
+}
+
+/// Two spaces for two credentials, in the words of the configuration.
+fn two_credentials(space: &str) -> String {
+    format!(
+        "[upstream]\nquota_per_minute = 60\n\
+         [{CREDENTIAL}]\ntoken = '{}'\nspaces = ['{space}']",
+        world::ACME_NEXT_TOKEN
+    )
+}
+
+#[tokio::test]
+async fn check_online_asks_once_for_each_credential_and_says_so() {
+    let simulator = Simulator::start(Options::default()).await.unwrap();
+    simulator.control().set_quota(Some(5));
+    simulator.control().set_clock_skew(3600);
+    let config = setup().with(&two_credentials(world::SUPPORT));
+    let file = ConfigFile::new(&config.toml(&simulator.base_url()));
+
+    let output = run(&["check", "--online", "--config", &file.path()]).await;
+
+    assert!(output.status.success(), "{output:?}");
+    let told = lines(&output.stdout);
+    let [.., default, other, cost, "OK"] = told[..] else {
+        panic!("{told:?}");
+    };
+    assert_eq!(
+        default,
+        "online:       upstream.credentials.default: token accepted, no space is named that could be read, 4 of 5 calls left"
+    );
+    assert_eq!(
+        other,
+        format!(
+            "online:       {CREDENTIAL}: token accepted, {CREDENTIAL}.spaces[0] readable, 4 of 5 calls left"
+        )
+    );
+    assert_eq!(cost, "online:       it cost 2 of the upstream's calls");
+    assert_eq!(simulator.control().requests(), 2);
+    let warned = lines(&output.stderr);
+    assert_eq!(warned.len(), 4, "{warned:?}");
+    for (line, part) in warned
+        .iter()
+        .zip(["ahead of", "more than the 5 calls"].repeat(2))
+    {
+        assert!(
+            line.starts_with("warning: ") && line.contains(part),
+            "{line}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn check_online_fails_with_a_code_of_its_own_where_the_upstream_does_not_serve() {
+    let simulator = Simulator::start(Options::default()).await.unwrap();
+    simulator.control().revoke_token(world::ACME_TOKEN);
+    let nobody = "http://127.0.0.1:9".to_owned();
+    for (space, base_url, expected) in [
+        (
+            world::SUPPORT,
+            simulator.base_url(),
+            vec!["upstream.credentials.default: the upstream refuses this token"],
+        ),
+        (
+            world::UNKNOWN_SPACE,
+            simulator.base_url(),
+            vec![
+                "default: the upstream refuses",
+                "no such space as upstream.credentials.other.spaces[0]",
+            ],
+        ),
+        (
+            world::GLOBEX_SPACE,
+            simulator.base_url(),
+            vec![
+                "default: the upstream refuses",
+                "may not read upstream.credentials.other.spaces[0]",
+            ],
+        ),
+        (
+            world::SUPPORT,
+            nobody,
+            vec!["cannot be reached", "cannot be reached"],
+        ),
+    ] {
+        let config = setup().with(&two_credentials(space)).toml(&base_url);
+        let file = ConfigFile::new(&config);
+
+        let output = run(&["check", "--online", "--config", &file.path()]).await;
+
+        assert_eq!(output.status.code(), Some(69), "{output:?}");
+        assert_ne!(lines(&output.stdout).last(), Some(&"OK"));
+        let told = lines(&output.stderr);
+        assert_eq!(told.len(), expected.len(), "{told:?}");
+        for (line, part) in told.iter().zip(expected) {
+            assert!(line.contains(part), "{part}: {line}");
+        }
+        let all = format!("{output:?}");
+        for secret in [world::ACME_TOKEN, world::ACME_NEXT_TOKEN] {
+            assert!(!all.contains(secret), "{all}");
+        }
+    }
+    // An invalid configuration asks nobody.
+    let before = simulator.control().requests();
+    let broken = setup().with("[cache]\nttl = 'soon'");
+    let file = ConfigFile::new(&broken.toml(&simulator.base_url()));
+    let output = run(&["check", "--online", "--config", &file.path()]).await;
+    assert_eq!(output.status.code(), EX_CONFIG);
+    assert_eq!(simulator.control().requests(), before);
 }

@@ -18,7 +18,7 @@ pub(super) fn resolve(dict: &mut Dict, folder: &Path) {
 }
 
 /// All files that `dict` names to be read.
-pub(in crate::config) fn named_files(dict: &Dict) -> Vec<PathBuf> {
+pub(super) fn named_files(dict: &Dict) -> Vec<PathBuf> {
     let mut named = Vec::new();
     each(&mut dict.clone(), &mut |key, value| {
         // The snapshot is written, not read.
@@ -30,7 +30,7 @@ pub(in crate::config) fn named_files(dict: &Dict) -> Vec<PathBuf> {
 }
 
 /// The file that the problem's key names, such as `cache.redis.ca_file` or `auth.browser_tokens.verify_key_files[0]`.
-pub(in crate::config) fn file_of<'a>(key: &str, dict: &'a Dict) -> Option<&'a str> {
+pub(super) fn file_of<'a>(key: &str, dict: &'a Dict) -> Option<&'a str> {
     let (first, rest) = match key.split_once('.') {
         Some((first, rest)) => (first, Some(rest)),
         None => (key, None),
@@ -52,7 +52,7 @@ pub(in crate::config) fn file_of<'a>(key: &str, dict: &'a Dict) -> Option<&'a st
 }
 
 /// The path as a message has it: a long name may be the secret itself, put where its file should be named.
-pub(in crate::config) fn shown(file: &str) -> String {
+pub(super) fn shown(file: &str) -> String {
     let (folder, name) = file.rsplit_once('/').unwrap_or(("", file));
     if name.len() <= LONGEST_SHOWN {
         return file.to_owned();
