@@ -13,6 +13,8 @@ use std::{
 };
 
 use clap::{Parser, Subcommand};
+use clap_complete::Shell;
+use tracing::Level;
 
 use self::{
     key::Holder,
@@ -27,6 +29,7 @@ use crate::{
 };
 
 mod check;
+mod completions;
 mod demo;
 mod healthcheck;
 mod key;
@@ -42,7 +45,7 @@ const BLOCKING_THREADS: usize = 64;
 
 /// A caching gateway in front of Unpod's tasks endpoint.
 #[derive(Debug, Parser)]
-#[command(name = "unpod-gateway", version)]
+#[command(name = "unpod-gateway", version = env!("UNPOD_GATEWAY_VERSION"))]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -53,7 +56,7 @@ enum Command {
     /// Run the gateway
     Serve(ConfigArgs),
     /// Run a simulated upstream, a gateway and a ready client key on loopback
-    Demo,
+    Demo(demo::DemoArgs),
     /// Run a simulated upstream alone
     SimulateUpstream(SimulateArgs),
     /// Check a configuration and print the effective one, secrets redacted
@@ -65,6 +68,8 @@ enum Command {
     },
     /// Check the health of the gateway with this configuration; for containers
     Healthcheck(ConfigArgs),
+    /// Print a script by which a shell completes the command line
+    Completions { shell: Shell },
 }
 
 #[derive(Debug, Subcommand)]
@@ -100,7 +105,7 @@ impl Cli {
     pub fn run(self) -> ExitCode {
         match self.command {
             Command::Serve(args) => serve(args.config.as_deref()),
-            Command::Demo => demo::run(),
+            Command::Demo(args) => demo::run(&args),
             Command::SimulateUpstream(args) => simulate(args),
             Command::Check(args) => check::run(&args),
             Command::Key {
@@ -114,6 +119,7 @@ impl Cli {
                 command: KeyCommand::BrowserSigning,
             } => key::browser_signing(),
             Command::Healthcheck(args) => healthcheck::run(args.config.as_deref()),
+            Command::Completions { shell } => completions::run(shell),
         }
     }
 }
@@ -165,7 +171,7 @@ async fn until_told_to_end(gateway: &Gateway, signals: &mut Signals, manager: &S
 
 /// Prints every problem of a configuration.
 fn refused(problems: &Problems) -> ExitCode {
-    eprintln!("{problems}");
+    complain(&problems.to_string());
     EXIT_CONFIG.into()
 }
 
@@ -217,6 +223,14 @@ fn failed(error: &dyn Error) -> ExitCode {
         text.push_str(&format!(": {cause}"));
         source = cause.source();
     }
-    eprintln!("unpod-gateway: {text}");
+    complain(&format!("unpod-gateway: {text}"));
     EXIT_FAILURE.into()
+}
+
+/// Prints why the command fails, as errors where standard error leads to systemd's journal.
+fn complain(text: &str) {
+    let prefix = telemetry::Priorities::of_stderr().prefix(Level::ERROR);
+    for line in text.lines() {
+        eprintln!("{prefix}{line}");
+    }
 }

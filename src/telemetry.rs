@@ -12,11 +12,12 @@ use tracing_subscriber::{
 };
 
 use self::lines::{Lines, lines};
-pub use self::{access::AccessLog, lines::LogWriter};
+pub use self::{access::AccessLog, journal::Priorities, lines::LogWriter};
 use crate::config::{TelemetryConfig, telemetry::LogFormat};
 
 pub mod access;
 pub mod history;
+mod journal;
 mod lines;
 pub mod metrics;
 pub mod traces;
@@ -30,6 +31,7 @@ pub struct Log {
     filter: Option<reload::Handle<EnvFilter, Registry>>,
     losses: Option<LogLosses>,
     is_json: bool,
+    told: Option<access::Told>,
 }
 
 impl Log {
@@ -41,9 +43,21 @@ impl Log {
         }
     }
 
+    /// Has `tell` see each request in place of the access log.
+    #[must_use]
+    pub fn telling(self, tell: impl Fn(&access::Request<'_>) + Send + Sync + 'static) -> Self {
+        Self {
+            told: Some(access::Told::new(tell)),
+            ..self
+        }
+    }
+
     /// The access log, which goes where the log goes.
     #[must_use]
     pub fn access_log(&self, config: &TelemetryConfig) -> AccessLog {
+        if let Some(told) = &self.told {
+            return AccessLog::Told(told.clone());
+        }
         if !config.access_log {
             return AccessLog::Off;
         }
@@ -84,7 +98,7 @@ fn filter(config: &TelemetryConfig) -> EnvFilter {
 /// has an effect: the subscriber is global.
 pub fn init(config: &TelemetryConfig) -> (Log, LogWriter) {
     let (filter, handle) = reload::Layer::new(filter(config));
-    let (lines, writer) = lines(std::io::stderr());
+    let (lines, writer) = lines(std::io::stderr(), Priorities::of_stderr());
     let losses = LogLosses(lines.clone());
     let layer = match config.format {
         LogFormat::Json => json(lines).boxed(),
@@ -99,6 +113,7 @@ pub fn init(config: &TelemetryConfig) -> (Log, LogWriter) {
         filter: Some(handle),
         losses: Some(losses),
         is_json: config.format == LogFormat::Json,
+        told: None,
     });
     (log.unwrap_or_default(), writer)
 }

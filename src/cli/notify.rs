@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::time::{ClockId, clock_gettime};
 use tracing::warn;
 
 use crate::config;
@@ -32,16 +33,25 @@ pub(super) enum Progress {
 }
 
 impl Progress {
-    fn message(self) -> &'static [u8] {
+    fn message(self) -> String {
         match self {
-            Self::Ready => b"READY=1\nSTATUS=serving",
-            Self::Reloading => b"RELOADING=1\nSTATUS=reloading",
+            Self::Ready => "READY=1\nSTATUS=serving".to_owned(),
+            // By the time, systemd tells this reload from the one before (sd_notify(3)).
+            Self::Reloading => format!(
+                "RELOADING=1\nMONOTONIC_USEC={}\nSTATUS=reloading",
+                monotonic_usec()
+            ),
             Self::ReloadRefused => {
-                b"READY=1\nSTATUS=serving; the last reload was refused, the log says why"
+                "READY=1\nSTATUS=serving; the last reload was refused, the log says why".to_owned()
             }
-            Self::Stopping => b"STOPPING=1\nSTATUS=draining",
+            Self::Stopping => "STOPPING=1\nSTATUS=draining".to_owned(),
         }
     }
+}
+
+fn monotonic_usec() -> u128 {
+    let since = Duration::try_from(clock_gettime(ClockId::Monotonic));
+    since.unwrap_or_default().as_micros()
 }
 
 /// The service manager that wants to be notified, if any.
@@ -62,7 +72,10 @@ impl ServiceManager {
     }
 
     pub(super) fn tell(&self, progress: Progress) {
-        let told = self.0.iter().try_for_each(|to| to.send(progress.message()));
+        let told = self
+            .0
+            .iter()
+            .try_for_each(|to| to.send(progress.message().as_bytes()));
         if let Err(error) = told {
             cannot_be_told(&error);
         }

@@ -3,7 +3,13 @@
 //! JSON lines are serialized straight into the log's buffer: as an event, whose fields are visited one by one, a line costs several times
 //! as much. Elsewhere the line is an event.
 
-use std::{cell::RefCell, fmt::Display, net::IpAddr, time::SystemTime};
+use std::{
+    cell::RefCell,
+    fmt::{self, Display},
+    net::IpAddr,
+    sync::Arc,
+    time::SystemTime,
+};
 
 use http::Method;
 use opentelemetry::trace::TraceId;
@@ -25,6 +31,24 @@ pub enum AccessLog {
     /// To the process's subscriber.
     Events,
     Json(Lines),
+    /// To whom wants to see each request as it ends: the demo.
+    Told(Told),
+}
+
+/// Sees each request as it ends.
+#[derive(Clone)]
+pub struct Told(Arc<dyn Fn(&Request<'_>) + Send + Sync>);
+
+impl Told {
+    pub fn new(tell: impl Fn(&Request<'_>) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(tell))
+    }
+}
+
+impl fmt::Debug for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Told")
+    }
 }
 
 /// How a request ended, as far as it came; what does not apply is left out.
@@ -95,16 +119,17 @@ impl AccessLog {
             Self::Events => request.event(),
             Self::Json(lines) => {
                 if tracing::enabled!(target: TARGET, Level::INFO) {
-                    request.with_json(|line| lines.push(line));
+                    request.with_json(lines.prefix(Level::INFO), |line| lines.push(line));
                 }
             }
+            Self::Told(Told(tell)) => tell(request),
         }
     }
 }
 
 impl Request<'_> {
-    /// Has `take` take it as a line of JSON.
-    fn with_json<R>(&self, take: impl FnOnce(&[u8]) -> R) -> R {
+    /// Has `take` take it as a line of JSON after `prefix`.
+    fn with_json<R>(&self, prefix: &str, take: impl FnOnce(&[u8]) -> R) -> R {
         let line = Line {
             timestamp: Some(humantime::format_rfc3339_micros(SystemTime::now())),
             level: "INFO",
@@ -114,6 +139,7 @@ impl Request<'_> {
         };
         LINE.with_borrow_mut(|bytes| {
             bytes.clear();
+            bytes.extend_from_slice(prefix.as_bytes());
             serde_json::to_writer(&mut *bytes, &line).expect("texts and numbers are JSON");
             bytes.push(b'\n');
             take(bytes)
@@ -201,7 +227,7 @@ mod tests {
     }
 
     fn written(request: &Request<'_>) -> Value {
-        request.with_json(|line| serde_json::from_slice(line).unwrap())
+        request.with_json("", |line| serde_json::from_slice(line).unwrap())
     }
 
     #[test]

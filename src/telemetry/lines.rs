@@ -16,7 +16,10 @@ use std::{
 };
 
 use parking_lot::{Condvar, Mutex};
+use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
+
+use super::journal::Priorities;
 
 /// Capacity in bytes: some 8,000 lines of the access log.
 const MOST: usize = 4 << 20;
@@ -31,7 +34,17 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Takes lines without ever waiting for the writer. Clones share a buffer.
 #[derive(Clone, Debug)]
-pub struct Lines(Arc<Queue>);
+pub struct Lines {
+    queue: Arc<Queue>,
+    priorities: Priorities,
+}
+
+/// Takes the lines of one event.
+#[derive(Debug)]
+pub struct EventLines<'a> {
+    lines: &'a Lines,
+    prefix: &'static str,
+}
 
 #[derive(Debug, Default)]
 struct Queue {
@@ -59,7 +72,10 @@ pub struct LogWriter {
 /// # Panics
 ///
 /// Panics where the system gives no thread.
-pub(super) fn lines(sink: impl Write + Send + 'static) -> (Lines, LogWriter) {
+pub(super) fn lines(
+    sink: impl Write + Send + 'static,
+    priorities: Priorities,
+) -> (Lines, LogWriter) {
     let queue = Arc::new(Queue::default());
     let (end, ended) = mpsc::channel();
     let taken = queue.clone();
@@ -71,24 +87,37 @@ pub(super) fn lines(sink: impl Write + Send + 'static) -> (Lines, LogWriter) {
             let _ = end.send(());
         })
         .expect("a process that begins has a thread to spare");
-    (Lines(queue.clone()), LogWriter { queue, ended })
+    let lines = Lines {
+        queue: queue.clone(),
+        priorities,
+    };
+    (lines, LogWriter { queue, ended })
 }
 
 impl Lines {
     pub(super) fn push(&self, line: &[u8]) {
-        self.0.push(line);
+        self.queue.push(line);
+    }
+
+    /// What a line of `level` has to begin with.
+    pub(super) fn prefix(&self, level: Level) -> &'static str {
+        self.priorities.prefix(level)
     }
 
     /// How many lines were dropped.
     pub(super) fn lost(&self) -> u64 {
-        self.0.lost.load(Ordering::Relaxed)
+        self.queue.lost.load(Ordering::Relaxed)
     }
 }
 
-/// One call of `write` is one line, or several.
-impl Write for &Lines {
+/// One call of `write` is one line.
+impl Write for EventLines<'_> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.0.push(line);
+        if self.prefix.is_empty() {
+            self.lines.push(line);
+        } else {
+            self.lines.push(&[self.prefix.as_bytes(), line].concat());
+        }
         Ok(line.len())
     }
 
@@ -98,10 +127,20 @@ impl Write for &Lines {
 }
 
 impl<'a> MakeWriter<'a> for Lines {
-    type Writer = &'a Self;
+    type Writer = EventLines<'a>;
 
-    fn make_writer(&'a self) -> &'a Self {
-        self
+    fn make_writer(&'a self) -> EventLines<'a> {
+        EventLines {
+            lines: self,
+            prefix: self.prefix(Level::INFO),
+        }
+    }
+
+    fn make_writer_for(&'a self, event: &Metadata<'_>) -> EventLines<'a> {
+        EventLines {
+            lines: self,
+            prefix: self.prefix(*event.level()),
+        }
     }
 }
 
@@ -195,16 +234,34 @@ mod tests {
     }
 
     #[test]
+    fn a_line_begins_with_the_priority_of_its_level() {
+        for (priorities, level, prefix) in [
+            (Priorities::Off, Level::ERROR, ""),
+            (Priorities::Journal, Level::ERROR, "<3>"),
+            (Priorities::Journal, Level::WARN, "<4>"),
+            (Priorities::Journal, Level::INFO, "<6>"),
+            (Priorities::Journal, Level::DEBUG, "<7>"),
+            (Priorities::Journal, Level::TRACE, "<7>"),
+        ] {
+            let (lines, _writer) = lines(io::sink(), priorities);
+            assert_eq!(lines.prefix(level), prefix);
+        }
+    }
+
+    #[test]
     fn a_log_that_nobody_reads_loses_lines_and_counts_them() {
         let (come, has_come) = mpsc::channel();
         let (allow, may) = mpsc::channel();
         let written = Arc::default();
-        let (lines, writer) = lines(Stuck {
-            come,
-            may,
-            written: Arc::clone(&written),
-        });
-        let write = |line: &[u8]| (&lines).write_all(line).unwrap();
+        let (lines, writer) = lines(
+            Stuck {
+                come,
+                may,
+                written: Arc::clone(&written),
+            },
+            Priorities::Off,
+        );
+        let write = |line: &[u8]| lines.make_writer().write_all(line).unwrap();
         write(b".");
         has_come.recv().unwrap();
 
@@ -245,8 +302,8 @@ mod tests {
         assert_eq!(write_batch(&mut Narrow(0), b"ab\ncd\n"), b"");
         assert_eq!(write_batch(&mut Narrow(0), b"ab\ncd\nef\n"), b"ef\n");
 
-        let (lines, writer) = lines(Narrow(4));
-        (&lines).write_all(b"a\nb\n").unwrap();
+        let (lines, writer) = lines(Narrow(4), Priorities::Off);
+        lines.make_writer().write_all(b"a\nb\n").unwrap();
         drop(writer);
         assert_eq!(lines.lost(), 2);
     }
@@ -256,15 +313,18 @@ mod tests {
         let (come, _come) = mpsc::channel();
         let (_, may) = mpsc::channel();
         let written = Arc::default();
-        let (lines, writer) = lines(Stuck {
-            come,
-            may,
-            written: Arc::clone(&written),
-        });
+        let (lines, writer) = lines(
+            Stuck {
+                come,
+                may,
+                written: Arc::clone(&written),
+            },
+            Priorities::Off,
+        );
         let mut expected = Vec::new();
         for number in 0..10_000 {
             let line = format!("{number}\n");
-            (&lines).write_all(line.as_bytes()).unwrap();
+            lines.make_writer().write_all(line.as_bytes()).unwrap();
             expected.extend_from_slice(line.as_bytes());
         }
         drop(writer);

@@ -56,7 +56,10 @@ const MAY_NAME: [(&str, &[&str]); 15] = [
     ),
     ("server", &["config", "peer", "telemetry"]),
     ("simulator", &[]),
-    ("cli", &["app", "config", "simulator", "telemetry"]),
+    (
+        "cli",
+        &["app", "config", "domain", "simulator", "telemetry"],
+    ),
     (
         "app",
         &[

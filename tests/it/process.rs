@@ -150,8 +150,36 @@ async fn line_with<R: AsyncRead + Unpin>(lines: &mut Lines<BufReader<R>>, part: 
 async fn the_version_is_printed() {
     let output = run(&["--version"]).await;
     assert!(output.status.success());
-    let expected = concat!("unpod-gateway ", env!("CARGO_PKG_VERSION"), "\n");
-    assert_eq!(text(&output.stdout), expected);
+    let version = concat!("unpod-gateway ", env!("CARGO_PKG_VERSION"));
+    let rest = text(&output.stdout).trim_end().strip_prefix(version);
+    let rest = rest.unwrap_or_else(|| panic!("{output:?}"));
+    // A development build has no revision: it would compile anew with every commit.
+    let is_revision = |text: &str| {
+        let revision = text.trim_end_matches("-dirty");
+        revision.len() == 12 && revision.bytes().all(|byte| byte.is_ascii_hexdigit())
+    };
+    let revision = rest
+        .strip_prefix(" (")
+        .and_then(|rest| rest.strip_suffix(')'));
+    assert!(
+        rest.is_empty() || revision.is_some_and(is_revision),
+        "{rest}"
+    );
+}
+
+#[tokio::test]
+async fn every_shell_can_complete_the_command_line() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let output = run(&["completions", shell]).await;
+        assert!(output.status.success(), "{output:?}");
+        for word in ["healthcheck", "online"] {
+            assert!(text(&output.stdout).contains(word), "{shell}: {word}");
+        }
+    }
+    let unknown = run(&["completions", "bsh"]).await;
+    assert_eq!(unknown.status.code(), Some(2));
+    let told = text(&unknown.stderr);
+    assert!(told.contains("similar value exists: 'bash'"), "{told}");
 }
 
 #[tokio::test]
@@ -465,6 +493,58 @@ async fn settings_come_from_the_environment_too() {
 
     let foreign = check("UNPOD_GATEWAY_PORT", "tcp://10.0.0.1:80").await;
     assert!(foreign.status.success());
+}
+
+#[tokio::test]
+async fn the_demo_takes_a_port_tells_each_request_and_ends_after_some() {
+    let mut child = command(&["demo", "--port", "0", "--exit-after", "3"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let line = line_with(&mut lines, "gateway: ").await;
+    let origin = line.split_whitespace().last().unwrap().to_owned();
+    let path = format!("/spaces/{}/tasks", world::SUPPORT);
+    let ask = |key: &str| Ask::new(http_client(), "GET", origin.clone(), &path).key(key);
+    line_with(&mut lines, "Ctrl-C").await;
+
+    for (key, status, told) in [
+        (
+            "ugw_demo_key_for_loopback_only",
+            200,
+            "200  miss                1 upstream call ",
+        ),
+        (
+            "ugw_demo_key_for_loopback_only",
+            200,
+            "200  hit                 0 upstream calls ",
+        ),
+        ("wrong", 401, "401  unauthenticated     0 upstream calls "),
+    ] {
+        assert_eq!(ask(key).await.status, status);
+        let line = line_with(&mut lines, " ms  GET ").await;
+        assert!(line.starts_with(told), "{line}");
+        let full = format!("GET {path}?page=1&page_size=20");
+        let shown = if status == 200 { &full } else { "GET /spaces/" };
+        assert!(line.contains(shown), "{line}");
+    }
+
+    let status = patiently("the demo's end", child.wait()).await.unwrap();
+    assert_eq!(status.code(), Some(0));
+}
+
+#[tokio::test]
+async fn the_demo_refuses_a_port_that_is_taken() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let output = run(&["demo", "--port", &port]).await;
+    assert_eq!(output.status.code(), Some(1));
+    let told = text(&output.stderr);
+    assert!(
+        told.contains(&format!("cannot listen on 127.0.0.1:{port}")),
+        "{told}"
+    );
 }
 
 #[tokio::test]
@@ -923,4 +1003,69 @@ async fn what_a_client_makes_up_is_cut_in_the_log() {
     for line in &log {
         assert!(!line.contains(&"M".repeat(33)), "{line}");
     }
+}
+
+/// The priority of each line that `serve` logs, where `JOURNAL_STREAM` names `stream` and standard error is `stderr`.
+async fn priorities(stream: impl Fn(u64, u64) -> String) -> Vec<String> {
+    use std::os::unix::fs::MetadataExt;
+
+    let stderr = tempfile::NamedTempFile::new().unwrap();
+    let found = stderr.as_file().metadata().unwrap();
+    let simulator = Simulator::start(Options::default()).await.unwrap();
+    let logging = "[telemetry]\nfilter = \"info\"\naccess_log = true";
+    let listen = tempfile::tempdir().unwrap();
+    let socket = listen.path().join("data");
+    let warned = format!(
+        "[server]\nlisten = 'unix:{}'\n\
+         [[clients]]\nname = 'old'\nspaces = ['*']\nexpires = '2001-01-01T00:00:00Z'\n\
+         key_sha256 = ['0000000000000000000000000000000000000000000000000000000000000001']",
+        socket.display()
+    );
+    let config = setup().with(logging).with(&warned);
+    let file = ConfigFile::new(&config.toml(&simulator.base_url()));
+    let mut child = command(&["serve", "--config", &file.path()])
+        .env("JOURNAL_STREAM", stream(found.dev(), found.ino()))
+        .stderr(stderr.reopen().unwrap())
+        .spawn()
+        .unwrap();
+    let ask = async {
+        loop {
+            match tokio::net::UnixStream::connect(&socket).await {
+                Ok(stream) => break stream,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    };
+    let mut connection = patiently("the listener", ask).await;
+    let request = b"GET /nowhere HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    raw::exchange(&mut connection, request).await;
+    signal(&child, "-TERM").await;
+    patiently("the process's end", child.wait()).await.unwrap();
+    let log = std::fs::read_to_string(stderr.path()).unwrap();
+    assert!(log.contains("\"request\""), "{log}");
+    let priority = |line: &str| {
+        let (priority, object) = line.split_once('{').unwrap();
+        let object: serde_json::Value = serde_json::from_str(&format!("{{{object}")).unwrap();
+        format!("{priority} {}", object["level"].as_str().unwrap())
+    };
+    log.lines().map(priority).collect()
+}
+
+#[tokio::test]
+async fn lines_to_the_journal_begin_with_their_priority() {
+    let told = priorities(|device, inode| format!("{device}:{inode}")).await;
+    for expected in ["<6> INFO", "<4> WARN"] {
+        assert!(told.iter().any(|line| line == expected), "{told:?}");
+    }
+    let known = ["<3> ERROR", "<4> WARN", "<6> INFO"];
+    assert!(
+        told.iter().all(|line| known.contains(&line.as_str())),
+        "{told:?}"
+    );
+}
+
+#[tokio::test]
+async fn lines_to_elsewhere_have_no_priority() {
+    let told = priorities(|device, inode| format!("{device}:{}", inode + 1)).await;
+    assert!(told.iter().all(|line| line.starts_with(' ')), "{told:?}");
 }

@@ -54,8 +54,27 @@ impl Manager {
             .lines()
             .partition(|assignment| assignment.starts_with("STATUS="));
         assert_eq!(status.len(), 1, "{text}");
-        assignments.join("\n")
+        let times = assignments
+            .iter()
+            .filter_map(|assignment| assignment.strip_prefix("MONOTONIC_USEC="));
+        for time in times {
+            let passed = time.parse::<u64>().unwrap();
+            assert!((1..=monotonic_usec()).contains(&passed), "{passed}");
+        }
+        let what = assignments
+            .iter()
+            .map(|assignment| match assignment.split_once('=') {
+                Some(("MONOTONIC_USEC", _)) => "MONOTONIC_USEC",
+                _ => assignment,
+            });
+        what.collect::<Vec<_>>().join("\n")
     }
+}
+
+/// The clock that systemd compares with.
+fn monotonic_usec() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    u64::try_from(now.tv_sec).unwrap() * 1_000_000 + u64::try_from(now.tv_nsec).unwrap() / 1000
 }
 
 /// `serve` under a manager, its listeners at sockets beside its configuration.
@@ -114,7 +133,7 @@ async fn is_told_everything(manager: Manager) {
 
     for ttl in ["1m", "no duration"] {
         service.reload(ttl).await;
-        assert_eq!(manager.told().await, "RELOADING=1");
+        assert_eq!(manager.told().await, "RELOADING=1\nMONOTONIC_USEC");
         // A refused configuration changes nothing, so the service is ready as before.
         assert_eq!(manager.told().await, "READY=1");
     }

@@ -59,7 +59,7 @@ fn names<'a>(all: impl Iterator<Item = &'a String>) -> String {
     let shown = all[..all.len().min(MOST_NAMES)].join(", ");
     match all.len() {
         0 => "none".to_owned(),
-        ..=MOST_NAMES => shown,
+        1..=MOST_NAMES => shown,
         count => format!("{shown} and {} more", count - MOST_NAMES),
     }
 }
