@@ -20,7 +20,6 @@ use redis::{ErrorKind, FromRedisValue, RedisError, Script, ScriptInvocation, Ser
 use tokio::{sync::Notify, time::Instant};
 use tracing::warn;
 
-use self::log::EntryId;
 use super::{
     Nonce,
     connect::{Commands, reason},
@@ -94,8 +93,7 @@ pub struct RedisConnection {
     live: ArcSwapOption<Live>,
     standing: Mutex<Standing>,
     seen: Mutex<members::Seen>,
-    /// The id of the last entry of the log that was read.
-    log_position: Mutex<EntryId>,
+    log_position: Mutex<log::Position>,
     /// Makes [`RedisConnection::maintain`] reconnect.
     failed: Notify,
     /// Notified whenever the connection is lost.

@@ -31,9 +31,24 @@ type Entries = Vec<(String, Vec<Vec<u8>>)>;
 /// By stream. Nothing where none came in time.
 type Read = Option<Vec<(String, Entries)>>;
 
-impl EntryId {
-    fn before(self, time: Duration) -> Self {
-        Self(self.0.saturating_sub(ms(time)), 0)
+/// How far the log was read.
+#[derive(Debug, Default)]
+pub(super) struct Position {
+    /// The newest entry that was read.
+    newest: EntryId,
+    /// The entry after which it is read on.
+    last: EntryId,
+}
+
+impl Position {
+    fn advance(&mut self, read: EntryId) {
+        self.last = read;
+        self.newest = read.max(self.newest);
+    }
+
+    /// Reads on from a while before: another server may have taken over.
+    pub(super) fn step_back(&mut self) {
+        self.last = EntryId(self.newest.0.saturating_sub(ms(OVERLAP)), 0);
     }
 }
 
@@ -95,14 +110,14 @@ impl RedisConnection {
         &self,
         commands: &mut Commands,
     ) -> Result<Backlog, DialError> {
-        let position = *self.log_position.lock();
+        let position = self.log_position.lock().newest;
         if position == EntryId::default() {
             return Ok(Backlog::Complete);
         }
         let newest = self.edge(commands, "XREVRANGE", ["+", "-"]).await?;
         if newest.unwrap_or_default() < position {
             // All that it has may be new.
-            *self.log_position.lock() = EntryId::default();
+            *self.log_position.lock() = Position::default();
             return Ok(Backlog::Forgotten);
         }
         let oldest = self.edge(commands, "XRANGE", ["-", "+"]).await?;
@@ -134,10 +149,7 @@ impl RedisConnection {
         commands: &mut Commands,
         subscriber: &dyn Subscriber,
     ) -> Result<(), DialError> {
-        let mut position = self.log_position.lock().before(OVERLAP);
-        while self.read(commands, subscriber, &mut position, None).await? == AT_ONCE {}
-        let mut known = self.log_position.lock();
-        *known = position.max(*known);
+        while self.read(commands, subscriber, None).await? == AT_ONCE {}
         Ok(())
     }
 
@@ -146,12 +158,10 @@ impl RedisConnection {
         let mut commands = live.reader.clone();
         let recheck = self.config.recheck;
         let mut failures = 0;
-        let mut position = *self.log_position.lock();
         loop {
-            let read = self.read(&mut commands, subscriber, &mut position, Some(recheck));
+            let read = self.read(&mut commands, subscriber, Some(recheck));
             let read = tokio::time::timeout(recheck + self.config.timeout, read).await;
             if let Ok(Ok(_)) = read {
-                *self.log_position.lock() = position;
                 failures = 0;
                 continue;
             }
@@ -170,15 +180,14 @@ impl RedisConnection {
         }
     }
 
-    /// Reads entries after `position`, and waits for one for so long where there is none. Returns how many there were.
+    /// Reads entries after the last one, and waits for one for so long where there is none. Returns how many there were.
     async fn read(
         &self,
         commands: &mut Commands,
         subscriber: &dyn Subscriber,
-        position: &mut EntryId,
         wait: Option<Duration>,
     ) -> Result<usize, RedisError> {
-        let EntryId(time, number) = *position;
+        let EntryId(time, number) = self.log_position.lock().last;
         let mut read = redis::cmd("XREAD");
         read.arg("COUNT").arg(AT_ONCE);
         if let Some(wait) = wait {
@@ -198,10 +207,29 @@ impl RedisConnection {
                 subscriber.heard(entry);
             }
             if let Ok(id) = id.parse() {
-                *position = id;
+                self.log_position.lock().advance(id);
             }
             count += 1;
         }
         Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backlog_that_is_read_in_several_attempts_goes_on_where_the_last_one_ended() {
+        let mut position = Position::default();
+        position.advance(EntryId(100_000, 7));
+        position.step_back();
+        assert_eq!(position.last, EntryId(40_000, 0));
+        position.advance(EntryId(50_000, 1));
+        // The next attempt: what it had read is news to nobody.
+        assert_eq!(position.last, EntryId(50_000, 1));
+        assert_eq!(position.newest, EntryId(100_000, 7));
+        position.advance(EntryId(100_001, 0));
+        assert_eq!(position.newest, position.last);
     }
 }

@@ -54,6 +54,7 @@ impl RedisConnection {
                         told = None;
                         let since = Instant::now();
                         self.watch(&live, &*subscriber).await;
+                        self.log_position.lock().step_back();
                         pause = pause_after(pause, since.elapsed());
                     }
                     Err(error) => {
