@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use super::{
     Fault, RecordedRequest, Scripted, Shared, answer::refusal_body, listing::Listing,
-    paging::TaskQuery, quota::Quota,
+    paging::TaskQuery, quota::Quota, world::Count,
 };
 
 /// A handle on a running simulator; clones are handles on the same one.
@@ -116,6 +116,31 @@ impl Control {
     /// Adds a pending task, which moves every later page by one.
     pub fn add_task(&self, space: &str) {
         self.0.world.lock().add_task(space);
+    }
+
+    /// The same by another writer: the task lands below the head, behind `above` others.
+    pub fn add_task_below(&self, space: &str, above: usize) {
+        self.0.world.lock().add_task_below(space, above);
+    }
+
+    /// Puts `count` new tasks in the place of the space's own.
+    pub fn set_task_count(&self, space: &str, count: u64) {
+        self.0.world.lock().set_task_count(space, count);
+    }
+
+    /// Stores a task so badly that every page that holds it fails.
+    pub fn poison_task(&self, space: &str, task_id: &str) {
+        self.0.world.lock().set_poisoned(space, task_id);
+    }
+
+    /// Sets how the count of the space stands to the rows beside it.
+    pub fn set_count(&self, space: &str, count: Count) {
+        self.0.world.lock().set_count(space, count);
+    }
+
+    /// Sets the most rows that a page has, whatever is asked for.
+    pub fn set_max_page_size(&self, most: Option<u32>) {
+        self.0.world.lock().set_max_page_size(most);
     }
 
     pub fn set_status(&self, space: &str, task_id: &str, status: &str) {

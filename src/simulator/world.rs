@@ -2,7 +2,10 @@
 //!
 //! Everything follows from the seed; nothing reads a clock. `serve` asks it questions, `control` changes it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cell::Cell,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use super::{
     listing::{Listing, Row},
@@ -119,6 +122,20 @@ pub(super) struct Space {
     /// Oldest first; answers run from the end.
     tasks: Vec<Task>,
     next_number: u64,
+    count: Count,
+    /// Answers so far.
+    answered: Cell<u64>,
+}
+
+/// How the count of a space stands to the rows beside it: they are read by two queries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Count {
+    #[default]
+    OfTheRows,
+    /// A task came between the two: rows of before, and so many more.
+    Ahead(u64),
+    /// Every other answer comes from a replica that has seen one task more.
+    Flapping,
 }
 
 impl Space {
@@ -143,6 +160,8 @@ impl Space {
             revoked: false,
             tasks: Vec::new(),
             next_number: 0,
+            count: Count::OfTheRows,
+            answered: Cell::new(0),
         }
     }
 
@@ -151,6 +170,18 @@ impl Space {
             .map(|number| Task::new(&self.place, number))
             .collect();
         self.next_number = count;
+    }
+
+    /// How many tasks the next answer tells beyond its rows.
+    fn ahead(&self) -> u64 {
+        match self.count {
+            Count::OfTheRows => 0,
+            Count::Ahead(ahead) => ahead,
+            Count::Flapping => {
+                self.answered.set(self.answered.get() + 1);
+                self.answered.get() % 2
+            }
+        }
     }
 
     fn rows(&self, listing: Listing<'_>, query: &TaskQuery) -> Vec<Row> {
@@ -172,6 +203,8 @@ pub(super) struct World {
     spaces: Vec<Space>,
     holders: BTreeMap<String, Holder>,
     revoked_tokens: BTreeSet<String>,
+    /// The most rows of a page; `None`: as many as are asked for.
+    max_page_size: Option<u32>,
 }
 
 impl World {
@@ -197,6 +230,7 @@ impl World {
                 .map(|(token, holder)| (token.to_owned(), holder))
                 .into(),
             revoked_tokens: BTreeSet::new(),
+            max_page_size: None,
         }
     }
 
@@ -245,14 +279,29 @@ impl World {
         query: &TaskQuery,
     ) -> Result<Vec<u8>, Refusal> {
         let Some(id) = &query.space_id else {
-            return page(listing, &checked.rows(listing, query), query);
+            let rows = checked.rows(listing, query);
+            return self.page_of(listing, &rows, query, checked.ahead());
         };
         let other = self
             .spaces
             .iter()
             .find(|space| space.place.space_id.to_string() == *id);
         let rows = other.map(|space| space.rows(listing, query));
-        page(listing, &rows.unwrap_or_default(), query)
+        self.page_of(listing, &rows.unwrap_or_default(), query, 0)
+    }
+
+    fn page_of(
+        &self,
+        listing: Listing<'_>,
+        rows: &[Row],
+        query: &TaskQuery,
+        ahead: u64,
+    ) -> Result<Vec<u8>, Refusal> {
+        let mut query = query.clone();
+        if let (Some(most), Number::Fits(size)) = (self.max_page_size, query.size) {
+            query.size = Number::Fits(size.min(most.into()));
+        }
+        page(listing, rows, &query, ahead)
     }
 
     /// Returns what the space's own organization would be answered.
@@ -282,6 +331,42 @@ impl World {
             space.next_number += 1;
             space.tasks.push(task);
         }
+    }
+
+    /// As [`Self::add_task`] by another writer: the task lands below the head, behind so many others.
+    pub(super) fn add_task_below(&mut self, token: &str, above: usize) {
+        self.add_task(token);
+        if let Some(space) = self.space_mut(token)
+            && let Some(task) = space.tasks.pop()
+        {
+            let place = space.tasks.len().saturating_sub(above);
+            space.tasks.insert(place, task);
+        }
+    }
+
+    /// Puts so many tasks in the place of those that there are.
+    pub(super) fn set_task_count(&mut self, token: &str, count: u64) {
+        if let Some(space) = self.space_mut(token) {
+            space.fill(count);
+        }
+    }
+
+    pub(super) fn set_poisoned(&mut self, token: &str, task_id: &str) {
+        if let Some(space) = self.space_mut(token)
+            && let Some(task) = space.tasks.iter_mut().find(|task| task.id == task_id)
+        {
+            task.poisoned = true;
+        }
+    }
+
+    pub(super) fn set_count(&mut self, token: &str, count: Count) {
+        if let Some(space) = self.space_mut(token) {
+            space.count = count;
+        }
+    }
+
+    pub(super) fn set_max_page_size(&mut self, most: Option<u32>) {
+        self.max_page_size = most;
     }
 
     pub(super) fn set_status(&mut self, token: &str, task_id: &str, status: &str) {
@@ -335,7 +420,12 @@ impl World {
     }
 }
 
-fn page(listing: Listing<'_>, rows: &[Row], query: &TaskQuery) -> Result<Vec<u8>, Refusal> {
+fn page(
+    listing: Listing<'_>,
+    rows: &[Row],
+    query: &TaskQuery,
+    ahead: u64,
+) -> Result<Vec<u8>, Refusal> {
     let window = window(query)?;
     let shown = rows.get(window.0..).unwrap_or_default();
     let shown = &shown[..window.1.min(shown.len())];
@@ -347,7 +437,7 @@ fn page(listing: Listing<'_>, rows: &[Row], query: &TaskQuery) -> Result<Vec<u8>
         .map(|row| row.json.as_str())
         .collect::<Vec<_>>()
         .join(",");
-    let (count, success) = (rows.len(), listing.success());
+    let (count, success) = (rows.len() as u64 + ahead, listing.success());
     let body =
         format!(r#"{{"count":{count},"status_code":200,"message":"{success}","data":[{data}]}}"#);
     Ok(body.into_bytes())
