@@ -18,6 +18,7 @@ pub mod outline;
 pub mod page_set;
 pub mod refresh_plan;
 pub mod representation;
+pub mod row_limit;
 pub mod row_table;
 pub mod single_flight;
 pub mod snapshot;

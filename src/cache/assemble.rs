@@ -3,6 +3,7 @@
 //! Nothing is guessed: the parts must show one state of one list, leave no gap, hold no row twice, and have the vendor's own envelope.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, HashSet},
     ops::Range,
     sync::Arc,
@@ -10,9 +11,13 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
+use tokio::time::Instant;
 
 use super::{StoredPage, row_table::RowTable};
 use crate::domain::{ListPage, PageQuery, Row, Span};
+
+/// Fewer rows than that may be what a worried upstream gives of a page, wherever they lie.
+const LEAST_AT_END: u64 = 10;
 
 /// A stored page and the query it answers.
 #[derive(Clone, Debug)]
@@ -47,14 +52,50 @@ impl Cuts {
         }
         // Replicas behind the upstream may tell two counts of one generation.
         let mut states: BTreeMap<(u64, u64), Vec<&Part>> = BTreeMap::new();
-        for part in parts.iter().filter(|part| usable(&part.page)) {
+        let usable_part = |part: &&Part| part.page.is_of_known_state() && usable(&part.page);
+        for part in parts.iter().filter(usable_part) {
             let state = (part.page.generation(), part.page.content.count);
             states.entry(state).or_default().push(part);
         }
-        states.into_iter().rev().find_map(|((_, count), parts)| {
+        let joined = states.into_iter().rev().find_map(|((_, count), parts)| {
             let cuts = cut(query, count, &parts)?;
             filled_within(&cuts, within).then_some(Self { query, cuts, count })
-        })
+        });
+        // A part of no known state is never joined to another, and holds its own rows all the same.
+        let alone = || {
+            let unknown = parts.iter().filter(|part| !part.page.is_of_known_state());
+            let mut usable: Vec<_> = unknown.filter(|part| usable(&part.page)).collect();
+            usable.sort_by_key(|part| Reverse(part.page.content.born));
+            usable
+                .into_iter()
+                .find_map(|part| Self::of_one(query, &part.page))
+        };
+        joined.or_else(alone)
+    }
+
+    /// Cuts the page that `query` names from `page` alone, if that holds all of it.
+    #[must_use]
+    pub fn of_one(query: PageQuery, page: &Arc<StoredPage>) -> Option<Self> {
+        let count = page.content.count;
+        let part = Part {
+            query: page.key.query,
+            page: page.clone(),
+        };
+        let cuts = cut(query, count, &[&part]).filter(|_| page.outline.is_plain)?;
+        Some(Self { query, cuts, count })
+    }
+
+    /// When the first of its parts is twice as old as its lifetime.
+    #[must_use]
+    pub fn overdue_at(&self, now: Instant) -> Instant {
+        let parts = self.cuts.iter();
+        let overdue = parts.map(|cut| cut.page.freshness(now).overdue_at(now));
+        overdue.min().unwrap_or(now)
+    }
+
+    /// Notes that it was asked for, which takes each of its parts.
+    pub fn note_asked(&self, now: Instant) {
+        self.cuts.iter().for_each(|cut| cut.page.note_asked(now));
     }
 
     /// How much there is to go through.
@@ -123,17 +164,19 @@ fn cut(query: PageQuery, count: u64, parts: &[&Part]) -> Option<Vec<Cut>> {
     let parts: Vec<&Part> = parts
         .iter()
         .copied()
-        .filter(|part| is_whole(part))
+        .filter(|part| is_in_place(part))
         .collect();
     cover(&parts, wanted.start..wanted.end.min(count))
 }
 
-/// Whether the page holds as many rows as its place in the list says.
-fn is_whole(part: &Part) -> bool {
+/// Whether the rows of the page lie where its place in the list says: it has as many as it should, or ends where the list ended when they were
+/// read. Of a few rows nobody knows, unless they are the first.
+fn is_in_place(part: &Part) -> bool {
     let content = &part.page.content;
-    let span = part.query.span();
+    let (span, rows) = (part.query.span(), content.row_count() as u64);
     let expected = content.count.min(span.end).saturating_sub(span.start);
-    content.row_count() as u64 == expected && expected > 0
+    let is_end = rows < expected && (part.query.page == 1 || rows >= LEAST_AT_END);
+    rows > 0 && (rows == expected || is_end)
 }
 
 /// Some neighbouring rows of one part, by their places in it.

@@ -10,8 +10,8 @@ use super::{
 };
 use crate::domain::{ListPage, PageQuery, Row, View, ViewId};
 
-/// How many pages cut from an entry are kept with it: one of 100 tasks is cut to five of 20.
-const MOST_CUTS: usize = 8;
+/// How many pages cut from an entry are kept with it: one of 100 tasks is cut to ten of 10.
+const MOST_CUTS: usize = 12;
 
 /// What stays the same when a 304 renews a page.
 #[derive(Debug)]

@@ -112,7 +112,11 @@ impl StoredPage {
         let freshness: Vec<_> = parts.iter().map(|part| part.freshness(now)).collect();
         Some(Self {
             key: oldest.key.clone(),
-            freshness: Freshness::of_parts(&freshness, now)?,
+            freshness: match &freshness[..] {
+                // It may be shown whenever the entry may.
+                [single] => single.fixed(),
+                several => Freshness::of_parts(several, now)?,
+            },
             request_rate: RequestRate::new(now),
             date: oldest.date.clone(),
             list_generation: oldest.list_generation.clone(),
@@ -121,7 +125,7 @@ impl StoredPage {
             last_modified: None,
             last_modified_unix: None,
             upstream_age: None,
-            restored_at: None,
+            restored_at: oldest.restored_at,
             stored_headers: HeaderMap::new(),
             outline: Outline::default(),
             list: oldest.list.clone(),
@@ -165,16 +169,16 @@ impl StoredPage {
         &self.stored_headers
     }
 
-    /// Whether its rows may be shown as part of another page: still fresh, and known to be of the list's present state.
+    /// Whether its rows may be shown as part of another page: still fresh, and so of the list's present state.
     #[must_use]
     pub fn can_be_cut(&self, now: Instant) -> bool {
-        self.is_of_known_state() && !self.fresh_for(now).is_zero()
+        !self.fresh_for(now).is_zero()
     }
 
     /// Whether its rows may be shown as part of a stale fallback for `reason`.
     #[must_use]
     pub fn can_be_cut_stale(&self, reason: StaleIf, now: Instant) -> bool {
-        self.is_of_known_state() && !self.is_invalidated() && self.stale_if(reason, now).is_some()
+        !self.is_invalidated() && self.stale_if(reason, now).is_some()
     }
 
     /// Its `ttl` if it may be served as a stale fallback for `reason`.
@@ -302,7 +306,8 @@ impl StoredPage {
         self.list.space.invalidated_since(self.version)
     }
 
-    fn is_of_known_state(&self) -> bool {
+    /// Whether it is known which state of its list it was cut from.
+    pub(super) fn is_of_known_state(&self) -> bool {
         self.list_generation.is_some() && self.generation() > 0
     }
 

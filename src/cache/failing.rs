@@ -14,7 +14,30 @@ const MOST_PAGES: usize = 256;
 #[derive(Debug, Default)]
 pub(super) struct FailingPages {
     space: Option<Instant>,
-    pages: HashMap<(ListId, PageQuery), Instant>,
+    pages: RecentPages,
+    /// Ranges that one call does not bring: their pages are asked for one by one.
+    unfit: RecentPages,
+}
+
+/// Pages, each for ten minutes, and not too many.
+#[derive(Debug, Default)]
+struct RecentPages(HashMap<(ListId, PageQuery), Instant>);
+
+impl RecentPages {
+    fn note(&mut self, list: &ListId, query: PageQuery, now: Instant) {
+        if self.0.len() >= MOST_PAGES {
+            self.0.retain(|_, until| *until > now);
+        }
+        let page = (list.clone(), query);
+        if self.0.len() < MOST_PAGES || self.0.contains_key(&page) {
+            self.0.insert(page, now + REMEMBERED_FOR);
+        }
+    }
+
+    fn holds(&self, list: &ListId, query: PageQuery, now: Instant) -> bool {
+        let until = || self.0.get(&(list.clone(), query));
+        !self.0.is_empty() && until().is_some_and(|until| *until > now)
+    }
 }
 
 impl FailingPages {
@@ -25,32 +48,36 @@ impl FailingPages {
 
     /// Notes that a page failed.
     pub(super) fn note_page(&mut self, list: &ListId, query: PageQuery, now: Instant) {
-        if self.pages.len() >= MOST_PAGES {
-            self.pages.retain(|_, until| *until > now);
-        }
-        let page = (list.clone(), query);
-        if self.pages.len() < MOST_PAGES || self.pages.contains_key(&page) {
-            self.pages.insert(page, now + REMEMBERED_FOR);
-        }
+        self.pages.note(list, query, now);
+    }
+
+    /// Notes that a range is not to be had by one call.
+    pub(super) fn note_unfit(&mut self, list: &ListId, query: PageQuery, now: Instant) {
+        self.unfit.note(list, query, now);
+    }
+
+    /// Whether a range was not to be had by one call a while ago.
+    pub(super) fn is_unfit(&self, list: &ListId, query: PageQuery, now: Instant) -> bool {
+        self.unfit.holds(list, query, now)
     }
 
     /// Notes that a page was filled: neither it nor its space fails.
     pub(super) fn note_good(&mut self, list: &ListId, query: PageQuery) {
         self.space = None;
-        if !self.pages.is_empty() {
-            self.pages.remove(&(list.clone(), query));
+        if !self.pages.0.is_empty() {
+            self.pages.0.remove(&(list.clone(), query));
         }
     }
 
     /// Whether the page, or its space, failed last.
     pub(super) fn holds(&self, list: &ListId, query: PageQuery, now: Instant) -> bool {
-        let page = || self.pages.get(&(list.clone(), query));
-        self.space.is_some_and(|until| until > now) || page().is_some_and(|until| *until > now)
+        self.space.is_some_and(|until| until > now) || self.pages.holds(list, query, now)
     }
 
     /// Whether nothing is remembered any more.
     pub(super) fn is_over(&self, now: Instant) -> bool {
-        let mut all = self.pages.values().chain(&self.space);
+        let pages = [&self.pages, &self.unfit].into_iter();
+        let mut all = pages.flat_map(|pages| pages.0.values()).chain(&self.space);
         all.all(|until| *until <= now)
     }
 
@@ -97,10 +124,10 @@ mod tests {
         for page in 0..1000 {
             failing.note_page(&TASKS, query(page), now);
         }
-        assert_eq!(failing.pages.len(), MOST_PAGES);
+        assert_eq!(failing.pages.0.len(), MOST_PAGES);
         let later = now + REMEMBERED_FOR;
         failing.note_page(&TASKS, query(1000), later);
         assert!(failing.holds(&TASKS, query(1000), later));
-        assert_eq!(failing.pages.len(), 1);
+        assert_eq!(failing.pages.0.len(), 1);
     }
 }

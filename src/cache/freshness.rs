@@ -198,6 +198,15 @@ impl Freshness {
         }
     }
 
+    /// The same, whatever the quota asks for from now on.
+    #[must_use]
+    pub fn fixed(self) -> Self {
+        Self {
+            jitter: None,
+            ..self
+        }
+    }
+
     /// The same, at least `age` old now: what a snapshot knows better than the answer's header.
     #[must_use]
     pub fn aged(self, age: Duration, lifetime: Duration) -> Self {

@@ -53,6 +53,24 @@ pub(super) struct State {
     moved_at: Option<Instant>,
     /// The pages that are stored.
     pub(super) pages: PageSet,
+    /// The pages that are being filled.
+    filling: Vec<PageQuery>,
+}
+
+/// A fill under way, as its list knows of it until this is dropped.
+#[derive(Debug)]
+pub struct Filling {
+    list: Arc<List>,
+    query: PageQuery,
+}
+
+impl Drop for Filling {
+    fn drop(&mut self) {
+        let filling = &mut self.list.lock().filling;
+        if let Some(place) = filling.iter().position(|query| *query == self.query) {
+            filling.swap_remove(place);
+        }
+    }
 }
 
 /// The state of a space and of one of its lists when a page was cut from it.
@@ -92,6 +110,14 @@ impl Began {
     #[must_use]
     pub fn epoch(&self) -> u64 {
         self.version.epoch
+    }
+
+    /// The same, of another page of the list.
+    pub(super) fn of_page(&self, query: PageQuery) -> Self {
+        Self {
+            key: self.key.at(query),
+            ..self.clone()
+        }
     }
 
     /// The same, of another state of the list.
@@ -261,7 +287,38 @@ impl List {
     pub(super) fn clear(&self) -> PageSet {
         let mut state = self.lock();
         self.generation.fetch_add(1, Ordering::AcqRel);
-        std::mem::take(&mut *state).pages
+        let filling = std::mem::take(&mut state.filling);
+        let before = std::mem::replace(
+            &mut *state,
+            State {
+                filling,
+                ..State::default()
+            },
+        );
+        before.pages
+    }
+
+    /// Notes that a page is being filled, until what it returns is dropped.
+    pub(super) fn note_filling(self: Arc<Self>, query: PageQuery) -> Filling {
+        self.lock().filling.push(query);
+        Filling { list: self, query }
+    }
+
+    /// Whether another page than `query` is being filled.
+    #[must_use]
+    pub fn is_filling_other(&self, query: PageQuery) -> bool {
+        self.lock().filling.iter().any(|filling| *filling != query)
+    }
+
+    /// Whether it may have had `count` rows a moment ago.
+    pub(super) fn may_have_ended(&self, count: u64, lifetime: Duration, now: Instant) -> bool {
+        self.lock().known.may_have_ended(count, lifetime, now)
+    }
+
+    /// How many rows it has, as far as is known.
+    #[must_use]
+    pub fn known_count(&self) -> Option<u64> {
+        self.lock().known.head.count
     }
 
     /// How many pages of it are stored.
@@ -274,6 +331,13 @@ impl List {
     #[must_use]
     pub fn pages(&self) -> Vec<PageQuery> {
         self.lock().pages.iter().collect()
+    }
+
+    /// At most so many of them that are not `query`.
+    pub(super) fn other_pages(&self, query: PageQuery, most: usize) -> Vec<PageQuery> {
+        let state = self.lock();
+        let others = state.pages.iter().filter(|page| *page != query);
+        others.take(most).collect()
     }
 
     /// Those of them that cover any place of `wanted`.

@@ -26,12 +26,6 @@ impl Outline {
             is_plain: is_plain(page, collection),
         }
     }
-
-    /// Whether both ends are the same rows.
-    pub(super) fn has_ends_of(&self, other: &Self) -> bool {
-        let ends = |outline: &Self| outline.first_row.clone().zip(outline.last_row.clone());
-        ends(self).is_some_and(|own| ends(other) == Some(own))
-    }
 }
 
 fn is_plain(page: &ListPage, collection: Collection) -> bool {
@@ -132,20 +126,5 @@ mod tests {
         for (body, is_plain) in table {
             assert_eq!(outline(body).is_plain, is_plain, "{body}");
         }
-    }
-
-    #[test]
-    fn ends_are_the_same_where_both_are_known() {
-        let ends = |first: Option<&str>, last: Option<&str>| Outline {
-            first_row: first.map(CompactString::from),
-            last_row: last.map(CompactString::from),
-            rows: 2,
-            is_plain: true,
-        };
-        let whole = ends(Some("a"), Some("z"));
-        assert!(whole.has_ends_of(&whole));
-        assert!(!whole.has_ends_of(&ends(Some("a"), Some("y"))));
-        assert!(!ends(None, None).has_ends_of(&ends(None, None)));
-        assert!(!ends(Some("a"), None).has_ends_of(&ends(Some("a"), None)));
     }
 }

@@ -139,6 +139,12 @@ impl RequestRate {
         }
     }
 
+    /// Counts the requests of `other` too, whose page this one's takes the place of.
+    pub fn add(&self, other: &Self) {
+        let asked = other.asked.load(Ordering::Relaxed);
+        self.asked.fetch_add(asked, Ordering::Relaxed);
+    }
+
     /// Notes a request.
     pub fn note(&self, now: Instant) {
         let ms = now.saturating_duration_since(self.since).as_millis();

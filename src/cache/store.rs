@@ -35,18 +35,21 @@ mod idle_compression;
 mod invalidation;
 mod lifetimes;
 mod lists;
+mod observed;
+mod ranges;
+mod row_limits;
 mod rules;
 mod saved;
 mod shared;
 mod spaces;
 
 pub use self::{
-    fills::{StoreDecision, StoreOutcome},
+    fills::{Extent, StoreDecision, StoreOutcome},
     idle_compression::{IDLE_AFTER, IDLE_AFTER_IF_CROWDED},
     lifetimes::SharedOut,
     shared::Shared,
 };
-use self::{invalidation::Unfreed, rules::Rules, spaces::Spaces};
+use self::{invalidation::Unfreed, row_limits::RowLimits, rules::Rules, spaces::Spaces};
 pub use super::list::Began;
 
 /// One part in so many is left for pages that are evicted but not freed yet: moka frees by epochs, a few dozen pages later.
@@ -73,6 +76,7 @@ pub struct PageStore {
     names: Mutex<HashMap<CredentialId, StateNames>>,
     evictions: Arc<AtomicU64>,
     memory: BodyMemory,
+    row_limits: RowLimits,
 }
 
 impl PageStore {
@@ -107,6 +111,7 @@ impl PageStore {
             names: Mutex::default(),
             evictions,
             memory: BodyMemory::default(),
+            row_limits: RowLimits::default(),
         }
     }
 

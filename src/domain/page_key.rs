@@ -24,3 +24,14 @@ pub struct PageKey {
     pub list: ListKey,
     pub query: PageQuery,
 }
+
+impl PageKey {
+    /// Another page of the same list.
+    #[must_use]
+    pub fn at(&self, query: PageQuery) -> Self {
+        Self {
+            list: self.list.clone(),
+            query,
+        }
+    }
+}

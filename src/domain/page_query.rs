@@ -26,8 +26,17 @@ impl PageQuery {
     #[must_use]
     pub fn span(&self) -> Span {
         let size = u64::from(self.page_size);
-        let start = u64::from(self.page - 1) * size;
+        let start = u64::from(self.page.saturating_sub(1)) * size;
         start..start + size
+    }
+
+    /// The page of `size` rows that holds all of this one; `None` where it would take two.
+    #[must_use]
+    pub fn within(&self, size: u32) -> Option<Self> {
+        let (span, size_u64) = (self.span(), u64::from(size));
+        let page = span.start.checked_div(size_u64)?;
+        let holds_all = span.end <= (page + 1) * size_u64;
+        Self::new(u32::try_from(page + 1).ok()?, size).filter(|_| holds_all)
     }
 
     /// How many pages of this size a list of `count` has; an empty list has one, which is empty.
@@ -60,6 +69,24 @@ mod tests {
         ] {
             let query = PageQuery::new(page, page_size);
             assert_eq!(query.is_some(), exists, "{page} of {page_size}");
+        }
+    }
+
+    #[test]
+    fn a_page_lies_within_a_larger_one_or_spans_two() {
+        let query = |page, page_size| PageQuery { page, page_size };
+        for (wanted, size, within) in [
+            (query(1, 20), 100, Some(query(1, 100))),
+            (query(5, 20), 100, Some(query(1, 100))),
+            (query(6, 20), 100, Some(query(2, 100))),
+            (query(2, 100), 100, Some(query(2, 100))),
+            (query(14, 7), 100, Some(query(1, 100))),
+            (query(15, 7), 100, None),
+            (query(1, 101), 100, None),
+            (query(1, 20), 0, None),
+            (query(PageQuery::MAX_PAGE, 1), 100, Some(query(10_000, 100))),
+        ] {
+            assert_eq!(wanted.within(size), within, "{wanted} within {size}");
         }
     }
 

@@ -11,9 +11,10 @@ use super::{
 };
 use crate::{
     cache::{
-        StoredPage, Verdict, freshness::FillReason, http_semantics::RequestDirectives, judge_page,
+        StoredPage, Verdict, assemble::Cuts, freshness::FillReason,
+        http_semantics::RequestDirectives, judge_page,
     },
-    domain::{PageKey, SpaceKey, SpaceToken},
+    domain::{PageKey, PageQuery, SpaceKey, SpaceToken},
     upstream::{Credential, Credentials, UpstreamError},
 };
 
@@ -66,6 +67,18 @@ pub struct Explanation {
     pub quota_wait: Option<u64>,
     /// What the upstream refuses about this page, and for how many seconds that is still remembered.
     pub refusal: Option<(&'static str, u64)>,
+    pub stored: Option<PageReport>,
+    /// The range that the page is cut from, or fetched with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub range: Option<RangeReport>,
+}
+
+/// A range of rows that one call fetches.
+#[derive(Debug, Serialize)]
+pub struct RangeReport {
+    pub page: u32,
+    pub page_size: u32,
+    /// What is stored of it.
     pub stored: Option<PageReport>,
 }
 
@@ -143,13 +156,27 @@ impl Pages {
     /// What a request without directives would get for `key` now.
     #[must_use]
     pub fn explain(&self, key: &PageKey, credential: &Credential, now: Instant) -> Explanation {
-        let stored = self.store().get(key);
         let only_fresh = credential.is_refused();
         let request = RequestDirectives::default();
-        let verdict = judge_page(stored.as_deref(), only_fresh, &request, now);
-        let overtaken = stored
-            .as_ref()
-            .is_some_and(|page| page.moved_at().is_some());
+        let judged = |stored: &Option<Arc<StoredPage>>| {
+            judge_page(stored.as_deref(), only_fresh, &request, now)
+        };
+        let (mut shown, mut range) = (self.store().get(key), None);
+        let mut verdict = judged(&shown);
+        if let (Verdict::Fill(_), Some(query)) = (verdict, self.range_for(key, credential, now)) {
+            let stored = self.store().get(&key.at(query));
+            if let Some(whole) = stored.as_ref().filter(|whole| holds(whole, key.query)) {
+                verdict = judged(&stored);
+                shown = Some(whole.clone());
+            }
+            range = Some(RangeReport {
+                page: query.page,
+                page_size: query.page_size,
+                stored: stored.map(|page| report(&page, now)),
+            });
+        }
+        let stored = self.store().get(key);
+        let overtaken = shown.as_ref().is_some_and(|page| page.moved_at().is_some());
         let refusal = self.store().refusal(key, now);
         let quota_wait = quota_wait(credential, now);
         let space = Some(&key.list.space.space);
@@ -163,6 +190,13 @@ impl Pages {
                 ("assembled", "cut from fresh pages of other sizes")
             }
             (Verdict::Fill(_), None, Some(error)) => words_of_no_call(&error, has_fallback(&error)),
+            (Verdict::Fill(FillReason::UriMiss), ..) if range.is_some() => (
+                "fill",
+                "not stored: fetched with the rows around it by one call",
+            ),
+            (Verdict::Hit { .. }, ..) if range.is_some() => {
+                ("assembled", "cut from the fresh range that holds it")
+            }
             _ => words(verdict, overtaken),
         };
         Explanation {
@@ -185,8 +219,14 @@ impl Pages {
                 (error.as_str(), (known.until - now).as_secs())
             }),
             stored: stored.map(|page| report(&page, now)),
+            range,
         }
     }
+}
+
+/// Whether the page of `query` can be cut from `whole`.
+fn holds(whole: &Arc<StoredPage>, query: PageQuery) -> bool {
+    Cuts::of_one(query, whole).is_some()
 }
 
 fn report(page: &StoredPage, now: Instant) -> PageReport {

@@ -13,10 +13,10 @@ use crate::{
         PageStore, SingleFlight, StoredPage, Verdict, assemble::Cuts, freshness::FillReason,
         judge_page, representation::Representation, status::Detail, store::StoreOutcome,
     },
-    domain::{PageKey, View},
+    domain::{ListKey, PageKey, View},
     off_runtime::by_size,
     telemetry::metrics::Metrics,
-    upstream::UpstreamError,
+    upstream::{Credential, UpstreamError},
 };
 
 mod decision;
@@ -24,6 +24,7 @@ mod events;
 mod fallback;
 mod fill;
 mod purge;
+mod range;
 mod replicas;
 mod request;
 mod single_flight;
@@ -113,11 +114,17 @@ impl Pages {
     /// How many rows a call of the list fetches that `request` names, where more than one page of it is wanted.
     #[must_use]
     pub fn range_size(&self, request: &ClientRequest) -> u32 {
-        match request.credential.fill_size() {
+        self.rows_of_a_call(&request.key().list, &request.credential)
+    }
+
+    fn rows_of_a_call(&self, list: &ListKey, credential: &Credential) -> u32 {
+        let size = match credential.fill_size() {
             0 => DEFAULT_RANGE,
             _ if !self.store.assembles() => DEFAULT_RANGE,
             size => size,
-        }
+        };
+        let limit = self.store.row_limit(list, Instant::now());
+        limit.map_or(size, |limit| limit.min(size))
     }
 
     /// A page as it goes out: all of it, or what `view` shows.
@@ -203,11 +210,17 @@ impl Pages {
         reason: FillReason,
     ) -> Option<Served> {
         match reason {
-            FillReason::UriMiss | FillReason::Stale => {}
-            FillReason::Request | FillReason::Bypass => return None,
+            FillReason::UriMiss | FillReason::Stale => {
+                if let Some(served) = self.cut_from_range(key, request).await {
+                    return Some(served);
+                }
+            }
+            FillReason::Bypass => return self.cut_from_range(key, request).await,
+            FillReason::Request => return None,
         }
         let now = Instant::now();
         let cuts = self.store.cuts(key, now)?;
+        cuts.note_asked(now);
         let page = self.cut(cuts, now).await?;
         match judge_page(Some(&page), false, &request.directives, now) {
             Verdict::Hit { ttl, detail } => {

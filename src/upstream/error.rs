@@ -77,6 +77,8 @@ pub enum InvalidAnswer {
     HeaderTooLarge,
     #[error("not HTTP")]
     NotHttp,
+    #[error("pages that do not fit together")]
+    Inconsistent,
     /// It was none of the above, and the page is not asked for again yet.
     #[error("was no page a moment ago")]
     AMomentAgo,

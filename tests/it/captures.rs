@@ -6,7 +6,7 @@ use crate::{
 };
 
 /// A capture's name and the code of what comes out; none where it is a page.
-const CAPTURES: [(&str, Option<&str>); 44] = [
+const CAPTURES: [(&str, Option<&str>); 49] = [
     ("access-none-other-space", Some("space_access_denied")),
     ("access-viewer", Some("space_access_denied")),
     ("auth-bad-token", Some("upstream_auth_failed")),
@@ -47,6 +47,11 @@ const CAPTURES: [(&str, Option<&str>); 44] = [
     ("space-empty", None),
     ("space-poison", Some("upstream_failed")),
     ("space-unknown", Some("space_not_found")),
+    ("tasks-insert-before-page1", None),
+    ("tasks-insert-before-page2", None),
+    ("tasks-insert-between-size-100-page3", None),
+    ("tasks-insert-middle-page1", None),
+    ("tasks-insert-middle-page2", None),
     ("up-200nulldata", Some("upstream_invalid_response")),
     ("up-429", Some("upstream_failed")),
     ("up-500text", Some("upstream_failed")),

@@ -181,7 +181,9 @@ async fn a_page_whose_tasks_are_all_settled_lives_longer() {
 
 #[tokio::test]
 async fn another_page_size_is_cut_from_what_is_stored() {
-    let gateway = setup().with("[cache]\nassemble_pages = true").start().await;
+    // From several pages: none is fetched with the rows around it.
+    let exact = "[upstream]\nfill_size = 0\n[cache]\nassemble_pages = true";
+    let gateway = setup().with(exact).start().await;
     let upstream = gateway.upstream();
     for page in 1..=3 {
         gateway

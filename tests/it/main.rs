@@ -61,3 +61,4 @@ mod upstream_answers;
 mod upstream_tls;
 mod views;
 mod warm_start;
+mod wide;

@@ -253,7 +253,7 @@ fn unstored(gateway: &Gateway) -> usize {
 async fn pages_put_together_for_answers_that_nobody_reads_are_a_clients_share_at_most() {
     let gateway = unsent();
     // Of which no page may be more than a quarter.
-    let cache = "[cache]\nassemble_pages = true\nmax_bytes = \"220KiB\"";
+    let cache = "[cache]\nassemble_pages = true\nmax_bytes = \"220KiB\"\n[upstream]\nfill_size = 0";
     let gateway = gateway.with(cache).start().await;
     for page in 1..=3 {
         let stored = gateway.tasks(world::ARCHIVE, &format!("?page={page}"));

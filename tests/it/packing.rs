@@ -135,7 +135,8 @@ async fn a_view_of_a_packed_page_shows_what_it_showed_before() {
 
 #[tokio::test]
 async fn a_page_is_cut_from_packed_ones() {
-    let gateway = setup().with("[cache]\nassemble_pages = true").start().await;
+    let exact = "[upstream]\nfill_size = 0\n[cache]\nassemble_pages = true";
+    let gateway = setup().with(exact).start().await;
     let whole = gateway.upstream().expect_page(SUPPORT, 1, 20);
     for page in 1..=2 {
         let query = format!("?page={page}&page_size=10");

@@ -250,3 +250,23 @@ async fn a_crash_gives_no_new_minute() {
     fourth.assert_error("upstream_quota_exhausted");
     assert_eq!(control.requests(), 3);
 }
+
+#[tokio::test]
+async fn after_a_restart_pages_are_cut_from_a_saved_range() {
+    let restart = Restart::new().await;
+    let wide = || restart.setup().with("[cache]\nassemble_pages = true");
+    let base_url = restart.simulator.base_url();
+    let gateway = wide().start_before(&base_url).await;
+    gateway.tasks(SUPPORT, "?page=1").await;
+    let old = gateway.tasks(SUPPORT, "?page=2").await.body;
+    assert!(gateway.app.drain().await);
+    let setup = wide();
+    restart.simulator.stop().await;
+
+    let gateway = setup.start_before(&base_url).await;
+    let stale = gateway.tasks(SUPPORT, "?page=2").await;
+
+    stale.assert_page(&old);
+    let status = stale.cache_status();
+    assert!(status.contains("detail=stale-if-error"), "{status}");
+}

@@ -143,6 +143,13 @@ impl ListState {
         is_earlier && self.changed_within(lifetime, now) || is_unsettled && count <= longest
     }
 
+    /// Whether the list may have had `count` rows a moment ago, as it has now or had before its newest move.
+    pub(super) fn may_have_ended(&self, count: u64, lifetime: Duration, now: Instant) -> bool {
+        let is_unsettled = self.unsettled_until.is_some_and(|until| now < until);
+        let may_be_before = is_unsettled || self.changed_within(lifetime, now);
+        self.head.count == Some(count) || may_be_before && self.before.count == Some(count)
+    }
+
     fn changed_within(&self, lifetime: Duration, now: Instant) -> bool {
         let changed = self.changed_at;
         changed.is_some_and(|at| now.saturating_duration_since(at) <= lifetime)

@@ -2,7 +2,6 @@
 
 use std::{cmp::Reverse, sync::Arc, time::Duration};
 
-use compact_str::CompactString;
 use tokio::time::Instant;
 
 use super::{Began, LARGEST_SHARE, PageStore};
@@ -11,7 +10,6 @@ use crate::{
         StoredPage,
         content::Content,
         freshness::{Received, initial_age, may_store, refusal_lifetime},
-        list::Observation,
         outline::Outline,
         row_table::RowTable,
         space::Remembered,
@@ -26,6 +24,16 @@ pub struct StoreOutcome {
     pub stored: bool,
     /// Whether it may be stored, where there is room.
     pub is_storable: bool,
+    /// The rows that it was filled for: all of them, or as many as the upstream gives.
+    pub extent: Extent,
+}
+
+/// Whether a page has the rows that it was filled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    Whole,
+    /// The upstream gives fewer at once. Those of page 1 are stored as the smaller page that they are; of others nobody can tell where they lie.
+    Limited,
 }
 
 /// What to do with a page that a fill brought.
@@ -47,9 +55,22 @@ impl PageStore {
         answer: &Received<'_>,
         decision: StoreDecision,
     ) -> StoreOutcome {
+        let limit = self.note_rows(began, &page, answer.received);
+        let (began, kept) = match limit {
+            None => (began.clone(), decision),
+            Some(page_size) if began.key.query.page == 1 => {
+                let query = PageQuery { page: 1, page_size };
+                (began.of_page(query), decision)
+            }
+            Some(_) => (began.clone(), StoreDecision::Ignore),
+        };
+        let began = &began;
         let age = self.age_of(answer);
         let (content, outline) = self.content(&began.key, page, answer.received, age);
-        let shown = self.observe(began, content.count, &outline, answer.received, decision);
+        // Of fewer rows than asked for nobody knows where they lie, but of the first.
+        let is_placed = limit.is_none() || began.key.query.page == 1;
+        let seen = is_placed.then_some((content.table(), &outline));
+        let shown = self.observe(began, content.count, seen, answer.received, decision);
         let lifetimes = self
             .rules()
             .lifetimes_of(&began.key, content.table(), answer.received);
@@ -62,7 +83,10 @@ impl PageStore {
             shown,
             self.request_rate(&began.key, answer.received),
         );
-        self.store_page(began, page, answer, decision)
+        StoreOutcome {
+            extent: limit.map_or(Extent::Whole, |_| Extent::Limited),
+            ..self.store_page(began, page, answer, kept)
+        }
     }
 
     /// What `page` holds, which was of `age` by `now`. Its rows have been the same for as long as stored pages of its list show.
@@ -112,7 +136,7 @@ impl PageStore {
         let shown = self.observe(
             began,
             page.content.count,
-            &page.outline,
+            Some((page.content.table(), &page.outline)),
             answer.received,
             decision,
         );
@@ -195,64 +219,6 @@ impl PageStore {
         space.is_some_and(|space| space.failing().holds(&key.list.id, key.query, now))
     }
 
-    /// The fill with the state that its page shows.
-    fn observe(
-        &self,
-        began: &Began,
-        count: u64,
-        outline: &Outline,
-        now: Instant,
-        decision: StoreDecision,
-    ) -> Began {
-        if !self.is_coherent() || decision == StoreDecision::Ignore {
-            return began.clone();
-        }
-        let key = &began.key;
-        let before = self.get(key);
-        let has_rows_of_before = before.is_some_and(|before| {
-            before.content.count < count && before.outline.has_ends_of(outline)
-        });
-        let doubled = self.doubled_at_a_seam(began, outline);
-        let seen = Observation {
-            query: key.query,
-            count,
-            first_row: outline.first_row.as_deref(),
-            has_rows_of_before,
-            doubled: doubled.as_deref(),
-        };
-        let credential = key.list.space.credential;
-        let (version, name) = began.list.observe(
-            began.version,
-            &seen,
-            self.lifetime(credential),
-            now,
-            &self.names(credential),
-        );
-        began.at(version, name)
-    }
-
-    /// A row at an end of the page that the page beside it, of the state that the fill began in, holds too: one of them shows another state.
-    fn doubled_at_a_seam(&self, began: &Began, outline: &Outline) -> Option<CompactString> {
-        let PageQuery { page, page_size } = began.key.query;
-        let beside = |page: Option<u32>| {
-            let query = PageQuery {
-                page: page?,
-                page_size,
-            };
-            let list = began.key.list.clone();
-            let page = self.get(&PageKey { list, query })?;
-            (page.version == began.version).then(|| page.outline.clone())
-        };
-        let double = |before: &Outline, after: &Outline| {
-            // Behind a page that is not full no other begins.
-            let is_full = before.rows == page_size as usize;
-            let row = before.last_row.clone().filter(|_| is_full)?;
-            (after.first_row.as_ref() == Some(&row)).then_some(row)
-        };
-        let before = beside(page.checked_sub(1)).and_then(|before| double(&before, outline));
-        before.or_else(|| double(outline, &beside(page.checked_add(1))?))
-    }
-
     pub(super) fn store_page(
         &self,
         began: &Began,
@@ -291,6 +257,7 @@ impl PageStore {
             page,
             stored,
             is_storable,
+            extent: Extent::Whole,
         }
     }
 }

@@ -4,7 +4,7 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{Began, PageStore, StoreDecision, StoreOutcome};
+use super::{Began, Extent, PageStore, StoreDecision, StoreOutcome};
 use crate::{
     cache::{Received, StoredPage, list::SharedList, snapshot::SavedPage},
     domain::{ListKey, ListPage, PageKey, SpaceKey, SpaceToken},
@@ -97,6 +97,7 @@ impl PageStore {
                 page: stored,
                 stored: true,
                 is_storable: true,
+                extent: Extent::Whole,
             };
         }
         self.store_page(began, page, &answer, StoreDecision::Store)

@@ -17,6 +17,7 @@ use crate::{
 };
 
 mod generations;
+mod observed;
 
 /// A store with `[cache]` as `lines` change it.
 fn store(lines: &str) -> PageStore {

@@ -63,10 +63,13 @@ impl Pages {
         let served = match self.fallback(upstream, key, credential, now) {
             None => None,
             Some(Fallback::Stored(served)) => Some(served),
-            Some(Fallback::Cuts(cuts)) => match self.cut(cuts, now).await {
-                Some(page) => stale_fallback(upstream, &page.into(), credential, now),
-                None => None,
-            },
+            Some(Fallback::Cuts(cuts)) => {
+                cuts.note_asked(now);
+                match self.cut(cuts, now).await {
+                    Some(page) => stale_fallback(upstream, &page.into(), credential, now),
+                    None => None,
+                }
+            }
         };
         let Some(served) = served else {
             return Err(error);
@@ -79,15 +82,22 @@ impl Pages {
     }
 
     /// The stale page for who has waited too long for the fill of `key`, which goes on; `None`: it waits on.
-    pub(super) fn while_slow(
-        &self,
+    pub(super) async fn while_slow(
+        self: &Arc<Self>,
         key: &PageKey,
         request: &ClientRequest,
         now: Instant,
     ) -> Option<Served> {
         // An old list, or a right that was revoked meanwhile, must not show.
         let may_show = |page: &Arc<StoredPage>| page.moved_at().is_none();
-        let page = self.store.get(key).filter(may_show)?;
+        let page = match self.store.get(key).filter(may_show) {
+            Some(page) => page,
+            None => {
+                let cuts = self.store.stale_cuts(key, StaleIf::Error, now)?;
+                let page = Arc::new(self.cut(cuts, now).await?);
+                Some(page).filter(may_show)?
+            }
+        };
         let ttl = page.stale_if(StaleIf::Error, now)?;
         if request.credential.is_refused() {
             return None;
@@ -114,7 +124,7 @@ impl Pages {
                 None => Need::Oldest,
             },
             Some(Fallback::Cuts(_)) => match self.store.stale_cuts(key, StaleIf::Error, now) {
-                Some(_) => Need::Refresh(now),
+                Some(cuts) => Need::Refresh(cuts.overdue_at(now)),
                 None => Need::Oldest,
             },
         };

@@ -89,6 +89,7 @@ impl Pages {
             self.metrics.cache.fetched(started.elapsed());
         }
         self.note(&request, &began, &filled, keep(&request, &wanted));
+        self.note_range(&request, &filled, context.calls.count());
         if let Err(error) = &filled {
             log_failure(&request, error);
         }

@@ -11,8 +11,11 @@ use super::{
 };
 use crate::{
     cache::{
-        CacheStatus, StoredPage, Verdict, judge_page, list::StateNames,
-        single_flight::StoreRequested, status::Detail, store::StoreOutcome,
+        CacheStatus, StoredPage, Verdict, judge_page,
+        list::StateNames,
+        single_flight::StoreRequested,
+        status::Detail,
+        store::{Extent, StoreOutcome},
     },
     domain::{PageKey, SpaceKey},
     off_runtime::by_size,
@@ -112,11 +115,13 @@ impl Pages {
         let turn = self.take_turn(shared_cache, &keys, &request, is_forced, &context);
         let (lock, call) = match turn.await? {
             Turn::Served(kept) => {
-                return Ok(Fill {
+                let filled = Ok(Fill {
                     kept,
                     status: 200,
                     source: Source::SharedCache,
                 });
+                self.note_range(&request, &filled, 0);
+                return filled;
             }
             Turn::Fill(lock, call) => (lock, call),
         };
@@ -128,7 +133,9 @@ impl Pages {
             .fill(request, context, call, stored, wanted)
             .await;
         self.spread_refusal(&key, &credential, &filled).await;
-        if let Ok(fill) = &filled {
+        if let Ok(fill) = &filled
+            && fill.kept.extent == Extent::Whole
+        {
             let kept = fill.kept.clone();
             // Whoever waits here need not wait for that.
             tokio::spawn(async move { self.publish(&key, kept, &keys, lock).await });

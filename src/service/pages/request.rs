@@ -42,6 +42,14 @@ impl ClientRequest {
             query: self.query,
         }
     }
+
+    /// The same of another page.
+    pub(super) fn for_page(&self, query: PageQuery) -> Self {
+        Self {
+            query,
+            ..self.clone()
+        }
+    }
 }
 
 /// A page to answer with.

@@ -8,6 +8,7 @@ use tracing::{Instrument, error_span};
 use super::{
     ClientRequest, Filled, Pages, Sources,
     decision::{CacheDecision, FillRequest},
+    range::Target,
 };
 use crate::{
     cache::{
@@ -50,16 +51,18 @@ impl FillContext {
 }
 
 impl Pages {
-    /// Joins the fill of `key` or begins one; `None` where a fill that ended meanwhile left something to serve.
+    /// Joins the fill of `target` or begins one; `None` where a fill that ended meanwhile left something to serve.
     ///
     /// A request that joins is a waiter too, and queues by its own need.
     pub(super) fn begin_fill(
         self: &Arc<Self>,
-        key: &PageKey,
+        target: &Target,
         request: &ClientRequest,
         sources: Sources,
         waiter: &Waiter,
     ) -> Option<(Pending<Filled, FillContext>, Attendance)> {
+        let request = target.of(request);
+        let key = &request.key();
         let keep = !request.directives.no_store;
         let mut attendance = None;
         let waiting = self
@@ -105,15 +108,25 @@ impl Pages {
             page = request.query.page,
             page_size = request.query.page_size
         );
+        // From now on, so that a second page of the list joins it.
+        let filling = self.store.note_filling(&request.key(), Instant::now());
         let fill = self
             .clone()
             .fetch(request.clone(), sources, context, stored, wanted);
+        let fill = async move {
+            let filled = fill.await;
+            drop(filling);
+            filled
+        };
         (shared, fill.instrument(span))
     }
 
-    /// Refreshes a page that nobody waits for, if the upstream is asked at all.
-    pub(super) fn refresh(self: &Arc<Self>, key: &PageKey, request: &ClientRequest) {
+    /// Refreshes a page that nobody waits for, or the range that holds it, if the upstream is asked at all.
+    pub(super) fn refresh(self: &Arc<Self>, shown: &PageKey, request: &ClientRequest) {
         let now = Instant::now();
+        let target = self.target(shown, request, now);
+        let (is_other, request) = (!matches!(target, Target::Page), target.of(request));
+        let key = &request.key();
         let circuit = request.credential.circuit();
         // Another replica may have fetched it.
         if circuit.refuses(Some(&request.space)).is_some() && !self.shares_pages() {
@@ -122,17 +135,17 @@ impl Pages {
         let begun = self
             .flights
             .join(&self.flight(key, request), true, |wanted| {
-                match self.decide(key, request, now) {
-                    CacheDecision::ServeAndRefresh(_, stored) => {
-                        let waiter = self.waiter(key, request, FillReason::Stale);
-                        let context = FillContext::new(BACKGROUND.into(), waiter);
-                        Some(self.begin(request, Sources::All, context, Some(stored), wanted))
-                    }
+                let stored = match self.decide(key, request, now) {
+                    CacheDecision::ServeAndRefresh(_, stored) => Some(stored),
+                    CacheDecision::Fill(FillRequest { stored, .. }) if is_other => stored,
                     // It has just been refreshed.
                     CacheDecision::Serve(_) | CacheDecision::Refuse(_) | CacheDecision::Fill(_) => {
-                        None
+                        return None;
                     }
-                }
+                };
+                let waiter = self.waiter(shown, request, FillReason::Stale);
+                let context = FillContext::new(BACKGROUND.into(), waiter);
+                Some(self.begin(request, Sources::All, context, stored, wanted))
             });
         drop(begun);
     }

@@ -26,6 +26,8 @@ use crate::{
     },
 };
 
+mod wide;
+
 const FRESH_FOR: Duration = Duration::from_secs(30);
 const REFRESHED_FOR: Duration = Duration::from_secs(60);
 const STANDS_IN_FOR: Duration = Duration::from_secs(3600);
@@ -154,6 +156,11 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         Self::with_places(PLACES)
+    }
+
+    /// Fetches each page by itself.
+    fn with_exact_pages() -> Self {
+        Self::configured("fill_size = 0", PLACES)
     }
 
     /// Lets only so many wait at once.
@@ -405,7 +412,7 @@ async fn every_waiter_gets_the_error() {
 
 #[tokio::test(start_paused = true)]
 async fn other_pages_have_fills_of_their_own() {
-    let bench = Bench::new();
+    let bench = Bench::with_exact_pages();
     let first = bench.upstream.then_stall();
     let waiting = bench.get_meanwhile(bench.request(PLAIN)).await;
     bench.get_page(2).await.unwrap();
@@ -1278,7 +1285,7 @@ async fn a_moved_list_makes_its_other_pages_waited_for() {
 
 #[tokio::test(start_paused = true)]
 async fn a_page_cut_from_another_is_a_stale_fallback_as_long_as_that_is() {
-    let bench = Bench::new();
+    let bench = Bench::with_exact_pages();
     let rows = r#"{"count":3,"status_code":200,"message":"Tasks Fetched Successfully","data":[{"task_id":"c"},{"task_id":"b"},{"task_id":"a"}]}"#;
     let page = read_page(&Bytes::from_static(rows.as_bytes())).unwrap();
     bench.upstream.then_answer(answer(Content::Page(page), &[]));
@@ -1299,11 +1306,12 @@ async fn a_page_cut_from_another_is_a_stale_fallback_as_long_as_that_is() {
     bench.upstream.then_fail(UpstreamError::Timeout(SECOND));
     let served = get().await.unwrap();
     assert_eq!(served.status, hit(-1, Detail::StaleIfError));
-    // Its fill queues as that of any page that is overdue.
+    // Its fill queues as that of the page it is cut from.
     let waiter = bench
         .pages
         .waiter(&request.key(), &request, FillReason::Stale);
-    assert_eq!(waiter.need, Need::Refresh(Instant::now()));
+    let overdue = Instant::now() + FRESH_FOR - SECOND;
+    assert_eq!(waiter.need, Need::Refresh(overdue));
     assert_eq!(served.age(), FRESH_FOR + SECOND);
     assert_eq!(served.page.content.page().body, cut);
 
@@ -1328,7 +1336,7 @@ async fn a_page_cut_from_another_is_a_stale_fallback_as_long_as_that_is() {
 
 #[tokio::test(start_paused = true)]
 async fn in_an_outage_pages_read_long_apart_are_cut_to_any_size() {
-    let bench = Bench::new();
+    let bench = Bench::with_exact_pages();
     let task = |id: u32| format!(r#"{{"task_id":"{id}"}}"#);
     let body = |ids: std::ops::Range<u32>| {
         let tasks: Vec<_> = ids.map(task).collect();

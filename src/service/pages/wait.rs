@@ -9,19 +9,23 @@ use tokio::{
 
 use super::{
     ClientRequest, Fill, Filled, Missing, Pages, PagesError, PagesErrorKind, Served, Source,
-    Sources, StoreAnswer, single_flight::FillContext,
+    Sources, StoreAnswer, range::Target, single_flight::FillContext,
 };
 use crate::{
     cache::{
         CacheStatus, Role, freshness::FillReason, single_flight::Pending, status::NotForwarded,
+        store::Extent,
     },
     domain::PageKey,
     telemetry::metrics::Shed,
-    upstream::{Calls, Need, Progress, UpstreamError},
+    upstream::{Calls, InvalidAnswer, Need, Progress, UpstreamError},
 };
 
 /// The least that a client is told to wait for a call: its turn was near, and is yet to come.
 const SHORTEST_WAIT: Duration = Duration::from_secs(1);
+
+/// Fills of parts that one request waits for at most: three times what a page of 100 rows takes of ten rows each, since the list may move.
+const MOST_ROUNDS: u32 = 32;
 
 impl Pages {
     /// The page cut from others, else filled.
@@ -31,15 +35,29 @@ impl Pages {
         request: &ClientRequest,
         mut missing: Missing,
     ) -> Result<Served, PagesError> {
-        let mut sources = Sources::All;
+        let (mut sources, mut is_exact, mut calls) = (Sources::All, false, 0);
+        let since = Instant::now();
+        let until = since + self.patience;
+        let (mut parts, mut rounds) = (None, 0);
         loop {
+            if let Some(by) = parts
+                && let Some(served) = self.join_parts(key, request, since).await
+            {
+                let status = Option::unwrap_or(by, served.status);
+                return charged(Ok(Served { status, ..served }), calls);
+            }
             if let Some(served) = self.assemble(key, request, missing.reason()).await {
-                return Ok(served);
+                return charged(Ok(served), calls);
             }
             let reason = match missing {
                 Missing::Fill(reason) => reason,
                 Missing::NotCached(error) => return Err(error),
             };
+            let target = match is_exact {
+                true => self.target_alone(key, request, since),
+                false => self.target(key, request, since),
+            };
+            let reason = self.reason_for(&target, reason);
             // Before anything is begun: a fill that nobody may wait for would only add to the load.
             let Some(mut permit) = self.waiter_limit.take(&request.account) else {
                 let status = NotForwarded::Overloaded.into();
@@ -47,23 +65,41 @@ impl Pages {
             };
             let waiter = self.waiter(key, request, reason);
             // `None`: another fill ended since the decision, so there is a new one to make.
-            if let Some((waiting, _attendance)) = self.begin_fill(key, request, sources, &waiter) {
-                let awaited = Awaited::new(reason, &waiting);
-                let outcome = tokio::select! {
+            if let Some((waiting, _attendance)) =
+                self.begin_fill(&target, request, sources, &waiter)
+            {
+                let awaited = Awaited::new(reason, until, &waiting);
+                let need = waiter.need;
+                let waited = tokio::select! {
                     biased;
-                    outcome = self.wait(waiting, key, request, &awaited, waiter.need) => outcome,
+                    waited = self.wait(waiting, key, request, &target, &awaited, need) => waited,
                     () = permit.given_away() => {
                         let status = awaited.failed(NotForwarded::Overloaded);
-                        Some(Err(self.no_permit(status)))
+                        Waited::Done(Err(self.no_permit(status)))
                     }
                 };
-                match outcome {
-                    Some(outcome) => return charged(outcome, awaited.calls_of_its_own()),
-                    None => sources = Sources::UpstreamAlone,
+                calls += awaited.calls_of_its_own();
+                match waited {
+                    Waited::Done(outcome) => return charged(outcome, calls),
+                    Waited::WantsAnother => sources = Sources::UpstreamAlone,
+                    Waited::WantsPageAlone => is_exact = true,
+                    Waited::WantsParts(by) => {
+                        parts = Some(parts.flatten().or(by));
+                        rounds += 1;
+                        // Of a list that moves faster than it is read nothing fits together.
+                        if rounds > MOST_ROUNDS {
+                            let error = UpstreamError::InvalidResponse(InvalidAnswer::Inconsistent);
+                            let status = awaited.failed(NotForwarded::Overloaded);
+                            return charged(Err(failed(error, status)), calls);
+                        }
+                    }
                 }
+            } else {
+                // The range may be there by now; if it does not hold the page, that is asked for.
+                is_exact = matches!(target, Target::Range(_));
             }
             missing = match self.answer_from_store(key, request) {
-                StoreAnswer::Done(outcome) => return outcome,
+                StoreAnswer::Done(outcome) => return charged(outcome, calls),
                 StoreAnswer::Missing(missing) => missing,
             };
         }
@@ -75,25 +111,26 @@ impl Pages {
         failed(UpstreamError::Overloaded, status)
     }
 
-    /// Waits for a fill; `None` where it found what another replica filled, and this client wants another.
+    /// Waits for a fill of `target`.
     async fn wait(
         self: &Arc<Self>,
         waiting: Pending<Filled, FillContext>,
         key: &PageKey,
         request: &ClientRequest,
+        target: &Target,
         awaited: &Awaited,
         need: Need,
-    ) -> Option<Result<Served, PagesError>> {
+    ) -> Waited {
         let _counted = self.metrics.cache.fill_waiter();
         let mut span = request.trace.begin("wait");
         span.set("gateway.fill.joined", awaited.role == Role::Follower);
         let progress = waiting.shared.waiters.progress();
-        let patience = self.out_of_patience(key, request, need, progress);
+        let patience = self.out_of_patience(key, request, need, awaited.until, progress);
         let outcome = tokio::select! {
             biased;
             outcome = waiting.outcome() => outcome,
             instead = patience => match instead {
-                Ok(served) => return Some(Ok(served)),
+                Ok(served) => return Waited::Done(Ok(served)),
                 Err(error) => Some(Err(error)),
             },
         };
@@ -101,26 +138,59 @@ impl Pages {
             span.fail(error.as_str());
         }
         drop(span);
-        Some(match outcome {
+        let served = match outcome {
             Some(Ok(fill)) if fill.source == Source::SharedCache => {
-                return self.serve_shared(fill.kept.page, request).map(Ok);
+                match self.serve_shared(fill.kept.page, target.of(request)) {
+                    Some(served) => served,
+                    None => return Waited::WantsAnother,
+                }
             }
-            Some(Ok(fill)) => Ok(Served {
+            Some(Ok(fill)) if fill.kept.extent == Extent::Limited => {
+                return Waited::WantsParts(awaited.own_status(&fill));
+            }
+            Some(Ok(fill)) => Served {
                 status: awaited.filled(&fill),
                 page: fill.kept.page,
                 at: Instant::now(),
                 calls: 0,
-            }),
+            },
+            Some(Err(_)) if self.is_unfit(target) => return Waited::WantsPageAlone,
             Some(Err(error)) => {
                 let status = awaited.failed(not_forwarded(&error));
-                Err(failed(error, status))
+                return Waited::Done(Err(failed(error, status)));
             }
             None => {
                 let status = awaited.failed(NotForwarded::Overloaded);
-                Err(failed(PagesErrorKind::Lost, status))
+                return Waited::Done(Err(failed(PagesErrorKind::Lost, status)));
             }
-        })
+        };
+        match target {
+            Target::Page => Waited::Done(Ok(served)),
+            Target::Range(_) => match self.cut_served(&served, request.query).await {
+                Some(served) => Waited::Done(Ok(served)),
+                None => Waited::WantsPageAlone,
+            },
+            Target::Part(_) => Waited::WantsParts(match served.status {
+                CacheStatus::Forward {
+                    collapsed: false, ..
+                } => Some(served.status),
+                CacheStatus::Forward { .. }
+                | CacheStatus::Hit { .. }
+                | CacheStatus::NotForwarded(_) => None,
+            }),
+        }
     }
+}
+
+/// What waiting for a fill came to.
+enum Waited {
+    Done(Result<Served, PagesError>),
+    /// It found what another replica filled, and this client wants another.
+    WantsAnother,
+    /// The range could not be had, or does not hold the page.
+    WantsPageAlone,
+    /// The upstream gives fewer rows at once: there are more to fetch. With the status of a call that this request caused.
+    WantsParts(Option<CacheStatus>),
 }
 
 fn failed(kind: impl Into<PagesErrorKind>, status: CacheStatus) -> PagesError {
@@ -135,15 +205,15 @@ fn failed(kind: impl Into<PagesErrorKind>, status: CacheStatus) -> PagesError {
 impl Pages {
     /// Completes with what a request gets which waits for a fill no longer: a stale page while the fill drags on, or an error.
     async fn out_of_patience(
-        &self,
+        self: &Arc<Self>,
         key: &PageKey,
         request: &ClientRequest,
         need: Need,
+        at_most: Instant,
         mut progress: watch::Receiver<Progress>,
     ) -> Result<Served, UpstreamError> {
         let now = Instant::now();
         let for_a_call = now + request.credential.budget().patience();
-        let at_most = now + self.patience;
         let mut slow_after = self.store.stale_if_slow();
         if asks_for_a_newer_page(request) {
             slow_after = None;
@@ -175,7 +245,7 @@ impl Pages {
                 biased;
                 Ok(()) = progress.changed() => {}
                 () = sleep_until(slow_at.unwrap_or(until)), if slow_at.is_some() => {
-                    match self.while_slow(key, request, Instant::now()) {
+                    match self.while_slow(key, request, Instant::now()).await {
                         Some(served) => return Ok(served),
                         None => slow_after = None,
                     }
@@ -187,7 +257,7 @@ impl Pages {
 }
 
 /// Whether its client wants another page than what is stored.
-fn asks_for_a_newer_page(request: &ClientRequest) -> bool {
+pub(super) fn asks_for_a_newer_page(request: &ClientRequest) -> bool {
     let asked = &request.directives;
     asked.no_cache || asked.max_age.is_some() || asked.min_fresh.is_some()
 }
@@ -195,14 +265,17 @@ fn asks_for_a_newer_page(request: &ClientRequest) -> bool {
 /// A fill as one of those who wait for it sees it.
 struct Awaited {
     reason: FillReason,
+    /// When its waiter leaves at last.
+    until: Instant,
     role: Role,
     calls: Calls,
 }
 
 impl Awaited {
-    fn new(reason: FillReason, waiting: &Pending<Filled, FillContext>) -> Self {
+    fn new(reason: FillReason, until: Instant, waiting: &Pending<Filled, FillContext>) -> Self {
         Self {
             reason,
+            until,
             role: waiting.role,
             calls: waiting.shared.calls.clone(),
         }
@@ -214,6 +287,11 @@ impl Awaited {
             Role::Leader => self.calls.count(),
             Role::Follower => 0,
         }
+    }
+
+    /// What to say of the call that this waiter caused.
+    fn own_status(&self, fill: &Fill) -> Option<CacheStatus> {
+        (self.role == Role::Leader).then(|| self.filled(fill))
     }
 
     fn filled(&self, fill: &Fill) -> CacheStatus {
