@@ -13,12 +13,16 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use parking_lot::Mutex;
 use tokio::{sync::Semaphore, time::Instant};
 use tower::Service;
-use unpod_gateway::upstream::{ClientError, Head, PageRequest, RawAnswer};
+use unpod_gateway::{
+    domain::PageQuery,
+    upstream::{ClientError, Head, PageRequest, RawAnswer},
+};
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// Calls it serves at once.
 const AT_ONCE: usize = 8;
-const ROWS: u32 = 20;
+/// Rows of a page that clients ask for.
+pub(crate) const ROWS: u32 = 20;
 
 /// A page of a list of a space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -125,6 +129,23 @@ impl Default for Behavior {
     }
 }
 
+impl Behavior {
+    /// In which way the rows of `query` never work: as any page fails whose rows are among them.
+    fn fault_of(&self, space: usize, query: PageQuery) -> Option<Fault> {
+        let asked = query.span();
+        let is_among = |name: &Name| {
+            let page = PageQuery {
+                page: name.page,
+                page_size: ROWS,
+            };
+            let span = page.span();
+            name.space == space && span.start < asked.end && asked.start < span.end
+        };
+        let mut faults = self.faults.iter();
+        faults.find_map(|(name, fault)| is_among(name).then_some(*fault))
+    }
+}
+
 /// A call that arrived.
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
@@ -212,7 +233,7 @@ impl Model {
                 let (status, body) = fault.answer()?;
                 (status, body.to_owned())
             }
-            (None, None) => (200, page(arrived.name, arrived.count)),
+            (None, None) => (200, page(arrived.name.space, request.query, arrived.count)),
         };
         Ok(RawAnswer {
             status: StatusCode::from_u16(status).expect("each of them is a status"),
@@ -225,8 +246,9 @@ impl Model {
     fn arrive(&self, request: &PageRequest, behavior: &Behavior) -> Arrived {
         let now = Instant::now();
         let space = request.space.as_str().trim_start_matches("SPACE");
+        let space = space.parse().expect("a space is named by its number");
         let name = Name {
-            space: space.parse().expect("a space is named by its number"),
+            space,
             page: request.query.page,
         };
         let mut seen = self.seen.lock();
@@ -252,7 +274,7 @@ impl Model {
         Arrived {
             name,
             refusal,
-            fault: behavior.faults.get(&name).copied(),
+            fault: behavior.fault_of(space, request.query),
             count: 400 + u32::from(lags),
             left: behavior.quota.saturating_sub(seen.minute.len()),
             reset: (seen.minute.front()).map_or(Duration::ZERO, |first| *first + MINUTE - now),
@@ -307,16 +329,16 @@ fn number(number: usize) -> HeaderValue {
 }
 
 /// A page of a list of `count` tasks, the newest first.
-fn page(name: Name, count: u32) -> String {
-    let first = (name.page - 1) * ROWS;
-    let rows: Vec<_> = (first..(first + ROWS).min(count))
+fn page(space: usize, query: PageQuery, count: u32) -> String {
+    let first = (query.page - 1) * query.page_size;
+    let rows: Vec<_> = (first..(first + query.page_size).min(count))
         .map(|place| {
-            let id = format!("{}-{}", name.space, count - place);
+            let id = format!("{space}-{}", count - place);
             format!(r#"{{"task_id":"{id}","status":"pending"}}"#)
         })
         .collect();
     format!(
-        r#"{{"count":{count},"status_code":200,"message":"Tasks","data":[{}]}}"#,
+        r#"{{"count":{count},"status_code":200,"message":"Tasks Fetched Successfully","data":[{}]}}"#,
         rows.join(",")
     )
 }

@@ -16,7 +16,7 @@ use unpod_gateway::{
     upstream::{Credential, Credentials, Upstream, UpstreamError, stack},
 };
 
-use crate::model::{Behavior, Model, Name};
+use crate::model::{Behavior, Model, Name, ROWS};
 
 /// What a client got.
 #[derive(Clone, Debug)]
@@ -53,8 +53,22 @@ pub(crate) struct World {
 impl World {
     /// A gateway that has just started, with `[upstream] quota_per_minute` and `[cache]` settings, before an upstream of that quota.
     pub(crate) fn with_cache(quota: u32, cache: &str, behavior: Behavior, seed: u64) -> Self {
+        Self::with((quota, "", cache), behavior, seed)
+    }
+
+    /// The same with rows of `fill_size` a call where several pages of a list are wanted.
+    pub(crate) fn filling(fill_size: u32, quota: u32, seed: u64) -> Self {
+        let behavior = Behavior {
+            quota: usize::try_from(quota).expect("a quota is a small number"),
+            ..Behavior::default()
+        };
+        let upstream = format!("fill_size = {fill_size}");
+        Self::with((quota, &upstream, ""), behavior, seed)
+    }
+
+    fn with((quota, upstream, cache): (u32, &str, &str), behavior: Behavior, seed: u64) -> Self {
         let config = Config::from_toml(&format!(
-            "[upstream]\nbase_url = 'https://upstream.test'\nquota_per_minute = {quota}\n\
+            "[upstream]\nbase_url = 'https://upstream.test'\nquota_per_minute = {quota}\n{upstream}\n\
              [upstream.credentials.default]\ntoken = 't'\n[cache]\n{cache}\n"
         ));
         let config = config.expect("the settings are good");
@@ -112,7 +126,7 @@ impl World {
             list: ListId::TASKS,
             query: PageQuery {
                 page: name.page,
-                page_size: 20,
+                page_size: ROWS,
             },
             directives,
             account: Account::new(client.into()),

@@ -77,6 +77,25 @@ async fn what_one_replica_filled_another_serves() {
 }
 
 #[tokio::test]
+async fn a_range_that_one_replica_filled_is_cut_by_another() {
+    let Some(fleet) = Fleet::start().await else {
+        return;
+    };
+    let [first, second] = fleet.pair("[cache]\nassemble_pages = true").await;
+    first.tasks(SUPPORT, "?page=1").await;
+    let filled = first.tasks(SUPPORT, "?page=2").await;
+    fleet.redis.wait_for_pages(2).await;
+
+    // It finds page 1 as the first filled it, and then the range.
+    second.tasks(SUPPORT, "?page=1").await;
+    let cut = second.tasks(SUPPORT, "?page=2").await;
+
+    cut.assert_page(&filled.body);
+    assert_eq!(cut.cache_status(), "hit; detail=assembled");
+    assert_eq!(fleet.upstream().requests(), 2);
+}
+
+#[tokio::test]
 async fn many_clients_of_two_replicas_cost_one_call() {
     const EACH: usize = 20;
     let Some(fleet) = Fleet::start().await else {

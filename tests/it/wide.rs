@@ -7,6 +7,7 @@ use unpod_gateway::simulator::world::{ARCHIVE, Count, LIVE, SUPPORT};
 use crate::{
     answer::Answer,
     gateway::{Gateway, Setup, setup, start},
+    operators,
 };
 
 /// As it comes, but for what keeps a call from being counted exactly.
@@ -66,6 +67,29 @@ async fn a_cold_walk_of_a_thousand_tasks_takes_eleven_calls() {
     assert_eq!(told(0), "fwd=uri-miss; fwd-status=200; stored");
     assert_eq!(told(1), "fwd=uri-miss; fwd-status=200; stored");
     assert!(told(2).ends_with("; detail=assembled"), "{}", told(2));
+}
+
+#[tokio::test]
+async fn an_operator_is_told_the_range() {
+    let gateway = of(100).await;
+    let explained = async |page: u64| {
+        let path = format!("/cache/explain?space={SUPPORT}&page={page}&page_size=20");
+        let (_, told) = operators::ask(&gateway, "GET", &path).await;
+        serde_json::from_str::<serde_json::Value>(&told).unwrap()
+    };
+    assert_eq!(explained(2).await.get("range"), None);
+    read(&gateway, 1, 20).await;
+    let told = explained(2).await;
+    assert_eq!(told["verdict"], "fill", "{told}");
+    assert_eq!(
+        (&told["range"]["page"], &told["range"]["page_size"]),
+        (&1.into(), &100.into())
+    );
+    assert!(told["range"]["stored"].is_null());
+    read(&gateway, 2, 20).await;
+    let told = explained(3).await;
+    assert_eq!(told["verdict"], "assembled", "{told}");
+    assert_eq!(told["range"]["stored"]["page_size"], 100);
 }
 
 #[tokio::test]

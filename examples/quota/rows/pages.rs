@@ -169,9 +169,9 @@ pub(crate) async fn failing(setting: Setting) -> Vec<Figure> {
     let (_, control, ..) = beside_a_bad_page(OTHER, None, setting).await;
     let mut figures = vec![Figure::new("p99 age s if it works", control, Wanted::Any)];
     for fault in Fault::ALL {
-        // What is refused for a space drops all its pages.
+        // What is refused for a space drops all its pages, and a 500 fails the pages that are fetched with its own.
         let bad = match fault {
-            Fault::NotFound | Fault::Denied => alone,
+            Fault::NotFound | Fault::Denied | Fault::Status500 => alone,
             _ => OTHER,
         };
         let (world, p99, calls, for_bad) = beside_a_bad_page(bad, Some(fault), setting).await;

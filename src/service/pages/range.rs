@@ -231,15 +231,16 @@ fn assembled(page: StoredPage, now: Instant) -> Served {
 /// Whether fewer rows may be had where these failed: one of them is bad, or they are too many.
 fn is_of_some_rows(error: &UpstreamError) -> bool {
     match error {
-        UpstreamError::Failed(FailureSource::Inner { .. })
-        | UpstreamError::InvalidResponse(InvalidAnswer::TooLarge(_))
-        | UpstreamError::Timeout(_) => true,
+        UpstreamError::Failed(FailureSource::Inner { .. }) | UpstreamError::Timeout(_) => true,
+        // What ends a connection says nothing of the rows.
+        UpstreamError::InvalidResponse(answer) => {
+            !matches!(answer, InvalidAnswer::NotHttp | InvalidAnswer::Truncated)
+        }
         UpstreamError::Failed(
             FailureSource::InnerSlowDown { .. }
             | FailureSource::Status { .. }
             | FailureSource::Html,
         )
-        | UpstreamError::InvalidResponse(_)
         | UpstreamError::SpaceNotFound { .. }
         | UpstreamError::SpaceAccessDenied
         | UpstreamError::Rejected
