@@ -231,7 +231,10 @@ fn assembled(page: StoredPage, now: Instant) -> Served {
 /// Whether fewer rows may be had where these failed: one of them is bad, or they are too many.
 fn is_of_some_rows(error: &UpstreamError) -> bool {
     match error {
-        UpstreamError::Failed(FailureSource::Inner { .. }) | UpstreamError::Timeout(_) => true,
+        // A 206 that says something else, or a 400 that finds the rows too many.
+        UpstreamError::Rejected
+        | UpstreamError::Failed(FailureSource::Inner { .. })
+        | UpstreamError::Timeout(_) => true,
         // What ends a connection says nothing of the rows.
         UpstreamError::InvalidResponse(answer) => {
             !matches!(answer, InvalidAnswer::NotHttp | InvalidAnswer::Truncated)
@@ -243,7 +246,6 @@ fn is_of_some_rows(error: &UpstreamError) -> bool {
         )
         | UpstreamError::SpaceNotFound { .. }
         | UpstreamError::SpaceAccessDenied
-        | UpstreamError::Rejected
         | UpstreamError::AuthFailed
         | UpstreamError::Unreachable(_)
         | UpstreamError::QuotaExhausted { .. }

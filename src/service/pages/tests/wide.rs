@@ -192,7 +192,12 @@ async fn a_client_that_wants_a_newer_page_gets_that_page() {
 async fn a_range_that_fails_by_its_rows_is_exact_for_ten_minutes() {
     let inner = || UpstreamError::Failed(FailureSource::Inner { message: None });
     let too_large = || UpstreamError::InvalidResponse(InvalidAnswer::TooLarge(1));
-    for error in [inner(), too_large(), UpstreamError::Timeout(SECOND)] {
+    for error in [
+        inner(),
+        too_large(),
+        UpstreamError::Timeout(SECOND),
+        UpstreamError::Rejected,
+    ] {
         let list = List::of(100);
         list.get(query(1, 20), &[query(1, 20)]).await;
         list.bench.upstream.then_fail(error);
