@@ -8,6 +8,7 @@ pub mod error;
 pub mod extract;
 pub mod key;
 pub mod layers;
+pub mod list_scope;
 pub mod policy;
 pub mod query;
 pub mod rate_limit;

@@ -7,7 +7,10 @@ pub mod pages;
 mod shared_cache;
 pub mod snapshot;
 
-pub use self::pages::{ClientRequest, Pages, PagesError, PagesErrorKind, Served};
+pub use self::pages::{
+    ClientRequest, FilterRequest, FoundTask, Pages, PagesError, PagesErrorKind, Scope, Served,
+    TaskIds,
+};
 pub use self::{
     concurrency_limit::{ConcurrencyLimit, Permit},
     shared_cache::SharedCache,

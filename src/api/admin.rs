@@ -30,7 +30,11 @@ mod status;
 
 pub use self::access::{AdminAuth, Operator};
 use self::{live::Live, readiness::Readiness};
-use super::{ApiError, LivePolicy, layers::catch_panic, query};
+use super::{
+    ApiError, LivePolicy,
+    layers::catch_panic,
+    query::{self, Parameters},
+};
 use crate::{
     config::{Problems, routes::TasksRouteConfig},
     domain::{Collection, ListId, ListKey, PageKey, PageQuery, RunId, SpaceKey, SpaceToken},
@@ -259,7 +263,7 @@ impl ExplainQuery {
     fn page(&self, config: &TasksRouteConfig) -> Result<PageQuery, ApiError> {
         let named = [("page", &self.page), ("page_size", &self.page_size)];
         let query = serde_urlencoded::to_string(named).expect("text can be encoded");
-        query::parse(&query, config)
+        query::parse(&query, Parameters::Page, config).map(|read| read.page)
     }
 }
 

@@ -10,9 +10,13 @@ use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 
-use super::rate_limit::{self, RateLimit, whole_seconds};
+use super::{
+    list_scope,
+    rate_limit::{self, RateLimit, whole_seconds},
+};
 use crate::{
-    service::{PagesError, PagesErrorKind},
+    cache::CacheStatus,
+    service::{PagesError, PagesErrorKind, Scope},
     upstream::UpstreamError,
 };
 
@@ -23,8 +27,13 @@ pub enum ApiError {
     InvalidSpaceToken,
     #[error("run id is not valid")]
     InvalidRunId,
+    #[error("task id is not valid")]
+    InvalidTaskId,
     #[error("parameter {name} is not valid")]
-    InvalidParameter { name: &'static str, most: u32 },
+    InvalidParameter {
+        name: &'static str,
+        expected: Expected,
+    },
     #[error("parameter is not known")]
     UnknownParameter { name: String, known: &'static str },
     #[error("body is not valid")]
@@ -47,8 +56,42 @@ pub enum ApiError {
     Overloaded,
     #[error("request ended in a bug")]
     Internal,
+    #[error("no such task among the newest")]
+    TaskNotFound { scope: Scope, status: CacheStatus },
     #[error("no page")]
     Pages(#[from] PagesError),
+}
+
+/// What a parameter must be. It is told without the value that was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expected {
+    /// From 1.
+    Number {
+        most: u32,
+    },
+    Values,
+    Fields,
+    /// There with a filter, and only then.
+    WithFilter,
+}
+
+impl Expected {
+    fn of(self, name: &str) -> String {
+        match self {
+            Self::Number { most } => format!(
+                "Parameter `{name}` must be given at most once, as a decimal number from 1 to {most}."
+            ),
+            Self::Values => format!(
+                "Parameter `{name}` must be given at most once, as 1 to 8 values joined by commas, each 1 to 128 of A-Z a-z 0-9 _ . -."
+            ),
+            Self::Fields => format!(
+                "Parameter `{name}` must be given at most once, as 1 to 32 dotted paths joined by commas, of at most 1 KiB."
+            ),
+            Self::WithFilter => format!(
+                "Parameter `{name}` must be given with `status`, `assignee` or `run_id`, and not without one of them."
+            ),
+        }
+    }
 }
 
 /// What an error looks like from outside.
@@ -60,9 +103,10 @@ struct Problem {
 }
 
 /// The code of every error there is.
-pub const CODES: [&str; 25] = [
+pub const CODES: [&str; 28] = [
     "invalid_space_token",
     "invalid_run_id",
+    "invalid_task_id",
     "invalid_parameter",
     "unknown_parameter",
     "invalid_body",
@@ -72,6 +116,8 @@ pub const CODES: [&str; 25] = [
     "minting_not_allowed",
     "space_access_denied",
     "space_not_found",
+    "task_not_found",
+    "list_incomplete",
     "route_not_found",
     "method_not_allowed",
     "upstream_rejected",
@@ -109,13 +155,17 @@ impl ApiError {
                 "Invalid run id",
                 "A run id is 1 to 64 of A-Z a-z 0-9 _ -.",
             ),
-            Self::InvalidParameter { name, most } => problem(
+            Self::InvalidTaskId => problem(
+                StatusCode::BAD_REQUEST,
+                "invalid_task_id",
+                "Invalid task id",
+                "A task id is 1 to 128 of A-Z a-z 0-9 _ . -.",
+            ),
+            Self::InvalidParameter { name, expected } => problem(
                 StatusCode::BAD_REQUEST,
                 "invalid_parameter",
                 "Invalid parameter",
-                format!(
-                    "Parameter `{name}` must be given at most once, as a decimal number from 1 to {most}."
-                ),
+                expected.of(name),
             ),
             Self::UnknownParameter { name, known } => problem(
                 StatusCode::BAD_REQUEST,
@@ -173,7 +223,19 @@ impl ApiError {
             ),
             Self::Overloaded => overloaded(),
             Self::Internal => internal(),
+            Self::TaskNotFound { .. } => problem(
+                StatusCode::NOT_FOUND,
+                "task_not_found",
+                "Task not found",
+                "The task is not among the newest tasks of the space; `X-List-Scope` says how many were looked at.",
+            ),
             Self::Pages(error) => match &error.kind {
+                PagesErrorKind::Incomplete { .. } => problem(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "list_incomplete",
+                    "List incomplete",
+                    "The tasks that this takes are still being fetched; try again after the time in `Retry-After`.",
+                ),
                 PagesErrorKind::NotCached => problem(
                     StatusCode::GATEWAY_TIMEOUT,
                     "not_cached",
@@ -191,6 +253,10 @@ impl ApiError {
             Self::RateLimited(limit) => Some(limit.reset_after),
             Self::IdentityUnavailable { retry_after } => Some((*retry_after).max(RETRY_LATER)),
             Self::Overloaded => Some(RETRY_LATER),
+            Self::Pages(PagesError {
+                kind: PagesErrorKind::Incomplete { retry_after },
+                ..
+            }) => Some(*retry_after),
             Self::Pages(PagesError {
                 kind: PagesErrorKind::Upstream(error),
                 ..
@@ -213,6 +279,8 @@ impl ApiError {
             Self::Pages(_)
             | Self::InvalidSpaceToken
             | Self::InvalidRunId
+            | Self::InvalidTaskId
+            | Self::TaskNotFound { .. }
             | Self::InvalidParameter { .. }
             | Self::UnknownParameter { .. }
             | Self::InvalidBody
@@ -281,6 +349,10 @@ impl ApiError {
         }
         if let Some(wait) = self.retry_after() {
             headers.insert(header::RETRY_AFTER, whole_seconds(wait).into());
+        }
+        if let Self::TaskNotFound { scope, status } = &self {
+            list_scope::write(*scope, headers);
+            headers.insert("cache-status", status.header_value());
         }
         if let Self::Pages(error) = &self {
             headers.insert("cache-status", error.status.header_value());

@@ -6,9 +6,13 @@ use axum::extract::{FromRef, FromRequestParts, Path, path::ErrorKind, rejection:
 use http::{HeaderValue, Method, request::Parts};
 use serde::Deserialize;
 
-use super::{ApiError, Client, Policy, context::RequestContext, query};
+use super::{
+    ApiError, Client, Policy,
+    context::RequestContext,
+    query::{self, ListQuery, Parameters},
+};
 use crate::{
-    domain::{Collection, ListId, PageQuery, RunId, SpaceToken},
+    domain::{Collection, ListId, RunId, SpaceToken, TaskId},
     telemetry::traces::TraceContext,
 };
 
@@ -66,22 +70,50 @@ fn unreadable(rejection: PathRejection) -> ApiError {
     match rejection {
         PathRejection::FailedToDeserializePathParams(error) => match error.kind() {
             ErrorKind::InvalidUtf8InPathParam { key } if key == "run_id" => ApiError::InvalidRunId,
+            ErrorKind::InvalidUtf8InPathParam { key } if key == "task_id" => {
+                ApiError::InvalidTaskId
+            }
             _ => ApiError::InvalidSpaceToken,
         },
         _ => ApiError::InvalidSpaceToken,
     }
 }
 
-/// The page that the query names.
-#[derive(Clone, Copy, Debug)]
-pub struct Page(pub PageQuery);
+/// The space and the task that the path names.
+#[derive(Clone, Debug)]
+pub struct Task {
+    pub space: SpaceToken,
+    pub id: TaskId,
+}
 
-impl<S: Send + Sync> FromRequestParts<S> for Page {
+impl<S: Send + Sync> FromRequestParts<S> for Task {
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        #[derive(Deserialize)]
+        struct Named {
+            space_token: String,
+            task_id: String,
+        }
+        let named = Path::<Named>::from_request_parts(parts, state).await;
+        let Path(named) = named.map_err(unreadable)?;
+        let space = SpaceToken::new(&named.space_token).map_err(|_| ApiError::InvalidSpaceToken)?;
+        let id = TaskId::new(&named.task_id).map_err(|_| ApiError::InvalidTaskId)?;
+        Ok(Self { space, id })
+    }
+}
+
+impl<S> FromRequestParts<S> for ListQuery
+where
+    S: Send + Sync,
+    Parameters: FromRef<S>,
+{
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         let config = &RequestContext::of(&parts.extensions).policy.route;
-        query::parse(parts.uri.query().unwrap_or_default(), config).map(Self)
+        let query = parts.uri.query().unwrap_or_default();
+        query::parse(query, Parameters::from_ref(state), config)
     }
 }
 

@@ -15,11 +15,14 @@ use super::{
         observe::{ObserveLayer, Observing},
         shed::ShedLayer,
     },
+    query::Parameters,
     routes::{
+        Spelling,
         browser_tokens::{self, ReadWithin},
-        documents, is_public,
+        documents, is_of_a_space, is_public,
         list::{self, ListState},
-        paths_of,
+        paths_of, paths_of_a_task,
+        task::{self, TaskState},
     },
 };
 use crate::{
@@ -57,7 +60,7 @@ pub fn data_router(
             // A request with an ambiguous host could be read in two ways, so it is refused.
             .layer(HostLayer)
             // Outside of whatever may fail: a browser hides an error response without CORS headers.
-            .option_layer(matches!(route, Route::List(_)).then_some(CorsLayer))
+            .option_layer(is_of_a_space(route).then_some(CorsLayer))
             // A panic costs one request, and is counted.
             .layer(catch_panics.clone())
             // Before the handler: a stranger learns of no route, no space and no parameter.
@@ -71,20 +74,34 @@ pub fn data_router(
     let healthz = documents::healthz.with_state(());
     let mut router = Router::new();
     for collection in Collection::all() {
-        let page = list::page.with_state(ListState {
-            data: data.clone(),
-            collection,
-        });
-        for path in paths_of(collection) {
-            let page = stack(Route::List(collection)).service(page.clone());
+        for (spelling, path) in paths_of(collection) {
+            let page = list::page.with_state(ListState {
+                data: data.clone(),
+                collection,
+                parameters: parameters(collection, spelling),
+            });
+            let page = stack(Route::List(collection)).service(page);
             router = router.route_service(&path, page);
         }
+    }
+    let task = task::task.with_state(TaskState(data.clone()));
+    for path in paths_of_a_task() {
+        let task = stack(Route::Task).service(task.clone());
+        router = router.route_service(&path, task);
     }
     router
         .route_service("/browser-tokens", stack(Route::BrowserTokens).service(mint))
         .route_service("/openapi.json", stack(Route::OpenApi).service(openapi))
         .route_service("/healthz", stack(Route::Health).service(healthz))
         .fallback_service(stack(Route::Other).service(route_not_found.with_state(())))
+}
+
+/// What a list may be asked for. Where the upstream has it too, no parameter means here what it does not mean there.
+fn parameters(collection: Collection, spelling: Spelling) -> Parameters {
+    match spelling {
+        Spelling::Gateway if collection == Collection::TASKS => Parameters::Filter,
+        Spelling::Gateway | Spelling::Vendor => Parameters::Page,
+    }
 }
 
 async fn route_not_found() -> ApiError {

@@ -97,12 +97,17 @@ impl Content {
     /// What `view` shows of the page, and whether that was made only now. It is made once and kept, as its encodings are.
     #[must_use]
     pub fn make_view(&self, view: &View, now: Instant) -> (Arc<Representation>, bool) {
-        self.views.get_or_make(&view.id(), || {
-            let encodings = &self.whole.encodings;
-            let shown = view.apply(&encodings.plain());
-            let shown = shown.expect("a page was read as JSON before it became one");
-            Arc::new(Representation::new(shown, now, encodings.memory()))
-        })
+        self.views
+            .get_or_make(&view.id(), || Arc::new(self.seen_through(view, now)))
+    }
+
+    /// The same, made anew and not kept.
+    #[must_use]
+    pub fn seen_through(&self, view: &View, now: Instant) -> Representation {
+        let encodings = &self.whole.encodings;
+        let shown = view.apply(&encodings.plain());
+        let shown = shown.expect("a page was read as JSON before it became one");
+        Representation::new(shown, now, encodings.memory())
     }
 
     /// The same, if it was made already.

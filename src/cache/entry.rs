@@ -38,7 +38,7 @@ pub struct StoredPage {
     /// What the state of the list it was cut from is called, where that is known.
     pub list_generation: Option<HeaderValue>,
     /// Where the pages around it are.
-    pub link: HeaderValue,
+    pub link: Option<HeaderValue>,
     pub last_modified: Option<HeaderValue>,
     /// The same in Unix seconds, for `If-Modified-Since`. Without it the condition is no condition: `Date` would be taken instead
     /// (RFC 9111 section 4.3.2), and be wrong for a page that changed twice within its second.
@@ -85,7 +85,7 @@ impl StoredPage {
         Self {
             date,
             list_generation: began.name.map(field),
-            link: link(began.key.query, content.count),
+            link: Some(link("", began.key.query, content.count)),
             key: began.key,
             freshness: Freshness::new(answer, lifetimes, jitter),
             request_rate,
@@ -120,7 +120,7 @@ impl StoredPage {
             request_rate: RequestRate::new(now),
             date: oldest.date.clone(),
             list_generation: oldest.list_generation.clone(),
-            link: link(query, content.count),
+            link: Some(link("", query, content.count)),
             content,
             last_modified: None,
             last_modified_unix: None,
@@ -131,6 +131,20 @@ impl StoredPage {
             list: oldest.list.clone(),
             version: oldest.version,
         })
+    }
+
+    /// Where the pages around it are for who asks for it, as the page of `query`, by `parameters` too.
+    #[must_use]
+    pub fn link_by(&self, parameters: &str, query: PageQuery) -> HeaderValue {
+        link(parameters, query, self.content.count)
+    }
+
+    /// The same as no page of a list.
+    pub(super) fn alone(mut self, upstream_age: Option<Duration>) -> Self {
+        self.link = None;
+        self.list_generation = None;
+        self.upstream_age = upstream_age;
+        self
     }
 
     /// This page as read from a snapshot: `age` old, and no longer fresh whatever its lifetime says.

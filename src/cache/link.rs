@@ -6,9 +6,10 @@ use http::HeaderValue;
 
 use crate::domain::PageQuery;
 
-/// Relative links from the page of `query` to the others of a list of `count` tasks.
+/// Relative links from the page of `query` to the others of a list of `count` tasks. `parameters` stand before those of the page, each with an
+/// `&` behind it.
 #[must_use]
-pub(super) fn link(query: PageQuery, count: u64) -> HeaderValue {
+pub(super) fn link(parameters: &str, query: PageQuery, count: u64) -> HeaderValue {
     let last = query.last_page(count);
     let page = u64::from(query.page);
     let mut text = String::new();
@@ -29,7 +30,7 @@ pub(super) fn link(query: PageQuery, count: u64) -> HeaderValue {
         // Writing to a String cannot fail.
         let _ = write!(
             text,
-            "{separator}<?page={target}&page_size={size}>; rel=\"{relation}\""
+            "{separator}<?{parameters}page={target}&page_size={size}>; rel=\"{relation}\""
         );
     }
     HeaderValue::try_from(text).expect("our words and digits are visible ASCII")
@@ -46,7 +47,7 @@ mod tests {
                 page,
                 page_size: 20,
             };
-            let links = link(query, count);
+            let links = link("", query, count);
             let links = links.to_str().unwrap();
             links
                 .replace("<?page=", "")

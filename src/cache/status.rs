@@ -102,6 +102,8 @@ pub enum Detail {
     OnlyIfCached,
     /// Cut from other pages of the same list; not stale at all.
     Assembled,
+    /// Those rows of the same list that match a filter; not stale either.
+    Filtered,
 }
 
 impl Detail {
@@ -114,6 +116,7 @@ impl Detail {
             Self::MaxStale => "max-stale",
             Self::OnlyIfCached => "only-if-cached",
             Self::Assembled => "assembled",
+            Self::Filtered => "filtered",
         }
     }
 
@@ -126,6 +129,7 @@ impl Detail {
             Self::MaxStale => CacheOutcome::MaxStale,
             Self::OnlyIfCached => CacheOutcome::OnlyIfCached,
             Self::Assembled => CacheOutcome::Assembled,
+            Self::Filtered => CacheOutcome::Filtered,
         }
     }
 }

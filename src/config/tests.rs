@@ -205,6 +205,8 @@ fn every_rule_refuses_under_its_key() {
         ("auth.jwt", "'x'", ""),
         ("auth.browser_tokens", "'x'", ""),
         ("routes.tasks.max_page_size", "0", ""),
+        ("routes.tasks.newest_max", "0", ""),
+        ("routes.tasks.newest_max", "10001", ""),
         ("routes.tasks.unknown_parameters", "'drop'", ""),
         ("upstream.base_url", "'unpod.example'", ""),
         ("upstream.base_url", "'http://unpod.example'", ""),

@@ -108,6 +108,14 @@ impl View {
         Self::of(self.page.intersection(&other.page))
     }
 
+    /// Whether a row's member `name` is shown where it is a string.
+    #[must_use]
+    pub fn shows_text(&self, name: &str) -> bool {
+        let row = self.page.member("data");
+        let member = row.and_then(|row| row.member(name));
+        matches!(member, Some(Allowed::Whole))
+    }
+
     #[must_use]
     pub fn id(&self) -> ViewId {
         self.id
@@ -158,6 +166,14 @@ impl Allowed {
                 });
                 Self::Members(shared.collect())
             }
+        }
+    }
+
+    /// What is shown of the member `name` of an object, if anything.
+    fn member(&self, name: &str) -> Option<&Self> {
+        match self {
+            Self::Whole => Some(self),
+            Self::Members(members) => members.get(name),
         }
     }
 

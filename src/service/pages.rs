@@ -10,8 +10,9 @@ use tokio::time::Instant;
 use super::{ConcurrencyLimit, SharedCache};
 use crate::{
     cache::{
-        PageStore, SingleFlight, StoredPage, Verdict, assemble::Cuts, freshness::FillReason,
-        judge_page, representation::Representation, status::Detail, store::StoreOutcome,
+        CacheStatus, PageStore, SingleFlight, StoredPage, Verdict, assemble::Cuts,
+        freshness::FillReason, judge_page, representation::Representation, status::Detail,
+        store::StoreOutcome,
     },
     domain::{ListKey, PageKey, View},
     off_runtime::by_size,
@@ -23,16 +24,21 @@ mod decision;
 mod events;
 mod fallback;
 mod fill;
+mod filtered;
+mod newest;
 mod purge;
 mod range;
 mod replicas;
 mod request;
 mod single_flight;
+mod task;
 mod wait;
 
 pub(super) use self::decision::remembered;
 pub(super) use self::fallback::stale_fallback;
+pub use self::filtered::{FilterRequest, Scope};
 pub use self::request::{ClientRequest, PagesError, PagesErrorKind, Served};
+pub use self::task::{FoundTask, TaskIds};
 use self::{
     decision::{Missing, StoreAnswer, hit},
     single_flight::{FillContext, FlightKey},
@@ -74,6 +80,8 @@ enum Sources {
 pub struct Pages {
     store: PageStore,
     flights: SingleFlight<FlightKey, Filled, FillContext>,
+    /// Those that read the newest rows of lists.
+    jobs: newest::Jobs,
     metrics: Arc<Metrics>,
     /// What replicas share, where there is any.
     shared_cache: OnceLock<SharedCache>,
@@ -94,6 +102,7 @@ impl Pages {
         Arc::new(Self {
             store,
             flights: SingleFlight::default(),
+            jobs: SingleFlight::default(),
             metrics,
             shared_cache: OnceLock::new(),
             patience,
@@ -127,17 +136,13 @@ impl Pages {
         limit.map_or(size, |limit| limit.min(size))
     }
 
-    /// A page as it goes out: all of it, or what `view` shows.
+    /// What `view` shows of a page: made once, and kept with the page.
     pub async fn representation(
         self: &Arc<Self>,
         served: &Served,
-        view: Option<&Arc<View>>,
+        view: &Arc<View>,
     ) -> Arc<Representation> {
-        let content = &served.page.content;
-        let Some(view) = view else {
-            return content.whole().clone();
-        };
-        match content.made_view(view) {
+        match served.page.content.made_view(view) {
             Some(representation) => representation,
             // Boxed: an inline wait would enlarge the future of every answer.
             None => Box::pin(self.make_view(served, view.clone())).await,
@@ -157,6 +162,19 @@ impl Pages {
         .await
     }
 
+    /// What `view` shows of a page, made for one request and not kept: of views that clients make up there is no end.
+    pub async fn seen_through(
+        self: &Arc<Self>,
+        served: &Served,
+        view: View,
+    ) -> Arc<Representation> {
+        let (page, at) = (served.page.clone(), served.at);
+        by_size(page.content.length(), move || {
+            Arc::new(page.content.seen_through(&view, at))
+        })
+        .await
+    }
+
     /// Fills under way.
     #[must_use]
     pub fn fills_under_way(&self) -> usize {
@@ -171,6 +189,28 @@ impl Pages {
     ///
     /// Returns the upstream's error where it failed and no stored page may be served as a stale fallback.
     pub async fn page(self: &Arc<Self>, request: &ClientRequest) -> Result<Served, PagesError> {
+        let outcome = self.read(request).await;
+        match &outcome {
+            Ok(served) => self.note_served(served, request),
+            Err(error) => self.note_lookup(error.status, request),
+        }
+        outcome
+    }
+
+    /// Counts a request that is answered from the cache.
+    fn note_served(&self, served: &Served, request: &ClientRequest) {
+        self.note_lookup(served.status, request);
+        self.metrics.cache.served(served.age());
+    }
+
+    /// Counts what the cache did for a request.
+    fn note_lookup(&self, status: CacheStatus, request: &ClientRequest) {
+        let cache = &self.metrics.cache;
+        cache.lookup(status.outcome(), &request.account);
+    }
+
+    /// As [`Pages::page`], for a request that is counted by another name.
+    async fn read(self: &Arc<Self>, request: &ClientRequest) -> Result<Served, PagesError> {
         let key = request.key();
         let outcome = match self.answer_from_store(&key, request) {
             StoreAnswer::Done(outcome) => outcome,
@@ -179,21 +219,10 @@ impl Pages {
                 Box::pin(self.page_missing(&key, request, missing)).await
             }
         };
-        let outcome = match outcome {
+        match outcome {
             Ok(served) => Ok(served),
             Err(error) => Box::pin(self.in_place_of(error, &key, request)).await,
-        };
-        let status = match &outcome {
-            Ok(served) => served.status,
-            Err(error) => error.status,
-        };
-        self.metrics
-            .cache
-            .lookup(status.outcome(), &request.account);
-        if let Ok(served) = &outcome {
-            self.metrics.cache.served(served.age());
         }
-        outcome
     }
 
     /// The page that `cuts` make; a large one is made on another thread.

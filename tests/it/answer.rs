@@ -6,9 +6,10 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
 /// Every code of the contract with its status.
-pub(crate) const CODES: [(&str, u16); 25] = [
+pub(crate) const CODES: [(&str, u16); 28] = [
     ("invalid_space_token", 400),
     ("invalid_run_id", 400),
+    ("invalid_task_id", 400),
     ("invalid_parameter", 400),
     ("unknown_parameter", 400),
     ("invalid_body", 400),
@@ -18,6 +19,8 @@ pub(crate) const CODES: [(&str, u16); 25] = [
     ("minting_not_allowed", 403),
     ("space_access_denied", 403),
     ("space_not_found", 404),
+    ("task_not_found", 404),
+    ("list_incomplete", 503),
     ("route_not_found", 404),
     ("method_not_allowed", 405),
     ("upstream_rejected", 422),
@@ -54,6 +57,7 @@ const ON_PAGES: &[&str] = &[
     "ratelimit",
     "ratelimit-policy",
     "x-list-generation",
+    "x-list-scope",
 ];
 const ON_ERRORS: &[&str] = &[
     "age",
@@ -63,6 +67,7 @@ const ON_ERRORS: &[&str] = &[
     "ratelimit-policy",
     "retry-after",
     "www-authenticate",
+    "x-list-scope",
 ];
 /// Where CORS is configured, which `Vary: Origin` tells.
 const ON_CORS: &[&str] = &[

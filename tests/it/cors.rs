@@ -59,7 +59,7 @@ fn access_control(answer: &Answer) -> Vec<(&str, &str)> {
 #[track_caller]
 fn assert_readable(answer: &Answer, origin: &str) {
     let exposed = "ETag, Link, Cache-Status, X-Request-Id, RateLimit, RateLimit-Policy, \
-                   X-List-Generation, Age, Retry-After, Date";
+                   X-List-Generation, X-List-Scope, Age, Retry-After, Date";
     let expected = [
         ("access-control-allow-origin", origin),
         ("access-control-expose-headers", exposed),

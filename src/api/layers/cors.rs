@@ -31,7 +31,7 @@ const REQUEST_HEADERS: [HeaderName; 7] = [
     HeaderName::from_static("baggage"),
 ];
 const RESPONSE_HEADERS: HeaderValue = HeaderValue::from_static(
-    "ETag, Link, Cache-Status, X-Request-Id, RateLimit, RateLimit-Policy, X-List-Generation, Age, Retry-After, Date",
+    "ETag, Link, Cache-Status, X-Request-Id, RateLimit, RateLimit-Policy, X-List-Generation, X-List-Scope, Age, Retry-After, Date",
 );
 /// How long browsers cache a preflight, in seconds; a withdrawn origin may pass for that long.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("600");

@@ -1,56 +1,36 @@
 //! A page of a list: `GET /spaces/{space_token}/tasks` and whatever other route [`Collection`] has.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use axum::{
-    body::Body,
     extract::{FromRef, Request, State},
     response::{IntoResponse, Response},
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request::Parts};
-use http_body_util::Full;
+use http::header;
 
+use super::answer::{Shown, respond};
 use crate::{
     api::{
-        ApiError, Client, Data, Policy,
-        body::Guarded,
+        ApiError, Client, Data,
         context::RequestRecord,
-        extract::{Caller, List, Page, Reading},
-        layers::observe::VARY,
+        extract::{Caller, List, Reading},
+        list_scope,
+        query::{ListQuery, Parameters, Selection},
         rate_limit::{self, RateLimit},
     },
-    cache::{
-        CacheStatus,
-        encodings::{EncodedBody, Encodings, WhenBusy},
-        freshness::permitted,
-        http_semantics::{
-            ContentCoding, RequestDirectives, accepts_identity, negotiate, not_modified,
-        },
-        representation::Representation,
-    },
+    cache::{freshness::permitted, http_semantics::RequestDirectives},
     domain::{Collection, SpaceToken, View},
-    service::{ClientRequest, Served},
+    service::{ClientRequest, FilterRequest, PagesError, Scope, Served},
     upstream::Credential,
 };
-
-const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
-const LIST_GENERATION: HeaderName = HeaderName::from_static("x-list-generation");
-const JSON: HeaderValue = HeaderValue::from_static("application/json");
-const ASK_EACH_TIME: HeaderValue = HeaderValue::from_static("private, no-cache");
-/// As many headers as an answer has, those of the layers included.
-const MOST_HEADERS: usize = 20;
-/// What a body can be compressed with, best first.
-const CODINGS: [ContentCoding; 3] = [
-    ContentCoding::Brotli,
-    ContentCoding::Zstd,
-    ContentCoding::Gzip,
-];
 
 /// Which lists a route serves, and what from.
 #[derive(Clone, Debug)]
 pub struct ListState {
     pub data: Data,
     pub collection: Collection,
+    /// Which parameters it takes.
+    pub parameters: Parameters,
 }
 
 impl FromRef<ListState> for Collection {
@@ -59,15 +39,26 @@ impl FromRef<ListState> for Collection {
     }
 }
 
+impl FromRef<ListState> for Parameters {
+    fn from_ref(state: &ListState) -> Self {
+        state.parameters
+    }
+}
+
 /// Answers with the page that path and query name.
 ///
 /// Checked in the order in which things may be told: method, path and query, then whether the client may read the space, then how often
 /// it may ask, then the cache.
 pub async fn page(
-    State(ListState { data, collection }): State<ListState>,
+    State(ListState {
+        data, collection, ..
+    }): State<ListState>,
     _: Reading,
     List { space, id: list }: List,
-    Page(query): Page,
+    ListQuery {
+        page: query,
+        selection,
+    }: ListQuery,
     Caller {
         client,
         policy,
@@ -103,44 +94,100 @@ pub async fn page(
         request_id,
         trace,
     };
-    let mut response = match data.pages.page(&ask).await {
-        Ok(served) => {
-            record.space = Some(served.page.space_fingerprint().clone());
-            record.cache = Some(served.status.outcome());
-            record.age_s = Some(served.age().as_secs());
-            record.upstream_calls = served.calls;
-            let view = admitted.view.as_ref();
-            let response = respond(&data, &policy, view, &served, &request).await;
+    let view = admitted.view;
+    let (outcome, fields) = match &selection {
+        None => (data.pages.page(&ask).await.map(without_scope), None),
+        // Boxed: few ask for it.
+        Some(selection) => Box::pin(selected(&data, &ask, view.as_deref(), selection)).await,
+    };
+    let mut response = match outcome {
+        Ok((served, scope)) => {
+            note_served(&mut record, &served);
+            let shown = Shown::of(view, fields);
+            let mut response = respond(&data, &policy, shown, &served, &request).await;
+            let headers = response.headers_mut();
+            if let Some(selection) = &selection {
+                let link = served.page.link_by(&selection.canonical, query);
+                headers.insert(header::LINK, link);
+            }
+            if let Some(scope) = scope {
+                list_scope::write(scope, headers);
+            }
             recorded(response, record)
         }
-        Err(error) => {
-            record.space = Some(ask.space.fingerprint());
-            record.cache = Some(error.status.outcome());
-            record.upstream_calls = error.calls;
-            recorded(ApiError::from(error), record)
-        }
+        Err(error) => refuse(error, &ask, record),
     };
     rate_limit::write(&admitted.limits, response.headers_mut());
     response
 }
 
-fn recorded(response: impl IntoResponse, record: RequestRecord) -> Response {
+/// A page, and how far its list was looked through for it.
+type Outcome = Result<(Served, Option<Scope>), PagesError>;
+
+fn without_scope(served: Served) -> (Served, Option<Scope>) {
+    (served, None)
+}
+
+/// What a selection of the rows that `view` shows comes to, and which members are asked for.
+async fn selected(
+    data: &Data,
+    ask: &ClientRequest,
+    view: Option<&View>,
+    selection: &Selection,
+) -> (Outcome, Option<View>) {
+    let outcome = match (&selection.filter, selection.newest) {
+        (Some(filter), Some(newest)) => {
+            let is_shown = view.is_none_or(|view| filter.goes_by_what_is_shown(view));
+            let wanted = FilterRequest {
+                filter: is_shown.then(|| filter.clone()),
+                newest,
+            };
+            let filtered = data.pages.filtered(ask, wanted).await;
+            filtered.map(|(served, scope)| (served, Some(scope)))
+        }
+        _ => data.pages.page(ask).await.map(without_scope),
+    };
+    let fields = selection.fields.as_ref();
+    (outcome, fields.map(|fields| fields.view.clone()))
+}
+
+/// Notes what a request is answered with.
+pub(super) fn note_served(record: &mut RequestRecord, served: &Served) {
+    record.space = Some(served.page.space_fingerprint().clone());
+    record.cache = Some(served.status.outcome());
+    record.age_s = Some(served.age().as_secs());
+    record.upstream_calls = served.calls;
+}
+
+/// The answer where there is no page.
+pub(super) fn refuse(
+    error: PagesError,
+    ask: &ClientRequest,
+    mut record: RequestRecord,
+) -> Response {
+    record.space = Some(ask.space.fingerprint());
+    record.cache = Some(error.status.outcome());
+    record.upstream_calls = error.calls;
+    recorded(ApiError::from(error), record)
+}
+
+pub(super) fn recorded(response: impl IntoResponse, record: RequestRecord) -> Response {
     let mut response = response.into_response();
     response.extensions_mut().insert(record);
     response
 }
 
 /// What a request may go on with.
-struct Admitted {
-    credential: Arc<Credential>,
+pub(super) struct Admitted {
+    pub(super) credential: Arc<Credential>,
     /// What the client sees of the rows; `None`: all of them.
-    view: Option<Arc<View>>,
+    pub(super) view: Option<Arc<View>>,
     /// What is left of the client's limits.
-    limits: Vec<RateLimit>,
+    pub(super) limits: Vec<RateLimit>,
 }
 
 /// Whether the client may ask for such a list of `space`, and may ask now. A request that may not draws on no limit.
-async fn admit(
+pub(super) async fn admit(
     client: &Client,
     space: &SpaceToken,
     collection: Collection,
@@ -159,190 +206,4 @@ async fn admit(
         view,
         limits,
     })
-}
-
-/// The answer for a page that was found: 304 where the client has it already.
-async fn respond(
-    data: &Data,
-    policy: &Policy,
-    view: Option<&Arc<View>>,
-    served: &Served,
-    request: &Parts,
-) -> Response {
-    let representation = data.pages.representation(served, view).await;
-    let mut response = Response::new(Body::empty());
-    // Room for all of them: a map that grows is allocated and hashed again.
-    *response.headers_mut() = HeaderMap::with_capacity(MOST_HEADERS);
-    let headers = response.headers_mut();
-    describe(policy, served, headers);
-    headers.insert(header::ETAG, representation.etag.clone());
-    let Some((coding, busy)) = coding(&request.headers, served, &representation) else {
-        *response.status_mut() = StatusCode::NOT_MODIFIED;
-        return response;
-    };
-    headers.insert(header::CONTENT_TYPE, JSON);
-    let known = || representation.encodings.length_in(coding);
-    let coding = match (request.method == Method::HEAD).then(known).flatten() {
-        // Nothing is made to be thrown away.
-        Some(length) => {
-            headers.insert(header::CONTENT_LENGTH, length.into());
-            coding
-        }
-        // The length is left to hyper, which writes it without an allocation.
-        None => {
-            let encodings = &representation.encodings;
-            let encoded = body(data, served, encodings, (coding, busy)).await;
-            // It counts as memory until it has left.
-            let body = Guarded::new(Full::new(encoded.bytes), encoded.counted);
-            *response.body_mut() = Body::new(body);
-            encoded.coding
-        }
-    };
-    if coding != ContentCoding::Identity {
-        response.headers_mut().insert(
-            header::CONTENT_ENCODING,
-            HeaderValue::from_static(coding.as_str()),
-        );
-    }
-    response
-}
-
-/// The content coding to answer in, and what to do where too many bodies wait to be compressed; `None` where the client has the page
-/// already.
-///
-/// A client that waited for the fill, or would wait behind many others, gets the plain body if it accepts that.
-fn coding(
-    request: &HeaderMap,
-    served: &Served,
-    representation: &Representation,
-) -> Option<(ContentCoding, WhenBusy)> {
-    let etag = representation.etag.to_str().unwrap_or_default();
-    if not_modified(request, etag, served.page.last_modified_unix, unix_now) {
-        return None;
-    }
-    let accepted = negotiate(request, &CODINGS);
-    if representation.encodings.is_available(accepted) {
-        return Some((accepted, WhenBusy::Identity));
-    }
-    let from_store = matches!(served.status, CacheStatus::Hit { .. });
-    Some(match (from_store, accepts_identity(request)) {
-        (_, false) => (accepted, WhenBusy::Wait),
-        (true, true) => (accepted, WhenBusy::Identity),
-        (false, true) => (ContentCoding::Identity, WhenBusy::Identity),
-    })
-}
-
-async fn body(
-    data: &Data,
-    served: &Served,
-    encodings: &Encodings,
-    (coding, busy): (ContentCoding, WhenBusy),
-) -> EncodedBody {
-    if let Some(encoded) = encodings.take(coding, served.at) {
-        return encoded;
-    }
-    let made = encodings.get_unless(busy, coding, served.at).await;
-    data.pages.store().reweigh(&served.page);
-    made
-}
-
-/// Every field that 200 and 304 share, but for the entity tag.
-fn describe(policy: &Policy, served: &Served, headers: &mut HeaderMap) {
-    let page = &served.page;
-    headers.insert(header::DATE, page.date.clone());
-    headers.insert(header::VARY, VARY);
-    if let Some(last_modified) = &page.last_modified {
-        headers.insert(header::LAST_MODIFIED, last_modified.clone());
-    }
-    headers.insert(CACHE_STATUS, served.status.header_value());
-    let age = match served.status {
-        // A stored answer tells its age.
-        CacheStatus::Hit { .. } => Some(served.age()),
-        // One that was just filled tells what the upstream told, if anything.
-        CacheStatus::Forward { .. } | CacheStatus::NotForwarded(_) => page.upstream_age,
-    };
-    if let Some(age) = age {
-        headers.insert(header::AGE, HeaderValue::from(age.as_secs()));
-    }
-    let may_keep = cache_control(policy.client_max_age, age, || client_rest(served));
-    headers.insert(header::CACHE_CONTROL, may_keep);
-    headers.insert(header::LINK, page.link.clone());
-    if let Some(generation) = &page.list_generation
-        && policy.coherent_pages
-    {
-        headers.insert(LIST_GENERATION, generation.clone());
-    }
-}
-
-/// How long a client may reuse the answer: what is left of the page, and nothing of one that the upstream lets nobody keep.
-fn client_rest(served: &Served) -> Duration {
-    match served.status {
-        CacheStatus::Hit { .. } | CacheStatus::Forward { stored: true, .. } => {
-            served.page.fresh_for(served.at)
-        }
-        CacheStatus::Forward { .. } | CacheStatus::NotForwarded(_) => Duration::ZERO,
-    }
-}
-
-/// `age` is what the answer's `Age` says: a client subtracts it from `max-age` (RFC 9111 section 4.2).
-fn cache_control(
-    client_max_age: Duration,
-    age: Option<Duration>,
-    rest: impl FnOnce() -> Duration,
-) -> HeaderValue {
-    if client_max_age.is_zero() {
-        return ASK_EACH_TIME;
-    }
-    match client_max_age.min(rest()).as_secs() {
-        0 => ASK_EACH_TIME,
-        rest => {
-            let max_age = age.unwrap_or_default().as_secs().saturating_add(rest);
-            HeaderValue::try_from(format!("private, max-age={max_age}"))
-                .expect("words and digits are visible ASCII")
-        }
-    }
-}
-
-fn unix_now() -> i64 {
-    std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |since| {
-            i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
-        })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    // RFC 9111 section 4.2: fresh while max-age is greater than Age.
-    #[test]
-    fn clients_may_keep_an_answer_for_what_is_left_of_it_at_most() {
-        let seconds = Duration::from_secs;
-        for (most, age, rest, expected) in [
-            (0, Some(0), 29, "private, no-cache"),
-            (10, None, 29, "private, max-age=10"),
-            (10, Some(0), 29, "private, max-age=10"),
-            (10, Some(20), 10, "private, max-age=30"),
-            (10, Some(20), 9, "private, max-age=29"),
-            (10, Some(29), 1, "private, max-age=30"),
-            (60, Some(1), 29, "private, max-age=30"),
-            (60, Some(90_000), 29, "private, max-age=90029"),
-            (
-                10,
-                Some(u64::MAX),
-                29,
-                "private, max-age=18446744073709551615",
-            ),
-            (60, None, 0, "private, no-cache"),
-            (60, Some(30), 0, "private, no-cache"),
-            (60, Some(3600), 0, "private, no-cache"),
-        ] {
-            let shown = cache_control(seconds(most), age.map(seconds), || seconds(rest));
-            assert_eq!(shown, expected, "{most} {age:?} {rest}");
-        }
-        let less_than_a_second = || Duration::from_millis(999);
-        let shown = cache_control(seconds(10), None, less_than_a_second);
-        assert_eq!(shown, "private, no-cache");
-    }
 }

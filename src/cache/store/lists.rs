@@ -12,8 +12,9 @@ use crate::{
         content::Content,
         freshness::StaleIf,
         list::List,
+        row_table::RowTable,
     },
-    domain::{CredentialId, ListKey, PageKey, PageQuery, SpaceKey},
+    domain::{CredentialId, ListKey, ListPage, PageKey, PageQuery, RowKind, SpaceKey},
 };
 
 impl PageStore {
@@ -68,6 +69,49 @@ impl PageStore {
             Arc::new(Content::new(page, table, now, Duration::ZERO, &self.memory))
         };
         StoredPage::cut(query, content, &parts, now)
+    }
+
+    /// A page of rows of `parts`, made for one request. `None` of no parts.
+    #[must_use]
+    pub fn derived(
+        &self,
+        query: PageQuery,
+        page: ListPage,
+        parts: &[Arc<StoredPage>],
+        now: Instant,
+    ) -> Option<StoredPage> {
+        let table = RowTable::default();
+        let content = Content::new(page, table, now, Duration::ZERO, &self.memory);
+        StoredPage::cut(query, content.into(), parts, now)
+    }
+
+    /// What `page` shows of `source`, made for one request, and no page of a list.
+    #[must_use]
+    pub fn alone(
+        &self,
+        page: ListPage,
+        source: &Arc<StoredPage>,
+        now: Instant,
+    ) -> Option<StoredPage> {
+        let query = source.key.query;
+        let page = self.derived(query, page, std::slice::from_ref(source), now)?;
+        Some(page.alone(source.upstream_age))
+    }
+
+    /// Of the stored pages of a space that hold the row called `id`, the one that was read last, whatever its age.
+    #[must_use]
+    pub fn read_last(&self, space: &SpaceKey, rows: RowKind, id: &str) -> Option<Arc<StoredPage>> {
+        let pages = self.pages_of(space).into_iter().map(|part| part.page);
+        let holds = |page: &Arc<StoredPage>| {
+            page.key.list.id.collection().rows == rows && page.content.table().find(id).is_some()
+        };
+        pages.filter(holds).max_by_key(|page| page.content.born)
+    }
+
+    /// How many pages of a space are stored.
+    #[must_use]
+    pub fn page_count(&self, space: &SpaceKey) -> usize {
+        self.known(space).map_or(0, |space| space.page_count())
     }
 
     /// The stored pages of `key`'s list that touch its range.

@@ -91,6 +91,9 @@ pub enum PagesErrorKind {
     Upstream(#[from] UpstreamError),
     #[error("nothing usable is stored, and the client wants nothing else")]
     NotCached,
+    /// More rows are needed than can be had now; they are being fetched.
+    #[error("the rows that it takes cannot be had now")]
+    Incomplete { retry_after: Duration },
     #[error("the fill ended in a bug")]
     Lost,
 }

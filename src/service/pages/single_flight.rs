@@ -150,7 +150,7 @@ impl Pages {
         drop(begun);
     }
 
-    fn flight(&self, key: &PageKey, request: &ClientRequest) -> FlightKey {
+    pub(super) fn flight(&self, key: &PageKey, request: &ClientRequest) -> FlightKey {
         FlightKey {
             page: key.clone(),
             epoch: self.store.epoch(&key.list.space),

@@ -26,6 +26,7 @@ use crate::{
     },
 };
 
+mod newest;
 mod wide;
 
 const FRESH_FOR: Duration = Duration::from_secs(30);
@@ -316,6 +317,7 @@ fn code(error: &PagesError) -> &'static str {
     match &error.kind {
         PagesErrorKind::Upstream(error) => error.as_str(),
         PagesErrorKind::NotCached => "not_cached",
+        PagesErrorKind::Incomplete { .. } => "incomplete",
         PagesErrorKind::Lost => "lost",
     }
 }
@@ -1426,7 +1428,7 @@ async fn a_view_of_a_large_page_is_made_by_another_thread() {
         bench.upstream.then_answer(answer(Content::Page(page), &[]));
         let served = bench.get().await.unwrap();
         let view = Arc::new(View::new(&[FieldPath::dotted("b").unwrap()]));
-        let show = || bench.pages.representation(&served, Some(&view));
+        let show = || bench.pages.representation(&served, &view);
 
         // Awaited to its end: whoever only comes second may be ahead of its counting.
         let mut first = Box::pin(show());

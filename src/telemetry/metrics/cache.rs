@@ -132,7 +132,7 @@ impl CacheOutcome {
     #[must_use]
     pub fn kind(self) -> LookupKind {
         match self {
-            Self::Hit | Self::Assembled => LookupKind::Fresh,
+            Self::Hit | Self::Assembled | Self::Filtered => LookupKind::Fresh,
             Self::StaleWhileRevalidate
             | Self::StaleIfError
             | Self::StaleIfSlow
@@ -158,6 +158,7 @@ label_values! {
         MaxStale = "max_stale",
         OnlyIfCached = "only_if_cached",
         Assembled = "assembled",
+        Filtered = "filtered",
         Miss = "miss",
         Stale = "stale",
         Joined = "joined",

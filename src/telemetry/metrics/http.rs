@@ -215,6 +215,8 @@ fn durations(registry: &mut Registry) -> Vec<Histogram> {
 pub enum Route {
     /// A page of such a list.
     List(Collection),
+    /// One task.
+    Task,
     BrowserTokens,
     OpenApi,
     Health,
@@ -222,7 +224,8 @@ pub enum Route {
 }
 
 impl Route {
-    const OTHERS: [Self; 4] = [
+    const OTHERS: [Self; 5] = [
+        Self::Task,
         Self::BrowserTokens,
         Self::OpenApi,
         Self::Health,
@@ -237,10 +240,11 @@ impl Route {
     fn place(self) -> usize {
         let other = match self {
             Self::List(collection) => return collection.place(),
-            Self::BrowserTokens => 0,
-            Self::OpenApi => 1,
-            Self::Health => 2,
-            Self::Other => 3,
+            Self::Task => 0,
+            Self::BrowserTokens => 1,
+            Self::OpenApi => 2,
+            Self::Health => 3,
+            Self::Other => 4,
         };
         Collection::COUNT + other
     }
@@ -249,6 +253,7 @@ impl Route {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::List(collection) => collection.name,
+            Self::Task => "task",
             Self::BrowserTokens => "browser_tokens",
             Self::OpenApi => "openapi",
             Self::Health => "healthz",

@@ -9,6 +9,7 @@ export const OUTCOMES = {
   max_stale: 'Stale, which the client accepts',
   only_if_cached: 'Stale, because the client wanted no upstream request',
   assembled: 'Assembled from other stored pages',
+  filtered: 'Filtered from stored pages',
   miss: 'Not stored: fetched',
   stale: 'Stale: revalidated first',
   joined: 'Waited for a fetch in flight',
@@ -18,12 +19,13 @@ export const OUTCOMES = {
   overloaded: 'Rejected: too many requests are waiting',
 }
 // Those that count as hits.
-export const FROM_STORE = ['hit', 'stale_while_revalidate', 'stale_if_error', 'stale_if_slow', 'quota', 'max_stale', 'only_if_cached', 'assembled']
+export const FROM_STORE = ['hit', 'stale_while_revalidate', 'stale_if_error', 'stale_if_slow', 'quota', 'max_stale', 'only_if_cached', 'assembled', 'filtered']
 
 export const ROUTES = {
   tasks: 'Tasks',
   runs: 'Runs',
   run_tasks: 'Tasks of a run',
+  task: 'Single tasks',
   browser_tokens: 'Browser tokens',
   openapi: 'OpenAPI document',
   healthz: 'Health checks',
@@ -33,7 +35,8 @@ export const ROUTES = {
 export const ERRORS = {
   invalid_space_token: 'A client sent an invalid space token.',
   invalid_run_id: 'A client sent an invalid run id.',
-  invalid_parameter: 'A client sent a page or page_size out of range.',
+  invalid_task_id: 'A client sent an invalid task id.',
+  invalid_parameter: 'A client sent a query parameter out of range.',
   unknown_parameter: 'A client sent an unknown query parameter.',
   invalid_body: 'A client requested a browser token with an invalid body.',
   unauthenticated: 'A client sent no key, or an invalid one.',
@@ -42,6 +45,8 @@ export const ERRORS = {
   minting_not_allowed: 'A browser token tried to mint a browser token.',
   space_access_denied: 'Unpod denies the gateway’s user access to the space.',
   space_not_found: 'Unpod has no such space.',
+  task_not_found: 'A client requested a task that is not among the newest.',
+  list_incomplete: 'A request needed more tasks than could be fetched in time.',
   route_not_found: 'A client requested an unknown path.',
   method_not_allowed: 'A client used a method that the path does not support.',
   upstream_rejected: 'Unpod rejected a request.',

@@ -1,0 +1,102 @@
+//! One task of a space: `GET /spaces/{space_token}/tasks/{task_id}`.
+
+use axum::{
+    extract::{FromRef, Request, State},
+    response::Response,
+};
+
+use super::{
+    answer::{Shown, respond},
+    list::{admit, note_served, recorded, refuse},
+};
+use crate::{
+    api::{
+        ApiError, Data,
+        context::RequestRecord,
+        extract::{Caller, Reading, Task},
+        query::{ListQuery, Parameters, Selection},
+        rate_limit,
+    },
+    cache::{freshness::permitted, http_semantics::RequestDirectives},
+    domain::{Collection, ListId, View},
+    service::{ClientRequest, FoundTask, TaskIds},
+};
+
+/// What the route serves from.
+#[derive(Clone, Debug)]
+pub struct TaskState(pub Data);
+
+impl FromRef<TaskState> for Parameters {
+    fn from_ref(_: &TaskState) -> Self {
+        Self::Task
+    }
+}
+
+/// Answers with the task that the path names. Checked in the order of [`super::list::page`].
+pub async fn task(
+    State(TaskState(data)): State<TaskState>,
+    _: Reading,
+    Task { space, id }: Task,
+    ListQuery { page, selection }: ListQuery,
+    Caller {
+        client,
+        policy,
+        request_id,
+        trace,
+    }: Caller,
+    request: Request,
+) -> Response {
+    let (request, _) = request.into_parts();
+    let mut record = RequestRecord::default();
+    let admitted = match admit(&client, &space, Collection::TASKS).await {
+        Ok(admitted) => admitted,
+        Err(error) => {
+            record.space = Some(space.fingerprint());
+            return recorded(error, record);
+        }
+    };
+    let ask = ClientRequest {
+        credential: admitted.credential,
+        upstream: policy.upstream.clone(),
+        space,
+        list: ListId::TASKS,
+        query: page,
+        directives: permitted(
+            RequestDirectives::parse(&request.headers),
+            client.may_refresh,
+        ),
+        account: client.account.clone(),
+        request_id,
+        trace,
+    };
+    let (newest, fields) = selection.map_or((None, None), |selection| {
+        let Selection { newest, fields, .. } = *selection;
+        (newest, fields.map(|fields| fields.view))
+    });
+    let shows_ids = |view: &View| view.shows_text(Collection::TASKS.id_member);
+    let ids = match admitted.view.as_deref().is_none_or(shows_ids) {
+        true => TaskIds::Seen,
+        false => TaskIds::Hidden,
+    };
+    let mut response = match data.pages.task(&ask, &id, ids, newest).await {
+        Ok(FoundTask::Found(served)) => {
+            note_served(&mut record, &served);
+            let shown = Shown::of(admitted.view, fields);
+            let response = respond(&data, &policy, shown, &served, &request).await;
+            recorded(response, record)
+        }
+        Ok(FoundTask::NotFound {
+            scope,
+            status,
+            calls,
+        }) => {
+            record.space = Some(ask.space.fingerprint());
+            record.cache = Some(status.outcome());
+            record.upstream_calls = calls;
+            recorded(ApiError::TaskNotFound { scope, status }, record)
+        }
+        Err(error) => refuse(error, &ask, record),
+    };
+    rate_limit::write(&admitted.limits, response.headers_mut());
+    response
+}
