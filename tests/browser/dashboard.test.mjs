@@ -356,6 +356,7 @@ test('a gateway that has gone is told, and so is its return', async (t) => {
     assert.equal(during.strip, during.bad, 'the strip is red')
     assert.notEqual(during.number, before.number, 'the numbers are grey')
     assert.match(during.title, /^Not answering/)
+    for (const id of ['calls-left', 'error-rate']) assert.equal(await page.locator(`#${id}`).textContent(), '–', id)
     await page.unroute('**/status')
     await stateIs(page, 'Ready')
     assert.equal(await page.getByRole('alert').textContent(), '')

@@ -37,6 +37,7 @@ function showLost(why) {
   document.body.className = 'lost'
   $('strip').className = 'bad'
   setText($('state'), 'Not answering')
+  for (const id of ['uptime', 'calls-left', 'error-rate']) setText($(id), '–')
   document.title = 'Not answering – unpod-gateway'
   const since = answeredAt === null ? '' : ` since ${clock(new Date(answeredAt))}. All numbers are from then and out of date`
   setText($('lost'), `No answer from the gateway${since}. ${why}`)
