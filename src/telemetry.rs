@@ -2,8 +2,8 @@
 
 use tracing::Subscriber;
 use tracing_subscriber::{
-    EnvFilter, Layer, Registry,
-    filter::filter_fn,
+    Layer, Registry,
+    filter::{LevelFilter, Targets, filter_fn},
     fmt::{self, MakeWriter},
     layer::SubscriberExt,
     registry::LookupSpan,
@@ -28,7 +28,7 @@ const OUR_SPANS: &str = "unpod_gateway";
 /// Controls the log of the process; the default controls nothing.
 #[derive(Clone, Debug, Default)]
 pub struct Log {
-    filter: Option<reload::Handle<EnvFilter, Registry>>,
+    filter: Option<reload::Handle<Targets, Registry>>,
     losses: Option<LogLosses>,
     is_json: bool,
     told: Option<access::Told>,
@@ -85,11 +85,11 @@ impl LogLosses {
     }
 }
 
-fn filter(config: &TelemetryConfig) -> EnvFilter {
-    let configured = EnvFilter::try_new(&config.filter);
-    let configured = configured.unwrap_or_else(|_| EnvFilter::new("info"));
+fn filter(config: &TelemetryConfig) -> Targets {
+    let configured = config.filter.parse();
+    let configured = configured.unwrap_or_else(|_| Targets::new().with_default(LevelFilter::INFO));
     // Quotes what the server said. We report ourselves why there is no connection.
-    configured.add_directive("redis=off".parse().expect("a target and a level"))
+    configured.with_target("redis", LevelFilter::OFF)
 }
 
 /// Writes the process's log to standard error in the configured form, on a thread of its own.

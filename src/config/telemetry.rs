@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use serde::Deserialize;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
 use url::Url;
 
 use super::{Problems, files, value::Address};
@@ -42,7 +42,7 @@ pub enum LogFormat {
 
 impl TelemetryConfig {
     pub(super) fn check(&self, problems: &mut Problems) {
-        if EnvFilter::try_new(&self.filter).is_err() {
+        if self.filter.parse::<Targets>().is_err() {
             problems.add(
                 "telemetry.filter",
                 "expected a level such as \"info\", or \"info,unpod_gateway::cache=debug\"",

@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use jsonwebtoken::{Algorithm, EncodingKey, Header, jwk::Jwk};
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519};
+use rustls::pki_types::{PrivatePkcs1KeyDer, pem::PemObject};
 use serde_json::{Value, json};
 
 pub(crate) const ISSUER: &str = "https://id.example";
@@ -39,7 +40,8 @@ impl ProviderKey {
     /// The one RSA key there is: making another takes long.
     pub(crate) fn rs256(id: &str) -> Self {
         let pem = include_bytes!("../data/rsa-test-key.pem");
-        let private = EncodingKey::from_rsa_pem(pem).unwrap();
+        let der = PrivatePkcs1KeyDer::from_pem_slice(pem).unwrap();
+        let private = EncodingKey::from_rsa_der(der.secret_pkcs1_der());
         let public = Jwk::from_encoding_key(&private, Algorithm::RS256).unwrap();
         Self::new(id, Algorithm::RS256, private, json!(public))
     }
