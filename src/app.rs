@@ -318,8 +318,11 @@ fn serve_data(
         proxies: proxies.then(|| TrustedProxies::configured(&config.server)),
         tls: parts.tls.clone(),
     };
+    let shutdown = Shutdown::default();
     let data = Data {
         pages: parts.pages.clone(),
+        changes: parts.changes.clone(),
+        closing: shutdown.closed(),
     };
     let observing = Observing {
         metrics: parts.metrics.clone(),
@@ -329,7 +332,6 @@ fn serve_data(
     let policy = parts.policy.clone();
     let service = api::data_router(&data, policy, &config.server, &config.auth, observing);
     let metrics = Some(parts.metrics.clone());
-    let shutdown = Shutdown::default();
     let server = Server::new(service, acceptor, limits, metrics, shutdown.clone());
     let serving = Serving {
         task: tokio::spawn(server.clone().serve(listener)),

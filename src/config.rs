@@ -16,6 +16,7 @@ pub mod admin;
 pub mod auth;
 pub mod cache;
 mod certificates;
+pub mod changes;
 pub mod cors;
 pub mod files;
 mod known;
@@ -38,6 +39,7 @@ pub use self::{
     admin::AdminConfig,
     auth::{AuthConfig, BrowserTokensConfig, ClientConfig, JwtConfig, RateLimitConfig},
     cache::{CacheConfig, RedisConfig},
+    changes::ChangesConfig,
     cors::CorsConfig,
     normalize::NormalizeConfig,
     problem::{Problem, Problems},
@@ -67,6 +69,7 @@ pub struct Config {
     pub routes: RoutesConfig,
     pub upstream: UpstreamConfig,
     pub cache: CacheConfig,
+    pub changes: ChangesConfig,
     pub telemetry: TelemetryConfig,
     pub clients: Vec<ClientConfig>,
     pub views: ViewsConfig,

@@ -126,6 +126,12 @@ impl Shutdown {
         self.closing.store(true, Ordering::Release);
     }
 
+    /// Completes when nothing more is accepted.
+    #[must_use]
+    pub fn closed(&self) -> CancellationToken {
+        self.closed.clone()
+    }
+
     /// Takes both.
     pub fn complete(&self) {
         self.begin();

@@ -1,6 +1,7 @@
 //! The use cases, where cache and upstream meet.
 
 pub mod background;
+pub mod changes;
 mod concurrency_limit;
 pub mod inspect;
 pub mod pages;
@@ -8,10 +9,11 @@ mod shared_cache;
 pub mod snapshot;
 
 pub use self::pages::{
-    ClientRequest, FilterRequest, FoundTask, Pages, PagesError, PagesErrorKind, Scope, Served,
-    TaskIds,
+    ClientRequest, FillObserver, FilterRequest, FoundTask, Pages, PagesError, PagesErrorKind,
+    Scope, Served, TaskIds,
 };
 pub use self::{
+    changes::Changes,
     concurrency_limit::{ConcurrencyLimit, Permit},
     shared_cache::SharedCache,
     snapshot::Snapshot,

@@ -74,4 +74,15 @@ pub struct RequestRecord {
     pub age_s: Option<u64>,
     /// What the request cost: 0 where the page was stored, or fetched for another.
     pub upstream_calls: u32,
+    pub log_at: LogAt,
+}
+
+/// When a request's line is written to the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogAt {
+    /// When the header of its answer is there.
+    #[default]
+    Answer,
+    /// When its answer has ended: it may go on for long.
+    End,
 }

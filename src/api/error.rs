@@ -34,6 +34,17 @@ pub enum ApiError {
         name: &'static str,
         expected: Expected,
     },
+    #[error("parameter {name} is not valid")]
+    InvalidValue {
+        name: &'static str,
+        expected: &'static str,
+    },
+    #[error("cursor cannot be honoured")]
+    CursorGone {
+        /// To go on with.
+        cursor: String,
+        reason: &'static str,
+    },
     #[error("parameter is not known")]
     UnknownParameter { name: String, known: &'static str },
     #[error("body is not valid")]
@@ -103,7 +114,7 @@ struct Problem {
 }
 
 /// The code of every error there is.
-pub const CODES: [&str; 28] = [
+pub const CODES: [&str; 29] = [
     "invalid_space_token",
     "invalid_run_id",
     "invalid_task_id",
@@ -118,6 +129,7 @@ pub const CODES: [&str; 28] = [
     "space_not_found",
     "task_not_found",
     "list_incomplete",
+    "cursor_gone",
     "route_not_found",
     "method_not_allowed",
     "upstream_rejected",
@@ -166,6 +178,18 @@ impl ApiError {
                 "invalid_parameter",
                 "Invalid parameter",
                 expected.of(name),
+            ),
+            Self::InvalidValue { name, expected } => problem(
+                StatusCode::BAD_REQUEST,
+                "invalid_parameter",
+                "Invalid parameter",
+                format!("Parameter `{name}` must be given at most once, as {expected}."),
+            ),
+            Self::CursorGone { .. } => problem(
+                StatusCode::GONE,
+                "cursor_gone",
+                "Cursor gone",
+                "Nobody can tell what changed since this cursor; read the list again and go on with the cursor in `data`.",
             ),
             Self::UnknownParameter { name, known } => problem(
                 StatusCode::BAD_REQUEST,
@@ -282,6 +306,8 @@ impl ApiError {
             | Self::InvalidTaskId
             | Self::TaskNotFound { .. }
             | Self::InvalidParameter { .. }
+            | Self::InvalidValue { .. }
+            | Self::CursorGone { .. }
             | Self::UnknownParameter { .. }
             | Self::InvalidBody
             | Self::Unauthenticated
@@ -299,6 +325,16 @@ impl ApiError {
         self.problem().code
     }
 
+    /// What the client may go on with.
+    fn data(&self) -> serde_json::Value {
+        match self {
+            Self::CursorGone { cursor, reason } => {
+                serde_json::json!({"cursor": cursor, "reason": reason})
+            }
+            _ => serde_json::json!({}),
+        }
+    }
+
     /// The body, naming the request.
     #[must_use]
     pub fn body(&self, request_id: &str) -> Bytes {
@@ -311,7 +347,7 @@ impl ApiError {
             code: &'a str,
             status_code: u16,
             message: &'a str,
-            data: serde_json::Map<String, serde_json::Value>,
+            data: serde_json::Value,
             request_id: &'a str,
         }
         let problem = self.problem();
@@ -323,7 +359,7 @@ impl ApiError {
             code: problem.code,
             status_code: problem.status.as_u16(),
             message: &problem.detail,
-            data: serde_json::Map::new(),
+            data: self.data(),
             request_id,
         };
         Bytes::from(serde_json::to_vec(&body).expect("strings and numbers serialize"))

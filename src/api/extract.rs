@@ -31,6 +31,40 @@ impl<S: Send + Sync> FromRequestParts<S> for Reading {
     }
 }
 
+/// That the method is `GET`, where a `HEAD` would say nothing. As [`Reading`].
+#[derive(Clone, Copy, Debug)]
+pub struct Getting;
+
+impl<S: Send + Sync> FromRequestParts<S> for Getting {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        match parts.method {
+            Method::GET => Ok(Self),
+            _ => Err(ApiError::MethodNotAllowed { allow: "GET" }),
+        }
+    }
+}
+
+/// The space that the path names.
+#[derive(Clone, Debug)]
+pub struct InSpace(pub SpaceToken);
+
+impl<S: Send + Sync> FromRequestParts<S> for InSpace {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        #[derive(Deserialize)]
+        struct Named {
+            space_token: String,
+        }
+        let named = Path::<Named>::from_request_parts(parts, state).await;
+        let Path(Named { space_token }) = named.map_err(unreadable)?;
+        let space = SpaceToken::new(&space_token);
+        space.map(Self).map_err(|_| ApiError::InvalidSpaceToken)
+    }
+}
+
 /// The space and the list that the path names.
 #[derive(Clone, Debug)]
 pub struct List {

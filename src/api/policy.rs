@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 
 use super::{Clients, key::OperatorKeys};
 use crate::{
-    config::{Config, CorsConfig, routes::TasksRouteConfig},
+    config::{ChangesConfig, Config, CorsConfig, routes::TasksRouteConfig},
     upstream::Upstream,
 };
 
@@ -30,6 +30,7 @@ pub struct Policy {
     pub cors: CorsConfig,
     /// When the certificates in each file end.
     pub certificate_ends: BTreeMap<PathBuf, SystemTime>,
+    pub changes: ChangesConfig,
 }
 
 impl Policy {
@@ -49,6 +50,7 @@ impl Policy {
             client_max_age: config.cache.client_max_age,
             cors: config.cors.clone(),
             certificate_ends,
+            changes: config.changes.clone(),
         }
     }
 }

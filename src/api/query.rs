@@ -68,7 +68,7 @@ fn number(text: &str, most: u32) -> Option<u32> {
 }
 
 /// A name fit to be shown: short and printable.
-fn shown(name: &str) -> String {
+pub(super) fn shown(name: &str) -> String {
     name.chars()
         .take(64)
         .map(|character| {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::{Router, handler::Handler};
+use tokio_util::sync::CancellationToken;
 use tower::ServiceBuilder;
 
 use super::{
@@ -19,9 +20,10 @@ use super::{
     routes::{
         Spelling,
         browser_tokens::{self, ReadWithin},
+        changes::{self, ChangesState, Streams},
         documents, is_of_a_space, is_public,
         list::{self, ListState},
-        paths_of, paths_of_a_task,
+        paths_of, paths_of_a_task, paths_of_changes,
         task::{self, TaskState},
     },
 };
@@ -29,7 +31,7 @@ use crate::{
     config::{AuthConfig, ServerConfig},
     domain::Collection,
     peer::TrustedProxies,
-    service::Pages,
+    service::{Changes, Pages},
     telemetry::metrics::Route,
 };
 
@@ -37,6 +39,9 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Data {
     pub pages: Arc<Pages>,
+    pub changes: Arc<Changes>,
+    /// Completes when the listener is closed.
+    pub closing: CancellationToken,
 }
 
 /// Builds the data listener's router.
@@ -48,10 +53,14 @@ pub fn data_router(
     observing: Observing,
 ) -> Router {
     let metrics = observing.metrics.clone();
-    let observe = ObserveLayer::new(observing, policy, TrustedProxies::configured(server));
+    let observe = ObserveLayer::new(
+        observing,
+        policy.clone(),
+        TrustedProxies::configured(server),
+    );
     let catch_panics = catch_panic::layer(metrics.clone());
     let authenticate = InternalAuthLayer::new(auth.max_failures, metrics.clone());
-    let shed = ShedLayer::new(server, data.pages.clone(), metrics);
+    let shed = ShedLayer::new(server, data.pages.clone(), metrics.clone());
     // Around each handler and the fallback, so that every layer knows the route.
     let stack = |route: Route| {
         ServiceBuilder::new()
@@ -66,7 +75,10 @@ pub fn data_router(
             // Before the handler: a stranger learns of no route, no space and no parameter.
             .option_layer((!is_public(route)).then(|| authenticate.clone()))
             // Right after authentication, since permits are per client: refusing must stay cheap under overload.
-            .layer(shed.clone())
+            .layer(match route {
+                Route::Changes => shed.except(changes::is_held),
+                _ => shed.clone(),
+            })
     };
     // A token request is as short as a header, so it gets the same timeout.
     let mint = browser_tokens::mint.with_state(ReadWithin(server.header_read_timeout));
@@ -88,6 +100,17 @@ pub fn data_router(
     for path in paths_of_a_task() {
         let task = stack(Route::Task).service(task.clone());
         router = router.route_service(&path, task);
+    }
+    let changes = changes::changes.with_state(ChangesState {
+        changes: data.changes.clone(),
+        policy,
+        streams: Arc::<Streams>::default(),
+        metrics: metrics.changes.clone(),
+        closing: data.closing.clone(),
+    });
+    for path in paths_of_changes() {
+        let changes = stack(Route::Changes).service(changes.clone());
+        router = router.route_service(&path, changes);
     }
     router
         .route_service("/browser-tokens", stack(Route::BrowserTokens).service(mint))

@@ -13,7 +13,7 @@ use crate::{
     config::Config,
     server::Tls,
     service::{
-        Pages, SharedCache,
+        Changes, Pages, SharedCache,
         background::{compress_idle_pages, free_invalidated_pages},
     },
     shared::{Calls, RedisConnection},
@@ -31,6 +31,7 @@ pub(super) struct Parts {
     pub(super) redis: Option<Arc<RedisConnection>>,
     pub(super) policy: LivePolicy,
     pub(super) pages: Arc<Pages>,
+    pub(super) changes: Arc<Changes>,
     pub(super) tls: Option<Tls>,
     pub(super) tracer: Option<Tracer>,
     pub(super) collector_headers: Option<CollectorHeaders>,
@@ -59,7 +60,9 @@ impl Parts {
             config.server.request_timeout,
             config.server.max_waiting(),
         );
+        let changes = Changes::new(&pages, &config.changes, &config.cache, metrics.clone());
         let parts = Self {
+            changes,
             metrics,
             redis,
             policy: Arc::new(ArcSwap::from_pointee(policy)),

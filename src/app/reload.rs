@@ -31,7 +31,7 @@ use crate::{
     },
     config::{Config, Problems, files},
     server::Tls,
-    service::{Pages, Snapshot},
+    service::{Changes, Pages, Snapshot},
     shared::RedisConnection,
     telemetry::{
         Log,
@@ -103,6 +103,7 @@ impl Reload for Reloads {
 pub(super) struct Reloader {
     policy: LivePolicy,
     pages: Arc<Pages>,
+    changes: Arc<Changes>,
     snapshot: Option<Arc<Snapshot>>,
     metrics: Arc<Metrics>,
     redis: Option<Arc<RedisConnection>>,
@@ -128,6 +129,7 @@ impl Reloader {
         Self {
             policy: parts.policy.clone(),
             pages: parts.pages.clone(),
+            changes: parts.changes.clone(),
             snapshot,
             metrics: parts.metrics.clone(),
             redis: parts.redis.clone(),
@@ -266,6 +268,7 @@ impl Reloader {
         credentials.succeed(before.clients.credentials());
         let store = self.pages.store();
         store.reconfigure(&config.cache);
+        self.changes.reconfigure(&config.changes, &config.cache);
         for credential in next.succession.distrusted {
             store.distrust(credential, Instant::now());
         }

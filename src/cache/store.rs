@@ -153,6 +153,12 @@ impl PageStore {
         space.refusal(&key.list.id, key.query, now)
     }
 
+    /// What the upstream refuses about a whole space, as far as it is remembered.
+    #[must_use]
+    pub fn space_refusal(&self, key: &SpaceKey, now: Instant) -> Option<Remembered> {
+        self.known(key)?.refused(now)
+    }
+
     /// How often the pages of a space were invalidated: a fill begun before does not answer requests made after.
     #[must_use]
     pub fn epoch(&self, key: &SpaceKey) -> u64 {

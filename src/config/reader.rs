@@ -6,12 +6,12 @@ use figment::value::{Dict, Value};
 use serde::Deserialize;
 
 use super::{
-    AdminConfig, AuthConfig, CacheConfig, ClientConfig, Config, Merged, NormalizeConfig, Problems,
-    RoutesConfig, ServerConfig, Source, TelemetryConfig, UpstreamConfig, ViewsConfig, auth,
-    problem, sources, views, wording,
+    AdminConfig, AuthConfig, CacheConfig, ChangesConfig, ClientConfig, Config, Merged,
+    NormalizeConfig, Problems, RoutesConfig, ServerConfig, Source, TelemetryConfig, UpstreamConfig,
+    ViewsConfig, auth, problem, sources, views, wording,
 };
 
-pub(super) const SECTIONS: [&str; 11] = [
+pub(super) const SECTIONS: [&str; 12] = [
     "server",
     "admin",
     "auth",
@@ -19,6 +19,7 @@ pub(super) const SECTIONS: [&str; 11] = [
     "routes",
     "upstream",
     "cache",
+    "changes",
     "telemetry",
     "clients",
     "normalize",
@@ -51,6 +52,7 @@ impl Reader<'_> {
         let routes = self.checked("routes", RoutesConfig::check);
         let upstream = self.upstream();
         let cache = self.checked("cache", CacheConfig::check);
+        let changes = self.checked("changes", ChangesConfig::check);
         let telemetry = self.checked("telemetry", TelemetryConfig::check);
         let clients = self.clients(
             server.as_ref(),
@@ -68,6 +70,7 @@ impl Reader<'_> {
             routes: routes?,
             upstream: upstream?,
             cache: cache?,
+            changes: changes?,
             telemetry: telemetry?,
             clients,
             views,

@@ -26,6 +26,7 @@ mod fallback;
 mod fill;
 mod filtered;
 mod newest;
+mod observer;
 mod purge;
 mod range;
 mod replicas;
@@ -37,6 +38,7 @@ mod wait;
 pub(super) use self::decision::remembered;
 pub(super) use self::fallback::stale_fallback;
 pub use self::filtered::{FilterRequest, Scope};
+pub use self::observer::{CallTimes, FillObserver};
 pub use self::request::{ClientRequest, PagesError, PagesErrorKind, Served};
 pub use self::task::{FoundTask, TaskIds};
 use self::{
@@ -89,6 +91,7 @@ pub struct Pages {
     patience: Duration,
     /// Fewer than the requests that may be under way: however many wait for an upstream that hangs, the others are answered.
     waiter_limit: Arc<ConcurrencyLimit>,
+    observer: OnceLock<Arc<dyn FillObserver>>,
 }
 
 impl Pages {
@@ -107,6 +110,7 @@ impl Pages {
             shared_cache: OnceLock::new(),
             patience,
             waiter_limit: ConcurrencyLimit::new(max_waiting, |_| 0),
+            observer: OnceLock::new(),
         })
     }
 

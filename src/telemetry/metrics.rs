@@ -9,6 +9,7 @@ pub use self::{
     account::Account,
     auth::{AuthFailure, AuthMetrics},
     cache::{CacheMetrics, CacheOutcome, LookupKind},
+    changes::{ChangesMetrics, PollOutcome},
     declare::GaugeGuard,
     http::{CANCELLED, ConnectionFailure, HttpMetrics, NO_CLIENT, Route, Shed},
     live::{LiveCredential, LiveMetrics},
@@ -20,6 +21,7 @@ pub use self::{
 mod account;
 mod auth;
 mod cache;
+mod changes;
 mod declare;
 mod histogram;
 mod http;
@@ -36,6 +38,7 @@ pub struct Metrics {
     registry: Mutex<Registry>,
     pub http: HttpMetrics,
     pub cache: CacheMetrics,
+    pub changes: Arc<ChangesMetrics>,
     pub upstream: UpstreamMetrics,
     pub auth: AuthMetrics,
     pub shared: SharedMetrics,
@@ -53,6 +56,7 @@ impl Metrics {
             process: ProcessMetrics::new(ours),
             http: HttpMetrics::new(ours),
             cache: CacheMetrics::new(ours),
+            changes: ChangesMetrics::new(ours),
             upstream: UpstreamMetrics::new(ours),
             auth: AuthMetrics::new(ours),
             shared: SharedMetrics::new(ours),

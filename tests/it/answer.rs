@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
 /// Every code of the contract with its status.
-pub(crate) const CODES: [(&str, u16); 28] = [
+pub(crate) const CODES: [(&str, u16); 29] = [
     ("invalid_space_token", 400),
     ("invalid_run_id", 400),
     ("invalid_task_id", 400),
@@ -21,6 +21,7 @@ pub(crate) const CODES: [(&str, u16); 28] = [
     ("space_not_found", 404),
     ("task_not_found", 404),
     ("list_incomplete", 503),
+    ("cursor_gone", 410),
     ("route_not_found", 404),
     ("method_not_allowed", 405),
     ("upstream_rejected", 422),
@@ -377,7 +378,12 @@ fn check_error(method: &Method, answer: &Answer, id: &str, context: &str) {
     assert_eq!(body["status"], answer.status, "{context}");
     assert_eq!(body["status_code"], answer.status, "{context}");
     assert_eq!(body["request_id"], id, "{context}");
-    assert_eq!(body["data"], serde_json::json!({}), "{context}");
+    let data: Vec<_> = body["data"].as_object().expect(context).keys().collect();
+    let expected: &[&str] = match code {
+        "cursor_gone" => &["cursor", "reason"],
+        _ => &[],
+    };
+    assert_eq!(data, expected, "{context}");
     for text in ["title", "detail", "message"] {
         assert!(
             body[text].as_str().is_some_and(|text| !text.is_empty()),

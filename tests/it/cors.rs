@@ -85,7 +85,7 @@ async fn a_preflight_is_answered_before_anybody_is_asked_for_a_key() {
             let expected = [
                 (
                     "access-control-allow-headers",
-                    "authorization, if-none-match, cache-control, x-request-id, \
+                    "authorization, if-none-match, cache-control, last-event-id, x-request-id, \
                      traceparent, tracestate, baggage",
                 ),
                 ("access-control-allow-methods", "GET, HEAD"),
@@ -105,7 +105,7 @@ async fn a_preflight_is_told_the_same_whatever_it_asks_about() {
         .with("[cors]\nallow_headers = [\"X-My-Trace\", \"b3\", \"Baggage\"]")
         .start()
         .await;
-    let own = "authorization, if-none-match, cache-control, x-request-id, traceparent, tracestate, baggage";
+    let own = "authorization, if-none-match, cache-control, last-event-id, x-request-id, traceparent, tracestate, baggage";
     let many = "x-my-trace,".repeat(200);
     for asked in [
         "authorization",

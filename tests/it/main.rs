@@ -17,6 +17,7 @@ mod auth;
 mod browser_tokens;
 mod cache;
 mod captures;
+mod changes;
 mod check;
 mod circuit;
 mod claims;

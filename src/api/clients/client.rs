@@ -194,6 +194,12 @@ impl Client {
         }
     }
 
+    /// Until when it may read anything, if not for good.
+    #[must_use]
+    pub fn expires(&self) -> Option<SystemTime> {
+        self.expires
+    }
+
     pub(super) fn is_expired(&self, now: impl FnOnce() -> SystemTime) -> bool {
         self.expires.is_some_and(|expires| expires <= now())
     }

@@ -21,10 +21,12 @@ use crate::{
 const VARY: HeaderValue = HeaderValue::from_static("Accept-Encoding, Authorization, Origin");
 const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD");
 /// What pages may send anyway; the last three are what tracing in a browser adds to each request (W3C Trace Context and Baggage).
-const REQUEST_HEADERS: [HeaderName; 7] = [
+const REQUEST_HEADERS: [HeaderName; 8] = [
     header::AUTHORIZATION,
     header::IF_NONE_MATCH,
     header::CACHE_CONTROL,
+    // What a reader of changes goes on from.
+    HeaderName::from_static("last-event-id"),
     HeaderName::from_static("x-request-id"),
     HeaderName::from_static("traceparent"),
     HeaderName::from_static("tracestate"),
@@ -265,7 +267,7 @@ mod tests {
 
     #[test]
     fn what_a_page_may_send_is_told_once_each_in_lower_case() {
-        let own = "authorization, if-none-match, cache-control, x-request-id, traceparent, tracestate, baggage";
+        let own = "authorization, if-none-match, cache-control, last-event-id, x-request-id, traceparent, tracestate, baggage";
         for (configured, more) in [
             ("[]", ""),
             ("['x-my-trace']", ", x-my-trace"),

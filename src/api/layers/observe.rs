@@ -18,13 +18,16 @@ use tokio::time::Instant;
 use tower::{Layer, Service};
 use tracing::warn;
 
-use self::span::{begin_span, end_span};
+use self::{
+    logged::LoggedAtEnd,
+    span::{begin_span, end_span},
+};
 use super::request_id::{REQUEST_ID, request_id, text};
 use crate::{
     api::{
         ApiError, LivePolicy,
         body::Guarded,
-        context::{RequestContext, RequestRecord},
+        context::{LogAt, RequestContext, RequestRecord},
     },
     domain::SpaceFingerprint,
     peer::{ConnectionInfo, Peer, TrustedProxies},
@@ -35,6 +38,7 @@ use crate::{
     },
 };
 
+mod logged;
 mod span;
 
 const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json");
@@ -239,16 +243,17 @@ impl IncomingRequest {
             record,
         };
         self.report(head.status, &outcome);
-        head.headers.insert(REQUEST_ID, self.id);
+        head.headers.insert(REQUEST_ID, self.id.clone());
         // A refusal that is no error of ours looks like one of the parser's.
         if error.is_some() || !head.status.is_client_error() {
             head.headers
                 .insert(header::X_CONTENT_TYPE_OPTIONS, NO_SNIFF);
         }
         // Whatever is sent in its place, the body keeps what it holds until that has left.
-        let body = match instead {
-            Some(bytes) => Body::new(Guarded::new(Full::new(bytes), (body, self.in_flight))),
-            None => Body::new(Guarded::new(body, self.in_flight)),
+        let body = match (instead, outcome.record.log_at) {
+            (Some(bytes), _) => Body::new(Guarded::new(Full::new(bytes), (body, self.in_flight))),
+            (None, LogAt::Answer) => Body::new(Guarded::new(body, self.in_flight)),
+            (None, LogAt::End) => Body::new(LoggedAtEnd::new(body, self, outcome)),
         };
         Response::from_parts(head, body)
     }
@@ -279,7 +284,9 @@ impl IncomingRequest {
             status,
             outcome,
         );
-        self.log(outcome);
+        if outcome.record.log_at == LogAt::Answer {
+            self.log(outcome);
+        }
     }
 
     /// The one line of a request.

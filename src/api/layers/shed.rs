@@ -15,7 +15,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use http_body::Body;
 use tower::{Layer, Service};
 
@@ -33,6 +33,7 @@ const ALWAYS_SERVED_SHARE: usize = 64;
 #[derive(Clone, Debug)]
 pub struct ShedLayer {
     shared: Arc<Shared>,
+    has_own_limit: Option<HasOwnLimit>,
 }
 
 #[derive(Debug)]
@@ -43,10 +44,24 @@ struct Shared {
     metrics: Arc<Metrics>,
 }
 
+/// Whether a request with this query and these fields has a limit of its own.
+type HasOwnLimit = fn(&str, &HeaderMap) -> bool;
+
 impl ShedLayer {
+    /// The same, but for requests that have a limit of their own.
+    #[must_use]
+    pub fn except(&self, has_own_limit: HasOwnLimit) -> Self {
+        let has_own_limit = Some(has_own_limit);
+        Self {
+            has_own_limit,
+            ..self.clone()
+        }
+    }
+
     #[must_use]
     pub fn new(config: &ServerConfig, pages: Arc<Pages>, metrics: Arc<Metrics>) -> Self {
         Self {
+            has_own_limit: None,
             shared: Arc::new(Shared {
                 in_flight: limit(config.max_in_flight),
                 max_unsent_bytes: config.max_unsent_bytes,
@@ -100,7 +115,7 @@ impl<S> Layer<S> for ShedLayer {
     fn layer(&self, inner: S) -> Shed<S> {
         Shed {
             inner,
-            shared: self.shared.clone(),
+            layer: self.clone(),
         }
     }
 }
@@ -109,7 +124,7 @@ impl<S> Layer<S> for ShedLayer {
 #[derive(Clone, Debug)]
 pub struct Shed<S> {
     inner: S,
-    shared: Arc<Shared>,
+    layer: ShedLayer,
 }
 
 /// A body that holds a client's permit.
@@ -129,20 +144,29 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let Some(client) = &RequestContext::of(request.extensions()).client else {
+        let ShedLayer {
+            shared,
+            has_own_limit,
+        } = &self.layer;
+        let has_own_limit = has_own_limit.is_some_and(|has_own_limit| {
+            let query = request.uri().query().unwrap_or_default();
+            has_own_limit(query, request.headers())
+        });
+        let client = RequestContext::of(request.extensions()).client.as_ref();
+        let Some(client) = client.filter(|_| !has_own_limit) else {
             return ShedFuture {
                 inner: Some(self.inner.call(request)),
                 held: None,
             };
         };
         let account = client.account.clone();
-        let permit = self.shared.in_flight.take(&account);
+        let permit = shared.in_flight.take(&account);
         ShedFuture {
             inner: permit.is_some().then(|| self.inner.call(request)),
             held: Some(Held {
                 permit,
                 account,
-                shared: self.shared.clone(),
+                shared: shared.clone(),
             }),
         }
     }

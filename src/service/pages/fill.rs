@@ -6,7 +6,7 @@ use tokio::{task::spawn_blocking, time::Instant};
 use tower::ServiceExt;
 use tracing::{debug, info, warn};
 
-use super::{ClientRequest, Fill, Filled, Pages, Source, single_flight::FillContext};
+use super::{CallTimes, ClientRequest, Fill, Filled, Pages, Source, single_flight::FillContext};
 use crate::{
     cache::{
         Received, StoredPage,
@@ -117,23 +117,32 @@ impl Pages {
         keep: StoreDecision,
     ) -> Filled {
         let head = received(&answer.head);
-        match (answer.content, stored) {
-            (Content::Page(page), _) => Ok(Fill {
-                kept: self.store.put(began, page, &head, keep),
-                status: 200,
-                source: Source::Upstream,
-            }),
-            (Content::NotModified, Some(stored)) => Ok(Fill {
-                kept: self.store.renew(began, stored, &head, keep),
-                status: 304,
-                source: Source::Upstream,
-            }),
+        let (kept, status) = match (answer.content, stored) {
+            (Content::Page(page), _) => (self.store.put(began, page, &head, keep), 200),
+            (Content::NotModified, Some(stored)) => {
+                (self.store.renew(began, stored, &head, keep), 304)
+            }
             // Normalize lets no 304 through that was not asked for.
-            (Content::NotModified, None) => Err(UpstreamError::Failed(FailureSource::Status {
-                status: http::StatusCode::NOT_MODIFIED,
-                retry_after: None,
-            })),
+            (Content::NotModified, None) => {
+                return Err(UpstreamError::Failed(FailureSource::Status {
+                    status: http::StatusCode::NOT_MODIFIED,
+                    retry_after: None,
+                }));
+            }
+        };
+        if let Some(observer) = self.observer()
+            && keep != StoreDecision::Ignore
+        {
+            let received = head.received;
+            let sent = received.checked_sub(head.response_delay);
+            let sent = sent.unwrap_or(received);
+            observer.filled(&began.key, &kept.page, CallTimes { sent, received });
         }
+        Ok(Fill {
+            kept,
+            status,
+            source: Source::Upstream,
+        })
     }
 
     /// Draws the consequences of a fill's end, once for all its waiters.

@@ -68,6 +68,9 @@ impl Pages {
         let pages = self.clone();
         on_a_thread(move || {
             invalidate(&pages.store);
+            if let Some(observer) = pages.observer() {
+                observer.invalidated();
+            }
             pages.store.free_invalidated();
         })
         .await;

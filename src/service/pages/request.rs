@@ -30,7 +30,7 @@ pub struct ClientRequest {
 }
 
 impl ClientRequest {
-    pub(super) fn key(&self) -> PageKey {
+    pub(in crate::service) fn key(&self) -> PageKey {
         PageKey {
             list: ListKey {
                 space: SpaceKey {

@@ -41,7 +41,7 @@ pub(super) struct FillContext {
 
 impl FillContext {
     /// Charged to `cause`.
-    fn new(cause: Arc<str>, waiter: Waiter) -> Self {
+    pub(super) fn new(cause: Arc<str>, waiter: Waiter) -> Self {
         Self {
             cause,
             waiters: Waiters::new(waiter),
@@ -92,7 +92,7 @@ impl Pages {
     }
 
     /// A fill, and what it shares with those who wait for it.
-    fn begin(
+    pub(super) fn begin(
         self: &Arc<Self>,
         request: &ClientRequest,
         sources: Sources,

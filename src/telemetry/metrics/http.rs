@@ -217,6 +217,8 @@ pub enum Route {
     List(Collection),
     /// One task.
     Task,
+    /// What changed in a space.
+    Changes,
     BrowserTokens,
     OpenApi,
     Health,
@@ -224,8 +226,9 @@ pub enum Route {
 }
 
 impl Route {
-    const OTHERS: [Self; 5] = [
+    const OTHERS: [Self; 6] = [
         Self::Task,
+        Self::Changes,
         Self::BrowserTokens,
         Self::OpenApi,
         Self::Health,
@@ -241,10 +244,11 @@ impl Route {
         let other = match self {
             Self::List(collection) => return collection.place(),
             Self::Task => 0,
-            Self::BrowserTokens => 1,
-            Self::OpenApi => 2,
-            Self::Health => 3,
-            Self::Other => 4,
+            Self::Changes => 1,
+            Self::BrowserTokens => 2,
+            Self::OpenApi => 3,
+            Self::Health => 4,
+            Self::Other => 5,
         };
         Collection::COUNT + other
     }
@@ -254,6 +258,7 @@ impl Route {
         match self {
             Self::List(collection) => collection.name,
             Self::Task => "task",
+            Self::Changes => "changes",
             Self::BrowserTokens => "browser_tokens",
             Self::OpenApi => "openapi",
             Self::Health => "healthz",

@@ -1,0 +1,215 @@
+//! The change feed: what became of the tasks of a space, watched once for all who listen. `docs/changes.md` is the design.
+//!
+//! Pages go in from wherever fills bring them, and from the task that reads what nobody else does ([`poll`]). What they say anew is judged
+//! by pure functions ([`watched`], [`order`]) and kept in a log, from which each listener reads at its own pace.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU32, AtomicUsize, Ordering},
+    },
+};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+mod cursor;
+mod event;
+mod feed;
+mod listener;
+mod log;
+mod order;
+mod plan;
+mod poll;
+mod settings;
+mod space;
+mod watched;
+
+pub use self::{
+    cursor::BadCursor,
+    event::{Projection, TaskEvent},
+    feed::{Event, TaskEvents},
+    listener::{After, Events, Listener, Lost, Place},
+    log::Gone,
+    space::{Delayed, Status, Synced},
+};
+use self::{
+    cursor::{CursorKey, Incarnation},
+    settings::Settings,
+    space::{Space, Taking},
+};
+use super::{ClientRequest, FillObserver, Pages, pages::CallTimes};
+use crate::{
+    cache::StoredPage,
+    config::{CacheConfig, ChangesConfig},
+    domain::{CredentialId, ListId, PageKey, SpaceKey},
+    telemetry::metrics::Metrics,
+    upstream::Credential,
+};
+
+/// The spaces that are watched.
+pub struct Changes {
+    pages: Arc<Pages>,
+    spaces: Mutex<HashMap<SpaceKey, Arc<Space>>>,
+    settings: ArcSwap<Settings>,
+    metrics: Arc<Metrics>,
+    /// Bytes of all feeds.
+    bytes: Arc<AtomicUsize>,
+    process: u32,
+    next_log: AtomicU32,
+}
+
+impl fmt::Debug for Changes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Changes").finish_non_exhaustive()
+    }
+}
+
+impl Changes {
+    /// Watches what `pages` reads.
+    #[must_use]
+    pub fn new(
+        pages: &Arc<Pages>,
+        changes: &ChangesConfig,
+        cache: &CacheConfig,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
+        let settings = Settings::new(changes, cache);
+        let new = Arc::new(Self {
+            pages: pages.clone(),
+            spaces: Mutex::default(),
+            settings: ArcSwap::from_pointee(settings),
+            metrics,
+            bytes: Arc::default(),
+            process: fastrand::u32(..),
+            next_log: AtomicU32::new(0),
+        });
+        pages.observe_fills(Arc::new(Observer(Arc::downgrade(&new))));
+        new
+    }
+
+    /// Goes by this configuration from now on.
+    pub fn reconfigure(&self, changes: &ChangesConfig, cache: &CacheConfig) {
+        self.settings.store(Arc::new(Settings::new(changes, cache)));
+    }
+
+    /// Begins to listen to the space that `request` names; its pages are asked for as `request` does from now on.
+    #[must_use]
+    pub fn listen(self: &Arc<Self>, request: &ClientRequest) -> Listener {
+        let key = request.key().list.space;
+        let mut spaces = self.spaces.lock();
+        let space = match spaces.get(&key) {
+            Some(space) => space.clone(),
+            None => {
+                let space = Arc::new(self.space(&key, request));
+                spaces.insert(key, space.clone());
+                let watching = poll::watch(self.clone(), space.clone());
+                tokio::spawn(watching);
+                space
+            }
+        };
+        Listener::new(self.clone(), space, request)
+    }
+
+    fn space(&self, key: &SpaceKey, request: &ClientRequest) -> Space {
+        let (epoch, _) = self.pages.standing(key, Instant::now());
+        let space = Space::new(
+            key.clone(),
+            cursor_key(request),
+            request.clone(),
+            self.next_log(),
+            self.metrics.changes.clone(),
+            self.bytes.clone(),
+        );
+        space.note_standing(epoch, None, &|| self.next_log());
+        space
+    }
+
+    /// What is known of the space that `request` names.
+    fn known(&self, request: &ClientRequest) -> Option<Arc<Space>> {
+        self.spaces.lock().get(&request.key().list.space).cloned()
+    }
+
+    fn next_log(&self) -> Incarnation {
+        Incarnation {
+            process: self.process,
+            log: self.next_log.fetch_add(1, Ordering::Relaxed),
+        }
+    }
+
+    /// How many ranges of a credential are watched.
+    fn ranges_of(&self, credential: CredentialId) -> usize {
+        let spaces: Vec<_> = {
+            let spaces = self.spaces.lock();
+            let of = |(key, space): (&SpaceKey, &Arc<Space>)| {
+                (key.credential == credential).then(|| space.clone())
+            };
+            spaces.iter().filter_map(of).collect()
+        };
+        spaces.iter().map(|space| space.lock().ranges).sum()
+    }
+
+    fn take(&self, space: &Space, key: &PageKey, page: &StoredPage, call: CallTimes) {
+        self.note_standing(space);
+        let taking = Taking {
+            settings: &self.settings.load(),
+            feeds: self.spaces.lock().len(),
+            next_log: &|| self.next_log(),
+        };
+        space.take(key.query, page, call, &taking);
+    }
+
+    fn note_standing(&self, space: &Space) {
+        let (epoch, refused) = self.pages.standing(&space.key, Instant::now());
+        let refused = refused.map(|known| known.refusal);
+        space.note_standing(epoch, refused, &|| self.next_log());
+    }
+
+    /// Forgets a space that nobody listens to.
+    fn forget(&self, space: &Arc<Space>) -> bool {
+        let mut spaces = self.spaces.lock();
+        let is_unused = space.lock().listeners == 0;
+        if is_unused {
+            spaces.remove(&space.key);
+        }
+        is_unused
+    }
+}
+
+/// By names that a restart does not change, and a new token neither.
+fn cursor_key(request: &ClientRequest) -> CursorKey {
+    let credential: &Credential = &request.credential;
+    CursorKey::new(credential.name.as_bytes(), &request.space)
+}
+
+/// Weak: pages would keep what keeps them.
+#[derive(Debug)]
+struct Observer(Weak<Changes>);
+
+impl FillObserver for Observer {
+    fn filled(&self, key: &PageKey, page: &StoredPage, call: CallTimes) {
+        let Some(changes) = self.0.upgrade() else {
+            return;
+        };
+        if key.list.id != ListId::TASKS {
+            return;
+        }
+        let space = changes.spaces.lock().get(&key.list.space).cloned();
+        if let Some(space) = space {
+            changes.take(&space, key, page, call);
+        }
+    }
+
+    fn invalidated(&self) {
+        let Some(changes) = self.0.upgrade() else {
+            return;
+        };
+        let spaces: Vec<_> = changes.spaces.lock().values().cloned().collect();
+        for space in spaces {
+            changes.note_standing(&space);
+        }
+    }
+}

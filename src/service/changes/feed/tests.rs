@@ -1,0 +1,426 @@
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use proptest::{
+    prelude::*,
+    test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
+};
+use xxhash_rust::xxh3::xxh3_128;
+
+use super::{
+    super::watched::{MOST_RANGES, Row, State},
+    *,
+};
+
+const SIZE: u64 = 6;
+
+/// A task upstream.
+#[derive(Clone, Debug)]
+struct Task {
+    id: u32,
+    version: u32,
+}
+
+/// What happens.
+#[derive(Clone, Debug)]
+enum Step {
+    /// So many tasks are added, so many places below the head.
+    Insert {
+        count: u32,
+        below: usize,
+    },
+    /// The task at this place changes.
+    Change(prop::sample::Index),
+    /// The watch reads what it wants, or the next range in turn.
+    Read {
+        counts_one_more: bool,
+    },
+    /// Some page is read, by whoever, and comes after what is read next.
+    ReadLate(prop::sample::Index),
+    /// Somebody reads a page of another size.
+    Glimpse {
+        page: u64,
+        size: u64,
+    },
+    /// A reader reads on.
+    Pull {
+        limit: usize,
+    },
+    /// A new reader begins.
+    Join {
+        from_start: bool,
+    },
+    Purge,
+    Restart,
+    /// The log loses all it can.
+    Evict,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        4 => (1..4_u32, 0..3_usize).prop_map(|(count, below)| Step::Insert { count, below }),
+        1 => (5..40_u32).prop_map(|count| Step::Insert { count, below: 0 }),
+        6 => any::<prop::sample::Index>().prop_map(Step::Change),
+        8 => any::<bool>().prop_map(|counts_one_more| Step::Read { counts_one_more }),
+        2 => any::<prop::sample::Index>().prop_map(Step::ReadLate),
+        2 => (0..4_u64, 2..9_u64).prop_map(|(page, size)| Step::Glimpse { page, size }),
+        5 => (1..9_usize).prop_map(|limit| Step::Pull { limit }),
+        1 => any::<bool>().prop_map(|from_start| Step::Join { from_start }),
+        1 => prop_oneof![Just(Step::Purge), Just(Step::Restart), Just(Step::Evict)],
+    ];
+    prop::collection::vec(step, 1..50)
+}
+
+struct Reader {
+    position: Position,
+    /// The last version of each task that it was told.
+    told: HashMap<u32, u32>,
+    /// The next task to be added when it began.
+    since: u32,
+}
+
+struct World {
+    /// Newest first.
+    list: Vec<Task>,
+    next_id: u32,
+    /// The next task to be added when the watch began.
+    watched_since: u32,
+    feed: Feed,
+    now: Instant,
+    logs: u32,
+    process: u32,
+    turn: u64,
+    late: Option<(Reading, u32)>,
+    readers: Vec<Reader>,
+    /// The next task to be added when all that was new had been told.
+    caught_up: u32,
+    /// Whether a reader may be told that its cursor is gone.
+    may_reset: bool,
+}
+
+fn rules() -> Rules {
+    Rules {
+        size: SIZE,
+        final_states: Arc::new(["completed".into()]),
+        settled_after: Duration::from_secs(1 << 30),
+    }
+}
+
+fn row(task: &Task) -> Row {
+    let json = format!(
+        r#"{{"task_id":"t{}","status":"v{}"}}"#,
+        task.id, task.version
+    );
+    Row {
+        id: format!("t{}", task.id).into(),
+        state: State {
+            digest: xxh3_128(json.as_bytes()),
+            status: Some(format!("v{}", task.version).into()),
+            bytes: Some(Bytes::from(json)),
+        },
+    }
+}
+
+impl World {
+    fn new(tasks: u32, now: Instant) -> Self {
+        let list = (0..tasks).rev().map(|id| Task { id, version: 0 });
+        Self {
+            list: list.collect(),
+            next_id: tasks,
+            watched_since: tasks,
+            feed: Feed::new(Incarnation { process: 1, log: 0 }),
+            now,
+            logs: 0,
+            process: 1,
+            turn: 0,
+            late: None,
+            readers: Vec::new(),
+            caught_up: tasks,
+            may_reset: false,
+        }
+    }
+
+    fn tick(&mut self) -> Instant {
+        self.now += Duration::from_millis(10);
+        self.now
+    }
+
+    fn read(&mut self, page: u64, size: u64) -> Reading {
+        let sent = self.tick();
+        let place = page * size;
+        let rows = self.list.iter().skip(place as usize).take(size as usize);
+        let rows = rows.map(row).collect();
+        let received = self.tick();
+        Reading::new(
+            (place, size),
+            self.list.len() as u64,
+            rows,
+            (sent, received),
+        )
+    }
+
+    fn take(&mut self, reading: Reading) {
+        self.take_as_of(reading, self.next_id);
+    }
+
+    /// Takes in what was read before task `as_of` was added.
+    fn take_as_of(&mut self, reading: Reading, as_of: u32) {
+        let had_begun = self.feed.watched().has_begun();
+        // More than the ranges that are read to join what was read before, some of which move meanwhile.
+        let unseen = u64::from(self.next_id - self.caught_up);
+        self.may_reset |= unseen >= (MOST_RANGES - 3) * SIZE;
+        let terms = Terms {
+            rules: &rules(),
+            bounds: Bounds {
+                events: 1000,
+                retention: Duration::from_secs(3600),
+            },
+            most: usize::MAX,
+            seen_at: "",
+            now: self.now,
+            incarnation: Incarnation {
+                process: self.process,
+                log: self.logs + 1,
+            },
+        };
+        let is_head = reading.place == 0 && reading.size == SIZE;
+        let was_pending = !self.feed.watched().is_caught_up();
+        let (_, reset) = self.feed.take(reading, &terms);
+        assert!(reset.is_none() || self.may_reset, "the list is what it was");
+        self.logs += u32::from(reset.is_some());
+        if self.feed.watched().is_caught_up() && (is_head || was_pending) {
+            self.caught_up = self.caught_up.max(as_of);
+        }
+        if !had_begun || reset.is_some() {
+            self.watched_since = self.next_id;
+        }
+    }
+
+    /// Reads as the watch does.
+    fn poll(&mut self) -> Reading {
+        let ranges: Vec<_> = self
+            .feed
+            .watched()
+            .ranges(&rules(), self.now)
+            .into_iter()
+            .collect();
+        let range = self.feed.watched().wanted_now().unwrap_or_else(|| {
+            let next = ranges.iter().find(|range| **range > self.turn);
+            self.turn = *next.unwrap_or(&0);
+            self.turn
+        });
+        self.read(range, SIZE)
+    }
+
+    fn insert(&mut self, count: u32, below: usize) {
+        for _ in 0..count {
+            let task = Task {
+                id: self.next_id,
+                version: 0,
+            };
+            self.next_id += 1;
+            let below = below.min(self.list.len());
+            self.list.insert(below, task);
+        }
+    }
+
+    fn begin_anew(&mut self) {
+        self.logs += 1;
+        self.late = None;
+        self.may_reset = true;
+    }
+
+    fn step(&mut self, step: &Step) {
+        match step {
+            Step::Insert { count, below } => self.insert(*count, *below),
+            Step::Change(at) => {
+                if !self.list.is_empty() {
+                    let at = at.index(self.list.len());
+                    self.list[at].version += 1;
+                }
+            }
+            Step::Read { counts_one_more } => {
+                let mut reading = self.poll();
+                if *counts_one_more {
+                    self.insert(1, 0);
+                    reading.count += 1;
+                }
+                self.take(reading);
+                if let Some((mut late, as_of)) = self.late.take() {
+                    late.received = self.tick();
+                    self.take_as_of(late, as_of);
+                }
+            }
+            Step::ReadLate(page) => {
+                let pages = self.list.len() / SIZE as usize + 1;
+                let reading = self.read(page.index(pages) as u64, SIZE);
+                self.late = Some((reading, self.next_id));
+            }
+            Step::Glimpse { page, size } => {
+                let reading = self.read(*page, *size);
+                self.take(reading);
+            }
+            Step::Pull { limit } => {
+                for at in 0..self.readers.len() {
+                    self.pull(at, *limit);
+                }
+            }
+            Step::Join { from_start } => self.join(*from_start),
+            Step::Purge => {
+                self.begin_anew();
+                let incarnation = Incarnation {
+                    process: self.process,
+                    log: self.logs,
+                };
+                self.feed.restart(incarnation, Gone::Purged);
+            }
+            Step::Restart => {
+                self.begin_anew();
+                self.process += 1;
+                self.feed = Feed::new(Incarnation {
+                    process: self.process,
+                    log: self.logs,
+                });
+            }
+            Step::Evict => {
+                let bounds = Bounds {
+                    events: 0,
+                    retention: Duration::ZERO,
+                };
+                self.feed.trim(bounds, usize::MAX, self.now);
+                self.may_reset = true;
+            }
+        }
+    }
+
+    fn join(&mut self, from_start: bool) {
+        if !self.feed.watched().is_caught_up() {
+            return;
+        }
+        let position = match from_start {
+            true => self.feed.start(),
+            false => self.feed.end(),
+        };
+        self.readers.push(Reader {
+            position,
+            told: HashMap::new(),
+            since: self.next_id,
+        });
+    }
+
+    fn pull(&mut self, at: usize, limit: usize) -> bool {
+        let projection = Projection::default();
+        let wanted = Wanted {
+            projection: &projection,
+            kinds: TaskEvents::ALL,
+            limit,
+        };
+        let reader = &mut self.readers[at];
+        let Ok(batch) = self.feed.read(reader.position, &wanted, "") else {
+            assert!(self.may_reset, "a cursor that holds");
+            reader.position = self.feed.end();
+            reader.told.clear();
+            reader.since = u32::MAX;
+            return false;
+        };
+        assert!(batch.events.len() <= limit);
+        reader.position = batch.position;
+        for event in &batch.events {
+            let json: serde_json::Value = serde_json::from_slice(&event.json).unwrap();
+            let id: u32 = json["task_id"].as_str().unwrap()[1..].parse().unwrap();
+            let version: u32 = json["status"].as_str().unwrap()[1..].parse().unwrap();
+            let before = reader.told.insert(id, version);
+            assert!(
+                before.is_none_or(|before| before < version),
+                "in order and once"
+            );
+        }
+        batch.has_more
+    }
+
+    /// Reads until all is known, then compares.
+    fn settle(&mut self) {
+        self.late = None;
+        // Until all ranges in turn tell nothing new.
+        let mut quiet = 0;
+        for _ in 0..200 {
+            let log = self.feed.end();
+            let reading = self.poll();
+            self.take(reading);
+            let is_quiet = self.feed.end() == log && self.feed.watched().is_caught_up();
+            quiet = if is_quiet { quiet + 1 } else { 0 };
+            if quiet > 2 * MOST_RANGES {
+                break;
+            }
+        }
+        assert!(self.feed.watched().is_caught_up());
+        for at in 0..self.readers.len() {
+            while self.pull(at, 3) {}
+            while self.pull(at, 1000) {}
+        }
+        let ranges = self.feed.watched().ranges(&rules(), self.now);
+        assert!(ranges.len() <= MOST_RANGES as usize);
+        let current: HashMap<u32, u32> = (self.list.iter())
+            .map(|task| (task.id, task.version))
+            .collect();
+        for reader in &self.readers {
+            for (id, version) in &reader.told {
+                let place = self.list.iter().position(|task| task.id == *id);
+                let is_within = place.is_some_and(|place| (place as u64) < SIZE * MOST_RANGES);
+                let is_watched = is_within && self.feed.watched().knows(&format!("t{id}"));
+                assert!(
+                    !is_watched || current[id] == *version,
+                    "the last state of t{id} is told"
+                );
+            }
+            // Those within reach: the oldest of many fall out of the ten ranges.
+            let reach = self.list.iter().take((SIZE * (MOST_RANGES - 1)) as usize);
+            for task in reach.filter(|task| task.id >= reader.since.max(self.watched_since)) {
+                assert!(reader.told.contains_key(&task.id), "t{} is told", task.id);
+            }
+        }
+    }
+}
+
+/// Histories in which nothing is lost for good are told without a reset, and each reader is told the last state of all.
+fn readers_miss_nothing_of(cases: u32) {
+    let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+    let config = Config {
+        cases,
+        failure_persistence: None,
+        ..Config::default()
+    };
+    let mut runner = TestRunner::new_with_rng(config, rng);
+    let runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = { runtime }
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    let _entered = runtime.enter();
+    runner
+        .run(&(0..70_u32, steps()), |(tasks, steps)| {
+            let mut world = World::new(tasks, Instant::now());
+            let reading = world.read(0, SIZE);
+            world.take(reading);
+            world.join(true);
+            world.join(false);
+            for step in &steps {
+                world.step(step);
+            }
+            world.settle();
+            Ok(())
+        })
+        .unwrap();
+}
+
+#[test]
+fn readers_of_five_hundred_histories_miss_nothing() {
+    readers_miss_nothing_of(500);
+}
+
+#[test]
+#[ignore = "takes minutes where it is not optimized"]
+fn readers_of_ten_thousand_histories_miss_nothing() {
+    readers_miss_nothing_of(10_000);
+}
