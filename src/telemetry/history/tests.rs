@@ -44,7 +44,7 @@ async fn each_window_holds_what_happened_within_it() {
     };
     assert_eq!(window.seconds, 1.0);
     let expected = Counts {
-        fresh: 2,
+        fresh: 3,
         stale: 6,
         fetched: 3,
         rejected: 4,
