@@ -114,6 +114,7 @@ impl Deployment {
             .current_dir(self.folder.path())
             .env("PATH", path.unwrap())
             .env("KEY", READER)
+            .env("SPACE", world::SUPPORT)
             .output();
         let output = patiently("a block of a page", run).await.unwrap();
         assert!(output.status.success(), "{script}: {output:?}");
