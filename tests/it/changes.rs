@@ -444,5 +444,10 @@ async fn a_watch_reads_what_nobody_else_does_and_says_when_it_cannot() {
     gateway.upstream().add_task(SUPPORT);
     // It is read ten seconds after it was read last.
     reader.event("task.created").await;
+    let (_, synced) = reader.event("space.synced").await;
+    assert!(
+        synced["next_poll_seconds"].as_u64() > Some(5),
+        "an interval from this poll, not from the one before: {synced}"
+    );
     assert_eq!(gateway.upstream().requests(), 2);
 }

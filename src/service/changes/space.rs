@@ -212,6 +212,8 @@ impl Space {
         let (changes, _) = state.feed.take(reading, &terms);
         self.metrics.changed(changes);
         state.gone = None;
+        // The one that is read next is not chosen yet.
+        state.next_poll = None;
         let weight = state.feed.weight();
         let before = std::mem::replace(&mut state.weight, weight);
         self.bytes.fetch_add(weight, Ordering::Relaxed);
