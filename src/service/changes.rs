@@ -1,7 +1,7 @@
 //! The change feed: what became of the tasks of a space, watched once for all who listen. `docs/changes.md` is the design.
 //!
-//! Pages go in from wherever fills bring them, and from the task that reads what nobody else does ([`poll`]). What they say anew is judged
-//! by pure functions ([`watched`], [`order`]) and kept in a log, from which each listener reads at its own pace.
+//! Pages go in from wherever fills bring them, and from the task that reads what nobody else does (`poll`). What they say anew is judged
+//! by pure functions (`watched`, `order`) and kept in a log, from which each listener reads at its own pace.
 
 use std::{
     collections::HashMap,

@@ -41,7 +41,7 @@ impl Pages {
     ///
     /// # Errors
     ///
-    /// As [`Pages::page`], and [`PagesErrorKind::Incomplete`] where the tasks cannot be had now.
+    /// As [`Pages::page`], and `PagesErrorKind::Incomplete` where the tasks cannot be had now.
     pub async fn task(
         self: &Arc<Self>,
         request: &ClientRequest,
