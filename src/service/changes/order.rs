@@ -118,7 +118,7 @@ impl Order {
             // One more may be counted than there was: then the last would be the first of this page.
             let is_below = head.is_some_and(|head| shape.place + 1 >= head.end(shape.count));
             // Above the last task of the head segment, they may be new.
-            return of_all(if is_below || shape.is_end {
+            return of_all(if is_below {
                 Novelty::Inventory
             } else {
                 Novelty::Unclear
@@ -145,12 +145,21 @@ impl Order {
         }
     }
 
+    /// Whether the list goes on below the rows, where it ended at their last before.
+    pub(super) fn goes_on_below(&self, shape: &Shape<'_>) -> bool {
+        let ended_with =
+            |segment: &Segment| segment.is_whole && segment.ids.last() == shape.ids.last();
+        !shape.is_end && !shape.ids.is_empty() && self.segments.iter().any(ended_with)
+    }
+
     /// What stands right below the task at a position that is the last known of a page.
     fn below(&self, (segment, place): Position, shape: &Shape<'_>) -> Novelty {
         let segment = &self.segments[segment];
         let is_last = place + 1 == segment.ids.len();
         match is_last {
-            true if segment.is_whole => Novelty::New,
+            true if segment.is_whole && shape.is_end => Novelty::New,
+            // The list ended here, and now goes on beyond the page.
+            true if segment.is_whole => Novelty::Unclear,
             true => Novelty::Inventory,
             // At the head the next range is asked, since the head moves most.
             false if shape.is_end || shape.place > 0 => Novelty::New,
@@ -216,7 +225,8 @@ impl Order {
                 merged.ids.extend_from_slice(missing);
             }
         }
-        merged.is_whole &= rest.is_empty();
+        let has_rest = !rest.is_empty();
+        merged.is_whole &= !has_rest;
         merged.ids.extend_from_slice(rest);
         let of = |segment: &usize| &self.segments[*segment];
         let joins_head = involved
@@ -227,7 +237,9 @@ impl Order {
             merged.kind = Kind::Head;
         }
         let last = last_known.and_then(|row| known[row]);
-        merged.is_whole |= last.is_some_and(|(segment, _)| self.segments[segment].is_whole);
+        // What followed the page before still does.
+        merged.is_whole |=
+            has_rest && last.is_some_and(|(segment, _)| self.segments[segment].is_whole);
         let mut at = 0;
         self.segments.retain(|segment| {
             let is_replaced = involved.contains(&at) || (is_first && segment.kind == Kind::Head);

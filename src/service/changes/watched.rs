@@ -269,7 +269,14 @@ impl Watched {
             news.is_other_list = is_surely_later;
             return;
         };
-        let is_open = novelty.last() == Some(&Novelty::Unclear);
+        let is_open = novelty.last() == Some(&Novelty::Unclear)
+            || self.order.goes_on_below(&reading.shape(&ids));
+        if is_open && reading.is_end && reading.place > 0 {
+            // What is known stands above it: only the first range can tell.
+            self.needs_head = true;
+            self.unread = None;
+            return;
+        }
         if is_open && let Some(next) = next {
             // More than a range of tasks is new, or one stands where the range ends: the next range tells.
             let first = reading.place / rules.size;
@@ -307,8 +314,10 @@ impl Watched {
         }
         let clear = novelty.iter().rposition(|it| *it != Novelty::Unclear);
         let clear = clear.map_or(0, |last| last + 1);
+        reading.is_end &= clear == reading.rows.len();
         reading.rows.truncate(clear);
-        if reading.rows.is_empty() {
+        // Without the range that follows, where the list ended would be forgotten.
+        if reading.rows.is_empty() || self.order.goes_on_below(&reading.shape(&reading.ids())) {
             return;
         }
         self.note_order(&reading, &novelty, news);
@@ -532,6 +541,7 @@ impl Reading {
         let joins = |it: &Novelty| matches!(it, Novelty::Known | Novelty::New);
         let end = novelty.iter().rposition(joins).map_or(0, |last| last + 1);
         let start = novelty[..end].iter().position(joins).unwrap_or(end);
+        self.is_end &= end == self.rows.len();
         self.rows.truncate(end);
         self.rows.drain(..start);
         novelty.truncate(end);
