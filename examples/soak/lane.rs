@@ -49,6 +49,7 @@ pub(crate) const FREE: Plan = Plan {
         cache.rejected_ttl = "500ms"
         cache.stale_while_revalidate = "1s"
         cache.stale_if_error = "4s"
+        cache.stale_if_quota = "4s"
     "#,
     quota_per_minute: None,
     // The lifetime of a page of finished tasks with jitter, the stale window, and the duration of a slow response.
