@@ -16,7 +16,7 @@ pub mod router;
 pub mod routes;
 
 pub use self::{
-    clients::{Client, Clients, Issuers},
+    clients::{Client, Clients, Issuers, Right},
     error::ApiError,
     policy::{LivePolicy, Policy},
     router::{Data, data_router},

@@ -32,7 +32,7 @@ mod tokens;
 
 pub use self::{
     browser_tokens::{BrowserTokens, Minted},
-    client::{AllowedSpaces, Client},
+    client::{AllowedSpaces, Client, Right},
     jwks::{KeysHealth, KeysState},
     tokens::Issuers,
 };

@@ -12,8 +12,11 @@ use super::{
     query::{self, ListQuery, Parameters},
 };
 use crate::{
-    domain::{Collection, ListId, RunId, SpaceToken, TaskId},
+    cache::{freshness::permitted, http_semantics::RequestDirectives},
+    domain::{Collection, ListId, PageQuery, RunId, SpaceToken, TaskId},
+    service::ClientRequest,
     telemetry::traces::TraceContext,
+    upstream::Credential,
 };
 
 /// That the method is `GET` or `HEAD`. First among a handler's arguments: a method is judged before path and query.
@@ -158,6 +161,32 @@ pub struct Caller {
     pub policy: Arc<Policy>,
     pub request_id: HeaderValue,
     pub trace: TraceContext,
+}
+
+impl Caller {
+    /// What is asked on its behalf, and the policy to answer by.
+    #[must_use]
+    pub fn into_request(
+        self,
+        credential: Arc<Credential>,
+        space: SpaceToken,
+        list: ListId,
+        query: PageQuery,
+        directives: RequestDirectives,
+    ) -> (ClientRequest, Arc<Policy>) {
+        let request = ClientRequest {
+            credential,
+            upstream: self.policy.upstream.clone(),
+            space,
+            list,
+            query,
+            directives: permitted(directives, self.client.may_refresh),
+            account: self.client.account.clone(),
+            request_id: self.request_id,
+            trace: self.trace,
+        };
+        (request, self.policy)
+    }
 }
 
 /// Takes the context out of the request: last among a handler's arguments that read it.

@@ -73,6 +73,14 @@ impl AllowedSpaces {
     }
 }
 
+/// What a client may do with the lists of a space.
+#[derive(Clone, Debug)]
+pub struct Right {
+    pub credential: Arc<Credential>,
+    /// What it sees of the rows; `None`: all of them.
+    pub view: Option<Arc<View>>,
+}
+
 impl Client {
     /// The client of one configured section.
     pub(super) fn new(
@@ -154,6 +162,19 @@ impl Client {
             None => Some(None),
             Some(view) => view.of(rows).map(Some),
         }
+    }
+
+    /// What it may do with rows of this kind of `space`; `None`: it may not read them.
+    #[must_use]
+    pub fn right(&self, space: &SpaceToken, rows: RowKind) -> Option<Right> {
+        if !self.may_read(space) {
+            return None;
+        }
+        Some(Right {
+            view: self.sees(rows)?.cloned(),
+            // The configuration admits no client whose spaces have no credential.
+            credential: self.credential(space)?.clone(),
+        })
     }
 
     /// This client with only the members that both `view` and its own view show.

@@ -220,7 +220,7 @@ impl IncomingRequest {
         R: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
     {
         let (mut head, body) = response.into_parts();
-        let record = head.extensions.remove().unwrap_or_default();
+        let mut record: RequestRecord = head.extensions.remove().unwrap_or_default();
         let error: Option<ApiError> = head.extensions.remove();
         let problem = error
             .as_ref()
@@ -235,6 +235,10 @@ impl IncomingRequest {
             Some(bytes) => u64::try_from(bytes.len()).ok(),
             None => body.size_hint().exact(),
         };
+        if instead.is_some() {
+            // Nothing of it is yet to come.
+            record.log_at = LogAt::Answer;
+        }
         let outcome = Outcome {
             took: self.started.elapsed(),
             status: Some(head.status),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::{
     body::Body,
     extract::{Request, State},
-    response::{IntoResponse, Response},
+    response::Response,
 };
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, header, request::Parts};
@@ -28,6 +28,7 @@ use self::{
     standing::Standing,
     stream::Stream,
 };
+use super::list::recorded;
 use crate::{
     api::{
         ApiError, Client, LivePolicy,
@@ -37,7 +38,7 @@ use crate::{
         rate_limit::{self, RateLimit},
     },
     cache::http_semantics::RequestDirectives,
-    domain::{Collection, ListId, PageQuery},
+    domain::{Collection, ListId, PageQuery, SpaceToken},
     peer::ConnectionInfo,
     service::{
         Changes, ClientRequest,
@@ -82,7 +83,7 @@ pub async fn changes(
         record.log_at = LogAt::End;
     }
     let client = caller.client.clone();
-    let ask = match admit(&client, space, caller) {
+    let ask = match admit(space, caller) {
         Ok(ask) => ask,
         Err(error) => return recorded(error, record),
     };
@@ -96,27 +97,7 @@ pub async fn changes(
     };
     // Boxed: what it takes to wait would be part of every answer.
     let answer = Box::pin(answer(state, &client, ask, after, asked, &request));
-    let response = match answer.await {
-        Ok(response) => response,
-        Err(error) => {
-            record.log_at = LogAt::Answer;
-            error.into_response()
-        }
-    };
-    limited(recorded(response, record), &limits)
-}
-
-fn recorded(response: impl IntoResponse, record: RequestRecord) -> Response {
-    let mut response = response.into_response();
-    if response.extensions().get::<ApiError>().is_some() {
-        let log_at = LogAt::Answer;
-        response
-            .extensions_mut()
-            .insert(RequestRecord { log_at, ..record });
-    } else {
-        response.extensions_mut().insert(record);
-    }
-    response
+    limited(recorded(answer.await, record), &limits)
 }
 
 fn limited(mut response: Response, limits: &[RateLimit]) -> Response {
@@ -127,29 +108,17 @@ fn limited(mut response: Response, limits: &[RateLimit]) -> Response {
 }
 
 /// How to read the space as this client may.
-fn admit(
-    client: &Client,
-    space: crate::domain::SpaceToken,
-    caller: Caller,
-) -> Result<ClientRequest, ApiError> {
-    if !client.may_read(&space) || client.sees(Collection::TASKS.rows).is_none() {
-        return Err(ApiError::SpaceNotAllowed);
-    }
-    let credential = client.credential(&space).ok_or(ApiError::SpaceNotAllowed)?;
-    Ok(ClientRequest {
-        credential: credential.clone(),
-        upstream: caller.policy.upstream.clone(),
-        space,
-        list: ListId::TASKS,
-        query: PageQuery {
-            page: PageQuery::DEFAULT_PAGE,
-            page_size: PageQuery::DEFAULT_PAGE_SIZE,
-        },
-        directives: RequestDirectives::default(),
-        account: client.account.clone(),
-        request_id: caller.request_id,
-        trace: caller.trace,
-    })
+fn admit(space: SpaceToken, caller: Caller) -> Result<ClientRequest, ApiError> {
+    let right = caller.client.right(&space, Collection::TASKS.rows);
+    let right = right.ok_or(ApiError::SpaceNotAllowed)?;
+    let query = PageQuery {
+        page: PageQuery::DEFAULT_PAGE,
+        page_size: PageQuery::DEFAULT_PAGE_SIZE,
+    };
+    let directives = RequestDirectives::default();
+    let (request, _) =
+        caller.into_request(right.credential, space, ListId::TASKS, query, directives);
+    Ok(request)
 }
 
 fn after(state: &ChangesState, ask: &ClientRequest, asked: &Asked) -> Result<After, ApiError> {

@@ -1,7 +1,5 @@
 //! A page of a list: `GET /spaces/{space_token}/tasks` and whatever other route [`Collection`] has.
 
-use std::sync::Arc;
-
 use axum::{
     extract::{FromRef, Request, State},
     response::{IntoResponse, Response},
@@ -11,17 +9,16 @@ use http::header;
 use super::answer::{Shown, respond};
 use crate::{
     api::{
-        ApiError, Client, Data,
+        ApiError, Client, Data, Right,
         context::RequestRecord,
         extract::{Caller, List, Reading},
         list_scope,
         query::{ListQuery, Parameters, Selection},
         rate_limit::{self, RateLimit},
     },
-    cache::{freshness::permitted, http_semantics::RequestDirectives},
+    cache::http_semantics::RequestDirectives,
     domain::{Collection, SpaceToken, View},
     service::{ClientRequest, FilterRequest, PagesError, Scope, Served},
-    upstream::Credential,
 };
 
 /// Which lists a route serves, and what from.
@@ -59,12 +56,7 @@ pub async fn page(
         page: query,
         selection,
     }: ListQuery,
-    Caller {
-        client,
-        policy,
-        request_id,
-        trace,
-    }: Caller,
+    caller: Caller,
     request: Request,
 ) -> Response {
     // Nothing waits for the body, and it would keep its connection's window.
@@ -73,28 +65,16 @@ pub async fn page(
         query: Some(query),
         ..RequestRecord::default()
     };
-    let admitted = match admit(&client, &space, collection).await {
+    let (right, limits) = match admit(&caller.client, &space, collection).await {
         Ok(admitted) => admitted,
         Err(error) => {
             record.space = Some(space.fingerprint());
             return recorded(error, record);
         }
     };
-    let ask = ClientRequest {
-        credential: admitted.credential,
-        upstream: policy.upstream.clone(),
-        space,
-        list,
-        query,
-        directives: permitted(
-            RequestDirectives::parse(&request.headers),
-            client.may_refresh,
-        ),
-        account: client.account.clone(),
-        request_id,
-        trace,
-    };
-    let view = admitted.view;
+    let directives = RequestDirectives::parse(&request.headers);
+    let (ask, policy) = caller.into_request(right.credential, space, list, query, directives);
+    let view = right.view;
     let (outcome, fields) = match &selection {
         None => (data.pages.page(&ask).await.map(without_scope), None),
         // Boxed: few ask for it.
@@ -117,7 +97,7 @@ pub async fn page(
         }
         Err(error) => refuse(error, &ask, record),
     };
-    rate_limit::write(&admitted.limits, response.headers_mut());
+    rate_limit::write(&limits, response.headers_mut());
     response
 }
 
@@ -177,33 +157,14 @@ pub(super) fn recorded(response: impl IntoResponse, record: RequestRecord) -> Re
     response
 }
 
-/// What a request may go on with.
-pub(super) struct Admitted {
-    pub(super) credential: Arc<Credential>,
-    /// What the client sees of the rows; `None`: all of them.
-    pub(super) view: Option<Arc<View>>,
-    /// What is left of the client's limits.
-    pub(super) limits: Vec<RateLimit>,
-}
-
-/// Whether the client may ask for such a list of `space`, and may ask now. A request that may not draws on no limit.
+/// What the client may do with such a list of `space`, and what is left of its limits. A request that may not draws on no limit.
 pub(super) async fn admit(
     client: &Client,
     space: &SpaceToken,
     collection: Collection,
-) -> Result<Admitted, ApiError> {
-    if !client.may_read(space) {
-        return Err(ApiError::SpaceNotAllowed);
-    }
-    let view = client.sees(collection.rows);
-    let view = view.ok_or(ApiError::SpaceNotAllowed)?.cloned();
-    // The configuration admits no client whose spaces have no credential.
-    let credential = client.credential(space).ok_or(ApiError::SpaceNotAllowed)?;
+) -> Result<(Right, Vec<RateLimit>), ApiError> {
+    let right = client.right(space, collection.rows);
+    let right = right.ok_or(ApiError::SpaceNotAllowed)?;
     let limits = client.take_request().await;
-    let limits = limits.map_err(ApiError::RateLimited)?;
-    Ok(Admitted {
-        credential: credential.clone(),
-        view,
-        limits,
-    })
+    Ok((right, limits.map_err(ApiError::RateLimited)?))
 }

@@ -17,9 +17,9 @@ use crate::{
         query::{ListQuery, Parameters, Selection},
         rate_limit,
     },
-    cache::{freshness::permitted, http_semantics::RequestDirectives},
+    cache::http_semantics::RequestDirectives,
     domain::{Collection, ListId, View},
-    service::{ClientRequest, FoundTask, TaskIds},
+    service::{FoundTask, TaskIds},
 };
 
 /// What the route serves from.
@@ -38,50 +38,34 @@ pub async fn task(
     _: Reading,
     Task { space, id }: Task,
     ListQuery { page, selection }: ListQuery,
-    Caller {
-        client,
-        policy,
-        request_id,
-        trace,
-    }: Caller,
+    caller: Caller,
     request: Request,
 ) -> Response {
     let (request, _) = request.into_parts();
     let mut record = RequestRecord::default();
-    let admitted = match admit(&client, &space, Collection::TASKS).await {
+    let (right, limits) = match admit(&caller.client, &space, Collection::TASKS).await {
         Ok(admitted) => admitted,
         Err(error) => {
             record.space = Some(space.fingerprint());
             return recorded(error, record);
         }
     };
-    let ask = ClientRequest {
-        credential: admitted.credential,
-        upstream: policy.upstream.clone(),
-        space,
-        list: ListId::TASKS,
-        query: page,
-        directives: permitted(
-            RequestDirectives::parse(&request.headers),
-            client.may_refresh,
-        ),
-        account: client.account.clone(),
-        request_id,
-        trace,
-    };
+    let directives = RequestDirectives::parse(&request.headers);
+    let (ask, policy) =
+        caller.into_request(right.credential, space, ListId::TASKS, page, directives);
     let (newest, fields) = selection.map_or((None, None), |selection| {
         let Selection { newest, fields, .. } = *selection;
         (newest, fields.map(|fields| fields.view))
     });
     let shows_ids = |view: &View| view.shows_text(Collection::TASKS.id_member);
-    let ids = match admitted.view.as_deref().is_none_or(shows_ids) {
+    let ids = match right.view.as_deref().is_none_or(shows_ids) {
         true => TaskIds::Seen,
         false => TaskIds::Hidden,
     };
     let mut response = match data.pages.task(&ask, &id, ids, newest).await {
         Ok(FoundTask::Found(served)) => {
             note_served(&mut record, &served);
-            let shown = Shown::of(admitted.view, fields);
+            let shown = Shown::of(right.view, fields);
             let response = respond(&data, &policy, shown, &served, &request).await;
             recorded(response, record)
         }
@@ -97,6 +81,6 @@ pub async fn task(
         }
         Err(error) => refuse(error, &ask, record),
     };
-    rate_limit::write(&admitted.limits, response.headers_mut());
+    rate_limit::write(&limits, response.headers_mut());
     response
 }

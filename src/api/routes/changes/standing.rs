@@ -25,7 +25,7 @@ pub(super) struct Standing {
 
 /// What it may still do.
 #[derive(Clone, Debug)]
-pub(super) struct Right {
+pub(super) struct CurrentRight {
     pub(super) policy: Arc<Policy>,
     pub(super) view: Option<Arc<View>>,
     pub(super) credential: Arc<Credential>,
@@ -56,21 +56,17 @@ impl Standing {
     }
 
     /// What the client may do now; `None`: it may not read the space any more.
-    pub(super) fn right(&self) -> Option<Right> {
+    pub(super) fn right(&self) -> Option<CurrentRight> {
         let policy = self.policy.load_full();
         let client = self.client(&policy)?;
-        if !client.may_read(&self.space) {
-            return None;
-        }
-        let view = client.sees(Collection::TASKS.rows)?.cloned();
-        let credential = client.credential(&self.space)?.clone();
+        let allowed = client.right(&self.space, Collection::TASKS.rows)?;
         let left = |until: SystemTime| until.duration_since(SystemTime::now()).unwrap_or_default();
         let expires_in = client.expires().map(left);
-        Some(Right {
+        Some(CurrentRight {
             expires_in,
             policy,
-            view,
-            credential,
+            view: allowed.view,
+            credential: allowed.credential,
         })
     }
 
