@@ -139,12 +139,10 @@ impl Pages {
             (Verdict::NotCached | Verdict::Hit { .. } | Verdict::HitWhileRevalidate { .. }, _) => {
                 match refusal() {
                     Some(known) => CacheDecision::Refuse(refused(&known, now)),
-                    None => CacheDecision::Refuse(PagesError {
-                        kind: PagesErrorKind::NotCached,
-                        status: NotForwarded::OnlyIfCached.into(),
-                        age: None,
-                        calls: 0,
-                    }),
+                    None => CacheDecision::Refuse(PagesError::new(
+                        PagesErrorKind::NotCached,
+                        NotForwarded::OnlyIfCached,
+                    )),
                 }
             }
         }
@@ -166,12 +164,7 @@ fn refused(known: &Remembered, now: Instant) -> PagesError {
     let kind = remembered(known.refusal).into();
     if known.refusal == Refusal::Invalid {
         // Nothing of that answer was kept: its page is only left alone.
-        return PagesError {
-            kind,
-            status: NotForwarded::CircuitOpen.into(),
-            age: None,
-            calls: 0,
-        };
+        return PagesError::new(kind, NotForwarded::CircuitOpen);
     }
     PagesError {
         kind,

@@ -177,7 +177,7 @@ impl Pages {
                 return Ok(stored);
             }
             if request.directives.only_if_cached {
-                return Err(failed(
+                return Err(PagesError::new(
                     PagesErrorKind::NotCached,
                     NotForwarded::OnlyIfCached,
                 ));
@@ -185,7 +185,7 @@ impl Pages {
             let Some(permit) = self.waiter_limit.take(&request.account) else {
                 self.metrics.http.shed(Shed::WaitingPlaces);
                 let overloaded = UpstreamError::Overloaded;
-                return Err(failed(overloaded, NotForwarded::Overloaded));
+                return Err(PagesError::new(overloaded, NotForwarded::Overloaded));
             };
             let Some(job) = self.begin_job(request, wanted) else {
                 continue;
@@ -209,7 +209,7 @@ impl Pages {
                 outcome = wait(job, request, deadline) => outcome,
                 () = given_away => {
                     self.metrics.http.shed(Shed::WaitingPlaces);
-                    Err(failed(UpstreamError::Overloaded, NotForwarded::Overloaded))
+                    Err(PagesError::new(UpstreamError::Overloaded, NotForwarded::Overloaded))
                 }
             };
             match outcome?.first(wanted) {
@@ -334,7 +334,7 @@ impl Pages {
 pub(super) fn incomplete_now(credential: &Credential) -> PagesError {
     let wait = wait_expected(credential, Instant::now()).unwrap_or_default();
     let retry_after = wait.max(RETRY_LATER);
-    failed(
+    PagesError::new(
         PagesErrorKind::Incomplete { retry_after },
         NotForwarded::Overloaded,
     )
@@ -364,7 +364,7 @@ async fn wait(
     tokio::select! {
         biased;
         outcome = job.outcome() => {
-            outcome.unwrap_or_else(|| Err(failed(PagesErrorKind::Lost, NotForwarded::Overloaded)))
+            outcome.unwrap_or_else(|| Err(PagesError::new(PagesErrorKind::Lost, NotForwarded::Overloaded)))
         }
         () = too_late => Err(incomplete(&request.credential, *told.borrow())),
     }
@@ -388,7 +388,7 @@ fn incomplete(credential: &Credential, progress: Progress) -> PagesError {
         None => NotForwarded::Overloaded,
     };
     let retry_after = (next + others).max(SHORTEST_WAIT);
-    failed(PagesErrorKind::Incomplete { retry_after }, status)
+    PagesError::new(PagesErrorKind::Incomplete { retry_after }, status)
 }
 
 fn wait_expected(credential: &Credential, now: Instant) -> Option<Duration> {
@@ -413,14 +413,5 @@ fn with_source(request: &ClientRequest, query: PageQuery, source: Source) -> Cli
             ..request.directives
         },
         ..request.clone()
-    }
-}
-
-fn failed(kind: impl Into<PagesErrorKind>, status: NotForwarded) -> PagesError {
-    PagesError {
-        kind: kind.into(),
-        status: status.into(),
-        age: None,
-        calls: 0,
     }
 }

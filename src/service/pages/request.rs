@@ -84,6 +84,18 @@ pub struct PagesError {
     pub calls: u32,
 }
 
+impl PagesError {
+    /// Of a request that has made no call so far.
+    pub(super) fn new(kind: impl Into<PagesErrorKind>, status: impl Into<CacheStatus>) -> Self {
+        Self {
+            kind: kind.into(),
+            status: status.into(),
+            age: None,
+            calls: 0,
+        }
+    }
+}
+
 /// Why there is no page.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum PagesErrorKind {

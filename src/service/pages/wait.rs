@@ -90,7 +90,7 @@ impl Pages {
                         if rounds > MOST_ROUNDS {
                             let error = UpstreamError::InvalidResponse(InvalidAnswer::Inconsistent);
                             let status = awaited.failed(NotForwarded::Overloaded);
-                            return charged(Err(failed(error, status)), calls);
+                            return charged(Err(PagesError::new(error, status)), calls);
                         }
                     }
                 }
@@ -108,7 +108,7 @@ impl Pages {
     /// The error for who may not wait for a fill, or no longer.
     fn no_permit(&self, status: CacheStatus) -> PagesError {
         self.metrics.http.shed(Shed::WaitingPlaces);
-        failed(UpstreamError::Overloaded, status)
+        PagesError::new(UpstreamError::Overloaded, status)
     }
 
     /// Waits for a fill of `target`.
@@ -157,11 +157,11 @@ impl Pages {
             Some(Err(_)) if self.is_unfit(target) => return Waited::WantsPageAlone,
             Some(Err(error)) => {
                 let status = awaited.failed(not_forwarded(&error));
-                return Waited::Done(Err(failed(error, status)));
+                return Waited::Done(Err(PagesError::new(error, status)));
             }
             None => {
                 let status = awaited.failed(NotForwarded::Overloaded);
-                return Waited::Done(Err(failed(PagesErrorKind::Lost, status)));
+                return Waited::Done(Err(PagesError::new(PagesErrorKind::Lost, status)));
             }
         };
         match target {
@@ -191,15 +191,6 @@ enum Waited {
     WantsPageAlone,
     /// The upstream gives fewer rows at once: there are more to fetch. With the status of a call that this request caused.
     WantsParts(Option<CacheStatus>),
-}
-
-fn failed(kind: impl Into<PagesErrorKind>, status: CacheStatus) -> PagesError {
-    PagesError {
-        kind: kind.into(),
-        status,
-        age: None,
-        calls: 0,
-    }
 }
 
 impl Pages {
