@@ -24,6 +24,7 @@ mod log;
 mod order;
 mod plan;
 mod poll;
+mod reading;
 mod settings;
 mod space;
 mod watched;

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::watched::{Change, State};
+use super::reading::{Change, State};
 use crate::domain::{
     View, ViewId,
     hex::write_hex,

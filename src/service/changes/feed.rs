@@ -7,7 +7,8 @@ use super::{
     cursor::{Incarnation, Position},
     event::{self, Projection, TaskEvent},
     log::{Bounds, Gone, Log},
-    watched::{Change, Reading, Rules, Watched},
+    reading::{Change, Reading, Rules},
+    watched::Watched,
 };
 
 /// Which events of tasks a client wants.

@@ -12,7 +12,7 @@ use super::{
     cursor::{Incarnation, Position},
     event::Entry,
     order::Id,
-    watched::{Change, State},
+    reading::{Change, State},
 };
 
 /// Logs of before that are remembered, so that their readers are told why there is another.

@@ -21,8 +21,8 @@ use super::{
     feed::{Feed, Terms},
     log::Gone,
     plan,
+    reading::{Reading, Row, Rules, State},
     settings::Settings,
-    watched::{Reading, Row, Rules, State},
 };
 use crate::{
     cache::StoredPage,

@@ -8,7 +8,10 @@ use proptest::{
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::{
-    super::watched::{MOST_RANGES, Row, State},
+    super::{
+        reading::{Row, State},
+        watched::MOST_RANGES,
+    },
     *,
 };
 
