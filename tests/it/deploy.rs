@@ -99,7 +99,7 @@ fn every_alert_has_its_section_in_the_runbook() {
     for alert in named {
         assert!(runbook.contains(&format!("\n## {alert}\n")), "{alert}");
         let link = format!(
-            "runbook_url: \"http://127.0.0.1:9090/docs/runbook#{}\"\n",
+            "runbook_url: '{{{{ or $externalLabels.unpod_gateway_runbook \"docs/runbook.md\" }}}}#{}'\n",
             alert.to_lowercase()
         );
         assert!(alerts.contains(&link), "{alert} links to its section");
