@@ -10,7 +10,8 @@ if (!GATEWAY_URL || !GATEWAY_KEY || !SPACE) {
   process.exit(2)
 }
 
-const FILES = { '/': ['index.html', 'text/html; charset=utf-8'], '/app.js': ['app.js', 'text/javascript; charset=utf-8'] }
+const SCRIPT = 'text/javascript; charset=utf-8'
+const FILES = { '/': ['index.html', 'text/html; charset=utf-8'], '/app.js': ['app.js', SCRIPT], '/follow.js': ['follow.js', SCRIPT] }
 // The page may only load itself and call the gateway, in case text of a task is ever executed.
 const POLICY = `default-src 'none'; img-src data:; script-src 'self'; style-src 'self' 'unsafe-inline'; connect-src 'self' ${new URL(GATEWAY_URL).origin}`
 

@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
 import { cpSync, mkdtempSync, rmSync } from 'node:fs'
+import { createServer } from 'node:http'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import test from 'node:test'
@@ -11,44 +12,78 @@ const KEY = 'ugw_example_key_of_the_frontend_backend'
 const SPACE = 'SUPPORT0000000000000000A'
 
 // Runs the example. Its files are copied, since the signing key is created next to them.
-async function startExample(t, { ttl = '300' } = {}) {
+async function startExample(t, { ttl = '300', upstream, env = {} } = {}) {
   const folder = mkdtempSync(join(tmpdir(), 'example-'))
   t.after(() => rmSync(folder, { recursive: true }))
   cpSync(`${root}examples/browser`, folder, { recursive: true })
   execFileSync('openssl', ['genpkey', '-algorithm', 'ed25519', '-out', join(folder, 'browser-key.pem')])
   const port = await freePort()
-  const gateway = await startGateway(
-    t,
-    'gateway.toml',
-    {
-      UNPOD_GATEWAY__UPSTREAM__BASE_URL: await startSimulator(t),
-      UNPOD_GATEWAY__CORS__ORIGINS: JSON.stringify([`http://127.0.0.1:${port}`]),
-    },
-    folder,
-  )
+  const listen = `127.0.0.1:${await freePort()}`
+  const settings = {
+    UNPOD_GATEWAY__UPSTREAM__BASE_URL: upstream ?? (await startSimulator(t)),
+    UNPOD_GATEWAY__CORS__ORIGINS: JSON.stringify([`http://127.0.0.1:${port}`]),
+    UNPOD_GATEWAY__SERVER__LISTEN: listen,
+    ...env,
+  }
+  const startAgain = () => startGateway(t, 'gateway.toml', settings, folder)
+  const gateway = await startAgain()
   const { found: page } = await start(t, process.execPath, ['backend.mjs'], {
     cwd: folder,
     env: { GATEWAY_URL: gateway.data, GATEWAY_KEY: KEY, SPACE, PORT: String(port), TTL_SECONDS: ttl },
     wanted: (line) => line.match(/^http:\S+/)?.[0],
   })
-  return { gateway, url: page }
+  return { gateway, url: page, startAgain }
 }
+
+// A simulated Unpod whose tasks have whatever status `statuses` names.
+async function startChanging(t) {
+  const simulator = await startSimulator(t)
+  const statuses = {}
+  const server = createServer(async (request, response) => {
+    const headers = { ...request.headers, 'accept-encoding': 'identity' }
+    delete headers.host
+    const answer = await fetch(simulator + request.url, { headers })
+    const body = await answer.json()
+    for (const task of body.data) task.status = statuses[task.task_id] ?? task.status
+    response.writeHead(answer.status, { 'Content-Type': 'application/json' }).end(JSON.stringify(body))
+  })
+  await new Promise((listening) => server.listen(0, '127.0.0.1', listening))
+  t.after(() => server.close())
+  return { upstream: `http://127.0.0.1:${server.address().port}`, statuses }
+}
+
+// Takes a stream as another client would.
+async function holdStream(gateway) {
+  const abort = new AbortController()
+  const headers = { Authorization: `Token ${KEY}`, Accept: 'text/event-stream' }
+  const answer = await fetch(`${gateway.data}/spaces/${SPACE}/changes`, { headers, signal: abort.signal })
+  assert.equal(answer.status, 200)
+  return () => abort.abort()
+}
+
+const POLLING = 'Read every 5 seconds'
+const liveIs = (page, text) => page.locator('#live').getByText(text, { exact: true }).waitFor()
 
 const isTasks = (message) => message.url().includes('/tasks?')
 
+const metricsOf = async (gateway) => (await fetch(`${gateway.admin}/metrics`)).text()
+
 // The number of tasks requests so far, by status; preflights are the 204s.
 async function answers(gateway) {
-  const metrics = await (await fetch(`${gateway.admin}/metrics`)).text()
+  const metrics = await metricsOf(gateway)
   const samples = metrics.matchAll(/^gateway_http_requests_total\{route="tasks",status="(\d+)"[^}]*\} (\d+)$/gm)
   const counted = [...samples].filter(([, , count]) => count !== '0')
   return counted.reduce((sum, [, status, count]) => ({ ...sum, [status]: (sum[status] ?? 0) + Number(count) }), {})
 }
 
 test('a page lists tasks, asks by ETag, and never holds the key', async (t) => {
-  const { gateway, url } = await startExample(t)
-  const { page, requests, assertQuiet } = await openPage(t)
+  const { gateway, url } = await startExample(t, { env: { UNPOD_GATEWAY__CHANGES__MAX_STREAMS: '1' } })
+  const endOther = await holdStream(gateway)
+  const { page, requests, complaints } = await openPage(t)
   await page.clock.install()
   await page.goto(url)
+  // The only stream is taken: 503. Meanwhile the page is read again and again.
+  await liveIs(page, POLLING)
   await page.getByText('57 tasks').waitFor()
   assert.equal(await page.locator('#tasks tr').count(), 10)
 
@@ -77,13 +112,70 @@ test('a page lists tasks, asks by ETag, and never holds the key', async (t) => {
     assert.ok(shown.headers.includes(name), `${name} is exposed`)
   }
 
+  // The stream is tried again.
+  endOther()
+  await until(() => metricsOf(gateway), (metrics) => /^gateway_changes_streams 0$/m.test(metrics))
+  await page.clock.fastForward(5000)
+  await liveIs(page, 'Live')
+
   for (const request of requests) {
     const said = JSON.stringify([request.url(), await request.allHeaders(), request.postData()])
-    const response = await request.response()
+    const isStream = request.url().includes('/changes')
+    const response = isStream ? null : await request.response()
     const heard = response && request.method() !== 'OPTIONS' ? await response.body().catch(() => '') : ''
     assert.ok(!said.includes(KEY) && !String(heard).includes(KEY), `${request.url()} shows the key`)
   }
-  assertQuiet()
+  // Chromium itself logs the 503 as an error.
+  assert.deepEqual(complaints.filter((complaint) => !complaint.includes('503')), [])
+})
+
+test('a change is shown without a request for the page, and after a restart of the gateway too', async (t) => {
+  const { upstream, statuses } = await startChanging(t)
+  const { gateway, url, startAgain } = await startExample(t, { upstream })
+  const { page, requests } = await openPage(t)
+  await page.goto(url)
+  await liveIs(page, 'Live')
+  const row = page.locator('#tasks tr').first()
+  const task = await row.getAttribute('data-task')
+  const statusIs = (status) => row.locator('td').nth(1).getByText(status, { exact: true }).waitFor()
+  const before = requests.filter(isTasks).length
+
+  statuses[task] = 'hold'
+  await statusIs('hold')
+  assert.equal(requests.filter(isTasks).length, before)
+
+  // The cursor is of the process before.
+  const gone = new Promise((exited) => gateway.child.once('exit', exited))
+  gateway.child.kill('SIGKILL')
+  await gone
+  await liveIs(page, POLLING)
+  statuses[task] = 'completed'
+  await startAgain()
+  await liveIs(page, 'Live')
+  await statusIs('completed')
+})
+
+test('the page is read again and again while there is no stream', async (t) => {
+  const { url } = await startExample(t)
+  const { page } = await openPage(t)
+  await page.clock.install()
+  let refuse
+  await page.route('**/changes?*', (route) => refuse(route))
+  const fulfill = (status, headers = {}) => (route) =>
+    route.fulfill({ status, headers: { 'Access-Control-Allow-Origin': '*', ...headers }, body: '{}' })
+  const refusals = [fulfill(406), fulfill(429, { 'Retry-After': '1' }), (route) => route.abort(), (route) => route.continue()]
+  refuse = refusals[0]
+  await page.goto(url)
+  for (const refusal of refusals.slice(0, -1)) {
+    refuse = refusal
+    await liveIs(page, POLLING)
+    const again = page.waitForResponse((response) => isTasks(response) && response.ok())
+    await page.clock.fastForward(5000)
+    await again
+  }
+  refuse = refusals.at(-1)
+  await page.clock.fastForward(60_000)
+  await liveIs(page, 'Live')
 })
 
 test('a token that ends is renewed and the page goes on', async (t) => {
@@ -126,7 +218,6 @@ test('a foreign origin reads nothing', async (t) => {
 
 // Another origin: an empty page on a port of its own.
 async function startForeign(t) {
-  const { createServer } = await import('node:http')
   const server = createServer((_, response) => response.writeHead(200, { 'Content-Type': 'text/html' }).end('<!doctype html>'))
   await new Promise((listening) => server.listen(0, '127.0.0.1', listening))
   t.after(() => server.close())
