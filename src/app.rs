@@ -142,6 +142,7 @@ impl Gateway {
         let history = History::new(parts.metrics.clone());
         let admin_state = Admin {
             pages: parts.pages.clone(),
+            changes: parts.changes.clone(),
             policy: parts.policy.clone(),
             metrics: parts.metrics.clone(),
             history: history.clone(),

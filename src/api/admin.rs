@@ -39,7 +39,7 @@ use crate::{
     config::{Problems, routes::TasksRouteConfig},
     domain::{Collection, ListId, ListKey, PageKey, PageQuery, RunId, SpaceKey, SpaceToken},
     off_runtime::{on_a_thread, to_its_end},
-    service::Pages,
+    service::{Changes, Pages},
     shared::RedisConnection,
     telemetry::{LogLosses, history::History, metrics::Metrics},
 };
@@ -63,6 +63,7 @@ impl Draining {
 #[derive(Clone, Debug)]
 pub struct Admin {
     pub pages: Arc<Pages>,
+    pub changes: Arc<Changes>,
     pub policy: LivePolicy,
     pub metrics: Arc<Metrics>,
     pub history: Arc<History>,

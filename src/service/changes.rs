@@ -25,6 +25,7 @@ mod order;
 mod plan;
 mod poll;
 mod reading;
+mod report;
 mod settings;
 mod space;
 mod watched;
@@ -35,6 +36,7 @@ pub use self::{
     feed::{Event, TaskEvents},
     listener::{After, Events, Listener, Lost, Place},
     log::Gone,
+    report::{WatchReport, WatchState},
     space::{Delayed, Status, Synced},
 };
 use self::{

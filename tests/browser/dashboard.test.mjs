@@ -61,6 +61,17 @@ function askTasks(gateway, space, query = '', key = CLIENT_KEY) {
   return fetch(`${gateway.data}/spaces/${space}/tasks${query}`, { headers: { Authorization: `Token ${key}` } })
 }
 
+// Listens to the changes of a space until the test ends.
+async function listen(t, gateway, space) {
+  const abort = new AbortController()
+  t.after(() => abort.abort())
+  const headers = { Authorization: `Token ${CLIENT_KEY}`, Accept: 'text/event-stream' }
+  const answer = await fetch(`${gateway.data}/spaces/${space}/changes`, { headers, signal: abort.signal })
+  assert.equal(answer.status, 200)
+  // A stream that nobody reads is closed.
+  answer.text().catch(() => {})
+}
+
 // Sends hits, misses and errors of several kinds until it is told to stop.
 function startLoad(gateway) {
   let going = true
@@ -113,6 +124,7 @@ async function nextPoll(page) {
 test('the numbers on the page are those of /metrics', async (t) => {
   const gateway = await startOwn(t)
   const endLoad = startLoad(gateway)
+  for (const space of [SUPPORT, SUPPORT, SPACES[1]]) await listen(t, gateway, space)
   const { page, assertQuiet } = await openPage(t)
   await page.goto(gateway.admin)
   await stateIs(page, 'Ready')
@@ -158,6 +170,15 @@ test('the numbers on the page are those of /metrics', async (t) => {
   assert.match(quota, /^\d+ of 600$/)
   const pages = await page.locator('#spaces tr').evaluateAll((rows) => rows.map((row) => Number(row.cells[2].textContent)))
   assert.equal(pages.reduce((sum, count) => sum + count, 0), sampled(metrics, 'gateway_cache_entries'))
+  const watches = await page.locator('#watches tr').evaluateAll((rows) => rows.map(({ cells }) => [...cells].slice(2).map((cell) => cell.textContent)))
+  const sumOf = (column) => watches.reduce((sum, cells) => sum + numberIn(cells[column]), 0)
+  assert.equal(watches.length, sampled(metrics, 'gateway_changes_spaces'))
+  assert.deepEqual(watches.map(([state]) => state), ['Watching', 'Watching'])
+  assert.equal(sumOf(1), sampled(metrics, 'gateway_changes_streams'))
+  assert.equal(sumOf(3), sampled(metrics, 'gateway_changes_ranges'))
+  // Each range is read every ten seconds.
+  assert.equal(sumOf(5), 6 * sumOf(3))
+  assert.match(await page.locator('#watches-all').textContent(), /^2 spaces, \d+ ranges, 3 streams\. /)
   assert.ok(!SPACES.some((space) => metrics.includes(space)))
   assert.ok(!(await page.content()).includes(SUPPORT), 'no token is shown')
   assertQuiet()
@@ -208,6 +229,36 @@ test('each part says how it is and why', async (t) => {
     ['Redis', 'Degraded', 'No answer. Purges pending: 1.'],
     ['Identity provider', 'Ready', 'Keys: current.'],
   ])
+  assertQuiet()
+})
+
+test('a watch that cannot read says since when and why, and those that nobody reads are folded', async (t) => {
+  const gateway = await startOwn(t)
+  const { page, assertQuiet } = await openPage(t)
+  const watch = (space, state, rest = {}) => ({
+    space, credential: 'default', state, since: null, code: null, listeners: 0, tasks: 20, ranges: 1, interval: 24, calls_per_minute: 2.5, ...rest,
+  })
+  await page.route('**/status', async (route) => {
+    const answer = await route.fetch()
+    const status = await answer.json()
+    status.watches = [
+      watch('space-1', 'delayed', { since: '2026-01-01T01:02:03Z', code: 'upstream_quota_exhausted' }),
+      watch('space-2', 'gone', { code: 'space_access_denied' }),
+      watch('space-3', 'lingering'),
+      watch('space-4', 'kept'),
+    ]
+    await route.fulfill({ response: answer, json: status })
+  })
+  await page.goto(gateway.admin)
+  const rows = page.locator('#watches tr')
+  await rows.first().waitFor()
+  const cells = await rows.evaluateAll((rows) => rows.map(({ cells }) => [0, 2, 6, 7].map((place) => cells[place].textContent)))
+  assert.match(cells[0][1], /^Delayed since \d\d:\d\d:03: This minute’s quota is used up\.$/)
+  assert.deepEqual(cells.slice(1), [
+    ['space-2', 'Gone: Unpod denies the gateway’s user access to the space.', '24 s', '2.5'],
+    ['space-3', 'Nobody listens, still reading', '24 s', '2.5'],
+  ])
+  assert.equal(await page.locator('#watches-more summary').textContent(), '1 more that nobody listens to')
   assertQuiet()
 })
 
@@ -330,6 +381,11 @@ test('a request is explained as the gateway explains it', async (t) => {
   await page.getByLabel('Page size').fill('5')
   await explain()
   await explanation.getByText(/^(fill|assembled): /).waitFor()
+  await page.getByLabel('List', { exact: true }).selectOption('Tasks of a run')
+  await page.getByLabel('Run id').fill('R1')
+  await explain()
+  await explanation.getByText(/^fill: not stored/).waitFor()
+  await page.getByLabel('List', { exact: true }).selectOption('Tasks')
   assertQuiet()
 
   await page.getByLabel('Client (optional)').fill('nobody')
@@ -406,6 +462,7 @@ for (const { width, colorScheme, height } of LOOKS) {
   test(`axe finds nothing serious at ${width} px, ${colorScheme}`, async (t) => {
     const gateway = await startOwn(t)
     const endLoad = startLoad(gateway)
+    for (const space of SPACES) await listen(t, gateway, space)
     const { page, assertQuiet } = await openPage(t, { viewport: { width, height: 800 }, colorScheme })
     await page.goto(gateway.admin)
     await page.locator('#requests-chart path.line').first().waitFor({ state: 'attached' })
@@ -427,6 +484,8 @@ for (const { width, colorScheme, height } of LOOKS) {
     if (screenshot) {
       const path = join(process.env.DASHBOARD_SCREENSHOTS, `dashboard-${width}-${colorScheme}.png`)
       await page.screenshot({ path, fullPage: true, clip: { x: 0, y: 0, width, height } })
+      const watches = page.locator('section[aria-labelledby="watches-title"]')
+      if (width > 360) await watches.screenshot({ path: join(process.env.DASHBOARD_SCREENSHOTS, 'dashboard-watches.png') })
     }
     await page.getByRole('button', { name: 'Purge all pages' }).click()
     await page.getByRole('dialog').waitFor()

@@ -6,7 +6,7 @@ use unpod_gateway::{
     simulator::{Scripted, world},
 };
 
-use crate::gateway::{Gateway, client, setup, start};
+use crate::gateway::{Gateway, READER, client, setup, start, until};
 
 pub(crate) async fn ask(gateway: &Gateway, method: &str, path: &str) -> (u16, String) {
     ask_with(gateway, method, path, &[]).await
@@ -391,6 +391,40 @@ async fn the_status_tells_of_spaces_by_fingerprint_and_of_credentials() {
     for secret in [world::SUPPORT, world::ARCHIVE, world::ACME_TOKEN] {
         assert!(!text.contains(secret), "{secret}");
     }
+}
+
+#[tokio::test]
+async fn the_dashboards_numbers_say_what_is_watched_and_what_it_costs() {
+    let gateway = start().await;
+    let watch = async || {
+        let (_, text) = ask(&gateway, "GET", "/status").await;
+        assert!(!text.contains(world::SUPPORT));
+        serde_json::from_str::<Value>(&text).unwrap()["watches"][0].clone()
+    };
+    assert_eq!(watch().await, Value::Null);
+
+    let url = format!(
+        "http://{}/spaces/{}/changes",
+        gateway.address(),
+        world::SUPPORT
+    );
+    let request = gateway.http().get(url).bearer_auth(READER);
+    let stream = request.header("accept", "text/event-stream").send().await;
+    let watched = watch().await;
+    let support = SpaceToken::new(world::SUPPORT).unwrap().to_string();
+    let expected = json!({
+        "space": support, "credential": "default", "state": "watching", "since": null, "code": null,
+        "listeners": 1, "tasks": 57, "ranges": 1, "interval": 10, "calls_per_minute": 6.0,
+    });
+    assert_eq!(watched, expected);
+
+    drop(stream);
+    until(|| gateway.counts("gateway_changes_streams 0")).await;
+    let left = watch().await;
+    assert_eq!(
+        (&left["state"], &left["listeners"]),
+        (&json!("lingering"), &json!(0))
+    );
 }
 
 #[tokio::test]

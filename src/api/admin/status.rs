@@ -11,12 +11,12 @@ use tokio::time::Instant;
 use super::{Admin, readiness::Readiness};
 use crate::{
     off_runtime::on_a_thread,
-    service::inspect::SpaceReport,
+    service::{changes::WatchReport, inspect::SpaceReport},
     telemetry::history::{self, Window},
     upstream::Credential,
 };
 
-/// Spaces that are listed: what a page can show.
+/// Spaces, and watches, that are listed: what a page can show.
 const MOST_SPACES: usize = 20;
 
 #[derive(Debug, Serialize)]
@@ -29,6 +29,8 @@ struct Status {
     credentials: Vec<CredentialReport>,
     /// Those with most pages.
     spaces: Vec<SpaceReport>,
+    /// Those that cost most.
+    watches: Vec<WatchReport>,
 }
 
 /// How a credential stands with the upstream.
@@ -63,6 +65,7 @@ fn status_of(admin: &Admin) -> Response {
             .map(|credential| report(admin, credential, now))
             .collect(),
         spaces: admin.pages.largest_spaces(MOST_SPACES, credentials, now),
+        watches: admin.changes.watches(MOST_SPACES, now),
     };
     Json(body).into_response()
 }

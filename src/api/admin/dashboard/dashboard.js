@@ -1,7 +1,7 @@
 // Draws GET /status and GET /metrics every two seconds, and GET /history every ten. Every number is a sample of /metrics, or a sum of some.
 import { setText } from './rows.js'
 import { bytes, clock, duration, parse } from './samples.js'
-import { callsLeft, showClients, showCredentials, showErrors, showHistory, showLatency, showNumbers, showOutcomes, showReadiness, showSpaces } from './sections.js'
+import { callsLeft, showClients, showCredentials, showErrors, showHistory, showLatency, showNumbers, showOutcomes, showReadiness, showSpaces, showWatches } from './sections.js'
 import { CIRCUITS, ERRORS, STATES } from './words.js'
 
 const EVERY_MS = 2000
@@ -61,6 +61,7 @@ function show(status, metrics) {
   showOutcomes(metrics)
   showErrors(metrics, answeredAt)
   showSpaces(status.spaces, purge)
+  showWatches(status.watches, metrics)
 }
 
 // --- Asking ---
@@ -164,6 +165,7 @@ function explained({ verdict, why, credential, credential_refused: refused, circ
 
 async function explain() {
   const fields = { space: $('token').value.trim(), collection: $('collection').value, page: $('page').value, page_size: $('page-size').value }
+  if (needsRun()) fields.run_id = $('run').value.trim()
   const client = $('client').value.trim()
   const query = new URLSearchParams(client ? { ...fields, client } : fields)
   const answer = await ask(`cache/explain?${query}`)
@@ -174,6 +176,12 @@ async function explain() {
     return part
   })))
 }
+
+const needsRun = () => $('collection').value === 'run_tasks'
+
+$('collection').addEventListener('change', () => {
+  $('run-field').hidden = $('run').disabled = !needsRun()
+})
 
 $('space').addEventListener('submit', (event) => {
   event.preventDefault()

@@ -2,7 +2,7 @@
 import { drawChart } from './charts.js'
 import { fold, setText, showRows } from './rows.js'
 import { by, bytes, clock, count, duration, percent, quantile, rate, share, total } from './samples.js'
-import { CIRCUITS, CLIENTS, ERRORS, FROM_STORE, OUTCOMES, PARTS, ROUTES, STATES, reason } from './words.js'
+import { CIRCUITS, CLIENTS, ERRORS, FROM_STORE, OUTCOMES, PARTS, ROUTES, STATES, WATCHES, reason } from './words.js'
 
 const MOST_CLIENTS = 20
 
@@ -178,6 +178,35 @@ export function showSpaces(spaces, purge) {
     ],
     action: () => purgeButton(space.space, purge),
   })))
+}
+
+// How a watch stands, since when and why.
+function standing({ state, since, code }) {
+  const from = since ? ` since ${clock(new Date(since))}` : ''
+  const why = code ? `: ${ERRORS[code] ?? code}` : ''
+  return `${WATCHES[state] ?? state}${from}${why}`
+}
+
+export function showWatches(watches, metrics) {
+  // Those that nobody reads cost nothing.
+  const isRead = ({ state }) => state !== 'kept'
+  showRows($('watches'), watches.filter(isRead).map((watch) => ({
+    key: `${watch.credential} ${watch.space}`,
+    cells: [
+      watch.space,
+      watch.credential,
+      { text: standing(watch), className: watch.state === 'delayed' || watch.state === 'gone' ? 'wide bad' : 'wide' },
+      count(watch.listeners),
+      count(watch.tasks),
+      count(watch.ranges),
+      duration(watch.interval),
+      rate(watch.calls_per_minute),
+    ],
+  })))
+  fold('watches-more', watches.filter((watch) => !isRead(watch)).map(({ space }) => space), 'that nobody listens to')
+  const number = (name) => count(total(metrics, name))
+  setText($('watches-all'), watches.length === 0 ? 'None.' : `${number('gateway_changes_spaces')} spaces, ${number('gateway_changes_ranges')} ranges, `
+    + `${number('gateway_changes_streams')} streams. Since start: ${number('gateway_changes_seen_total')} changes, ${number('gateway_changes_polls_total')} reads.`)
 }
 
 function purgeButton(fingerprint, purge) {

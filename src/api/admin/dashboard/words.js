@@ -87,6 +87,14 @@ export const PARTS = {
   identity: 'Identity provider',
 }
 
+export const WATCHES = {
+  watching: 'Watching',
+  delayed: 'Delayed',
+  lingering: 'Nobody listens, still reading',
+  kept: 'Nobody listens, not reading',
+  gone: 'Gone',
+}
+
 // Labels of `client` that name no client.
 export const CLIENTS = {
   none: 'Not authenticated',
