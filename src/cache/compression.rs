@@ -17,8 +17,6 @@ const ZSTD_LEVEL: i32 = 3;
 const BROTLI_QUALITY: u32 = 4;
 const BROTLI_WINDOW: u32 = 20;
 const BROTLI_BUFFER: usize = 4096;
-/// Up to this length zstd decompresses a body within some 40 µs: less than handing it to another thread may cost.
-const QUICK_LENGTH: usize = 64 << 10;
 
 thread_local! {
     // Each is a table of some 100 KB to 1 MB: making it takes most of the time that a page of 40 KB needs.
@@ -65,16 +63,6 @@ pub(super) fn decompress(coding: ContentCoding, coded: &Bytes, length: usize) ->
         Ok(exact(body))
     } else {
         Err(io::ErrorKind::InvalidData.into())
-    }
-}
-
-/// Whether a body of `length` bytes may be decompressed between two requests.
-pub(super) fn is_quick(coding: ContentCoding, length: usize) -> bool {
-    match coding {
-        ContentCoding::Identity => true,
-        ContentCoding::Zstd => length <= QUICK_LENGTH,
-        // Four times as slow.
-        ContentCoding::Gzip | ContentCoding::Brotli => length <= QUICK_LENGTH / 4,
     }
 }
 

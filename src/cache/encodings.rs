@@ -15,17 +15,18 @@ use bytes::Bytes;
 use tokio::{sync::Mutex, time::Instant};
 
 use super::{
-    compression::{compress, decompress, is_quick},
+    compression::{compress, decompress},
     http_semantics::ContentCoding,
     memory::{BodyMemory, Counted},
 };
+use crate::off_runtime::by_size;
 
-mod compression_limit;
+mod compressing;
 mod plan;
 
-pub use self::compression_limit::WhenBusy;
+pub use self::compressing::WhenBusy;
 use self::{
-    compression_limit::CompressionLimit,
+    compressing::on_its_threads,
     plan::{LastUsed, Plan, plan},
 };
 
@@ -125,7 +126,7 @@ impl Encodings {
         &self.memory
     }
 
-    /// The body in `coding`, made if need be; quick work is done at once, the rest on a thread for blocking work.
+    /// The body in `coding`, made if need be: compressed on threads of low priority.
     ///
     /// The plain body where compression failed.
     pub async fn get(&self, coding: ContentCoding, now: Instant) -> EncodedBody {
@@ -262,22 +263,20 @@ impl Encodings {
             return encoded;
         }
         let (available, length) = (self.available.load_full(), self.length);
-        let made = if available.makes_quickly(coding, length) {
-            available.make(coding, length)
-        } else {
-            let Some(permit) = CompressionLimit::get().acquire(coding, busy).await else {
-                drop(changing);
-                return Box::pin(self.get(ContentCoding::Identity, now)).await;
-            };
+        let work = {
             let available = available.clone();
-            let making = tokio::task::spawn_blocking(move || {
-                // Its work goes on where the client has gone.
-                let _permit = permit;
-                available.make(coding, length)
-            });
-            making
-                .await
-                .unwrap_or_else(|ended| Err(io::Error::other(ended)))
+            move || available.make(coding, length)
+        };
+        let made = match coding {
+            // Decompressing takes a fraction of the time: an answer that needs it does not wait behind compressions.
+            ContentCoding::Identity => Some(by_size(length, work).await),
+            ContentCoding::Brotli | ContentCoding::Zstd | ContentCoding::Gzip => {
+                on_its_threads(busy, work).await
+            }
+        };
+        let Some(made) = made else {
+            drop(changing);
+            return Box::pin(self.get(ContentCoding::Identity, now)).await;
         };
         let Ok(bytes) = made else {
             return EncodedBody::new(self.plain(), ContentCoding::Identity, &self.memory);
@@ -382,12 +381,6 @@ impl Available {
                 compress(coding, &plain)
             }
         }
-    }
-
-    fn makes_quickly(&self, coding: ContentCoding, length: usize) -> bool {
-        let source = self.source();
-        coding == ContentCoding::Identity
-            && source.is_some_and(|source| is_quick(source.coding, length))
     }
 }
 

@@ -13,7 +13,7 @@ const MAY_NAME: [(&str, &[&str]); 15] = [
     ("outbound", &[]),
     ("config", &["domain"]),
     ("telemetry", &["domain", "config", "outbound"]),
-    ("cache", &["domain", "config", "telemetry"]),
+    ("cache", &["domain", "config", "off_runtime", "telemetry"]),
     ("peer", &["config"]),
     ("shared", &["config", "telemetry"]),
     (

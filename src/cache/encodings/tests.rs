@@ -119,6 +119,17 @@ fn what_is_kept_is_what_somebody_took_lately() {
     }
 }
 
+#[tokio::test]
+async fn however_many_ask_at_once_an_encoding_is_made_once() {
+    let now = Instant::now();
+    let encodings = Encodings::new(tasks(1000), now, &BodyMemory::default());
+    let asking = (0..50).map(|_| encodings.get(ContentCoding::Gzip, now));
+    let made = futures_util::future::join_all(asking).await;
+    let first = made[0].bytes.as_ptr();
+    assert!(made.iter().all(|one| one.bytes.as_ptr() == first));
+    assert!(made.iter().all(|one| one.coding == ContentCoding::Gzip));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_body_nobody_takes_becomes_one_small_copy() {
     let body = tasks(400);
