@@ -236,6 +236,7 @@ impl Model {
             (None, None) => (200, page(arrived.name.space, request.query, arrived.count)),
         };
         Ok(RawAnswer {
+            gzip: None,
             status: StatusCode::from_u16(status).expect("each of them is a status"),
             head: self.head(sent, &arrived, &behavior),
             body: Bytes::from(body),

@@ -262,6 +262,7 @@ fn join(pieces: &[Piece], count: u64) -> Option<ListPage> {
     }
     body.extend_from_slice(tail);
     Some(ListPage {
+        gzip: None,
         body: Bytes::from(body),
         count,
         rows: rows.into(),

@@ -42,9 +42,9 @@ impl Content {
         Self {
             born: now.checked_sub(age).unwrap_or(now),
             count: page.count,
-            rows: page.rows,
+            rows: page.rows.clone(),
             table,
-            whole: Arc::new(Representation::new(page.body, now, memory)),
+            whole: Arc::new(Representation::of(page, now, memory)),
             views: Variants::new(View::MOST),
             cuts: Variants::new(MOST_CUTS),
         }
@@ -54,6 +54,7 @@ impl Content {
     #[must_use]
     pub fn page(&self) -> ListPage {
         ListPage {
+            gzip: None,
             body: self.whole.encodings.plain(),
             count: self.count,
             rows: self.rows.clone(),
@@ -183,6 +184,7 @@ mod tests {
 
     fn content(body: &'static str) -> Content {
         let page = ListPage {
+            gzip: None,
             body: Bytes::from_static(body.as_bytes()),
             count: 1,
             rows: Arc::default(),

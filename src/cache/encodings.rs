@@ -39,6 +39,19 @@ const RELOCATED: u32 = u32::MAX;
 /// How many encodings a body may have.
 const ENCODINGS: usize = ContentCoding::BY_PREFERENCE.len();
 
+/// What a body can be compressed with, best first.
+const BEST_FIRST: [ContentCoding; 3] = [
+    ContentCoding::Brotli,
+    ContentCoding::Zstd,
+    ContentCoding::Gzip,
+];
+/// The same where the body came in gzip, which costs nothing more.
+const GZIP_FIRST: [ContentCoding; 3] = [
+    ContentCoding::Gzip,
+    ContentCoding::Brotli,
+    ContentCoding::Zstd,
+];
+
 /// A body, plain and compressed, as far as either is available. One encoding always is.
 pub struct Encodings {
     available: ArcSwap<Available>,
@@ -49,6 +62,7 @@ pub struct Encodings {
     since: Instant,
     /// When each was used last, in seconds since `since`.
     last_used: [AtomicU32; ENCODINGS],
+    came_in_gzip: bool,
     /// Whether compression was tried and saved too little.
     incompressible: AtomicBool,
     /// Since which second the plain body has been in its present allocation; [`RELOCATED`] once it was copied.
@@ -108,8 +122,29 @@ impl Encodings {
             changing: Mutex::new(()),
             since: now,
             last_used: Default::default(),
+            came_in_gzip: false,
             incompressible: AtomicBool::new(false),
             allocated_at: AtomicU32::new(0),
+        }
+    }
+
+    /// The same body, which came as `gzip`.
+    #[must_use]
+    pub(super) fn with_gzip(mut self, gzip: Bytes) -> Self {
+        let gzip = EncodedBody::new(gzip, ContentCoding::Gzip, &self.memory);
+        let available = self.available.load().with(gzip);
+        self.available.store(Arc::new(available));
+        self.came_in_gzip = true;
+        self
+    }
+
+    /// What the body can be compressed with, best first.
+    #[must_use]
+    pub fn codings(&self) -> &'static [ContentCoding] {
+        if self.came_in_gzip {
+            &GZIP_FIRST
+        } else {
+            &BEST_FIRST
         }
     }
 

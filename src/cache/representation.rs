@@ -6,6 +6,7 @@ use tokio::time::Instant;
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::{encodings::Encodings, memory::BodyMemory};
+use crate::domain::ListPage;
 
 /// Bytes of a page as a client gets them.
 #[derive(Debug)]
@@ -16,6 +17,19 @@ pub struct Representation {
 }
 
 impl Representation {
+    /// What clients get of `page`, which may have come in gzip.
+    #[must_use]
+    pub fn of(page: ListPage, now: Instant, memory: &BodyMemory) -> Self {
+        let plain = Self::new(page.body, now, memory);
+        match page.gzip {
+            None => plain,
+            Some(gzip) => Self {
+                encodings: plain.encodings.with_gzip(gzip),
+                ..plain
+            },
+        }
+    }
+
     #[must_use]
     pub fn new(body: Bytes, now: Instant, memory: &BodyMemory) -> Self {
         Self {

@@ -11,6 +11,8 @@ use super::json;
 pub struct ListPage {
     /// The whole document, as received.
     pub body: Bytes,
+    /// The same in gzip, where it came so.
+    pub gzip: Option<Bytes>,
     /// How many rows the list has, over all pages.
     pub count: u64,
     /// The rows of this page, in order.

@@ -125,6 +125,7 @@ mod tests {
             response_delay: Duration::ZERO,
         };
         let page = ListPage {
+            gzip: None,
             body: Bytes::from(vec![b'x'; 40 << 10]),
             count: 5,
             rows: Arc::default(),

@@ -24,7 +24,7 @@ use url::Url;
 
 use super::{
     Head,
-    decode::{self, Coding},
+    decode::{self, Coding, Decoded},
     error::{ClientError, MAX_HEADER_LINES, causes},
     request::PageRequest,
 };
@@ -45,6 +45,8 @@ pub struct RawAnswer {
     pub status: StatusCode,
     pub head: Head,
     pub body: Bytes,
+    /// The same as it came, where that was gzip.
+    pub gzip: Option<Bytes>,
 }
 
 /// Why no client could be built.
@@ -206,13 +208,18 @@ impl Client {
             received_unix: unix_now(),
             response_delay: received - sent,
         };
-        let body = match read_coded(response, codings, self.max_body).await {
-            Ok(body) => body,
+        let Decoded { body, gzip } = match read_coded(response, codings, self.max_body).await {
+            Ok(decoded) => decoded,
             // Its status and header are an answer by themselves: a throttle is one, whatever breaks after it.
-            Err(_) if is_failure(status) => Bytes::new(),
+            Err(_) if is_failure(status) => Decoded::default(),
             Err(error) => return Err(error),
         };
-        Ok(RawAnswer { status, head, body })
+        Ok(RawAnswer {
+            status,
+            head,
+            body,
+            gzip,
+        })
     }
 }
 
@@ -290,7 +297,7 @@ async fn read_coded(
     response: reqwest::Response,
     codings: Result<Vec<Coding>, ClientError>,
     max_body: usize,
-) -> Result<Bytes, ClientError> {
+) -> Result<Decoded, ClientError> {
     decode::read(response, &codings?, max_body).await
 }
 

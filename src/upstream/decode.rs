@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures_util::TryStreamExt;
 use http::{HeaderMap, HeaderValue, header::CONTENT_ENCODING};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, BufReader};
-use tokio_util::io::StreamReader;
+use tokio_util::io::{InspectReader, StreamReader};
 
 use super::error::{ClientError, causes};
 
@@ -23,7 +23,15 @@ const ZSTD_WINDOW_LOG: u32 = 23;
 /// As much of an unknown name as is told.
 const SHOWN: usize = 32;
 
-type Reader = Pin<Box<dyn AsyncBufRead + Send>>;
+type Reader<'a> = Pin<Box<dyn AsyncBufRead + Send + 'a>>;
+
+/// A body with its codings undone.
+#[derive(Debug, Default)]
+pub(super) struct Decoded {
+    pub(super) body: Bytes,
+    /// The body as it came, where that was gzip alone: clients can have it as it is.
+    pub(super) gzip: Option<Bytes>,
+}
 
 /// A coding that can be undone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +54,7 @@ impl Coding {
         })
     }
 
-    fn undone(self, coded: Reader) -> Reader {
+    fn undone<'a>(self, coded: Reader<'a>) -> Reader<'a> {
         match self {
             Self::Brotli => Box::pin(BufReader::new(BrotliDecoder::new(coded))),
             Self::Deflate => Box::pin(BufReader::new(ZlibDecoder::new(coded))),
@@ -96,7 +104,7 @@ pub(super) async fn read(
     response: reqwest::Response,
     codings: &[Coding],
     max_body: usize,
-) -> Result<Bytes, ClientError> {
+) -> Result<Decoded, ClientError> {
     let length = response.content_length().unwrap_or(0);
     let length = usize::try_from(length).unwrap_or(usize::MAX);
     if codings.is_empty() && length > max_body {
@@ -109,15 +117,28 @@ pub(super) async fn read(
 }
 
 async fn decoded(
-    mut coded: Reader,
+    mut coded: Reader<'_>,
     codings: &[Coding],
     mut body: Vec<u8>,
     max_body: usize,
-) -> Result<Bytes, ClientError> {
+) -> Result<Decoded, ClientError> {
     // No body at all is coded in no way, whatever its header says.
     if coded.fill_buf().await.map_err(failure)?.is_empty() {
-        return Ok(Bytes::new());
+        return Ok(Decoded::default());
     }
+    let (mut gzip, mut is_whole) = (Vec::new(), true);
+    let coded: Reader<'_> = if *codings == [Coding::Gzip] {
+        let keep = |bytes: &[u8]| {
+            // What decodes to less than it is, such as a row of empty members, must not fill the memory either.
+            is_whole &= gzip.len() + bytes.len() <= max_body;
+            if is_whole {
+                gzip.extend_from_slice(bytes);
+            }
+        };
+        Box::pin(BufReader::new(InspectReader::new(coded, keep)))
+    } else {
+        coded
+    };
     let reader = codings
         .iter()
         .rev()
@@ -125,10 +146,22 @@ async fn decoded(
     let bound = u64::try_from(max_body).unwrap_or(u64::MAX);
     let mut bounded = reader.take(bound.saturating_add(1));
     bounded.read_to_end(&mut body).await.map_err(failure)?;
+    drop(bounded);
     if body.len() > max_body {
         return Err(ClientError::TooLarge(max_body));
     }
-    Ok(compact(body))
+    Ok(Decoded {
+        gzip: (is_whole && is_worth_keeping(&gzip, body.len()))
+            .then(|| gzip.into_boxed_slice().into()),
+        body: compact(body),
+    })
+}
+
+/// Whether `gzip` is shorter than the `length` bytes that it holds, and holds them in one member (RFC 1952 section 2.3.1: the last four bytes
+/// are a member's length): not every client reads a second one.
+fn is_worth_keeping(gzip: &[u8], length: usize) -> bool {
+    let told = gzip.last_chunk().map(|last| u32::from_le_bytes(*last));
+    gzip.len() < length && told.is_some_and(|told| u32::try_from(length) == Ok(told))
 }
 
 /// The connection's fault where it told of one, else the coding's.
@@ -205,6 +238,15 @@ mod tests {
     }
 
     async fn read(coded: &[u8], lines: &[&str], max_body: usize) -> Result<Bytes, ClientError> {
+        let decoded = read_both(coded, lines, max_body).await?;
+        Ok(decoded.body)
+    }
+
+    async fn read_both(
+        coded: &[u8],
+        lines: &[&str],
+        max_body: usize,
+    ) -> Result<Decoded, ClientError> {
         let coded = Bytes::copy_from_slice(coded);
         let codings = named(lines).unwrap();
         decoded(
@@ -266,6 +308,33 @@ mod tests {
             let empty = read(&[], lines, 1000).await;
             assert_eq!(empty.unwrap(), "", "{lines:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn gzip_is_kept_as_it_came_where_a_client_can_have_it_so() {
+        let long = [TEXT; 20].concat();
+        let of_two_members = [gzip(&long[..5]), gzip(&long[5..])].concat();
+        for (lines, coded, is_kept) in [
+            (&["gzip"][..], gzip(&long), true),
+            (&["x-gzip"], gzip(&long), true),
+            (&["gzip"], of_two_members, false),
+            (&["gzip"], gzip(b"[]"), false),
+            (&["deflate"], zlib(&long), false),
+            (&["gzip, gzip"], gzip(&gzip(&long)), false),
+            (&["gzip, br"], brotli(&gzip(&long)), false),
+            (&[], long.clone(), false),
+        ] {
+            let kept = read_both(&coded, lines, 1000).await.unwrap().gzip;
+            assert_eq!(kept, is_kept.then(|| coded.into()), "{lines:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_kept_of_a_body_is_bounded_as_the_body_is() {
+        let empty_members = gzip(b"").repeat(100);
+        let coded = [empty_members, gzip(TEXT)].concat();
+        let decoded = read_both(&coded, &["gzip"], 1000).await.unwrap();
+        assert_eq!((&decoded.body[..], decoded.gzip), (TEXT, None));
     }
 
     #[tokio::test]

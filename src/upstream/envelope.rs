@@ -98,6 +98,7 @@ impl Reading<'_> {
         }
         let count = self.count.and_then(value).ok_or(InvalidAnswer::NoCount)?;
         Ok(ListPage {
+            gzip: None,
             body: body.clone(),
             count,
             rows: rows.into_iter().map(|row| row_of(body, row)).collect(),

@@ -173,7 +173,10 @@ fn by_status(
         200 => {
             let page = page().map_err(UpstreamError::InvalidResponse)?;
             Ok(Answer {
-                content: Content::Page(page),
+                content: Content::Page(ListPage {
+                    gzip: raw.gzip,
+                    ..page
+                }),
                 head: raw.head,
             })
         }

@@ -217,6 +217,14 @@ async fn a_clock_that_differs_is_shown_to_operators() {
     assert!((-130..=-110).contains(&skew), "{skew}");
 }
 
+/// A page of one task with this output.
+fn page_of(output: &str) -> String {
+    PAGE.replace(
+        "[]",
+        &format!(r#"[{{"task_id":"T1","output":"{output}"}}]"#),
+    )
+}
+
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(bytes).unwrap();
@@ -255,6 +263,28 @@ async fn every_coding_of_a_page_is_undone() {
             got.assert_page(PAGE.as_bytes());
         }
     }
+}
+
+/// It is not decoded and coded again: a proxy in front of the upstream has done the work.
+#[tokio::test]
+async fn the_gzip_that_the_upstream_sent_is_served_as_it_came() {
+    let gateway = start().await;
+    let page = page_of(&["a row that shrinks"; 200].join(" "));
+    let sent = gzip(page.as_bytes());
+    let answer = Scripted::json(200, sent.clone()).header("content-encoding", "gzip");
+    gateway.upstream().script("SPACE", vec![answer]);
+    let tasks = || gateway.tasks("SPACE", "");
+
+    for accepted in ["gzip", "gzip", "gzip, deflate, br, zstd"] {
+        let got = tasks().accept_encoding(accepted).await;
+        assert_eq!(got.header("content-encoding"), Some("gzip"), "{accepted}");
+        assert!(got.body == sent, "{accepted}");
+    }
+    tasks().await.assert_page(page.as_bytes());
+    let brotli = tasks().accept_encoding("br, gzip;q=0.9").await;
+    assert_eq!(brotli.header("content-encoding"), Some("br"));
+    assert!(brotli.decoded() == page.as_bytes());
+    assert_eq!(gateway.upstream().requests(), 1);
 }
 
 #[tokio::test]

@@ -24,12 +24,6 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const ASK_EACH_TIME: HeaderValue = HeaderValue::from_static("private, no-cache");
 /// As many headers as an answer has, those of the layers included.
 const MOST_HEADERS: usize = 20;
-/// What a body can be compressed with, best first.
-const CODINGS: [ContentCoding; 3] = [
-    ContentCoding::Brotli,
-    ContentCoding::Zstd,
-    ContentCoding::Gzip,
-];
 
 /// What a client sees of a page.
 #[derive(Debug)]
@@ -122,7 +116,7 @@ fn coding(
     if not_modified(request, etag, served.page.last_modified_unix, unix_now) {
         return None;
     }
-    let accepted = negotiate(request, &CODINGS);
+    let accepted = negotiate(request, representation.encodings.codings());
     if representation.encodings.is_available(accepted) {
         return Some((accepted, WhenBusy::Identity));
     }

@@ -130,6 +130,18 @@ async fn however_many_ask_at_once_an_encoding_is_made_once() {
     assert!(made.iter().all(|one| one.coding == ContentCoding::Gzip));
 }
 
+#[tokio::test]
+async fn what_came_in_gzip_is_offered_in_gzip_first() {
+    let now = Instant::now();
+    let plain = Encodings::new(tasks(1000), now, &BodyMemory::default());
+    assert_eq!(plain.codings()[0], ContentCoding::Brotli);
+    let encodings = plain.with_gzip(Bytes::from_static(b"as it came"));
+    assert_eq!(encodings.codings()[0], ContentCoding::Gzip);
+    let taken = encodings.get(ContentCoding::Gzip, now).await;
+    assert_eq!(taken.bytes, "as it came");
+    assert_eq!(encodings.memory().bytes(), encodings.weight());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_body_nobody_takes_becomes_one_small_copy() {
     let body = tasks(400);

@@ -38,17 +38,16 @@ impl ContentCoding {
     }
 }
 
-/// Returns the coding of `available` the caller likes best, without allocating; `Identity` is always available.
+/// Returns the coding of `offered` the caller likes best, without allocating; of several the first. `Identity` is always offered.
 ///
 /// `Identity` is also the answer where the caller names none of them, or forbids everything: better than a 406.
-pub fn negotiate(headers: &HeaderMap, available: &[ContentCoding]) -> ContentCoding {
+pub fn negotiate(headers: &HeaderMap, offered: &[ContentCoding]) -> ContentCoding {
     let accepted = Accepted::by(headers);
     let mut best = (ContentCoding::Identity, Quality::default());
-    for coding in ContentCoding::BY_PREFERENCE {
-        let quality = accepted.quality_of(coding);
-        let offered = coding == ContentCoding::Identity || available.contains(&coding);
-        if offered && quality > best.1 {
-            best = (coding, quality);
+    for coding in offered.iter().chain(&[ContentCoding::Identity]) {
+        let quality = accepted.quality_of(*coding);
+        if quality > best.1 {
+            best = (*coding, quality);
         }
     }
     best.0
@@ -138,9 +137,9 @@ mod tests {
     };
 
     const ALL: &[ContentCoding] = &[
-        ContentCoding::Gzip,
         ContentCoding::Brotli,
         ContentCoding::Zstd,
+        ContentCoding::Gzip,
     ];
 
     fn negotiated(lines: &[&str], available: &[ContentCoding]) -> ContentCoding {
@@ -219,6 +218,14 @@ mod tests {
                 .collect();
             assert_eq!(accepts_identity(&fields(&lines)), *expected, "{lines:?}");
         }
+    }
+
+    #[test]
+    fn of_codings_liked_alike_the_first_offered_wins() {
+        let offered = [ContentCoding::Gzip, ContentCoding::Brotli];
+        assert_eq!(negotiated(&["br, gzip"], &offered), ContentCoding::Gzip);
+        let better = negotiated(&["br, gzip;q=0.9"], &offered);
+        assert_eq!(better, ContentCoding::Brotli);
     }
 
     #[test]

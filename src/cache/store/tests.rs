@@ -50,6 +50,7 @@ fn key(page: u32) -> PageKey {
 
 fn sized(bytes: usize) -> ListPage {
     ListPage {
+        gzip: None,
         body: vec![b'x'; bytes].into(),
         count: 5,
         rows: Arc::default(),
@@ -64,6 +65,7 @@ fn body(first: &str) -> String {
 fn page(count: u64, first: &str) -> ListPage {
     let body = body(first);
     ListPage {
+        gzip: None,
         count,
         rows: [Row {
             span: 0..u32::try_from(body.len()).unwrap(),
@@ -816,6 +818,7 @@ async fn a_view_and_its_variants_are_weighed_with_their_page_even_once_it_is_ren
     let store = store("");
     let text = format!(r#"{{"count":1,"data":[{{"a":"{}"}}]}}"#, "x".repeat(10_000));
     let page = ListPage {
+        gzip: None,
         body: text.clone().into(),
         ..page(1, "T")
     };
@@ -955,6 +958,7 @@ fn what_a_view_shows_is_packed_by_itself() {
     let store = store("");
     let text = format!(r#"{{"count":1,"data":[{{"a":"{}"}}]}}"#, "x".repeat(10_000));
     let page = ListPage {
+        gzip: None,
         body: text.into(),
         ..page(1, "T")
     };

@@ -126,6 +126,7 @@ fn page(newest: &Newest, matches: &[(usize, usize)], query: PageQuery, success: 
     }
     body.extend_from_slice(b"]}");
     ListPage {
+        gzip: None,
         body: Bytes::from(body),
         count: count as u64,
         rows: rows.into(),

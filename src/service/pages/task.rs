@@ -139,6 +139,7 @@ impl Pages {
             b"}",
         ];
         let page = ListPage {
+            gzip: None,
             body: Bytes::from(body.concat()),
             count: 1,
             rows: Arc::default(),

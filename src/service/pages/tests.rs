@@ -140,6 +140,7 @@ fn page(lines: &[(&'static str, &'static str)]) -> Outcome {
 
 fn page_of(count: u64, lines: &[(&'static str, &'static str)]) -> Outcome {
     let page = ListPage {
+        gzip: None,
         body: Bytes::from(format!(r#"{{"count":{count},"data":[]}}"#)),
         count,
         rows: Arc::default(),
@@ -1421,6 +1422,7 @@ async fn a_view_of_a_large_page_is_made_by_another_thread() {
         let bench = Bench::new();
         let text = "x".repeat(length);
         let page = ListPage {
+            gzip: None,
             body: Bytes::from(format!(r#"{{"count":1,"data":[{{"a":"{text}","b":1}}]}}"#)),
             count: 1,
             rows: Arc::default(),

@@ -39,6 +39,7 @@ fn raw(status: u16, fields: &[(&'static str, &str)], body: impl Into<Bytes>) -> 
             response_delay: Duration::ZERO,
         },
         body: body.into(),
+        gzip: None,
     }
 }
 
