@@ -1,474 +1,322 @@
-//! The load generator: one thread, keep-alive connections, one request at a time on each.
-//!
-//! A lane without a pace is a closed loop, for throughput. A lane with one is an open loop: each request is scheduled for a time, and the
-//! wait for a free connection counts as latency (no coordinated omission). Every response is checked.
+//! The load generator: hyper's client on one thread. It checks the status and length of every response.
 
 use std::{
-    collections::VecDeque,
-    fmt,
-    io::{self, Read as _, Write as _},
+    io,
     net::SocketAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use mio::{Events, Interest, Poll, Token, net::TcpStream};
-
-use crate::{
-    histogram::Histogram,
-    reader::{Answer, Reader, Unreadable},
-    request::Feed,
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty};
+use hyper::{
+    Request, Response,
+    body::Incoming,
+    client::conn::{http1, http2},
+};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::{net::TcpStream, task::JoinSet, time::sleep_until};
+use tokio_rustls::{
+    TlsConnector,
+    rustls::{ClientConfig, HandshakeKind},
 };
 
-/// More than the length of any response.
-const SCRATCH: usize = 256 << 10;
-/// Longer than any response takes, even on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::request::{Feed, Form};
 
-/// The expected response.
+pub type Error = Box<dyn std::error::Error + Send + Sync>;
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Where and how to connect.
+#[derive(Clone, Debug)]
+pub struct Target {
+    pub address: SocketAddr,
+    pub tls: Option<Arc<ClientConfig>>,
+    pub http2: bool,
+}
+
+/// A connection, or a stream of one.
+pub enum Sender {
+    Http1(http1::SendRequest<Empty<Bytes>>),
+    Http2(http2::SendRequest<Empty<Bytes>>),
+}
+
+impl Sender {
+    /// A new connection, and whether it resumed a TLS session.
+    pub async fn connect(target: &Target) -> Result<(Self, bool)> {
+        let stream = TcpStream::connect(target.address).await?;
+        stream.set_nodelay(true)?;
+        let Some(tls) = &target.tls else {
+            let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+            tokio::spawn(connection);
+            return Ok((Self::Http1(sender), false));
+        };
+        let name = target.address.ip().into();
+        let stream = TlsConnector::from(tls.clone())
+            .connect(name, stream)
+            .await?;
+        let resumed = stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed);
+        let io = TokioIo::new(stream);
+        let sender = if target.http2 {
+            let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await?;
+            tokio::spawn(connection);
+            Self::Http2(sender)
+        } else {
+            let (sender, connection) = http1::handshake(io).await?;
+            tokio::spawn(connection);
+            Self::Http1(sender)
+        };
+        Ok((sender, resumed))
+    }
+
+    pub async fn send(&mut self, request: Request<Empty<Bytes>>) -> Result<Response<Incoming>> {
+        Ok(match self {
+            Self::Http1(sender) => {
+                sender.ready().await?;
+                sender.send_request(request).await?
+            }
+            Self::Http2(sender) => {
+                sender.ready().await?;
+                sender.send_request(request).await?
+            }
+        })
+    }
+
+    /// Sends a request and checks the response.
+    async fn ask(&mut self, request: Request<Empty<Bytes>>, expected: Expect) -> Result<()> {
+        let response = self.send(request).await?;
+        let status = response.status().as_u16();
+        let mut body = response.into_body();
+        let mut length = 0;
+        while let Some(frame) = body.frame().await {
+            length += frame?.data_ref().map_or(0, Bytes::len);
+        }
+        if status != expected.status || expected.length.is_some_and(|wanted| wanted != length) {
+            let what = format!("expected {expected:?}, got {status} with {length} bytes");
+            return Err(what.into());
+        }
+        Ok(())
+    }
+}
+
+/// What every response must be.
 #[derive(Clone, Copy, Debug)]
 pub struct Expect {
     pub status: u16,
-    /// `None`: a body of any length, since it depends on the compressor.
-    pub body_len: Option<u64>,
+    pub length: Option<usize>,
 }
 
-impl Expect {
-    fn is_met(&self, answer: Answer) -> bool {
-        answer.status == self.status
-            && self
-                .body_len
-                .map_or(answer.body_len > 0, |length| length == answer.body_len)
-    }
-}
-
-/// When requests are sent.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug)]
 pub enum Pace {
-    /// As soon as a connection is free.
+    /// Each connection sends its next request when it has the response.
     Closed,
-    /// At a fixed rate, independent of responses.
+    /// All connections together send so many a second, whether or not responses come.
     PerSecond(f64),
 }
 
-/// Why a measurement is invalid.
-#[derive(Debug)]
-pub enum LoadError {
-    Io(io::Error),
-    Unreadable(Unreadable),
-    Wrong { expected: Expect, got: Answer },
-    Closed,
-    Stuck,
+/// What to request, and what must come.
+#[derive(Clone, Debug)]
+pub struct Job {
+    pub target: Target,
+    pub form: Form,
+    pub feed: Feed,
+    pub expected: Expect,
 }
 
-impl fmt::Display for LoadError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Io(error) => write!(f, "connection failed: {error}"),
-            Self::Unreadable(what) => write!(f, "not an HTTP answer: {what:?}"),
-            Self::Wrong { expected, got } => write!(f, "expected {expected:?}, got {got:?}"),
-            Self::Closed => f.write_str("the server closed a connection"),
-            Self::Stuck => write!(f, "no answer within {PATIENCE:?}"),
-        }
-    }
-}
-
-impl std::error::Error for LoadError {}
-
-impl From<io::Error> for LoadError {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
-    }
-}
-
-/// Requests of one kind, with their own connections.
-#[derive(Debug)]
-struct Lane {
-    feed: Feed,
-    expect: Expect,
-    pace: Pace,
-    idle: Vec<usize>,
-    /// Scheduled times of requests that wait for a free connection.
-    late: VecDeque<Instant>,
-    next_due: Option<Instant>,
-    is_spent: bool,
-    tally: Tally,
-}
-
-/// The result of a lane.
+/// The times of responses. In an open loop a request that had to wait for a free connection has waited since it was due.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
-    pub answers: u64,
-    /// From a request's scheduled time to the last byte of its response.
-    pub times: Histogram,
+    pub times: Vec<Duration>,
+    pub took: Duration,
+    /// How many connections resumed a TLS session.
+    pub resumed: usize,
 }
 
-#[derive(Debug)]
-struct Connection {
-    lane: usize,
-    stream: TcpStream,
-    reader: Reader,
-    /// The scheduled time of the request in flight.
-    meant: Option<Instant>,
+impl Tally {
+    /// The time that a share of the responses took at most.
+    pub fn quantile(&self, share: f64) -> Duration {
+        let mut times = self.times.clone();
+        times.sort_unstable();
+        let at = (times.len() as f64 * share) as usize;
+        let last = times.len().saturating_sub(1);
+        times.get(at.min(last)).copied().unwrap_or_default()
+    }
 }
 
-#[derive(Debug)]
+/// Open connections, each with so many streams.
 pub struct Load {
-    poll: Poll,
-    events: Events,
-    scratch: Box<[u8]>,
-    lanes: Vec<Lane>,
-    connections: Vec<Connection>,
-    under_way: usize,
+    job: Job,
+    senders: Vec<Sender>,
 }
 
 impl Load {
-    /// # Errors
-    ///
-    /// Returns why the system has no poll.
-    pub fn new() -> Result<Self, LoadError> {
-        Ok(Self {
-            poll: Poll::new()?,
-            events: Events::with_capacity(1024),
-            scratch: vec![0; SCRATCH].into_boxed_slice(),
-            lanes: Vec::new(),
-            connections: Vec::new(),
-            under_way: 0,
-        })
-    }
-
-    /// A load of one closed lane.
-    ///
-    /// # Errors
-    ///
-    /// Returns why it cannot connect.
-    pub fn closed(
-        server: SocketAddr,
-        connections: usize,
-        feed: Feed,
-        expect: Expect,
-    ) -> Result<Self, LoadError> {
-        let mut load = Self::new()?;
-        load.add_lane(server, connections, feed, expect, Pace::Closed)?;
-        Ok(load)
-    }
-
-    /// Adds a lane, with its connections made; lanes are counted from 0.
-    ///
-    /// # Errors
-    ///
-    /// Returns why it cannot connect.
-    pub fn add_lane(
-        &mut self,
-        server: SocketAddr,
-        connections: usize,
-        feed: Feed,
-        expect: Expect,
-        pace: Pace,
-    ) -> Result<(), LoadError> {
-        let lane = self.lanes.len();
-        let first = self.connections.len();
-        for token in first..first + connections {
-            let connection = Connection::open(server, lane)?;
-            self.connections.push(connection);
-            let stream = &mut self.connections[token].stream;
-            self.poll
-                .registry()
-                .register(stream, Token(token), Interest::READABLE)?;
+    pub async fn connect(job: Job, connections: usize, streams: usize) -> Result<Self> {
+        let mut senders = Vec::new();
+        for _ in 0..connections {
+            let (sender, _) = Sender::connect(&job.target).await?;
+            if let Sender::Http2(sender) = &sender {
+                senders.extend((1..streams).map(|_| Sender::Http2(sender.clone())));
+            }
+            senders.push(sender);
         }
-        self.lanes.push(Lane {
-            feed,
-            expect,
-            pace,
-            idle: (first..first + connections).collect(),
-            late: VecDeque::new(),
-            next_due: None,
-            is_spent: false,
-            tally: Tally::default(),
-        });
-        Ok(())
+        Ok(Self { job, senders })
     }
 
-    /// Sends for this long and discards earlier results; requests in flight at the end stay in flight.
-    ///
-    /// # Errors
-    ///
-    /// Returns the first unexpected response.
-    pub fn run_for(&mut self, duration: Duration) -> Result<Duration, LoadError> {
-        for lane in &mut self.lanes {
-            lane.tally = Tally::default();
-        }
+    /// Sends requests for `length` or until there are no more, and waits for the last response.
+    pub async fn run(&mut self, pace: Pace, length: Duration) -> Result<Tally> {
         let began = Instant::now();
-        while began.elapsed() < duration {
-            self.turn()?;
-        }
-        Ok(began.elapsed())
-    }
-
-    /// Sends until no lane has requests left, and waits for the last response.
-    ///
-    /// # Errors
-    ///
-    /// As [`Self::run_for`]; also if there is no response for long.
-    pub fn run_out(&mut self) -> Result<(), LoadError> {
-        let mut last_progress = Instant::now();
-        loop {
-            let before = self.answers();
-            self.turn()?;
-            if self.under_way == 0 && self.lanes.iter().all(|lane| lane.is_spent) {
-                return Ok(());
-            }
-            if self.answers() > before {
-                last_progress = Instant::now();
-            } else if last_progress.elapsed() > PATIENCE {
-                return Err(LoadError::Stuck);
-            }
-        }
-    }
-
-    /// Stops sending and waits for requests in flight.
-    ///
-    /// # Errors
-    ///
-    /// As [`Self::run_out`].
-    pub fn finish(&mut self) -> Result<(), LoadError> {
-        for lane in &mut self.lanes {
-            lane.is_spent = true;
-            lane.late.clear();
-        }
-        self.run_out()
-    }
-
-    /// The result of a lane since the last [`Self::run_for`] began.
-    pub fn tally(&self, lane: usize) -> &Tally {
-        &self.lanes[lane].tally
-    }
-
-    fn answers(&self) -> u64 {
-        self.lanes.iter().map(|lane| lane.tally.answers).sum()
-    }
-
-    /// Sends requests that are due, then reads responses.
-    fn turn(&mut self) -> Result<(), LoadError> {
-        for lane in 0..self.lanes.len() {
-            self.send_due(lane)?;
-        }
-        // For a pace finer than the poll's milliseconds, do not sleep.
-        let is_paced = |lane: &Lane| lane.pace != Pace::Closed && !lane.is_spent;
-        let timeout = if self.lanes.iter().any(is_paced) {
-            0
-        } else {
-            10
-        };
-        self.poll
-            .poll(&mut self.events, Some(Duration::from_millis(timeout)))?;
-        let ready: Vec<_> = self.events.iter().map(|event| event.token().0).collect();
-        for connection in ready {
-            self.receive(connection)?;
-        }
-        Ok(())
-    }
-
-    fn send_due(&mut self, lane: usize) -> Result<(), LoadError> {
-        let now = Instant::now();
-        match self.lanes[lane].pace {
-            Pace::Closed => {
-                while !self.lanes[lane].is_spent {
-                    let Some(free) = self.lanes[lane].idle.pop() else {
-                        break;
-                    };
-                    self.send(free, now)?;
-                }
-            }
-            Pace::PerSecond(rate) => {
-                self.lanes[lane].note_due(rate, now);
-                while let (Some(free), Some(meant)) = self.lanes[lane].take_late() {
-                    self.send(free, meant)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn send(&mut self, connection: usize, meant: Instant) -> Result<(), LoadError> {
-        let to = &mut self.connections[connection];
-        let lane = &mut self.lanes[to.lane];
-        let sent = if lane.is_spent {
-            None
-        } else {
-            // The socket's buffer is empty: it takes a whole request, or something is wrong.
-            lane.feed.next(|request| {
-                (&to.stream)
-                    .write(request)
-                    .map(|sent| sent == request.len())
-            })
-        };
-        match sent.transpose()? {
-            Some(true) => {
-                to.meant = Some(meant);
-                self.under_way += 1;
-            }
-            Some(false) => return Err(LoadError::Closed),
-            None => {
-                lane.is_spent = true;
-                lane.idle.push(connection);
-            }
-        }
-        Ok(())
-    }
-
-    fn receive(&mut self, connection: usize) -> Result<(), LoadError> {
-        let from = &mut self.connections[connection];
-        loop {
-            let came = match from.stream.read(&mut self.scratch) {
-                Ok(0) => return Err(LoadError::Closed),
-                Ok(came) => came,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error.into()),
-            };
-            let read = from.reader.feed(&self.scratch[..came]);
-            if let Some(answer) = read.map_err(LoadError::Unreadable)? {
-                return self.note(connection, answer);
-            }
-            if came < self.scratch.len() {
-                // The socket was drained; poll reports later data again.
-                return Ok(());
-            }
-        }
-    }
-
-    fn note(&mut self, connection: usize, answer: Answer) -> Result<(), LoadError> {
-        let now = Instant::now();
-        let from = &mut self.connections[connection];
-        let meant = from
-            .meant
-            .take()
-            .ok_or(LoadError::Unreadable(Unreadable::Surplus))?;
-        let lane = &mut self.lanes[from.lane];
-        if !lane.expect.is_met(answer) {
-            return Err(LoadError::Wrong {
-                expected: lane.expect,
-                got: answer,
+        let senders = std::mem::take(&mut self.senders);
+        let count = senders.len();
+        let mut lanes = JoinSet::new();
+        for (at, mut sender) in senders.into_iter().enumerate() {
+            let job = self.job.clone();
+            let clock = Clock::new(began, length, pace, at, count);
+            lanes.spawn(async move {
+                let times = lane(&mut sender, &job, clock).await?;
+                Ok::<_, Error>((sender, times))
             });
         }
-        self.under_way -= 1;
-        lane.tally.answers += 1;
-        lane.tally.times.record(now - meant);
-        match lane.pace {
-            Pace::Closed => self.send(connection, now),
-            Pace::PerSecond(_) => match lane.late.pop_front() {
-                Some(meant) => self.send(connection, meant),
-                None => {
-                    lane.idle.push(connection);
-                    Ok(())
-                }
-            },
+        let mut tally = Tally::default();
+        while let Some(lane) = lanes.join_next().await {
+            let (sender, times) = lane??;
+            self.senders.push(sender);
+            tally.times.extend(times);
         }
+        tally.took = began.elapsed();
+        Ok(tally)
     }
 }
 
-impl Lane {
-    /// Queues the requests that are due.
-    fn note_due(&mut self, rate: f64, now: Instant) {
-        if self.is_spent {
-            return;
+async fn lane(sender: &mut Sender, job: &Job, mut clock: Clock) -> Result<Vec<Duration>> {
+    let mut times = Vec::new();
+    while let Some(began) = clock.next().await {
+        let Some(key) = job.feed.next() else {
+            break;
+        };
+        let request = job.form.request(&job.target, key);
+        sender.ask(request, job.expected).await?;
+        times.push(began.elapsed());
+    }
+    Ok(times)
+}
+
+/// Opens so many connections a second, each for one request; resumes TLS sessions from the second on. `tls` makes a client without sessions.
+pub async fn reconnect(
+    job: &Job,
+    tls: impl Fn() -> Arc<ClientConfig>,
+    per_second: f64,
+    length: Duration,
+) -> Result<Tally> {
+    const AT_ONCE: usize = 64;
+    let began = Instant::now();
+    let mut lanes = JoinSet::new();
+    for at in 0..AT_ONCE {
+        let mut job = job.clone();
+        // Sessions of its own: tickets are used once, and a shared store holds few.
+        job.target.tls = Some(tls());
+        let mut clock = Clock::new(began, length, Pace::PerSecond(per_second), at, AT_ONCE);
+        lanes.spawn(async move {
+            let mut tally = Tally::default();
+            while let Some(began) = clock.next().await {
+                let (mut sender, resumed) = Sender::connect(&job.target).await?;
+                let Some(key) = job.feed.next() else {
+                    break;
+                };
+                let request = job.form.request(&job.target, key);
+                sender.ask(request, job.expected).await?;
+                tally.resumed += usize::from(resumed);
+                tally.times.push(began.elapsed());
+            }
+            Ok::<_, Error>(tally)
+        });
+    }
+    let mut all = Tally::default();
+    while let Some(lane) = lanes.join_next().await {
+        let lane = lane??;
+        all.times.extend(lane.times);
+        all.resumed += lane.resumed;
+    }
+    all.took = began.elapsed();
+    Ok(all)
+}
+
+/// When one of `count` lanes sends its requests.
+struct Clock {
+    began: Instant,
+    length: Duration,
+    pace: Pace,
+    at: usize,
+    count: usize,
+}
+
+impl Clock {
+    fn new(began: Instant, length: Duration, pace: Pace, at: usize, count: usize) -> Self {
+        Self {
+            began,
+            length,
+            pace,
+            at,
+            count,
         }
-        let interval = Duration::from_secs_f64(1.0 / rate);
-        let mut due = self.next_due.unwrap_or(now);
-        while due <= now {
-            self.late.push_back(due);
-            due += interval;
-        }
-        self.next_due = Some(due);
     }
 
-    /// A free connection and its next request; takes nothing if either is missing.
-    fn take_late(&mut self) -> (Option<usize>, Option<Instant>) {
-        if self.idle.is_empty() || self.late.is_empty() {
-            return (None, None);
+    /// Waits until the next request is due; returns since when it has waited, or `None` at the end.
+    async fn next(&mut self) -> Option<Instant> {
+        let now = Instant::now();
+        let Pace::PerSecond(rate) = self.pace else {
+            return (now < self.began + self.length).then_some(now);
+        };
+        let due = self.began + Duration::from_secs_f64(self.at as f64 / rate);
+        self.at += self.count;
+        if due >= self.began + self.length {
+            return None;
         }
-        (self.idle.pop(), self.late.pop_front())
+        if due <= now {
+            return Some(due);
+        }
+        sleep_until(due.into()).await;
+        // The timer ticks in milliseconds, which is not the server's fault.
+        Some(Instant::now())
     }
 }
 
-impl Connection {
-    fn open(server: SocketAddr, lane: usize) -> io::Result<Self> {
-        let stream = std::net::TcpStream::connect(server)?;
-        stream.set_nodelay(true)?;
-        stream.set_nonblocking(true)?;
-        Ok(Self {
-            lane,
-            stream: TcpStream::from_std(stream),
-            reader: Reader::default(),
-            meant: None,
-        })
-    }
+/// A whole response, for checks.
+pub async fn fetch(
+    target: &Target,
+    request: Request<Empty<Bytes>>,
+) -> Result<(Response<()>, Bytes)> {
+    let (mut sender, _) = Sender::connect(target).await?;
+    let (head, body) = sender.send(request).await?.into_parts();
+    let body = body.collect().await?.to_bytes();
+    Ok((Response::from_parts(head, ()), body))
+}
+
+pub fn other(what: impl Into<String>) -> Error {
+    io::Error::other(what.into()).into()
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{net::TcpListener, thread};
-
     use super::*;
-    use crate::{pages::Key, request::Form};
-
-    const STALL: Duration = Duration::from_millis(200);
-    const EXPECTED: Expect = Expect {
-        status: 200,
-        body_len: Some(2),
-    };
-
-    /// A server for one connection that stalls before its first response and always sends the same one.
-    fn server_that_stalls(answer: &'static str) -> SocketAddr {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        thread::spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            let mut request = [0; 4096];
-            let mut stall = STALL;
-            while stream.read(&mut request).is_ok_and(|came| came > 0) {
-                thread::sleep(std::mem::take(&mut stall));
-                if stream.write_all(answer.as_bytes()).is_err() {
-                    return;
-                }
-            }
-        });
-        address
-    }
 
     #[test]
-    fn a_stall_counts_for_all_who_should_have_been_sent_meanwhile() {
-        let server = server_that_stalls("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
-        let feed = Feed::one(&Form::new(server, 2));
-        let mut load = Load::new().unwrap();
-        let pace = Pace::PerSecond(100.0);
-        load.add_lane(server, 1, feed, EXPECTED, pace).unwrap();
-        load.run_for(STALL * 3 / 2).unwrap();
-        // Two in three were due during the stall; a closed loop would have seen one slow response.
-        assert!(load.tally(0).times.quantile(0.5) >= STALL / 10);
+    fn a_quantile_is_one_of_the_times() {
+        let times = (1..=100).rev().map(Duration::from_millis).collect();
+        let tally = Tally {
+            times,
+            ..Tally::default()
+        };
+        assert_eq!(tally.quantile(0.5), Duration::from_millis(51));
+        assert_eq!(tally.quantile(0.99), Duration::from_millis(100));
+        assert_eq!(Tally::default().quantile(0.5), Duration::ZERO);
     }
 
-    #[test]
-    fn a_lane_sends_what_it_has_and_ends() {
-        let server = server_that_stalls("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
-        let feed = Feed::times(&Form::new(server, 2), Key(0), 5);
-        let mut load = Load::closed(server, 1, feed, EXPECTED).unwrap();
-        load.run_out().unwrap();
-        assert_eq!(load.tally(0).answers, 5);
-        assert!(load.tally(0).times.quantile(1.0) >= STALL);
-    }
-
-    #[test]
-    fn a_wrong_answer_ends_it() {
-        for answer in [
-            "HTTP/1.1 500 Internal Server Error\r\nContent-Length: 2\r\n\r\nok",
-            "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\noh!",
-        ] {
-            let server = server_that_stalls(answer);
-            let feed = Feed::one(&Form::new(server, 2));
-            let mut load = Load::closed(server, 1, feed, EXPECTED).unwrap();
-            let ended = load.run_for(PATIENCE);
-            assert!(matches!(ended, Err(LoadError::Wrong { .. })), "{ended:?}");
-        }
+    #[tokio::test(flavor = "current_thread")]
+    async fn lanes_share_a_rate_and_a_late_one_has_waited_since_it_was_due() {
+        let began = Instant::now() - Duration::from_secs(10);
+        let mut clock = Clock::new(began, Duration::from_secs(2), Pace::PerSecond(4.0), 1, 4);
+        let due = |seconds| began + Duration::from_secs_f64(seconds);
+        assert_eq!(clock.next().await, Some(due(0.25)));
+        assert_eq!(clock.next().await, Some(due(1.25)));
+        assert_eq!(clock.next().await, None);
     }
 }

@@ -1,7 +1,6 @@
 //! Measures the gateway beside nginx, Varnish, HAProxy and bare hyper. `bench/run` builds everything and starts it.
 //!
-//! One core is for the server, one for the load generator and the upstream. Rounds of the servers are interleaved; ratios are taken within
-//! a round, and their median counts. The method: `docs/performance.md`.
+//! Rounds of the servers are interleaved; ratios are taken within a round, and their median counts. The method: `docs/performance.md`.
 
 use std::{
     fs,
@@ -10,20 +9,15 @@ use std::{
 };
 
 use clap::{Parser, Subcommand};
-use serde_json::json;
 
 mod chart;
 mod check;
-mod client;
-mod histogram;
 mod limit;
 mod load;
-mod markdown;
 mod measure;
 mod pages;
-mod reader;
+mod report;
 mod request;
-mod results;
 mod rows;
 mod server;
 mod upstream;
@@ -31,10 +25,10 @@ mod usage;
 
 use crate::{
     limit::LimitArgs,
+    load::Result,
     measure::{Effort, Measure},
-    results::RowResult,
-    rows::{ROWS, Row},
-    server::{Bench, Cores, Machine},
+    rows::ROWS,
+    server::{Bench, Certificate, Machine},
     upstream::Upstream,
 };
 
@@ -50,29 +44,24 @@ struct Cli {
     /// Verify every server and run each row briefly; the results mean nothing.
     #[arg(long)]
     check: bool,
-    /// Measure only these rows, such as `W1,W4`.
+    /// Measure only these rows, such as `W1,T2`.
     #[arg(long, value_delimiter = ',', value_parser = row_id)]
     only: Vec<String>,
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Write the throughput as an SVG chart.
+    /// Write the ratios to nginx as an SVG chart.
     #[arg(long, value_name = "FILE")]
     chart: Option<PathBuf>,
-    /// Write the growth row as an SVG chart.
-    #[arg(long, value_name = "FILE")]
-    growth: Option<PathBuf>,
-    /// Write the results as Markdown tables [default: target/bench/results.md].
-    #[arg(long, value_name = "FILE")]
-    markdown: Option<PathBuf>,
-    /// Write the results as JSON [default: target/bench/results.json].
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    #[arg(long, default_value = "target/release/unpod-gateway")]
+    /// The gateway as shipped.
+    #[arg(long, default_value = "target/guided/unpod-gateway")]
     gateway: PathBuf,
-    /// Folder for the servers' configurations and logs.
+    /// The gateway as `cargo build --release` makes it.
+    #[arg(long, default_value = "target/release/unpod-gateway")]
+    release: PathBuf,
+    /// Folder for the servers' configurations.
     #[arg(long, default_value = "target/bench/work")]
     work: PathBuf,
-    /// The core of the servers.
+    /// The core of servers with one worker; those with two share both.
     #[arg(long)]
     server_cpu: Option<u32>,
     /// The core of the load generator and the upstream.
@@ -87,7 +76,7 @@ enum Role {
     Limit(LimitArgs),
 }
 
-fn row_id(id: &str) -> Result<String, String> {
+fn row_id(id: &str) -> std::result::Result<String, String> {
     if ROWS.iter().any(|row| row.id == id) {
         return Ok(id.to_owned());
     }
@@ -98,8 +87,12 @@ fn row_id(id: &str) -> Result<String, String> {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let ran = match &cli.command {
-        Some(Role::Limit(args)) => limit::run(args).map_err(|error| error.to_string()),
-        None => run(&cli),
+        Some(Role::Limit(args)) => limit::run(args).map_err(Into::into),
+        None => tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(Into::into)
+            .and_then(|runtime| runtime.block_on(run(&cli))),
     };
     match ran {
         Ok(()) => ExitCode::SUCCESS,
@@ -110,20 +103,16 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: &Cli) -> Result<(), String> {
-    let machine = Machine {
-        server_cpu: cli.server_cpu,
-        own_cpu: cli.own_cpu,
-    };
-    machine
-        .place_own(Cores::One)
-        .map_err(|error| error.to_string())?;
-    let upstream = Upstream::start().map_err(|error| format!("upstream: {error}"))?;
+async fn run(cli: &Cli) -> Result<()> {
     let bench = Bench {
-        gateway: absolute(&cli.gateway)?,
-        work: absolute(&cli.work)?,
-        machine,
-        keep_logs: cli.check,
+        gateway: std::path::absolute(&cli.gateway)?,
+        release: std::path::absolute(&cli.release)?,
+        work: std::path::absolute(&cli.work)?,
+        machine: Machine {
+            server_cpu: cli.server_cpu,
+            own_cpu: cli.own_cpu,
+        },
+        certificate: Certificate::new()?,
     };
     let effort = if cli.check {
         Effort::short()
@@ -132,73 +121,35 @@ fn run(cli: &Cli) -> Result<(), String> {
     };
     let measure = Measure {
         bench: &bench,
-        upstream: &upstream,
+        upstream: &Upstream::start()?,
         effort,
     };
-    let is_wanted = |row: &&Row| cli.only.is_empty() || cli.only.iter().any(|id| id == row.id);
     let mut results = Vec::new();
-    for row in ROWS.iter().filter(is_wanted) {
-        let result = measure.row(row)?;
-        if cli.check {
-            println!("{}: works", row.id);
-        } else {
-            print!("{}", result.table());
+    for row in &ROWS {
+        if !cli.only.is_empty() && !cli.only.iter().any(|id| id == row.id) {
+            continue;
         }
-        results.push(result);
+        let measured = measure.row(row).await;
+        results.push(measured.map_err(|error| format!("{}: {error}", row.id))?);
+        eprintln!("{}: done", row.id);
     }
-    // A check writes them too, which must work as well, but not in the place of what was measured.
-    let folder = if cli.check {
-        &cli.work
-    } else {
-        Path::new("target/bench")
-    };
-    let place =
-        |given: &Option<PathBuf>, name: &str| given.clone().unwrap_or_else(|| folder.join(name));
-    let (json, markdown) = (
-        place(&cli.json, "results.json"),
-        place(&cli.markdown, "results.md"),
-    );
-    write(&json, &as_json(effort.rounds, &results))?;
-    write(&markdown, &markdown::tables(&results, effort.rounds))?;
-    if let Some(path) = &cli.chart {
-        write(path, &chart::throughput(&results))?;
-    }
-    if let Some(path) = &cli.growth {
-        write(path, &chart::growth(&results))?;
-    }
+    let markdown = report::markdown(&results, effort.rounds);
+    let chart = chart::bars(&results);
+    // A check makes them too, which must work as well, but keeps nothing.
     if cli.check {
         return Ok(());
     }
-    let (met, missed) = results
-        .iter()
-        .map(RowResult::marks)
-        .fold((0, 0), |(met, missed), (one_met, one_missed)| {
-            (met + one_met, missed + one_missed)
-        });
-    println!(
-        "\nmarks met: {met}, missed: {missed}; {}, {}",
-        json.display(),
-        markdown.display()
-    );
-    Ok(())
+    print!("{markdown}");
+    write(Path::new("target/bench/results.md"), &markdown)?;
+    match &cli.chart {
+        Some(path) => write(path, &chart),
+        None => Ok(()),
+    }
 }
 
-fn as_json(rounds: usize, results: &[RowResult]) -> String {
-    let rows: Vec<_> = results.iter().map(RowResult::json).collect();
-    let all = json!({ "rounds": rounds, "rows": rows });
-    let mut text = serde_json::to_string_pretty(&all).expect("its keys are strings");
-    text.push('\n');
-    text
-}
-
-fn absolute(path: &Path) -> Result<PathBuf, String> {
-    std::path::absolute(path).map_err(|error| format!("{}: {error}", path.display()))
-}
-
-fn write(path: &Path, text: &str) -> Result<(), String> {
-    let written = path
-        .parent()
-        .map_or(Ok(()), fs::create_dir_all)
-        .and_then(|()| fs::write(path, text));
-    written.map_err(|error| format!("{}: {error}", path.display()))
+fn write(path: &Path, text: &str) -> Result<()> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    Ok(fs::write(path, text)?)
 }

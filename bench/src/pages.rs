@@ -19,6 +19,9 @@ const SPACE_DIGITS: usize = 19;
 /// The template's placeholder for a page's own digits: the space's, then the page's.
 const MARK: &str = "000000000000000000000";
 
+/// A space with a single page of [`LARGE`] tasks, which change.
+pub const WATCHED: &str = "WATCHED";
+
 /// One page of one space, by number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key(pub u64);
@@ -73,6 +76,14 @@ impl Pages {
             body[*mark..*mark + digits.len()].copy_from_slice(digits.as_bytes());
         }
         body.into()
+    }
+
+    /// The page of the watched space after so many changes of every task.
+    pub fn watched(&self, revision: u64) -> Bytes {
+        let body = String::from_utf8_lossy(&self.template);
+        let body = body.replace(r#""count":1000000"#, &format!(r#""count":{LARGE}"#));
+        let quality = format!(r#""quality":"{revision}""#);
+        body.replace(r#""quality":"good""#, &quality).into()
     }
 
     /// The length of each body.

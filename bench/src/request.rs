@@ -1,26 +1,37 @@
-//! The requests as bytes, and their order.
+//! The requests and their order.
 
-use std::{fmt::Write as _, net::SocketAddr};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 
-use crate::pages::{self, Key};
+use bytes::Bytes;
+use http_body_util::Empty;
+use hyper::{
+    Request,
+    header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HOST, HeaderValue, IF_NONE_MATCH},
+};
+
+use crate::{
+    load::Target,
+    pages::{self, Key},
+};
 
 /// The client's key; the servers have its digest or the key itself.
 pub const CLIENT_KEY: &str = "ugw_bench_key_for_loopback_only";
 
-/// What all requests of a lane share.
+/// What all requests of a load share.
 #[derive(Clone, Debug)]
 pub struct Form {
-    pub host: SocketAddr,
     pub page_size: u32,
     pub takes_gzip: bool,
     /// The client's ETag.
-    pub has: Option<String>,
+    pub has: Option<HeaderValue>,
 }
 
 impl Form {
-    pub fn new(host: SocketAddr, page_size: u32) -> Self {
+    pub fn new(page_size: u32) -> Self {
         Self {
-            host,
             page_size,
             takes_gzip: false,
             has: None,
@@ -31,113 +42,86 @@ impl Form {
         Self { takes_gzip, ..self }
     }
 
-    pub fn path(&self, key: Key) -> String {
+    pub fn request(&self, target: &Target, key: Key) -> Request<Empty<Bytes>> {
         let (space, page, page_size) = (key.space(), key.page(), self.page_size);
-        format!("/spaces/{space}/tasks?page={page}&page_size={page_size}")
-    }
-
-    pub fn bytes(&self, key: Key) -> Vec<u8> {
-        let mut text = format!(
-            "GET {} HTTP/1.1\r\nHost: {}\r\nUser-Agent: bench/1\r\nAccept: application/json\r\nAuthorization: Token {CLIENT_KEY}\r\n",
-            self.path(key),
-            self.host
+        let mut request = get(
+            target,
+            &format!("/spaces/{space}/tasks?page={page}&page_size={page_size}"),
         );
+        let headers = request.headers_mut();
         if self.takes_gzip {
-            text.push_str("Accept-Encoding: gzip\r\n");
+            headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("gzip"));
         }
         if let Some(tag) = &self.has {
-            let _ = write!(text, "If-None-Match: {tag}\r\n");
+            headers.insert(IF_NONE_MATCH, tag.clone());
         }
-        text.push_str("\r\n");
-        text.into_bytes()
+        request
     }
 }
 
-/// The sequence of requests.
+/// A request with the client's key.
+pub fn get(target: &Target, path: &str) -> Request<Empty<Bytes>> {
+    let mut request = Request::new(Empty::new());
+    // HTTP/2 sends scheme and authority, HTTP/1.1 a path and `Host`.
+    let host = target.address.to_string();
+    let uri = if target.http2 {
+        format!("https://{host}{path}")
+    } else {
+        path.to_owned()
+    };
+    *request.uri_mut() = uri.parse().expect("a path of letters and digits");
+    let headers = request.headers_mut();
+    if !target.http2 {
+        let host = HeaderValue::try_from(host);
+        headers.insert(HOST, host.expect("an address is ASCII"));
+    }
+    headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+    let authorization = HeaderValue::try_from(format!("Token {CLIENT_KEY}"));
+    headers.insert(AUTHORIZATION, authorization.expect("the key is ASCII"));
+    request
+}
+
+/// A sequence of keys, shared by all connections of a load.
 #[derive(Clone, Debug)]
-pub enum Feed {
-    /// Built once and repeated in a fixed order, forever.
-    Known {
-        requests: Vec<Vec<u8>>,
-        order: Vec<u32>,
-        next: usize,
-    },
-    /// Each key of a range once.
-    Each { form: Form, next: u64, end: u64 },
-    /// Uniformly random keys below a number, forever.
-    Any { form: Form, keys: u64, draw: u64 },
-    /// The same request a number of times.
-    Times { request: Vec<u8>, left: u64 },
+pub struct Feed {
+    order: Arc<[u32]>,
+    first: u64,
+    keys: u64,
+    next: Arc<AtomicU64>,
+    times: u64,
 }
 
 impl Feed {
-    pub fn one(form: &Form) -> Self {
-        Self::Known {
-            requests: vec![form.bytes(Key(0))],
-            order: vec![0],
-            next: 0,
-        }
-    }
-
-    /// The keys below `keys` by Zipf's law, the first most often; the order is the same in every run.
-    pub fn zipf(form: &Form, keys: u64) -> Self {
-        Self::Known {
-            requests: (0..keys).map(|key| form.bytes(Key(key))).collect(),
-            order: zipf_order(keys),
-            next: 0,
-        }
-    }
-
-    pub fn each(form: &Form, keys: std::ops::Range<u64>) -> Self {
-        Self::Each {
-            form: form.clone(),
-            next: keys.start,
-            end: keys.end,
-        }
-    }
-
-    pub fn any(form: &Form, keys: u64) -> Self {
-        Self::Any {
-            form: form.clone(),
+    /// The keys from `first` in turn, `times` in all.
+    pub fn of(first: u64, keys: u64, times: u64) -> Self {
+        Self {
+            order: Arc::default(),
+            first,
             keys,
-            draw: 0,
+            next: Arc::default(),
+            times,
         }
     }
 
-    pub fn times(form: &Form, key: Key, times: u64) -> Self {
-        Self::Times {
-            request: form.bytes(key),
-            left: times,
+    /// The keys below `keys` by Zipf's law, the first most often, for ever; the order is the same in every run.
+    pub fn zipf(keys: u64) -> Self {
+        Self {
+            order: zipf_order(keys).into(),
+            ..Self::of(0, keys, u64::MAX)
         }
     }
 
-    /// Passes the next request to `send`; `None` if there are no more.
-    pub fn next<R>(&mut self, send: impl FnOnce(&[u8]) -> R) -> Option<R> {
-        match self {
-            Self::Known {
-                requests,
-                order,
-                next,
-            } => {
-                let request = &requests[order[*next] as usize];
-                *next = (*next + 1) % order.len();
-                Some(send(request))
-            }
-            Self::Each { form, next, end } => {
-                let key = (*next < *end).then_some(Key(*next))?;
-                *next += 1;
-                Some(send(&form.bytes(key)))
-            }
-            Self::Any { form, keys, draw } => {
-                let key = Key(pages::mix(*draw) % *keys);
-                *draw += 1;
-                Some(send(&form.bytes(key)))
-            }
-            Self::Times { request, left } => {
-                *left = left.checked_sub(1)?;
-                Some(send(request))
-            }
+    /// The next key; `None` if there are no more.
+    pub fn next(&self) -> Option<Key> {
+        let at = self.next.fetch_add(1, Ordering::Relaxed);
+        if at >= self.times {
+            return None;
         }
+        let of_order = || self.order.get(at as usize % self.order.len().max(1));
+        Some(Key(match of_order() {
+            Some(key) => u64::from(*key),
+            None => self.first + at % self.keys,
+        }))
     }
 }
 
@@ -193,16 +177,9 @@ mod tests {
 
     #[test]
     fn a_feed_ends_where_it_should() {
-        let form = Form::new(([127, 0, 0, 1], 80).into(), pages::SMALL);
-        let mut lengths = Vec::new();
-        let mut feed = Feed::each(&form, 85..95);
-        while let Some(length) = feed.next(<[u8]>::len) {
-            lengths.push(length);
-        }
-        assert_eq!(lengths.len(), 10);
-        assert!(lengths.iter().all(|length| *length == lengths[0]));
-        let mut feed = Feed::times(&form, Key(0), 2);
-        assert!(feed.next(|_| ()).is_some() && feed.next(|_| ()).is_some());
-        assert!(feed.next(|_| ()).is_none());
+        let feed = Feed::of(5, 2, 3);
+        let keys: Vec<_> = std::iter::from_fn(|| feed.next()).collect();
+        assert_eq!(keys, [5, 6, 5].map(Key));
+        assert_eq!(Feed::zipf(9).next(), Feed::zipf(9).next());
     }
 }

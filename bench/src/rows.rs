@@ -2,277 +2,273 @@
 
 use crate::{
     pages::{LARGE, SMALL},
-    server::{Fixed, Kind},
+    server::{
+        Fixed,
+        Kind::{self, Gateway, Haproxy, Nginx, NginxCopy, Release, Varnish, VarnishGzip},
+    },
 };
-
-/// The servers of a row, the gateway first; the others with the ratio that the gateway should reach.
-pub type Servers = &'static [(Kind, Option<f64>)];
 
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
     pub id: &'static str,
     pub what: &'static str,
     pub work: Work,
-    pub servers: Servers,
+    /// The gateway first.
+    pub servers: &'static [Kind],
+    pub marks: &'static [Mark],
+}
+
+/// By CPU time, `of` should be so many times as good as `against`.
+#[derive(Clone, Copy, Debug)]
+pub struct Mark {
+    pub of: Kind,
+    pub against: Kind,
+    pub at_least: f64,
 }
 
 #[derive(Clone, Copy, Debug)]
 pub enum Work {
     Hits(Hits),
+    /// New TLS connections, each for one request.
+    Handshakes,
     /// Pages not requested before, with a full cache.
     Misses,
-    /// Many concurrent requests for one page that is not stored, with a slow upstream.
-    Burst,
-    /// The memory of many stored pages, before and after hits on the hottest tenth.
-    Memory,
-    /// The cost of a hit on two cores relative to one.
-    TwoCores,
-    /// Latency of hits in an open loop, with concurrent misses.
+    /// Many concurrent requests for so many pages that are not stored, with a slow upstream and hits beside them.
+    Burst(u64),
+    /// Streams of changes.
+    Streams,
+    /// Latency of hits at a fixed rate, with concurrent misses.
     Tail,
+    /// The memory of stored pages and of idle connections.
+    Memory,
     Start,
-    /// The cost of a hit by stored pages and by connections.
-    Growth,
 }
 
 /// Pages that are stored.
 #[derive(Clone, Copy, Debug)]
 pub struct Hits {
     pub page_size: u32,
-    /// How many pages are requested, by Zipf's law.
+    /// How many are stored; requested by Zipf's law.
     pub keys: u64,
-    /// How many are stored.
-    pub stored: u64,
     pub takes_gzip: bool,
     /// Whether the client has the page already.
     pub conditional: bool,
+    /// Connections over TLS 1.3 and HTTP/2, with ten streams each.
+    pub http2: bool,
 }
 
-const ONE_SMALL: Hits = Hits {
+/// Spread keys.
+pub const MANY: u64 = 10_000;
+pub const ONE_SMALL: Hits = Hits {
     page_size: SMALL,
     keys: 1,
-    stored: 1,
     takes_gzip: false,
     conditional: false,
+    http2: false,
 };
 const ONE_LARGE: Hits = Hits {
     page_size: LARGE,
     ..ONE_SMALL
 };
-const MANY_SMALL: Hits = Hits {
-    keys: MANY,
-    stored: MANY,
-    ..ONE_SMALL
-};
 const MANY_LARGE: Hits = Hits {
     page_size: LARGE,
-    ..MANY_SMALL
+    keys: MANY,
+    ..ONE_SMALL
 };
-const HOT_LARGE: Hits = Hits {
-    keys: MANY / 10,
-    stored: MANY / 10,
-    ..MANY_LARGE
-};
-/// Spread keys.
-pub const MANY: u64 = 10_000;
 
-const HYPER_SMALL: Kind = Kind::Hyper(Fixed {
-    page_size: SMALL,
-    gzip: false,
-    not_modified: false,
-});
-const HYPER_LARGE: Kind = Kind::Hyper(Fixed {
-    page_size: LARGE,
-    gzip: false,
-    not_modified: false,
-});
-const HYPER_GZIP: Kind = Kind::Hyper(Fixed {
-    page_size: LARGE,
-    gzip: true,
-    not_modified: false,
-});
-const HYPER_304: Kind = Kind::Hyper(Fixed {
-    page_size: SMALL,
-    gzip: false,
-    not_modified: true,
-});
-const fn hyper_map(page_size: u32, gzip: bool) -> Kind {
-    Kind::HyperMap {
+const fn hyper(page_size: u32, gzip: bool, not_modified: bool) -> Kind {
+    Kind::Hyper(Fixed {
         page_size,
-        keys: MANY,
         gzip,
+        not_modified,
+    })
+}
+
+const fn shipped(against: Kind, at_least: f64) -> Mark {
+    Mark {
+        of: Gateway,
+        against,
+        at_least,
     }
 }
 
-pub const ROWS: [Row; 14] = [
+const PLAIN_BUILD: Mark = Mark {
+    of: Release,
+    against: Nginx,
+    at_least: 0.9,
+};
+
+const fn row(
+    id: &'static str,
+    what: &'static str,
+    work: Work,
+    servers: &'static [Kind],
+    marks: &'static [Mark],
+) -> Row {
     Row {
-        id: "W1",
-        what: "hit, 2 KB",
-        work: Work::Hits(ONE_SMALL),
-        servers: &[
-            (Kind::Gateway, None),
-            (Kind::Nginx, Some(1.5)),
-            (Kind::Varnish, None),
-            (Kind::Haproxy, None),
-            (HYPER_SMALL, Some(0.80)),
+        id,
+        what,
+        work,
+        servers,
+        marks,
+    }
+}
+
+pub const ROWS: [Row; 16] = [
+    row(
+        "W1",
+        "hit, 2 KB",
+        Work::Hits(ONE_SMALL),
+        &[
+            Gateway,
+            Release,
+            Nginx,
+            Varnish,
+            Haproxy,
+            hyper(SMALL, false, false),
         ],
-    },
-    Row {
-        id: "W2",
-        what: "hit, 40 KB",
-        work: Work::Hits(ONE_LARGE),
-        servers: &[
-            (Kind::Gateway, None),
-            (Kind::Nginx, Some(1.15)),
-            (Kind::Varnish, None),
-            (Kind::Haproxy, None),
-            (HYPER_LARGE, Some(0.85)),
+        &[
+            shipped(Nginx, 1.05),
+            shipped(hyper(SMALL, false, false), 0.55),
+            PLAIN_BUILD,
         ],
-    },
-    Row {
-        id: "W3",
-        what: "hit, 40 KB, client takes gzip",
-        work: Work::Hits(Hits {
+    ),
+    row(
+        "W2",
+        "hit, 40 KB",
+        Work::Hits(ONE_LARGE),
+        &[
+            Gateway,
+            Release,
+            Nginx,
+            Varnish,
+            Haproxy,
+            hyper(LARGE, false, false),
+        ],
+        &[shipped(Nginx, 1.0), shipped(Varnish, 1.5)],
+    ),
+    row(
+        "W3",
+        "hit, 40 KB, gzip",
+        Work::Hits(Hits {
             takes_gzip: true,
             ..ONE_LARGE
         }),
-        servers: &[
-            (Kind::Gateway, None),
-            (Kind::Nginx, Some(10.0)),
-            (Kind::NginxCopy, Some(1.6)),
-            (Kind::VarnishGzip, None),
-            (HYPER_GZIP, Some(0.80)),
+        &[
+            Gateway,
+            Release,
+            NginxCopy,
+            VarnishGzip,
+            hyper(LARGE, true, false),
         ],
-    },
-    Row {
-        id: "W4",
-        what: "client has the page: 304",
-        work: Work::Hits(Hits {
+        &[shipped(NginxCopy, 1.1)],
+    ),
+    row(
+        "W4",
+        "304",
+        Work::Hits(Hits {
             conditional: true,
             ..ONE_SMALL
         }),
-        servers: &[
-            (Kind::Gateway, None),
-            (Kind::Nginx, Some(1.5)),
-            (Kind::Varnish, None),
-            (Kind::Haproxy, None),
-            (HYPER_304, Some(0.85)),
+        &[
+            Gateway,
+            Release,
+            Nginx,
+            Varnish,
+            Haproxy,
+            hyper(SMALL, false, true),
         ],
-    },
-    Row {
-        id: "W5",
-        what: "10,000 keys, Zipf, 2 KB",
-        work: Work::Hits(MANY_SMALL),
-        servers: &[
-            (Kind::Gateway, None),
-            (Kind::Nginx, Some(2.0)),
-            (Kind::Varnish, None),
-            (Kind::Haproxy, None),
-            (hyper_map(SMALL, false), Some(0.85)),
+        &[
+            shipped(Nginx, 0.95),
+            shipped(hyper(SMALL, false, true), 0.55),
+            PLAIN_BUILD,
         ],
-    },
-    Row {
-        id: "W5b",
-        what: "10,000 keys, Zipf, 40 KB",
-        work: Work::Hits(MANY_LARGE),
-        servers: &[
-            (Kind::Gateway, None),
-            (Kind::Nginx, Some(1.0)),
-            (Kind::Varnish, Some(2.5)),
-            (Kind::Haproxy, None),
-            (hyper_map(LARGE, false), None),
-        ],
-    },
-    Row {
-        id: "W5g",
-        what: "10,000 keys, Zipf, 40 KB, client takes gzip",
-        work: Work::Hits(Hits {
+    ),
+    row(
+        "W5",
+        "10,000 pages, Zipf, 2 KB",
+        Work::Hits(Hits {
+            keys: MANY,
+            ..ONE_SMALL
+        }),
+        &[Gateway, Release, Nginx, Varnish, Haproxy],
+        &[shipped(Nginx, 1.05), PLAIN_BUILD],
+    ),
+    row(
+        "W5b",
+        "10,000 pages, Zipf, 40 KB",
+        Work::Hits(MANY_LARGE),
+        &[Gateway, Release, Nginx, Varnish, Haproxy],
+        &[shipped(Nginx, 1.0), shipped(Varnish, 1.5)],
+    ),
+    row(
+        "W5g",
+        "10,000 pages, Zipf, 40 KB, gzip",
+        Work::Hits(Hits {
             takes_gzip: true,
             ..MANY_LARGE
         }),
-        servers: &[
-            (Kind::Gateway, None),
-            (Kind::NginxCopy, Some(1.6)),
-            (Kind::VarnishGzip, Some(3.0)),
-            (hyper_map(LARGE, true), None),
-        ],
-    },
-    Row {
-        id: "W6",
-        what: "500 at once for one cold page, upstream 200 ms",
-        work: Work::Burst,
-        servers: &[
-            (Kind::Gateway, None),
-            (Kind::Nginx, None),
-            (Kind::Varnish, None),
-            (Kind::Haproxy, None),
-        ],
-    },
-    Row {
-        id: "W7",
-        what: "misses, 40 KB, caches full",
-        work: Work::Misses,
-        servers: &[
-            (Kind::Gateway, None),
-            (Kind::Nginx, Some(2.5)),
-            (Kind::Varnish, None),
-            (Kind::Haproxy, Some(1.0)),
-        ],
-    },
-    Row {
-        id: "memory",
-        what: "10,000 pages of 40 KB, then hits on the hot tenth",
-        work: Work::Memory,
-        servers: &[
-            (Kind::Gateway, None),
-            (Kind::Nginx, None),
-            (Kind::NginxCopy, None),
-        ],
-    },
-    Row {
-        id: "two-cores",
-        what: "hit, 2 KB, by a server on both cores beside one on one",
-        work: Work::TwoCores,
-        servers: &[
-            (Kind::Gateway, None),
-            (Kind::Nginx, None),
-            (Kind::Varnish, None),
-            (Kind::Haproxy, None),
-        ],
-    },
-    Row {
-        id: "tail",
-        what: "times of hits at half the saturation rate, 100 misses/s beside them",
-        work: Work::Tail,
-        servers: &[(Kind::Gateway, None), (Kind::Nginx, None)],
-    },
-    Row {
-        id: "start",
-        what: "start to the first page, and memory idle",
-        work: Work::Start,
-        servers: &[(Kind::Gateway, None)],
-    },
-    Row {
-        id: "growth",
-        what: "cost of a hit by pages stored and by connections",
-        work: Work::Growth,
-        servers: &[(Kind::Gateway, None)],
-    },
-];
-
-/// The hits of the memory row: on the hottest tenth, plain against nginx, gzip against nginx-copy.
-pub const HOT_TENTH: [(Hits, Servers); 2] = [
-    (
-        HOT_LARGE,
-        &[(Kind::Gateway, None), (Kind::Nginx, Some(1.15))],
+        &[Gateway, Release, NginxCopy, VarnishGzip],
+        &[shipped(NginxCopy, 1.1)],
     ),
-    (
-        Hits {
-            takes_gzip: true,
-            ..HOT_LARGE
-        },
-        &[(Kind::Gateway, None), (Kind::NginxCopy, Some(1.6))],
+    row(
+        "T1",
+        "hit, 2 KB, TLS 1.3 and HTTP/2, 100 connections of 10 streams",
+        Work::Hits(Hits {
+            http2: true,
+            ..ONE_SMALL
+        }),
+        &[Gateway, Release, Nginx, Haproxy],
+        &[shipped(Nginx, 1.0)],
     ),
+    row(
+        "T2",
+        "1,000 new TLS connections a second, resumed, a hit of 2 KB each",
+        Work::Handshakes,
+        &[Gateway, Release, Nginx, Haproxy],
+        &[shipped(Nginx, 1.0)],
+    ),
+    row(
+        "B1",
+        "500 clients, 50 cold pages, gzip, upstream 200 ms",
+        Work::Burst(50),
+        &[Gateway, Nginx],
+        &[],
+    ),
+    row(
+        "W6",
+        "500 clients, one cold page, upstream 200 ms",
+        Work::Burst(1),
+        &[Gateway, Nginx],
+        &[],
+    ),
+    row(
+        "S1",
+        "1,000 streams of changes",
+        Work::Streams,
+        &[Gateway],
+        &[],
+    ),
+    row(
+        "W7",
+        "misses, 40 KB, cache full",
+        Work::Misses,
+        &[Gateway, Release, Nginx, Varnish, Haproxy],
+        &[],
+    ),
+    row(
+        "tail",
+        "hits at half the saturation rate beside 100 misses a second",
+        Work::Tail,
+        &[Gateway, Nginx],
+        &[],
+    ),
+    row(
+        "memory",
+        "10,000 pages of 40 KB; idle connections",
+        Work::Memory,
+        &[Gateway, Nginx],
+        &[],
+    ),
+    row("start", "start and idle", Work::Start, &[Gateway], &[]),
 ];
-
-/// The hits of the two-cores row.
-pub const TWO_CORES: Hits = ONE_SMALL;

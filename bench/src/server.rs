@@ -1,30 +1,35 @@
 //! Starts the servers, each with its configuration from `bench/peers`, and stops them.
 
 use std::{
-    fs::{self, File},
-    io,
+    fs, io,
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
+use tokio_rustls::rustls::{ClientConfig, RootCertStore, pki_types::CertificateDer};
+
 use crate::{
-    client,
+    load::{Result, Target, fetch, other},
     pages::{Key, LARGE},
     request::{CLIENT_KEY, Form},
     upstream::{self, Upstream},
     usage,
 };
 
-/// Longer than the slowest takes on a busy machine: Varnish compiles its configuration, hyper-map compresses its pages.
+/// Longer than the slowest takes on a busy machine: Varnish compiles its configuration.
 const START: Duration = Duration::from_secs(120);
 const STOP: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
+    /// The program as shipped.
     Gateway,
+    /// `cargo build --release`.
+    Release,
     /// Compresses on the fly.
     Nginx,
     /// Stores a compressed page in addition to the plain one.
@@ -35,12 +40,6 @@ pub enum Kind {
     Haproxy,
     /// Bare hyper: the same response to every request.
     Hyper(Fixed),
-    /// Hyper with a key check and a plain sharded map.
-    HyperMap {
-        page_size: u32,
-        keys: u64,
-        gzip: bool,
-    },
 }
 
 /// The response of a bare hyper.
@@ -55,40 +54,28 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Self::Gateway => "gateway",
+            Self::Release => "release",
             Self::Nginx => "nginx",
             Self::NginxCopy => "nginx-copy",
             Self::Varnish => "varnish",
             Self::VarnishGzip => "varnish-gzip",
             Self::Haproxy => "haproxy",
             Self::Hyper(_) => "hyper",
-            Self::HyperMap { .. } => "hyper-map",
         }
     }
 
-    /// Whether it is a server with an upstream, or a limit server that has its pages from the start.
+    /// Whether it is a server with an upstream, or the limit server, which has its page from the start.
     pub fn is_cache(self) -> bool {
-        match self {
-            Self::Gateway
-            | Self::Nginx
-            | Self::NginxCopy
-            | Self::Varnish
-            | Self::VarnishGzip
-            | Self::Haproxy => true,
-            Self::Hyper(_) | Self::HyperMap { .. } => false,
-        }
+        !matches!(self, Self::Hyper(_))
     }
 
-    /// Whether concurrent misses of a page are merged into one call.
-    pub fn collapses(self) -> bool {
-        self.is_cache() && self != Self::Haproxy
+    pub fn is_gateway(self) -> bool {
+        matches!(self, Self::Gateway | Self::Release)
     }
 
     /// Whether a client that accepts gzip gets it.
     pub fn codes(self) -> bool {
-        match self {
-            Self::Gateway | Self::Nginx | Self::NginxCopy | Self::VarnishGzip => true,
-            Self::Varnish | Self::Haproxy | Self::Hyper(_) | Self::HyperMap { .. } => false,
-        }
+        !matches!(self, Self::Varnish | Self::Haproxy | Self::Hyper(_))
     }
 }
 
@@ -99,42 +86,28 @@ pub struct Machine {
     pub own_cpu: Option<u32>,
 }
 
-/// How many cores, and workers, a server gets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cores {
-    One,
-    /// Both, shared with the load generator.
-    Two,
-}
-
-impl Cores {
-    fn workers(self) -> usize {
-        match self {
-            Self::One => 1,
-            Self::Two => 2,
-        }
-    }
-}
-
 impl Machine {
     /// The list of cores of a server, for `taskset`.
-    fn list(self, cores: Cores) -> Option<String> {
-        let one = self.server_cpu?;
-        match (cores, self.own_cpu) {
-            (Cores::Two, Some(own)) => Some(format!("{one},{own}")),
-            (Cores::One | Cores::Two, _) => Some(one.to_string()),
-        }
+    fn list(self, workers: usize) -> Option<String> {
+        let (server, own) = (self.server_cpu?, self.own_cpu?);
+        Some(if workers == 1 {
+            server.to_string()
+        } else {
+            format!("{server},{own}")
+        })
     }
 
-    /// Pins this process, with the load generator and the upstream, to its own core, or to both if the server has two.
+    /// Pins this process, with the load generator and the upstream: beside a server with one worker to its own core, else to both.
     ///
     /// # Errors
     ///
     /// Returns why it cannot be pinned.
-    pub fn place_own(self, cores: Cores) -> io::Result<()> {
-        let list = match cores {
-            Cores::One => self.own_cpu.map(|own| own.to_string()),
-            Cores::Two => self.list(cores),
+    pub fn place_own(self, workers: usize) -> io::Result<()> {
+        let own = || self.own_cpu.map(|own| own.to_string());
+        let list = if workers == 1 {
+            own()
+        } else {
+            self.list(workers)
         };
         let Some(list) = list else {
             return Ok(());
@@ -151,160 +124,195 @@ impl Machine {
     }
 }
 
-/// Where servers run and log to.
-#[derive(Clone, Debug)]
+/// A certificate of its own for 127.0.0.1, as PEM and for clients.
+#[derive(Debug)]
+pub struct Certificate {
+    certificate: String,
+    key: String,
+    trusted: CertificateDer<'static>,
+}
+
+impl Certificate {
+    /// # Errors
+    ///
+    /// Returns why it cannot be made.
+    pub fn new() -> Result<Self> {
+        let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()])?;
+        Ok(Self {
+            certificate: made.cert.pem(),
+            key: made.signing_key.serialize_pem(),
+            trusted: made.cert.der().clone(),
+        })
+    }
+
+    /// A client without sessions to resume.
+    pub fn client(&self, http2: bool) -> Arc<ClientConfig> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.trusted.clone()).expect("it was just made");
+        let mut client = ClientConfig::builder()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        client.alpn_protocols = vec![if http2 { "h2" } else { "http/1.1" }.into()];
+        client.into()
+    }
+}
+
+/// What servers run from.
+#[derive(Debug)]
 pub struct Bench {
     pub gateway: PathBuf,
-    /// The folder for configurations, logs and working files.
+    pub release: PathBuf,
+    /// The folder for configurations and working files.
     pub work: PathBuf,
     pub machine: Machine,
-    /// Whether logs go to files; otherwise to `/dev/null`, so that no disk is measured.
-    pub keep_logs: bool,
+    pub certificate: Certificate,
+}
+
+/// How a server runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup {
+    pub kind: Kind,
+    pub workers: usize,
+    /// For pages.
+    pub cache_mib: u64,
+    pub tls: Option<Tls>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tls {
+    Http1,
+    Http2,
 }
 
 /// A running server; it is stopped when dropped.
 #[derive(Debug)]
 pub struct Server {
     pub kind: Kind,
-    pub address: SocketAddr,
+    pub target: Target,
     /// The time from its start to its first page.
     pub started_in: Duration,
     child: Child,
-    log: PathBuf,
     cache: PathBuf,
 }
 
 impl Bench {
-    /// Starts a server with this many MiB for pages, and waits until it responds.
+    /// Starts a server and waits until it responds.
     ///
     /// # Errors
     ///
     /// Returns why it does not run.
-    pub fn start(
-        &self,
-        kind: Kind,
-        cores: Cores,
-        cache_mib: u64,
-        upstream: &Upstream,
-    ) -> io::Result<Server> {
-        // The same server may run once on one core and once on two.
-        let name = format!("{}-{}", kind.name(), cores.workers());
-        let work = self.work.join(name);
+    pub async fn start(&self, setup: Setup, upstream: &Upstream) -> Result<Server> {
+        let kind = setup.kind;
+        let work = self.work.join(kind.name());
         let cache = cache_folder(&work);
         for folder in [&work, &cache] {
             let _ = fs::remove_dir_all(folder);
             fs::create_dir_all(folder)?;
         }
+        let Certificate {
+            certificate, key, ..
+        } = &self.certificate;
+        fs::write(work.join("cert.pem"), certificate)?;
+        fs::write(work.join("key.pem"), key)?;
+        fs::write(work.join("both.pem"), format!("{certificate}{key}"))?;
         let address = free_address()?;
-        let log = if self.keep_logs {
-            work.join("access.log")
-        } else {
-            PathBuf::from("/dev/null")
-        };
         let filled = Filled {
             work: &work,
             cache: &cache,
-            log: &log,
             port: address.port(),
-            upstream_port: match kind {
-                Kind::Gateway => upstream.unpod.port(),
-                _ => upstream.better.port(),
+            upstream_port: if kind.is_gateway() {
+                upstream.unpod.port()
+            } else {
+                upstream.better.port()
             },
-            cache_mib,
-            cores,
+            setup,
         };
-        let mut command = self.command(kind, &filled)?;
-        let output = File::options().append(true).create(true).open(&log)?;
+        let mut command = self.command(&filled)?;
+        // Access logs too, so that no disk is measured.
         command
             .stdin(Stdio::null())
-            .stdout(output.try_clone()?)
-            .stderr(output);
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let http2 = setup.tls == Some(Tls::Http2);
+        let tls = setup.tls.map(|_| self.certificate.client(http2));
         let began = Instant::now();
-        let child = command.spawn()?;
         let mut server = Server {
             kind,
-            address,
+            target: Target {
+                address,
+                tls,
+                http2,
+            },
             started_in: Duration::ZERO,
-            child,
-            log,
+            child: command.spawn()?,
             cache,
         };
-        server.await_first_page()?;
+        server.await_first_page().await?;
         server.started_in = began.elapsed();
         Ok(server)
     }
 
-    fn command(&self, kind: Kind, filled: &Filled<'_>) -> io::Result<Command> {
+    fn command(&self, filled: &Filled<'_>) -> io::Result<Command> {
+        let Setup {
+            kind,
+            workers,
+            cache_mib,
+            ..
+        } = filled.setup;
         let file = |name: &str, text: &str| -> io::Result<PathBuf> {
             let path = filled.work.join(name);
-            fs::write(&path, filled.fill(text, kind)?)?;
+            fs::write(&path, filled.fill(text)?)?;
             Ok(path)
         };
-        let mut command = match kind {
-            Kind::Gateway => {
+        let mut command;
+        match kind {
+            Kind::Gateway | Kind::Release => {
                 let config = file("gateway.toml", include_str!("../peers/gateway.toml"))?;
-                let mut command = self.on_its_cores(filled.cores, &self.gateway);
+                let program = match kind {
+                    Kind::Gateway => &self.gateway,
+                    _ => &self.release,
+                };
+                command = self.on_its_cores(workers, program);
                 command.arg("serve").arg("--config").arg(config);
-                command
             }
             Kind::Nginx | Kind::NginxCopy => {
                 let config = file("nginx.conf", include_str!("../peers/nginx.conf"))?;
-                let mut command = self.on_its_cores(filled.cores, "nginx");
+                command = self.on_its_cores(workers, "nginx");
                 command.arg("-p").arg(filled.work).arg("-c").arg(config);
-                command
             }
             Kind::Varnish | Kind::VarnishGzip => {
                 let config = file("varnish.vcl", include_str!("../peers/varnish.vcl"))?;
-                let mut command = self.on_its_cores(filled.cores, "varnishd");
+                command = self.on_its_cores(workers, "varnishd");
                 command.args(["-F", "-j", "none", "-T", "none", "-a"]);
-                command.arg(filled.address()).arg("-f").arg(config);
+                command.arg(format!("127.0.0.1:{}", filled.port));
+                command.arg("-f").arg(config);
                 command.arg("-n").arg(filled.work.join("instance"));
-                command.args(["-s", &format!("malloc,{}m", filled.cache_mib)]);
+                command.args(["-s", &format!("malloc,{cache_mib}m")]);
                 command.args(["-p", "timeout_idle=75"]);
-                command
             }
             Kind::Haproxy => {
                 let config = file("haproxy.cfg", include_str!("../peers/haproxy.cfg"))?;
-                let mut command = self.on_its_cores(filled.cores, "haproxy");
+                command = self.on_its_cores(workers, "haproxy");
                 command.arg("-f").arg(config);
-                command
             }
             Kind::Hyper(fixed) => {
-                let mut command = self.limit(filled, fixed.page_size, fixed.gzip)?;
-                if fixed.not_modified {
-                    command.arg("--not-modified");
-                }
-                command
+                command = self.on_its_cores(workers, std::env::current_exe()?);
+                command.args(["limit", "--port", &filled.port.to_string()]);
+                command.args(["--workers", &workers.to_string()]);
+                command.args(["--page-size", &fixed.page_size.to_string()]);
+                command.args(fixed.gzip.then_some("--gzip"));
+                command.args(fixed.not_modified.then_some("--not-modified"));
             }
-            Kind::HyperMap {
-                page_size,
-                keys,
-                gzip,
-            } => {
-                let mut command = self.limit(filled, page_size, gzip)?;
-                command.arg("--keys").arg(keys.to_string());
-                command
-            }
-        };
+        }
         command.current_dir(filled.work);
         Ok(command)
     }
 
-    fn limit(&self, filled: &Filled<'_>, page_size: u32, gzip: bool) -> io::Result<Command> {
-        let mut command = self.on_its_cores(filled.cores, std::env::current_exe()?);
-        command.args(["limit", "--port", &filled.port.to_string()]);
-        command.args(["--page-size", &page_size.to_string()]);
-        if gzip {
-            command.arg("--gzip");
-        }
-        Ok(command)
-    }
-
     /// A command that runs on the servers' cores and is killed with the benchmark.
-    fn on_its_cores(&self, cores: Cores, program: impl AsRef<Path>) -> Command {
+    fn on_its_cores(&self, workers: usize, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "TERM"]);
-        if let Some(list) = self.machine.list(cores) {
+        if let Some(list) = self.machine.list(workers) {
             command.args(["taskset", "-c", &list]);
         }
         command.arg(program.as_ref());
@@ -316,40 +324,47 @@ impl Bench {
 struct Filled<'a> {
     work: &'a Path,
     cache: &'a Path,
-    log: &'a Path,
     port: u16,
     upstream_port: u16,
-    cache_mib: u64,
-    cores: Cores,
+    setup: Setup,
 }
 
 impl Filled<'_> {
-    fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
-    }
-
-    fn fill(&self, text: &str, kind: Kind) -> io::Result<String> {
+    fn fill(&self, text: &str) -> io::Result<String> {
+        let Setup { kind, .. } = self.setup;
         let keeps_copies = kind == Kind::NginxCopy;
+        let work = self.work.display();
+        let if_tls = |text: String| match self.setup.tls {
+            Some(_) => text,
+            None => String::new(),
+        };
         let values = [
             ("@PORT@", self.port.to_string()),
             ("@ADMIN_PORT@", free_address()?.port().to_string()),
             ("@UPSTREAM_PORT@", self.upstream_port.to_string()),
             ("@UPSTREAM_TOKEN@", upstream::TOKEN.to_owned()),
             ("@KEY@", CLIENT_KEY.to_owned()),
-            ("@WORK@", self.work.display().to_string()),
+            ("@WORK@", work.to_string()),
             ("@CACHE@", self.cache.display().to_string()),
-            ("@LOG@", self.log.display().to_string()),
-            ("@CACHE_MIB@", self.cache_mib.to_string()),
-            ("@WORKERS@", self.cores.workers().to_string()),
-            (
-                "@GZIP@",
-                (if keeps_copies { "off" } else { "on" }).to_owned(),
-            ),
+            ("@CACHE_MIB@", self.setup.cache_mib.to_string()),
+            ("@WORKERS@", self.setup.workers.to_string()),
+            ("@GZIP@", if keeps_copies { "off" } else { "on" }.to_owned()),
             (
                 "@CODING@",
-                (if keeps_copies { "$coding" } else { "" }).to_owned(),
+                if keeps_copies { "$coding" } else { "" }.to_owned(),
             ),
             ("@DO_GZIP@", (kind == Kind::VarnishGzip).to_string()),
+            (
+                "@GATEWAY_TLS@",
+                if_tls(format!(
+                    "tls = {{ cert_file = \"{work}/cert.pem\", key_file = \"{work}/key.pem\" }}"
+                )),
+            ),
+            ("@NGINX_TLS@", if_tls("ssl http2".to_owned())),
+            (
+                "@HAPROXY_TLS@",
+                if_tls(format!("ssl crt {work}/both.pem alpn h2,http/1.1")),
+            ),
         ];
         let mut filled = text.to_owned();
         for (placeholder, value) in values {
@@ -365,38 +380,33 @@ impl Server {
         usage::family(self.child.id())
     }
 
-    /// Its log so far; `None` without a log file, and for Varnish, which logs to shared memory.
-    pub fn logged(&self) -> Option<String> {
-        let keeps_none = matches!(self.kind, Kind::Varnish | Kind::VarnishGzip);
-        let is_kept = !keeps_none && self.log.is_file();
-        is_kept.then(|| fs::read_to_string(&self.log).unwrap_or_default())
+    /// CPU time of its processes so far.
+    pub fn cpu(&self) -> Duration {
+        usage::cpu(&self.family())
     }
 
-    /// Bytes of its pages: resident memory, and for nginx the files of its cache, which are in memory too.
+    /// Bytes it holds: resident memory, and for nginx the files of its cache, which are in memory too.
     pub fn memory(&self) -> u64 {
         usage::resident(&self.family()) + files_under(&self.cache)
     }
 
-    fn await_first_page(&mut self) -> io::Result<()> {
-        // A limit server has pages of one size; any path will do.
-        let form = Form::new(self.address, LARGE);
-        let authorization = format!("Token {CLIENT_KEY}");
-        let path = form.path(Key(0));
-        let fields = [("Authorization", authorization.as_str())];
+    async fn await_first_page(&mut self) -> Result<()> {
+        // The limit server has one page; any path will do.
+        let request = Form::new(LARGE).request(&self.target, Key(0));
         let deadline = Instant::now() + START;
         loop {
-            if client::get(self.address, &path, &fields).is_ok_and(|reply| reply.status < 500) {
+            let reply = fetch(&self.target, request.clone()).await;
+            if reply.is_ok_and(|(reply, _)| reply.status().as_u16() < 500) {
                 return Ok(());
             }
+            let name = self.kind.name();
             if let Some(status) = self.child.try_wait()? {
-                let name = self.kind.name();
-                return Err(io::Error::other(format!("{name} ended with {status}")));
+                return Err(other(format!("{name} ended with {status}")));
             }
             if Instant::now() > deadline {
-                let name = self.kind.name();
-                return Err(io::Error::other(format!("{name} gives no page")));
+                return Err(other(format!("{name} gives no page")));
             }
-            thread::sleep(Duration::from_millis(1));
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
 }

@@ -52,6 +52,8 @@ struct Shared {
     large: Pages,
     calls: AtomicU64,
     latency_ms: AtomicU64,
+    /// How often the tasks of the watched space have changed.
+    revision: AtomicU64,
 }
 
 impl Upstream {
@@ -66,6 +68,7 @@ impl Upstream {
             large: Pages::of(pages::LARGE),
             calls: AtomicU64::new(0),
             latency_ms: AtomicU64::new(0),
+            revision: AtomicU64::new(0),
         });
         let unpod = bind()?;
         let better = bind()?;
@@ -95,6 +98,11 @@ impl Upstream {
     pub fn set_latency(&self, latency: Duration) {
         let millis = u64::try_from(latency.as_millis()).unwrap_or(u64::MAX);
         self.shared.latency_ms.store(millis, Ordering::SeqCst);
+    }
+
+    /// Changes every task of the watched space.
+    pub fn change(&self) {
+        self.shared.revision.fetch_add(1, Ordering::SeqCst);
     }
 
     pub fn pages(&self, page_size: u32) -> &Pages {
@@ -142,6 +150,10 @@ async fn answer(
 ) -> Response<Full<Bytes>> {
     if !has_token(request) {
         return refusal(StatusCode::UNAUTHORIZED, "Invalid token.");
+    }
+    if request.uri().path().contains(pages::WATCHED) {
+        let revision = shared.revision.load(Ordering::SeqCst);
+        return Response::new(Full::new(shared.large.watched(revision)));
     }
     let Some((key, page_size)) = wanted(request) else {
         return refusal(StatusCode::NOT_FOUND, "no such page");

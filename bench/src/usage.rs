@@ -40,22 +40,6 @@ fn proportional(pid: u32) -> Option<u64> {
     Some(kib << 10)
 }
 
-/// Available memory of the system in bytes.
-pub fn available() -> u64 {
-    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text.lines().find(|line| line.starts_with("MemAvailable:"));
-    let kib = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
-    kib.unwrap_or_default() << 10
-}
-
-/// The limit of open files of this process.
-pub fn most_files() -> u64 {
-    let text = fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    let line = text.lines().find(|line| line.starts_with("Max open files"));
-    let soft = line.and_then(|line| line.split_whitespace().nth(3));
-    soft.and_then(|soft| soft.parse().ok()).unwrap_or(u64::MAX)
-}
-
 /// The processor's name, if the system reports it.
 pub fn processor() -> String {
     let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();

@@ -23,6 +23,7 @@ use std::{
     time::Instant,
 };
 
+use axum::{Router, extract::Path, routing::get};
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, header};
 use http_body_util::Full;
@@ -30,6 +31,7 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use sha2::{Digest, Sha256};
 use tokio::runtime::Runtime;
+use tower::Service;
 use unpod_gateway::{
     app::Gateway,
     config::Config,
@@ -75,6 +77,13 @@ fn main() {
         &[request(world::SUPPORT, 1, 1, "")],
         requests,
         bare,
+    );
+    measure(
+        &runtime,
+        "bare axum, one route of the same path",
+        &[request(world::SUPPORT, 1, 1, "")],
+        requests,
+        bare_axum,
     );
     for (name, asked) in rows(&runtime, &gateway) {
         let converse = |client| gateway.converse(Box::new(client), peer());
@@ -191,6 +200,23 @@ fn bare(client: Client) -> Conversation {
         );
         async { Ok::<_, Infallible>(response) }
     });
+    Box::pin(async move {
+        let served = http1::Builder::new()
+            .serve_connection(TokioIo::new(client), service)
+            .await;
+        served.expect("the client says nothing wrong");
+    })
+}
+
+/// The same by axum's router and one extractor: what the framework costs by itself.
+fn bare_axum(client: Client) -> Conversation {
+    let body = Bytes::from(vec![b'x'; SMALL]);
+    let page = async move |Path(_): Path<String>| {
+        let json = HeaderValue::from_static("application/json");
+        ([(header::CONTENT_TYPE, json)], body.clone())
+    };
+    let router = Router::new().route("/spaces/{space}/tasks", get(page));
+    let service = service_fn(move |request: Request<Incoming>| router.clone().call(request));
     Box::pin(async move {
         let served = http1::Builder::new()
             .serve_connection(TokioIo::new(client), service)
