@@ -1,12 +1,12 @@
 // examples/browser as its users would run it: a backend that mints, a page that reads, a real gateway and a simulated Unpod.
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
-import { cpSync, mkdtempSync, rmSync } from 'node:fs'
+import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:http'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import test from 'node:test'
-import { freePort, openPage, root, start, startGateway, startSimulator, until } from './lib.mjs'
+import { binary, freePort, openPage, root, start, startGateway, startSimulator, until } from './lib.mjs'
 
 const KEY = 'ugw_example_key_of_the_frontend_backend'
 const SPACE = 'SUPPORT0000000000000000A'
@@ -16,7 +16,7 @@ async function startExample(t, { ttl = '300', upstream, env = {} } = {}) {
   const folder = mkdtempSync(join(tmpdir(), 'example-'))
   t.after(() => rmSync(folder, { recursive: true }))
   cpSync(`${root}examples/browser`, folder, { recursive: true })
-  execFileSync('openssl', ['genpkey', '-algorithm', 'ed25519', '-out', join(folder, 'browser-key.pem')])
+  writeFileSync(join(folder, 'browser-key.pem'), execFileSync(binary, ['key', 'browser-signing']), { mode: 0o600 })
   const port = await freePort()
   const listen = `127.0.0.1:${await freePort()}`
   const settings = {
@@ -176,6 +176,42 @@ test('the page is read again and again while there is no stream', async (t) => {
   refuse = refusals.at(-1)
   await page.clock.fastForward(60_000)
   await liveIs(page, 'Live')
+})
+
+test('the commands of docs/frontends.md start the example, and a new task appears by itself', async (t) => {
+  const page = readFileSync(`${root}docs/frontends.md`, 'utf8')
+  const blocks = [...page.matchAll(/^```sh\n(.*?)^```/gms)].map(([, block]) => block)
+  assert.equal(blocks.length, 3)
+  const folder = mkdtempSync(join(tmpdir(), 'example-'))
+  t.after(() => rmSync(folder, { recursive: true }))
+  cpSync(`${root}examples`, join(folder, 'examples'), { recursive: true })
+  const ports = { 3000: await freePort(), 8080: await freePort(), 8090: await freePort(), 9090: await freePort() }
+  const at = (port) => `127.0.0.1:${ports[port]}`
+  // Built already, on free ports, and with a new task sooner.
+  const script = (block) =>
+    block
+      .replace('cargo run --locked -- simulate-upstream', `${binary} simulate-upstream --listen ${at(8090)}`)
+      .replace('cargo build --locked\n', '')
+      .replaceAll('../../target/debug/unpod-gateway', binary)
+      .replace('20s', '2s')
+      .replace('127.0.0.1:8080', at(8080))
+  const run = (block, wanted, env = {}) => start(t, 'sh', ['-euc', script(block)], { cwd: folder, env, wanted, isGroup: true })
+  await run(blocks[0], (line) => line.includes(at(8090)))
+  await run(blocks[1], (line) => line.includes('gateway is ready'), {
+    UNPOD_GATEWAY__SERVER__LISTEN: at(8080),
+    UNPOD_GATEWAY__ADMIN__LISTEN: at(9090),
+    UNPOD_GATEWAY__UPSTREAM__BASE_URL: `http://${at(8090)}`,
+    UNPOD_GATEWAY__CORS__ORIGINS: JSON.stringify([`http://${at(3000)}`]),
+  })
+  await run(blocks[2], (line) => line.includes(at(3000)), { PORT: String(ports[3000]) })
+
+  const { page: shown, assertQuiet } = await openPage(t)
+  await shown.goto(`http://${at(3000)}/`)
+  await liveIs(shown, 'Live')
+  const newest = () => shown.locator('#tasks tr').first().getAttribute('data-task')
+  const first = await newest()
+  await until(newest, (task) => task !== first)
+  assertQuiet()
 })
 
 test('a token that ends is renewed and the page goes on', async (t) => {

@@ -27,10 +27,12 @@ export async function freePort() {
   return port
 }
 
-// Starts a process and waits for the first line for which `wanted` returns something; it is stopped with the test.
-export async function start(t, command, args, { env = {}, wanted, cwd = root }) {
-  const child = spawn(command, args, { cwd, env: { PATH: process.env.PATH, ...env }, stdio: ['ignore', 'pipe', 'pipe'] })
-  t.after(() => child.kill('SIGKILL'))
+// Starts a process and waits for the first line for which `wanted` returns something; it is stopped with the test, where it is a group
+// with what it started.
+export async function start(t, command, args, { env = {}, wanted, cwd = root, isGroup = false }) {
+  const options = { cwd, env: { PATH: process.env.PATH, ...env }, stdio: ['ignore', 'pipe', 'pipe'], detached: isGroup }
+  const child = spawn(command, args, options)
+  t.after(() => (isGroup ? process.kill(-child.pid, 'SIGKILL') : child.kill('SIGKILL')))
   const lines = []
   const ready = new Promise((resolve, reject) => {
     for (const stream of [child.stdout, child.stderr]) {

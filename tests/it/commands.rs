@@ -22,7 +22,7 @@ const NOT_RUN: [(&str, &str); 5] = [
         "README.md",
         "`.ci/run` runs the tests and `.ci/smoke` the demo; the rest compiles for minutes",
     ),
-    ("docs/frontends.md", "tests/browser runs the example"),
+    ("docs/frontends.md", "tests/browser runs them"),
     (
         "docs/install.md",
         "they need root, Docker or a cluster; `.ci/container` and `.ci/deploy` do the same",
