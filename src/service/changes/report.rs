@@ -64,7 +64,7 @@ fn report(space: &Arc<Space>, now: Instant) -> WatchReport {
     let status = state.status(now);
     let (standing, since, code) = match (status.gone, status.delayed) {
         (Some(code), _) => (WatchState::Gone, None, Some(code)),
-        _ if state.watching.is_none() => (WatchState::Kept, None, None),
+        _ if state.listeners == 0 && state.watching.is_none() => (WatchState::Kept, None, None),
         (None, Some(delayed)) => (WatchState::Delayed, Some(delayed.since), Some(delayed.code)),
         (None, None) if state.listeners == 0 => (WatchState::Lingering, None, None),
         (None, None) => (WatchState::Watching, None, None),
