@@ -141,11 +141,15 @@ impl Shutdown {
 
 /// Serves a service over HTTP/1 and HTTP/2. Each request carries a [`ConnectionInfo`] in its extensions. A clone serves the same.
 ///
+/// A handle: each open connection holds one, and a copy of all that would be kilobytes of each.
+///
 /// [`ConnectionInfo`]: crate::peer::ConnectionInfo
 #[derive(Clone)]
-pub struct Server<S> {
+pub struct Server<S>(Arc<Shared<S>>);
+
+struct Shared<S> {
     builder: auto::Builder<TokioExecutor>,
-    acceptor: Arc<Acceptor>,
+    acceptor: Acceptor,
     service: S,
     limits: Limits,
     metrics: Option<Arc<Metrics>>,
@@ -158,6 +162,7 @@ where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible, Future: Send>
         + Clone
         + Send
+        + Sync
         + 'static,
     B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Send + Unpin + 'static,
 {
@@ -170,15 +175,15 @@ where
         metrics: Option<Arc<Metrics>>,
         shutdown: Shutdown,
     ) -> Self {
-        Self {
+        Self(Arc::new(Shared {
             builder: drive::builder(&limits),
-            acceptor: Arc::new(acceptor),
+            acceptor,
             service,
             limits,
             metrics,
             shutdown,
             connections: Arc::new(Connections::new(limits.max_unsent_bytes)),
-        }
+        }))
     }
 
     /// Serves the connections of `listener` until the shutdown is complete; then gives requests in flight `drain_timeout`.
@@ -186,11 +191,14 @@ where
     /// Returns whether every request got its answer.
     pub async fn serve(self, listener: Listener) -> bool {
         let connections = TaskTracker::new();
-        let permits = Arc::new(Semaphore::new(self.limits.max_connections));
+        let Shared {
+            limits, shutdown, ..
+        } = &*self.0;
+        let permits = Arc::new(Semaphore::new(limits.max_connections));
         loop {
             let accepted = tokio::select! {
                 biased;
-                () = self.shutdown.closed.cancelled() => break,
+                () = shutdown.closed.cancelled() => break,
                 accepted = self.accept(&listener, &permits) => accepted,
             };
             match accepted {
@@ -211,9 +219,9 @@ where
             }
         }
         drop(listener);
-        self.connections.end_all(End::Shutdown);
+        self.0.connections.end_all(End::Shutdown);
         connections.close();
-        let ended = tokio::time::timeout(self.limits.drain_timeout, connections.wait()).await;
+        let ended = tokio::time::timeout(limits.drain_timeout, connections.wait()).await;
         ended.is_ok()
     }
 
@@ -229,7 +237,7 @@ where
             return Ok((io, peer, permit));
         }
         loop {
-            self.connections.give_way();
+            self.0.connections.give_way();
             let permit = permits.clone().acquire_owned();
             if let Ok(permit) = tokio::time::timeout(PERMIT_PAUSE, permit).await {
                 return Ok((io, peer, permit.expect("the semaphore is never closed")));
@@ -239,30 +247,36 @@ where
 
     /// Serves one connection until it ends.
     pub async fn connection(self, io: Box<dyn Connection>, peer: Peer) {
-        let _counted = self
-            .metrics
-            .as_ref()
-            .map(|metrics| metrics.http.connection());
-        let open = self.connections.open(self.shutdown.closing.clone());
-        if self.shutdown.closed.is_cancelled() {
+        let Shared {
+            acceptor,
+            limits,
+            metrics,
+            shutdown,
+            connections,
+            ..
+        } = &*self.0;
+        let metrics = metrics.as_deref();
+        let _counted = metrics.map(|metrics| metrics.http.connection());
+        let open = connections.open(shutdown.closing.clone());
+        if shutdown.closed.is_cancelled() {
             open.state.request_end(End::Shutdown);
         }
-        let limit = self.limits.header_read_timeout;
+        // Boxed: it is over before the first request, and would be part of the connection to its end.
+        let accepting = Box::pin(acceptor.accept(io, peer, limits.header_read_timeout));
         let accepted = tokio::select! {
             // A connection that is ready at once is served even during a shutdown.
             biased;
-            accepted = self.acceptor.accept(io, peer, limit) => accepted,
+            accepted = accepting => accepted,
             // No request has begun.
             () = open.state.notified() => {
-                return count(self.metrics.as_deref(), open.state.take_end());
+                return count(metrics, open.state.take_end());
             }
         };
         match accepted {
             Ok(accepted) => {
                 open.state.opened();
-                let metrics = self.metrics.clone();
                 let end = self.http(accepted, open.state.clone()).await;
-                count(metrics.as_deref(), end);
+                count(metrics, end);
             }
             Err(error) => self.not_accepted(peer, &error),
         }
@@ -276,24 +290,24 @@ where
             error.cause = cause,
             "a connection never came to a request"
         );
-        if let (Some(metrics), Some(failure)) = (&self.metrics, error.failure()) {
+        if let (Some(metrics), Some(failure)) = (&self.0.metrics, error.failure()) {
             metrics.http.connection_failed(failure);
         }
     }
 
-    async fn http(self, accepted: Accepted, state: Arc<ConnectionState>) -> Option<End> {
+    async fn http(&self, accepted: Accepted, state: Arc<ConnectionState>) -> Option<End> {
         let Accepted { io, info } = accepted;
         let io = TokioIo::new(Watched::new(io, state.clone()));
         // One connection's service, called by nobody else.
-        let service = RefCell::new(self.service);
+        let service = RefCell::new(self.0.service.clone());
         let requests = state.clone();
         let service = service_fn(move |mut request: Request<Incoming>| {
             let in_flight = requests.request(request.version());
             request.extensions_mut().insert(info.clone());
             Answering::new(&mut *service.borrow_mut(), request, in_flight)
         });
-        let connection = self.builder.serve_connection(io, service);
-        drive::drive(connection, state, self.limits.timeouts()).await
+        let connection = self.0.builder.serve_connection(io, service);
+        drive::drive(connection, state, self.0.limits.timeouts()).await
     }
 }
 

@@ -121,7 +121,7 @@ where
 
 /// Runs a connection until it ends, or until it is to be ended; returns why.
 ///
-/// Boxed: otherwise the compiler cannot prove that the future is `Send`.
+/// Boxed: otherwise the compiler cannot prove that the future is `Send`. The connection too: a future holds twice what it is given and pins.
 pub(super) fn drive<'a, C>(
     connection: C,
     state: Arc<ConnectionState>,
@@ -130,18 +130,17 @@ pub(super) fn drive<'a, C>(
 where
     C: GracefulConnection<Error: Display + Send> + Send + 'a,
 {
-    Box::pin(run(connection, state, timeouts))
+    Box::pin(run(Box::pin(connection), state, timeouts))
 }
 
 async fn run<C>(
-    connection: C,
+    mut connection: Pin<Box<C>>,
     state: Arc<ConnectionState>,
     timeouts: ConnectionTimeouts,
 ) -> Option<End>
 where
     C: GracefulConnection<Error: Display>,
 {
-    let mut connection = pin!(connection);
     let mut timer = pin!(sleep(timeouts.shortest()));
     // Why it was asked to end, once it was.
     let mut asked = None;

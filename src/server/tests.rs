@@ -436,7 +436,8 @@ async fn requests_are_not_read_while_more_are_under_way_than_there_is_room_for()
                 .connection(Box::new(theirs), Peer::UnixSocket);
             peers.push((io, tokio::spawn(server)));
         }
-        let idle = Arc::strong_count(&clones);
+        // Each connection will have a service of its own.
+        let idle = Arc::strong_count(&clones) + peers.len();
         let mut most = 0;
         while peers.iter().any(|(_, server)| !server.is_finished()) {
             tokio::task::yield_now().await;
