@@ -61,6 +61,8 @@ pub struct Options {
     pub faults: Vec<Fault>,
     /// For each API token.
     pub quota_per_minute: Option<u32>,
+    /// The most rows of a page; `None`: as many as are asked for.
+    pub max_page_size: Option<u32>,
     /// How many requests are served at once; more wait.
     pub slots: usize,
     /// How often a task is added to [`world::LIVE`].
@@ -78,6 +80,7 @@ impl Default for Options {
             jitter: Duration::ZERO,
             faults: Vec::new(),
             quota_per_minute: None,
+            max_page_size: None,
             slots: 8,
             new_task_every: None,
             seed: 1,
@@ -189,9 +192,11 @@ struct Shared {
 
 impl Shared {
     fn new(options: Options) -> Self {
+        let mut world = World::new(options.seed);
+        world.set_max_page_size(options.max_page_size);
         Self {
             recorded: options.recorded,
-            world: Mutex::new(World::new(options.seed)),
+            world: Mutex::new(world),
             ledger: Mutex::default(),
             settings: Mutex::new(Settings {
                 latency: options.latency,

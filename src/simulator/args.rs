@@ -27,6 +27,10 @@ pub struct SimulateArgs {
     #[arg(long, value_name = "N")]
     quota: Option<u32>,
 
+    /// Tasks and runs that a page has at most, however many are asked for.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_page_size: Option<u32>,
+
     /// Requests served at once; more wait.
     #[arg(long, value_name = "N", default_value_t = Options::default().slots, value_parser = at_least_one)]
     slots: usize,
@@ -48,6 +52,7 @@ impl SimulateArgs {
             jitter: self.jitter,
             faults: self.faults,
             quota_per_minute: self.quota,
+            max_page_size: self.max_page_size,
             slots: self.slots,
             new_task_every: self.new_task_every,
             seed: self.seed,
@@ -108,6 +113,7 @@ mod tests {
             "--fail=503",
             "--fail=reset=0.5",
             "--quota=5",
+            "--max-page-size=50",
             "--slots=2",
             "--new-task-every=2s",
             "--seed=9",
@@ -122,12 +128,14 @@ mod tests {
             }
         );
         assert_eq!(options.quota_per_minute, Some(5));
+        assert_eq!(options.max_page_size, Some(50));
         assert_eq!(options.new_task_every, Some(Duration::from_secs(2)));
     }
 
     #[test]
     fn what_makes_no_sense_is_refused() {
         for argument in [
+            "--max-page-size=0",
             "--slots=0",
             "--new-task-every=0s",
             "--fail=teapot",
