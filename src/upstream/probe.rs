@@ -3,19 +3,16 @@
 use std::sync::Arc;
 
 use http::HeaderValue;
-use tokio::time::Instant;
 use tower::Service;
 
 use super::{
-    AcquiredCall, CallLimits, Calls, Client, Credential, Credentials, LastError, PageRequest,
-    Rules, Sent, UpstreamError, Validators,
+    CallLimits, Client, Credential, Credentials, PageRequest, Rules, UpstreamError,
     normalize::{from_client, meaning},
     pause::clock_skew,
 };
 use crate::{
     config::{ClientConfig, UpstreamConfig},
     domain::{ListId, PageQuery, SpaceToken},
-    telemetry::traces::TraceContext,
 };
 
 /// Stands in where no space is named. No space is called so: whoever says that it does not exist has taken the token.
@@ -48,7 +45,21 @@ pub async fn probe_all(
     for credential in credentials.all() {
         let (space, token) = named_space(config, clients, credentials, credential).unzip();
         let token = token.unwrap_or_else(|| SpaceToken::new(NO_SPACE).expect("it has the form"));
-        let answer = client.clone().call(request(credential.clone(), token));
+        let query = PageQuery {
+            page: PageQuery::DEFAULT_PAGE,
+            page_size: 1,
+        };
+        let request = PageRequest {
+            request_id: HeaderValue::from_static("unpod-gateway-check"),
+            ..PageRequest::new(
+                credential.clone(),
+                token,
+                ListId::TASKS,
+                query,
+                "check".into(),
+            )
+        };
+        let answer = client.clone().call(request);
         let raw = match tokio::time::timeout(config.timeout, answer).await {
             Ok(raw) => raw.map_err(from_client),
             Err(_) => Err(UpstreamError::Timeout(config.timeout)),
@@ -66,29 +77,6 @@ pub async fn probe_all(
         });
     }
     all
-}
-
-fn request(credential: Arc<Credential>, space: SpaceToken) -> PageRequest {
-    PageRequest {
-        token: credential.preferred(),
-        credential,
-        space,
-        list: ListId::TASKS,
-        query: PageQuery {
-            page: PageQuery::DEFAULT_PAGE,
-            page_size: 1,
-        },
-        validators: Validators::default(),
-        request_id: HeaderValue::from_static("unpod-gateway-check"),
-        began: Instant::now(),
-        cause: "check".into(),
-        call: AcquiredCall::default(),
-        is_retry: false,
-        sent: Sent::default(),
-        calls: Calls::default(),
-        last_error: LastError::default(),
-        trace: TraceContext::default(),
-    }
 }
 
 /// The first space that a client reads with `credential`, else the first that the credential serves, and its key.

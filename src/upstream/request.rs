@@ -48,6 +48,36 @@ pub struct PageRequest {
     pub trace: TraceContext,
 }
 
+impl PageRequest {
+    /// Asks for a page as it is, whatever is stored of it: a first try that begins now, is paid for by no call, and charged to `cause`.
+    #[must_use]
+    pub fn new(
+        credential: Arc<Credential>,
+        space: SpaceToken,
+        list: ListId,
+        query: PageQuery,
+        cause: Arc<str>,
+    ) -> Self {
+        Self {
+            token: credential.preferred(),
+            credential,
+            space,
+            list,
+            query,
+            validators: Validators::default(),
+            request_id: HeaderValue::from_static("unpod-gateway"),
+            began: Instant::now(),
+            cause,
+            call: AcquiredCall::default(),
+            is_retry: false,
+            sent: Sent::default(),
+            calls: Calls::default(),
+            last_error: LastError::default(),
+            trace: TraceContext::default(),
+        }
+    }
+}
+
 /// The number of upstream calls that a page has cost. Clones share the count.
 #[derive(Clone, Debug, Default)]
 pub struct Calls(Arc<AtomicU32>);

@@ -42,21 +42,19 @@ impl Pages {
         // A page dropped in between must not come back by a 304.
         let stored = stored.filter(|page| !page.is_invalidated());
         let asked = |call: Call| PageRequest {
-            credential: request.credential.clone(),
-            token: request.credential.preferred(),
-            space: request.space.clone(),
-            list: request.list.clone(),
-            query: request.query,
             validators: stored.as_deref().map(validators).unwrap_or_default(),
             request_id: request.request_id.clone(),
             began: started,
-            cause: context.cause,
             call: call.into(),
-            is_retry: false,
-            sent: Sent::default(),
             calls: context.calls.clone(),
-            last_error: LastError::default(),
             trace: span.context().clone(),
+            ..PageRequest::new(
+                request.credential.clone(),
+                request.space.clone(),
+                request.list.clone(),
+                request.query,
+                context.cause,
+            )
         };
         let answer = match call.map(asked) {
             Ok(asked) => call_upstream(&request, asked, stored.as_deref()).await,
