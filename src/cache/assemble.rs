@@ -124,7 +124,9 @@ impl Cuts {
         self.query
     }
 
-    pub(super) fn parts(&self) -> Vec<Arc<StoredPage>> {
+    /// The pages that it is put together from.
+    #[must_use]
+    pub fn parts(&self) -> Vec<Arc<StoredPage>> {
         self.cuts.iter().map(|cut| cut.page.clone()).collect()
     }
 

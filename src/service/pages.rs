@@ -252,7 +252,9 @@ impl Pages {
             FillReason::Request => return None,
         }
         let now = Instant::now();
-        let cuts = self.store.cuts(key, now)?;
+        let Some(cuts) = self.store.cuts(key, now) else {
+            return self.join_while_revalidated(key, request, now).await;
+        };
         cuts.note_asked(now);
         let page = self.cut(cuts, now).await?;
         match judge_page(Some(&page), false, &request.directives, now) {

@@ -96,6 +96,45 @@ async fn a_range_that_one_replica_filled_is_cut_by_another() {
 }
 
 #[tokio::test]
+async fn a_replica_that_has_read_nothing_of_a_list_finds_the_range_of_another() {
+    let Some(fleet) = Fleet::start().await else {
+        return;
+    };
+    let [first, second] = fleet.pair("[cache]\nassemble_pages = true").await;
+    first.tasks(SUPPORT, "?page=1").await;
+    first.tasks(SUPPORT, "?page=2").await;
+    fleet.redis.wait_for_pages(2).await;
+
+    // Nobody has fetched this page as such.
+    let cut = second.tasks(SUPPORT, "?page=3").await;
+
+    cut.assert_page(&fleet.upstream().expect_page(SUPPORT, 3, 20));
+    assert_eq!(cut.cache_status(), "hit; detail=assembled");
+    assert_eq!(fleet.upstream().requests(), 2);
+}
+
+#[tokio::test]
+async fn replicas_filter_the_same_ranges_alike() {
+    let Some(fleet) = Fleet::start().await else {
+        return;
+    };
+    let ranges = "[cache]\nassemble_pages = true\n[upstream]\nfill_size = 20";
+    let [first, second] = fleet.pair(ranges).await;
+    let query = "?status=failed,pending&newest=57&page_size=5&fields=task_id,status";
+    let one = first.tasks(SUPPORT, query).await;
+    fleet.redis.wait_for_pages(3).await;
+    let other = second.tasks(SUPPORT, query).await;
+
+    assert!(one.json()["count"].as_u64() > Some(0));
+    assert_eq!(other.body, one.body);
+    for name in ["etag", "x-list-generation", "x-list-scope"] {
+        assert_eq!(other.header(name), one.header(name), "{name}");
+        assert!(one.header(name).is_some(), "{name}");
+    }
+    assert_eq!(fleet.upstream().requests(), 3);
+}
+
+#[tokio::test]
 async fn many_clients_of_two_replicas_cost_one_call() {
     const EACH: usize = 20;
     let Some(fleet) = Fleet::start().await else {

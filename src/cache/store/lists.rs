@@ -25,6 +25,15 @@ impl PageStore {
         self.cuts_of(key, within, |page| page.can_be_cut(now))
     }
 
+    /// The same of pages that may be stale: what each may be used for is for the caller to judge.
+    #[must_use]
+    pub fn cuts_to_revalidate(&self, key: &PageKey, now: Instant) -> Option<Cuts> {
+        let within = self.rules().lifetimes.ttl;
+        self.cuts_of(key, within, |page| {
+            page.can_be_cut_stale(StaleIf::Error, now)
+        })
+    }
+
     /// The same for a stale fallback: of pages that may be served for `reason`, filled however far apart. An older cut is better than an error.
     #[must_use]
     pub fn stale_cuts(&self, key: &PageKey, reason: StaleIf, now: Instant) -> Option<Cuts> {

@@ -98,6 +98,40 @@ impl Pages {
         decision
     }
 
+    /// Answers with a page that another replica filled, as with one of its own; `None` where this client wants another.
+    pub(super) fn serve_shared(
+        self: &Arc<Self>,
+        page: Arc<StoredPage>,
+        request: &ClientRequest,
+    ) -> Option<Served> {
+        let now = Instant::now();
+        match judge_page(
+            Some(&page),
+            request.credential.is_refused(),
+            &request.directives,
+            now,
+        ) {
+            Verdict::Hit { ttl, detail } => {
+                let is_cut = page.key().query != request.query;
+                let detail = detail.or(is_cut.then_some(Detail::Assembled));
+                Some(hit(page, ttl, detail, now))
+            }
+            Verdict::HitWhileRevalidate { ttl } => {
+                self.refresh(&request.key(), request);
+                Some(Served {
+                    page,
+                    status: CacheStatus::Hit {
+                        ttl,
+                        detail: Some(Detail::StaleWhileRevalidate),
+                    },
+                    at: now,
+                    calls: 0,
+                })
+            }
+            Verdict::Fill(_) | Verdict::NotCached => None,
+        }
+    }
+
     pub(super) fn decide(
         &self,
         key: &PageKey,

@@ -9,11 +9,20 @@ use tokio::time::Instant;
 use super::{
     ClientRequest, Filled, Pages, Served,
     decision::{CacheDecision, hit},
+    replicas::is_found,
+    single_flight::FillContext,
     wait::asks_for_a_newer_page,
 };
 use crate::{
-    cache::{CacheStatus, StoredPage, assemble::Cuts, freshness::FillReason, status::Detail},
+    cache::{
+        CacheStatus, StoredPage,
+        assemble::Cuts,
+        freshness::{FillReason, StaleIf},
+        status::Detail,
+        store::StoreOutcome,
+    },
     domain::{PageKey, PageQuery},
+    service::{SharedCache, shared_cache::Wanted},
     upstream::{Credential, FailureSource, InvalidAnswer, UpstreamError},
 };
 
@@ -29,7 +38,7 @@ pub(super) enum Target {
 
 impl Pages {
     /// The range that holds the page under `key`, where that is another page.
-    fn range_around(&self, key: &PageKey, credential: &Credential) -> Option<PageQuery> {
+    pub(super) fn range_around(&self, key: &PageKey, credential: &Credential) -> Option<PageQuery> {
         if credential.fill_size() == 0 || !self.store.assembles() {
             return None;
         }
@@ -111,6 +120,36 @@ impl Pages {
         Some(assembled(page, now))
     }
 
+    /// The page that no single call brings, put together from parts of which some are stale and are refreshed meanwhile.
+    pub(super) async fn join_while_revalidated(
+        self: &Arc<Self>,
+        key: &PageKey,
+        request: &ClientRequest,
+        now: Instant,
+    ) -> Option<Served> {
+        let limit = self.store.row_limit(&key.list, now)?;
+        if request.query.page_size <= limit {
+            return None;
+        }
+        let cuts = self.store.cuts_to_revalidate(key, now)?;
+        let mut stale = Vec::new();
+        for part in cuts.parts() {
+            let part = request.for_page(part.key().query);
+            match self.decide(&part.key(), &part, now) {
+                CacheDecision::Serve(_) => {}
+                CacheDecision::ServeAndRefresh(..) => stale.push(part),
+                CacheDecision::Refuse(_) | CacheDecision::Fill(_) => return None,
+            }
+        }
+        cuts.note_asked(now);
+        let page = Arc::new(self.cut(cuts, now).await?);
+        let ttl = page.stale_if(StaleIf::Error, now)?;
+        for part in stale {
+            self.refresh(&part.key(), &part);
+        }
+        Some(hit(page, ttl, Some(Detail::StaleWhileRevalidate), now))
+    }
+
     /// Why `target` is fetched, for a page that is wanted for `reason`: what is stored of a range is stale.
     pub(super) fn reason_for(&self, target: &Target, reason: FillReason) -> FillReason {
         match target {
@@ -146,6 +185,30 @@ impl Pages {
             self.refresh(&range.key(), &range);
         }
         Some(served)
+    }
+
+    /// The page cut from the range that holds it, where another replica has filled that: this one has read too little of the list to fetch
+    /// ranges of it.
+    pub(super) async fn cut_from_shared_range(
+        self: &Arc<Self>,
+        shared_cache: &SharedCache,
+        request: &ClientRequest,
+        context: &FillContext,
+    ) -> Option<StoreOutcome> {
+        let (key, now) = (request.key(), Instant::now());
+        let range = self.range_around(&key, &request.credential)?;
+        if self.store.is_wide(&key, now) {
+            return None;
+        }
+        let whole = request.for_page(range);
+        let keys = shared_cache.keys(&request.credential, &whole.key())?;
+        let looked = self.look_up_shared(shared_cache, &keys, &whole, Wanted::Page);
+        let (kept, _) = looked.await.ok()?;
+        let now = Instant::now();
+        let kept = kept.filter(|kept| is_found(&kept.page, &whole, &context.waiters, now))?;
+        let cuts = Cuts::of_one(request.query, &kept.page)?;
+        let page = self.cut(cuts, now).await?.into();
+        Some(StoreOutcome { page, ..kept })
     }
 
     /// The page of `query` cut from a range that was served.
@@ -229,7 +292,7 @@ fn assembled(page: StoredPage, now: Instant) -> Served {
 }
 
 /// Whether fewer rows may be had where these failed: one of them is bad, or they are too many.
-fn is_of_some_rows(error: &UpstreamError) -> bool {
+pub(super) fn is_of_some_rows(error: &UpstreamError) -> bool {
     match error {
         // A 206 that says something else, or a 400 that finds the rows too many.
         UpstreamError::Rejected

@@ -5,16 +5,12 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::{
-    ClientRequest, Fill, Filled, Pages, Served, Source, Sources, decision::hit,
-    single_flight::FillContext,
-};
+use super::{ClientRequest, Fill, Filled, Pages, Source, Sources, single_flight::FillContext};
 use crate::{
     cache::{
-        CacheStatus, StoredPage, Verdict, judge_page,
+        StoredPage, Verdict, judge_page,
         list::StateNames,
         single_flight::StoreRequested,
-        status::Detail,
         store::{Extent, StoreOutcome},
     },
     domain::{PageKey, SpaceKey},
@@ -152,6 +148,13 @@ impl Pages {
         is_forced: bool,
         context: &FillContext,
     ) -> Result<Turn, UpstreamError> {
+        if !is_forced
+            && let Some(kept) = self
+                .cut_from_shared_range(shared_cache, request, context)
+                .await
+        {
+            return Ok(Turn::Served(kept));
+        }
         let mut call = None;
         loop {
             // Who would wait for a call keeps no other replica from filling.
@@ -258,7 +261,7 @@ impl Pages {
     }
 
     /// Goes by what Redis says of a page's space and list; the page where there is one, and the right to fill it.
-    async fn look_up_shared(
+    pub(super) async fn look_up_shared(
         self: &Arc<Self>,
         shared_cache: &SharedCache,
         keys: &RedisKeys,
@@ -295,36 +298,6 @@ impl Pages {
             store.take_shared(&began, &saved, page, age, now, now_unix)
         };
         Ok((Some(by_size(bytes, take).await), looked.lease))
-    }
-
-    /// Answers with a page that another replica filled, as with one of its own; `None` where this client wants another.
-    pub(super) fn serve_shared(
-        self: &Arc<Self>,
-        page: Arc<StoredPage>,
-        request: &ClientRequest,
-    ) -> Option<Served> {
-        let now = Instant::now();
-        match judge_page(
-            Some(&page),
-            request.credential.is_refused(),
-            &request.directives,
-            now,
-        ) {
-            Verdict::Hit { ttl, detail } => Some(hit(page, ttl, detail, now)),
-            Verdict::HitWhileRevalidate { ttl } => {
-                self.refresh(&request.key(), request);
-                Some(Served {
-                    page,
-                    status: CacheStatus::Hit {
-                        ttl,
-                        detail: Some(Detail::StaleWhileRevalidate),
-                    },
-                    at: now,
-                    calls: 0,
-                })
-            }
-            Verdict::Fill(_) | Verdict::NotCached => None,
-        }
     }
 
     /// A right revoked here is revoked everywhere.
@@ -382,7 +355,12 @@ impl Pages {
 }
 
 /// Whether `page` is what is shared for: one that the client of `request` may be shown, or a fresh one to refresh with.
-fn is_found(page: &StoredPage, request: &ClientRequest, waiters: &Waiters, now: Instant) -> bool {
+pub(super) fn is_found(
+    page: &StoredPage,
+    request: &ClientRequest,
+    waiters: &Waiters,
+    now: Instant,
+) -> bool {
     let only_fresh = request.credential.is_refused();
     match judge_page(Some(page), only_fresh, &request.directives, now) {
         Verdict::Hit { .. } => true,

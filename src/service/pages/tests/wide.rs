@@ -289,6 +289,36 @@ async fn a_page_is_put_together_from_as_many_rows_as_the_upstream_gives() {
     assert_eq!(served.calls, 2);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_page_of_several_calls_is_stale_while_each_is_made_again() {
+    let list = List::of(250);
+    list.bench.upstream.then_answer(list.answer(query(1, 50)));
+    list.bench.upstream.then_answer(list.answer(query(2, 50)));
+    let whole = list.request(query(1, 100));
+    list.bench.pages.page(&whole).await.unwrap();
+    pass(FRESH_FOR + SECOND).await;
+
+    let asked = list.bench.upstream.calls();
+    let parts = [query(1, 50), query(2, 50)];
+    let refreshed = parts.map(|part| (part, list.bench.upstream.then_stall()));
+    for _ in 0..3 {
+        let shown = list.bench.pages.page(&whole).await.unwrap();
+        assert_eq!(shown.status, hit(-1, Detail::StaleWhileRevalidate));
+        assert_eq!(text(&shown), body(query(1, 100), 250));
+        settle().await;
+    }
+    assert_eq!(list.fetched_since(asked), parts);
+    for (part, refreshed) in refreshed {
+        assert!(refreshed.send(list.answer(part)).is_ok());
+    }
+    settle().await;
+    let shown = list.get(query(1, 100), &[]).await;
+    assert_eq!(shown.status, hit(30, Detail::Assembled));
+    // Past that window it is waited for.
+    pass(FRESH_FOR + REFRESHED_FOR + SECOND).await;
+    list.get(query(1, 100), &parts).await;
+}
+
 /// An upstream whose list grows while it is read, and that may give few rows.
 struct Growing {
     /// The newest first.
