@@ -18,7 +18,6 @@ use super::{
 use crate::{
     cache::{
         CacheStatus, Role,
-        http_semantics::RequestDirectives,
         single_flight::{Pending, SingleFlight},
         status::{Detail, NotForwarded},
     },
@@ -27,10 +26,9 @@ use crate::{
     upstream::{Credential, UpstreamError},
 };
 
+mod job;
 mod reading;
 
-/// How long a job goes on: at one call a minute it reads as many ranges.
-const LONGEST_JOB: Duration = Duration::from_secs(600);
 /// The least that is told to wait, and is waited for a call.
 const SHORTEST_WAIT: Duration = Duration::from_secs(1);
 /// How long to wait where the list moves too fast, or the upstream fails.
@@ -229,7 +227,7 @@ impl Pages {
         request: &ClientRequest,
         wanted: u32,
     ) -> Option<Newest> {
-        let mut reading = Reading::new(wanted, self.range_size(request));
+        let mut reading = Reading::new(wanted, self.rows_of_a_part(request, wanted));
         loop {
             let Step::Read {
                 query,
@@ -254,79 +252,6 @@ impl Pages {
             StoreAnswer::Done(outcome) => outcome.ok(),
             StoreAnswer::Missing(missing) => self.assemble(&key, request, missing.reason()).await,
         }
-    }
-
-    fn begin_job(
-        self: &Arc<Self>,
-        request: &ClientRequest,
-        wanted: u32,
-    ) -> Option<Pending<Result<Newest, PagesError>, watch::Receiver<Progress>>> {
-        // One a list, whatever is wanted of it.
-        let whole = PageQuery {
-            page: 1,
-            page_size: 1,
-        };
-        let key = part(request, whole).key();
-        self.jobs.join(&self.flight(&key, request), true, |_| {
-            let (progress, told) = watch::channel(Progress::default());
-            let job = self.clone().read_newest(request.clone(), wanted, progress);
-            Some((told, job))
-        })
-    }
-
-    /// The job.
-    async fn read_newest(
-        self: Arc<Self>,
-        request: ClientRequest,
-        wanted: u32,
-        progress: watch::Sender<Progress>,
-    ) -> Result<Newest, PagesError> {
-        let mut reading = Reading::new(wanted, self.range_size(&request));
-        if request.directives.no_cache {
-            reading = reading.all_from_upstream();
-        }
-        let (ends_at, mut calls) = (Instant::now() + LONGEST_JOB, 0);
-        let tell = |reading: &Reading, call_at| {
-            let missing = reading.missing();
-            progress.send_replace(Progress { missing, call_at });
-        };
-        while let Step::Read { query, source } = reading.next() {
-            tell(&reading, None);
-            let wait = match self.read(&with_source(&request, query, source)).await {
-                Ok(served) => {
-                    calls += served.calls;
-                    let detail = stale_detail(&served).map(|(_, detail)| detail);
-                    match (reading.offer(query, served), detail) {
-                        (Offered::Taken, _) | (Offered::Refused, None) => continue,
-                        // It stands in for want of a call, and does not fit.
-                        (Offered::Refused, Some(Detail::Quota)) => SHORTEST_WAIT,
-                        (Offered::Refused, Some(_)) => break,
-                    }
-                }
-                Err(error) => match error.kind {
-                    PagesErrorKind::Upstream(UpstreamError::QuotaExhausted { retry_after }) => {
-                        calls += error.calls;
-                        retry_after.unwrap_or_default().max(SHORTEST_WAIT)
-                    }
-                    // Others wait, for other lists.
-                    PagesErrorKind::Upstream(UpstreamError::Overloaded) => SHORTEST_WAIT,
-                    _ => return Err(error),
-                },
-            };
-            let now = Instant::now();
-            let expected = wait_expected(&request.credential, now).unwrap_or_default();
-            let call_at = now + wait.max(expected);
-            if call_at > ends_at {
-                break;
-            }
-            reading.retry();
-            tell(&reading, Some(call_at));
-            sleep_until(call_at).await;
-        }
-        if reading.is_complete() {
-            return Ok(Newest::new(reading, wanted, calls));
-        }
-        Err(incomplete_now(&request.credential))
     }
 }
 
@@ -399,19 +324,6 @@ fn wait_expected(credential: &Credential, now: Instant) -> Option<Duration> {
 fn part(request: &ClientRequest, query: PageQuery) -> ClientRequest {
     ClientRequest {
         query,
-        ..request.clone()
-    }
-}
-
-fn with_source(request: &ClientRequest, query: PageQuery, source: Source) -> ClientRequest {
-    ClientRequest {
-        query,
-        directives: RequestDirectives {
-            no_cache: source == Source::Upstream,
-            // A range that was refused a moment ago is read anew, whatever its age.
-            only_if_cached: false,
-            ..request.directives
-        },
         ..request.clone()
     }
 }

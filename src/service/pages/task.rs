@@ -75,7 +75,15 @@ impl Pages {
         for min_fresh in [request.directives.min_fresh, Some(Duration::ZERO)] {
             // What is stale and lacks it may be refreshed: it is waited for.
             request.directives.min_fresh = min_fresh;
-            let newest = self.newest(&request, wanted).await?;
+            let newest = match self.newest(&request, wanted).await {
+                Ok(newest) => newest,
+                // Some of it was read all the same.
+                Err(error) if ids == TaskIds::Seen => {
+                    let found = self.stored_task(&request, id).await;
+                    return found.map(FoundTask::Found).ok_or(error);
+                }
+                Err(error) => return Err(error),
+            };
             let seen = Some(id).filter(|_| ids == TaskIds::Seen);
             if let Some(served) = seen.and_then(|id| self.among(&newest, id)) {
                 return Ok(FoundTask::Found(served));

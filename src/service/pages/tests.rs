@@ -1512,3 +1512,15 @@ fn a_large_page_is_stored_renewed_and_cut_by_another_thread() {
         });
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn ten_thousand_sets_of_fields_leave_nothing_behind() {
+    let bench = Bench::new();
+    let served = bench.get().await.unwrap();
+    let before = bench.pages.store().size();
+    for number in 0..10_000 {
+        let path = FieldPath::dotted(&format!("f{number}.task_id")).unwrap();
+        bench.pages.seen_through(&served, View::new(&[path])).await;
+    }
+    assert_eq!(bench.pages.store().size(), before);
+}
