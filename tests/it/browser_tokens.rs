@@ -22,7 +22,7 @@ use crate::{
 const NARROW: &str = "ugw_narrow_key";
 
 /// A key pair for browser tokens.
-fn pair() -> KeyPair {
+pub(crate) fn pair() -> KeyPair {
     KeyPair::generate_for(&PKCS_ED25519).unwrap()
 }
 
@@ -52,7 +52,7 @@ impl Keys {
 }
 
 /// A gateway that signs with `signing`, with a client of two spaces, and what else `lines` say.
-async fn minting(signing: &KeyPair, lines: &str) -> Gateway {
+pub(crate) async fn minting(signing: &KeyPair, lines: &str) -> Gateway {
     let keys = Keys::new(signing, &[]);
     let narrow = client(
         "narrow",
@@ -63,19 +63,19 @@ async fn minting(signing: &KeyPair, lines: &str) -> Gateway {
     setup.with(lines).start().await
 }
 
-fn mint(gateway: &Gateway, body: &Value) -> Ask {
+pub(crate) fn mint(gateway: &Gateway, body: &Value) -> Ask {
     gateway
         .ask("POST", "/browser-tokens")
         .body(body.to_string())
 }
 
-fn for_support(ttl: u64) -> Value {
+pub(crate) fn for_support(ttl: u64) -> Value {
     json!({"spaces": [world::SUPPORT], "ttl_seconds": ttl})
 }
 
 /// The token of a 200.
 #[track_caller]
-fn token(answer: &Answer) -> String {
+pub(crate) fn token(answer: &Answer) -> String {
     assert_eq!(answer.status, 200, "{:?}", answer.body);
     answer.json()["token"].as_str().unwrap().to_owned()
 }

@@ -26,7 +26,11 @@ fn cursor(answer: &Answer) -> String {
 
 /// Has the first range of the space's tasks read again.
 async fn refresh(gateway: &Gateway) {
-    let page = gateway.tasks(SUPPORT, "?page_size=100").key(REFRESHER);
+    refresh_of(gateway, SUPPORT).await;
+}
+
+pub(crate) async fn refresh_of(gateway: &Gateway, space: &str) {
+    let page = gateway.tasks(space, "?page_size=100").key(REFRESHER);
     assert_eq!(page.cache_control("no-cache").await.status, 200);
 }
 
@@ -115,6 +119,9 @@ async fn bad_questions_cost_no_call_and_leave_nothing() {
         "AAAA",
         "%00",
         "",
+        "2025-12-01T00:00:00Z",
+        "1764547200",
+        "NOW",
         &"x".repeat(3000),
     ] {
         pull(&gateway, &format!("?after={bad}"))
@@ -221,17 +228,18 @@ async fn a_view_hides_changes_of_what_it_hides() {
 }
 
 /// A stream that is read event by event.
-struct Reader {
+pub(crate) struct Reader {
     response: reqwest::Response,
     rest: String,
 }
 
 impl Reader {
-    async fn open(gateway: &Gateway, query: &str, key: &str) -> Self {
-        let url = format!(
-            "http://{}/spaces/{SUPPORT}/changes{query}",
-            gateway.address()
-        );
+    pub(crate) async fn open(gateway: &Gateway, query: &str, key: &str) -> Self {
+        Self::of(gateway, SUPPORT, query, key).await
+    }
+
+    pub(crate) async fn of(gateway: &Gateway, space: &str, query: &str, key: &str) -> Self {
+        let url = format!("http://{}/spaces/{space}/changes{query}", gateway.address());
         let request = gateway.http().get(url).bearer_auth(key);
         let response = request
             .header("accept", "text/event-stream")
@@ -246,7 +254,7 @@ impl Reader {
     }
 
     /// The next block; `None` at the end.
-    async fn block(&mut self) -> Option<String> {
+    pub(crate) async fn block(&mut self) -> Option<String> {
         loop {
             if let Some((block, rest)) = self.rest.split_once("\n\n") {
                 let block = block.to_owned();
@@ -259,7 +267,7 @@ impl Reader {
     }
 
     /// The next event of this type: its id and its data.
-    async fn event(&mut self, name: &str) -> (String, Value) {
+    pub(crate) async fn event(&mut self, name: &str) -> (String, Value) {
         loop {
             let block = self
                 .block()

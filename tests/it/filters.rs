@@ -11,6 +11,7 @@ use unpod_gateway::{
 
 use crate::{
     answer::{Answer, Ask},
+    browser_tokens::{for_support, mint, minting, pair, token},
     gateway::{Gateway, REFRESHER, Setup, client, setup},
 };
 
@@ -410,4 +411,50 @@ async fn only_if_cached_and_no_cache_hold_for_a_filter() {
         .cache_control("no-cache")
         .await;
     assert_eq!(gateway.upstream().requests(), 4);
+}
+
+#[tokio::test]
+async fn a_browser_token_filters_the_spaces_it_was_minted_for() {
+    let gateway = minting(&pair(), RANGES).await;
+    let token = token(&mint(&gateway, &for_support(300)).await);
+    let bearer = format!("Bearer {token}");
+    let query = "?status=failed&newest=57&fields=task_id,status";
+    let with_token = |space| {
+        let asked = gateway.tasks(space, query).without_key();
+        asked.header("authorization", &bearer)
+    };
+    let answer = with_token(SUPPORT).await;
+    let found = expected(&gateway, SUPPORT, 57, &["failed"]);
+    assert_eq!(ids(&answer), found);
+    assert_eq!(answer.header("x-list-scope"), Some("newest=57; of=57"));
+    assert_eq!(answer.json(), gateway.tasks(SUPPORT, query).await.json());
+    with_token(ARCHIVE).await.assert_error("space_not_allowed");
+    assert_eq!(gateway.upstream().requests(), 3);
+}
+
+#[tokio::test]
+async fn a_bad_task_keeps_nobody_from_its_neighbours() {
+    // The first range fails as a whole, and its pages are read one by one.
+    let gateway = filtering().with("[upstream]\nfill_size = 40");
+    let gateway = gateway.start().await;
+    let upstream = gateway.upstream();
+    let (found, ids_of_all) = (
+        expected(&gateway, SUPPORT, 20, &["failed"]),
+        upstream.task_ids(SUPPORT),
+    );
+    upstream.poison_task(SUPPORT, &ids_of_all[30]);
+
+    let beside = ask(&gateway, "?status=failed&newest=20").await;
+    assert_eq!(ids(&beside), found);
+    assert_eq!(beside.header("x-list-scope"), Some("newest=20; of=57"));
+    assert_eq!(upstream.requests(), 2);
+    let among = ask(&gateway, "?status=failed&newest=40").await;
+    among.assert_error("list_incomplete");
+    assert_eq!(upstream.requests(), 3);
+    // What failed a moment ago is not tried again at once.
+    let again = ask(&gateway, "?status=failed&newest=57").await;
+    again.assert_error("list_incomplete");
+    let neighbour = format!("/spaces/{SUPPORT}/tasks/{}", ids_of_all[3]);
+    assert_eq!(gateway.get(&neighbour).await.status, 200);
+    assert_eq!(upstream.requests(), 3);
 }

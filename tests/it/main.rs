@@ -18,6 +18,7 @@ mod browser_tokens;
 mod cache;
 mod captures;
 mod changes;
+mod changes_streams;
 mod check;
 mod circuit;
 mod claims;

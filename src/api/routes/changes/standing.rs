@@ -8,7 +8,11 @@ use std::{
 use http::{HeaderMap, HeaderValue, header::AUTHORIZATION};
 
 use crate::{
-    api::{Client, LivePolicy, Policy, layers::internal_auth::sole_authorization},
+    api::{
+        Client, LivePolicy, Policy,
+        key::{digest, scheme_and_word},
+        layers::internal_auth::sole_authorization,
+    },
     domain::{Collection, SpaceToken, View},
     peer::ClientCertificate,
     upstream::Credential,
@@ -48,11 +52,11 @@ impl Standing {
         }
     }
 
-    /// The digest of what it proved itself with.
+    /// The digest of the key or token that it proved itself with, under whichever scheme.
     pub(super) fn digest(&self) -> [u8; 32] {
-        let authorization = self.authorization.as_ref();
-        let bytes = authorization.map_or(&b""[..], HeaderValue::as_bytes);
-        blake3::hash(bytes).into()
+        let authorization = self.authorization.as_ref().map(HeaderValue::as_bytes);
+        let word = authorization.and_then(scheme_and_word);
+        digest(word.map_or(b"", |(_, word)| word))
     }
 
     /// What the client may do now; `None`: it may not read the space any more.

@@ -99,10 +99,12 @@ impl Told {
                 biased;
                 () = closing.cancelled() => {}
                 () = listener.changed() => {}
-                () = sleep_until(self.heartbeat_at) => {
-                    return self.still_may().then(|| Bytes::from_static(b":\n\n"));
+                () = sleep_until(self.heartbeat_at.min(self.stream.ends_at)) => {
+                    // The next turn says that the right, or the time, is over.
+                    if Instant::now() < self.stream.ends_at && self.still_may() {
+                        return Some(Bytes::from_static(b":\n\n"));
+                    }
                 }
-                () = sleep_until(self.stream.ends_at) => {}
             }
         }
     }
