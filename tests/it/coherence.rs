@@ -13,8 +13,8 @@ use crate::{
     gateway::{Gateway, REFRESHER, setup, start},
 };
 
-const PAGE_SIZE: u64 = 100;
-const WALKS: u64 = 1000;
+const PAGE_SIZE: u64 = 20;
+const WALKS: u64 = 250;
 
 /// What a reader saw on one way through the pages.
 struct Walk {
