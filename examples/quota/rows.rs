@@ -7,6 +7,7 @@ use crate::figures::Figure;
 pub(crate) mod pace;
 pub(crate) mod pages;
 pub(crate) mod walks;
+pub(crate) mod watches;
 
 /// What a row is run with.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +46,7 @@ rows! {
     "hold", "every call is refused for a minute, without a usable pause", pace::hold;
     "age", "Zipf readers, two requests a second", pages::age;
     "walks", "readers that page on through lists of five pages", walks::walks;
+    "watches", "spaces that are watched, beside readers of cold pages", watches::watches;
     "floor", "2 pages at 60 with ttl_min", pages::floor;
     "stale", "a page polled every 2 s beside a sequential crawler", pages::stale;
     "failing", "a page that never works, asked every 2 s beside 19 good ones at 5", pages::failing;

@@ -8,7 +8,7 @@ use unpod_gateway::{
     cache::{PageStore, http_semantics::RequestDirectives},
     config::Config,
     domain::{ListId, PageQuery, SpaceToken},
-    service::{ClientRequest, Pages, PagesErrorKind},
+    service::{Changes, ClientRequest, Pages, PagesErrorKind, changes::Listener},
     telemetry::{
         metrics::{Account, Metrics},
         traces::TraceContext,
@@ -45,6 +45,7 @@ pub(crate) struct Failure {
 pub(crate) struct World {
     pub(crate) model: Model,
     pages: Arc<Pages>,
+    changes: Arc<Changes>,
     credential: Arc<Credential>,
     upstream: Arc<Upstream>,
     pub(crate) began: Instant,
@@ -79,14 +80,16 @@ impl World {
         let credential = credentials
             .named("default")
             .expect("it is the one there is");
+        let pages = Pages::new(
+            PageStore::new(&config.cache),
+            metrics.clone(),
+            config.server.request_timeout,
+            config.server.max_waiting(),
+        );
         Self {
             model,
-            pages: Pages::new(
-                PageStore::new(&config.cache),
-                metrics,
-                config.server.request_timeout,
-                config.server.max_waiting(),
-            ),
+            changes: Changes::new(&pages, &config.changes, &config.cache, metrics),
+            pages,
             credential: credential.clone(),
             upstream: Arc::new(upstream),
             began: Instant::now(),
@@ -119,20 +122,7 @@ impl World {
         name: Name,
         directives: RequestDirectives,
     ) -> Read {
-        let request = ClientRequest {
-            credential: self.credential.clone(),
-            upstream: self.upstream.clone(),
-            space: SpaceToken::new(&format!("SPACE{}", name.space)).expect("it is short"),
-            list: ListId::TASKS,
-            query: PageQuery {
-                page: name.page,
-                page_size: ROWS,
-            },
-            directives,
-            account: Account::new(client.into()),
-            request_id: HeaderValue::from_static("id"),
-            trace: TraceContext::default(),
-        };
+        let request = self.request(client, name, directives);
         let asked = Instant::now();
         let outcome = match self.pages.page(&request).await {
             Ok(served) => Ok(Page {
@@ -147,6 +137,33 @@ impl World {
             waited: asked.elapsed(),
             outcome,
         }
+    }
+
+    fn request(&self, client: &str, name: Name, directives: RequestDirectives) -> ClientRequest {
+        ClientRequest {
+            credential: self.credential.clone(),
+            upstream: self.upstream.clone(),
+            space: SpaceToken::new(&format!("SPACE{}", name.space)).expect("it is short"),
+            list: ListId::TASKS,
+            query: PageQuery {
+                page: name.page,
+                page_size: ROWS,
+            },
+            directives,
+            account: Account::new(client.into()),
+            request_id: HeaderValue::from_static("id"),
+            trace: TraceContext::default(),
+        }
+    }
+
+    /// Begins to listen to the changes of a space.
+    pub(crate) async fn listen(&self, space: usize) -> Listener {
+        let first = Name { space, page: 1 };
+        let request = self.request("listener", first, RequestDirectives::default());
+        let listener = self.changes.listen(&request);
+        // Where there is no call now, the watch reads it later.
+        let _ = listener.ready(&request).await;
+        listener
     }
 
     /// The calls of the upstream's busiest minute, against those it allows.
