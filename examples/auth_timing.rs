@@ -15,10 +15,10 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use sha2::{Digest, Sha256};
 use unpod_gateway::{
     api::{Clients, Issuers},
     config::Config,
+    simulator::gateway,
     upstream::Credentials,
 };
 
@@ -55,15 +55,8 @@ fn main() -> ExitCode {
 }
 
 fn clients() -> Clients {
-    let digest = |key: &str| -> String {
-        let digest = Sha256::digest(key);
-        digest.iter().map(|byte| format!("{byte:02x}")).collect()
-    };
-    let text = format!(
-        "[upstream]\nbase_url = 'https://unpod.example'\n[upstream.credentials.default]\ntoken = 't'\n\
-         [[clients]]\nname = 'crm'\nspaces = ['*']\nkey_sha256 = ['{}']",
-        digest(KEY)
-    );
+    let upstream = gateway::upstream("https://unpod.example");
+    let text = [upstream, gateway::client("crm", KEY, "spaces = ['*']")].concat();
     let config = Config::from_toml(&text).expect("the configuration is good");
     let credentials = Credentials::load(&config.upstream).expect("the token is there");
     let issuers = Issuers::load(&config.auth, None).expect("there is none");

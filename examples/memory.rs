@@ -105,7 +105,7 @@ fn measure(size: usize, writers: usize) -> usize {
     ))
     .expect("the configuration is valid");
     let store = Arc::new(PageStore::new(&config.cache));
-    let before = resident();
+    let before = resident("self");
     let most = Arc::new(AtomicU64::new(0));
     let done = Arc::new(AtomicBool::new(false));
     let watching = watch(most.clone(), done.clone());
@@ -130,10 +130,10 @@ fn measure(size: usize, writers: usize) -> usize {
 fn watch(most: Arc<AtomicU64>, done: Arc<AtomicBool>) -> std::thread::JoinHandle<()> {
     std::thread::spawn(move || {
         while !done.load(Ordering::Acquire) {
-            most.fetch_max(resident() as u64, Ordering::AcqRel);
+            most.fetch_max(resident("self") as u64, Ordering::AcqRel);
             std::thread::sleep(Duration::from_millis(2));
         }
-        most.fetch_max(resident() as u64, Ordering::AcqRel);
+        most.fetch_max(resident("self") as u64, Ordering::AcqRel);
     })
 }
 

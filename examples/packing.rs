@@ -131,7 +131,7 @@ impl Scene {
         let scene = Self {
             store: Arc::new(PageStore::new(&config.cache)),
             keys: numbers.clone().map(page_key).collect(),
-            before: resident(),
+            before: resident("self"),
             began: Instant::now(),
         };
         for (number, key) in numbers.zip(&scene.keys) {
@@ -195,7 +195,7 @@ impl Scene {
         let (weight, _) = self.store.size();
         println!(
             "{what:>40}: {:>4} MiB resident, {:>4} MiB by its own count",
-            resident().saturating_sub(self.before) >> 20,
+            resident("self").saturating_sub(self.before) >> 20,
             weight >> 20
         );
     }

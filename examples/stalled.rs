@@ -14,7 +14,6 @@ mod resident;
 use std::{net::SocketAddr, pin::pin, time::Duration};
 
 use futures_util::future::join_all;
-use sha2::{Digest, Sha256};
 use tokio::{
     io::AsyncWriteExt,
     net::TcpStream,
@@ -23,7 +22,7 @@ use tokio::{
 use unpod_gateway::{
     app::Gateway,
     config::{Config, value::ListenAddress},
-    simulator::{Options, Simulator, world},
+    simulator::{Options, Simulator, gateway, world},
 };
 
 use crate::resident::resident;
@@ -113,11 +112,7 @@ fn http2(requests: u32, path: &str, key: Option<&str>) -> Vec<u8> {
 }
 
 fn config(base_url: &str, connections: usize) -> Config {
-    let digest = |key: &str| -> String {
-        let digest = Sha256::digest(key);
-        digest.iter().map(|byte| format!("{byte:02x}")).collect()
-    };
-    let text = format!(
+    let settings = format!(
         r#"
         server.listen = "127.0.0.1:0"
         server.max_connections = {most}
@@ -126,26 +121,16 @@ fn config(base_url: &str, connections: usize) -> Config {
         auth.max_failures = 0
         telemetry.filter = "off"
         views.short.fields = ["task_id", "status", "input", "output"]
-        [upstream]
-        base_url = "{base_url}"
-        credentials.default.token = "{token}"
-        credentials.default.org_handle = "{organization}"
-        [[clients]]
-        name = "example"
-        key_sha256 = ["{key}"]
-        spaces = ["*"]
-        [[clients]]
-        name = "viewed"
-        key_sha256 = ["{viewed}"]
-        spaces = ["*"]
-        view = "short"
         "#,
         most = connections + 10,
-        token = world::ACME_TOKEN,
-        organization = world::ACME,
-        key = digest(KEY),
-        viewed = digest(VIEWED),
     );
+    let text = [
+        gateway::upstream(base_url),
+        settings,
+        gateway::client("example", KEY, "spaces = ['*']"),
+        gateway::client("viewed", VIEWED, "spaces = ['*']\nview = 'short'"),
+    ]
+    .concat();
     Config::from_toml(&text).expect("it is a good configuration")
 }
 
@@ -161,12 +146,12 @@ async fn open(address: SocketAddr, bytes: &[u8]) -> TcpStream {
 /// The result of a future, and the peak of resident memory meanwhile.
 async fn watched<F: Future>(what: F) -> (F::Output, usize) {
     let mut what = pin!(what);
-    let mut most = resident();
+    let mut most = resident("self");
     loop {
         if let Ok(output) = timeout(Duration::from_millis(20), what.as_mut()).await {
-            return (output, most.max(resident()));
+            return (output, most.max(resident("self")));
         }
-        most = most.max(resident());
+        most = most.max(resident("self"));
     }
 }
 
@@ -182,7 +167,7 @@ fn ended(gateway: &Gateway) -> String {
 }
 
 async fn measure(gateway: &Gateway, address: SocketAddr, kind: Kind, connections: usize) {
-    let before = resident();
+    let before = resident("self");
     let bytes = kind.sends();
     let peers = join_all((0..connections).map(|_| open(address, &bytes)));
     let settled = async {
@@ -191,7 +176,7 @@ async fn measure(gateway: &Gateway, address: SocketAddr, kind: Kind, connections
         peers
     };
     let (peers, most) = watched(settled).await;
-    let with = resident();
+    let with = resident("self");
     let open = gateway.metrics().http.connections_open();
     drop(peers);
     while gateway.metrics().http.connections_open() > 0 {
@@ -206,7 +191,7 @@ async fn measure(gateway: &Gateway, address: SocketAddr, kind: Kind, connections
         before >> 10,
         most >> 10,
         with >> 10,
-        resident() >> 10
+        resident("self") >> 10
     );
 }
 

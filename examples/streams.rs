@@ -1,71 +1,65 @@
 //! Measures what a thousand streams of one space cost, how soon all hear of a change, and whether a drain ends them.
 //!
-//! `cargo run --release --example streams -- --streams 1000` starts a gateway and a simulator in this process, and prints what it measured.
-//! The memory includes the clients, which have a socket each and a buffer of 512 bytes.
+//! `cargo run --locked --example streams -- --streams 1000` starts a gateway in a process of its own, whose memory it reads from `/proc`; the
+//! clients and the simulator are in this one. Exits with 1 where a stream takes more than 20 KB, where more calls are made than one watch makes,
+//! where a stream does not hear of the change, or where the drain does not end them all. What is measured hardly depends on the profile.
 #![expect(
     clippy::print_stdout,
     reason = "a program that prints what it measured"
 )]
 
+#[path = "replicas/process.rs"]
+mod process;
 #[path = "soak/resident.rs"]
 mod resident;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{fs::File, net::SocketAddr, process::ExitCode, time::Duration};
 
+use clap::Parser;
 use futures_util::future::join_all;
-use sha2::{Digest, Sha256};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     time::{Instant, sleep, timeout},
 };
 use unpod_gateway::{
-    app::Gateway,
-    config::{Config, value::ListenAddress},
-    simulator::{Options, Simulator, world},
+    cli::Cli,
+    server::descriptors,
+    simulator::{Options, Simulator, gateway, world},
 };
 
-use crate::resident::resident;
+use crate::{process::Process, resident::resident};
 
 /// The gateway's own.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const KEY: &str = "ugw_example";
-const STREAMS: usize = 1000;
 const PATIENCE: Duration = Duration::from_secs(60);
+/// The most memory that a stream may take, with its connection.
+const MOST_BYTES: usize = 20 << 10;
+/// How often a watch reads a range.
+const POLL: Duration = Duration::from_secs(10);
+
+/// Measure what streams of changes cost.
+#[derive(Clone, Debug, Parser)]
+struct Arguments {
+    #[arg(long, default_value_t = 1000)]
+    streams: usize,
+}
 
 fn config(upstream: &str) -> String {
-    let digest: String = Sha256::digest(KEY)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    format!(
-        r#"
-        [server]
-        listen = "127.0.0.1:0"
-        drain_delay = "0s"
-        [admin]
-        listen = "127.0.0.1:0"
-        [telemetry]
-        filter = "off"
-        [upstream]
-        base_url = "{upstream}"
-        [upstream.credentials.default]
-        token = "{token}"
-        org_handle = "{organization}"
-        [changes]
-        max_streams_per_client = 100000
-        max_streams = 100000
-        [[clients]]
-        name = "reader"
-        key_sha256 = ["{digest}"]
-        spaces = ["*"]
-        may_refresh = true
-        "#,
-        token = world::ACME_TOKEN,
-        organization = world::ACME,
-    )
+    let settings = r#"
+        server.listen = "127.0.0.1:0"
+        server.drain_delay = "0s"
+        admin.listen = "127.0.0.1:0"
+        telemetry.format = "json"
+        telemetry.access_log = false
+        changes.max_streams_per_client = 100000
+        changes.max_streams = 100000
+        "#;
+    let client = gateway::client("reader", KEY, "spaces = ['*']\nmay_refresh = true");
+    [&gateway::upstream(upstream), settings, &client].concat()
 }
 
 /// A stream of changes, of which nothing is kept but the end.
@@ -76,13 +70,8 @@ struct Reader {
 
 impl Reader {
     async fn open(address: SocketAddr) -> Self {
-        let mut io = TcpStream::connect(address).await.expect("it listens");
-        let request = format!(
-            "GET /spaces/{}/changes HTTP/1.1\r\nHost: gateway\r\nAuthorization: Token {KEY}\r\n\
-             Accept: text/event-stream\r\n\r\n",
-            world::SUPPORT
-        );
-        io.write_all(request.as_bytes()).await.expect("it reads");
+        let request = request("changes", "Accept: text/event-stream");
+        let io = send(address, &request).await;
         let tail = Vec::new();
         let mut reader = Self { io, tail };
         assert!(reader.reads("space.synced").await, "it begins");
@@ -108,59 +97,105 @@ impl Reader {
     }
 }
 
-async fn refresh(address: SocketAddr) {
-    let mut io = TcpStream::connect(address).await.expect("it listens");
-    let request = format!(
-        "GET /spaces/{}/tasks?page_size=100 HTTP/1.1\r\nHost: gateway\r\nAuthorization: Token {KEY}\r\n\
-         Cache-Control: no-cache\r\nConnection: close\r\n\r\n",
+/// A request for what a space has under `path`.
+fn request(path: &str, line: &str) -> String {
+    format!(
+        "GET /spaces/{}/{path} HTTP/1.1\r\nHost: gateway\r\nAuthorization: Token {KEY}\r\n{line}\r\n\r\n",
         world::SUPPORT
-    );
+    )
+}
+
+async fn send(address: SocketAddr, request: &str) -> TcpStream {
+    let mut io = TcpStream::connect(address).await.expect("it listens");
     io.write_all(request.as_bytes()).await.expect("it reads");
+    io
+}
+
+/// Has the space's first range read again.
+async fn refresh(address: SocketAddr) {
+    let line = "Cache-Control: no-cache\r\nConnection: close";
+    let mut io = send(address, &request("tasks?page_size=100", line)).await;
     let mut answer = Vec::new();
     io.read_to_end(&mut answer).await.expect("it answers");
 }
 
-#[tokio::main]
-async fn main() {
-    let streams = std::env::args().skip_while(|argument| argument != "--streams");
-    let streams = streams.skip(1).find_map(|number| number.parse().ok());
-    let streams: usize = streams.unwrap_or(STREAMS);
+fn main() -> ExitCode {
+    // The gateway is this program again.
+    if std::env::args()
+        .nth(1)
+        .is_some_and(|first| first == "serve")
+    {
+        return Cli::parse().run();
+    }
+    let Arguments { streams } = Arguments::parse();
+    let _ = descriptors::raise_limit();
+    let runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = { runtime }.enable_all().build();
+    match runtime
+        .expect("a runtime can be built")
+        .block_on(run(streams.max(2)))
+    {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    }
+}
+
+/// Whether every figure is as it should be.
+async fn run(streams: usize) -> bool {
     let simulator = Simulator::start(Options::default()).await.expect("a port");
     let upstream = simulator.control();
-    let config = Config::from_toml(&config(&simulator.base_url())).expect("a configuration");
-    let gateway = Gateway::start(config).await.expect("it starts");
-    let ListenAddress::Tcp(address) = *gateway.data_address() else {
-        panic!("it listens on TCP");
-    };
+    let directory = tempfile::tempdir().expect("a directory of its own");
+    let file = directory.path().join("gateway.toml");
+    std::fs::write(&file, config(&simulator.base_url())).expect("the directory is ours");
+    let log = File::create(directory.path().join("log")).expect("the directory is ours");
+    let process = Process::start(&file, log).await.expect("a gateway starts");
+    let id = process.child.id().expect("it runs").to_string();
+    let address = process.addresses.data;
+    println!("its metrics: http://{}/metrics", process.addresses.admin);
+
+    let began = Instant::now();
     // The first costs what all share.
     let mut readers = vec![Reader::open(address).await];
-    let before = resident();
+    let before = resident(&id);
     readers.extend(join_all((1..streams).map(|_| Reader::open(address))).await);
     sleep(Duration::from_secs(3)).await;
-    let each = resident().saturating_sub(before) / streams.max(1);
-    println!("{streams} streams: {each} bytes each, clients included");
-    println!("calls to open them: {}", upstream.requests());
-
+    let each = resident(&id).saturating_sub(before) / (streams - 1);
+    let is_small = each <= MOST_BYTES;
+    println!(
+        "{streams} streams: {:.1} KB each, at most 20",
+        kilobytes(each)
+    );
     upstream.add_task(world::SUPPORT);
     refresh(address).await;
     let filled = Instant::now();
-    let told = join_all(
-        readers
-            .iter_mut()
-            .map(|reader| reader.reads("task.created")),
-    )
-    .await;
-    let took = filled.elapsed();
-    let told = told.iter().filter(|told| **told).count();
-    println!("told of a change: {told}, the last {took:?} after the fill");
-    println!("calls since: {}", upstream.requests());
+    let told = readers
+        .iter_mut()
+        .map(|reader| reader.reads("task.created"));
+    let told = join_all(told)
+        .await
+        .into_iter()
+        .filter(|told| *told)
+        .count();
+    println!(
+        "told of a change: {told}, the last {:?} after the fill",
+        filled.elapsed()
+    );
+    // One to begin with, one to see the change, and one for each interval.
+    let calls = upstream.requests();
+    let most = 2 + began.elapsed().div_duration_f64(POLL).ceil() as u64;
+    println!("calls: {calls}, at most {most}");
 
     let drained = Instant::now();
-    let complete = gateway.drain().await;
+    let end = process.end("-TERM").await;
     let ended = join_all(readers.iter_mut().map(|reader| reader.reads("nothing"))).await;
     let ended = ended.iter().filter(|more| !**more).count();
     println!(
-        "drained in {:?}: complete {complete}, streams ended {ended}",
+        "drained in {:?}: {end:?}, streams ended: {ended}",
         drained.elapsed()
     );
+    is_small && told == streams && calls <= most && end.is_ok() && ended == streams
+}
+
+fn kilobytes(bytes: usize) -> f64 {
+    bytes as f64 / 1024.0
 }

@@ -10,6 +10,7 @@ mod bomb;
 mod control;
 mod fault;
 mod fault_proxy;
+pub mod gateway;
 mod ledger;
 mod listing;
 mod paging;

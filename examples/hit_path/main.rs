@@ -29,14 +29,13 @@ use http::{HeaderValue, Request, Response, header};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
-use sha2::{Digest, Sha256};
 use tokio::runtime::Runtime;
 use tower::Service;
 use unpod_gateway::{
     app::Gateway,
     config::Config,
     peer::Peer,
-    simulator::{Options, Simulator, world},
+    simulator::{Options, Simulator, gateway, world},
     telemetry,
 };
 
@@ -93,19 +92,10 @@ fn main() {
 
 /// The defaults, except for settings that let pages expire or be assembled.
 fn config(upstream: &str) -> Config {
-    let digest: String = Sha256::digest(KEY)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    let text = format!(
-        "[server]\nlisten = '127.0.0.1:0'\n[admin]\nlisten = '127.0.0.1:0'\n\
-         [cache]\nttl = '2h'\njitter = 0\nassemble_pages = false\nsettled_ttl = '0s'\n\
-         [upstream]\nbase_url = '{upstream}'\n\
-         [upstream.credentials.default]\ntoken = '{}'\norg_handle = '{}'\n\
-         [[clients]]\nname = 'dashboard'\nspaces = ['*']\nkey_sha256 = ['{digest}']\n",
-        world::ACME_TOKEN,
-        world::ACME,
-    );
+    let settings = "[server]\nlisten = '127.0.0.1:0'\n[admin]\nlisten = '127.0.0.1:0'\n\
+                    [cache]\nttl = '2h'\njitter = 0\nassemble_pages = false\nsettled_ttl = '0s'\n";
+    let client = gateway::client("dashboard", KEY, "spaces = ['*']");
+    let text = [&gateway::upstream(upstream), settings, &client].concat();
     Config::from_toml(&text).expect("the configuration is good")
 }
 

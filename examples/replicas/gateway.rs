@@ -1,45 +1,26 @@
-//! A gateway in a process of its own, which is this program again.
+//! A gateway that is started again and again, and asked how it is.
 
 use std::{
     fs::File,
-    io::Write,
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::Stdio,
-    time::Duration,
 };
 
 use bytes::Bytes;
 use http::Request;
 use http_body_util::Empty;
 use parking_lot::Mutex;
-use sha2::{Digest, Sha256};
-use tokio::{
-    io::{AsyncBufReadExt, BufReader, Lines},
-    process::{Child, ChildStderr, Command},
-    time::timeout,
-};
-use unpod_gateway::simulator::world;
+use unpod_gateway::simulator::gateway;
 
 use crate::{
     client::{Answer, Connection},
-    redis_server::send,
+    process::{Addresses, Process},
 };
 
 /// The client that reads.
 pub(crate) const READER: &str = "replicas-reader";
 /// The client that may refresh, too.
 pub(crate) const REFRESHER: &str = "replicas-refresher";
-/// How long a start or an end may take on a busy machine; `drain_timeout` is 20 s.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Where a running gateway listens.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Addresses {
-    pub(crate) data: SocketAddr,
-    pub(crate) admin: SocketAddr,
-}
-
 /// What a gateway says of Redis.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) struct RedisHealth {
@@ -52,7 +33,7 @@ pub(crate) struct RedisHealth {
 pub(crate) struct Gateway {
     config: PathBuf,
     log: PathBuf,
-    child: tokio::sync::Mutex<Option<Child>>,
+    process: tokio::sync::Mutex<Option<Process>>,
     addresses: Mutex<Option<Addresses>>,
 }
 
@@ -63,7 +44,7 @@ impl Gateway {
         Self {
             config: path,
             log: directory.join(format!("{name}.log")),
-            child: tokio::sync::Mutex::default(),
+            process: tokio::sync::Mutex::default(),
             addresses: Mutex::default(),
         }
     }
@@ -75,33 +56,12 @@ impl Gateway {
 
     /// Starts it, and waits until it is ready.
     pub(crate) async fn start(&self) {
-        let program = std::env::current_exe().expect("this program is a file");
-        let mut command = Command::new(program);
-        command
-            .args(["serve", "--config"])
-            .arg(&self.config)
-            .env_clear();
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped());
-        let mut child = command
-            .kill_on_drop(true)
-            .spawn()
-            .expect("this program runs");
-        let mut lines = BufReader::new(child.stderr.take().expect("it is piped")).lines();
         let log = File::options().create(true).append(true).open(&self.log);
-        let mut log = log.expect("the run's directory is ours");
-        let ready = timeout(PATIENCE, ready(&mut lines, &mut log)).await;
-        let ready = ready.ok().flatten();
-        let ready = ready.unwrap_or_else(|| panic!("no gateway starts: see {:?}", self.log));
-        tokio::spawn(async move {
-            while let Ok(Some(line)) = lines.next_line().await {
-                let _ = writeln!(log, "{line}");
-            }
-        });
-        *self.child.lock().await = Some(child);
-        *self.addresses.lock() = Some(ready);
+        let log = log.expect("the run's directory is ours");
+        let process = Process::start(&self.config, log).await;
+        let process = process.unwrap_or_else(|| panic!("no gateway starts: see {:?}", self.log));
+        *self.addresses.lock() = Some(process.addresses);
+        *self.process.lock().await = Some(process);
     }
 
     /// Ends it by a signal, and waits for its end.
@@ -110,16 +70,11 @@ impl Gateway {
     ///
     /// Says that it did not end, or not well.
     pub(crate) async fn end(&self, signal: &str) -> Result<(), String> {
-        let Some(mut child) = self.child.lock().await.take() else {
+        let Some(process) = self.process.lock().await.take() else {
             return Ok(());
         };
         *self.addresses.lock() = None;
-        send(&child, signal);
-        match timeout(PATIENCE, child.wait()).await {
-            Ok(Ok(status)) if signal == "-KILL" || status.success() => Ok(()),
-            Ok(end) => Err(format!("{signal} ends it with {end:?}")),
-            Err(_) => Err(format!("{signal} does not end it")),
-        }
+        process.end(signal).await
     }
 
     /// Sends a request to the admin listener; `None` while it does not run.
@@ -150,33 +105,8 @@ impl Gateway {
     }
 }
 
-/// Reads the log up to the line that names the addresses.
-async fn ready(lines: &mut Lines<BufReader<ChildStderr>>, log: &mut File) -> Option<Addresses> {
-    loop {
-        let line = lines.next_line().await.ok()??;
-        let _ = writeln!(log, "{line}");
-        if line.contains("gateway is ready") {
-            let ready: serde_json::Value = serde_json::from_str(&line).ok()?;
-            let address = |name: &str| ready[name].as_str()?.parse().ok();
-            return Some(Addresses {
-                data: address("server.listen")?,
-                admin: address("admin.listen")?,
-            });
-        }
-    }
-}
-
 /// The configuration of a gateway, with settings of the lane's own.
 pub(crate) fn config(base_url: &str, redis: SocketAddr, replicas: usize, lane: &str) -> String {
-    let client = |key: &str, rest: &str| {
-        let digest: String = Sha256::digest(key)
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        format!(
-            "[[clients]]\nname = \"{key}\"\nkey_sha256 = [\"{digest}\"]\nspaces = [\"*\"]\n{rest}\n"
-        )
-    };
     let base = format!(
         r#"
         server.listen = "127.0.0.1:0"
@@ -185,24 +115,20 @@ pub(crate) fn config(base_url: &str, redis: SocketAddr, replicas: usize, lane: &
         admin.listen = "127.0.0.1:0"
         telemetry.format = "json"
         telemetry.access_log = false
-        upstream.base_url = "{base_url}"
         upstream.connect_timeout = "500ms"
         upstream.timeout = "3s"
         upstream.circuit.open_for = "1s"
-        upstream.credentials.default.token = "{token}"
-        upstream.credentials.default.org_handle = "{organization}"
         cache.redis.url = "redis://{redis}"
         cache.redis.replicas = {replicas}
         cache.redis.timeout = "1s"
-        "#,
-        token = world::ACME_TOKEN,
-        organization = world::ACME,
+        "#
     );
     [
+        &gateway::upstream(base_url),
         &base,
         lane,
-        &client(READER, ""),
-        &client(REFRESHER, "may_refresh = true"),
+        &gateway::client(READER, READER, "spaces = ['*']"),
+        &gateway::client(REFRESHER, REFRESHER, "spaces = ['*']\nmay_refresh = true"),
     ]
     .concat()
 }

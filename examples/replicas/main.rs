@@ -18,6 +18,7 @@ mod client;
 mod gateway;
 mod lane;
 mod operator;
+mod process;
 mod proxy;
 mod reader;
 mod recorder;

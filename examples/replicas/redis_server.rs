@@ -14,7 +14,7 @@ use tokio::{
 };
 use unpod_gateway::simulator::SplitMix64;
 
-use crate::proxy::Proxy;
+use crate::{process::send, proxy::Proxy};
 
 /// How long a command, a start or the first copy may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -178,18 +178,6 @@ impl Servers {
         self.primary.run_words::<()>(spoil).await.ok()?;
         Some(key.clone())
     }
-}
-
-/// Sends a signal to a process that runs.
-pub(crate) fn send(process: &Child, signal: &str) {
-    let id = process.id().expect("the process runs").to_string();
-    let sent = std::process::Command::new("kill")
-        .args([signal, &id])
-        .status();
-    assert!(
-        sent.is_ok_and(|status| status.success()),
-        "{signal} is not sent"
-    );
 }
 
 fn free_port() -> u16 {

@@ -5,7 +5,6 @@ use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::Request;
 use http_body_util::Empty;
-use sha2::{Digest, Sha256};
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep},
@@ -14,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use unpod_gateway::{
     app::Gateway,
     config::{Config, value::ListenAddress},
-    simulator::{FaultProxy, Options, Simulator, SplitMix64, world},
+    simulator::{FaultProxy, Options, Simulator, SplitMix64, gateway, world},
 };
 
 use crate::{
@@ -478,31 +477,17 @@ fn tcp(address: &ListenAddress) -> SocketAddr {
 }
 
 fn config_of(rest: &str, base_url: &str) -> Config {
-    let base = format!(
-        r#"
+    let base = r#"
         server.listen = "127.0.0.1:0"
         server.drain_delay = "0s"
         admin.listen = "127.0.0.1:0"
-        upstream.base_url = "{base_url}"
-        upstream.credentials.default.token = "{token}"
-        upstream.credentials.default.org_handle = "{organization}"
-        "#,
-        token = world::ACME_TOKEN,
-        organization = world::ACME,
-    );
+        "#;
     let clients = [
-        client(READER, "spaces = ['*']"),
-        client(REFRESHER, "spaces = ['*']\nmay_refresh = true"),
-        client(NARROW, &format!("spaces = ['{}']", world::ARCHIVE)),
+        gateway::client(READER, READER, "spaces = ['*']"),
+        gateway::client(REFRESHER, REFRESHER, "spaces = ['*']\nmay_refresh = true"),
+        gateway::client(NARROW, NARROW, &format!("spaces = ['{}']", world::ARCHIVE)),
     ];
-    let text = [&base, rough::CONFIG, rest, &clients.concat()].concat();
+    let upstream = gateway::upstream(base_url);
+    let text = [&upstream, base, rough::CONFIG, rest, &clients.concat()].concat();
     Config::from_toml(&text).expect("the configuration is valid")
-}
-
-fn client(key: &str, rest: &str) -> String {
-    let digest: String = Sha256::digest(key)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    format!("[[clients]]\nname = \"{key}\"\nkey_sha256 = [\"{digest}\"]\n{rest}\n")
 }

@@ -76,13 +76,13 @@ impl Report {
         let until = Instant::now() + length;
         while Instant::now() < until {
             tokio::time::sleep(WATCH_EVERY).await;
-            self.0.warm.fetch_max(resident(), Ordering::Relaxed);
+            self.0.warm.fetch_max(resident("self"), Ordering::Relaxed);
         }
     }
 
     /// Records memory at the end, which should not exceed that of the warm-up.
     pub(crate) fn note_end(&self) {
-        self.0.end.store(resident(), Ordering::Relaxed);
+        self.0.end.store(resident("self"), Ordering::Relaxed);
     }
 
     pub(crate) fn print_progress(&self, after: Duration) {
@@ -91,7 +91,7 @@ impl Report {
             after.as_secs(),
             self.0.requests.load(Ordering::Relaxed),
             self.0.wrong.load(Ordering::Relaxed),
-            resident() >> 20
+            resident("self") >> 20
         );
     }
 

@@ -1,8 +1,8 @@
-//! Resident memory of this process.
+//! Resident memory of a process.
 
-/// Resident bytes; 0 if the system does not report them.
-pub(crate) fn resident() -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+/// Resident bytes of the process of this id, or of `self`; 0 if the system does not report them.
+pub(crate) fn resident(process: &str) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
     status
         .lines()
         .find_map(|line| line.strip_prefix("VmRSS:"))

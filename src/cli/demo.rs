@@ -2,14 +2,13 @@
 
 use std::{num::NonZeroU64, process::ExitCode, time::Duration};
 
-use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
-use super::{failed, key::hex, signals::Signals};
+use super::{failed, signals::Signals};
 use crate::{
     app::{Gateway, StartError},
     config::{Config, value::ListenAddress},
-    simulator::{Options, Simulator, world},
+    simulator::{Options, Simulator, gateway, world},
     telemetry::{self, Log, LogWriter},
 };
 
@@ -130,8 +129,7 @@ async fn start_gateway(
 }
 
 fn demo_config(upstream: &str, data: u16, admin: u16) -> Result<Config, StartError> {
-    let digest = hex(&Sha256::digest(DEMO_KEY));
-    let text = format!(
+    let settings = format!(
         r#"
         [server]
         listen = "127.0.0.1:{data}"
@@ -142,20 +140,10 @@ fn demo_config(upstream: &str, data: u16, admin: u16) -> Result<Config, StartErr
         [telemetry]
         format = "pretty"
         filter = "warn"
-        [upstream]
-        base_url = "{upstream}"
-        [upstream.credentials.default]
-        token = "{token}"
-        org_handle = "{organization}"
-        [[clients]]
-        name = "demo"
-        key_sha256 = ["{digest}"]
-        spaces = ["*"]
-        may_refresh = true
-        "#,
-        token = world::ACME_TOKEN,
-        organization = world::ACME,
+        "#
     );
+    let client = gateway::client("demo", DEMO_KEY, "spaces = ['*']\nmay_refresh = true");
+    let text = [gateway::upstream(upstream), settings, client].concat();
     Ok(Config::from_toml(&text)?)
 }
 

@@ -1,11 +1,12 @@
 //! Starts a gateway and the upstream behind it, both on ports of their own.
 
-use sha2::{Digest, Sha256};
 use unpod_gateway::{
     app,
     config::{Config, value::ListenAddress},
-    simulator::{Control, Options, Simulator, world},
+    simulator::{Control, Options, Simulator, gateway},
 };
+
+pub(crate) use unpod_gateway::simulator::gateway::{client, digest};
 
 use crate::answer::{Ask, http_client};
 
@@ -22,8 +23,7 @@ pub(crate) struct Setup {
 
 /// The defaults of the gateway, but for what would add calls or waits that the test did not ask for.
 pub(crate) fn setup() -> Setup {
-    let text = format!(
-        r#"
+    let settings = r#"
         [server]
         listen = "127.0.0.1:0"
         drain_delay = "0s"
@@ -38,52 +38,27 @@ pub(crate) fn setup() -> Setup {
         retries = 0
         [upstream.circuit]
         enabled = false
-        [upstream.credentials.default]
-        token = "{token}"
-        org_handle = "{organization}"
         [cache]
         jitter = 0.0
         assemble_pages = false
         settled_ttl = "0s"
-        [[clients]]
-        name = "reader"
-        key_sha256 = ["{reader}"]
-        spaces = ["*"]
-        [[clients]]
-        name = "refresher"
-        key_sha256 = ["{refresher}"]
-        spaces = ["*"]
-        may_refresh = true
-        "#,
-        token = world::ACME_TOKEN,
-        organization = world::ACME,
-        reader = digest(READER),
-        refresher = digest(REFRESHER),
-    );
-    Setup {
-        config: toml::from_str(&text).unwrap(),
-    }
+        "#;
+    let setup = Setup {
+        config: toml::from_str(settings).unwrap(),
+    };
+    setup
+        .with(&gateway::upstream("http://127.0.0.1:1"))
+        .with(&client("reader", READER, "spaces = ['*']"))
+        .with(&client(
+            "refresher",
+            REFRESHER,
+            "spaces = ['*']\nmay_refresh = true",
+        ))
 }
 
 /// The gateway of [`setup`] before the simulator.
 pub(crate) async fn start() -> Gateway {
     setup().start().await
-}
-
-/// The digest of a client's key, as the configuration holds it.
-pub(crate) fn digest(key: &str) -> String {
-    Sha256::digest(key)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
-}
-
-/// A `[[clients]]` table.
-pub(crate) fn client(name: &str, key: &str, rest: &str) -> String {
-    format!(
-        "[[clients]]\nname = \"{name}\"\nkey_sha256 = [\"{}\"]\n{rest}\n",
-        digest(key)
-    )
 }
 
 impl Setup {
@@ -105,7 +80,7 @@ impl Setup {
 
     /// The configuration's text, before an upstream at `base_url`.
     pub(crate) fn toml(self, base_url: &str) -> String {
-        let whole = self.with(&format!("[upstream]\nbase_url = \"{base_url}\""));
+        let whole = self.with(&format!("upstream.base_url = \"{base_url}\""));
         whole.config.to_string()
     }
 
