@@ -111,9 +111,32 @@ pub fn seal(owners: &Owners, page: SavedPage) -> Option<Vec<u8>> {
     if count != 1 || bytes.len() > LONGEST_SEALED {
         return None;
     }
+    pack(&bytes)
+}
+
+/// What other replicas unpack: the length in four bytes, and `bytes` compressed by zstd. `None` where they are too many.
+#[must_use]
+pub fn pack(bytes: &[u8]) -> Option<Vec<u8>> {
     let length = u32::try_from(bytes.len()).ok()?.to_le_bytes();
-    let packed = compress(ContentCoding::Zstd, &bytes).ok()?;
+    let packed = compress(ContentCoding::Zstd, bytes).ok()?;
     Some([&length[..], &packed].concat())
+}
+
+/// What [`pack`] packed.
+///
+/// # Errors
+///
+/// Returns in which way the bytes are not to be trusted.
+pub fn unpack(bytes: &[u8]) -> Result<Bytes, SnapshotError> {
+    let (length, packed) = bytes.split_first_chunk().ok_or(SnapshotError::Foreign)?;
+    let length = u32::from_le_bytes(*length) as usize;
+    // Who writes there may claim any length.
+    if length > LONGEST_SEALED {
+        return Err(SnapshotError::Foreign);
+    }
+    let packed = Bytes::copy_from_slice(packed);
+    let bytes = decompress(ContentCoding::Zstd, &packed, length);
+    bytes.map_err(|_| SnapshotError::Damaged)
 }
 
 /// The page under `key` that [`seal`] wrote.
@@ -130,15 +153,7 @@ pub fn unseal(bytes: &[u8], owners: &Owners, key: &PageKey) -> Result<SavedPage,
         let writer = writer.filter(sees_the_same)?;
         Some((credential, writer))
     };
-    let (length, packed) = bytes.split_first_chunk().ok_or(SnapshotError::Foreign)?;
-    let length = u32::from_le_bytes(*length) as usize;
-    // Who writes there may claim any length.
-    if length > LONGEST_SEALED {
-        return Err(SnapshotError::Foreign);
-    }
-    let packed = Bytes::copy_from_slice(packed);
-    let bytes = decompress(ContentCoding::Zstd, &packed, length);
-    let bytes = bytes.map_err(|_| SnapshotError::Damaged)?;
+    let bytes = unpack(bytes)?;
     let pages = decode(&bytes[..], known)?.pages;
     let mut pages = pages.into_iter().filter(|page| page.key == *key);
     pages.next().ok_or(SnapshotError::Foreign)

@@ -6,10 +6,7 @@
 use std::{
     collections::HashMap,
     fmt,
-    sync::{
-        Arc, Weak,
-        atomic::{AtomicU32, AtomicUsize, Ordering},
-    },
+    sync::{Arc, Weak, atomic::AtomicUsize},
 };
 
 use arc_swap::ArcSwap;
@@ -19,14 +16,18 @@ use tokio::time::Instant;
 mod cursor;
 mod event;
 mod feed;
+mod feed_state;
 mod listener;
 mod log;
+mod moment;
 mod order;
 mod plan;
 mod poll;
 mod reading;
 mod report;
 mod settings;
+mod shared;
+mod sharing;
 mod space;
 mod watched;
 
@@ -34,14 +35,17 @@ pub use self::{
     cursor::BadCursor,
     event::{Projection, TaskEvent},
     feed::{Event, TaskEvents},
+    feed_state::{Delayed, Synced},
     listener::{After, Events, Listener, Lost, Place},
     log::Gone,
     report::{WatchReport, WatchState},
-    space::{Delayed, Status, Synced},
+    space::Status,
 };
 use self::{
-    cursor::{CursorKey, Incarnation},
+    cursor::CursorKey,
+    feed::Feed,
     settings::Settings,
+    sharing::Sharing,
     space::{Space, Taking},
 };
 use super::{ClientRequest, FillObserver, Pages, pages::CallTimes};
@@ -62,7 +66,6 @@ pub struct Changes {
     /// Bytes of all feeds.
     bytes: Arc<AtomicUsize>,
     process: u32,
-    next_log: AtomicU32,
 }
 
 impl fmt::Debug for Changes {
@@ -88,7 +91,6 @@ impl Changes {
             metrics,
             bytes: Arc::default(),
             process: fastrand::u32(..),
-            next_log: AtomicU32::new(0),
         });
         pages.observe_fills(Arc::new(Observer(Arc::downgrade(&new))));
         new
@@ -109,8 +111,7 @@ impl Changes {
             None => {
                 let space = Arc::new(self.space(&key, request));
                 spaces.insert(key, space.clone());
-                let watching = poll::watch(self.clone(), space.clone());
-                tokio::spawn(watching);
+                tokio::spawn(watch(self.clone(), space.clone()));
                 space
             }
         };
@@ -118,29 +119,21 @@ impl Changes {
     }
 
     fn space(&self, key: &SpaceKey, request: &ClientRequest) -> Space {
+        let known = self.pages.hold(request);
         let (epoch, _) = self.pages.standing(key, Instant::now());
-        let space = Space::new(
-            key.clone(),
-            cursor_key(request),
+        Space::new(
             request.clone(),
-            self.next_log(),
+            Feed::new(self.process, epoch),
+            Sharing::new(self.pages.shared_cache().is_some()),
+            known,
             self.metrics.changes.clone(),
             self.bytes.clone(),
-        );
-        space.note_standing(epoch, None, &|| self.next_log());
-        space
+        )
     }
 
     /// What is known of the space that `request` names.
     fn known(&self, request: &ClientRequest) -> Option<Arc<Space>> {
         self.spaces.lock().get(&request.key().list.space).cloned()
-    }
-
-    fn next_log(&self) -> Incarnation {
-        Incarnation {
-            process: self.process,
-            log: self.next_log.fetch_add(1, Ordering::Relaxed),
-        }
     }
 
     /// How many ranges of a credential are watched.
@@ -160,7 +153,6 @@ impl Changes {
         let taking = Taking {
             settings: &self.settings.load(),
             feeds: self.spaces.lock().len(),
-            next_log: &|| self.next_log(),
         };
         space.take(key.query, page, call, &taking);
     }
@@ -168,7 +160,7 @@ impl Changes {
     fn note_standing(&self, space: &Space) {
         let (epoch, refused) = self.pages.standing(&space.key, Instant::now());
         let refused = refused.map(|known| known.refusal);
-        space.note_standing(epoch, refused, &|| self.next_log());
+        space.note_standing(epoch, refused);
     }
 
     /// Forgets a space that nobody listens to.
@@ -179,6 +171,14 @@ impl Changes {
             spaces.remove(&space.key);
         }
         is_unused
+    }
+}
+
+/// Reads what nobody else does, and shares what is known with other replicas, until the space is of use to nobody.
+async fn watch(changes: Arc<Changes>, space: Arc<Space>) {
+    tokio::select! {
+        () = poll::watch(changes.clone(), space.clone()) => {}
+        () = shared::share(&changes, &space) => {}
     }
 }
 

@@ -115,7 +115,7 @@ impl Pages {
     }
 
     /// How long a request waits for a page at most.
-    pub(super) fn patience(&self) -> Duration {
+    pub(in crate::service) fn patience(&self) -> Duration {
         self.patience
     }
 

@@ -32,6 +32,7 @@ use crate::{
 
 mod drops;
 mod events;
+mod feed;
 mod keys;
 mod lease;
 mod pending_file;
@@ -44,6 +45,7 @@ use self::{
 };
 pub(super) use self::{
     events::Event,
+    feed::LookedFeed,
     keys::RedisKeys,
     lease::{FillLock, Lease},
 };

@@ -11,21 +11,21 @@ use crate::{
     operators,
 };
 
-fn pull(gateway: &Gateway, query: &str) -> Ask {
+pub(crate) fn pull(gateway: &Gateway, query: &str) -> Ask {
     gateway.get(&format!("/spaces/{SUPPORT}/changes{query}"))
 }
 
-fn events(answer: &Answer) -> Vec<Value> {
+pub(crate) fn events(answer: &Answer) -> Vec<Value> {
     assert_eq!(answer.status, 200, "{:?}", answer.body);
     answer.json()["data"].as_array().unwrap().clone()
 }
 
-fn cursor(answer: &Answer) -> String {
+pub(crate) fn cursor(answer: &Answer) -> String {
     answer.json()["cursor"].as_str().unwrap().to_owned()
 }
 
 /// Has the first range of the space's tasks read again.
-async fn refresh(gateway: &Gateway) {
+pub(crate) async fn refresh(gateway: &Gateway) {
     refresh_of(gateway, SUPPORT).await;
 }
 

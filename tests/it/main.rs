@@ -49,6 +49,7 @@ mod proxy_protocol;
 mod quota;
 mod rate_limit;
 mod redis;
+mod redis_changes;
 mod redis_faults;
 mod redis_kinds;
 mod redis_metrics;

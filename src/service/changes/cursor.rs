@@ -3,6 +3,7 @@
 //! A cursor holds no secret and gives no right: its check only tells a cursor of ours from a made-up one, and one of another space.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use serde::{Deserialize, Serialize};
 
 use crate::domain::SpaceToken;
 
@@ -12,8 +13,8 @@ const LOG: u8 = 1;
 const INVENTORY: u8 = 2;
 const START: u8 = 3;
 
-/// Names one log: of which process, and which of its logs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Names one log: the process that began it, and which of those that process began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Incarnation {
     pub(super) process: u32,
     pub(super) log: u32,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::reading::{Change, State};
@@ -95,11 +96,12 @@ impl TaskEvent {
 }
 
 /// A change in the log.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Entry {
     change: Change,
     seen_at: Box<str>,
     /// `None`: nothing that this projection shows changed.
+    #[serde(skip)]
     shown: Mutex<Vec<(ProjectionId, Option<Bytes>)>>,
 }
 

@@ -1,12 +1,14 @@
 //! What is known of one space and what changed there of late: pages go in, events come out. No I/O and no clock.
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::{
-    cursor::{Incarnation, Position},
+    cursor::Position,
     event::{self, Projection, TaskEvent},
     log::{Bounds, Gone, Log},
+    moment::Moment,
     reading::{Change, Reading, Rules},
     watched::Watched,
 };
@@ -68,27 +70,49 @@ pub(super) struct Terms<'a> {
     /// As events tell it.
     pub(super) seen_at: &'a str,
     pub(super) now: Instant,
-    /// Of the next log, if there is to be one.
-    pub(super) incarnation: Incarnation,
 }
 
 /// One space: its watched tasks and the log of their changes.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Feed {
     watched: Watched,
     log: Log,
 }
 
 impl Feed {
-    pub(super) fn new(incarnation: Incarnation) -> Self {
+    pub(super) fn new(process: u32, epoch: u64) -> Self {
         Self {
             watched: Watched::default(),
-            log: Log::new(incarnation),
+            log: Log::new(process, epoch),
         }
     }
 
     pub(super) fn watched(&self) -> &Watched {
         &self.watched
+    }
+
+    pub(super) fn epoch(&self) -> u64 {
+        self.log.epoch()
+    }
+
+    /// When what it knows was so.
+    pub(super) fn moments_mut(&mut self) -> impl Iterator<Item = &mut Moment> {
+        self.watched.moments_mut().chain(self.log.moments_mut())
+    }
+
+    /// Gives no number below `number` to any change from now on.
+    pub(super) fn skip_to(&mut self, number: u64) {
+        self.log.skip_to(number);
+    }
+
+    /// As [`Log::note_replaced`].
+    pub(super) fn note_replaced(&mut self, other: &Self) {
+        self.log.note_replaced(&other.log);
+    }
+
+    /// Whether `other` is the same feed, and told more.
+    pub(super) fn is_behind(&self, other: &Self) -> bool {
+        self.log.is_behind(&other.log)
     }
 
     /// Takes in a page; returns how many changes it told, and whether the log began anew.
@@ -97,7 +121,7 @@ impl Feed {
         let again = (reading.place == 0).then(|| reading.clone());
         let news = self.watched.take(reading, rules, now);
         if news.is_other_list {
-            self.restart(terms.incarnation, Gone::ListChanged);
+            self.restart(self.epoch(), Gone::ListChanged);
             if let Some(reading) = again {
                 self.watched.take(reading, rules, now);
             }
@@ -105,14 +129,14 @@ impl Feed {
         }
         let count = news.changes.len();
         for change in news.changes {
-            self.log.push(change, terms.seen_at, now);
+            self.log.push(change, terms.seen_at, Moment(now));
         }
-        self.trim(terms.bounds, terms.most, now);
+        self.trim(terms.bounds, terms.most, Moment(now));
         (count, None)
     }
 
     /// Keeps no more than it may.
-    pub(super) fn trim(&mut self, bounds: Bounds, most: usize, now: Instant) {
+    pub(super) fn trim(&mut self, bounds: Bounds, most: usize, now: Moment) {
         self.log.trim(bounds, usize::MAX, now);
         if self.weight() <= most {
             return;
@@ -124,9 +148,9 @@ impl Feed {
     }
 
     /// Forgets everything: no cursor of before leads on.
-    pub(super) fn restart(&mut self, incarnation: Incarnation, why: Gone) {
+    pub(super) fn restart(&mut self, epoch: u64, why: Gone) {
         self.watched = Watched::default();
-        self.log.restart(incarnation, why);
+        self.log.restart(epoch, why);
     }
 
     pub(super) fn skip_unread(&mut self) {
@@ -148,6 +172,14 @@ impl Feed {
         Position {
             inventory: Some(0),
             ..self.log.end()
+        }
+    }
+
+    /// Where a reader goes on who has to read the list again: what is read first of it, after a while maybe, is news to them.
+    pub(super) fn anew(&self) -> Position {
+        match self.watched.has_begun() {
+            true => self.end(),
+            false => self.start(),
         }
     }
 
@@ -177,10 +209,13 @@ impl Feed {
             position,
             has_more: false,
         };
+        if !self.watched.has_begun() {
+            return Ok(batch);
+        }
         if let Some(serial) = position.inventory {
             self.read_inventory(serial, &mut batch, wanted, seen_at);
         }
-        for entry in self.log.from(position.next) {
+        for (number, entry) in self.log.from(position.next) {
             if batch.has_more {
                 break;
             }
@@ -188,7 +223,7 @@ impl Feed {
                 batch.has_more = true;
                 break;
             }
-            batch.position.next += 1;
+            batch.position.next = number + 1;
             if wanted.kinds.contain(entry.kind())
                 && let Some(json) = entry.event(wanted.projection)
             {

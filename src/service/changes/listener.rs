@@ -5,7 +5,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout_at},
+};
 
 use super::{
     BadCursor, Changes, Event, Projection, Status, TaskEvents,
@@ -13,6 +16,7 @@ use super::{
     cursor_key,
     feed::Wanted,
     log::Gone,
+    sharing::Opening,
     space::Space,
 };
 use crate::{
@@ -20,6 +24,9 @@ use crate::{
     domain::PageQuery,
     service::{ClientRequest, PagesError, pages::CallTimes},
 };
+
+/// How often the first range is read at most until the feed begins with it.
+const MOST_FIRST_READS: u32 = 2;
 
 /// Where a client wants to begin.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,6 +76,10 @@ impl Changes {
     ///
     /// Returns why not, and from where it may.
     pub fn check_cursor(&self, request: &ClientRequest, place: &Place) -> Result<(), Lost> {
+        // Another replica may have given it: that is known once the feed is loaded.
+        if self.pages.shared_cache().is_some() {
+            return Ok(());
+        }
         let Some(space) = self.known(request) else {
             let is_ours = place.0.incarnation.process == self.process;
             return Err(Lost {
@@ -83,10 +94,11 @@ impl Changes {
         };
         self.note_standing(&space);
         let state = space.lock();
-        state.feed.check(&place.0).map_err(|reason| Lost {
+        let feed = &state.seen.feed;
+        feed.check(&place.0).map_err(|reason| Lost {
             reason,
-            cursor: space.cursors.write(match state.feed.watched().has_begun() {
-                true => Cursor::At(state.feed.end()),
+            cursor: space.cursors.write(match feed.watched().has_begun() {
+                true => Cursor::At(feed.end()),
                 false => Cursor::Start,
             }),
         })
@@ -104,12 +116,15 @@ pub struct Listener {
 impl Listener {
     pub(super) fn new(changes: Arc<Changes>, space: Arc<Space>, request: &ClientRequest) -> Self {
         let changed = space.changed.subscribe();
+        let (epoch, _) = changes.pages.standing(&space.key, Instant::now());
         let mut state = space.lock();
         state.listeners += 1;
         state.request = request.clone();
-        state.come_back(changes.next_log());
+        state.come_back(epoch);
+        state.sharing.note_listener();
         drop(state);
         space.wake.notify_one();
+        space.share.notify_one();
         Self {
             changes,
             space,
@@ -123,9 +138,30 @@ impl Listener {
     ///
     /// Returns why it cannot be read.
     pub async fn ready(&self, request: &ClientRequest) -> Result<(), PagesError> {
-        if self.space.lock().feed.watched().has_begun() {
-            return Ok(());
+        let until = Instant::now() + self.changes.pages.patience();
+        let mut changed = self.space.changed.subscribe();
+        let mut reads = 0;
+        loop {
+            changed.borrow_and_update();
+            let opening = self.space.lock().opening();
+            match (opening, reads) {
+                (Opening::Open, _) | (Opening::Unread, MOST_FIRST_READS..) => return Ok(()),
+                // One who follows learns so whether it may be read at all.
+                (Opening::Unread, _) | (Opening::ReadElsewhere, 0) => {
+                    reads += 1;
+                    self.read_first(request).await?;
+                }
+                (Opening::ReadElsewhere | Opening::Unknown, _) => {
+                    if timeout_at(until, changed.changed()).await.is_err() {
+                        return Ok(());
+                    }
+                }
+            }
         }
+    }
+
+    /// Reads the first range as a client's request.
+    async fn read_first(&self, request: &ClientRequest) -> Result<(), PagesError> {
         let size = self.changes.pages.range_size(request);
         self.space.lock().range_size = size.into();
         let query = PageQuery {
@@ -138,7 +174,7 @@ impl Listener {
             ..request.clone()
         };
         let served = self.changes.pages.page(&request).await?;
-        if !self.space.lock().feed.watched().has_begun() {
+        if !self.space.lock().current().feed.watched().has_begun() {
             let received = served.page.received();
             let call = CallTimes {
                 sent: received,
@@ -161,13 +197,13 @@ impl Listener {
     ///
     /// Returns why that cannot be, and from where it may go on.
     pub fn begin(&self, after: &After) -> Result<Place, (Gone, Place)> {
-        let state = self.space.lock();
+        let feed = &self.space.lock().seen.feed;
         match after {
-            After::Now => Ok(Place(state.feed.end())),
-            After::Start => Ok(Place(state.feed.start())),
-            After::Cursor(place) => match state.feed.check(&place.0) {
+            After::Now => Ok(Place(feed.end())),
+            After::Start => Ok(Place(feed.start())),
+            After::Cursor(place) => match feed.check(&place.0) {
                 Ok(()) => Ok(*place),
-                Err(reason) => Err((reason, Place(state.feed.end()))),
+                Err(reason) => Err((reason, Place(feed.anew()))),
             },
         }
     }
@@ -190,14 +226,14 @@ impl Listener {
             limit,
         };
         let seen_at = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
-        let state = self.space.lock();
-        match state.feed.read(place.0, &wanted, &seen_at) {
+        let feed = &self.space.lock().seen.feed;
+        match feed.read(place.0, &wanted, &seen_at) {
             Ok(batch) => Ok(Events {
                 events: batch.events,
                 place: Place(batch.position),
                 has_more: batch.has_more,
             }),
-            Err(reason) => Err((reason, Place(state.feed.end()))),
+            Err(reason) => Err((reason, Place(feed.anew()))),
         }
     }
 

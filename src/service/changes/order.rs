@@ -6,12 +6,13 @@
 use std::collections::{HashMap, HashSet};
 
 use compact_str::CompactString;
+use serde::{Deserialize, Serialize};
 
 /// A task's id.
 pub(super) type Id = CompactString;
 
 /// Tasks that follow each other without a gap.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Segment {
     ids: Vec<Id>,
     /// The place of its first task in the list, when that had `count` tasks.
@@ -22,7 +23,7 @@ struct Segment {
     is_whole: bool,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 enum Kind {
     /// It began at the head of the list: whatever stands above it is new.
     Head,
@@ -63,7 +64,7 @@ pub(super) enum Judged {
 }
 
 /// What is known of the order.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Order {
     segments: Vec<Segment>,
 }

@@ -51,14 +51,18 @@ fn next(changes: &Changes, space: &Space, now: Instant) -> ControlFlow<(), Step>
     let mut state = space.lock();
     let idle_until = state.idle_since + settings.linger;
     let is_idle = state.listeners == 0 && idle_until <= now;
-    if is_idle || state.is_gone() {
+    if is_idle || state.is_gone() || !state.sharing.judges() {
         state.watching = None;
         changes.metrics.changes.ranges(state.ranges, 0);
         state.ranges = 0;
-        let kept_until = idle_until + settings.bounds.retention;
+        // Redis keeps what it holds.
+        let kept_until = match state.sharing.is_alone() {
+            true => idle_until + settings.bounds.retention,
+            false => idle_until,
+        };
         return match state.listeners == 0 && kept_until <= now {
             true => ControlFlow::Break(()),
-            false => ControlFlow::Continue(Step::Wait(kept_until.max(now + settings.linger))),
+            false => ControlFlow::Continue(Step::Wait(kept_until.max(now + LONGEST_SILENCE))),
         };
     }
     if state.watching.is_none() {
@@ -66,27 +70,31 @@ fn next(changes: &Changes, space: &Space, now: Instant) -> ControlFlow<(), Step>
     }
     state.range_size = changes.pages.range_size(&state.request).into();
     let rules = state.rules(&settings);
-    let ranges = state.feed.watched().ranges(&rules, now);
+    let ranges = state.current().feed.watched().ranges(&rules, now);
     let all = (others + ranges.len()).saturating_sub(state.ranges);
+    let all = all.max(state.sharing.all_ranges());
     changes.metrics.changes.ranges(state.ranges, ranges.len());
     state.ranges = ranges.len();
     let quota = state.request.credential.budget().per_minute();
     let interval = plan::interval(all, quota, settings.quota_share);
-    state.interval = interval;
-    let (range, at) = match state.feed.watched().wanted_now() {
+    if state.current().interval != interval {
+        state.current_mut().interval = interval;
+    }
+    let watched = state.current().feed.watched();
+    let (range, at) = match watched.wanted_now() {
         Some(range) => (range, now),
         None => {
             let tried = |range: u64| {
-                let read = state.feed.watched().read_at(range);
+                let read = watched.read_at(range);
                 (range, read.max(state.tried.get(&range).copied()))
             };
             let next = plan::next_read(ranges.iter().copied().map(tried), interval, now);
             next.unwrap_or((0, now + interval))
         }
     };
-    // Who came first reads the first range on its own account.
-    let at = match state.feed.watched().has_begun() {
+    let at = match watched.has_begun() || state.has_restarted {
         true => at.max(state.retry_at.unwrap_or(at)),
+        // Who came first reads the first range on its own account.
         false => now + interval,
     };
     state.next_poll = Some(at);

@@ -4,23 +4,28 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use compact_str::CompactString;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::order::{Id, Novelty, Shape};
+use super::{
+    moment::Moment,
+    order::{Id, Novelty, Shape},
+};
 
 /// A task as a page shows it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Row {
     pub(super) id: Id,
     pub(super) state: State,
 }
 
 /// A task's bytes at one moment.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct State {
     pub(super) digest: u128,
     pub(super) status: Option<CompactString>,
     /// `None` where they take too much memory.
+    #[serde(with = "json")]
     pub(super) bytes: Option<Bytes>,
 }
 
@@ -33,8 +38,8 @@ pub(super) struct Reading {
     pub(super) size: u64,
     pub(super) count: u64,
     pub(super) rows: Vec<Row>,
-    pub(super) sent: Instant,
-    pub(super) received: Instant,
+    pub(super) sent: Moment,
+    pub(super) received: Moment,
     /// Whether the list ends with it.
     pub(super) is_end: bool,
 }
@@ -57,7 +62,7 @@ impl Rules {
 }
 
 /// That a task is new, or another than it was.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Change {
     pub(super) id: Id,
     /// What it was; `None`: it is new.
@@ -75,7 +80,7 @@ pub(super) struct News {
 }
 
 /// Pages in a row that do not reach what is known yet.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Pending {
     pub(super) place: u64,
     pub(super) rows: Vec<Row>,
@@ -83,7 +88,7 @@ pub(super) struct Pending {
     pub(super) next: u64,
     /// How many tasks the list had.
     pub(super) count: u64,
-    pub(super) received: Instant,
+    pub(super) received: Moment,
 }
 
 impl Pending {
@@ -137,8 +142,8 @@ impl Reading {
             size,
             count,
             rows,
-            sent,
-            received,
+            sent: Moment(sent),
+            received: Moment(received),
             is_end,
         }
     }
@@ -172,5 +177,28 @@ impl Reading {
         novelty.truncate(end);
         novelty.drain(..start);
         self.place += start as u64;
+    }
+}
+
+/// A task's bytes as they stand: they are JSON themselves.
+mod json {
+    use bytes::Bytes;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, ser::Error};
+    use serde_json::value::RawValue;
+
+    pub(super) fn serialize<S: Serializer>(
+        bytes: &Option<Bytes>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        let raw = |bytes: &Bytes| serde_json::from_slice::<&RawValue>(bytes).map(ToOwned::to_owned);
+        let raw = bytes.as_ref().map(raw).transpose();
+        raw.map_err(S::Error::custom)?.serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Bytes>, D::Error> {
+        let raw = Option::<Box<RawValue>>::deserialize(deserializer)?;
+        Ok(raw.map(|raw| Bytes::from(Box::<str>::from(raw).into_string())))
     }
 }

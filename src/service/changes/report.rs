@@ -1,6 +1,6 @@
 //! What is watched, for operators.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{borrow::Cow, sync::Arc, time::SystemTime};
 
 use serde::Serialize;
 use tokio::time::Instant;
@@ -12,6 +12,8 @@ use super::{Changes, space::Space};
 #[serde(rename_all = "snake_case")]
 pub enum WatchState {
     Watching,
+    /// Another replica reads, and this one shows what it learned.
+    Following,
     /// Reads fail, or wait for the quota.
     Delayed,
     /// Nobody listens; ranges are still read for `changes.linger`.
@@ -31,7 +33,7 @@ pub struct WatchReport {
     /// Of a delayed one: when all was read last.
     pub since: Option<String>,
     /// Why it is delayed or gone.
-    pub code: Option<&'static str>,
+    pub code: Option<Cow<'static, str>>,
     pub listeners: usize,
     /// Tasks that are known.
     pub tasks: usize,
@@ -62,9 +64,11 @@ impl Changes {
 fn report(space: &Arc<Space>, now: Instant) -> WatchReport {
     let state = space.lock();
     let status = state.status(now);
+    let interval = state.current().interval;
     let (standing, since, code) = match (status.gone, status.delayed) {
-        (Some(code), _) => (WatchState::Gone, None, Some(code)),
+        (Some(code), _) => (WatchState::Gone, None, Some(code.into())),
         _ if state.listeners == 0 && state.watching.is_none() => (WatchState::Kept, None, None),
+        _ if !state.sharing.judges() => (WatchState::Following, None, None),
         (None, Some(delayed)) => (WatchState::Delayed, Some(delayed.since), Some(delayed.code)),
         (None, None) if state.listeners == 0 => (WatchState::Lingering, None, None),
         (None, None) => (WatchState::Watching, None, None),
@@ -76,10 +80,10 @@ fn report(space: &Arc<Space>, now: Instant) -> WatchReport {
         since: since.map(rfc3339),
         code,
         listeners: state.listeners,
-        tasks: state.feed.watched().len(),
+        tasks: state.current().feed.watched().len(),
         ranges: state.ranges,
-        interval: state.interval.as_secs(),
-        calls_per_minute: calls_per_minute(state.ranges, state.interval.as_secs_f64()),
+        interval: interval.as_secs(),
+        calls_per_minute: calls_per_minute(state.ranges, interval.as_secs_f64()),
     }
 }
 

@@ -17,42 +17,22 @@ use tokio::{
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::{
-    cursor::{CursorKey, Incarnation},
+    cursor::CursorKey,
+    cursor_key,
     feed::{Feed, Terms},
+    feed_state::{Delayed, FeedState, Synced},
     log::Gone,
-    plan,
     reading::{Reading, Row, Rules, State},
     settings::Settings,
+    sharing::Sharing,
 };
 use crate::{
-    cache::StoredPage,
+    cache::{StoredPage, store::Began},
     domain::{Collection, ListPage, PageQuery, Refusal, SpaceKey},
     service::{ClientRequest, PagesErrorKind, pages::CallTimes},
     telemetry::metrics::{ChangesMetrics, GaugeGuard},
     upstream::UpstreamError,
 };
-
-/// That all was read, and when.
-#[derive(Clone, Debug)]
-pub struct Synced {
-    /// How often that was so.
-    pub number: u64,
-    pub verified_at: SystemTime,
-    /// How many tasks the space has.
-    pub count: u64,
-    /// How many of them are watched.
-    pub watched: usize,
-}
-
-/// That nothing can be read.
-#[derive(Clone, Debug)]
-pub struct Delayed {
-    /// How often that began.
-    pub number: u64,
-    /// When all was read last.
-    pub since: SystemTime,
-    pub code: &'static str,
-}
 
 /// How a watched space stands.
 #[derive(Clone, Debug, Default)]
@@ -75,6 +55,10 @@ pub(super) struct Space {
     pub(super) changed: watch::Sender<u64>,
     /// Wakes the task that reads.
     pub(super) wake: Notify,
+    /// Wakes the task that shares the feed with other replicas.
+    pub(super) share: Notify,
+    /// Has the store know the space, and so hear of its drops.
+    _known: Began,
     metrics: Arc<ChangesMetrics>,
     /// Bytes of all feeds.
     bytes: Arc<AtomicUsize>,
@@ -82,30 +66,27 @@ pub(super) struct Space {
 
 #[derive(Debug)]
 pub(super) struct Known {
-    pub(super) feed: Feed,
+    /// What readers see.
+    pub(super) seen: FeedState,
+    pub(super) sharing: Sharing,
     /// How to ask for its pages: as the listener does that came last.
     pub(super) request: ClientRequest,
     pub(super) range_size: u64,
     pub(super) listeners: usize,
     /// Since when nobody listens.
     pub(super) idle_since: Instant,
-    /// Of the space's pages; another one says that they were dropped.
-    epoch: u64,
     /// When each range was tried last, with or without success.
     pub(super) tried: HashMap<u64, Instant>,
     /// Not before then, after a failure.
     pub(super) retry_at: Option<Instant>,
     pub(super) next_poll: Option<Instant>,
-    pub(super) interval: Duration,
-    synced: Option<Synced>,
-    delayed: Option<Delayed>,
-    delays: u64,
     gone: Option<&'static str>,
     weight: usize,
     /// While it is read.
     pub(super) watching: Option<GaugeGuard>,
     pub(super) ranges: usize,
-    began: SystemTime,
+    /// Whether its feed began anew, and nobody but the watch reads it from the start.
+    pub(super) has_restarted: bool,
 }
 
 /// What taking in a page needs to know.
@@ -113,43 +94,40 @@ pub(super) struct Taking<'a> {
     pub(super) settings: &'a Settings,
     /// How many feeds there are.
     pub(super) feeds: usize,
-    pub(super) next_log: &'a dyn Fn() -> Incarnation,
 }
 
 impl Space {
     pub(super) fn new(
-        key: SpaceKey,
-        cursors: CursorKey,
         request: ClientRequest,
-        log: Incarnation,
+        feed: Feed,
+        sharing: Sharing,
+        known: Began,
         metrics: Arc<ChangesMetrics>,
         bytes: Arc<AtomicUsize>,
     ) -> Self {
         Self {
-            key,
-            cursors,
+            key: request.key().list.space,
+            cursors: cursor_key(&request),
             state: Mutex::new(Known {
-                feed: Feed::new(log),
+                seen: FeedState::new(feed),
+                sharing,
                 request,
                 range_size: 100,
                 listeners: 0,
                 idle_since: Instant::now(),
-                epoch: 0,
                 tried: HashMap::new(),
                 retry_at: None,
                 next_poll: None,
-                interval: plan::SHORTEST_INTERVAL,
-                synced: None,
-                delayed: None,
-                delays: 0,
                 gone: None,
                 weight: 0,
                 watching: None,
                 ranges: 0,
-                began: SystemTime::now(),
+                has_restarted: false,
             }),
             changed: watch::Sender::new(0),
             wake: Notify::new(),
+            share: Notify::new(),
+            _known: known,
             metrics,
             bytes,
         }
@@ -164,24 +142,20 @@ impl Space {
     }
 
     /// Goes by the epoch of the space's pages, and by what the upstream refuses.
-    pub(super) fn note_standing(
-        &self,
-        epoch: u64,
-        refused: Option<Refusal>,
-        next_log: &dyn Fn() -> Incarnation,
-    ) {
+    pub(super) fn note_standing(&self, epoch: u64, refused: Option<Refusal>) {
         let mut state = self.state.lock();
-        let is_other = std::mem::replace(&mut state.epoch, epoch) != epoch;
         let code = refused.and_then(code_of);
         if let Some(code) = code {
             if state.gone.replace(code).is_none() {
                 drop(state);
+                self.share.notify_one();
                 self.tell();
             }
-        } else if is_other && state.feed.watched().has_begun() {
-            state.restart(next_log(), Gone::Purged);
+        } else if epoch > state.seen.feed.epoch() {
+            state.restart(epoch, Gone::Purged);
             drop(state);
             self.wake.notify_one();
+            self.share.notify_one();
             self.tell();
         }
     }
@@ -196,6 +170,9 @@ impl Space {
     ) {
         let reading = reading(query, &page.content.page(), call);
         let mut state = self.state.lock();
+        if !state.sharing.judges() {
+            return;
+        }
         let rules = state.rules(taking.settings);
         let now = Instant::now();
         let seen_at = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
@@ -205,25 +182,32 @@ impl Space {
             most: self.share(&state, taking),
             seen_at: &seen_at,
             now,
-            incarnation: (taking.next_log)(),
         };
-        let was_begun = state.feed.watched().has_begun();
+        let was_begun = state.current().feed.watched().has_begun();
         let is_range = u64::from(query.page_size) == rules.size;
-        let (changes, _) = state.feed.take(reading, &terms);
+        let current = state.current_mut();
+        let (changes, _) = current.feed.take(reading, &terms);
+        if (is_range || !was_begun) && current.feed.watched().is_caught_up() {
+            current.note_synced();
+            state.retry_at = None;
+        }
         self.metrics.changed(changes);
         state.gone = None;
         // The one that is read next is not chosen yet.
         state.next_poll = None;
-        let weight = state.feed.weight();
+        self.weigh(&mut state);
+        drop(state);
+        self.wake.notify_one();
+        self.share.notify_one();
+        self.tell();
+    }
+
+    /// Counts what the feed takes by now.
+    pub(super) fn weigh(&self, state: &mut Known) {
+        let weight = state.current().feed.weight();
         let before = std::mem::replace(&mut state.weight, weight);
         self.bytes.fetch_add(weight, Ordering::Relaxed);
         self.bytes.fetch_sub(before, Ordering::Relaxed);
-        if (is_range || !was_begun) && state.feed.watched().is_caught_up() {
-            state.note_synced();
-        }
-        drop(state);
-        self.wake.notify_one();
-        self.tell();
     }
 
     /// Bytes that the feed may take: whatever it needs while all together take no more than they may, then an equal share.
@@ -242,8 +226,8 @@ impl Space {
     pub(super) fn note_failed(&self, range: u64, error: &PagesErrorKind, retry_at: Instant) {
         let mut state = self.state.lock();
         state.retry_at = Some(retry_at);
-        if state.feed.watched().wanted_now() == Some(range) {
-            state.feed.skip_unread();
+        if state.current().feed.watched().wanted_now() == Some(range) {
+            state.current_mut().feed.skip_unread();
         }
         let upstream = match error {
             PagesErrorKind::Upstream(error) => Some(error),
@@ -256,15 +240,19 @@ impl Space {
             Some(UpstreamError::SpaceNotFound { .. } | UpstreamError::SpaceAccessDenied) => {
                 state.gone = Some(code);
             }
-            Some(_) | None => state.note_delayed(code),
+            Some(_) | None => {
+                state.current_mut().note_delayed(code);
+            }
         }
         drop(state);
+        self.share.notify_one();
         self.tell();
     }
 
     /// Notes that a range waits for its call for too long.
     pub(super) fn note_waiting(&self, code: &'static str) {
-        self.state.lock().note_delayed(code);
+        self.state.lock().current_mut().note_delayed(code);
+        self.share.notify_one();
         self.tell();
     }
 }
@@ -285,17 +273,30 @@ impl Known {
         }
     }
 
-    fn restart(&mut self, log: Incarnation, why: Gone) {
-        self.feed.restart(log, why);
+    /// What is gone on with: what readers see, or what they are to see once it is stored.
+    pub(super) fn current(&self) -> &FeedState {
+        self.sharing.working().unwrap_or(&self.seen)
+    }
+
+    pub(super) fn current_mut(&mut self) -> &mut FeedState {
+        self.sharing.working_mut().unwrap_or(&mut self.seen)
+    }
+
+    pub(super) fn restart(&mut self, epoch: u64, why: Gone) {
+        self.seen.feed.restart(epoch, why);
+        self.seen.synced = None;
+        if let Some(working) = self.sharing.working_mut() {
+            *working = self.seen.clone();
+        }
         self.tried.clear();
+        self.has_restarted = true;
         self.retry_at = None;
-        self.synced = None;
     }
 
     /// Begins anew after the space was gone.
-    pub(super) fn come_back(&mut self, log: Incarnation) {
+    pub(super) fn come_back(&mut self, epoch: u64) {
         if self.gone.take().is_some() {
-            self.restart(log, Gone::Purged);
+            self.restart(epoch, Gone::Purged);
         }
     }
 
@@ -303,38 +304,13 @@ impl Known {
         self.gone.is_some()
     }
 
-    fn note_synced(&mut self) {
-        let number = self.synced.as_ref().map_or(0, |synced| synced.number) + 1;
-        self.retry_at = None;
-        self.delayed = None;
-        self.synced = Some(Synced {
-            number,
-            verified_at: SystemTime::now(),
-            count: self.feed.watched().count(),
-            watched: self.feed.watched().len(),
-        });
-    }
-
-    fn note_delayed(&mut self, code: &'static str) {
-        if self.delayed.is_some() {
-            return;
-        }
-        self.delays += 1;
-        let synced = self.synced.as_ref();
-        self.delayed = Some(Delayed {
-            number: self.delays,
-            since: synced.map_or(self.began, |synced| synced.verified_at),
-            code,
-        });
-    }
-
     pub(super) fn status(&self, now: Instant) -> Status {
         let next = self.next_poll.map(|at| at.saturating_duration_since(now));
         Status {
-            synced: self.synced.clone(),
-            delayed: self.delayed.clone(),
+            synced: self.seen.synced.clone(),
+            delayed: self.seen.delayed.clone(),
             gone: self.gone,
-            next_poll: next.unwrap_or(self.interval),
+            next_poll: next.unwrap_or(self.seen.interval),
         }
     }
 }

@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::{
+    moment::Moment,
     order::{Id, Judged, Novelty, Order},
     reading::{Change, News, Pending, Reading, Row, Rules, State},
 };
@@ -14,20 +16,20 @@ pub(super) const MOST_RANGES: u64 = 10;
 /// A task that is missed so often where it stood has gone, and the list is another one.
 const MOST_MISSES: u8 = 3;
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Task {
     /// Given at first sight, and only grows.
     serial: u64,
     state: State,
     /// When it was read last.
-    read: Instant,
+    read: Moment,
     /// Since when it has not changed, as far as it was seen.
-    still_since: Instant,
+    still_since: Moment,
     misses: u8,
 }
 
 /// The tasks of one space that are watched.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Watched {
     order: Order,
     tasks: HashMap<Id, Task>,
@@ -40,11 +42,11 @@ pub(super) struct Watched {
     /// A range that was never read, behind one that holds a task that is not final.
     unread: Option<u64>,
     /// When what was taken in last was sent and received.
-    last_sent: Option<Instant>,
-    last_received: Option<Instant>,
+    last_sent: Option<Moment>,
+    last_received: Option<Moment>,
     /// When each range of `size` rows was read last.
     size: u64,
-    read: BTreeMap<u64, Instant>,
+    read: BTreeMap<u64, Moment>,
 }
 
 impl Watched {
@@ -288,7 +290,7 @@ impl Watched {
         }
     }
 
-    fn insert(&mut self, row: &Row, received: Instant) {
+    fn insert(&mut self, row: &Row, received: Moment) {
         let task = Task {
             serial: self.next_serial,
             state: row.state.owned(),
@@ -306,8 +308,7 @@ impl Watched {
         let unsettled = places.filter(|(id, _)| {
             let task = self.tasks.get(*id);
             task.is_some_and(|task| {
-                !rules.is_final(&task.state)
-                    || now.saturating_duration_since(task.still_since) < rules.settled_after
+                !rules.is_final(&task.state) || task.still_since.age(now) < rules.settled_after
             })
         });
         let ranges: BTreeSet<u64> = unsettled.map(|(_, place)| place / rules.size).collect();
@@ -318,7 +319,7 @@ impl Watched {
 
     /// When a range was read last.
     pub(super) fn read_at(&self, range: u64) -> Option<Instant> {
-        self.read.get(&range).copied()
+        self.read.get(&range).map(|read| read.0)
     }
 
     /// A range that is to be read now, since what was read does not reach what is known, or was never read.
@@ -354,6 +355,21 @@ impl Watched {
             .collect();
         tasks.sort_unstable_by_key(|(serial, ..)| *serial);
         tasks
+    }
+
+    /// When what is known was so.
+    pub(super) fn moments_mut(&mut self) -> impl Iterator<Item = &mut Moment> {
+        let tasks = self.tasks.values_mut();
+        let of_tasks = tasks.flat_map(|task| [&mut task.read, &mut task.still_since]);
+        let pending = self.pending.as_mut().map(|pending| &mut pending.received);
+        let last = [
+            self.last_sent.as_mut(),
+            self.last_received.as_mut(),
+            pending,
+        ];
+        of_tasks
+            .chain(last.into_iter().flatten())
+            .chain(self.read.values_mut())
     }
 
     /// Bytes that it takes.

@@ -20,6 +20,7 @@ impl Pages {
             Event::Purged { epoch } => {
                 self.store.hear_purge(epoch);
                 shared_cache.heard_purge(epoch);
+                self.tell_invalidated();
             }
             Event::Dropped {
                 space,
@@ -29,6 +30,9 @@ impl Pages {
                 let keys = shared_cache.spaces(&space);
                 for key in &keys {
                     self.store.hear_drop(key, epoch, refused, now);
+                }
+                if !keys.is_empty() {
+                    self.tell_invalidated();
                 }
                 // Clients may invent spaces, which are refused: what is remembered is bounded, and of those there is nothing to tell.
                 if !keys.is_empty() || !refused {

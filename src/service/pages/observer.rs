@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::{ClientRequest, Pages, PagesErrorKind, Sources, single_flight::FillContext};
 use crate::{
-    cache::{StoredPage, space::Remembered},
+    cache::{StoredPage, space::Remembered, store::Began},
     domain::{PageKey, SpaceKey},
     telemetry::metrics::BACKGROUND,
     upstream::{Need, Waiter},
@@ -33,6 +33,22 @@ impl Pages {
     pub fn observe_fills(&self, observer: Arc<dyn FillObserver>) {
         // The gateway is built once.
         let _ = self.observer.set(observer);
+    }
+
+    /// Tells the observer of a page that another replica fetched, nobody knows when between the time its age says and now.
+    pub(super) fn tell_shared(&self, key: &PageKey, page: &StoredPage) {
+        if let Some(observer) = self.observer() {
+            let received = Instant::now();
+            let sent = received.checked_sub(page.age(received)).unwrap_or(received);
+            observer.filled(key, page, CallTimes { sent, received });
+        }
+    }
+
+    /// Tells the observer that spaces were dropped.
+    pub(super) fn tell_invalidated(&self) {
+        if let Some(observer) = self.observer() {
+            observer.invalidated();
+        }
     }
 
     pub(super) fn observer(&self) -> Option<&Arc<dyn FillObserver>> {
@@ -71,6 +87,16 @@ impl Pages {
             Some(Err(error)) => Err(error.into()),
             None => Err(PagesErrorKind::Lost),
         }
+    }
+
+    /// Has the store know the space that `request` names for as long as the result lives, and so hear of its drops.
+    pub(in crate::service) fn hold(&self, request: &ClientRequest) -> Began {
+        let began = self.store.begin(request.key(), Instant::now());
+        if let Some(shared_cache) = self.shared_cache() {
+            let knows = |key: &SpaceKey| self.store.knows(key);
+            shared_cache.remember_space(&request.credential, &request.space, knows);
+        }
+        began
     }
 
     /// How often the pages of a space were dropped, and what the upstream refuses about all of it.

@@ -68,9 +68,7 @@ impl Pages {
         let pages = self.clone();
         on_a_thread(move || {
             invalidate(&pages.store);
-            if let Some(observer) = pages.observer() {
-                observer.invalidated();
-            }
+            pages.tell_invalidated();
             pages.store.free_invalidated();
         })
         .await;

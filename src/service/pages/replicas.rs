@@ -69,6 +69,11 @@ impl Pages {
         }
     }
 
+    /// What replicas share, where they do.
+    pub(in crate::service) fn shared_cache(&self) -> Option<&SharedCache> {
+        self.shared_cache.get()
+    }
+
     /// Whether other replicas may have pages that this one has not.
     pub(super) fn shares_pages(&self) -> bool {
         self.shared_cache.get().is_some_and(SharedCache::is_up)
@@ -111,6 +116,7 @@ impl Pages {
         let turn = self.take_turn(shared_cache, &keys, &request, is_forced, &context);
         let (lock, call) = match turn.await? {
             Turn::Served(kept) => {
+                self.tell_shared(&key, &kept.page);
                 let filled = Ok(Fill {
                     kept,
                     status: 200,

@@ -29,7 +29,7 @@ impl Default for KnownSpaces {
     }
 }
 
-/// What a page, its list and its space are called in Redis.
+/// What a page, its list and its space are called in Redis; of a feed of changes: the feed, and in place of a list what its credential watches.
 #[derive(Clone, Debug)]
 pub(in crate::service) struct RedisKeys {
     pub(super) owners: Owners,
@@ -62,7 +62,7 @@ impl SharedCache {
     }
 
     /// A key of a space. In braces is what decides its slot in a cluster.
-    fn key(&self, space: &str, rest: &str) -> String {
+    pub(super) fn key(&self, space: &str, rest: &str) -> String {
         self.redis.name(&format!("{{{space}}}:{rest}"))
     }
 
@@ -134,7 +134,7 @@ impl SharedCache {
     }
 }
 
-fn space_name(owners: &Owners, key: &SpaceKey) -> Option<String> {
+pub(super) fn space_name(owners: &Owners, key: &SpaceKey) -> Option<String> {
     let (owner, seal) = owners.known(key.credential).next()?;
     Some(named(owner, seal, &key.space))
 }

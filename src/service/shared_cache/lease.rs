@@ -46,6 +46,15 @@ impl FillLock {
         }
     }
 
+    pub(in crate::service) fn token(&self) -> Nonce {
+        self.token
+    }
+
+    /// Whether it is, as far as Redis has said.
+    pub(in crate::service) fn is_held(&self) -> bool {
+        !self.renewing.is_finished()
+    }
+
     /// It is gone in Redis already.
     pub(super) fn released(mut self) {
         self.is_released = true;

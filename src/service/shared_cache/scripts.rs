@@ -7,12 +7,26 @@ use std::{sync::LazyLock, time::Duration};
 
 use redis::{Script, ScriptInvocation};
 
+mod feed;
+
+use self::feed::{COUNT_RANGES, FOLLOW, WRITE};
+pub(super) use self::feed::{FollowAnswer, count_ranges, follow, write};
 use super::{EPOCH_FOR, Known, REFUSED_FOR, RedisKeys, Wanted, lease::LOCK_FOR, ms};
 use crate::{cache::list::SharedList, shared::Nonce};
 
 /// All of them, to be loaded before they are needed.
-pub(super) fn all() -> [&'static Script; 6] {
-    [&LOOK, &RENEW, &UNLOCK, &STORE, &RAISE, &ASSERT]
+pub(super) fn all() -> [&'static Script; 9] {
+    [
+        &LOOK,
+        &RENEW,
+        &UNLOCK,
+        &STORE,
+        &RAISE,
+        &ASSERT,
+        &FOLLOW,
+        &WRITE,
+        &COUNT_RANGES,
+    ]
 }
 
 /// Epoch; generation, name, count and first row of the list; the page; for how long another holds the lock.

@@ -89,6 +89,7 @@ export const PARTS = {
 
 export const WATCHES = {
   watching: 'Watching',
+  following: 'Read by another replica',
   delayed: 'Delayed',
   lingering: 'Nobody listens, still reading',
   kept: 'Nobody listens, not reading',

@@ -9,6 +9,8 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use super::{
     super::{
+        feed_state::FeedState,
+        moment::Clock,
         reading::{Row, State},
         watched::MOST_RANGES,
     },
@@ -55,6 +57,12 @@ enum Step {
     },
     Purge,
     Restart,
+    /// What is known by now is stored, and readers see it.
+    Store,
+    /// Another replica goes on from what was stored last; its clock is so many milliseconds ahead, or behind.
+    HandOver {
+        ahead: i64,
+    },
     /// The log loses all it can.
     Evict,
 }
@@ -69,6 +77,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => (0..4_u64, 2..9_u64).prop_map(|(page, size)| Step::Glimpse { page, size }),
         5 => (1..9_usize).prop_map(|limit| Step::Pull { limit }),
         1 => any::<bool>().prop_map(|from_start| Step::Join { from_start }),
+        8 => Just(Step::Store),
+        3 => (-2..=2_i64).prop_map(|ahead| Step::HandOver { ahead }),
         1 => prop_oneof![Just(Step::Purge), Just(Step::Restart), Just(Step::Evict)],
     ];
     prop::collection::vec(step, 1..50)
@@ -83,22 +93,29 @@ struct Reader {
 }
 
 struct World {
+    /// What readers see: the feed as it was stored last, and what held then.
+    seen: (Feed, Stored),
     /// Newest first.
     list: Vec<Task>,
     next_id: u32,
-    /// The next task to be added when the watch began.
-    watched_since: u32,
     feed: Feed,
     now: Instant,
-    logs: u32,
     process: u32,
     turn: u64,
     late: Option<(Reading, u32)>,
     readers: Vec<Reader>,
-    /// The next task to be added when all that was new had been told.
-    caught_up: u32,
+    known: Stored,
     /// Whether a reader may be told that its cursor is gone.
     may_reset: bool,
+}
+
+/// Of a feed, in ids of tasks.
+#[derive(Clone, Copy)]
+struct Stored {
+    /// The next task to be added when the watch began.
+    watched_since: u32,
+    /// The same when all that was new had been told.
+    caught_up: u32,
 }
 
 fn rules() -> Rules {
@@ -127,18 +144,22 @@ fn row(task: &Task) -> Row {
 impl World {
     fn new(tasks: u32, now: Instant) -> Self {
         let list = (0..tasks).rev().map(|id| Task { id, version: 0 });
+        let feed = Feed::new(1, 0);
+        let known = Stored {
+            watched_since: tasks,
+            caught_up: tasks,
+        };
         Self {
+            seen: (feed.clone(), known),
             list: list.collect(),
             next_id: tasks,
-            watched_since: tasks,
-            feed: Feed::new(Incarnation { process: 1, log: 0 }),
+            feed,
             now,
-            logs: 0,
             process: 1,
             turn: 0,
             late: None,
             readers: Vec::new(),
-            caught_up: tasks,
+            known,
             may_reset: false,
         }
     }
@@ -170,7 +191,7 @@ impl World {
     fn take_as_of(&mut self, reading: Reading, as_of: u32) {
         let had_begun = self.feed.watched().has_begun();
         // More than the ranges that are read to join what was read before, some of which move meanwhile.
-        let unseen = u64::from(self.next_id - self.caught_up);
+        let unseen = u64::from(self.next_id - self.known.caught_up);
         self.may_reset |= unseen >= (MOST_RANGES - 3) * SIZE;
         let terms = Terms {
             rules: &rules(),
@@ -181,21 +202,16 @@ impl World {
             most: usize::MAX,
             seen_at: "",
             now: self.now,
-            incarnation: Incarnation {
-                process: self.process,
-                log: self.logs + 1,
-            },
         };
         let is_head = reading.place == 0 && reading.size == SIZE;
         let was_pending = !self.feed.watched().is_caught_up();
         let (_, reset) = self.feed.take(reading, &terms);
         assert!(reset.is_none() || self.may_reset, "the list is what it was");
-        self.logs += u32::from(reset.is_some());
         if self.feed.watched().is_caught_up() && (is_head || was_pending) {
-            self.caught_up = self.caught_up.max(as_of);
+            self.known.caught_up = self.known.caught_up.max(as_of);
         }
         if !had_begun || reset.is_some() {
-            self.watched_since = self.next_id;
+            self.known.watched_since = self.next_id;
         }
     }
 
@@ -227,8 +243,11 @@ impl World {
         }
     }
 
+    fn store(&mut self) {
+        self.seen = (self.feed.clone(), self.known);
+    }
+
     fn begin_anew(&mut self) {
-        self.logs += 1;
         self.late = None;
         self.may_reset = true;
     }
@@ -250,7 +269,7 @@ impl World {
                 }
                 self.take(reading);
                 if let Some((mut late, as_of)) = self.late.take() {
-                    late.received = self.tick();
+                    late.received = Moment(self.tick());
                     self.take_as_of(late, as_of);
                 }
             }
@@ -271,38 +290,75 @@ impl World {
             Step::Join { from_start } => self.join(*from_start),
             Step::Purge => {
                 self.begin_anew();
-                let incarnation = Incarnation {
-                    process: self.process,
-                    log: self.logs,
-                };
-                self.feed.restart(incarnation, Gone::Purged);
+                let epoch = self.feed.epoch() + 1;
+                for feed in [&mut self.feed, &mut self.seen.0] {
+                    feed.restart(epoch, Gone::Purged);
+                }
             }
             Step::Restart => {
                 self.begin_anew();
                 self.process += 1;
-                self.feed = Feed::new(Incarnation {
-                    process: self.process,
-                    log: self.logs,
-                });
+                self.feed = Feed::new(self.process, 0);
+                self.store();
             }
+            Step::Store => self.store(),
+            Step::HandOver { ahead } => self.hand_over(*ahead),
             Step::Evict => {
                 let bounds = Bounds {
                     events: 0,
                     retention: Duration::ZERO,
                 };
-                self.feed.trim(bounds, usize::MAX, self.now);
+                for feed in [&mut self.feed, &mut self.seen.0] {
+                    feed.trim(bounds, usize::MAX, Moment(self.now));
+                }
                 self.may_reset = true;
             }
         }
     }
 
+    /// What another replica reads is what this one wrote, and tells every reader the same.
+    fn hand_over(&mut self, ahead: i64) {
+        let clock = |unix_us| Clock {
+            now: self.now,
+            unix_us,
+        };
+        let (stored, known) = self.seen.clone();
+        let written = FeedState::new(stored.clone());
+        let bytes = written.encode(&clock(1 << 50)).unwrap();
+        let same = FeedState::decode(&bytes, &clock(1 << 50)).unwrap();
+        let again = same.encode(&clock(1 << 50)).unwrap();
+        let json = |bytes: &[u8]| serde_json::from_slice::<serde_json::Value>(bytes).unwrap();
+        assert_eq!(json(&again), json(&bytes));
+        let unix_us = (1 << 50) + ahead * 1000;
+        let mut successor = FeedState::decode(&bytes, &clock(unix_us)).unwrap().feed;
+        for reader in &self.readers {
+            let read = |feed: &Feed| {
+                let projection = Projection::default();
+                let wanted = Wanted {
+                    projection: &projection,
+                    kinds: TaskEvents::ALL,
+                    limit: 1000,
+                };
+                let batch = feed.read(reader.position, &wanted, "");
+                batch.map(|batch| {
+                    let events = batch.events.iter().map(|event| event.json.clone());
+                    (events.collect::<Vec<_>>(), batch.position)
+                })
+            };
+            assert_eq!(read(&successor), read(&stored));
+        }
+        successor.skip_to(stored.end().next.max(self.feed.end().next) + 1000);
+        // What the last watcher knew besides is lost, and what it asked for.
+        (self.feed, self.known, self.late) = (successor, known, None);
+    }
+
     fn join(&mut self, from_start: bool) {
-        if !self.feed.watched().is_caught_up() {
+        if !self.seen.0.watched().is_caught_up() {
             return;
         }
         let position = match from_start {
-            true => self.feed.start(),
-            false => self.feed.end(),
+            true => self.seen.0.start(),
+            false => self.seen.0.end(),
         };
         self.readers.push(Reader {
             position,
@@ -319,9 +375,9 @@ impl World {
             limit,
         };
         let reader = &mut self.readers[at];
-        let Ok(batch) = self.feed.read(reader.position, &wanted, "") else {
+        let Ok(batch) = self.seen.0.read(reader.position, &wanted, "") else {
             assert!(self.may_reset, "a cursor that holds");
-            reader.position = self.feed.end();
+            reader.position = self.seen.0.end();
             reader.told.clear();
             reader.since = u32::MAX;
             return false;
@@ -350,6 +406,7 @@ impl World {
             let log = self.feed.end();
             let reading = self.poll();
             self.take(reading);
+            self.store();
             let is_quiet = self.feed.end() == log && self.feed.watched().is_caught_up();
             quiet = if is_quiet { quiet + 1 } else { 0 };
             if quiet > 2 * MOST_RANGES {
@@ -378,7 +435,7 @@ impl World {
             }
             // Those within reach: the oldest of many fall out of the ten ranges.
             let reach = self.list.iter().take((SIZE * (MOST_RANGES - 1)) as usize);
-            for task in reach.filter(|task| task.id >= reader.since.max(self.watched_since)) {
+            for task in reach.filter(|task| task.id >= reader.since.max(self.known.watched_since)) {
                 assert!(reader.told.contains_key(&task.id), "t{} is told", task.id);
             }
         }
@@ -406,6 +463,7 @@ fn readers_miss_nothing_of(cases: u32) {
             let mut world = World::new(tasks, Instant::now());
             let reading = world.read(0, SIZE);
             world.take(reading);
+            world.store();
             world.join(true);
             world.join(false);
             for step in &steps {
@@ -426,4 +484,22 @@ fn readers_of_five_hundred_histories_miss_nothing() {
 #[ignore = "takes minutes where it is not optimized"]
 fn readers_of_ten_thousand_histories_miss_nothing() {
     readers_miss_nothing_of(10_000);
+}
+
+#[test]
+fn after_a_drop_every_replica_names_the_log_alike() {
+    let feed = Feed::new(1, 0);
+    let old = feed.end();
+    let (mut all, mut last) = (feed.clone(), feed);
+    for epoch in [5, 7, 9] {
+        all.restart(epoch, Gone::Purged);
+    }
+    last.restart(9, Gone::Purged);
+    assert_eq!(all.end(), last.end());
+    for feed in [&all, &last] {
+        assert_eq!(feed.check(&old), Err(Gone::Purged));
+        assert_eq!(feed.check(&all.end()), Ok(()));
+    }
+    last.restart(9, Gone::ListChanged);
+    assert_eq!(last.check(&all.end()), Err(Gone::ListChanged));
 }
