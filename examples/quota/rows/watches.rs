@@ -28,13 +28,14 @@ pub(crate) async fn watches(setting: Setting) -> Vec<Figure> {
             Figure::new(
                 what("longest wait s of a reader of cold pages"),
                 beside.waits.most(),
-                // Behind one call that was granted before.
-                Wanted::AtMost(alone.waits.most() + turn),
+                // Behind a call that was granted before, and one that the minute has no room for yet.
+                Wanted::AtMost(alone.waits.most() + 2.0 * turn),
             ),
             Figure::new(
                 what("share of calls for watches"),
                 beside.watch_calls / beside.minutes / f64::from(quota),
-                Wanted::Within(0.2, 0.5),
+                // `changes.quota_share`, and one more of each watch within the time that is measured.
+                Wanted::Within(0.2, 0.5 + spaces as f64 / beside.minutes / f64::from(quota)),
             ),
             Figure::quota(&beside.world, quota),
         ]);
