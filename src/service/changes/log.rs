@@ -201,7 +201,8 @@ impl Log {
     pub(super) fn check(&self, position: &Position) -> Result<(), Gone> {
         let ours = self.incarnation();
         if position.incarnation == ours {
-            let is_kept = (self.first..=self.next).contains(&position.next);
+            // One beyond the end is of a replica that knows more: the log leads on as soon as that is known here.
+            let is_kept = self.first <= position.next;
             return is_kept.then_some(()).ok_or(Gone::Expired);
         }
         let mut ended = self.ended.iter();
@@ -230,5 +231,47 @@ impl Log {
                 .or_insert_with(|| change.before.clone());
         }
         states
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+
+    fn change(digest: u128) -> Change {
+        Change {
+            id: "a".into(),
+            before: None,
+            after: State {
+                digest,
+                status: None,
+                bytes: None,
+            },
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cursor_of_a_replica_that_knows_more_waits_and_one_of_what_was_dropped_does_not() {
+        let now = Moment(Instant::now());
+        let mut ahead = Log::new(1, 0);
+        let mut behind = ahead.clone();
+        for digest in 0..3 {
+            ahead.push(change(digest), "", now);
+        }
+        behind.push(change(0), "", now);
+        let end = ahead.end();
+        assert_eq!(behind.check(&end), Ok(()));
+        assert_eq!(behind.from(end.next).count(), 0);
+
+        let start = behind.end();
+        let bounds = Bounds {
+            events: 1,
+            retention: Duration::MAX,
+        };
+        ahead.trim(bounds, usize::MAX, now);
+        assert_eq!(ahead.check(&start), Err(Gone::Expired));
+        assert_eq!(ahead.check(&end), Ok(()));
     }
 }

@@ -179,7 +179,7 @@ impl Space {
         let terms = Terms {
             rules: &rules,
             bounds: taking.settings.bounds,
-            most: self.share(&state, taking),
+            most: self.most_bytes(&state, taking),
             seen_at: &seen_at,
             now,
         };
@@ -211,7 +211,7 @@ impl Space {
     }
 
     /// Bytes that the feed may take: whatever it needs while all together take no more than they may, then an equal share.
-    fn share(&self, state: &Known, taking: &Taking<'_>) -> usize {
+    fn most_bytes(&self, state: &Known, taking: &Taking<'_>) -> usize {
         let (all, most) = (
             self.bytes.load(Ordering::Relaxed),
             taking.settings.max_bytes,
@@ -224,11 +224,6 @@ impl Space {
 
     /// Notes that a range could not be read.
     pub(super) fn note_failed(&self, range: u64, error: &PagesErrorKind, retry_at: Instant) {
-        let mut state = self.state.lock();
-        state.retry_at = Some(retry_at);
-        if state.current().feed.watched().wanted_now() == Some(range) {
-            state.current_mut().feed.skip_unread();
-        }
         let upstream = match error {
             PagesErrorKind::Upstream(error) => Some(error),
             PagesErrorKind::NotCached
@@ -236,13 +231,20 @@ impl Space {
             | PagesErrorKind::Lost => None,
         };
         let code = upstream.map_or("internal", UpstreamError::as_str);
-        match upstream {
-            Some(UpstreamError::SpaceNotFound { .. } | UpstreamError::SpaceAccessDenied) => {
-                state.gone = Some(code);
+        let mut state = self.state.lock();
+        state.retry_at = Some(retry_at);
+        if let Some(UpstreamError::SpaceNotFound { .. } | UpstreamError::SpaceAccessDenied) =
+            upstream
+        {
+            state.gone = Some(code);
+        } else if state.sharing.judges() {
+            // Else another replica watches by now, and says what is to be shown.
+            let is_wanted = state.current().feed.watched().wanted_now() == Some(range);
+            let current = state.current_mut();
+            if is_wanted {
+                current.feed.skip_unread();
             }
-            Some(_) | None => {
-                state.current_mut().note_delayed(code);
-            }
+            current.note_delayed(code);
         }
         drop(state);
         self.share.notify_one();
@@ -251,7 +253,12 @@ impl Space {
 
     /// Notes that a range waits for its call for too long.
     pub(super) fn note_waiting(&self, code: &'static str) {
-        self.state.lock().current_mut().note_delayed(code);
+        let mut state = self.state.lock();
+        if !state.sharing.judges() {
+            return;
+        }
+        state.current_mut().note_delayed(code);
+        drop(state);
         self.share.notify_one();
         self.tell();
     }
