@@ -156,6 +156,25 @@ async fn a_purge_resets_the_readers_of_every_replica_once() {
 }
 
 #[tokio::test]
+async fn a_replica_that_starts_goes_on_where_all_before_it_have_ended() {
+    let Some(fleet) = Fleet::start().await else {
+        return;
+    };
+    let (mut cable, [before, _]) = fleet.cable_pair().await;
+    let old = now(&before).await;
+    cable.cut().await;
+    fleet.upstream().add_task(SUPPORT);
+    let newest = fleet.upstream().task_ids(SUPPORT)[0].clone();
+    let after = fleet.gateway("").await;
+    wait_until_up(&after, true).await;
+    let _listening = Reader::open(&after, "", READER).await;
+    wait_until_watching(&after).await;
+    refresh(&after).await;
+    let told = pull_until_told(&after, &old).await;
+    assert_eq!(events(&told)[0]["task_id"], newest.as_str());
+}
+
+#[tokio::test]
 async fn cursors_outlive_a_redis_that_lost_everything() {
     let Some(mut fleet) = Fleet::start().await else {
         return;

@@ -103,6 +103,8 @@ struct World {
     process: u32,
     turn: u64,
     late: Option<(Reading, u32)>,
+    /// When what was taken in last was asked for.
+    last_sent: Instant,
     readers: Vec<Reader>,
     known: Stored,
     /// Whether a reader may be told that its cursor is gone.
@@ -158,6 +160,7 @@ impl World {
             process: 1,
             turn: 0,
             late: None,
+            last_sent: now,
             readers: Vec::new(),
             known,
             may_reset: false,
@@ -203,7 +206,10 @@ impl World {
             seen_at: "",
             now: self.now,
         };
-        let is_head = reading.place == 0 && reading.size == SIZE;
+        // One that was asked for before another tells nothing of what is new.
+        let is_latest = reading.sent.0 >= self.last_sent;
+        self.last_sent = self.last_sent.max(reading.sent.0);
+        let is_head = reading.place == 0 && reading.size == SIZE && is_latest;
         let was_pending = !self.feed.watched().is_caught_up();
         let (_, reset) = self.feed.take(reading, &terms);
         assert!(reset.is_none() || self.may_reset, "the list is what it was");
