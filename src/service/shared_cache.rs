@@ -45,8 +45,8 @@ use self::{
 };
 pub(super) use self::{
     events::Event,
-    feed::LookedFeed,
-    keys::RedisKeys,
+    feed::{FeedKeys, LookedFeed},
+    keys::{LockedNames, RedisKeys},
     lease::{FillLock, Lease},
 };
 
@@ -174,14 +174,10 @@ impl SharedCache {
         });
         let Ok((epoch, generation, name, count, first, value, held_for)) = answer else {
             // It may have been taken all the same.
-            drop(FillLock::new(self.redis.clone(), keys, token));
+            drop(FillLock::new(self.redis.clone(), &keys.page, token));
             return Err(Unavailable);
         };
-        let lease = match held_for {
-            0 => Lease::Acquired(FillLock::new(self.redis.clone(), keys, token)),
-            held @ 1.. => Lease::HeldElsewhere(Duration::from_millis(held.unsigned_abs())),
-            ..0 => Lease::NotWanted,
-        };
+        let lease = self.lease(&keys.page, token, held_for);
         let page = match value {
             Some(value) => self.read(value, keys, key).await,
             None => None,
@@ -192,6 +188,15 @@ impl SharedCache {
             page,
             lease,
         })
+    }
+
+    /// What a look said of a lock: `held_for` so many milliseconds by another, 0 where it was taken for `token`, less where it is not wanted.
+    fn lease(&self, names: &LockedNames, token: Nonce, held_for: i64) -> Lease {
+        match held_for {
+            0 => Lease::Acquired(FillLock::new(self.redis.clone(), names, token)),
+            held @ 1.. => Lease::HeldElsewhere(Duration::from_millis(held.unsigned_abs())),
+            ..0 => Lease::NotWanted,
+        }
     }
 
     /// The page that `value` holds, if it is this one.
@@ -220,16 +225,16 @@ impl SharedCache {
         Some(SharedPage { saved, page, age })
     }
 
-    /// Is told when who fills the page has ended.
-    pub(super) fn listen(&self, keys: &RedisKeys) -> Arc<Notify> {
+    /// Is told when who writes the value has ended.
+    pub(super) fn listen(&self, names: &LockedNames) -> Arc<Notify> {
         let mut waiting = self.waiting.lock();
-        if let Some(known) = waiting.get(&keys.page).and_then(Weak::upgrade) {
+        if let Some(known) = waiting.get(&names.value).and_then(Weak::upgrade) {
             return known;
         }
         // There are as many as fills under way.
         waiting.retain(|_, who| who.strong_count() > 0);
         let told = Arc::new(Notify::new());
-        waiting.insert(keys.page.clone(), Arc::downgrade(&told));
+        waiting.insert(names.value.clone(), Arc::downgrade(&told));
         told
     }
 
@@ -295,7 +300,7 @@ impl SharedCache {
         }
         if let Some(lock) = lock {
             lock.released();
-            let page = keys.page.clone();
+            let page = keys.page.value.clone();
             self.log(&Event::Filled { page }).await?;
         }
         Ok((in_force, state))

@@ -37,6 +37,17 @@ async fn purge(gateway: &Gateway) {
     assert_eq!(operators::ask(gateway, "DELETE", &target).await.0, 204);
 }
 
+/// A stream of each, which has told how the space stands.
+async fn streams(gateways: &[Gateway]) -> Vec<Reader> {
+    let mut readers = Vec::new();
+    for gateway in gateways {
+        let mut reader = Reader::open(gateway, "", READER).await;
+        reader.event("space.synced").await;
+        readers.push(reader);
+    }
+    readers
+}
+
 #[tokio::test]
 async fn any_replica_goes_on_from_any_cursor_at_the_cost_of_one_watch() {
     let Some(fleet) = Fleet::start().await else {
@@ -70,13 +81,7 @@ async fn streams_of_all_replicas_hear_of_a_change_as_it_is_seen() {
         return;
     };
     let pair = fleet.pair("").await;
-    let mut readers = Vec::new();
-    for gateway in &pair {
-        readers.push(Reader::open(gateway, "", READER).await);
-    }
-    for reader in &mut readers {
-        reader.event("space.synced").await;
-    }
+    let mut readers = streams(&pair).await;
     fleet.upstream().add_task(SUPPORT);
     refresh(&pair[0]).await;
     let mut told = Vec::new();
@@ -238,12 +243,7 @@ async fn a_space_that_the_upstream_refuses_ends_the_streams_of_all_replicas() {
         return;
     };
     let pair = fleet.pair("").await;
-    let mut readers = Vec::new();
-    for gateway in &pair {
-        let mut reader = Reader::open(gateway, "", READER).await;
-        reader.event("space.synced").await;
-        readers.push(reader);
-    }
+    let mut readers = streams(&pair).await;
     fleet.upstream().revoke_space(SUPPORT);
     let page = pair[0].tasks(SUPPORT, "?page_size=100").key(REFRESHER);
     let refused = page.cache_control("no-cache").await;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
+use unpod_gateway::service::changes::Listener;
 
 use super::Setting;
 use crate::{
@@ -59,14 +60,20 @@ struct Measured {
     minutes: f64,
 }
 
-/// Spaces are listened to while a reader takes a third of the calls, each for a page that nobody has read.
-async fn cold_reads(quota: u32, spaces: usize, setting: Setting) -> Measured {
+/// Spaces that have been listened to for a while, and who listens.
+async fn listened_to(quota: u32, spaces: usize, setting: Setting) -> (World, Vec<Listener>) {
     let world = World::new(quota, setting.seed);
     let mut listeners = Vec::new();
     for space in 0..spaces {
         listeners.push(world.listen(WATCHED + space).await);
     }
     sleep(5 * MINUTE).await;
+    (world, listeners)
+}
+
+/// Spaces are listened to while a reader takes a third of the calls, each for a page that nobody has read.
+async fn cold_reads(quota: u32, spaces: usize, setting: Setting) -> Measured {
+    let (world, _listeners) = listened_to(quota, spaces, setting).await;
     let since = Instant::now();
     let until = since + setting.length / 2;
     let mut reads = Vec::new();
@@ -82,12 +89,7 @@ async fn cold_reads(quota: u32, spaces: usize, setting: Setting) -> Measured {
 
 /// Spaces are listened to while a crawler takes all the calls that it is given.
 async fn crowded(quota: u32, spaces: usize, setting: Setting) -> Measured {
-    let world = World::new(quota, setting.seed);
-    let mut listeners = Vec::new();
-    for space in 0..spaces {
-        listeners.push(world.listen(WATCHED + space).await);
-    }
-    sleep(5 * MINUTE).await;
+    let (world, _listeners) = listened_to(quota, spaces, setting).await;
     let since = Instant::now();
     let reads = crawl(&world, "crawler", CRAWLED, 4, since + setting.length / 4).await;
     measured(world, since, Sample::waits(&reads, since))

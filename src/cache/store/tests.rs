@@ -818,7 +818,6 @@ async fn a_view_and_its_variants_are_weighed_with_their_page_even_once_it_is_ren
     let store = store("");
     let text = format!(r#"{{"count":1,"data":[{{"a":"{}"}}]}}"#, "x".repeat(10_000));
     let page = ListPage {
-        gzip: None,
         body: text.clone().into(),
         ..page(1, "T")
     };
@@ -958,7 +957,6 @@ fn what_a_view_shows_is_packed_by_itself() {
     let store = store("");
     let text = format!(r#"{{"count":1,"data":[{{"a":"{}"}}]}}"#, "x".repeat(10_000));
     let page = ListPage {
-        gzip: None,
         body: text.into(),
         ..page(1, "T")
     };

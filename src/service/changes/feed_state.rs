@@ -7,12 +7,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    feed::Feed,
-    log::Bounds,
-    moment::{Clock, Moment},
-    plan,
-};
+use super::{feed::Feed, moment::Clock, plan};
 
 /// Raised whenever what was written before could be misread.
 const VERSION: u32 = 1;
@@ -110,11 +105,6 @@ impl FeedState {
         if ours.feed.watched().has_begun() {
             self.feed.note_replaced(&ours.feed);
         }
-    }
-
-    /// Keeps no more than it may.
-    pub(super) fn trim(&mut self, bounds: Bounds, most: usize, now: Moment) {
-        self.feed.trim(bounds, most, now);
     }
 
     pub(super) fn encode(&self, clock: &Clock) -> Option<Vec<u8>> {

@@ -16,7 +16,7 @@ use crate::{
     off_runtime::by_size,
     service::{
         SharedCache,
-        shared_cache::{Lease, RedisKeys},
+        shared_cache::{FeedKeys, Lease},
     },
     shared::{Nonce, Unavailable},
 };
@@ -43,7 +43,7 @@ pub(super) async fn share(changes: &Arc<Changes>, space: &Arc<Space>) {
             replica.wait(wait).await;
             continue;
         };
-        let told = shared_cache.listen(&keys);
+        let told = shared_cache.listen(&keys.feed);
         let news = told.notified();
         tokio::pin!(news);
         // Before Redis is asked: what it is told from now on is news.
@@ -64,7 +64,7 @@ struct Replica<'a> {
 }
 
 impl Replica<'_> {
-    fn keys(&self) -> Option<RedisKeys> {
+    fn keys(&self) -> Option<FeedKeys> {
         let credential = self.space.lock().request.credential.clone();
         // What a replaced token sees is nothing to the others.
         let credential = credential.is_in_force().then_some(credential)?;
@@ -79,7 +79,7 @@ impl Replica<'_> {
     }
 
     /// Does what is to be done now; returns when to look again at the latest.
-    async fn act(&self, keys: &RedisKeys) -> Duration {
+    async fn act(&self, keys: &FeedKeys) -> Duration {
         let linger = self.changes.settings.load().linger;
         let duty = self.space.lock().duty(linger, Instant::now());
         let done = match duty {
@@ -108,13 +108,13 @@ impl Replica<'_> {
         })
     }
 
-    async fn look(&self, keys: &RedisKeys) -> Result<Duration, Unavailable> {
+    async fn look(&self, keys: &FeedKeys) -> Result<Duration, Unavailable> {
         let (space, pages) = (self.space, &self.changes.pages);
         let (version, epoch) = {
             let state = space.lock();
             (state.sharing.version(), state.seen.feed.epoch())
         };
-        let epoch = epoch.max(self.shared_cache.epoch_of(keys, &space.key.space));
+        let epoch = epoch.max(self.shared_cache.epoch_of(&keys.space, &space.key.space));
         let mut looked = self
             .shared_cache
             .look_feed(keys, space.key.credential, epoch, version)
@@ -148,7 +148,7 @@ impl Replica<'_> {
         Ok(wait)
     }
 
-    async fn store(&self, keys: &RedisKeys, state: FeedState) -> Result<Duration, Unavailable> {
+    async fn store(&self, keys: &FeedKeys, state: FeedState) -> Result<Duration, Unavailable> {
         let settings = self.changes.settings.load_full();
         let clock = self.clock()?;
         let Some(token) = self.space.lock().sharing.token() else {
@@ -166,7 +166,7 @@ impl Replica<'_> {
                     return Some((value, state));
                 }
                 // As where memory is short: half of it goes.
-                state.trim(bounds, weight / 2, now);
+                state.feed.trim(bounds, weight / 2, now);
             }
         });
         let (value, state) = sealed.await.ok_or(Unavailable)?;

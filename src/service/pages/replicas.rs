@@ -225,7 +225,7 @@ impl Pages {
         waiters: &Waiters,
     ) -> Found {
         let deadline = Instant::now() + self.patience;
-        let told = shared_cache.listen(keys);
+        let told = shared_cache.listen(&keys.page);
         loop {
             // From before the look on: nothing that is told after it goes unheard.
             let notified = told.notified();
@@ -277,7 +277,7 @@ impl Pages {
         let key = &request.key();
         let (epoch, generation) = self.store.known_numbers(key);
         // This replica may have heard of a drop before it knew the space.
-        let epoch = epoch.max(shared_cache.epoch_of(keys, &request.space));
+        let epoch = epoch.max(shared_cache.epoch_of(&keys.space, &request.space));
         let known = Known { epoch, generation };
         let looked = shared_cache.look_up(keys, key, known, wanted).await?;
         if !request.credential.is_in_force() {

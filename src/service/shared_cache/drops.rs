@@ -8,7 +8,7 @@ use std::{
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::{
-    EPOCH_FOR, Event, RedisKeys, SharedCache,
+    EPOCH_FOR, Event, SharedCache,
     keys::names_of,
     pending_file::Pending,
     scripts::{self, AssertAnswer},
@@ -165,10 +165,10 @@ impl SharedCache {
         self.drops.lock().add_unwanted(fingerprint, before);
     }
 
-    /// The epoch that a space is at least in, by the drops that this replica knows.
-    pub(in crate::service) fn epoch_of(&self, keys: &RedisKeys, space: &SpaceToken) -> u64 {
+    /// The epoch that a space is at least in, which Redis calls `name`, by the drops that this replica knows.
+    pub(in crate::service) fn epoch_of(&self, name: &str, space: &SpaceToken) -> u64 {
         let drops = self.drops.lock();
-        let of_space = drops.epoch_of(&keys.space);
+        let of_space = drops.epoch_of(name);
         if drops.unwanted.is_empty() {
             return of_space;
         }

@@ -5,12 +5,12 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 
 use super::{
-    Event, FillLock, LARGEST_NUMBER, LARGEST_PAGE, Lease, PACKED, RedisKeys, SharedCache,
+    Event, FillLock, LARGEST_NUMBER, LARGEST_PAGE, Lease, LockedNames, PACKED, SharedCache,
     keys::space_name,
     scripts::{self, FollowAnswer},
 };
 use crate::{
-    cache::snapshot::{SnapshotError, pack, unpack},
+    cache::snapshot::{Owners, SnapshotError, pack, unpack},
     domain::{CredentialId, SpaceKey},
     off_runtime::by_size,
     service::snapshot::owners,
@@ -18,6 +18,17 @@ use crate::{
     telemetry::metrics::RedisOperation,
     upstream::Credential,
 };
+
+/// What a feed and its space are called in Redis.
+#[derive(Clone, Debug)]
+pub(in crate::service) struct FeedKeys {
+    owners: Owners,
+    pub(in crate::service) space: String,
+    pub(super) epoch: String,
+    pub(in crate::service) feed: LockedNames,
+    /// How many ranges are watched with its credential.
+    pub(super) ranges: String,
+}
 
 /// What Redis holds of a feed.
 #[derive(Debug)]
@@ -31,7 +42,7 @@ pub(in crate::service) struct LookedFeed {
     pub lease: Lease,
 }
 
-impl RedisKeys {
+impl FeedKeys {
     /// A feed for other replicas: a proof that its owner wrote it, and `feed`, compressed.
     pub(in crate::service) fn seal_feed(
         &self,
@@ -70,15 +81,17 @@ impl SharedCache {
         &self,
         credential: &Arc<Credential>,
         space: &SpaceKey,
-    ) -> Option<RedisKeys> {
+    ) -> Option<FeedKeys> {
         let owners = owners(std::iter::once(credential));
         let space = space_name(&owners, space)?;
-        Some(RedisKeys {
+        Some(FeedKeys {
             owners,
             epoch: self.epoch_key(&space),
-            list: self.ranges_key(&space),
-            page: self.key(&space, "changes"),
-            lock: self.key(&space, "lock:changes"),
+            feed: LockedNames {
+                value: self.key(&space, "changes"),
+                lock: self.key(&space, "lock:changes"),
+            },
+            ranges: self.ranges_key(&space),
             space,
         })
     }
@@ -97,7 +110,7 @@ impl SharedCache {
     /// Looks at the feed, and takes the right to write it where nobody has it. `known`: the version that is not to be read again.
     pub(in crate::service) async fn look_feed(
         &self,
-        keys: &RedisKeys,
+        keys: &FeedKeys,
         credential: CredentialId,
         epoch: u64,
         known: Option<Nonce>,
@@ -111,13 +124,10 @@ impl SharedCache {
         });
         let Ok((epoch, version, value, held_for)) = answer else {
             // It may have been taken all the same.
-            drop(FillLock::new(self.redis.clone(), keys, token));
+            drop(FillLock::new(self.redis.clone(), &keys.feed, token));
             return Err(Unavailable);
         };
-        let lease = match held_for {
-            0 => Lease::Acquired(FillLock::new(self.redis.clone(), keys, token)),
-            held => Lease::HeldElsewhere(Duration::from_millis(held)),
-        };
+        let lease = self.lease(&keys.feed, token, held_for);
         let value = match value {
             Some(value) => {
                 let (of, length) = (keys.clone(), PACKED * value.len());
@@ -141,7 +151,7 @@ impl SharedCache {
     /// its version; `None`: it is not for this replica to write.
     pub(in crate::service) async fn store_feed(
         &self,
-        keys: &RedisKeys,
+        keys: &FeedKeys,
         epoch: u64,
         token: Nonce,
         value: &[u8],
@@ -154,22 +164,19 @@ impl SharedCache {
     }
 
     /// Tells who follows a feed that there is more.
-    pub(in crate::service) async fn tell_stored(
-        &self,
-        keys: &RedisKeys,
-    ) -> Result<(), Unavailable> {
-        let page = keys.page.clone();
+    pub(in crate::service) async fn tell_stored(&self, keys: &FeedKeys) -> Result<(), Unavailable> {
+        let page = keys.feed.value.clone();
         self.log(&Event::Filled { page }).await
     }
 
     /// Notes that so many ranges of a space are watched, for a while; returns how many are of all spaces of its credential.
     pub(in crate::service) async fn watched_ranges(
         &self,
-        keys: &RedisKeys,
+        keys: &FeedKeys,
         count: usize,
         keep_for: Duration,
     ) -> Result<usize, Unavailable> {
-        let count = scripts::count_ranges(&keys.list, &keys.space, count, keep_for);
+        let count = scripts::count_ranges(keys, count, keep_for);
         self.redis.ask(RedisOperation::Quota, &count).await
     }
 }
@@ -177,19 +184,20 @@ impl SharedCache {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::snapshot::Owners;
 
-    fn keys(space: &str, token: &[u8]) -> RedisKeys {
+    fn keys(space: &str, token: &[u8]) -> FeedKeys {
         let mut owners = Owners::default();
         owners.add(CredentialId(0), "default", &[token]);
         let key = String::new;
-        RedisKeys {
+        FeedKeys {
             owners,
             space: space.to_owned(),
             epoch: key(),
-            list: key(),
-            page: key(),
-            lock: key(),
+            feed: LockedNames {
+                value: key(),
+                lock: key(),
+            },
+            ranges: key(),
         }
     }
 

@@ -29,15 +29,22 @@ impl Default for KnownSpaces {
     }
 }
 
-/// What a page, its list and its space are called in Redis; of a feed of changes: the feed, and in place of a list what its credential watches.
+/// The names of a value that one replica at a time writes.
+#[derive(Clone, Debug)]
+pub(in crate::service) struct LockedNames {
+    pub(super) value: String,
+    /// That of the right to write it.
+    pub(super) lock: String,
+}
+
+/// What a page, its list and its space are called in Redis.
 #[derive(Clone, Debug)]
 pub(in crate::service) struct RedisKeys {
     pub(super) owners: Owners,
-    pub(super) space: String,
+    pub(in crate::service) space: String,
     pub(super) epoch: String,
     pub(super) list: String,
-    pub(super) page: String,
-    pub(super) lock: String,
+    pub(in crate::service) page: LockedNames,
 }
 
 impl SharedCache {
@@ -55,8 +62,10 @@ impl SharedCache {
             owners,
             epoch: self.epoch_key(&space),
             list: self.key(&space, &format!("list:{list}")),
-            page: of_page("page"),
-            lock: of_page("lock"),
+            page: LockedNames {
+                value: of_page("page"),
+                lock: of_page("lock"),
+            },
             space,
         })
     }

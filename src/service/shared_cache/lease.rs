@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::task::JoinHandle;
 
-use super::{Event, RedisKeys, scripts};
+use super::{Event, keys::LockedNames, scripts};
 use crate::{
     shared::{Nonce, RedisConnection, Unavailable},
     telemetry::metrics::RedisOperation,
@@ -26,8 +26,7 @@ pub(in crate::service) enum Lease {
 #[derive(Debug)]
 pub(in crate::service) struct FillLock {
     redis: Arc<RedisConnection>,
-    key: String,
-    page: String,
+    names: LockedNames,
     pub(super) token: Nonce,
     renewing: JoinHandle<()>,
     is_released: bool,
@@ -35,12 +34,11 @@ pub(in crate::service) struct FillLock {
 
 impl FillLock {
     /// That which `token` was just taken for.
-    pub(super) fn new(redis: Arc<RedisConnection>, keys: &RedisKeys, token: Nonce) -> Self {
+    pub(super) fn new(redis: Arc<RedisConnection>, names: &LockedNames, token: Nonce) -> Self {
         Self {
-            renewing: tokio::spawn(renewing(redis.clone(), keys.lock.clone(), token)),
+            renewing: tokio::spawn(renewing(redis.clone(), names.lock.clone(), token)),
             redis,
-            key: keys.lock.clone(),
-            page: keys.page.clone(),
+            names: names.clone(),
             token,
             is_released: false,
         }
@@ -70,14 +68,15 @@ impl Drop for FillLock {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return;
         };
-        let (redis, key, token) = (self.redis.clone(), self.key.clone(), self.token);
-        let page = self.page.clone();
+        let (redis, names, token) = (self.redis.clone(), self.names.clone(), self.token);
         runtime.spawn(async move {
-            let unlock = scripts::unlock(&key, token);
+            let unlock = scripts::unlock(&names.lock, token);
             // One that stays ends by itself.
             let unlocked: Result<u8, Unavailable> = redis.ask(RedisOperation::Lock, &unlock).await;
             if unlocked.is_ok() {
-                let _ = redis.append(&Event::Filled { page }.to_bytes()).await;
+                let _ = redis
+                    .append(&Event::Filled { page: names.value }.to_bytes())
+                    .await;
             }
         });
     }

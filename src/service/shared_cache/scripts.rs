@@ -49,8 +49,8 @@ pub(super) fn look(
 ) -> ScriptInvocation<'static> {
     let mut look = LOOK.key(&keys.epoch);
     look.key(&keys.list)
-        .key(&keys.page)
-        .key(&keys.lock)
+        .key(&keys.page.value)
+        .key(&keys.page.lock)
         .arg(known.epoch)
         .arg(known.generation)
         .arg(token)
@@ -92,8 +92,8 @@ pub(super) fn store(keys: &RedisKeys, stored: &Stored<'_>) -> ScriptInvocation<'
     let mut store = STORE.key(&keys.epoch);
     store
         .key(&keys.list)
-        .key(&keys.page)
-        .key(&keys.lock)
+        .key(&keys.page.value)
+        .key(&keys.page.lock)
         .arg(stored.epoch)
         .arg(ms(EPOCH_FOR))
         .arg(stored.list.generation)

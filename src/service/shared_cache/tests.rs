@@ -30,7 +30,7 @@ fn name(shared_cache: &SharedCache, credentials: &Credentials) -> String {
         },
         query: PageQuery::new(1, 20).unwrap(),
     };
-    shared_cache.keys(credential, &key).unwrap().page
+    shared_cache.keys(credential, &key).unwrap().page.value
 }
 
 #[test]
@@ -86,8 +86,10 @@ fn no_page_is_kept_of_a_space_that_was_refused_a_moment_ago() {
         space: "space".to_owned(),
         epoch: "epoch".to_owned(),
         list: "list".to_owned(),
-        page: "page".to_owned(),
-        lock: "lock".to_owned(),
+        page: LockedNames {
+            value: "page".to_owned(),
+            lock: "lock".to_owned(),
+        },
     };
     let known = Known {
         epoch: 0,

@@ -176,7 +176,6 @@ fn a_row_on_both_sides_of_a_seam_moves_the_list() {
         let put_at = |upstream: &mut Upstream, number, length| {
             upstream.length = length;
             let page = ListPage {
-                gzip: None,
                 count: 70,
                 ..upstream.page(number)
             };

@@ -4,15 +4,15 @@ use std::{sync::LazyLock, time::Duration};
 
 use redis::{Script, ScriptInvocation};
 
-use super::{EPOCH_FOR, LOCK_FOR, RedisKeys, ms};
+use super::{super::feed::FeedKeys, EPOCH_FOR, LOCK_FOR, ms};
 use crate::shared::Nonce;
 
 /// Epoch; the version and the feed, where there is another than is known; for how long another holds the lock, 0: it was taken.
-pub(in super::super) type FollowAnswer = (u64, Option<Nonce>, Option<Vec<u8>>, u64);
+pub(in super::super) type FollowAnswer = (u64, Option<Nonce>, Option<Vec<u8>>, i64);
 
 /// Looks for a feed of another version than `known`, and takes the lock for `token` where it is free.
 pub(in super::super) fn follow(
-    keys: &RedisKeys,
+    keys: &FeedKeys,
     epoch: u64,
     known: Option<Nonce>,
     token: Nonce,
@@ -20,8 +20,8 @@ pub(in super::super) fn follow(
     let known = known.map(|known| known.to_string());
     let mut follow = FOLLOW.key(&keys.epoch);
     follow
-        .key(&keys.page)
-        .key(&keys.lock)
+        .key(&keys.feed.value)
+        .key(&keys.feed.lock)
         .arg(epoch)
         .arg(known.unwrap_or_default())
         .arg(token)
@@ -31,7 +31,7 @@ pub(in super::super) fn follow(
 
 /// Puts a feed in place of what is there; answers whether it may.
 pub(in super::super) fn write(
-    keys: &RedisKeys,
+    keys: &FeedKeys,
     epoch: u64,
     token: Nonce,
     version: Nonce,
@@ -40,8 +40,8 @@ pub(in super::super) fn write(
 ) -> ScriptInvocation<'static> {
     let mut write = WRITE.key(&keys.epoch);
     write
-        .key(&keys.page)
-        .key(&keys.lock)
+        .key(&keys.feed.value)
+        .key(&keys.feed.lock)
         .arg(epoch)
         .arg(ms(EPOCH_FOR))
         .arg(token)
@@ -51,15 +51,14 @@ pub(in super::super) fn write(
     write
 }
 
-/// Notes for `keep_for` that so many ranges of `space` are watched; answers how many there are of all spaces.
+/// Notes for `keep_for` that so many ranges of a space are watched; answers how many there are of all spaces.
 pub(in super::super) fn count_ranges(
-    key: &str,
-    space: &str,
+    keys: &FeedKeys,
     count: usize,
     keep_for: Duration,
 ) -> ScriptInvocation<'static> {
-    let mut ranges = COUNT_RANGES.key(key);
-    ranges.arg(space).arg(count).arg(ms(keep_for).max(1));
+    let mut ranges = COUNT_RANGES.key(&keys.ranges);
+    ranges.arg(&keys.space).arg(count).arg(ms(keep_for).max(1));
     ranges
 }
 

@@ -131,8 +131,10 @@ fn keys(number: u32) -> (PageKey, RedisKeys) {
         space: "space".to_owned(),
         epoch: "epoch".to_owned(),
         list: "list".to_owned(),
-        page: format!("page:{number}"),
-        lock: format!("lock:{number}"),
+        page: LockedNames {
+            value: format!("page:{number}"),
+            lock: format!("lock:{number}"),
+        },
     };
     (key, redis)
 }
@@ -250,7 +252,7 @@ impl World {
             Step::SendPending(replica) => self.send_pending(*replica),
             Step::Restart(replica) => self.restart(*replica),
             Step::Expire => {
-                let locks = self.keys.clone().map(|(_, keys)| keys.lock);
+                let locks = self.keys.clone().map(|(_, keys)| keys.page.lock);
                 let _: () = redis::cmd("DEL")
                     .arg(&locks)
                     .query(&mut self.redis)
@@ -316,7 +318,7 @@ impl World {
             if let (Some(value), Some(list), false) = (value, list, is_forced) {
                 self.take(replica, page, &value, epoch, list.name);
                 if let Some(token) = token {
-                    let unlock = scripts::unlock(&keys.lock, token);
+                    let unlock = scripts::unlock(&keys.page.lock, token);
                     let _: u8 = unlock.invoke(&mut self.redis).unwrap();
                 }
                 return;
@@ -391,7 +393,7 @@ impl World {
         }
         let Some(shared) = replica.store.share(&key, &kept.page, now, 0) else {
             if let Some(token) = fill.token {
-                let unlock = scripts::unlock(&keys.lock, token);
+                let unlock = scripts::unlock(&keys.page.lock, token);
                 let _: u8 = unlock.invoke(&mut self.redis).unwrap();
             }
             return;
@@ -435,7 +437,7 @@ impl World {
     fn check_taken(&mut self, page: usize) {
         let (_, keys) = &self.keys[page];
         let kept: (Option<u64>, Option<u64>, Option<Vec<u8>>) = redis::cmd("HMGET")
-            .arg(&keys.page)
+            .arg(&keys.page.value)
             .arg(&["epoch", "generation", "page"])
             .query(&mut self.redis)
             .unwrap();
