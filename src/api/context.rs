@@ -1,8 +1,9 @@
-//! What a request's extensions tell its handler, and what its response's tell the edge.
+//! What a request's extensions tell its handler, and what its handler tells the edge.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{mem, net::IpAddr, sync::Arc};
 
 use http::{Extensions, HeaderValue};
+use parking_lot::Mutex;
 
 use super::{Client, Policy};
 use crate::{
@@ -26,6 +27,7 @@ pub struct RequestContext {
     pub client_address: Option<IpAddr>,
     /// Who asks; `None` before authentication, and where a route is served to anybody.
     pub client: Option<Arc<Client>>,
+    pub record: SharedRecord,
 }
 
 const OBSERVED: &str = "`observe` is around every other layer";
@@ -62,7 +64,23 @@ impl RequestContext {
     }
 }
 
-/// What became of a request, for metrics, traces and the access log; one of its response's extensions.
+/// What became of a request, written as it becomes known: of a request whose client went away too.
+#[derive(Clone, Debug, Default)]
+pub struct SharedRecord(Arc<Mutex<RequestRecord>>);
+
+impl SharedRecord {
+    pub fn note(&self, note: impl FnOnce(&mut RequestRecord)) {
+        note(&mut self.0.lock());
+    }
+
+    /// What is noted by now; nothing is left.
+    #[must_use]
+    pub fn take(&self) -> RequestRecord {
+        mem::take(&mut self.0.lock())
+    }
+}
+
+/// What became of a request, for metrics, traces and the access log.
 #[derive(Clone, Debug, Default)]
 pub struct RequestRecord {
     /// `None` where it is not known who asks.

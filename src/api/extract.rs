@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::{
     ApiError, Client, Policy,
-    context::RequestContext,
+    context::{RequestContext, SharedRecord},
     query::{self, ListQuery, Parameters},
 };
 use crate::{
@@ -161,6 +161,7 @@ pub struct Caller {
     pub policy: Arc<Policy>,
     pub request_id: HeaderValue,
     pub trace: TraceContext,
+    pub record: SharedRecord,
 }
 
 impl Caller {
@@ -201,6 +202,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
             trace,
             policy,
             client,
+            record,
             client_address: _,
         } = RequestContext::take(&mut parts.extensions);
         Ok(Self {
@@ -208,6 +210,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
             policy,
             request_id: id,
             trace,
+            record,
         })
     }
 }

@@ -855,7 +855,7 @@ async fn the_access_log_has_one_line_a_request() {
             .collect()
     };
     assert_eq!(told("request.id"), ["first", "second", "third", "fourth"]);
-    assert_eq!(told("client.name"), ["reader", "reader", "none", "none"]);
+    assert_eq!(told("client.name"), ["reader", "reader", "none", "reader"]);
     assert_eq!(told("cache.outcome"), ["miss", "hit", "-", "-"]);
     assert_eq!(
         told("response.code"),
@@ -867,8 +867,8 @@ async fn the_access_log_has_one_line_a_request() {
     let number =
         |name: &str| -> Vec<Option<u64>> { lines.iter().map(|line| line[name].as_u64()).collect() };
     assert_eq!(number("upstream.calls"), [Some(1), Some(0), None, None]);
-    assert_eq!(number("page"), [Some(1), Some(1), None, None]);
-    assert_eq!(number("page_size"), [Some(20), Some(20), None, None]);
+    assert_eq!(number("page"), [Some(1), Some(1), None, Some(2)]);
+    assert_eq!(number("page_size"), [Some(20), Some(20), None, Some(20)]);
     assert_eq!(
         number("response.status"),
         [Some(200), Some(200), Some(401), None]

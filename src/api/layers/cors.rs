@@ -197,7 +197,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        api::{Clients, Issuers, Policy},
+        api::{Clients, Issuers, Policy, context::SharedRecord},
         config::Config,
         telemetry::traces::TraceContext,
         upstream::{Credentials, PageRequest, UpstreamError},
@@ -228,6 +228,7 @@ mod tests {
             policy,
             client_address: None,
             client: None,
+            record: SharedRecord::default(),
         };
         let mut request = Request::builder().method(method).extension(context);
         for (name, value) in lines {

@@ -2,11 +2,10 @@
 
 use std::{
     collections::HashMap,
-    future::{Future, Ready},
+    future::Ready,
     net::IpAddr,
-    pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::{Duration, SystemTime},
 };
 
@@ -17,13 +16,9 @@ use tokio::time::Instant;
 use tower::{Layer, Service};
 
 use crate::{
-    api::{
-        ApiError, Client,
-        context::{RequestContext, RequestRecord},
-        rate_limit::RateLimit,
-    },
+    api::{ApiError, Client, context::RequestContext, rate_limit::RateLimit},
     peer::ConnectionInfo,
-    telemetry::metrics::{Account, AuthFailure, Metrics},
+    telemetry::metrics::{AuthFailure, Metrics},
 };
 
 const WINDOW: Duration = Duration::from_secs(60);
@@ -73,7 +68,7 @@ impl<S> Layer<S> for InternalAuthLayer {
     }
 }
 
-/// Puts the [`Client`] into the request's context and its account into the answer's record, or answers 401.
+/// Puts the [`Client`] into the request's context and its account into the request's record, or answers 401.
 #[derive(Clone, Debug)]
 pub struct InternalAuth<S> {
     inner: S,
@@ -87,7 +82,7 @@ where
 {
     type Response = Response<R>;
     type Error = S::Error;
-    type Future = Either<InternalAuthFuture<S::Future>, Ready<Result<Response<R>, S::Error>>>;
+    type Future = Either<S::Future, Ready<Result<Response<R>, S::Error>>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
@@ -96,41 +91,17 @@ where
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         match self.shared.identify_traced(&request) {
             Ok(client) => {
-                let account = Some(client.account.clone());
-                RequestContext::of_mut(request.extensions_mut()).client = Some(client);
-                let inner = self.inner.call(request);
-                Either::Left(InternalAuthFuture { inner, account })
+                let context = RequestContext::of_mut(request.extensions_mut());
+                let account = client.account.clone();
+                context.record.note(|record| record.account = Some(account));
+                context.client = Some(client);
+                Either::Left(self.inner.call(request))
             }
             Err(reason) => {
                 let error = self.shared.refuse(&request, reason);
                 Either::Right(std::future::ready(Ok(error.into_answer())))
             }
         }
-    }
-}
-
-pin_project_lite::pin_project! {
-    /// Notes in an answer's record whom it is for.
-    #[derive(Debug)]
-    pub struct InternalAuthFuture<F> {
-        #[pin]
-        inner: F,
-        account: Option<Account>,
-    }
-}
-
-impl<F, R, E> Future for InternalAuthFuture<F>
-where
-    F: Future<Output = Result<Response<R>, E>>,
-{
-    type Output = F::Output;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        let this = self.project();
-        let mut response = ready!(this.inner.poll(cx))?;
-        let record: &mut RequestRecord = response.extensions_mut().get_or_insert_default();
-        record.account = this.account.take();
-        Poll::Ready(Ok(response))
     }
 }
 

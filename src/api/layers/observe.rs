@@ -27,7 +27,7 @@ use crate::{
     api::{
         ApiError, LivePolicy,
         body::Guarded,
-        context::{LogAt, RequestContext, RequestRecord},
+        context::{LogAt, RequestContext, RequestRecord, SharedRecord},
     },
     domain::SpaceFingerprint,
     peer::{ConnectionInfo, Peer, TrustedProxies},
@@ -170,6 +170,7 @@ struct IncomingRequest {
     peer: Peer,
     /// The peer's, or the one that a trusted proxy reports.
     client_address: Option<IpAddr>,
+    record: SharedRecord,
     in_flight: GaugeGuard,
 }
 
@@ -188,6 +189,7 @@ impl IncomingRequest {
             policy: shared.policy.load_full(),
             client_address: shared.client_address(peer, headers),
             client: None,
+            record: SharedRecord::default(),
         };
         let incoming = Self {
             started: Instant::now(),
@@ -198,6 +200,7 @@ impl IncomingRequest {
             span,
             peer,
             client_address: context.client_address,
+            record: context.record.clone(),
             in_flight: shared.observing.metrics.http.request_in_flight(),
         };
         (incoming, context)
@@ -211,6 +214,7 @@ impl IncomingRequest {
         self.log(&Outcome {
             took,
             code: Some(CANCELLED),
+            record: self.record.take(),
             ..Outcome::default()
         });
     }
@@ -220,7 +224,7 @@ impl IncomingRequest {
         R: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
     {
         let (mut head, body) = response.into_parts();
-        let mut record: RequestRecord = head.extensions.remove().unwrap_or_default();
+        let mut record = self.record.take();
         let error: Option<ApiError> = head.extensions.remove();
         let problem = error
             .as_ref()
@@ -321,7 +325,8 @@ impl IncomingRequest {
                 duration_us: u64::try_from(outcome.took.as_micros()).unwrap_or(u64::MAX),
                 cache: record.cache.map(CacheOutcome::as_str),
                 age_s: record.age_s,
-                upstream_calls: account.map(|_| record.upstream_calls),
+                // Unknown of a request that was cancelled.
+                upstream_calls: outcome.status.and(account).map(|_| record.upstream_calls),
             });
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::{
     body::Body,
     extract::{Request, State},
-    response::Response,
+    response::{IntoResponse, Response},
 };
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, header, request::Parts};
@@ -28,11 +28,10 @@ use self::{
     standing::Standing,
     stream::Stream,
 };
-use super::list::recorded;
 use crate::{
     api::{
         ApiError, Client, LivePolicy,
-        context::{LogAt, RequestRecord},
+        context::LogAt,
         extract::{Caller, Getting, InSpace},
         layers::observe::VARY,
         rate_limit::{self, RateLimit},
@@ -75,29 +74,28 @@ pub async fn changes(
     request: Request,
 ) -> Response {
     let (request, _) = request.into_parts();
-    let mut record = RequestRecord {
-        space: Some(space.fingerprint()),
-        ..RequestRecord::default()
-    };
-    if asked.format == Format::EventStream {
-        record.log_at = LogAt::End;
-    }
+    caller.record.note(|record| {
+        record.space = Some(space.fingerprint());
+        if asked.format == Format::EventStream {
+            record.log_at = LogAt::End;
+        }
+    });
     let client = caller.client.clone();
     let ask = match admit(space, caller) {
         Ok(ask) => ask,
-        Err(error) => return recorded(error, record),
+        Err(error) => return error.into_response(),
     };
     let after = match after(&state, &ask, &asked) {
         Ok(after) => after,
-        Err(error) => return recorded(error, record),
+        Err(error) => return error.into_response(),
     };
     let limits = match client.take_request().await {
         Ok(limits) => limits,
-        Err(limit) => return recorded(ApiError::RateLimited(limit), record),
+        Err(limit) => return ApiError::RateLimited(limit).into_response(),
     };
     // Boxed: what it takes to wait would be part of every answer.
     let answer = Box::pin(answer(state, &client, ask, after, asked, &request));
-    limited(recorded(answer.await, record), &limits)
+    limited(answer.await.into_response(), &limits)
 }
 
 fn limited(mut response: Response, limits: &[RateLimit]) -> Response {

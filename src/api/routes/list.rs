@@ -10,7 +10,7 @@ use super::answer::{Shown, respond};
 use crate::{
     api::{
         ApiError, Client, Data, Right,
-        context::RequestRecord,
+        context::SharedRecord,
         extract::{Caller, List, Reading},
         list_scope,
         query::{ListQuery, Parameters, Selection},
@@ -61,15 +61,13 @@ pub async fn page(
 ) -> Response {
     // Nothing waits for the body, and it would keep its connection's window.
     let (request, _) = request.into_parts();
-    let mut record = RequestRecord {
-        query: Some(query),
-        ..RequestRecord::default()
-    };
+    let record = caller.record.clone();
+    record.note(|record| record.query = Some(query));
     let (right, limits) = match admit(&caller.client, &space, collection).await {
         Ok(admitted) => admitted,
         Err(error) => {
-            record.space = Some(space.fingerprint());
-            return recorded(error, record);
+            record.note(|record| record.space = Some(space.fingerprint()));
+            return error.into_response();
         }
     };
     let directives = RequestDirectives::parse(&request.headers);
@@ -82,7 +80,7 @@ pub async fn page(
     };
     let mut response = match outcome {
         Ok((served, scope)) => {
-            note_served(&mut record, &served);
+            note_served(&record, &served);
             let shown = Shown::of(view, fields);
             let mut response = respond(&data, &policy, shown, &served, &request).await;
             let headers = response.headers_mut();
@@ -93,9 +91,9 @@ pub async fn page(
             if let Some(scope) = scope {
                 list_scope::write(scope, headers);
             }
-            recorded(response, record)
+            response
         }
-        Err(error) => refuse(error, &ask, record),
+        Err(error) => refuse(error, &ask, &record),
     };
     rate_limit::write(&limits, response.headers_mut());
     response
@@ -132,29 +130,23 @@ async fn selected(
 }
 
 /// Notes what a request is answered with.
-pub(super) fn note_served(record: &mut RequestRecord, served: &Served) {
-    record.space = Some(served.page.space_fingerprint().clone());
-    record.cache = Some(served.status.outcome());
-    record.age_s = Some(served.age().as_secs());
-    record.upstream_calls = served.calls;
+pub(super) fn note_served(record: &SharedRecord, served: &Served) {
+    record.note(|record| {
+        record.space = Some(served.page.space_fingerprint().clone());
+        record.cache = Some(served.status.outcome());
+        record.age_s = Some(served.age().as_secs());
+        record.upstream_calls = served.calls;
+    });
 }
 
 /// The answer where there is no page.
-pub(super) fn refuse(
-    error: PagesError,
-    ask: &ClientRequest,
-    mut record: RequestRecord,
-) -> Response {
-    record.space = Some(ask.space.fingerprint());
-    record.cache = Some(error.status.outcome());
-    record.upstream_calls = error.calls;
-    recorded(ApiError::from(error), record)
-}
-
-pub(super) fn recorded(response: impl IntoResponse, record: RequestRecord) -> Response {
-    let mut response = response.into_response();
-    response.extensions_mut().insert(record);
-    response
+pub(super) fn refuse(error: PagesError, ask: &ClientRequest, record: &SharedRecord) -> Response {
+    record.note(|record| {
+        record.space = Some(ask.space.fingerprint());
+        record.cache = Some(error.status.outcome());
+        record.upstream_calls = error.calls;
+    });
+    ApiError::from(error).into_response()
 }
 
 /// What the client may do with such a list of `space`, and what is left of its limits. A request that may not draws on no limit.

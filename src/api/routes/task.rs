@@ -2,17 +2,16 @@
 
 use axum::{
     extract::{FromRef, Request, State},
-    response::Response,
+    response::{IntoResponse, Response},
 };
 
 use super::{
     answer::{Shown, respond},
-    list::{admit, note_served, recorded, refuse},
+    list::{admit, note_served, refuse},
 };
 use crate::{
     api::{
         ApiError, Data,
-        context::RequestRecord,
         extract::{Caller, Reading, Task},
         query::{ListQuery, Parameters, Selection},
         rate_limit,
@@ -42,12 +41,12 @@ pub async fn task(
     request: Request,
 ) -> Response {
     let (request, _) = request.into_parts();
-    let mut record = RequestRecord::default();
+    let record = caller.record.clone();
     let (right, limits) = match admit(&caller.client, &space, Collection::TASKS).await {
         Ok(admitted) => admitted,
         Err(error) => {
-            record.space = Some(space.fingerprint());
-            return recorded(error, record);
+            record.note(|record| record.space = Some(space.fingerprint()));
+            return error.into_response();
         }
     };
     let directives = RequestDirectives::parse(&request.headers);
@@ -64,22 +63,23 @@ pub async fn task(
     };
     let mut response = match data.pages.task(&ask, &id, ids, newest).await {
         Ok(FoundTask::Found(served)) => {
-            note_served(&mut record, &served);
+            note_served(&record, &served);
             let shown = Shown::of(right.view, fields);
-            let response = respond(&data, &policy, shown, &served, &request).await;
-            recorded(response, record)
+            respond(&data, &policy, shown, &served, &request).await
         }
         Ok(FoundTask::NotFound {
             scope,
             status,
             calls,
         }) => {
-            record.space = Some(ask.space.fingerprint());
-            record.cache = Some(status.outcome());
-            record.upstream_calls = calls;
-            recorded(ApiError::TaskNotFound { scope, status }, record)
+            record.note(|record| {
+                record.space = Some(ask.space.fingerprint());
+                record.cache = Some(status.outcome());
+                record.upstream_calls = calls;
+            });
+            ApiError::TaskNotFound { scope, status }.into_response()
         }
-        Err(error) => refuse(error, &ask, record),
+        Err(error) => refuse(error, &ask, &record),
     };
     rate_limit::write(&limits, response.headers_mut());
     response
