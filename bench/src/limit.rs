@@ -1,6 +1,6 @@
 //! The limit server: what hyper can do when it does almost nothing.
 
-use std::{convert::Infallible, io, net::Ipv4Addr, sync::Arc};
+use std::{convert::Infallible, net::Ipv4Addr, sync::Arc};
 
 use bytes::Bytes;
 use clap::Args;
@@ -8,13 +8,24 @@ use http_body_util::Full;
 use hyper::{
     Response, StatusCode,
     header::{self, HeaderValue},
-    server::conn::http1,
+    server::conn::{http1, http2},
     service::service_fn,
 };
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpListener;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::{
+    TlsAcceptor,
+    rustls::{
+        ServerConfig,
+        pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    },
+};
 
-use crate::pages::{self, Key, Pages};
+use crate::{
+    load::Result,
+    pages::{self, Key, Pages},
+    server::{CERTIFICATE, KEY, Tls},
+};
 
 /// The response of a limit server, the same to every request.
 #[derive(Args, Clone, Debug)]
@@ -31,30 +42,62 @@ pub struct LimitArgs {
     /// Always responds 304.
     #[arg(long)]
     pub not_modified: bool,
+    /// Speaks this over TLS, with the certificate in the working directory.
+    #[arg(long)]
+    pub tls: Option<Tls>,
 }
 
 /// Serves until the process is killed.
 ///
 /// # Errors
 ///
-/// Returns why it cannot listen.
-pub fn run(args: &LimitArgs) -> io::Result<()> {
+/// Returns why it cannot listen, or what is wrong with the certificate.
+pub fn run(args: &LimitArgs) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(args.workers)
         .enable_all()
         .build()?;
     let fixed = Arc::new(Fixed::new(args));
+    let tls = args.tls.map(acceptor).transpose()?;
     runtime.block_on(async {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, args.port)).await?;
         loop {
             let (stream, _) = listener.accept().await?;
             stream.set_nodelay(true)?;
-            let fixed = fixed.clone();
-            let service =
-                service_fn(move |_| std::future::ready(Ok::<_, Infallible>(fixed.answer())));
-            tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+            tokio::spawn(serve(stream, tls.clone(), fixed.clone()));
         }
     })
+}
+
+/// Serves a connection until its end; a client that goes away is no error.
+async fn serve(stream: TcpStream, tls: Option<(TlsAcceptor, Tls)>, fixed: Arc<Fixed>) {
+    let service = service_fn(move |_| std::future::ready(Ok::<_, Infallible>(fixed.answer())));
+    let http1 = http1::Builder::new();
+    let Some((acceptor, protocol)) = tls else {
+        let _ = http1.serve_connection(TokioIo::new(stream), service).await;
+        return;
+    };
+    let Ok(stream) = acceptor.accept(stream).await else {
+        return;
+    };
+    let io = TokioIo::new(stream);
+    let _ = match protocol {
+        Tls::Http1 => http1.serve_connection(io, service).await,
+        Tls::Http2 => {
+            let http2 = http2::Builder::new(TokioExecutor::new());
+            http2.serve_connection(io, service).await
+        }
+    };
+}
+
+fn acceptor(protocol: Tls) -> Result<(TlsAcceptor, Tls)> {
+    let certificate = CertificateDer::from_pem_file(CERTIFICATE)?;
+    let key = PrivateKeyDer::from_pem_file(KEY)?;
+    let mut config = ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], key)?;
+    config.alpn_protocols = vec![protocol.name().into()];
+    Ok((Arc::new(config).into(), protocol))
 }
 
 struct Fixed {

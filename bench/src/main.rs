@@ -87,7 +87,7 @@ fn row_id(id: &str) -> std::result::Result<String, String> {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let ran = match &cli.command {
-        Some(Role::Limit(args)) => limit::run(args).map_err(Into::into),
+        Some(Role::Limit(args)) => limit::run(args),
         None => tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()

@@ -218,14 +218,14 @@ pub const ROWS: [Row; 16] = [
             http2: true,
             ..ONE_SMALL
         }),
-        &[Gateway, Release, Nginx, Haproxy],
+        &[Gateway, Release, Nginx, Haproxy, hyper(SMALL, false, false)],
         &[shipped(Nginx, 1.0)],
     ),
     row(
         "T2",
         "1,000 new TLS connections a second, resumed, a hit of 2 KB each",
         Work::Handshakes,
-        &[Gateway, Release, Nginx, Haproxy],
+        &[Gateway, Release, Nginx, Haproxy, hyper(SMALL, false, false)],
         &[shipped(Nginx, 1.0)],
     ),
     row(

@@ -23,6 +23,9 @@ use crate::{
 /// Longer than the slowest takes on a busy machine: Varnish compiles its configuration.
 const START: Duration = Duration::from_secs(120);
 const STOP: Duration = Duration::from_secs(5);
+/// Each server's certificate and its key, in its working directory.
+pub const CERTIFICATE: &str = "cert.pem";
+pub const KEY: &str = "key.pem";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -146,13 +149,13 @@ impl Certificate {
     }
 
     /// A client without sessions to resume.
-    pub fn client(&self, http2: bool) -> Arc<ClientConfig> {
+    pub fn client(&self, protocol: Tls) -> Arc<ClientConfig> {
         let mut roots = RootCertStore::empty();
         roots.add(self.trusted.clone()).expect("it was just made");
         let mut client = ClientConfig::builder()
             .with_root_certificates(roots)
             .with_no_client_auth();
-        client.alpn_protocols = vec![if http2 { "h2" } else { "http/1.1" }.into()];
+        client.alpn_protocols = vec![protocol.name().into()];
         client.into()
     }
 }
@@ -178,10 +181,23 @@ pub struct Setup {
     pub tls: Option<Tls>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What is spoken over TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Tls {
+    #[value(name = "http/1.1")]
     Http1,
+    #[value(name = "h2")]
     Http2,
+}
+
+impl Tls {
+    /// Its name in ALPN.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Http1 => "http/1.1",
+            Self::Http2 => "h2",
+        }
+    }
 }
 
 /// A running server; it is stopped when dropped.
@@ -212,8 +228,8 @@ impl Bench {
         let Certificate {
             certificate, key, ..
         } = &self.certificate;
-        fs::write(work.join("cert.pem"), certificate)?;
-        fs::write(work.join("key.pem"), key)?;
+        fs::write(work.join(CERTIFICATE), certificate)?;
+        fs::write(work.join(KEY), key)?;
         fs::write(work.join("both.pem"), format!("{certificate}{key}"))?;
         let address = free_address()?;
         let filled = Filled {
@@ -234,7 +250,7 @@ impl Bench {
             .stdout(Stdio::null())
             .stderr(Stdio::null());
         let http2 = setup.tls == Some(Tls::Http2);
-        let tls = setup.tls.map(|_| self.certificate.client(http2));
+        let tls = setup.tls.map(|protocol| self.certificate.client(protocol));
         let began = Instant::now();
         let mut server = Server {
             kind,
@@ -257,7 +273,7 @@ impl Bench {
             kind,
             workers,
             cache_mib,
-            ..
+            tls,
         } = filled.setup;
         let file = |name: &str, text: &str| -> io::Result<PathBuf> {
             let path = filled.work.join(name);
@@ -302,6 +318,7 @@ impl Bench {
                 command.args(["--page-size", &fixed.page_size.to_string()]);
                 command.args(fixed.gzip.then_some("--gzip"));
                 command.args(fixed.not_modified.then_some("--not-modified"));
+                command.args(tls.iter().flat_map(|protocol| ["--tls", protocol.name()]));
             }
         }
         command.current_dir(filled.work);

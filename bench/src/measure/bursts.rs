@@ -36,11 +36,10 @@ impl Measure<'_> {
         for kind in row.servers {
             let server = self.started(*kind, 2, ROOMY_MIB, None).await?;
             let hits = self.small_hits(&server).await?;
-            let mut hits = Load::connect(hits, LANES, 1).await?;
             let mut rounds = Vec::new();
             for round in 0..self.effort.rounds as u64 {
                 let first = (1 << 20) + round * 90;
-                rounds.push(self.one_burst(&server, &mut hits, first, pages).await?);
+                rounds.push(self.one_burst(&server, &hits, first, pages).await?);
             }
             let name = kind.name();
             let of = |value: fn(&Burst) -> f64| median(rounds.iter().map(value));
@@ -77,12 +76,12 @@ impl Measure<'_> {
     async fn one_burst(
         &self,
         server: &Server,
-        hits: &mut Load,
+        hits: &Job,
         first: u64,
         pages: u64,
     ) -> Result<Burst> {
         let pace = Pace::PerSecond(HITS_PER_SECOND);
-        let without = hits.run(pace, self.effort.measured).await?;
+        let without = apart(hits.clone(), pace, self.effort.measured).await?;
         let mut expected = self.page_of(LARGE);
         expected.length = None;
         let job = |first| Job {
@@ -101,7 +100,7 @@ impl Measure<'_> {
             Ok((first, again))
         };
         // As long as it takes from the first request to the last variant.
-        let beside = hits.run(pace, LATENCY * 3 / 2);
+        let beside = apart(hits.clone(), pace, LATENCY * 3 / 2);
         let ran: Result<((Tally, Tally), Tally)> = tokio::try_join!(burst, beside);
         self.upstream.set_latency(Duration::ZERO);
         let ((first, again), beside) = ran?;
@@ -171,4 +170,16 @@ impl Measure<'_> {
         }
         Ok(result)
     }
+}
+
+/// Runs a load on a thread of its own: the clients of a burst are busy with their responses.
+async fn apart(job: Job, pace: Pace, length: Duration) -> Result<Tally> {
+    let run = move || {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        runtime.enable_all().build()?.block_on(async {
+            let mut load = Load::connect(job, LANES, 1).await?;
+            load.run(pace, length).await
+        })
+    };
+    tokio::task::spawn_blocking(run).await?
 }
