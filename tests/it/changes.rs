@@ -1,13 +1,13 @@
 //! The feed of what changed: one answer at a time, and as a stream.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use serde_json::Value;
 use unpod_gateway::simulator::world::{EMPTY, GLOBEX_SPACE, SUPPORT, UNKNOWN_SPACE};
 
 use crate::{
     answer::{Answer, Ask},
-    gateway::{Gateway, REFRESHER, client, patiently, setup, start, until},
+    gateway::{Gateway, REFRESHER, client, pass, patiently, setup, start, until},
     operators,
 };
 
@@ -451,6 +451,7 @@ async fn a_watch_reads_what_nobody_else_does_and_says_when_it_cannot() {
     reader.event("space.synced").await;
     gateway.upstream().add_task(SUPPORT);
     // It is read ten seconds after it was read last.
+    pass(Duration::from_secs(10)).await;
     reader.event("task.created").await;
     let (_, synced) = reader.event("space.synced").await;
     assert!(

@@ -1,5 +1,7 @@
 //! Starts a gateway and the upstream behind it, both on ports of their own.
 
+use std::time::Duration;
+
 use unpod_gateway::{
     app,
     config::{Config, value::ListenAddress},
@@ -294,9 +296,16 @@ pub(crate) async fn until(condition: impl Fn() -> bool) {
     patiently("a condition", holds).await;
 }
 
+/// Has `time` pass at once for every timer of the test and its gateways. Not while a call is under way: its deadline would pass, too.
+pub(crate) async fn pass(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
+}
+
 /// Waits for what must happen; ends a test that hangs, and names what did not come.
 pub(crate) async fn patiently<F: Future>(what: &str, future: F) -> F::Output {
-    let patience = std::time::Duration::from_secs(30);
+    let patience = Duration::from_secs(30);
     match tokio::time::timeout(patience, future).await {
         Ok(output) => output,
         Err(_) => panic!("{what} did not come"),

@@ -1,13 +1,16 @@
 //! The change feed among replicas that share a real Redis: one watches, all serve, and any of them goes on from any cursor.
 
+use std::time::Duration;
+
 use serde_json::Value;
 use unpod_gateway::simulator::world::{ARCHIVE, SUPPORT};
 
 use crate::{
     answer::Answer,
     changes::{Reader, cursor, events, pull, refresh},
-    gateway::{Gateway, READER, REFRESHER, patiently, until},
+    gateway::{Gateway, READER, REFRESHER, pass, patiently, until},
     operators,
+    redis_quota::count_from_now,
     redis_server::{Fleet, wait_until_up},
 };
 
@@ -224,6 +227,7 @@ async fn without_redis_each_replica_goes_on_alone_and_with_it_together_again() {
     refresh(&second).await;
     pull_until_told(&second, &alone).await;
     // After half a minute, the first goes on alone, too.
+    pass(Duration::from_secs(30)).await;
     let (_, reset) = reader.event("space.reset").await;
     assert_eq!(reset["reason"], "restart");
     reader.event("task.created").await;
@@ -283,10 +287,10 @@ async fn all_replicas_share_the_interval_of_a_credential() {
     };
     let quota = "[upstream]\nquota_per_minute = 60\n[changes]\nquota_share = 0.05\n";
     let [first, second] = fleet.pair(quota).await;
+    count_from_now(&fleet, &first).await;
     let next = |answer: &Answer| answer.json()["next_poll_seconds"].as_u64().unwrap();
     for (gateway, space) in [(&first, SUPPORT), (&second, ARCHIVE)] {
         let path = format!("/spaces/{space}/changes?after=now");
-        // The first call waits for its turn.
         let watched = async { while gateway.get(&path).await.status != 200 {} };
         patiently("the first range", watched).await;
     }
