@@ -1,12 +1,13 @@
 //! What a client sees of the cache: hits, joined fills, refusals that are remembered, and old pages that stand in.
 
-use tokio::{io::AsyncWriteExt, net::TcpStream};
+use tokio::net::TcpStream;
 use unpod_gateway::simulator::{Fault, FaultKind, Scripted, world};
 
 use crate::{
     answer::Answer,
     gateway::{Gateway, READER, REFRESHER, setup, start},
     http2::Http2,
+    raw,
 };
 
 /// Every page is stale at once and may only stand in for a failed fill.
@@ -140,19 +141,8 @@ async fn everybody_who_waits_gets_the_error_of_the_one_call() {
 
 /// Asks for a page over a connection of its own.
 async fn ask(gateway: &Gateway) -> TcpStream {
-    let mut stream = TcpStream::connect(gateway.address()).await.unwrap();
-    let request = format!(
-        "GET /spaces/{}/tasks HTTP/1.1\r\nHost: gateway\r\nAuthorization: Token {READER}\r\n\r\n",
-        world::SUPPORT
-    );
-    stream.write_all(request.as_bytes()).await.unwrap();
-    stream
-}
-
-/// Leaves by a reset: who merely closes its side may still wait for the answer.
-fn leave(stream: TcpStream) {
-    stream.set_zero_linger().unwrap();
-    drop(stream);
+    let path = format!("/spaces/{}/tasks", world::SUPPORT);
+    raw::ask(gateway.address(), &path, "").await
 }
 
 #[tokio::test]
@@ -165,7 +155,7 @@ async fn a_client_that_leaves_costs_nobody_the_answer() {
     let second = gateway.tasks(world::SUPPORT, "").spawn();
     gateway.wait_until_in_flight(2).await;
 
-    leave(first);
+    raw::leave(first);
     gateway.wait_until_in_flight(1).await;
     hold.release();
 
@@ -182,7 +172,7 @@ async fn a_page_that_everybody_left_is_stored_all_the_same() {
     let only = ask(&gateway).await;
     gateway.upstream().wait_for_requests(1).await;
 
-    leave(only);
+    raw::leave(only);
     gateway.wait_until_in_flight(0).await;
     hold.release();
     gateway.wait_until_filled().await;

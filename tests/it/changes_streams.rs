@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use http::Method;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
@@ -204,16 +203,10 @@ async fn sigterm_ends_a_thousand_streams_and_the_process_within_the_drains_bound
         "[changes]\nmax_streams_per_client = {STREAMS}\n[telemetry]\nfilter = 'info'\naccess_log = false"
     );
     let served = Served::start(setup().with(&many), &simulator.base_url()).await;
+    let path = format!("/spaces/{SUPPORT}/changes");
     let mut streams = Vec::new();
     for _ in 0..STREAMS {
-        let mut io = TcpStream::connect(&served.data).await.unwrap();
-        let request = format!(
-            "{} /spaces/{SUPPORT}/changes HTTP/1.1\r\nHost: gateway\r\n\
-             Authorization: Token {READER}\r\nAccept: text/event-stream\r\n\r\n",
-            Method::GET
-        );
-        io.write_all(request.as_bytes()).await.unwrap();
-        streams.push(io);
+        streams.push(raw::ask(&served.data, &path, "Accept: text/event-stream\r\n").await);
     }
     for io in &mut streams {
         let mut begin = [0; 15];

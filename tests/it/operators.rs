@@ -6,7 +6,10 @@ use unpod_gateway::{
     simulator::{Scripted, world},
 };
 
-use crate::gateway::{Gateway, READER, client, setup, start, until};
+use crate::{
+    gateway::{Gateway, client, setup, start, until},
+    raw,
+};
 
 pub(crate) async fn ask(gateway: &Gateway, method: &str, path: &str) -> (u16, String) {
     ask_with(gateway, method, path, &[]).await
@@ -403,13 +406,10 @@ async fn the_dashboards_numbers_say_what_is_watched_and_what_it_costs() {
     };
     assert_eq!(watch().await, Value::Null);
 
-    let url = format!(
-        "http://{}/spaces/{}/changes",
-        gateway.address(),
-        world::SUPPORT
-    );
-    let request = gateway.http().get(url).bearer_auth(READER);
-    let stream = request.header("accept", "text/event-stream").send().await;
+    let path = format!("/spaces/{}/changes", world::SUPPORT);
+    let accept = "Accept: text/event-stream\r\n";
+    let mut stream = raw::ask(gateway.address(), &path, accept).await;
+    assert!(raw::read_head(&mut stream).await);
     let watched = watch().await;
     let support = SpaceToken::new(world::SUPPORT).unwrap().to_string();
     let expected = json!({
@@ -418,7 +418,7 @@ async fn the_dashboards_numbers_say_what_is_watched_and_what_it_costs() {
     });
     assert_eq!(watched, expected);
 
-    drop(stream);
+    raw::leave(stream);
     until(|| gateway.counts("gateway_changes_streams 0")).await;
     let left = watch().await;
     assert_eq!(

@@ -6,7 +6,7 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader, Lines},
+    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader, Lines},
     net::{TcpStream, unix::pipe},
     process::{Child, Command},
     task::JoinHandle,
@@ -791,16 +791,10 @@ const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 /// Asks for a page that the upstream holds back, and goes away once it was asked for.
 async fn hang_up(served: &Served, path: &str, id: &str, upstream: Control) {
     let asked = upstream.requests();
-    let mut stream = TcpStream::connect(&served.data).await.unwrap();
-    let request = format!(
-        "GET {path} HTTP/1.1\r\nHost: gateway\r\nAuthorization: Token {READER}\r\n\
-         X-Request-Id: {id}\r\nTraceparent: 00-{TRACE}-00f067aa0ba902b7-01\r\n\r\n"
-    );
-    stream.write_all(request.as_bytes()).await.unwrap();
+    let lines = format!("X-Request-Id: {id}\r\nTraceparent: 00-{TRACE}-00f067aa0ba902b7-01\r\n");
+    let stream = raw::ask(&served.data, path, &lines).await;
     upstream.wait_for_requests(asked + 1).await;
-    // A reset: who merely closes its side may still wait for the answer.
-    stream.set_zero_linger().unwrap();
-    drop(stream);
+    raw::leave(stream);
     let line =
         "gateway_http_requests_total{route=\"tasks\",status=\"cancelled\",client=\"none\"} 1";
     let url = format!("http://{}/metrics", served.admin);

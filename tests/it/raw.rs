@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpStream, ToSocketAddrs},
     task::JoinHandle,
 };
 
@@ -54,6 +54,22 @@ pub(crate) async fn send_over(
     let method: Method = method.parse().unwrap();
     check(&method, target, &answer);
     answer
+}
+
+/// Asks with the reader's key and these header lines over a connection that stays open, and reads nothing of the answer.
+pub(crate) async fn ask(address: impl ToSocketAddrs, target: &str, lines: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!(
+        "GET {target} HTTP/1.1\r\nHost: gateway\r\nAuthorization: Token {READER}\r\n{lines}\r\n"
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    stream
+}
+
+/// Leaves by a reset: who merely closes its side may still wait for the answer.
+pub(crate) fn leave(stream: TcpStream) {
+    stream.set_zero_linger().unwrap();
+    drop(stream);
 }
 
 /// Writes `request` and reads until the peer closes.
