@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use http::Method;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -202,18 +203,20 @@ async fn whatever_is_begun_and_not_ended_has_the_header_timeout() {
     let mut open_fields = request.clone();
     open_fields[4] = 0x1;
     let begun = begin(65_535);
-    for sent in [
+    let table = [
         Vec::new(),
         PREFACE[..10].to_vec(),
         PREFACE.to_vec(),
         [&begun[..], &request[..6]].concat(),
         [&begun[..], &request[..15]].concat(),
         [&begun[..], &open_fields].concat(),
-    ] {
+    ];
+    let all_end = table.iter().map(async |sent| {
         let mut stream = TcpStream::connect(gateway.address()).await.unwrap();
-        stream.write_all(&sent).await.unwrap();
+        stream.write_all(sent).await.unwrap();
         raw::until_end(&mut stream).await;
-    }
+    });
+    join_all(all_end).await;
     until(|| gateway.counts(&ended("header_timeout", 6))).await;
 }
 
