@@ -1,12 +1,15 @@
 //! What a client sees of the cache: hits, joined fills, refusals that are remembered, and old pages that stand in.
 
+use std::collections::HashMap;
+
+use http::{HeaderValue, Method, header::ACCEPT_ENCODING};
 use tokio::net::TcpStream;
 use unpod_gateway::simulator::{Fault, FaultKind, Scripted, world};
 
 use crate::{
     answer::Answer,
     gateway::{Gateway, READER, REFRESHER, setup, start},
-    http2::Http2,
+    http2::{self, Http2, get},
     raw,
 };
 
@@ -118,6 +121,54 @@ async fn five_hundred_clients_at_once_cost_one_call() {
     }
     assert_eq!(leaders, 1);
     assert_eq!(gateway.upstream().requests(), 1);
+}
+
+#[tokio::test]
+async fn a_cold_burst_costs_each_page_one_call_and_one_compression() {
+    const PAGES: u64 = 4;
+    const CLIENTS: usize = 50;
+    let gateway = start().await;
+    let hold = gateway.upstream().hold();
+    let path = |page: u64| format!("/spaces/{}/tasks?page={page}", world::ARCHIVE);
+    let (mut connections, mut asked) = (Vec::new(), Vec::new());
+    for page in 1..=PAGES {
+        // Too small for the body, which stays in memory until it is read.
+        let connection = Http2::of_window(gateway.address(), 1024).await;
+        for _ in 0..CLIENTS {
+            let mut request = get(&path(page), Some(READER));
+            // Who takes the plain page, too, gets that from a fill.
+            let only_gzip = HeaderValue::from_static("gzip, identity;q=0");
+            request.headers_mut().insert(ACCEPT_ENCODING, only_gzip);
+            asked.push((page, tokio::spawn(connection.send(request))));
+        }
+        connections.push(connection);
+    }
+    gateway
+        .wait_until_in_flight(PAGES as i64 * CLIENTS as i64)
+        .await;
+
+    hold.release();
+
+    let mut unread = Vec::new();
+    for (page, answer) in asked {
+        unread.push((page, answer.await.unwrap()));
+    }
+    let beside_the_store = gateway.app.pages().store().unstored_bytes();
+    let mut compressed = HashMap::new();
+    for (page, answer) in unread {
+        let answer = http2::read(&Method::GET, &path(page), answer).await;
+        assert_eq!(answer.header("content-encoding"), Some("gzip"));
+        let expected = gateway.upstream().expect_page(world::ARCHIVE, page, 20);
+        assert!(answer.decoded() == expected, "{page}");
+        compressed.insert(page, answer.body.len());
+    }
+    assert_eq!(gateway.upstream().requests(), PAGES);
+    // What one client had for itself would be one more copy.
+    let copies: usize = compressed.values().sum();
+    assert!(
+        beside_the_store <= copies,
+        "{beside_the_store} bytes for {copies}"
+    );
 }
 
 #[tokio::test]

@@ -39,9 +39,14 @@ impl Http2 {
 
     /// A connection that never lets a byte of a body be sent to it.
     pub(crate) async fn that_reads_nothing(address: std::net::SocketAddr) -> Self {
+        Self::of_window(address, 0).await
+    }
+
+    /// A connection that lets `window` bytes of each body be sent to it before somebody reads that.
+    pub(crate) async fn of_window(address: std::net::SocketAddr, window: u32) -> Self {
         let stream = TcpStream::connect(address).await.unwrap();
         let mut http2 = Builder::new(TokioExecutor::new());
-        let shaken = http2.initial_stream_window_size(0);
+        let shaken = http2.initial_stream_window_size(window);
         let shaken = shaken.handshake(TokioIo::new(stream));
         let (sender, connection) = shaken.await.unwrap();
         // It ends when the gateway has had enough, too.
@@ -72,18 +77,21 @@ impl Http2 {
         *request.method_mut() = method.clone();
         let sent = self.send(request);
         let path = path.to_owned();
-        tokio::spawn(async move {
-            let (parts, body) = sent.await.into_parts();
-            assert_eq!(parts.version, Version::HTTP_2);
-            let answer = Answer {
-                status: parts.status.as_u16(),
-                headers: parts.headers,
-                body: body.collect().await.unwrap().to_bytes(),
-            };
-            check(&method, &path, &answer);
-            answer
-        })
+        tokio::spawn(async move { read(&method, &path, sent.await).await })
     }
+}
+
+/// The whole answer, checked as any other.
+pub(crate) async fn read(method: &Method, path: &str, response: Response<Incoming>) -> Answer {
+    let (parts, body) = response.into_parts();
+    assert_eq!(parts.version, Version::HTTP_2);
+    let answer = Answer {
+        status: parts.status.as_u16(),
+        headers: parts.headers,
+        body: body.collect().await.unwrap().to_bytes(),
+    };
+    check(method, path, &answer);
+    answer
 }
 
 /// A `GET` of `path`, with `key` if one is given.
