@@ -199,8 +199,9 @@ async fn sigterm_ends_a_thousand_streams_and_the_process_within_the_drains_bound
     const STREAMS: usize = 1000;
     let _ = descriptors::raise_limit();
     let simulator = Simulator::start(Options::default()).await.unwrap();
+    // A share of the quota so small that the watch reads once, however long this takes.
     let many = format!(
-        "[changes]\nmax_streams_per_client = {STREAMS}\n[telemetry]\nfilter = 'info'\naccess_log = false"
+        "[upstream]\nquota_per_minute = 60\n[server]\ndrain_timeout = '20s'\n[changes]\nquota_share = 0.01\nmax_streams_per_client = {STREAMS}\n[telemetry]\nfilter = 'info'\naccess_log = false"
     );
     let served = Served::start(setup().with(&many), &simulator.base_url()).await;
     let path = format!("/spaces/{SUPPORT}/changes");
