@@ -2,7 +2,13 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Empty};
+use hyper::{body::Incoming, client::conn::http1::handshake};
+use hyper_util::rt::TokioIo;
 use serde_json::Value;
+use tokio::{net::TcpStream, task::JoinHandle};
 use unpod_gateway::simulator::world::{EMPTY, GLOBEX_SPACE, SUPPORT, UNKNOWN_SPACE};
 
 use crate::{
@@ -229,8 +235,16 @@ async fn a_view_hides_changes_of_what_it_hides() {
 
 /// A stream that is read event by event.
 pub(crate) struct Reader {
-    response: reqwest::Response,
+    response: Response<Incoming>,
+    connection: JoinHandle<hyper::Result<()>>,
     rest: String,
+}
+
+/// Leaves by a reset, which the gateway sees at once: who merely closes its side may still read.
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
 }
 
 impl Reader {
@@ -239,16 +253,21 @@ impl Reader {
     }
 
     pub(crate) async fn of(gateway: &Gateway, space: &str, query: &str, key: &str) -> Self {
-        let url = format!("http://{}/spaces/{space}/changes{query}", gateway.address());
-        let request = gateway.http().get(url).bearer_auth(key);
-        let response = request
+        let io = TcpStream::connect(gateway.address()).await.unwrap();
+        io.set_zero_linger().unwrap();
+        let (mut sender, connection) = handshake(TokioIo::new(io)).await.unwrap();
+        let connection = tokio::spawn(connection);
+        let request = Request::get(format!("/spaces/{space}/changes{query}"))
+            .header("host", "gateway")
+            .header("authorization", format!("Bearer {key}"))
             .header("accept", "text/event-stream")
-            .send()
-            .await
-            .unwrap();
+            .body(Empty::<Bytes>::new());
+        let sent = sender.send_request(request.unwrap());
+        let response = patiently("an answer", sent).await.unwrap();
         assert_eq!(response.status(), 200);
         Self {
             response,
+            connection,
             rest: String::new(),
         }
     }
@@ -261,7 +280,8 @@ impl Reader {
                 self.rest = rest.to_owned();
                 return Some(block);
             }
-            let chunk = patiently("a chunk", self.response.chunk()).await.unwrap()?;
+            let frame = patiently("a chunk", self.response.frame()).await?;
+            let chunk = frame.unwrap().into_data().unwrap();
             self.rest.push_str(std::str::from_utf8(&chunk).unwrap());
         }
     }
@@ -419,6 +439,7 @@ async fn a_space_that_the_upstream_refuses_ends_its_streams() {
     page.cache_control("no-cache")
         .await
         .assert_error("space_access_denied");
+    pass(Duration::from_secs(10)).await;
     let (_, gone) = reader.event("space.gone").await;
     assert_eq!(gone["code"], "space_access_denied");
     assert_eq!(reader.block().await, None);
