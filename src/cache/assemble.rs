@@ -85,6 +85,22 @@ impl Cuts {
         Some(Self { query, cuts, count })
     }
 
+    /// Cuts the page that `query` names from `part`, which tells that the list ends before it.
+    #[must_use]
+    pub fn past_the_end(query: PageQuery, part: &Arc<StoredPage>) -> Option<Self> {
+        let content = &part.content;
+        let (count, end) = (content.count, content.row_count());
+        let cut = Cut {
+            page: part.clone(),
+            rows: end..end,
+        };
+        (query.span().start >= count && part.outline.is_plain).then(|| Self {
+            query,
+            cuts: vec![cut],
+            count,
+        })
+    }
+
     /// When the first of its parts is twice as old as its lifetime.
     #[must_use]
     pub fn overdue_at(&self, now: Instant) -> Instant {
@@ -245,6 +261,9 @@ impl Piece {
 fn join(pieces: &[Piece], count: u64) -> Option<ListPage> {
     // All have the vendor's envelope, and one count.
     let first = &pieces.first()?.page;
+    if first.rows.is_empty() {
+        return Some(first.clone());
+    }
     let (start, end) = (first.rows.first()?.span.start, first.rows.last()?.span.end);
     let (head, tail) = (bytes(first, 0..start), &first.body[end as usize..]);
     let mut body = BytesMut::with_capacity(head.len() + size(pieces) + tail.len());

@@ -140,6 +140,31 @@ async fn whatever_the_upstream_gives_at_most_no_page_is_short() {
 }
 
 #[tokio::test]
+async fn a_page_past_the_end_is_empty_whatever_the_upstream_gives_at_most() {
+    for (most, size, page) in [
+        (10, 20, 4),
+        (10, 20, 5),
+        (10, 25, 4),
+        (50, 60, 2),
+        (50, 100, 2),
+    ] {
+        let gateway = of(57).await;
+        let upstream = gateway.upstream();
+        upstream.set_max_page_size(Some(most));
+        read(&gateway, 1, size).await;
+        let pages = [
+            read(&gateway, page, size).await,
+            read(&gateway, page, size).await,
+        ];
+        upstream.set_max_page_size(None);
+        for answer in pages {
+            answer.assert_page(&upstream.expect_page(SUPPORT, page, size));
+            assert_eq!(ids(&[answer]).len(), 0, "{most} {size} {page}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn what_was_learned_of_two_lists_holds_for_all() {
     let gateway = wide().start().await;
     let upstream = gateway.upstream();

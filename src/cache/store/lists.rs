@@ -23,6 +23,21 @@ impl PageStore {
     pub fn cuts(&self, key: &PageKey, now: Instant) -> Option<Cuts> {
         let within = self.rules().lifetimes.ttl;
         self.cuts_of(key, within, |page| page.can_be_cut(now))
+            .or_else(|| self.cuts_past_the_end(key, now))
+    }
+
+    /// A page past the end of a list whose calls bring fewer rows than it has: the call for it would bring rows from before the end.
+    fn cuts_past_the_end(&self, key: &PageKey, now: Instant) -> Option<Cuts> {
+        let limit = self.row_limit(&key.list, now)?;
+        if key.query.page_size <= limit {
+            return None;
+        }
+        let first = key.query.span().start / u64::from(limit) + 1;
+        let first = PageQuery::new(u32::try_from(first).ok()?, limit)?;
+        let part = self
+            .get(&key.at(first))
+            .filter(|part| part.can_be_cut(now))?;
+        Cuts::past_the_end(key.query, &part)
     }
 
     /// The same of pages that may be stale: what each may be used for is for the caller to judge.

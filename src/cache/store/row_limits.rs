@@ -66,12 +66,9 @@ impl PageStore {
     ) -> Option<PageQuery> {
         let (span, size) = (key.query.span(), u64::from(limit));
         let list = self.known_list(&key.list);
-        // The first part tells where the list ends.
+        // The first part tells where the list ends, and that it ends before this page.
         let count = list.and_then(|list| list.known_count());
-        let places = span.start..span.end.min(count.unwrap_or(span.start + 1));
-        if places.is_empty() {
-            return None;
-        }
+        let places = span.start..span.end.min(count.unwrap_or(0)).max(span.start + 1);
         let is_there = |part: &PageQuery| {
             let page = self.get(&key.at(*part));
             page.is_some_and(|page| {
