@@ -5,15 +5,16 @@
 use std::{
     collections::{BTreeMap, HashMap},
     future::poll_fn,
+    pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
-use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
+use tokio::sync::oneshot;
 
 use crate::telemetry::metrics::Account;
 
@@ -37,18 +38,12 @@ struct Waiting {
 /// What a client holds besides the permits with which it waits.
 type AlsoHeld = fn(&Account) -> usize;
 
-/// Those of one client, oldest first.
+/// Those of one client.
 #[derive(Debug)]
 struct Waiters {
     account: Account,
-    tickets: BTreeMap<u64, Arc<Ticket>>,
-}
-
-/// Tells a waiting holder that its permit is another's.
-#[derive(Debug, Default)]
-struct Ticket {
-    is_given_away: AtomicBool,
-    waker: AtomicWaker,
+    /// Oldest first, each to be told when its permit is another's.
+    holders: BTreeMap<u64, oneshot::Sender<()>>,
 }
 
 impl ConcurrencyLimit {
@@ -94,50 +89,43 @@ impl Waiting {
     /// and the two would take the same permit from each other by turns.
     fn give_way_to(&mut self, account: &Account) -> bool {
         let ours = self.held_by(account);
-        let held = |theirs: &Waiters| theirs.tickets.len() + (self.also_held)(&theirs.account);
+        let held = |theirs: &Waiters| theirs.holders.len() + (self.also_held)(&theirs.account);
         let heaviest = self.by_client.values().max_by_key(|theirs| held(theirs));
         let Some(heaviest) = heaviest.filter(|theirs| held(theirs) > ours + 1) else {
             return false;
         };
         let client = heaviest.account.client().clone();
-        let newest = heaviest.tickets.last_key_value();
-        let Some((id, ticket)) = newest.map(|(id, ticket)| (*id, ticket.clone())) else {
-            return false;
-        };
-        self.remove(&client, id);
-        ticket.is_given_away.store(true, Ordering::Release);
-        ticket.waker.wake();
-        true
+        let newest = heaviest.holders.keys().next_back().copied();
+        let newest = newest.and_then(|id| self.remove(&client, id));
+        newest.is_some_and(|holder| holder.send(()).is_ok())
     }
 
     fn held_by(&self, account: &Account) -> usize {
         let waiters = self.by_client.get(account.client());
-        waiters.map_or(0, |waiters| waiters.tickets.len()) + (self.also_held)(account)
+        waiters.map_or(0, |waiters| waiters.holders.len()) + (self.also_held)(account)
     }
 
-    fn add(&mut self, account: &Account) -> (u64, Arc<Ticket>) {
+    fn add(&mut self, account: &Account) -> (u64, oneshot::Receiver<()>) {
         let id = self.next_id;
-        let ticket = Arc::<Ticket>::default();
+        let (holder, given_away) = oneshot::channel();
         let ours = self.by_client.entry(account.client().clone());
         let ours = ours.or_insert_with(|| Waiters {
             account: account.clone(),
-            tickets: BTreeMap::new(),
+            holders: BTreeMap::new(),
         });
-        ours.tickets.insert(id, ticket.clone());
+        ours.holders.insert(id, holder);
         self.next_id += 1;
-        (id, ticket)
+        (id, given_away)
     }
 
-    /// Returns whether it was there: what was given away is not.
-    fn remove(&mut self, client: &Arc<str>, id: u64) -> bool {
-        let Some(ours) = self.by_client.get_mut(client) else {
-            return false;
-        };
-        let was_there = ours.tickets.remove(&id).is_some();
-        if ours.tickets.is_empty() {
+    /// `None` where its permit was given away.
+    fn remove(&mut self, client: &Arc<str>, id: u64) -> Option<oneshot::Sender<()>> {
+        let ours = self.by_client.get_mut(client)?;
+        let holder = ours.holders.remove(&id);
+        if ours.holders.is_empty() {
             self.by_client.remove(client);
         }
-        was_there
+        holder
     }
 }
 
@@ -153,7 +141,7 @@ pub struct Permit {
 enum State {
     /// Not waiting for anything.
     Running,
-    Waiting(u64, Arc<Ticket>),
+    Waiting(u64, oneshot::Receiver<()>),
     /// The permit is another's.
     GivenAway,
 }
@@ -167,14 +155,11 @@ impl Permit {
     /// As [`Permit::given_away`].
     pub fn poll_given_away(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if matches!(self.state, State::Running) {
-            let (id, ticket) = self.limit.waiting.lock().add(&self.account);
-            self.state = State::Waiting(id, ticket);
+            let (id, given_away) = self.limit.waiting.lock().add(&self.account);
+            self.state = State::Waiting(id, given_away);
         }
-        if let State::Waiting(_, ticket) = &self.state {
-            ticket.waker.register(cx.waker());
-            if !ticket.is_given_away.load(Ordering::Acquire) {
-                return Poll::Pending;
-            }
+        if let State::Waiting(_, given_away) = &mut self.state {
+            let _ = ready!(Pin::new(given_away).poll(cx));
             self.state = State::GivenAway;
         }
         Poll::Ready(())
@@ -189,12 +174,8 @@ impl Permit {
 
     fn stop_waiting(&mut self) {
         if let State::Waiting(id, _) = self.state {
-            let is_ours = self.limit.waiting.lock().remove(self.account.client(), id);
-            self.state = if is_ours {
-                State::Running
-            } else {
-                State::GivenAway
-            };
+            let ours = self.limit.waiting.lock().remove(self.account.client(), id);
+            self.state = ours.map_or(State::GivenAway, |_| State::Running);
         }
     }
 }
