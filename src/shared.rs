@@ -10,7 +10,7 @@ mod redis_connection;
 #[cfg(test)]
 pub(crate) mod test_redis;
 
-pub(crate) use self::redis_connection::ms;
+pub(crate) use self::redis_connection::{ms, unix_ms};
 pub use self::{
     calls::{Calls, Grant, SharedCall},
     connect::DialError,

@@ -26,7 +26,7 @@ mod format;
 mod owners;
 
 pub use self::{
-    file::{FileError, open, replace},
+    file::{FileError, read_whole, replace},
     owners::{Owner, Owners},
 };
 
@@ -96,7 +96,7 @@ pub fn write(
 ///
 /// Returns in which way the file is not to be trusted.
 pub fn read(path: &Path, owners: &Owners, most: u64) -> Result<Option<Restored>, SnapshotError> {
-    let Some(file) = open(path, most)? else {
+    let Some(file) = file::open(path, most)? else {
         return Ok(None);
     };
     decode(BufReader::new(file), |owner| owners.called(owner)).map(Some)

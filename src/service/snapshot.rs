@@ -1,10 +1,6 @@
 //! Carries pages and call times over a restart: reads the snapshot at start, writes it now and then, after pages were dropped, and at the end.
 
-use std::{
-    path::PathBuf,
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use tokio::time::Instant;
@@ -15,6 +11,7 @@ use self::calls::Moment;
 use super::Pages;
 use crate::{
     cache::snapshot::{self, Owners, Restored, SavedPage},
+    shared::unix_ms,
     upstream::{Credential, Credentials, read_page},
 };
 
@@ -165,16 +162,13 @@ impl Snapshot {
     async fn keep_writing_pages(self: &Arc<Self>, end: &CancellationToken) {
         let mut pause = EVERY;
         loop {
-            let ended = tokio::select! {
-                () = end.cancelled() => true,
-                () = tokio::time::sleep(pause) => false,
-                () = self.pages.store().invalidated() => {
-                    tokio::select! {
-                        () = end.cancelled() => true,
-                        () = tokio::time::sleep(SOON) => false,
-                    }
+            let due = async {
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    () = self.pages.store().invalidated() => tokio::time::sleep(SOON).await,
                 }
             };
+            let ended = end.run_until_cancelled(due).await.is_none();
             let snapshot = self.clone();
             let written = tokio::task::spawn_blocking(move || snapshot.write());
             let written = written.await.unwrap_or(false);
@@ -211,14 +205,6 @@ pub(super) fn owners<'a>(credentials: impl Iterator<Item = &'a Arc<Credential>>)
         }
     }
     owners
-}
-
-pub(super) fn unix_ms() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| {
-            u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-        })
 }
 
 #[cfg(test)]

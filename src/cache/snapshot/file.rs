@@ -33,7 +33,7 @@ pub enum FileError {
 /// # Errors
 ///
 /// Returns why it is not read.
-pub fn open(path: &Path, most: u64) -> Result<Option<impl Read + use<>>, FileError> {
+pub(super) fn open(path: &Path, most: u64) -> Result<Option<impl Read + use<>>, FileError> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let opened = OpenOptions::new()
         .read(true)
@@ -60,6 +60,20 @@ pub fn open(path: &Path, most: u64) -> Result<Option<impl Read + use<>>, FileErr
     }
     // It may grow meanwhile.
     Ok(Some(file.take(most)))
+}
+
+/// What [`open`] opens, whole.
+///
+/// # Errors
+///
+/// As [`open`].
+pub fn read_whole(path: &Path, most: u64) -> Result<Option<Vec<u8>>, FileError> {
+    let Some(mut file) = open(path, most)? else {
+        return Ok(None);
+    };
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(Some(bytes))
 }
 
 fn distrusted(file: &Metadata, folder: &Metadata, ours: u32) -> Option<&'static str> {
@@ -158,12 +172,7 @@ mod tests {
     use super::*;
 
     fn contents(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
-        let Some(mut file) = open(path, 100)? else {
-            return Ok(None);
-        };
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes)?;
-        Ok(Some(bytes))
+        read_whole(path, 100)
     }
 
     fn refusal(path: &Path) -> String {

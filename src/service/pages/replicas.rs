@@ -18,9 +18,9 @@ use crate::{
     service::{
         SharedCache,
         shared_cache::{FillLock, Known, Lease, RedisKeys, SharedPage, Wanted},
-        snapshot::{owners, unix_ms},
+        snapshot::owners,
     },
-    shared::Unavailable,
+    shared::{Unavailable, unix_ms},
     upstream::{Call, Credential, Credentials, UpstreamError, Waiters, acquire},
 };
 

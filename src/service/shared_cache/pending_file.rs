@@ -2,8 +2,7 @@
 
 use std::{
     collections::HashMap,
-    fs,
-    io::{self, Read},
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -12,7 +11,7 @@ use tracing::warn;
 
 use super::SharedCache;
 use crate::{
-    cache::snapshot::{FileError, open, replace},
+    cache::snapshot::{FileError, read_whole, replace},
     off_runtime::on_a_thread,
 };
 
@@ -35,11 +34,9 @@ impl Pending {
     /// What the last process left beside `snapshot`.
     fn read(path: &Path) -> Self {
         let read = || -> Result<Option<Self>, FileError> {
-            let Some(mut file) = open(path, LONGEST_FILE)? else {
+            let Some(text) = read_whole(path, LONGEST_FILE)? else {
                 return Ok(None);
             };
-            let mut text = Vec::new();
-            file.read_to_end(&mut text)?;
             let pending = serde_json::from_slice(&text).map_err(io::Error::from)?;
             Ok(Some(pending))
         };

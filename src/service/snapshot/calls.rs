@@ -4,8 +4,7 @@
 //! next process counts what may be missing, too.
 
 use std::{
-    fs,
-    io::{self, Read},
+    fs, io,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -16,7 +15,8 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::{
-    cache::snapshot::{FileError, Owner, Owners, open, replace},
+    cache::snapshot::{Owner, Owners, read_whole, replace},
+    shared::ms,
     upstream::{BudgetSnapshot, Credential, Credentials},
 };
 
@@ -105,7 +105,7 @@ pub(super) fn write(
 
 /// Takes in what the last process spent, and leaves it for the next as what may not be all.
 pub(super) fn take(path: &Path, credentials: &Credentials, owners: &Owners, now_unix_ms: u64) {
-    let text = match read(path) {
+    let text = match read_whole(path, LONGEST_FILE) {
         Ok(Some(text)) => text,
         Ok(None) => return,
         Err(error) => {
@@ -140,15 +140,6 @@ pub(super) fn take(path: &Path, credentials: &Credentials, owners: &Owners, now_
         }
     }
     write(path, credentials, owners, Moment::Meanwhile, now_unix_ms);
-}
-
-fn read(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
-    let Some(mut file) = open(path, LONGEST_FILE)? else {
-        return Ok(None);
-    };
-    let mut text = Vec::new();
-    file.read_to_end(&mut text)?;
-    Ok(Some(text))
 }
 
 fn told(owner: Owner, spent: &BudgetSnapshot, now_unix_ms: u64) -> SpentBy {
@@ -189,10 +180,6 @@ fn heard(spent: &SpentBy, missing: Option<Duration>, now_unix_ms: u64) -> Budget
         blocked_for: spent.blocked_until.map(left),
         learned: spent.learned,
     }
-}
-
-fn ms(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
