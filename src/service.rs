@@ -10,7 +10,7 @@ pub mod snapshot;
 
 pub use self::pages::{
     ClientRequest, FillObserver, FilterRequest, FoundTask, Pages, PagesError, PagesErrorKind,
-    Scope, Served, TaskIds,
+    Scope, Served,
 };
 pub use self::{
     changes::Changes,

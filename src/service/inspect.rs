@@ -178,7 +178,7 @@ impl Pages {
         let stored = self.store().get(key);
         let overtaken = shown.as_ref().is_some_and(|page| page.moved_at().is_some());
         let refusal = self.store().refusal(key, now);
-        let quota_wait = quota_wait(credential, now);
+        let quota_wait = credential.budget().wait_expected(now);
         let space = Some(&key.list.space.space);
         let has_fallback =
             |error: &UpstreamError| self.fallback(error, key, credential, now).is_some();
@@ -265,13 +265,10 @@ fn no_call(
     if let Some(retry_after) = credential.circuit().refuses(space) {
         return Some(UpstreamError::Unavailable { retry_after });
     }
-    quota_wait(credential, now).map(|wait| UpstreamError::QuotaExhausted {
+    let wait = credential.budget().wait_expected(now)?;
+    Some(UpstreamError::QuotaExhausted {
         retry_after: Some(wait),
     })
-}
-
-fn quota_wait(credential: &Credential, now: Instant) -> Option<Duration> {
-    credential.budget().wait_expected(&"".into(), now)
 }
 
 fn words_of_no_call(error: &UpstreamError, has_fallback: bool) -> (&'static str, &'static str) {

@@ -40,9 +40,9 @@ pub(super) use self::fallback::stale_fallback;
 pub use self::filtered::{FilterRequest, Scope};
 pub use self::observer::{CallTimes, FillObserver};
 pub use self::request::{ClientRequest, PagesError, PagesErrorKind, Served};
-pub use self::task::{FoundTask, TaskIds};
+pub use self::task::FoundTask;
 use self::{
-    decision::{Missing, StoreAnswer, hit},
+    decision::{StoreAnswer, hit, not_cached},
     single_flight::{FillContext, FlightKey},
 };
 
@@ -219,8 +219,8 @@ impl Pages {
         let outcome = match self.answer_from_store(&key, request) {
             StoreAnswer::Done(outcome) => outcome,
             // Boxed: what it takes to wait would be part of every answer that need not.
-            StoreAnswer::Missing(missing) => {
-                Box::pin(self.page_missing(&key, request, missing)).await
+            StoreAnswer::Missing(reason) => {
+                Box::pin(self.page_missing(&key, request, reason)).await
             }
         };
         match outcome {

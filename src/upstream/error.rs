@@ -150,6 +150,12 @@ impl UpstreamError {
         self.traits().allows_stale
     }
 
+    /// Whether it says that the space is not there, or not to be read.
+    #[must_use]
+    pub fn refuses_space(&self) -> bool {
+        matches!(self, Self::SpaceNotFound { .. } | Self::SpaceAccessDenied)
+    }
+
     /// Whether it is an answer that the upstream gives only to a user it knows.
     #[must_use]
     pub fn is_told_to_a_known_user(&self) -> bool {

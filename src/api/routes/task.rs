@@ -18,7 +18,7 @@ use crate::{
     },
     cache::http_semantics::RequestDirectives,
     domain::{Collection, ListId, View},
-    service::{FoundTask, TaskIds},
+    service::FoundTask,
 };
 
 /// What the route serves from.
@@ -57,11 +57,8 @@ pub async fn task(
         (newest, fields.map(|fields| fields.view))
     });
     let shows_ids = |view: &View| view.shows_text(Collection::TASKS.id_member);
-    let ids = match right.view.as_deref().is_none_or(shows_ids) {
-        true => TaskIds::Seen,
-        false => TaskIds::Hidden,
-    };
-    let mut response = match data.pages.task(&ask, &id, ids, newest).await {
+    let id = Some(&id).filter(|_| right.view.as_deref().is_none_or(shows_ids));
+    let mut response = match data.pages.task(&ask, id, newest).await {
         Ok(FoundTask::Found(served)) => {
             note_served(&record, &served);
             let shown = Shown::of(right.view, fields);

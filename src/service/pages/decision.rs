@@ -22,34 +22,18 @@ pub(super) enum CacheDecision {
     Serve(Served),
     ServeAndRefresh(Served, Arc<StoredPage>),
     Refuse(PagesError),
-    Fill(FillRequest),
-}
-
-/// A fill, why it is wanted, and what is stored meanwhile.
-pub(super) struct FillRequest {
-    pub(super) reason: FillReason,
-    pub(super) stored: Option<Arc<StoredPage>>,
+    /// Why it is wanted, and what is stored meanwhile.
+    Fill {
+        reason: FillReason,
+        stored: Option<Arc<StoredPage>>,
+    },
 }
 
 /// How far a [`ClientRequest`] is answered from what is stored under its key.
 pub(super) enum StoreAnswer {
     Done(Result<Served, PagesError>),
-    Missing(Missing),
-}
-
-/// What answers a [`ClientRequest`] unless its page can be cut from others.
-pub(super) enum Missing {
-    Fill(FillReason),
-    NotCached(PagesError),
-}
-
-impl Missing {
-    pub(super) fn reason(&self) -> FillReason {
-        match self {
-            Self::Fill(reason) => *reason,
-            Self::NotCached(_) => FillReason::UriMiss,
-        }
-    }
+    /// Its page is to be cut from others, else filled where the client lets it.
+    Missing(FillReason),
 }
 
 impl CacheDecision {
@@ -59,7 +43,7 @@ impl CacheDecision {
             Self::Serve(_) => "serve",
             Self::ServeAndRefresh(..) => "serve_and_refresh",
             Self::Refuse(_) => "refuse",
-            Self::Fill(_) => "fill",
+            Self::Fill { .. } => "fill",
         }
     }
 }
@@ -77,7 +61,7 @@ impl Pages {
                 Ok(served)
             }
             CacheDecision::Refuse(error) if matches!(error.kind, PagesErrorKind::NotCached) => {
-                return StoreAnswer::Missing(Missing::NotCached(error));
+                return StoreAnswer::Missing(FillReason::UriMiss);
             }
             CacheDecision::Refuse(error) => Err(error),
             CacheDecision::ServeAndRefresh(served, _) => {
@@ -85,8 +69,8 @@ impl Pages {
                 self.refresh(key, request);
                 Ok(served)
             }
-            CacheDecision::Fill(wanted) => {
-                return StoreAnswer::Missing(Missing::Fill(wanted.reason));
+            CacheDecision::Fill { reason, .. } => {
+                return StoreAnswer::Missing(reason);
             }
         })
     }
@@ -118,15 +102,7 @@ impl Pages {
             }
             Verdict::HitWhileRevalidate { ttl } => {
                 self.refresh(&request.key(), request);
-                Some(Served {
-                    page,
-                    status: CacheStatus::Hit {
-                        ttl,
-                        detail: Some(Detail::StaleWhileRevalidate),
-                    },
-                    at: now,
-                    calls: 0,
-                })
+                Some(hit(page, ttl, Some(Detail::StaleWhileRevalidate), now))
             }
             Verdict::Fill(_) | Verdict::NotCached => None,
         }
@@ -151,15 +127,8 @@ impl Pages {
                 CacheDecision::Serve(hit(page, ttl, detail, now))
             }
             (Verdict::HitWhileRevalidate { ttl }, Some(page)) => {
-                let served = Served {
-                    page: page.clone(),
-                    status: CacheStatus::Hit {
-                        ttl,
-                        detail: Some(Detail::StaleWhileRevalidate),
-                    },
-                    at: now,
-                    calls: 0,
-                };
+                let detail = Some(Detail::StaleWhileRevalidate);
+                let served = hit(page.clone(), ttl, detail, now);
                 match refusal() {
                     None => CacheDecision::ServeAndRefresh(served, page),
                     // The refresh failed a moment ago, and would again.
@@ -168,19 +137,21 @@ impl Pages {
             }
             (Verdict::Fill(reason), stored) => match refusal() {
                 Some(known) => CacheDecision::Refuse(refused(&known, now)),
-                None => CacheDecision::Fill(FillRequest { reason, stored }),
+                None => CacheDecision::Fill { reason, stored },
             },
             (Verdict::NotCached | Verdict::Hit { .. } | Verdict::HitWhileRevalidate { .. }, _) => {
                 match refusal() {
                     Some(known) => CacheDecision::Refuse(refused(&known, now)),
-                    None => CacheDecision::Refuse(PagesError::new(
-                        PagesErrorKind::NotCached,
-                        NotForwarded::OnlyIfCached,
-                    )),
+                    None => CacheDecision::Refuse(not_cached()),
                 }
             }
         }
     }
+}
+
+/// The error for who wants nothing but what is stored.
+pub(super) fn not_cached() -> PagesError {
+    PagesError::new(PagesErrorKind::NotCached, NotForwarded::OnlyIfCached)
 }
 
 /// A page as it is stored.

@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::{ClientRequest, Pages, PagesError, PagesErrorKind, Served, decision::hit};
+use super::{ClientRequest, Pages, PagesError, Served, decision::hit};
 use crate::{
     cache::{
-        CacheStatus, StoredPage,
+        StoredPage,
         assemble::Cuts,
         freshness::{FillReason, StaleIf},
         status::Detail,
@@ -56,7 +56,7 @@ impl Pages {
         key: &PageKey,
         request: &ClientRequest,
     ) -> Result<Served, PagesError> {
-        let PagesErrorKind::Upstream(upstream) = &error.kind else {
+        let Some(upstream) = error.kind.upstream() else {
             return Err(error);
         };
         let (credential, now) = (&request.credential, Instant::now());
@@ -163,13 +163,5 @@ pub(in crate::service) fn stale_fallback(
         StaleIf::Quota => Detail::Quota,
         StaleIf::Error => Detail::StaleIfError,
     };
-    Some(Served {
-        page: page.clone(),
-        status: CacheStatus::Hit {
-            ttl,
-            detail: Some(detail),
-        },
-        at: now,
-        calls: 0,
-    })
+    Some(hit(page.clone(), ttl, Some(detail), now))
 }

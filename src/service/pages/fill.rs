@@ -177,11 +177,7 @@ impl Pages {
             self.store.refuse(began, refusal, head.as_ref(), keep, now);
         }
         if error.evidence() != Evidence::Nothing {
-            let of_space = matches!(
-                error,
-                UpstreamError::SpaceNotFound { .. } | UpstreamError::SpaceAccessDenied
-            );
-            self.store.note_failed(began, of_space, now);
+            self.store.note_failed(began, error.refuses_space(), now);
         }
         if matches!(error, UpstreamError::Overloaded) {
             self.metrics.http.shed(Shed::Queue);

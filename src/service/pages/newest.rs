@@ -12,7 +12,7 @@ use tokio::{
 
 use self::reading::{Offered, Reading, Source, Step};
 use super::{
-    ClientRequest, Pages, PagesError, PagesErrorKind, Scope, Served, StoreAnswer,
+    ClientRequest, Pages, PagesError, PagesErrorKind, Scope, Served, StoreAnswer, not_cached,
     single_flight::FlightKey,
 };
 use crate::{
@@ -21,9 +21,7 @@ use crate::{
         single_flight::{Pending, SingleFlight},
         status::{Detail, NotForwarded},
     },
-    domain::PageQuery,
-    telemetry::metrics::Shed,
-    upstream::{Credential, UpstreamError},
+    upstream::Credential,
 };
 
 mod job;
@@ -175,27 +173,16 @@ impl Pages {
                 return Ok(stored);
             }
             if request.directives.only_if_cached {
-                return Err(PagesError::new(
-                    PagesErrorKind::NotCached,
-                    NotForwarded::OnlyIfCached,
-                ));
+                return Err(not_cached());
             }
             let Some(permit) = self.waiter_limit.take(&request.account) else {
-                self.metrics.http.shed(Shed::WaitingPlaces);
-                let overloaded = UpstreamError::Overloaded;
-                return Err(PagesError::new(overloaded, NotForwarded::Overloaded));
+                return Err(self.no_permit(NotForwarded::Overloaded));
             };
             let Some(job) = self.begin_job(request, wanted) else {
                 continue;
             };
-            let mut permit = match job.role {
-                Role::Follower => Some(permit),
-                // The job waits in its stead, with a permit of its own.
-                Role::Leader => {
-                    drop(permit);
-                    None
-                }
-            };
+            // For the leader the job waits, with a permit of its own.
+            let mut permit = Some(permit).filter(|_| job.role == Role::Follower);
             let given_away = async {
                 match &mut permit {
                     Some(permit) => permit.given_away().await,
@@ -205,10 +192,7 @@ impl Pages {
             let outcome = tokio::select! {
                 biased;
                 outcome = wait(job, request, deadline) => outcome,
-                () = given_away => {
-                    self.metrics.http.shed(Shed::WaitingPlaces);
-                    Err(PagesError::new(UpstreamError::Overloaded, NotForwarded::Overloaded))
-                }
+                () = given_away => Err(self.no_permit(NotForwarded::Overloaded)),
             };
             match outcome?.first(wanted) {
                 Some(newest) => return Ok(newest),
@@ -238,7 +222,7 @@ impl Pages {
                     .is_complete()
                     .then(|| Newest::new(reading, wanted, 0));
             };
-            let served = self.stored(&part(request, query)).await?;
+            let served = self.stored(&request.for_page(query)).await?;
             if reading.offer(query, served) == Offered::Refused {
                 return None;
             }
@@ -250,15 +234,15 @@ impl Pages {
         let key = request.key();
         match self.answer_from_store(&key, request) {
             StoreAnswer::Done(outcome) => outcome.ok(),
-            StoreAnswer::Missing(missing) => self.assemble(&key, request, missing.reason()).await,
+            StoreAnswer::Missing(reason) => self.assemble(&key, request, reason).await,
         }
     }
 }
 
 /// That the rows cannot be had now: the list moves too fast, or the upstream fails.
 pub(super) fn incomplete_now(credential: &Credential) -> PagesError {
-    let wait = wait_expected(credential, Instant::now()).unwrap_or_default();
-    let retry_after = wait.max(RETRY_LATER);
+    let wait = credential.budget().wait_expected(Instant::now());
+    let retry_after = wait.unwrap_or_default().max(RETRY_LATER);
     PagesError::new(
         PagesErrorKind::Incomplete { retry_after },
         NotForwarded::Overloaded,
@@ -300,7 +284,7 @@ fn incomplete(credential: &Credential, progress: Progress) -> PagesError {
     let now = Instant::now();
     let next = match progress.call_at {
         Some(at) => at.saturating_duration_since(now),
-        None => wait_expected(credential, now).unwrap_or_default(),
+        None => credential.budget().wait_expected(now).unwrap_or_default(),
     };
     let minute = Duration::from_secs(60);
     let between = credential
@@ -314,16 +298,4 @@ fn incomplete(credential: &Credential, progress: Progress) -> PagesError {
     };
     let retry_after = (next + others).max(SHORTEST_WAIT);
     PagesError::new(PagesErrorKind::Incomplete { retry_after }, status)
-}
-
-fn wait_expected(credential: &Credential, now: Instant) -> Option<Duration> {
-    credential.budget().wait_expected(&"".into(), now)
-}
-
-/// `request` for one range.
-fn part(request: &ClientRequest, query: PageQuery) -> ClientRequest {
-    ClientRequest {
-        query,
-        ..request.clone()
-    }
 }

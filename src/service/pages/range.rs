@@ -138,7 +138,7 @@ impl Pages {
             match self.decide(&part.key(), &part, now) {
                 CacheDecision::Serve(_) => {}
                 CacheDecision::ServeAndRefresh(..) => stale.push(part),
-                CacheDecision::Refuse(_) | CacheDecision::Fill(_) => return None,
+                CacheDecision::Refuse(_) | CacheDecision::Fill { .. } => return None,
             }
         }
         cuts.note_asked(now);
@@ -176,7 +176,7 @@ impl Pages {
         let (whole, is_refreshed) = match decision {
             CacheDecision::Serve(whole) => (whole, false),
             CacheDecision::ServeAndRefresh(whole, _) => (whole, true),
-            CacheDecision::Refuse(_) | CacheDecision::Fill(_) => return None,
+            CacheDecision::Refuse(_) | CacheDecision::Fill { .. } => return None,
         };
         let served = self.cut_served(&whole, request.query).await?;
         whole.page.note_asked(whole.at);

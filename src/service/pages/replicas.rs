@@ -76,7 +76,8 @@ impl Pages {
 
     /// Whether other replicas may have pages that this one has not.
     pub(super) fn shares_pages(&self) -> bool {
-        self.shared_cache.get().is_some_and(SharedCache::is_up)
+        let shared_cache = self.shared_cache.get();
+        shared_cache.is_some_and(|shared_cache| shared_cache.is_up())
     }
 
     /// Brings the page that `request` names: from another replica if one has it, else from the upstream. Run in a task of its own.
@@ -96,25 +97,19 @@ impl Pages {
             let knows = |key: &SpaceKey| self.store.knows(key);
             shared_cache.remember_space(&request.credential, &request.space, knows);
         }
-        let keys = self
-            .shared_cache
-            .get()
-            // What a replaced token sees is nothing to the others.
-            .filter(|shared_cache| shared_cache.is_up() && request.credential.is_in_force())
-            .and_then(|shared_cache| shared_cache.keys(&request.credential, &key));
-        let Some((shared_cache, keys)) = self.shared_cache.get().zip(keys) else {
-            let credential = request.credential.clone();
-            let call = self.acquire(&request, &context).await;
-            let filled = self
-                .clone()
-                .fill(request, context, call, stored, wanted)
-                .await;
-            self.spread_refusal(&key, &credential, &filled).await;
-            return filled;
+        // What a replaced token sees is nothing to the others.
+        let shares = self.shares_pages() && request.credential.is_in_force();
+        let shared_cache = self.shared_cache.get().filter(|_| shares);
+        let keys = shared_cache.and_then(|shared| shared.keys(&request.credential, &key));
+        let turn = match shared_cache.zip(keys.as_ref()) {
+            Some((shared_cache, keys)) => {
+                let is_forced = sources == Sources::UpstreamAlone || request.directives.no_cache;
+                self.take_turn(shared_cache, keys, &request, is_forced, &context)
+                    .await?
+            }
+            None => Turn::Fill(None, self.acquire(&request, &context).await),
         };
-        let is_forced = sources == Sources::UpstreamAlone || request.directives.no_cache;
-        let turn = self.take_turn(shared_cache, &keys, &request, is_forced, &context);
-        let (lock, call) = match turn.await? {
+        let (lock, call) = match turn {
             Turn::Served(kept) => {
                 self.tell_shared(&key, &kept.page);
                 let filled = Ok(Fill {
@@ -128,14 +123,15 @@ impl Pages {
             Turn::Fill(lock, call) => (lock, call),
         };
         // Another replica's page is as good to ask by, or to show in place of an error.
-        let stored = self.store.get(&key).or(stored);
+        let newer = keys.as_ref().and_then(|_| self.store.get(&key));
+        let stored = newer.or(stored);
         let credential = request.credential.clone();
         let filled = self
             .clone()
             .fill(request, context, call, stored, wanted)
             .await;
         self.spread_refusal(&key, &credential, &filled).await;
-        if let Ok(fill) = &filled
+        if let (Some(keys), Ok(fill)) = (keys, &filled)
             && fill.kept.extent == Extent::Whole
         {
             let kept = fill.kept.clone();
@@ -201,8 +197,7 @@ impl Pages {
     /// Whether a fill need not wait for its call, as far as this replica knows.
     fn may_call_now(&self, request: &ClientRequest) -> bool {
         let (now, budget) = (Instant::now(), request.credential.budget());
-        !self.store.is_failing(&request.key(), now)
-            && budget.wait_expected(&"".into(), now).is_none()
+        !self.store.is_failing(&request.key(), now) && budget.wait_expected(now).is_none()
     }
 
     /// Waits for the call of a fill.
@@ -260,6 +255,7 @@ impl Pages {
             let until = deadline.min(now + held_for + SLACK);
             tokio::select! {
                 () = notified.as_mut() => {}
+                // Then nobody is waited for.
                 () = shared_cache.until_lost() => return Found::Ours(None),
                 () = tokio::time::sleep_until(until) => {}
             }
@@ -315,8 +311,7 @@ impl Pages {
     ) {
         if let Some(shared_cache) = self.shared_cache.get()
             && credential.is_in_force()
-            && let Err(UpstreamError::SpaceNotFound { .. } | UpstreamError::SpaceAccessDenied) =
-                filled
+            && filled.as_ref().is_err_and(UpstreamError::refuses_space)
         {
             let dropped = shared_cache.drop_refused(credential, &key.list.space.space);
             self.hear_all(shared_cache, dropped.await);

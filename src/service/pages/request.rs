@@ -44,7 +44,7 @@ impl ClientRequest {
     }
 
     /// The same of another page.
-    pub(super) fn for_page(&self, query: PageQuery) -> Self {
+    pub(in crate::service) fn for_page(&self, query: PageQuery) -> Self {
         Self {
             query,
             ..self.clone()
@@ -108,4 +108,14 @@ pub enum PagesErrorKind {
     Incomplete { retry_after: Duration },
     #[error("the fill ended in a bug")]
     Lost,
+}
+
+impl PagesErrorKind {
+    /// What the upstream answered, if that is why.
+    pub(in crate::service) fn upstream(&self) -> Option<&UpstreamError> {
+        match self {
+            Self::Upstream(error) => Some(error),
+            Self::NotCached | Self::Incomplete { .. } | Self::Lost => None,
+        }
+    }
 }

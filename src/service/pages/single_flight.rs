@@ -5,11 +5,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 use tracing::{Instrument, error_span};
 
-use super::{
-    ClientRequest, Filled, Pages, Sources,
-    decision::{CacheDecision, FillRequest},
-    range::Target,
-};
+use super::{ClientRequest, Filled, Pages, Sources, decision::CacheDecision, range::Target};
 use crate::{
     cache::{
         StoredPage,
@@ -69,7 +65,7 @@ impl Pages {
             .flights
             .join(&self.flight(key, request), keep, |wanted| {
                 match self.decide(key, request, Instant::now()) {
-                    CacheDecision::Fill(FillRequest { stored, .. }) => {
+                    CacheDecision::Fill { stored, .. } => {
                         let context = FillContext::new(waiter.client.clone(), waiter.clone());
                         // Before the fill begins, which ends where nobody wants it.
                         attendance = Some(context.waiters.attend());
@@ -137,9 +133,11 @@ impl Pages {
             .join(&self.flight(key, request), true, |wanted| {
                 let stored = match self.decide(key, request, now) {
                     CacheDecision::ServeAndRefresh(_, stored) => Some(stored),
-                    CacheDecision::Fill(FillRequest { stored, .. }) if is_other => stored,
+                    CacheDecision::Fill { stored, .. } if is_other => stored,
                     // It has just been refreshed.
-                    CacheDecision::Serve(_) | CacheDecision::Refuse(_) | CacheDecision::Fill(_) => {
+                    CacheDecision::Serve(_)
+                    | CacheDecision::Refuse(_)
+                    | CacheDecision::Fill { .. } => {
                         return None;
                     }
                 };

@@ -27,17 +27,9 @@ pub enum FoundTask {
     },
 }
 
-/// Whether a client may see what a task is called.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TaskIds {
-    Seen,
-    /// No task is called anything, for this client.
-    Hidden,
-}
-
 impl Pages {
     /// Returns the task called `id` of the space that `request` names, in an envelope of its own: from the stored page that was read last and
-    /// holds it, else from among the `newest` tasks.
+    /// holds it, else from among the `newest` tasks. `None`: no task is called anything, for this client.
     ///
     /// # Errors
     ///
@@ -45,11 +37,10 @@ impl Pages {
     pub async fn task(
         self: &Arc<Self>,
         request: &ClientRequest,
-        id: &TaskId,
-        ids: TaskIds,
+        id: Option<&TaskId>,
         newest: Option<u32>,
     ) -> Result<FoundTask, PagesError> {
-        let found = self.find_task(request, id, ids, newest).await;
+        let found = self.find_task(request, id, newest).await;
         match &found {
             Ok(FoundTask::Found(served)) => self.note_served(served, request),
             Ok(FoundTask::NotFound { status, .. }) => self.note_lookup(*status, request),
@@ -61,11 +52,10 @@ impl Pages {
     async fn find_task(
         self: &Arc<Self>,
         request: &ClientRequest,
-        id: &TaskId,
-        ids: TaskIds,
+        id: Option<&TaskId>,
         newest: Option<u32>,
     ) -> Result<FoundTask, PagesError> {
-        if ids == TaskIds::Seen
+        if let Some(id) = id
             && let Some(served) = self.stored_task(request, id).await
         {
             return Ok(FoundTask::Found(served));
@@ -77,15 +67,16 @@ impl Pages {
             request.directives.min_fresh = min_fresh;
             let newest = match self.newest(&request, wanted).await {
                 Ok(newest) => newest,
-                // Some of it was read all the same.
-                Err(error) if ids == TaskIds::Seen => {
-                    let found = self.stored_task(&request, id).await;
+                Err(error) => {
+                    // Some of it was read all the same.
+                    let found = match id {
+                        Some(id) => self.stored_task(&request, id).await,
+                        None => None,
+                    };
                     return found.map(FoundTask::Found).ok_or(error);
                 }
-                Err(error) => return Err(error),
             };
-            let seen = Some(id).filter(|_| ids == TaskIds::Seen);
-            if let Some(served) = seen.and_then(|id| self.among(&newest, id)) {
+            if let Some(served) = id.and_then(|id| self.among(&newest, id)) {
                 return Ok(FoundTask::Found(served));
             }
             if newest.is_fresh() {

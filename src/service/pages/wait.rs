@@ -8,8 +8,8 @@ use tokio::{
 };
 
 use super::{
-    ClientRequest, Fill, Filled, Missing, Pages, PagesError, PagesErrorKind, Served, Source,
-    Sources, StoreAnswer, range::Target, single_flight::FillContext,
+    ClientRequest, Fill, Filled, Pages, PagesError, PagesErrorKind, Served, Source, Sources,
+    StoreAnswer, not_cached, range::Target, single_flight::FillContext,
 };
 use crate::{
     cache::{
@@ -33,7 +33,7 @@ impl Pages {
         self: &Arc<Self>,
         key: &PageKey,
         request: &ClientRequest,
-        mut missing: Missing,
+        mut missing: FillReason,
     ) -> Result<Served, PagesError> {
         let (mut sources, mut is_exact, mut calls) = (Sources::All, false, 0);
         let since = Instant::now();
@@ -46,22 +46,20 @@ impl Pages {
                 let status = Option::unwrap_or(by, served.status);
                 return charged(Ok(Served { status, ..served }), calls);
             }
-            if let Some(served) = self.assemble(key, request, missing.reason()).await {
+            if let Some(served) = self.assemble(key, request, missing).await {
                 return charged(Ok(served), calls);
             }
-            let reason = match missing {
-                Missing::Fill(reason) => reason,
-                Missing::NotCached(error) => return Err(error),
-            };
+            if request.directives.only_if_cached {
+                return Err(not_cached());
+            }
             let target = match is_exact {
                 true => self.target_alone(key, request, since),
                 false => self.target(key, request, since),
             };
-            let reason = self.reason_for(&target, reason);
+            let reason = self.reason_for(&target, missing);
             // Before anything is begun: a fill that nobody may wait for would only add to the load.
             let Some(mut permit) = self.waiter_limit.take(&request.account) else {
-                let status = NotForwarded::Overloaded.into();
-                return Err(self.no_permit(status));
+                return Err(self.no_permit(NotForwarded::Overloaded));
             };
             let waiter = self.waiter(key, request, reason);
             // `None`: another fill ended since the decision, so there is a new one to make.
@@ -100,13 +98,13 @@ impl Pages {
             }
             missing = match self.answer_from_store(key, request) {
                 StoreAnswer::Done(outcome) => return charged(outcome, calls),
-                StoreAnswer::Missing(missing) => missing,
+                StoreAnswer::Missing(reason) => reason,
             };
         }
     }
 
     /// The error for who may not wait for a fill, or no longer.
-    fn no_permit(&self, status: CacheStatus) -> PagesError {
+    pub(super) fn no_permit(&self, status: impl Into<CacheStatus>) -> PagesError {
         self.metrics.http.shed(Shed::WaitingPlaces);
         PagesError::new(UpstreamError::Overloaded, status)
     }

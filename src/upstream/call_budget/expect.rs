@@ -1,6 +1,6 @@
 //! When a fill may expect its call.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -10,9 +10,9 @@ use crate::upstream::waiters::{Need, Waiter, Waiters};
 impl CallBudget {
     /// How long a client that has nothing to show would wait for a call; `None`: it would get one now.
     #[must_use]
-    pub fn wait_expected(&self, client: &Arc<str>, now: Instant) -> Option<Duration> {
+    pub fn wait_expected(&self, now: Instant) -> Option<Duration> {
         let waiter = Waiter {
-            client: client.clone(),
+            client: "".into(),
             need: Need::Nothing,
         };
         let wait = self.expected(&mut self.state.lock(), &waiter, false, now);

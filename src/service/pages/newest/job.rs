@@ -8,9 +8,9 @@ use tokio::{
 };
 
 use super::{
-    Newest, Progress, SHORTEST_WAIT, incomplete_now, part,
+    Newest, Progress, SHORTEST_WAIT, incomplete_now,
     reading::{Offered, Reading, Source, Step},
-    stale_detail, wait_expected,
+    stale_detail,
 };
 use crate::{
     cache::{http_semantics::RequestDirectives, single_flight::Pending, status::Detail},
@@ -33,7 +33,7 @@ impl Pages {
             page: 1,
             page_size: 1,
         };
-        let key = part(request, whole).key();
+        let key = request.key().at(whole);
         self.jobs.join(&self.flight(&key, request), true, |_| {
             let (progress, told) = watch::channel(Progress::default());
             let job = self.clone().read_newest(request.clone(), wanted, progress);
@@ -73,7 +73,7 @@ impl Pages {
                     }
                 }
                 // One task may be bad: it fails whatever page holds it, and its neighbours are read without it.
-                Err(error) if is_of_some_rows(&error.kind) => {
+                Err(error) if error.kind.upstream().is_some_and(range::is_of_some_rows) => {
                     calls += error.calls;
                     let fewer = self.rows_of_a_part(&request, wanted);
                     if fewer >= rows {
@@ -89,8 +89,8 @@ impl Pages {
                 }
             };
             let now = Instant::now();
-            let expected = wait_expected(&request.credential, now).unwrap_or_default();
-            let call_at = now + wait.max(expected);
+            let expected = request.credential.budget().wait_expected(now);
+            let call_at = now + wait.max(expected.unwrap_or_default());
             if call_at > ends_at {
                 break;
             }
@@ -108,8 +108,9 @@ impl Pages {
     pub(super) fn rows_of_a_part(&self, request: &ClientRequest, wanted: u32) -> u32 {
         let (size, now) = (self.range_size(request), Instant::now());
         let ranges = (1..=wanted.div_ceil(size)).filter_map(|page| PageQuery::new(page, size));
-        let keys = ranges.map(|range| part(request, range).key());
-        match keys.into_iter().any(|key| self.store.is_unfit(&key, now)) {
+        let key = request.key();
+        let mut keys = ranges.map(|range| key.at(range));
+        match keys.any(|key| self.store.is_unfit(&key, now)) {
             true => size.min(PageQuery::DEFAULT_PAGE_SIZE),
             false => size,
         }
@@ -128,24 +129,14 @@ fn wait_after(error: PagesError) -> Result<Duration, PagesError> {
     }
 }
 
-fn is_of_some_rows(error: &PagesErrorKind) -> bool {
-    match error {
-        PagesErrorKind::Upstream(error) => range::is_of_some_rows(error),
-        PagesErrorKind::NotCached | PagesErrorKind::Incomplete { .. } | PagesErrorKind::Lost => {
-            false
-        }
-    }
-}
-
 fn with_source(request: &ClientRequest, query: PageQuery, source: Source) -> ClientRequest {
     ClientRequest {
-        query,
         directives: RequestDirectives {
             no_cache: source == Source::Upstream,
             // A range that was refused a moment ago is read anew, whatever its age.
             only_if_cached: false,
             ..request.directives
         },
-        ..request.clone()
+        ..request.for_page(query)
     }
 }
