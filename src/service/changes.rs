@@ -31,22 +31,16 @@ mod sharing;
 mod space;
 mod watched;
 
+use self::{cursor::CursorKey, settings::Settings, space::Space};
 pub use self::{
-    cursor::BadCursor,
+    cursor::{BadCursor, Position},
     event::{Projection, TaskEvent},
-    feed::{Event, TaskEvents},
+    feed::{Batch, Event, TaskEvents, Wanted},
     feed_state::{Delayed, Synced},
-    listener::{After, Events, Listener, Lost, Place},
+    listener::{After, Listener, Lost},
     log::Gone,
     report::{WatchReport, WatchState},
     space::Status,
-};
-use self::{
-    cursor::CursorKey,
-    feed::Feed,
-    settings::Settings,
-    sharing::Sharing,
-    space::{Space, Taking},
 };
 use super::{ClientRequest, FillObserver, Pages, pages::CallTimes};
 use crate::{
@@ -109,7 +103,7 @@ impl Changes {
         let space = match spaces.get(&key) {
             Some(space) => space.clone(),
             None => {
-                let space = Arc::new(self.space(&key, request));
+                let space = Arc::new(Space::new(self, key.clone(), request));
                 spaces.insert(key, space.clone());
                 tokio::spawn(watch(self.clone(), space.clone()));
                 space
@@ -118,43 +112,26 @@ impl Changes {
         Listener::new(self.clone(), space, request)
     }
 
-    fn space(&self, key: &SpaceKey, request: &ClientRequest) -> Space {
-        let known = self.pages.hold(request);
-        let (epoch, _) = self.pages.standing(key, Instant::now());
-        Space::new(
-            request.clone(),
-            Feed::new(self.process, epoch),
-            Sharing::new(self.pages.shared_cache().is_some()),
-            known,
-            self.metrics.changes.clone(),
-            self.bytes.clone(),
-        )
+    fn space(&self, key: &SpaceKey) -> Option<Arc<Space>> {
+        self.spaces.lock().get(key).cloned()
     }
 
-    /// What is known of the space that `request` names.
-    fn known(&self, request: &ClientRequest) -> Option<Arc<Space>> {
-        self.spaces.lock().get(&request.key().list.space).cloned()
+    /// All that are watched, to be locked one by one.
+    fn all_spaces(&self) -> Vec<Arc<Space>> {
+        self.spaces.lock().values().cloned().collect()
     }
 
     /// How many ranges of a credential are watched.
     fn ranges_of(&self, credential: CredentialId) -> usize {
-        let spaces: Vec<_> = {
-            let spaces = self.spaces.lock();
-            let of = |(key, space): (&SpaceKey, &Arc<Space>)| {
-                (key.credential == credential).then(|| space.clone())
-            };
-            spaces.iter().filter_map(of).collect()
-        };
+        let mut spaces = self.all_spaces();
+        spaces.retain(|space| space.key.credential == credential);
         spaces.iter().map(|space| space.lock().ranges).sum()
     }
 
     fn take(&self, space: &Space, key: &PageKey, page: &StoredPage, call: CallTimes) {
         self.note_standing(space);
-        let taking = Taking {
-            settings: &self.settings.load(),
-            feeds: self.spaces.lock().len(),
-        };
-        space.take(key.query, page, call, &taking);
+        let feeds = self.spaces.lock().len();
+        space.take(key.query, page, call, &self.settings.load(), feeds);
     }
 
     fn note_standing(&self, space: &Space) {
@@ -200,8 +177,7 @@ impl FillObserver for Observer {
         if key.list.id != ListId::TASKS {
             return;
         }
-        let space = changes.spaces.lock().get(&key.list.space).cloned();
-        if let Some(space) = space {
+        if let Some(space) = changes.space(&key.list.space) {
             changes.take(&space, key, page, call);
         }
     }
@@ -210,8 +186,7 @@ impl FillObserver for Observer {
         let Some(changes) = self.0.upgrade() else {
             return;
         };
-        let spaces: Vec<_> = changes.spaces.lock().values().cloned().collect();
-        for space in spaces {
+        for space in changes.all_spaces() {
             changes.note_standing(&space);
         }
     }

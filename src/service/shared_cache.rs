@@ -68,7 +68,7 @@ const LARGEST_PAGE: usize = 4 << 20;
 /// What a replica shares with the others.
 #[derive(Debug)]
 pub struct SharedCache {
-    redis: Arc<RedisConnection>,
+    pub(super) redis: Arc<RedisConnection>,
     /// Whose spaces an operator's purge means. What a request reads is called by the credential that it came with: a reload that changes
     /// the upstream changes both at once.
     credentials: ArcSwap<Credentials>,
@@ -140,21 +140,6 @@ impl SharedCache {
     /// Shares the pages of `credentials` from now on.
     pub fn set_credentials(&self, credentials: Arc<Credentials>) {
         self.credentials.store(credentials);
-    }
-
-    #[must_use]
-    pub fn is_up(&self) -> bool {
-        self.redis.is_up()
-    }
-
-    /// Waits until Redis is lost: then nobody is waited for.
-    pub(super) async fn until_lost(&self) {
-        self.redis.until_lost().await;
-    }
-
-    /// Redis' clock in Unix milliseconds, which all replicas use.
-    pub(super) fn unix_ms(&self) -> Option<u64> {
-        self.redis.unix_ms()
     }
 
     /// Looks for a page and for the state of its space, and takes the right to fill it where it is `wanted`.

@@ -41,7 +41,7 @@ use crate::{
     peer::ConnectionInfo,
     service::{
         Changes, ClientRequest,
-        changes::{After, Gone, Listener, Lost, Place, Projection, Status},
+        changes::{After, Gone, Listener, Lost, Position, Projection, Status, Wanted},
     },
     telemetry::metrics::ChangesMetrics,
 };
@@ -143,8 +143,8 @@ async fn answer(
     let space = ask.space.clone();
     let standing = Standing::new(state.policy.clone(), space, &request.headers, certificate);
     let is_json = asked.format == Format::Json;
-    if let (After::Cursor(place), true) = (&after, is_json) {
-        let checked = state.changes.check_cursor(&ask, place);
+    if let (After::Cursor(position), true) = (&after, is_json) {
+        let checked = state.changes.check_cursor(&ask, position);
         checked.map_err(cursor_gone)?;
     }
     let slot = match is_json && asked.wait.is_zero() {
@@ -188,9 +188,9 @@ fn stream(
     slot: Slot,
 ) -> Result<Response, ApiError> {
     let right = standing.right().ok_or(ApiError::SpaceNotAllowed)?;
-    let (place, reset) = match listener.begin(after) {
-        Ok(place) => (place, None),
-        Err((reason, place)) => (place, Some(reason)),
+    let (position, reset) = match listener.begin(after) {
+        Ok(position) => (position, None),
+        Err((reason, position)) => (position, Some(reason)),
     };
     let lasts = match right.expires_in {
         Some(left) => left.min(stream::lasts()),
@@ -204,7 +204,7 @@ fn stream(
         projection: Projection::new(right.view, asked.fields.clone()),
         fields: asked.fields,
         types: asked.types,
-        place,
+        position,
         reset,
         ends_at: Instant::now() + lasts,
         closing: state.closing,
@@ -227,20 +227,24 @@ async fn pull(
     after: After,
     asked: &Asked,
 ) -> Result<Response, ApiError> {
-    let lost = |listener: &Listener, (reason, place): (Gone, Place)| ApiError::CursorGone {
-        cursor: listener.cursor(place),
+    let lost = |listener: &Listener, (reason, position): (Gone, Position)| ApiError::CursorGone {
+        cursor: listener.cursor(position),
         reason: reason.as_str(),
     };
     let until = Instant::now() + asked.wait;
     let first = listener.status();
-    let mut place = listener.begin(&after).map_err(|it| lost(&listener, it))?;
+    let mut position = listener.begin(&after).map_err(|it| lost(&listener, it))?;
     loop {
         let right = standing.right().ok_or(ApiError::SpaceNotAllowed)?;
-        let projection = Projection::new(right.view, asked.fields.clone());
+        let wanted = Wanted {
+            projection: &Projection::new(right.view, asked.fields.clone()),
+            kinds: asked.types.tasks,
+            limit: asked.limit,
+        };
         let status = listener.status();
-        let read = listener.read(place, &projection, asked.types.tasks, asked.limit);
+        let read = listener.read(position, &wanted);
         let read = read.map_err(|it| lost(&listener, it))?;
-        place = read.place;
+        position = read.position;
         let mut events: Vec<Bytes> = read.events.iter().map(|event| event.json.clone()).collect();
         let is_over = Instant::now() >= until || state.closing.is_cancelled();
         let is_news = is_news(asked, &first, &status);
@@ -248,7 +252,7 @@ async fn pull(
             if !read.has_more && !state.closing.is_cancelled() {
                 events.extend(of_space(asked, &status).map(Bytes::from));
             }
-            return Ok(json(&listener, place, &events, read.has_more, &status));
+            return Ok(json(&listener, position, &events, read.has_more, &status));
         }
         tokio::select! {
             biased;
@@ -285,7 +289,7 @@ fn of_space(asked: &Asked, status: &Status) -> impl Iterator<Item = String> {
 
 fn json(
     listener: &Listener,
-    place: Place,
+    position: Position,
     events: &[Bytes],
     has_more: bool,
     status: &Status,
@@ -298,7 +302,7 @@ fn json(
     body.extend_from_slice(&events.join(&b","[..]));
     let rest = format!(
         r#"],"cursor":"{}","has_more":{has_more},"next_poll_seconds":{}}}"#,
-        listener.cursor(place),
+        listener.cursor(position),
         space_events::seconds(status.next_poll)
     );
     body.extend_from_slice(rest.as_bytes());

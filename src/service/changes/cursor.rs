@@ -20,15 +20,9 @@ pub(super) struct Incarnation {
     pub(super) log: u32,
 }
 
-impl Incarnation {
-    pub(super) fn is_of_process_of(self, other: Self) -> bool {
-        self.process == other.process
-    }
-}
-
-/// Where a reader is.
+/// Where a reader is: what a cursor names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Position {
+pub struct Position {
     pub(super) incarnation: Incarnation,
     /// The number of the next change.
     pub(super) next: u64,

@@ -10,7 +10,6 @@ use xxhash_rust::xxh3::xxh3_128;
 use super::reading::{Change, State};
 use crate::domain::{
     View, ViewId,
-    hex::write_hex,
     json::{member, members, text},
 };
 
@@ -98,7 +97,7 @@ impl TaskEvent {
 /// A change in the log.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Entry {
-    change: Change,
+    pub(super) change: Change,
     seen_at: Box<str>,
     /// `None`: nothing that this projection shows changed.
     #[serde(skip)]
@@ -111,17 +110,6 @@ impl Entry {
             change,
             seen_at: seen_at.into(),
             shown: Mutex::default(),
-        }
-    }
-
-    pub(super) fn change(&self) -> &Change {
-        &self.change
-    }
-
-    pub(super) fn kind(&self) -> TaskEvent {
-        match self.change.before {
-            None => TaskEvent::Created,
-            Some(_) => TaskEvent::Updated,
         }
     }
 
@@ -150,44 +138,32 @@ impl Entry {
 
 /// The event that tells `projection` of `change`; `None` where nothing that it shows changed.
 pub(super) fn event(change: &Change, seen_at: &str, projection: &Projection) -> Option<Bytes> {
-    let after = projection.show(&change.after, &change.id)?;
+    let show = |state: &State| projection.show(state, &change.id);
+    let after = show(&change.after)?;
     let before = change.before.as_ref();
     // What was there before cannot be compared where its bytes are gone: then whatever is shown may have changed.
-    let before = before.map(|before| {
-        let is_kept = before.bytes.is_some() && change.after.bytes.is_some();
-        let shown = projection.show(before, &change.id).unwrap_or_default();
-        (shown, is_kept)
-    });
-    if matches!(&before, Some((before, true)) if *before == after) {
+    let is_compared =
+        before.is_some_and(|before| before.bytes.is_some()) && change.after.bytes.is_some();
+    let before = before.map(|before| show(before).unwrap_or_default());
+    if is_compared && before.as_ref() == Some(&after) {
         return None;
     }
-    let (after_text, before_text) = (
-        str::from_utf8(&after).ok()?,
-        before.as_ref().map(|(before, _)| before),
-    );
-    let before_text = before_text.and_then(|before| str::from_utf8(before).ok());
-    let mut json = String::with_capacity(256);
-    let kind = match before {
-        None => TaskEvent::Created,
-        Some(_) => TaskEvent::Updated,
-    };
-    json.push_str(&format!(r#"{{"type":"{}""#, kind.as_str()));
-    push_member(&mut json, "task_id", member(after_text, "task_id"));
-    push_member(&mut json, "status", text_member(after_text, "status"));
-    if let Some(before_text) = before_text {
-        push_member(&mut json, "was", text_member(before_text, "status"));
-    }
-    if let Some((before, is_kept)) = &before {
-        let before = if *is_kept {
-            str::from_utf8(before).ok()?
-        } else {
-            "{}"
-        };
-        let changed = changed(before, after_text).join(",");
+    // Names the bytes of what is shown: the same on every replica and after a restart.
+    let digest = xxh3_128(&after);
+    let after = str::from_utf8(&after).ok()?;
+    let before = before.as_deref().map(str::from_utf8).transpose().ok()?;
+    let mut json = format!(r#"{{"type":"{}""#, change.kind().as_str());
+    push_member(&mut json, "task_id", member(after, "task_id"));
+    push_member(&mut json, "status", text_member(after, "status"));
+    if let Some(before) = before {
+        push_member(&mut json, "was", text_member(before, "status"));
+        let compared = if is_compared { before } else { "{}" };
+        let changed = changed(compared, after).join(",");
         json.push_str(&format!(r#","changed":[{changed}]"#));
     }
-    json.push_str(&format!(r#","digest":"{}""#, digest(&after)));
-    json.push_str(&format!(r#","seen_at":"{seen_at}""#));
+    json.push_str(&format!(
+        r#","digest":"{digest:032x}","seen_at":"{seen_at}""#
+    ));
     if let (Some(fields), Some(bytes)) = (&projection.fields, &change.after.bytes) {
         let task = cut(fields, bytes)?;
         push_member(&mut json, "task", str::from_utf8(&task).ok());
@@ -217,13 +193,6 @@ fn changed<'a>(before: &'a str, after: &'a str) -> Vec<&'a str> {
     let is_in_after = |name: &str| after.iter().any(|(other, _)| *other == name);
     let removed = before.iter().filter(|(name, _)| !is_in_after(name));
     added.chain(removed).map(|(name, _)| *name).collect()
-}
-
-/// Names the bytes of what is shown: the same on every replica and after a restart.
-fn digest(shown: &[u8]) -> String {
-    let mut digits = [0; 32];
-    write_hex(&xxh3_128(shown).to_be_bytes(), &mut digits);
-    String::from_utf8_lossy(&digits).into_owned()
 }
 
 #[cfg(test)]

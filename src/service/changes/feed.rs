@@ -40,24 +40,25 @@ pub struct Event {
     pub kind: TaskEvent,
     pub json: Bytes,
     /// Where the reader is behind it.
-    pub(super) position: Position,
+    pub position: Position,
 }
 
 /// What a reader gets at once.
 #[derive(Clone, Debug)]
-pub(super) struct Batch {
-    pub(super) events: Vec<Event>,
+pub struct Batch {
+    pub events: Vec<Event>,
     /// Where the reader goes on.
-    pub(super) position: Position,
-    pub(super) has_more: bool,
+    pub position: Position,
+    pub has_more: bool,
 }
 
 /// What a reader wants.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Wanted<'a> {
-    pub(super) projection: &'a Projection,
-    pub(super) kinds: TaskEvents,
-    pub(super) limit: usize,
+pub struct Wanted<'a> {
+    pub projection: &'a Projection,
+    pub kinds: TaskEvents,
+    /// Events at most.
+    pub limit: usize,
 }
 
 /// Under which circumstances a page is taken in.
@@ -75,8 +76,8 @@ pub(super) struct Terms<'a> {
 /// One space: its watched tasks and the log of their changes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Feed {
-    watched: Watched,
-    log: Log,
+    pub(super) watched: Watched,
+    pub(super) log: Log,
 }
 
 impl Feed {
@@ -87,32 +88,9 @@ impl Feed {
         }
     }
 
-    pub(super) fn watched(&self) -> &Watched {
-        &self.watched
-    }
-
-    pub(super) fn epoch(&self) -> u64 {
-        self.log.epoch()
-    }
-
     /// When what it knows was so.
     pub(super) fn moments_mut(&mut self) -> impl Iterator<Item = &mut Moment> {
         self.watched.moments_mut().chain(self.log.moments_mut())
-    }
-
-    /// Gives no number below `number` to any change from now on.
-    pub(super) fn skip_to(&mut self, number: u64) {
-        self.log.skip_to(number);
-    }
-
-    /// As [`Log::note_replaced`].
-    pub(super) fn note_replaced(&mut self, other: &Self) {
-        self.log.note_replaced(&other.log);
-    }
-
-    /// Whether `other` is the same feed, and told more.
-    pub(super) fn is_behind(&self, other: &Self) -> bool {
-        self.log.is_behind(&other.log)
     }
 
     /// Takes in a page; returns how many changes it told, and whether the log began anew.
@@ -121,7 +99,7 @@ impl Feed {
         let again = (reading.place == 0).then(|| reading.clone());
         let news = self.watched.take(reading, rules, now);
         if news.is_other_list {
-            self.restart(self.epoch(), Gone::ListChanged);
+            self.restart(self.log.epoch(), Gone::ListChanged);
             if let Some(reading) = again {
                 self.watched.take(reading, rules, now);
             }
@@ -153,18 +131,9 @@ impl Feed {
         self.log.restart(epoch, why);
     }
 
-    pub(super) fn skip_unread(&mut self) {
-        self.watched.skip_unread();
-    }
-
     /// Bytes that it takes.
     pub(super) fn weight(&self) -> usize {
         self.watched.weight() + self.log.weight()
-    }
-
-    /// The position behind the last change.
-    pub(super) fn end(&self) -> Position {
-        self.log.end()
     }
 
     /// The position before everything that is watched.
@@ -178,18 +147,9 @@ impl Feed {
     /// Where a reader goes on who has to read the list again: what is read first of it, after a while maybe, is news to them.
     pub(super) fn anew(&self) -> Position {
         match self.watched.has_begun() {
-            true => self.end(),
+            true => self.log.end(),
             false => self.start(),
         }
-    }
-
-    /// Whether a reader may go on from `position`.
-    ///
-    /// # Errors
-    ///
-    /// Returns why not.
-    pub(super) fn check(&self, position: &Position) -> Result<(), Gone> {
-        self.log.check(position)
     }
 
     /// What comes behind `position`.
@@ -203,7 +163,7 @@ impl Feed {
         wanted: &Wanted<'_>,
         seen_at: &str,
     ) -> Result<Batch, Gone> {
-        self.check(&position)?;
+        self.log.check(&position)?;
         let mut batch = Batch {
             events: Vec::new(),
             position,
@@ -224,11 +184,12 @@ impl Feed {
                 break;
             }
             batch.position.next = number + 1;
-            if wanted.kinds.contain(entry.kind())
+            let kind = entry.change.kind();
+            if wanted.kinds.contain(kind)
                 && let Some(json) = entry.event(wanted.projection)
             {
                 batch.events.push(Event {
-                    kind: entry.kind(),
+                    kind,
                     json,
                     position: batch.position,
                 });

@@ -73,8 +73,8 @@ impl FeedState {
         self.synced = Some(Synced {
             number,
             verified_at: SystemTime::now(),
-            count: self.feed.watched().count(),
-            watched: self.feed.watched().len(),
+            count: self.feed.watched.count(),
+            watched: self.feed.watched.len(),
         });
     }
 
@@ -102,8 +102,8 @@ impl FeedState {
         });
         let ours = std::mem::replace(self, other);
         (self.delays, self.delayed) = (delays, delayed);
-        if ours.feed.watched().has_begun() {
-            self.feed.note_replaced(&ours.feed);
+        if ours.feed.watched.has_begun() {
+            self.feed.log.note_replaced(&ours.feed.log);
         }
     }
 

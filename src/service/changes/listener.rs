@@ -1,9 +1,6 @@
 //! Who listens to a space: reads its log at its own pace, and is woken when there may be more.
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{sync::Arc, time::SystemTime};
 
 use tokio::{
     sync::watch,
@@ -11,13 +8,8 @@ use tokio::{
 };
 
 use super::{
-    BadCursor, Changes, Event, Projection, Status, TaskEvents,
-    cursor::{Cursor, Position},
-    cursor_key,
-    feed::Wanted,
-    log::Gone,
-    sharing::Opening,
-    space::Space,
+    BadCursor, Batch, Changes, Position, Status, Wanted, cursor::Cursor, cursor_key, log::Gone,
+    sharing::Opening, space::Space,
 };
 use crate::{
     cache::http_semantics::RequestDirectives,
@@ -35,26 +27,14 @@ pub enum After {
     /// Every task that is watched, then what follows.
     Start,
     /// A cursor of ours.
-    Cursor(Place),
+    Cursor(Position),
 }
-
-/// What a cursor names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place(Position);
 
 /// Why a cursor cannot be honoured, and one to go on with.
 #[derive(Clone, Debug)]
 pub struct Lost {
     pub reason: Gone,
     pub cursor: String,
-}
-
-/// What a reader gets at once.
-#[derive(Clone, Debug)]
-pub struct Events {
-    pub events: Vec<Event>,
-    pub place: Place,
-    pub has_more: bool,
 }
 
 impl Changes {
@@ -66,27 +46,25 @@ impl Changes {
     pub fn read_cursor(&self, request: &ClientRequest, text: &str) -> Result<After, BadCursor> {
         Ok(match cursor_key(request).read(text)? {
             Cursor::Start => After::Start,
-            Cursor::At(position) => After::Cursor(Place(position)),
+            Cursor::At(position) => After::Cursor(position),
         })
     }
 
-    /// Whether a client may go on from `place`. Watches nothing, and costs nothing.
+    /// Whether a client may go on from `position`. Watches nothing, and costs nothing.
     ///
     /// # Errors
     ///
     /// Returns why not, and from where it may.
-    pub fn check_cursor(&self, request: &ClientRequest, place: &Place) -> Result<(), Lost> {
+    pub fn check_cursor(&self, request: &ClientRequest, position: &Position) -> Result<(), Lost> {
         // Another replica may have given it: that is known once the feed is loaded.
         if self.pages.shared_cache().is_some() {
             return Ok(());
         }
-        let Some(space) = self.known(request) else {
-            let is_ours = place.0.incarnation.process == self.process;
+        let Some(space) = self.space(&request.key().list.space) else {
             return Err(Lost {
-                reason: if is_ours {
-                    Gone::Expired
-                } else {
-                    Gone::Restart
+                reason: match position.incarnation.process == self.process {
+                    true => Gone::Expired,
+                    false => Gone::Restart,
                 },
                 // Whatever is there by the time it is used.
                 cursor: cursor_key(request).write(Cursor::Start),
@@ -95,10 +73,10 @@ impl Changes {
         self.note_standing(&space);
         let state = space.lock();
         let feed = &state.seen.feed;
-        feed.check(&place.0).map_err(|reason| Lost {
+        feed.log.check(position).map_err(|reason| Lost {
             reason,
-            cursor: space.cursors.write(match feed.watched().has_begun() {
-                true => Cursor::At(feed.end()),
+            cursor: space.cursors.write(match feed.watched.has_begun() {
+                true => Cursor::At(feed.log.end()),
                 false => Cursor::Start,
             }),
         })
@@ -110,7 +88,7 @@ impl Changes {
 pub struct Listener {
     changes: Arc<Changes>,
     space: Arc<Space>,
-    changed: watch::Receiver<u64>,
+    changed: watch::Receiver<()>,
 }
 
 impl Listener {
@@ -169,12 +147,11 @@ impl Listener {
             page_size: size,
         };
         let request = ClientRequest {
-            query,
             directives: RequestDirectives::default(),
-            ..request.clone()
+            ..request.for_page(query)
         };
         let served = self.changes.pages.page(&request).await?;
-        if !self.space.lock().current().feed.watched().has_begun() {
+        if !self.space.lock().current().feed.watched.has_begun() {
             let received = served.page.received();
             let call = CallTimes {
                 sent: received,
@@ -196,57 +173,34 @@ impl Listener {
     /// # Errors
     ///
     /// Returns why that cannot be, and from where it may go on.
-    pub fn begin(&self, after: &After) -> Result<Place, (Gone, Place)> {
+    pub fn begin(&self, after: &After) -> Result<Position, (Gone, Position)> {
         let feed = &self.space.lock().seen.feed;
         match after {
-            After::Now => Ok(Place(feed.end())),
-            After::Start => Ok(Place(feed.start())),
-            After::Cursor(place) => match feed.check(&place.0) {
-                Ok(()) => Ok(*place),
-                Err(reason) => Err((reason, Place(feed.anew()))),
+            After::Now => Ok(feed.log.end()),
+            After::Start => Ok(feed.start()),
+            After::Cursor(position) => match feed.log.check(position) {
+                Ok(()) => Ok(*position),
+                Err(reason) => Err((reason, feed.anew())),
             },
         }
     }
 
-    /// At most `limit` events behind `place`.
+    /// What comes behind `position`.
     ///
     /// # Errors
     ///
     /// Returns why nobody can tell, and from where the reader may go on.
-    pub fn read(
-        &self,
-        place: Place,
-        projection: &Projection,
-        kinds: TaskEvents,
-        limit: usize,
-    ) -> Result<Events, (Gone, Place)> {
-        let wanted = Wanted {
-            projection,
-            kinds,
-            limit,
-        };
+    pub fn read(&self, position: Position, wanted: &Wanted<'_>) -> Result<Batch, (Gone, Position)> {
         let seen_at = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
         let feed = &self.space.lock().seen.feed;
-        match feed.read(place.0, &wanted, &seen_at) {
-            Ok(batch) => Ok(Events {
-                events: batch.events,
-                place: Place(batch.position),
-                has_more: batch.has_more,
-            }),
-            Err(reason) => Err((reason, Place(feed.anew()))),
-        }
+        let read = feed.read(position, wanted, &seen_at);
+        read.map_err(|reason| (reason, feed.anew()))
     }
 
-    /// The cursor that names `place`.
+    /// The cursor that names `position`.
     #[must_use]
-    pub fn cursor(&self, place: Place) -> String {
-        self.space.cursors.write(Cursor::At(place.0))
-    }
-
-    /// The cursor behind `event`.
-    #[must_use]
-    pub fn cursor_behind(&self, event: &Event) -> String {
-        self.cursor(Place(event.position))
+    pub fn cursor(&self, position: Position) -> String {
+        self.space.cursors.write(Cursor::At(position))
     }
 
     #[must_use]
@@ -258,12 +212,6 @@ impl Listener {
     pub async fn changed(&mut self) {
         // The space lives as long as this.
         let _ = self.changed.changed().await;
-    }
-
-    /// How long a client that reads nothing in between may wait.
-    #[must_use]
-    pub fn next_poll(&self) -> Duration {
-        self.status().next_poll
     }
 }
 

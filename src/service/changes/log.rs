@@ -13,8 +13,7 @@ use super::{
     cursor::{Incarnation, Position},
     event::Entry,
     moment::Moment,
-    order::Id,
-    reading::{Change, State},
+    reading::{Change, Id, State},
 };
 
 /// Logs of before that are remembered, so that their readers are told why there is another.
@@ -209,7 +208,7 @@ impl Log {
         let ended = ended.find(|(incarnation, _)| *incarnation == position.incarnation);
         Err(match ended {
             Some((_, why)) => *why,
-            None if position.incarnation.is_of_process_of(ours) => Gone::Expired,
+            None if position.incarnation.process == ours.process => Gone::Expired,
             None => Gone::Restart,
         })
     }
@@ -225,10 +224,8 @@ impl Log {
     pub(super) fn states_at(&self, from: u64) -> HashMap<Id, Option<State>> {
         let mut states = HashMap::new();
         for (_, entry) in self.from(from) {
-            let change = entry.change();
-            states
-                .entry(change.id.clone())
-                .or_insert_with(|| change.before.clone());
+            let state = states.entry(entry.change.id.clone());
+            state.or_insert_with(|| entry.change.before.clone());
         }
         states
     }

@@ -5,11 +5,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use compact_str::CompactString;
 use serde::{Deserialize, Serialize};
 
-/// A task's id.
-pub(super) type Id = CompactString;
+use super::reading::{Id, Reading, Row};
 
 /// Tasks that follow each other without a gap.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -29,18 +27,6 @@ enum Kind {
     Head,
     #[default]
     Floating,
-}
-
-/// Ids that a page, or several that join, shows in a row.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Shape<'a> {
-    pub(super) ids: &'a [Id],
-    /// The place of the first.
-    pub(super) place: u64,
-    /// How many tasks the list has.
-    pub(super) count: u64,
-    /// Whether nothing stands below them.
-    pub(super) is_end: bool,
 }
 
 /// What a row of a page is.
@@ -82,23 +68,26 @@ impl Order {
         ids.collect()
     }
 
-    /// What each row of `shape` is.
-    pub(super) fn judge(&self, shape: &Shape<'_>) -> Judged {
+    /// Where each row of `reading` stands; `None`: it is not known.
+    fn known(&self, reading: &Reading) -> Vec<Option<Position>> {
         let positions = self.positions();
-        let known: Vec<Option<Position>> = (shape.ids.iter())
-            .map(|id| positions.get(id).copied())
-            .collect();
-        let Some((first, last)) = ends(&known) else {
-            return self.judge_unknown(shape);
+        let rows = reading.rows.iter();
+        rows.map(|row| positions.get(&row.id).copied()).collect()
+    }
+
+    /// What each row of `reading` is.
+    pub(super) fn judge(&self, reading: &Reading) -> Judged {
+        let known = self.known(reading);
+        let Some(((first, top), (last, bottom))) = ends(&known) else {
+            return self.judge_unknown(reading);
         };
         if !are_in_order(&known) {
             return Judged::OtherList;
         }
-        let (top, bottom) = (positions[&shape.ids[first]], positions[&shape.ids[last]]);
-        let Some(above) = self.above(top, shape) else {
+        let Some(above) = self.above(top, reading) else {
             return Judged::OtherList;
         };
-        let below = self.below(bottom, shape);
+        let below = self.below(bottom, reading);
         let mut rows = Vec::with_capacity(known.len());
         for (row, at) in known.iter().enumerate() {
             rows.push(match at {
@@ -112,12 +101,12 @@ impl Order {
     }
 
     /// The same where none of them is known.
-    fn judge_unknown(&self, shape: &Shape<'_>) -> Judged {
+    fn judge_unknown(&self, reading: &Reading) -> Judged {
         let head = self.head();
-        let of_all = |novelty| Judged::Rows(vec![novelty; shape.ids.len()]);
-        if shape.place > 0 {
+        let of_all = |novelty| Judged::Rows(vec![novelty; reading.rows.len()]);
+        if reading.place > 0 {
             // One more may be counted than there was: then the last would be the first of this page.
-            let is_below = head.is_some_and(|head| shape.place + 1 >= head.end(shape.count));
+            let is_below = head.is_some_and(|head| reading.place + 1 >= head.end(reading.count));
             // Above the last task of the head segment, they may be new.
             return of_all(if is_below {
                 Novelty::Inventory
@@ -127,19 +116,19 @@ impl Order {
         }
         match head {
             // The list was empty.
-            Some(head) if head.ids.is_empty() && shape.is_end => of_all(Novelty::New),
-            Some(_) if shape.is_end => Judged::OtherList,
+            Some(head) if head.ids.is_empty() && reading.is_end => of_all(Novelty::New),
+            Some(_) if reading.is_end => Judged::OtherList,
             Some(_) => of_all(Novelty::Unclear),
             None => of_all(Novelty::Inventory),
         }
     }
 
     /// What stands above the first known task of a page; `None` where that is no page of this list.
-    fn above(&self, (segment, place): Position, shape: &Shape<'_>) -> Option<Novelty> {
+    fn above(&self, (segment, place): Position, reading: &Reading) -> Option<Novelty> {
         match self.segments[segment].kind {
             Kind::Head => Some(Novelty::New),
             // The head of the list is gone.
-            Kind::Floating if shape.place == 0 => None,
+            Kind::Floating if reading.place == 0 => None,
             // It stood right below another, which is not on this page.
             Kind::Floating if place > 0 => Some(Novelty::New),
             Kind::Floating => Some(Novelty::Inventory),
@@ -147,23 +136,26 @@ impl Order {
     }
 
     /// Whether the list goes on below the rows, where it ended at their last before.
-    pub(super) fn goes_on_below(&self, shape: &Shape<'_>) -> bool {
+    pub(super) fn goes_on_below(&self, reading: &Reading) -> bool {
+        let Some(last) = reading.rows.last() else {
+            return false;
+        };
         let ended_with =
-            |segment: &Segment| segment.is_whole && segment.ids.last() == shape.ids.last();
-        !shape.is_end && !shape.ids.is_empty() && self.segments.iter().any(ended_with)
+            |segment: &Segment| segment.is_whole && segment.ids.last() == Some(&last.id);
+        !reading.is_end && self.segments.iter().any(ended_with)
     }
 
     /// What stands right below the task at a position that is the last known of a page.
-    fn below(&self, (segment, place): Position, shape: &Shape<'_>) -> Novelty {
+    fn below(&self, (segment, place): Position, reading: &Reading) -> Novelty {
         let segment = &self.segments[segment];
         let is_last = place + 1 == segment.ids.len();
         match is_last {
-            true if segment.is_whole && shape.is_end => Novelty::New,
+            true if segment.is_whole && reading.is_end => Novelty::New,
             // The list ended here, and now goes on beyond the page.
             true if segment.is_whole => Novelty::Unclear,
             true => Novelty::Inventory,
             // At the head the next range is asked, since the head moves most.
-            false if shape.is_end || shape.place > 0 => Novelty::New,
+            false if reading.is_end || reading.place > 0 => Novelty::New,
             false => Novelty::Unclear,
         }
     }
@@ -174,23 +166,19 @@ impl Order {
     }
 
     /// Takes in rows without a gap, of which none is [`Novelty::Unclear`]. Returns the known tasks that should have been among them.
-    pub(super) fn merge(&mut self, shape: &Shape<'_>) -> Vec<Id> {
-        let positions = self.positions();
-        let known: Vec<Option<Position>> = (shape.ids.iter())
-            .map(|id| positions.get(id).copied())
-            .collect();
-        drop(positions);
+    pub(super) fn merge(&mut self, reading: &Reading) -> Vec<Id> {
+        let known = self.known(reading);
         let involved: HashSet<usize> = known
             .iter()
             .flatten()
             .map(|(segment, _)| *segment)
             .collect();
         let mut merged = Segment {
-            ids: Vec::with_capacity(shape.ids.len()),
-            place: shape.place,
-            count: shape.count,
+            ids: Vec::with_capacity(reading.rows.len()),
+            place: reading.place,
+            count: reading.count,
             kind: Kind::Floating,
-            is_whole: shape.is_end,
+            is_whole: reading.is_end,
         };
         let last_known = known.iter().rposition(Option::is_some);
         let mut passed_over = Vec::new();
@@ -199,14 +187,14 @@ impl Order {
         let mut rest: &[Id] = &[];
         if let Some((segment, place)) = known.iter().flatten().next() {
             let above = &self.segments[*segment].ids[..*place];
-            if shape.place == 0 {
+            if reading.place == 0 {
                 passed_over.extend_from_slice(above);
             }
-            merged.place = shape.place.saturating_sub(above.len() as u64);
+            merged.place = reading.place.saturating_sub(above.len() as u64);
             merged.ids.extend_from_slice(above);
             met.insert(*segment);
         }
-        for (row, (id, at)) in shape.ids.iter().zip(&known).enumerate() {
+        for (row, (Row { id, .. }, at)) in reading.rows.iter().zip(&known).enumerate() {
             let Some((segment, place)) = *at else {
                 merged.ids.push(id.clone());
                 continue;
@@ -233,7 +221,7 @@ impl Order {
         let joins_head = involved
             .iter()
             .any(|segment| of(segment).kind == Kind::Head);
-        let is_first = shape.place == 0;
+        let is_first = reading.place == 0;
         if joins_head || is_first {
             merged.kind = Kind::Head;
         }
@@ -290,6 +278,20 @@ impl Order {
     }
 }
 
+impl Reading {
+    /// Leaves only the rows that what is known goes on to, above and below.
+    pub(super) fn keep_what_joins(&mut self, novelty: &mut Vec<Novelty>) {
+        let joins = |it: &Novelty| matches!(it, Novelty::Known | Novelty::New);
+        let end = novelty.iter().rposition(joins).map_or(0, |last| last + 1);
+        let start = novelty[..end].iter().position(joins).unwrap_or(end);
+        self.truncate(end);
+        self.rows.drain(..start);
+        novelty.truncate(end);
+        novelty.drain(..start);
+        self.place += start as u64;
+    }
+}
+
 impl Segment {
     /// The place behind its last task.
     fn end(&self, count: u64) -> u64 {
@@ -301,11 +303,12 @@ impl Segment {
     }
 }
 
-/// The first and the last row that is known.
-fn ends(known: &[Option<Position>]) -> Option<(usize, usize)> {
-    let first = known.iter().position(Option::is_some)?;
-    let last = known.iter().rposition(Option::is_some)?;
-    Some((first, last))
+/// The first and the last row that is known, and where they stand.
+fn ends(known: &[Option<Position>]) -> Option<((usize, Position), (usize, Position))> {
+    let rows = known.iter().enumerate();
+    let mut rows = rows.filter_map(|(row, at)| Some((row, (*at)?)));
+    let first = rows.next()?;
+    Some((first, rows.next_back().unwrap_or(first)))
 }
 
 /// Whether the tasks of each segment are in its order.

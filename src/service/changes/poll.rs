@@ -1,15 +1,16 @@
 //! Reads the ranges of one space that nobody else has read, for as long as anybody listens, and a while longer.
 
-use std::{ops::ControlFlow, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::{Changes, plan, space::Space};
+use super::{
+    Changes, plan,
+    space::{Known, Space},
+};
 use crate::{
-    cache::http_semantics::RequestDirectives,
-    domain::PageQuery,
-    service::{ClientRequest, PagesErrorKind},
-    telemetry::metrics::PollOutcome,
+    cache::http_semantics::RequestDirectives, domain::PageQuery, service::ClientRequest,
+    telemetry::metrics::PollOutcome, upstream::UpstreamError,
 };
 
 /// For what a call is waited without a word to those who listen.
@@ -18,24 +19,25 @@ const LONGEST_SILENCE: Duration = Duration::from_secs(30);
 enum Step {
     Read(u64, ClientRequest, Duration),
     Wait(Instant),
+    /// What is known is of no use to anybody.
+    End,
 }
 
 /// Watches `space` until nobody has listened for so long that what is known of it is of no use.
 pub(super) async fn watch(changes: Arc<Changes>, space: Arc<Space>) {
     loop {
-        let woken = space.wake.notified();
         match next(&changes, &space, Instant::now()) {
-            ControlFlow::Break(()) => {
+            Step::End => {
                 if changes.forget(&space) {
                     return;
                 }
             }
-            ControlFlow::Continue(Step::Read(range, request, interval)) => {
+            Step::Read(range, request, interval) => {
                 read(&changes, &space, range, &request, interval).await;
             }
-            ControlFlow::Continue(Step::Wait(until)) => {
+            Step::Wait(until) => {
                 tokio::select! {
-                    () = woken => {}
+                    () = space.wake.notified() => {}
                     () = sleep_until(until) => {}
                 }
             }
@@ -44,7 +46,7 @@ pub(super) async fn watch(changes: Arc<Changes>, space: Arc<Space>) {
 }
 
 /// What is to be done now.
-fn next(changes: &Changes, space: &Space, now: Instant) -> ControlFlow<(), Step> {
+fn next(changes: &Changes, space: &Space, now: Instant) -> Step {
     changes.note_standing(space);
     let others = changes.ranges_of(space.key.credential);
     let settings = changes.settings.load();
@@ -61,8 +63,8 @@ fn next(changes: &Changes, space: &Space, now: Instant) -> ControlFlow<(), Step>
             false => idle_until,
         };
         return match state.listeners == 0 && kept_until <= now {
-            true => ControlFlow::Break(()),
-            false => ControlFlow::Continue(Step::Wait(kept_until.max(now + LONGEST_SILENCE))),
+            true => Step::End,
+            false => Step::Wait(kept_until.max(now + LONGEST_SILENCE)),
         };
     }
     if state.watching.is_none() {
@@ -70,9 +72,9 @@ fn next(changes: &Changes, space: &Space, now: Instant) -> ControlFlow<(), Step>
     }
     state.range_size = changes.pages.range_size(&state.request).into();
     let rules = state.rules(&settings);
-    let ranges = state.current().feed.watched().ranges(&rules, now);
+    let ranges = state.current().feed.watched.ranges(&rules, now);
     let all = (others + ranges.len()).saturating_sub(state.ranges);
-    let all = all.max(state.sharing.all_ranges());
+    let all = all.max(state.sharing.all_ranges);
     changes.metrics.changes.ranges(state.ranges, ranges.len());
     state.ranges = ranges.len();
     let quota = state.request.credential.budget().per_minute();
@@ -80,19 +82,9 @@ fn next(changes: &Changes, space: &Space, now: Instant) -> ControlFlow<(), Step>
     if state.current().interval != interval {
         state.current_mut().interval = interval;
     }
-    let watched = state.current().feed.watched();
-    let (range, at) = match watched.wanted_now() {
-        Some(range) => (range, now),
-        None => {
-            let tried = |range: u64| {
-                let read = watched.read_at(range);
-                (range, read.max(state.tried.get(&range).copied()))
-            };
-            let next = plan::next_read(ranges.iter().copied().map(tried), interval, now);
-            next.unwrap_or((0, now + interval))
-        }
-    };
-    let at = match watched.has_begun() || state.has_restarted {
+    let (range, at) = next_read(&state, &ranges, interval, now);
+    let has_begun = state.current().feed.watched.has_begun();
+    let at = match has_begun || state.has_restarted {
         true => at.max(state.retry_at.unwrap_or(at)),
         // Who came first reads the first range on its own account.
         false => now + interval,
@@ -103,15 +95,34 @@ fn next(changes: &Changes, space: &Space, now: Instant) -> ControlFlow<(), Step>
             0 => at.min(idle_until),
             _ => at,
         };
-        return ControlFlow::Continue(Step::Wait(wake_at));
+        return Step::Wait(wake_at);
     }
     state.tried.retain(|range, _| ranges.contains(range));
     state.tried.insert(range, now);
     let request = request(&state.request, range, rules.size, interval);
-    ControlFlow::Continue(match request {
+    match request {
         Some(request) => Step::Read(range, request, interval),
         None => Step::Wait(now + interval),
-    })
+    }
+}
+
+/// The range that is read next, and when.
+fn next_read(
+    state: &Known,
+    ranges: &BTreeSet<u64>,
+    interval: Duration,
+    now: Instant,
+) -> (u64, Instant) {
+    let watched = &state.current().feed.watched;
+    if let Some(range) = watched.wanted_now() {
+        return (range, now);
+    }
+    let tried = |range: u64| {
+        let read = watched.read_at(range);
+        (range, read.max(state.tried.get(&range).copied()))
+    };
+    let ranges = ranges.iter().copied().map(tried);
+    plan::next_read(ranges, interval, now).unwrap_or((0, now + interval))
 }
 
 /// How to ask for a range: for nothing that is as old as what was read last.
@@ -128,9 +139,8 @@ fn request(
         ..RequestDirectives::default()
     };
     Some(ClientRequest {
-        query,
         directives,
-        ..like.clone()
+        ..like.for_page(query)
     })
 }
 
@@ -147,7 +157,7 @@ async fn read(
     let outcome = match timeout(LONGEST_SILENCE.max(interval), &mut fill).await {
         Ok(outcome) => outcome,
         Err(_) => {
-            space.note_waiting("upstream_quota_exhausted");
+            space.note_waiting();
             fill.await
         }
     };
@@ -156,12 +166,7 @@ async fn read(
         Ok(()) => metrics.polled(PollOutcome::Read),
         Err(error) => {
             metrics.polled(PollOutcome::Failed);
-            let wait = match &error {
-                PagesErrorKind::Upstream(error) => error.asks_to_wait(),
-                PagesErrorKind::NotCached
-                | PagesErrorKind::Incomplete { .. }
-                | PagesErrorKind::Lost => None,
-            };
+            let wait = error.upstream().and_then(UpstreamError::asks_to_wait);
             let retry_at = Instant::now() + interval.max(wait.unwrap_or_default());
             space.note_failed(range, &error, retry_at);
         }

@@ -7,10 +7,10 @@ use compact_str::CompactString;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::{
-    moment::Moment,
-    order::{Id, Novelty, Shape},
-};
+use super::{event::TaskEvent, moment::Moment};
+
+/// A task's id.
+pub(super) type Id = CompactString;
 
 /// A task as a page shows it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -68,6 +68,15 @@ pub(super) struct Change {
     /// What it was; `None`: it is new.
     pub(super) before: Option<State>,
     pub(super) after: State,
+}
+
+impl Change {
+    pub(super) fn kind(&self) -> TaskEvent {
+        match self.before {
+            None => TaskEvent::Created,
+            Some(_) => TaskEvent::Updated,
+        }
+    }
 }
 
 /// What a page says anew.
@@ -148,17 +157,9 @@ impl Reading {
         }
     }
 
-    pub(super) fn ids(&self) -> Vec<Id> {
-        self.rows.iter().map(|row| row.id.clone()).collect()
-    }
-
-    pub(super) fn shape<'a>(&self, ids: &'a [Id]) -> Shape<'a> {
-        Shape {
-            ids,
-            place: self.place,
-            count: self.count,
-            is_end: self.is_end,
-        }
+    /// Whether a task of it is not final.
+    pub(super) fn is_busy(&self, rules: &Rules) -> bool {
+        self.rows.iter().any(|row| !rules.is_final(&row.state))
     }
 
     /// Whether it has fewer rows than were asked for, and not because the list ends.
@@ -166,17 +167,10 @@ impl Reading {
         (self.rows.len() as u64) < self.size && !self.is_end
     }
 
-    /// Leaves only the rows that what is known goes on to, above and below.
-    pub(super) fn keep_what_joins(&mut self, novelty: &mut Vec<Novelty>) {
-        let joins = |it: &Novelty| matches!(it, Novelty::Known | Novelty::New);
-        let end = novelty.iter().rposition(joins).map_or(0, |last| last + 1);
-        let start = novelty[..end].iter().position(joins).unwrap_or(end);
-        self.is_end &= end == self.rows.len();
-        self.rows.truncate(end);
-        self.rows.drain(..start);
-        novelty.truncate(end);
-        novelty.drain(..start);
-        self.place += start as u64;
+    /// Leaves its first `length` rows.
+    pub(super) fn truncate(&mut self, length: usize) {
+        self.is_end &= length == self.rows.len();
+        self.rows.truncate(length);
     }
 }
 

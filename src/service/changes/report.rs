@@ -48,7 +48,7 @@ impl Changes {
     /// The `most` watches that cost most.
     #[must_use]
     pub fn watches(&self, most: usize, now: Instant) -> Vec<WatchReport> {
-        let spaces: Vec<_> = self.spaces.lock().values().cloned().collect();
+        let spaces = self.all_spaces();
         let mut watches: Vec<_> = spaces.iter().map(|space| report(space, now)).collect();
         watches.sort_by(|a, b| {
             let cost = b.calls_per_minute.total_cmp(&a.calls_per_minute);
@@ -80,7 +80,7 @@ fn report(space: &Arc<Space>, now: Instant) -> WatchReport {
         since: since.map(rfc3339),
         code,
         listeners: state.listeners,
-        tasks: state.current().feed.watched().len(),
+        tasks: state.current().feed.watched.len(),
         ranges: state.ranges,
         interval: interval.as_secs(),
         calls_per_minute: calls_per_minute(state.ranges, interval.as_secs_f64()),

@@ -84,10 +84,10 @@ impl Replica<'_> {
         let duty = self.space.lock().duty(linger, Instant::now());
         let done = match duty {
             Duty::Wait(time) => return time,
-            Duty::Hold if self.shared_cache.is_up() => return CHECK,
+            Duty::Hold if self.shared_cache.redis.is_up() => return CHECK,
             Duty::Hold => Err(Unavailable),
             Duty::Look => self.look(keys).await,
-            Duty::Store(state) => self.store(keys, *state).await,
+            Duty::Store(token, state) => self.store(keys, token, *state).await,
         };
         done.unwrap_or_else(|Unavailable| self.note_outage())
     }
@@ -101,7 +101,7 @@ impl Replica<'_> {
     }
 
     fn clock(&self) -> Result<Clock, Unavailable> {
-        let unix_ms = self.shared_cache.unix_ms().ok_or(Unavailable)?;
+        let unix_ms = self.shared_cache.redis.unix_ms().ok_or(Unavailable)?;
         Ok(Clock {
             now: Instant::now(),
             unix_us: i64::try_from(unix_ms.saturating_mul(1000)).unwrap_or(i64::MAX),
@@ -112,7 +112,7 @@ impl Replica<'_> {
         let (space, pages) = (self.space, &self.changes.pages);
         let (version, epoch) = {
             let state = space.lock();
-            (state.sharing.version(), state.seen.feed.epoch())
+            (state.sharing.version, state.seen.feed.log.epoch())
         };
         let epoch = epoch.max(self.shared_cache.epoch_of(&keys.space, &space.key.space));
         let mut looked = self
@@ -148,13 +148,15 @@ impl Replica<'_> {
         Ok(wait)
     }
 
-    async fn store(&self, keys: &FeedKeys, state: FeedState) -> Result<Duration, Unavailable> {
+    async fn store(
+        &self,
+        keys: &FeedKeys,
+        token: Nonce,
+        state: FeedState,
+    ) -> Result<Duration, Unavailable> {
         let settings = self.changes.settings.load_full();
         let clock = self.clock()?;
-        let Some(token) = self.space.lock().sharing.token() else {
-            return Ok(Duration::ZERO);
-        };
-        let (weight, epoch) = (state.feed.weight(), state.feed.epoch());
+        let (weight, epoch) = (state.feed.weight(), state.feed.log.epoch());
         let (of, bounds) = (keys.clone(), settings.bounds);
         let credential = self.space.key.credential;
         let sealed = by_size(weight, move || {
@@ -179,7 +181,8 @@ impl Replica<'_> {
             self.shared_cache.tell_stored(keys).await?;
             let all = self.shared_cache.watched_ranges(keys, ranges, 2 * interval);
             let all = all.await?;
-            if self.space.lock().sharing.note_all_ranges(all) {
+            let known = std::mem::replace(&mut self.space.lock().sharing.all_ranges, all);
+            if known != all {
                 self.space.wake.notify_one();
             }
         }

@@ -41,10 +41,10 @@ pub(super) struct Sharing {
     /// Whether what Redis holds was looked at since the last listener came.
     is_loaded: bool,
     /// What of Redis is here.
-    version: Option<Nonce>,
+    pub(super) version: Option<Nonce>,
     failing_since: Option<Instant>,
     /// Ranges of the credential that all replicas watch.
-    all_ranges: usize,
+    pub(super) all_ranges: usize,
 }
 
 /// Whether a client can be told anything.
@@ -61,7 +61,8 @@ pub(super) enum Opening {
 /// What is to be done now.
 pub(super) enum Duty {
     Look,
-    Store(Box<FeedState>),
+    /// By the token of the lock.
+    Store(Nonce, Box<FeedState>),
     /// Nothing, as long as Redis is there.
     Hold,
     Wait(Duration),
@@ -89,10 +90,6 @@ impl Sharing {
     /// Whether pages are judged here.
     pub(super) fn judges(&self) -> bool {
         !matches!(self.role, Role::Follower)
-    }
-
-    pub(super) fn all_ranges(&self) -> usize {
-        self.all_ranges
     }
 
     /// What is not stored yet, or was stored last.
@@ -125,16 +122,6 @@ impl Sharing {
         self.role = Role::Follower;
     }
 
-    /// What of Redis is here.
-    pub(super) fn version(&self) -> Option<Nonce> {
-        self.version
-    }
-
-    /// Whether that is news.
-    pub(super) fn note_all_ranges(&mut self, count: usize) -> bool {
-        std::mem::replace(&mut self.all_ranges, count) != count
-    }
-
     /// That of the lock, where it is held.
     pub(super) fn token(&self) -> Option<Nonce> {
         match &self.role {
@@ -146,7 +133,7 @@ impl Sharing {
 
 impl Known {
     pub(super) fn opening(&self) -> Opening {
-        let has_begun = |state: &FeedState| state.feed.watched().has_begun();
+        let has_begun = |state: &FeedState| state.feed.watched.has_begun();
         if !self.sharing.is_loaded {
             return Opening::Unknown;
         }
@@ -159,18 +146,19 @@ impl Known {
     }
 
     pub(super) fn duty(&mut self, linger: Duration, now: Instant) -> Duty {
-        let has_begun = self.current().feed.watched().has_begun();
+        let has_begun = self.current().feed.watched.has_begun();
         let is_idle = self.listeners == 0 && (!has_begun || self.idle_since + linger <= now);
         let is_unused = is_idle || self.is_gone();
         match &mut self.sharing.role {
-            Role::Watcher { .. } if is_unused => self.sharing.follow(),
-            Role::Watcher { lock, .. } if !lock.is_held() => self.sharing.follow(),
+            Role::Watcher { lock, .. } if is_unused || !lock.is_held() => self.sharing.follow(),
             Role::Watcher {
-                working, is_stored, ..
+                lock,
+                working,
+                is_stored,
             } => {
                 return match std::mem::replace(is_stored, true) || !has_begun {
                     true => Duty::Hold,
-                    false => Duty::Store(working.clone()),
+                    false => Duty::Store(lock.token(), working.clone()),
                 };
             }
             Role::Alone | Role::Follower => {}
@@ -192,13 +180,14 @@ impl Known {
         self.sharing.failing_since = None;
         let was_loaded = std::mem::replace(&mut self.sharing.is_loaded, true);
         let mut is_other = !was_loaded || self.sharing.judges();
-        let epoch = looked.epoch.max(self.seen.feed.epoch());
-        if let Some(found) = found.filter(|found| !found.feed.is_behind(&self.seen.feed)) {
+        let epoch = looked.epoch.max(self.seen.feed.log.epoch());
+        let is_ahead = |found: &FeedState| !found.feed.log.is_behind(&self.seen.feed.log);
+        if let Some(found) = found.filter(is_ahead) {
             self.seen.replace_by(found);
             self.sharing.version = looked.version;
             is_other = true;
         }
-        if epoch > self.seen.feed.epoch() {
+        if epoch > self.seen.feed.log.epoch() {
             self.restart(epoch, Gone::Purged);
             is_other = true;
         }
@@ -206,9 +195,8 @@ impl Known {
             Lease::Acquired(lock) => {
                 let mut working = Box::new(self.seen.clone());
                 // Whatever Redis lost of what the last watcher stored, no number is given twice.
-                working
-                    .feed
-                    .skip_to(u64::try_from(unix_us).unwrap_or_default());
+                let log = &mut working.feed.log;
+                log.skip_to(u64::try_from(unix_us).unwrap_or_default());
                 Role::Watcher {
                     lock,
                     working,
@@ -224,7 +212,7 @@ impl Known {
     pub(super) fn note_stored(&mut self, stored: FeedState, version: Nonce) {
         self.sharing.failing_since = None;
         self.sharing.version = Some(version);
-        if stored.feed.epoch() >= self.seen.feed.epoch() {
+        if stored.feed.log.epoch() >= self.seen.feed.log.epoch() {
             self.seen.replace_by(stored);
         }
     }
@@ -240,13 +228,13 @@ impl Known {
         if self.sharing.is_alone() {
             return !was_loaded;
         }
-        let has_begun = self.seen.feed.watched().has_begun();
+        let has_begun = self.seen.feed.watched.has_begun();
         if has_begun && now.saturating_duration_since(since) < LONGEST_OUTAGE {
             return self.seen.note_delayed(CODE) || !was_loaded;
         }
         self.sharing.role = Role::Alone;
         if has_begun {
-            self.restart(self.seen.feed.epoch(), Gone::Restart);
+            self.restart(self.seen.feed.log.epoch(), Gone::Restart);
         }
         true
     }

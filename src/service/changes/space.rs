@@ -17,6 +17,7 @@ use tokio::{
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::{
+    Changes,
     cursor::CursorKey,
     cursor_key,
     feed::{Feed, Terms},
@@ -29,7 +30,10 @@ use super::{
 use crate::{
     cache::{StoredPage, store::Began},
     domain::{Collection, ListPage, PageQuery, Refusal, SpaceKey},
-    service::{ClientRequest, PagesErrorKind, pages::CallTimes},
+    service::{
+        ClientRequest, PagesErrorKind,
+        pages::{CallTimes, remembered},
+    },
     telemetry::metrics::{ChangesMetrics, GaugeGuard},
     upstream::UpstreamError,
 };
@@ -51,8 +55,8 @@ pub(super) struct Space {
     pub(super) key: SpaceKey,
     pub(super) cursors: CursorKey,
     state: Mutex<Known>,
-    /// Raised with every change of what readers see.
-    pub(super) changed: watch::Sender<u64>,
+    /// Told of every change of what readers see.
+    pub(super) changed: watch::Sender<()>,
     /// Wakes the task that reads.
     pub(super) wake: Notify,
     /// Wakes the task that shares the feed with other replicas.
@@ -89,29 +93,18 @@ pub(super) struct Known {
     pub(super) has_restarted: bool,
 }
 
-/// What taking in a page needs to know.
-pub(super) struct Taking<'a> {
-    pub(super) settings: &'a Settings,
-    /// How many feeds there are.
-    pub(super) feeds: usize,
-}
-
 impl Space {
-    pub(super) fn new(
-        request: ClientRequest,
-        feed: Feed,
-        sharing: Sharing,
-        known: Began,
-        metrics: Arc<ChangesMetrics>,
-        bytes: Arc<AtomicUsize>,
-    ) -> Self {
+    pub(super) fn new(changes: &Changes, key: SpaceKey, request: &ClientRequest) -> Self {
+        let pages = &changes.pages;
+        let known = pages.hold(request);
+        let (epoch, _) = pages.standing(&key, Instant::now());
         Self {
-            key: request.key().list.space,
-            cursors: cursor_key(&request),
+            key,
+            cursors: cursor_key(request),
             state: Mutex::new(Known {
-                seen: FeedState::new(feed),
-                sharing,
-                request,
+                seen: FeedState::new(Feed::new(changes.process, epoch)),
+                sharing: Sharing::new(pages.shared_cache().is_some()),
+                request: request.clone(),
                 range_size: 100,
                 listeners: 0,
                 idle_since: Instant::now(),
@@ -124,12 +117,12 @@ impl Space {
                 ranges: 0,
                 has_restarted: false,
             }),
-            changed: watch::Sender::new(0),
+            changed: watch::Sender::new(()),
             wake: Notify::new(),
             share: Notify::new(),
             _known: known,
-            metrics,
-            bytes,
+            metrics: changes.metrics.changes.clone(),
+            bytes: changes.bytes.clone(),
         }
     }
 
@@ -138,20 +131,20 @@ impl Space {
     }
 
     pub(super) fn tell(&self) {
-        self.changed.send_modify(|version| *version += 1);
+        self.changed.send_replace(());
     }
 
-    /// Goes by the epoch of the space's pages, and by what the upstream refuses.
+    /// Goes by the epoch of the space's pages, and by what the upstream refuses about all of it.
     pub(super) fn note_standing(&self, epoch: u64, refused: Option<Refusal>) {
         let mut state = self.state.lock();
-        let code = refused.and_then(code_of);
-        if let Some(code) = code {
+        if let Some(refusal) = refused {
+            let code = remembered(refusal).as_str();
             if state.gone.replace(code).is_none() {
                 drop(state);
                 self.share.notify_one();
                 self.tell();
             }
-        } else if epoch > state.seen.feed.epoch() {
+        } else if epoch > state.seen.feed.log.epoch() {
             state.restart(epoch, Gone::Purged);
             drop(state);
             self.wake.notify_one();
@@ -160,34 +153,35 @@ impl Space {
         }
     }
 
-    /// Takes in a page of the space's tasks.
+    /// Takes in a page of the space's tasks, whose feed is one of so many `feeds`.
     pub(super) fn take(
         &self,
         query: PageQuery,
         page: &StoredPage,
         call: CallTimes,
-        taking: &Taking<'_>,
+        settings: &Settings,
+        feeds: usize,
     ) {
         let reading = reading(query, &page.content.page(), call);
         let mut state = self.state.lock();
         if !state.sharing.judges() {
             return;
         }
-        let rules = state.rules(taking.settings);
+        let rules = state.rules(settings);
         let now = Instant::now();
         let seen_at = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
         let terms = Terms {
             rules: &rules,
-            bounds: taking.settings.bounds,
-            most: self.most_bytes(&state, taking),
+            bounds: settings.bounds,
+            most: self.most_bytes(&state, settings.max_bytes, feeds),
             seen_at: &seen_at,
             now,
         };
-        let was_begun = state.current().feed.watched().has_begun();
+        let was_begun = state.current().feed.watched.has_begun();
         let is_range = u64::from(query.page_size) == rules.size;
         let current = state.current_mut();
         let (changes, _) = current.feed.take(reading, &terms);
-        if (is_range || !was_begun) && current.feed.watched().is_caught_up() {
+        if (is_range || !was_begun) && current.feed.watched.is_caught_up() {
             current.note_synced();
             state.retry_at = None;
         }
@@ -210,41 +204,30 @@ impl Space {
         self.bytes.fetch_sub(before, Ordering::Relaxed);
     }
 
-    /// Bytes that the feed may take: whatever it needs while all together take no more than they may, then an equal share.
-    fn most_bytes(&self, state: &Known, taking: &Taking<'_>) -> usize {
-        let (all, most) = (
-            self.bytes.load(Ordering::Relaxed),
-            taking.settings.max_bytes,
-        );
-        match all.saturating_sub(most) {
-            0 => most - (all - state.weight.min(all)),
-            _ => most / taking.feeds.max(1),
+    /// Bytes that the feed may take: whatever it needs while all together take no more than `most`, then an equal share.
+    fn most_bytes(&self, state: &Known, most: usize, feeds: usize) -> usize {
+        let all = self.bytes.load(Ordering::Relaxed);
+        match all <= most {
+            true => most - all.saturating_sub(state.weight),
+            false => most / feeds.max(1),
         }
     }
 
     /// Notes that a range could not be read.
     pub(super) fn note_failed(&self, range: u64, error: &PagesErrorKind, retry_at: Instant) {
-        let upstream = match error {
-            PagesErrorKind::Upstream(error) => Some(error),
-            PagesErrorKind::NotCached
-            | PagesErrorKind::Incomplete { .. }
-            | PagesErrorKind::Lost => None,
-        };
+        let upstream = error.upstream();
         let code = upstream.map_or("internal", UpstreamError::as_str);
         let mut state = self.state.lock();
         state.retry_at = Some(retry_at);
-        if let Some(UpstreamError::SpaceNotFound { .. } | UpstreamError::SpaceAccessDenied) =
-            upstream
-        {
+        if upstream.is_some_and(UpstreamError::refuses_space) {
             state.gone = Some(code);
         } else if state.sharing.judges() {
             // Else another replica watches by now, and says what is to be shown.
-            let is_wanted = state.current().feed.watched().wanted_now() == Some(range);
             let current = state.current_mut();
-            if is_wanted {
-                current.feed.skip_unread();
-            }
             current.note_delayed(code);
+            if current.feed.watched.wanted_now() == Some(range) {
+                current.feed.watched.skip_unread();
+            }
         }
         drop(state);
         self.share.notify_one();
@@ -252,12 +235,12 @@ impl Space {
     }
 
     /// Notes that a range waits for its call for too long.
-    pub(super) fn note_waiting(&self, code: &'static str) {
+    pub(super) fn note_waiting(&self) {
         let mut state = self.state.lock();
         if !state.sharing.judges() {
             return;
         }
-        state.current_mut().note_delayed(code);
+        state.current_mut().note_delayed("upstream_quota_exhausted");
         drop(state);
         self.share.notify_one();
         self.tell();
@@ -319,14 +302,6 @@ impl Known {
             gone: self.gone,
             next_poll: next.unwrap_or(self.seen.interval),
         }
-    }
-}
-
-fn code_of(refusal: Refusal) -> Option<&'static str> {
-    match refusal {
-        Refusal::SpaceNotFound => Some("space_not_found"),
-        Refusal::SpaceAccessDenied => Some("space_access_denied"),
-        Refusal::Rejected | Refusal::Failed | Refusal::Invalid => None,
     }
 }
 

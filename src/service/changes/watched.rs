@@ -7,8 +7,8 @@ use tokio::time::Instant;
 
 use super::{
     moment::Moment,
-    order::{Id, Judged, Novelty, Order},
-    reading::{Change, News, Pending, Reading, Row, Rules, State},
+    order::{Judged, Novelty, Order},
+    reading::{Change, Id, News, Pending, Reading, Row, Rules, State},
 };
 
 /// Ranges of one space that are watched at most, and that are read at most to join what was read before.
@@ -116,16 +116,15 @@ impl Watched {
         for row in reading.rows.iter().rev() {
             self.insert(row, reading.received);
         }
-        self.order.merge(&reading.shape(&reading.ids()));
+        self.order.merge(reading);
         self.look_behind(reading, 0, rules);
     }
 
     /// Notes that the range behind this one is to be read too, where this one holds a task that is not final.
     fn look_behind(&mut self, reading: &Reading, range: u64, rules: &Rules) {
-        let mut rows = reading.rows.iter();
-        let is_busy = rows.any(|row| !rules.is_final(&row.state));
         let next = range + 1;
-        self.unread = (is_busy && !reading.is_end && next < MOST_RANGES).then_some(next);
+        let is_wanted = reading.is_busy(rules) && !reading.is_end && next < MOST_RANGES;
+        self.unread = is_wanted.then_some(next);
     }
 
     /// What known tasks have become.
@@ -168,13 +167,12 @@ impl Watched {
         let Some((mut reading, next)) = self.join(reading, is_range, rules) else {
             return;
         };
-        let ids = reading.ids();
-        let Judged::Rows(mut novelty) = self.order.judge(&reading.shape(&ids)) else {
+        let Judged::Rows(mut novelty) = self.order.judge(&reading) else {
             news.is_other_list = is_surely_later;
             return;
         };
-        let is_open = novelty.last() == Some(&Novelty::Unclear)
-            || self.order.goes_on_below(&reading.shape(&ids));
+        let is_open =
+            novelty.last() == Some(&Novelty::Unclear) || self.order.goes_on_below(&reading);
         if is_open && reading.is_end && reading.place > 0 {
             // What is known stands above it: only the first range can tell.
             self.needs_head = true;
@@ -199,29 +197,21 @@ impl Watched {
             });
             return;
         }
-        let has_known = novelty.contains(&Novelty::Known) || novelty.contains(&Novelty::New);
-        if !has_known && reading.place > 0 {
-            let was_wanted = self.unread == Some(range);
-            let mut rows = reading.rows.iter();
-            let is_busy = rows.any(|row| !rules.is_final(&row.state));
-            if is_range && was_wanted {
-                self.look_behind(&reading, range, rules);
-            }
-            if !is_range || !is_busy {
-                return;
-            }
-        } else if is_range && self.unread == Some(range) {
+        if is_range && self.unread == Some(range) {
             self.look_behind(&reading, range, rules);
+        }
+        let has_known = novelty.contains(&Novelty::Known) || novelty.contains(&Novelty::New);
+        let is_of_use = has_known || reading.place == 0 || (is_range && reading.is_busy(rules));
+        if !is_of_use {
+            return;
         }
         if !is_range {
             reading.keep_what_joins(&mut novelty);
         }
         let clear = novelty.iter().rposition(|it| *it != Novelty::Unclear);
-        let clear = clear.map_or(0, |last| last + 1);
-        reading.is_end &= clear == reading.rows.len();
-        reading.rows.truncate(clear);
+        reading.truncate(clear.map_or(0, |last| last + 1));
         // Without the range that follows, where the list ended would be forgotten.
-        if reading.rows.is_empty() || self.order.goes_on_below(&reading.shape(&reading.ids())) {
+        if reading.rows.is_empty() || self.order.goes_on_below(&reading) {
             return;
         }
         self.note_order(&reading, &novelty, news);
@@ -278,7 +268,7 @@ impl Watched {
                 }
             }
         }
-        for id in self.order.merge(&reading.shape(&reading.ids())) {
+        for id in self.order.merge(reading) {
             let Some(task) = self.tasks.get_mut(&id) else {
                 continue;
             };

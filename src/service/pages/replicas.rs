@@ -77,7 +77,7 @@ impl Pages {
     /// Whether other replicas may have pages that this one has not.
     pub(super) fn shares_pages(&self) -> bool {
         let shared_cache = self.shared_cache.get();
-        shared_cache.is_some_and(|shared_cache| shared_cache.is_up())
+        shared_cache.is_some_and(|shared_cache| shared_cache.redis.is_up())
     }
 
     /// Brings the page that `request` names: from another replica if one has it, else from the upstream. Run in a task of its own.
@@ -256,7 +256,7 @@ impl Pages {
             tokio::select! {
                 () = notified.as_mut() => {}
                 // Then nobody is waited for.
-                () = shared_cache.until_lost() => return Found::Ours(None),
+                () = shared_cache.redis.until_lost() => return Found::Ours(None),
                 () = tokio::time::sleep_until(until) => {}
             }
         }
@@ -329,7 +329,7 @@ impl Pages {
         let Some(shared_cache) = self.shared_cache.get() else {
             return;
         };
-        let Some(now_unix_ms) = shared_cache.unix_ms() else {
+        let Some(now_unix_ms) = shared_cache.redis.unix_ms() else {
             return;
         };
         let (now, bytes) = (Instant::now(), fill.page.content.length());

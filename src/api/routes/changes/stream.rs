@@ -14,7 +14,7 @@ use crate::{
     domain::View,
     service::{
         ClientRequest,
-        changes::{Gone, Listener, Place, Projection},
+        changes::{Gone, Listener, Position, Projection, Wanted},
     },
 };
 
@@ -34,7 +34,7 @@ pub(super) struct Stream {
     pub(super) projection: Projection,
     pub(super) fields: Option<View>,
     pub(super) types: Types,
-    pub(super) place: Place,
+    pub(super) position: Position,
     /// Told first.
     pub(super) reset: Option<Gone>,
     pub(super) ends_at: Instant,
@@ -111,9 +111,9 @@ impl Told {
 
     fn begin(&mut self) -> Bytes {
         self.has_begun = true;
-        let mut text = format!("retry: {}\n\n", fastrand::u32(3000..=8000));
+        let mut text = format!("retry: {}\n\n", fastrand::u32(3000..=8000)).into_bytes();
         if let Some(reason) = self.stream.reset.take() {
-            text.push_str(&self.reset(reason));
+            text.extend(self.reset(reason));
         }
         text.into()
     }
@@ -142,21 +142,22 @@ impl Told {
         let stream = &mut self.stream;
         // Before what is read, so that it is told of what was read after.
         let status = stream.listener.status();
-        let (projection, kinds) = (&stream.projection, stream.types.tasks);
-        let read = stream
-            .listener
-            .read(stream.place, projection, kinds, MOST_AT_ONCE);
-        match read {
-            Err((reason, place)) => {
-                stream.place = place;
-                return Some(self.reset(reason).into());
+        let wanted = Wanted {
+            projection: &stream.projection,
+            kinds: stream.types.tasks,
+            limit: MOST_AT_ONCE,
+        };
+        match stream.listener.read(stream.position, &wanted) {
+            Err((reason, position)) => {
+                stream.position = position;
+                return Some(self.reset(reason));
             }
             Ok(read) => {
-                stream.place = read.place;
+                stream.position = read.position;
                 if !read.events.is_empty() {
                     let mut text = Vec::with_capacity(512 * read.events.len());
                     for event in &read.events {
-                        let cursor = stream.listener.cursor_behind(event);
+                        let cursor = stream.listener.cursor(event.position);
                         write(&mut text, &cursor, event.kind.as_str(), &event.json);
                     }
                     return Some(text.into());
@@ -189,16 +190,13 @@ impl Told {
         None
     }
 
-    fn reset(&self, reason: Gone) -> String {
-        let cursor = self.stream.listener.cursor(self.stream.place);
-        let json = space_events::reset(reason, &cursor);
-        let mut text = Vec::new();
-        write(&mut text, &cursor, "space.reset", json.as_bytes());
-        String::from_utf8_lossy(&text).into_owned()
+    fn reset(&self, reason: Gone) -> Bytes {
+        let cursor = self.stream.listener.cursor(self.stream.position);
+        self.event("space.reset", &space_events::reset(reason, &cursor))
     }
 
     fn event(&self, name: &str, json: &str) -> Bytes {
-        let cursor = self.stream.listener.cursor(self.stream.place);
+        let cursor = self.stream.listener.cursor(self.stream.position);
         let mut text = Vec::with_capacity(256);
         write(&mut text, &cursor, name, json.as_bytes());
         text.into()

@@ -192,7 +192,7 @@ impl World {
 
     /// Takes in what was read before task `as_of` was added.
     fn take_as_of(&mut self, reading: Reading, as_of: u32) {
-        let had_begun = self.feed.watched().has_begun();
+        let had_begun = self.feed.watched.has_begun();
         // More than the ranges that are read to join what was read before, some of which move meanwhile.
         let unseen = u64::from(self.next_id - self.known.caught_up);
         self.may_reset |= unseen >= (MOST_RANGES - 3) * SIZE;
@@ -210,10 +210,10 @@ impl World {
         let is_latest = reading.sent.0 >= self.last_sent;
         self.last_sent = self.last_sent.max(reading.sent.0);
         let is_head = reading.place == 0 && reading.size == SIZE && is_latest;
-        let was_pending = !self.feed.watched().is_caught_up();
+        let was_pending = !self.feed.watched.is_caught_up();
         let (_, reset) = self.feed.take(reading, &terms);
         assert!(reset.is_none() || self.may_reset, "the list is what it was");
-        if self.feed.watched().is_caught_up() && (is_head || was_pending) {
+        if self.feed.watched.is_caught_up() && (is_head || was_pending) {
             self.known.caught_up = self.known.caught_up.max(as_of);
         }
         if !had_begun || reset.is_some() {
@@ -225,11 +225,11 @@ impl World {
     fn poll(&mut self) -> Reading {
         let ranges: Vec<_> = self
             .feed
-            .watched()
+            .watched
             .ranges(&rules(), self.now)
             .into_iter()
             .collect();
-        let range = self.feed.watched().wanted_now().unwrap_or_else(|| {
+        let range = self.feed.watched.wanted_now().unwrap_or_else(|| {
             let next = ranges.iter().find(|range| **range > self.turn);
             self.turn = *next.unwrap_or(&0);
             self.turn
@@ -296,7 +296,7 @@ impl World {
             Step::Join { from_start } => self.join(*from_start),
             Step::Purge => {
                 self.begin_anew();
-                let epoch = self.feed.epoch() + 1;
+                let epoch = self.feed.log.epoch() + 1;
                 for feed in [&mut self.feed, &mut self.seen.0] {
                     feed.restart(epoch, Gone::Purged);
                 }
@@ -353,18 +353,20 @@ impl World {
             };
             assert_eq!(read(&successor), read(&stored));
         }
-        successor.skip_to(stored.end().next.max(self.feed.end().next) + 1000);
+        successor
+            .log
+            .skip_to(stored.log.end().next.max(self.feed.log.end().next) + 1000);
         // What the last watcher knew besides is lost, and what it asked for.
         (self.feed, self.known, self.late) = (successor, known, None);
     }
 
     fn join(&mut self, from_start: bool) {
-        if !self.seen.0.watched().is_caught_up() {
+        if !self.seen.0.watched.is_caught_up() {
             return;
         }
         let position = match from_start {
             true => self.seen.0.start(),
-            false => self.seen.0.end(),
+            false => self.seen.0.log.end(),
         };
         self.readers.push(Reader {
             position,
@@ -383,7 +385,7 @@ impl World {
         let reader = &mut self.readers[at];
         let Ok(batch) = self.seen.0.read(reader.position, &wanted, "") else {
             assert!(self.may_reset, "a cursor that holds");
-            reader.position = self.seen.0.end();
+            reader.position = self.seen.0.log.end();
             reader.told.clear();
             reader.since = u32::MAX;
             return false;
@@ -409,22 +411,22 @@ impl World {
         // Until all ranges in turn tell nothing new.
         let mut quiet = 0;
         for _ in 0..200 {
-            let log = self.feed.end();
+            let log = self.feed.log.end();
             let reading = self.poll();
             self.take(reading);
             self.store();
-            let is_quiet = self.feed.end() == log && self.feed.watched().is_caught_up();
+            let is_quiet = self.feed.log.end() == log && self.feed.watched.is_caught_up();
             quiet = if is_quiet { quiet + 1 } else { 0 };
             if quiet > 2 * MOST_RANGES {
                 break;
             }
         }
-        assert!(self.feed.watched().is_caught_up());
+        assert!(self.feed.watched.is_caught_up());
         for at in 0..self.readers.len() {
             while self.pull(at, 3) {}
             while self.pull(at, 1000) {}
         }
-        let ranges = self.feed.watched().ranges(&rules(), self.now);
+        let ranges = self.feed.watched.ranges(&rules(), self.now);
         assert!(ranges.len() <= MOST_RANGES as usize);
         let current: HashMap<u32, u32> = (self.list.iter())
             .map(|task| (task.id, task.version))
@@ -433,7 +435,7 @@ impl World {
             for (id, version) in &reader.told {
                 let place = self.list.iter().position(|task| task.id == *id);
                 let is_within = place.is_some_and(|place| (place as u64) < SIZE * MOST_RANGES);
-                let is_watched = is_within && self.feed.watched().knows(&format!("t{id}"));
+                let is_watched = is_within && self.feed.watched.knows(&format!("t{id}"));
                 assert!(
                     !is_watched || current[id] == *version,
                     "the last state of t{id} is told"
@@ -495,17 +497,17 @@ fn readers_of_ten_thousand_histories_miss_nothing() {
 #[test]
 fn after_a_drop_every_replica_names_the_log_alike() {
     let feed = Feed::new(1, 0);
-    let old = feed.end();
+    let old = feed.log.end();
     let (mut all, mut last) = (feed.clone(), feed);
     for epoch in [5, 7, 9] {
         all.restart(epoch, Gone::Purged);
     }
     last.restart(9, Gone::Purged);
-    assert_eq!(all.end(), last.end());
+    assert_eq!(all.log.end(), last.log.end());
     for feed in [&all, &last] {
-        assert_eq!(feed.check(&old), Err(Gone::Purged));
-        assert_eq!(feed.check(&all.end()), Ok(()));
+        assert_eq!(feed.log.check(&old), Err(Gone::Purged));
+        assert_eq!(feed.log.check(&all.log.end()), Ok(()));
     }
     last.restart(9, Gone::ListChanged);
-    assert_eq!(last.check(&all.end()), Err(Gone::ListChanged));
+    assert_eq!(last.log.check(&all.log.end()), Err(Gone::ListChanged));
 }
