@@ -191,3 +191,6 @@ impl FillObserver for Observer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

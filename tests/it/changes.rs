@@ -360,6 +360,20 @@ async fn a_stream_whose_cursor_is_gone_says_so_and_goes_on() {
 }
 
 #[tokio::test]
+async fn after_a_purge_a_stream_is_told_that_all_was_read_again() {
+    // What is read once more by itself would come minutes later.
+    let rarely = "[upstream]\nquota_per_minute = 60\n[changes]\nquota_share = 0.01\n";
+    let gateway = setup().with(rarely).start().await;
+    let mut reader = Reader::open(&gateway, "", crate::gateway::READER).await;
+    reader.event("space.synced").await;
+    let target = format!("/cache/spaces/{SUPPORT}");
+    assert_eq!(operators::ask(&gateway, "DELETE", &target).await.0, 204);
+    assert_eq!(reader.event("space.reset").await.1["reason"], "purged");
+    reader.event("space.synced").await;
+    assert_eq!(gateway.upstream().requests(), 2);
+}
+
+#[tokio::test]
 async fn many_streams_of_a_space_cost_one_watch_and_hear_of_a_change_at_once() {
     let gateway = start().await;
     let mut readers = Vec::new();

@@ -93,15 +93,15 @@ impl FeedState {
         true
     }
 
-    /// What another replica has learned, in place of this; what readers were told here counts on.
+    /// What another replica has learned, in place of this. Delays are counted as readers are told of them here.
     pub(super) fn replace_by(&mut self, other: Self) {
-        let delays = self.delays.max(other.delays);
-        let delayed = other.delayed.clone().map(|delayed| Delayed {
-            number: delays,
-            ..delayed
-        });
         let ours = std::mem::replace(self, other);
-        (self.delays, self.delayed) = (delays, delayed);
+        self.delays = ours.delays;
+        if let Some(delayed) = &mut self.delayed {
+            let is_same = |told: &Delayed| told.since == delayed.since && told.code == delayed.code;
+            self.delays += u64::from(!ours.delayed.as_ref().is_some_and(is_same));
+            delayed.number = self.delays;
+        }
         if ours.feed.watched.has_begun() {
             self.feed.log.note_replaced(&ours.feed.log);
         }
@@ -126,5 +126,31 @@ impl FeedState {
             moment.rebase(written.origin_unix_us, clock);
         }
         Some(written.state)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_delay_is_told_once_though_an_outage_was_told_before() {
+        let mut working = FeedState::new(Feed::new(1, 0));
+        let mut seen = working.clone();
+        let number = |seen: &FeedState| seen.delayed.as_ref().map(|delayed| delayed.number);
+        assert!(seen.note_delayed("internal"));
+        assert_eq!(number(&seen), Some(1));
+        seen.replace_by(working.clone());
+        assert_eq!(number(&seen), None);
+        for expected in [2, 3] {
+            assert!(working.note_delayed("upstream_failed"));
+            for _ in 0..2 {
+                seen.replace_by(working.clone());
+                assert_eq!(number(&seen), Some(expected));
+            }
+            working.note_synced();
+            seen.replace_by(working.clone());
+            assert_eq!(number(&seen), None);
+        }
     }
 }

@@ -26,12 +26,10 @@ pub(super) fn next_read(
     interval: Duration,
     now: Instant,
 ) -> Option<(u64, Instant)> {
-    let due = |(range, read): (u64, Option<Instant>)| {
-        let at = read.map_or(now, |read| read + interval);
-        (range, at)
-    };
-    let due = ranges.into_iter().map(due);
-    due.min_by_key(|(range, at)| (*at, *range))
+    let next = ranges
+        .into_iter()
+        .min_by_key(|(range, read)| (*read, *range));
+    next.map(|(range, read)| (range, read.map_or(now, |read| read + interval)))
 }
 
 #[cfg(test)]
@@ -71,6 +69,11 @@ mod tests {
         assert_eq!(
             next_read([(0, at(15)), (3, None)], interval, now),
             Some((3, now))
+        );
+        assert_eq!(
+            next_read([(0, at(5)), (3, None)], interval, now),
+            Some((3, now)),
+            "however long the others have waited"
         );
         assert_eq!(
             next_read([(2, at(15)), (0, at(15))], interval, now),

@@ -97,7 +97,9 @@ fn next(changes: &Changes, space: &Space, now: Instant) -> Step {
         };
         return Step::Wait(wake_at);
     }
-    state.tried.retain(|range, _| ranges.contains(range));
+    state.failed = state.failed.filter(|failed| *failed != range);
+    let failed = state.failed;
+    (state.tried).retain(|range, _| ranges.contains(range) || failed == Some(*range));
     state.tried.insert(range, now);
     let request = request(&state.request, range, rules.size, interval);
     match request {
@@ -106,7 +108,7 @@ fn next(changes: &Changes, space: &Space, now: Instant) -> Step {
     }
 }
 
-/// The range that is read next, and when.
+/// The range that is read next, and when: one that is wanted now, unless it could not be read a moment ago.
 fn next_read(
     state: &Known,
     ranges: &BTreeSet<u64>,
@@ -114,14 +116,15 @@ fn next_read(
     now: Instant,
 ) -> (u64, Instant) {
     let watched = &state.current().feed.watched;
-    if let Some(range) = watched.wanted_now() {
+    let wanted = watched.wanted_now();
+    if let Some(range) = wanted.filter(|range| state.failed != Some(*range)) {
         return (range, now);
     }
     let tried = |range: u64| {
         let read = watched.read_at(range);
         (range, read.max(state.tried.get(&range).copied()))
     };
-    let ranges = ranges.iter().copied().map(tried);
+    let ranges = ranges.iter().copied().chain(wanted).map(tried);
     plan::next_read(ranges, interval, now).unwrap_or((0, now + interval))
 }
 

@@ -83,6 +83,8 @@ pub(super) struct Known {
     pub(super) tried: HashMap<u64, Instant>,
     /// Not before then, after a failure.
     pub(super) retry_at: Option<Instant>,
+    /// The range that was wanted at once and could not be read: it waits for its turn, as any other.
+    pub(super) failed: Option<u64>,
     pub(super) next_poll: Option<Instant>,
     gone: Option<&'static str>,
     weight: usize,
@@ -110,6 +112,7 @@ impl Space {
                 idle_since: Instant::now(),
                 tried: HashMap::new(),
                 retry_at: None,
+                failed: None,
                 next_poll: None,
                 gone: None,
                 weight: 0,
@@ -227,6 +230,7 @@ impl Space {
             current.note_delayed(code);
             if current.feed.watched.wanted_now() == Some(range) {
                 current.feed.watched.skip_unread();
+                state.failed = Some(range);
             }
         }
         drop(state);
@@ -279,6 +283,7 @@ impl Known {
             *working = self.seen.clone();
         }
         self.tried.clear();
+        self.failed = None;
         self.has_restarted = true;
         self.retry_at = None;
     }

@@ -150,6 +150,8 @@ impl Told {
         match stream.listener.read(stream.position, &wanted) {
             Err((reason, position)) => {
                 stream.position = position;
+                // Of the new log it is counted anew.
+                self.synced = 0;
                 return Some(self.reset(reason));
             }
             Ok(read) => {
