@@ -12,7 +12,7 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use http::{HeaderValue, Request, Response, Version, header};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
     server::{conn::auto, graceful::GracefulConnection},
@@ -91,6 +91,7 @@ impl<S: Service<Request<Incoming>> + Clone> Answering<S, S::Future> {
 impl<S, B> Future for Answering<S, S::Future>
 where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
+    B: Body,
 {
     type Output = Result<Response<SentBody<B>>, Infallible>;
 
@@ -107,7 +108,10 @@ where
         }
         let answer = this.answer.as_mut().as_pin_mut().expect(again);
         let mut answer = ready!(answer.poll(cx))?;
-        let in_flight = this.in_flight.take().expect(again);
+        let mut in_flight = this.in_flight.take().expect(again);
+        if answer.body().size_hint().exact().is_none() {
+            in_flight.streams();
+        }
         if in_flight.is_closing() && answer.version() <= Version::HTTP_11 {
             let headers = answer.headers_mut();
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));

@@ -19,7 +19,8 @@ use super::{connections::ConnectionState, frames::Incoming};
 /// A stream that reports to the connection's state what passes through it.
 ///
 /// The peer's end of stream is read once all responses are sent: a client may close its side after its request and wait for the
-/// response, in HTTP/2 and over TLS too, while hyper takes that for the end of the connection.
+/// response, in HTTP/2 and over TLS too, while hyper takes that for the end of the connection. A browser that leaves a stream closes its
+/// side as well, so that is the end where nothing but streams is under way.
 pub(super) struct Watched<I> {
     io: I,
     state: Arc<ConnectionState>,
@@ -93,7 +94,7 @@ impl<I: AsyncRead + Unpin> Watched<I> {
             |error| error.kind() == io::ErrorKind::UnexpectedEof,
             |()| true,
         );
-        if is_end && buffer.remaining() > 0 {
+        if is_end && buffer.remaining() > 0 && !self.state.only_streams() {
             self.is_read_closed = true;
             // HTTP/2 requests from the same read begin in this turn.
             cx.waker().wake_by_ref();

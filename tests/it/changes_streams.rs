@@ -194,6 +194,21 @@ async fn a_reader_that_takes_no_byte_is_ended() {
     until(|| gateway.counts("gateway_changes_streams 0")).await;
 }
 
+/// As a browser does whose page is closed. Here the socket stays open for reading, so without that the stream would last for minutes.
+#[tokio::test]
+async fn who_closes_its_side_of_a_stream_has_left() {
+    let gateway = start().await;
+    let path = format!("/spaces/{SUPPORT}/changes");
+    let mut stream = raw::ask(gateway.address(), &path, "Accept: text/event-stream\r\n").await;
+    let mut begin = [0; 15];
+    let began = stream.read_exact(&mut begin);
+    patiently("an answer", began).await.unwrap();
+    assert_eq!(&begin, b"HTTP/1.1 200 OK");
+    stream.shutdown().await.unwrap();
+
+    raw::until_end(&mut stream).await;
+}
+
 #[tokio::test]
 async fn sigterm_ends_a_thousand_streams_and_the_process_within_the_drains_bounds() {
     const STREAMS: usize = 1000;

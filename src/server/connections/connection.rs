@@ -54,6 +54,8 @@ pub(in crate::server) struct ConnectionState {
 struct Inner {
     /// Requests whose responses are not fully sent.
     in_flight: usize,
+    /// Those of them whose responses have begun and have no end of their own.
+    streams: usize,
     /// When the last of them was sent.
     idle_since: Instant,
     awaited: Awaited,
@@ -96,6 +98,7 @@ impl ConnectionState {
         Self {
             inner: Mutex::new(Inner {
                 in_flight: 0,
+                streams: 0,
                 idle_since: now,
                 awaited: Awaited::First,
                 awaited_since: now,
@@ -142,6 +145,7 @@ impl ConnectionState {
         }
         InFlight {
             is_http2,
+            is_stream: false,
             state: self.clone(),
         }
     }
@@ -239,6 +243,12 @@ impl ConnectionState {
 
     pub(in crate::server) fn is_busy(&self) -> bool {
         self.inner.lock().is_busy()
+    }
+
+    /// Whether all responses that are unsent are streams: a peer that closes its side waits for none of them.
+    pub(in crate::server) fn only_streams(&self) -> bool {
+        let inner = self.inner.lock();
+        inner.is_busy() && inner.in_flight == inner.streams
     }
 
     /// Since when it is idle, unless it was asked to end.
@@ -357,10 +367,17 @@ impl Inner {
 pub(in crate::server) struct InFlight {
     /// HTTP/1 has one request at a time, whose buffers belong to the connection.
     is_http2: bool,
+    is_stream: bool,
     state: Arc<ConnectionState>,
 }
 
 impl InFlight {
+    /// Its response has begun and has no end of its own.
+    pub(in crate::server) fn streams(&mut self) {
+        self.is_stream = true;
+        self.state.inner.lock().streams += 1;
+    }
+
     /// Whether its response should be the connection's last.
     pub(in crate::server) fn is_closing(&self) -> bool {
         self.state.closing.load(Ordering::Acquire)
@@ -375,6 +392,7 @@ impl Drop for InFlight {
     fn drop(&mut self) {
         let mut inner = self.state.inner.lock();
         inner.in_flight -= 1;
+        inner.streams -= usize::from(self.is_stream);
         if self.is_http2 {
             self.state.remove_unsent(&mut inner, STREAM_BYTES);
             self.state.server.stream_ends();
