@@ -62,11 +62,11 @@ pub(super) fn open(path: &Path, most: u64) -> Result<Option<impl Read + use<>>, 
     Ok(Some(file.take(most)))
 }
 
-/// What [`open`] opens, whole.
+/// The bytes of a file that only this user or root can have written, `most` or fewer; `None` where there is none.
 ///
 /// # Errors
 ///
-/// As [`open`].
+/// Returns why it is not read.
 pub fn read_whole(path: &Path, most: u64) -> Result<Option<Vec<u8>>, FileError> {
     let Some(mut file) = open(path, most)? else {
         return Ok(None);
